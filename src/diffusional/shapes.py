@@ -1,0 +1,32 @@
+"""The one place that lines a batch of numbers up with a batch of data, and sums data down to the batch."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def align(values: Tensor, like: Tensor) -> Tensor:
+    """Give (B,) or () values as many trailing axes as `like` (B, ...) has, in its dtype and on its device.
+
+    The cast to `like`'s dtype comes last: coefficients are computed in float64 before (MATH (4)).
+
+    >>> import torch
+    >>> align(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 1, 1, 1])
+    """
+    if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, like.shape[0])):
+        raise ValueError(
+            f"values of shape {tuple(values.shape)} came for a batch of {like.shape[0]}; "
+            "give one number, or one for each item"
+        )
+    values = values.to(device=like.device, dtype=like.dtype)
+    return values.reshape(values.shape + (1,) * (like.ndim - 1)) if values.ndim else values
+
+
+def sum_dims(values: Float[Tensor, "b *dims"]) -> Float[Tensor, " b"]:
+    """Sum over everything but the batch: per-dimension nats become per-item nats.
+
+    >>> import torch
+    >>> sum_dims(torch.ones(2, 3, 4))
+    tensor([12., 12.])
+    """
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
