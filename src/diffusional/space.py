@@ -92,7 +92,9 @@ class Discrete:
         """Raise unless x (B, *shape) lies on the levels (to 1 % of a bin width)."""
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
-            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
+            raise DiffusionalError(
+                f"values of type {x.dtype} came; models take encoded values: space.encode(raw)"
+            )
         off = (x.double() - (self.low + self.width * self.index(x.double()).double())).abs() / self.width
         bad = ~(off.flatten(1) <= 0.01)
         if bad.any():
@@ -182,7 +184,9 @@ class Continuous:
         """Raise unless x (B, *shape) is finite and of a floating type."""
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
-            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
+            raise DiffusionalError(
+                f"values of type {x.dtype} came; models take encoded values: space.encode(raw)"
+            )
 
     def log_jacobian(self) -> float:
         """Σ_d ln scale_d: what the standardisation adds to −ln p(x), in nats."""

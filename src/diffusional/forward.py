@@ -1,0 +1,192 @@
+"""What is fixed: the forward diffusion q(z_{1:T} | x), the variational posterior of a diffusion model (MATH (1), (3)).
+
+    q(z_t | z_{t−1}) = N(√(1−β_t) z_{t−1}, β_t I)                                                      MATH (1)
+    q(z_t | x)       = N(α_t x, σ_t² I)                                                                MATH (3)
+    q(z_t | z_s)     = N(α_{t|s} z_s, σ²_{t|s} I),   α_{t|s} = α_t/α_s,   σ²_{t|s} = −σ_t² expm1(γ_s − γ_t)
+    q(z_s | z_t, x)  = N((α_{t|s} σ_s² z_t + α_s σ²_{t|s} x)/σ_t²,   −σ_s² expm1(γ_s − γ_t) I)
+
+for 1 ≤ s < t ≤ T; z_0 ≡ x has γ_0 = −∞. Coefficients are formed from γ in float64, without 1 − α² or a difference of
+SNRs, and cast to the data's dtype last (MATH (4)). Data may have any shape (B, *dims).
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from diffusional.errors import DiffusionalError
+from diffusional.gaussian import Gaussian
+from diffusional.schedule import Schedule
+from diffusional.shapes import align
+
+Time = int | Tensor
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A fixed variational posterior over z_1 … z_T. The Gaussian diffusion is one; binomial or non-Markov ones can follow."""
+
+    steps: int | None
+
+    def marginal(self, x: Tensor, t: Time) -> Gaussian:
+        """q(z_t | x)."""
+        ...
+
+    def transition(self, z: Tensor, t: Time) -> Gaussian:
+        """q(z_t | z_{t−1} = z)."""
+        ...
+
+    def posterior(self, z_next: Tensor, x: Tensor, t: Time) -> Gaussian:
+        """q(z_t | z_{t+1} = z_next, x)."""
+        ...
+
+    def sample_path(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """z_1 … z_T (T, B, *dims)."""
+        ...
+
+
+def alpha(gamma: Tensor) -> Tensor:
+    """α = √sigmoid(−γ), MATH (4); float64.
+
+    >>> alpha(torch.tensor(0.0))
+    tensor(0.7071, dtype=torch.float64)
+    """
+    return torch.exp(0.5 * logsigmoid(-gamma.double()))
+
+
+def sigma(gamma: Tensor) -> Tensor:
+    """σ = √sigmoid(γ), MATH (4); float64.
+
+    >>> sigma(torch.tensor(0.0))
+    tensor(0.7071, dtype=torch.float64)
+    """
+    return torch.exp(0.5 * logsigmoid(gamma.double()))
+
+
+def diffuse(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+    """z = α x + σ ε at log-SNR −γ, γ (B,) or (): the jump of MATH (3) with its noise given.
+
+    >>> diffuse(torch.ones(1, 2), torch.tensor([0.0]), torch.zeros(1, 2))
+    tensor([[0.7071, 0.7071]])
+    """
+    return align(alpha(gamma), x) * x + align(sigma(gamma), x) * noise
+
+
+def marginal_at(x: Tensor, gamma: Tensor) -> Gaussian:
+    """q(z | x) = N(α x, σ² I) at log-SNR −γ, MATH (3)."""
+    return Gaussian(align(alpha(gamma), x) * x, align(logsigmoid(gamma.double()), x))
+
+
+def transition_at(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+    """q(z_t | z_s) = N(α_{t|s} z_s, σ²_{t|s} I), MATH (3), for γ_s < γ_t; γ_s = −∞ stands for x."""
+    gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
+    alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
+    log_variance = logsigmoid(gamma_t) + torch.log(-torch.expm1(gamma_s - gamma_t))
+    return Gaussian(align(alpha_ts, z_s) * z_s, align(log_variance, z_s))
+
+
+def posterior_at(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+    """q(z_s | z_t, x), MATH (3), for finite γ_s < γ_t."""
+    gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
+    alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
+    shrink = torch.exp(logsigmoid(gamma_s) - logsigmoid(gamma_t))  # σ_s²/σ_t²
+    lost = -torch.expm1(gamma_s - gamma_t)  # σ²_{t|s}/σ_t²
+    mean = align(alpha_ts * shrink, z_t) * z_t + align(alpha(gamma_s) * lost, x) * x
+    return Gaussian(mean, align(logsigmoid(gamma_s) + torch.log(lost), x))
+
+
+def ddim_at(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor, eta: float) -> Gaussian:
+    """q_η(z_s | z_t, x) of the non-Markov family with the same marginals (Song, Meng & Ermon 2021), MATH (14).
+
+        N( α_s x + √(σ_s² − η² v) · (z_t − α_t x)/σ_t,   η² v I ),      v the variance of MATH (3)'s q(z_s | z_t, x).
+
+    η = 1 is the Markov chain, η = 0 deterministic (its log-variance is −∞).
+    """
+    if not 0 <= eta <= 1:
+        raise DiffusionalError(f"eta={eta} came; give 0 (deterministic) to 1 (the Markov chain)")
+    gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
+    lost = -torch.expm1(gamma_s - gamma_t)  # v/σ_s²
+    along = sigma(gamma_s) * torch.sqrt(1 - eta**2 * lost)
+    noise = (z_t - align(alpha(gamma_t), x) * x) / align(sigma(gamma_t), x)
+    mean = align(alpha(gamma_s), x) * x + align(along, x) * noise
+    log_variance = logsigmoid(gamma_s) + torch.log(eta**2 * lost)
+    return Gaussian(mean, align(log_variance, x))
+
+
+class GaussianDiffusion(nn.Module):
+    """The forward diffusion of a schedule, q(z_{1:T} | x) with z_t at t = 1 … T (MATH (1), (3)).
+
+    Times are ints or int64 tensors (B,), one for each item; out of range they raise DiffusionalError.
+
+    >>> from diffusional import schedule
+    >>> forward = GaussianDiffusion(schedule.linear(steps=1000))
+    >>> forward.marginal(torch.ones(2, 3), t=1000).mean[0, 0]
+    tensor(0.0064)
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    @property
+    def steps(self) -> int | None:
+        """T, the number of latents; None in continuous time."""
+        return self.schedule.steps
+
+    def regrid(self, steps: int | None) -> "GaussianDiffusion":
+        """The same γ(u) with another number of latents."""
+        return GaussianDiffusion(self.schedule.regrid(steps))
+
+    def gamma(self, t: Time, first: int = 1) -> Tensor:
+        """γ_t (B,) or (), float64, for t in `first` … T; γ_0 = −∞ is x."""
+        grid = self.schedule.grid()
+        t = torch.as_tensor(t, device=grid.device)
+        if t.dtype.is_floating_point:
+            raise DiffusionalError(
+                f"t of type {t.dtype} came; latents are numbered by integers 1 … {len(grid)}"
+            )
+        if bool(((t < first) | (t > len(grid))).any()):
+            raise DiffusionalError(
+                f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {len(grid)}"
+            )
+        return torch.cat([grid.new_full((1,), -torch.inf), grid])[t]
+
+    def marginal(self, x: Tensor, t: Time) -> Gaussian:
+        """q(z_t | x) = N(α_t x, σ_t² I), t in 1 … T, MATH (3)."""
+        return marginal_at(x, self.gamma(t))
+
+    def transition(self, z: Tensor, t: Time, s: Time | None = None) -> Gaussian:
+        """q(z_t | z_s = z), MATH (1), (3); s = t − 1 unless given, z_0 ≡ x, t in 1 … T."""
+        gamma_t = self.gamma(t)
+        gamma_s = self.gamma(t - 1 if s is None else s, first=0)
+        _increasing(gamma_s, gamma_t)
+        return transition_at(z, gamma_s, gamma_t)
+
+    def posterior(self, z_next: Tensor, x: Tensor, t: Time) -> Gaussian:
+        """q(z_t | z_{t+1} = z_next, x), t in 1 … T−1, MATH (3)."""
+        return self.between(z_next, x, t, t + 1)
+
+    def between(self, z_t: Tensor, x: Tensor, s: Time, t: Time) -> Gaussian:
+        """q(z_s | z_t, x) for any 1 ≤ s < t ≤ T, MATH (3)."""
+        gamma_s, gamma_t = self.gamma(s), self.gamma(t)
+        _increasing(gamma_s, gamma_t)
+        return posterior_at(z_t, x, gamma_s, gamma_t)
+
+    def sample_path(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Walk z_1 … z_T (T, B, *dims) from x by MATH (1), each from the one before.
+
+        >>> from diffusional import schedule
+        >>> GaussianDiffusion(schedule.linear(steps=10)).sample_path(torch.zeros(2, 3)).shape
+        torch.Size([10, 2, 3])
+        """
+        path, z = [], x
+        for t in range(1, len(self.schedule.grid()) + 1):
+            z = self.transition(z, t).sample(generator)
+            path.append(z)
+        return torch.stack(path)
+
+
+def _increasing(gamma_s: Tensor, gamma_t: Tensor) -> None:
+    if not bool((gamma_s < gamma_t).all()):
+        raise DiffusionalError("s ≥ t came; the earlier latent must have s < t")

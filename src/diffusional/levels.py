@@ -1,0 +1,175 @@
+"""Samplers of the noise level t: the self-supervised reading of the bound, MATH (22).
+
+For any π with π_t > 0 wherever KL_t ≠ 0, KL_t/π_t at one sampled t is an unbiased draw of Σ_t KL_t. The choice of π
+changes the variance alone.
+
+All samplers are one map: v ∈ [0, 1) is drawn (independently, or stratified over the batch), then carried by the inverse
+of a cumulative proposal F to a level. In discrete time level t owns the cell [(t−1)/L, t/L) of [0, 1), L = T − 1, and
+π_t is F's mass there; in continuous time the level is u = F⁻¹(v) and the weight is 1/F'(u).
+
+References: Kingma et al. 2021, I.1 (low-discrepancy t); Nichol & Dhariwal 2021, §3.3 (importance by the second moment).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SampledLevels:
+    """`level` (N,), int64 t in 1 … L or float64 u in [0, 1), and `weight` (N,) = 1/π, float64."""
+
+    level: Tensor
+    weight: Tensor
+
+
+@runtime_checkable
+class LevelSampler(Protocol):
+    """Draws levels with their weights, and may learn from the costs it led to."""
+
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+        """n levels of `levels` = L = T − 1 (None: continuous time), with weights 1/π."""
+        ...
+
+    def update(self, position: Tensor, cost: Tensor) -> None:
+        """Learn from costs (N,), in nats and already divided by the uniform density, at positions in [0, 1)."""
+        ...
+
+
+def _variates(n: int, stratified: bool, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else torch.device("cpu")
+    v = torch.rand(n, dtype=torch.float64, device=device, generator=generator)
+    if not stratified:
+        return v
+    # One draw in each of n equal cells, dealt to the items in random order: marginally uniform for every item.
+    cell = torch.randperm(n, generator=generator, device=device)
+    return ((cell + v) / n).clamp(max=1 - 2**-53)
+
+
+def position(level: Tensor, levels: int | None) -> Tensor:
+    """Where a level lies in [0, 1): u itself, or the middle of level t's cell.
+
+    >>> position(torch.tensor([1, 4]), 4)
+    tensor([0.1250, 0.8750], dtype=torch.float64)
+    """
+    return level.double() if levels is None else (level.double() - 0.5) / levels
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Independent t, uniform over the levels.
+
+    >>> Uniform().sample(3, 10, torch.Generator().manual_seed(0)).weight
+    tensor([10., 10., 10.], dtype=torch.float64)
+    """
+
+    stratified: bool = False
+
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+        v = _variates(n, self.stratified, generator)
+        if levels is None:
+            return SampledLevels(v, torch.ones_like(v))
+        return SampledLevels((v * levels).long() + 1, torch.full_like(v, levels))
+
+    def update(self, position: Tensor, cost: Tensor) -> None:
+        """Nothing to learn."""
+
+
+def Stratified() -> Uniform:
+    """Uniform t, one in each of n equal cells of the levels, dealt to the items at random.
+
+    >>> Stratified().sample(4, 4, torch.Generator().manual_seed(0)).level.sort().values
+    tensor([1, 2, 3, 4])
+    """
+    return Uniform(stratified=True)
+
+
+class Adaptive:
+    """Importance-weighted levels: F' is piecewise constant, ∝ √E[L²] per cell, with a floor of uniform mass.
+
+    √E[L²] minimises the variance of L/π among all π (Nichol & Dhariwal 2021). The second moments are running means of
+    the costs seen; until `warmup` costs have been seen the proposal is uniform.
+
+    >>> sampler = Adaptive(cells=2, warmup=1, floor=0.0)
+    >>> sampler.update(torch.tensor([0.25, 0.75]), torch.tensor([3.0, 1.0]))
+    >>> sampler.mass()
+    tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        cells: int = 64,
+        floor: float = 0.05,
+        decay: float = 0.99,
+        warmup: int = 4096,
+        stratified: bool = True,
+    ) -> None:
+        if cells < 1 or not 0 <= floor <= 1 or not 0 <= decay < 1:
+            raise ValueError(
+                f"cells={cells}, floor={floor}, decay={decay} came; need ≥ 1, in [0, 1], in [0, 1)"
+            )
+        self.floor, self.decay, self.warmup, self.stratified = floor, decay, warmup, stratified
+        self.second_moment = torch.zeros(cells, dtype=torch.float64)
+        self.norm = torch.zeros(cells, dtype=torch.float64)
+        self.seen = 0
+
+    def mass(self) -> Tensor:
+        """π of each cell (cells,), adding up to one."""
+        uniform = torch.full_like(self.second_moment, 1 / len(self.second_moment))
+        if self.seen < self.warmup or bool((self.norm == 0).any()):
+            return uniform
+        root = (self.second_moment / self.norm).sqrt()
+        total = root.sum()
+        if not total > 0:
+            return uniform
+        return (1 - self.floor) * root / total + self.floor * uniform
+
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+        v = _variates(n, self.stratified, generator)
+        cells = len(self.second_moment)
+        mass = self.mass().to(v.device)
+        edges = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+        edges = edges / edges[-1]
+        cell = (torch.searchsorted(edges, v, right=True) - 1).clamp(0, cells - 1)
+        u = ((cell + (v - edges[cell]) / mass[cell]) / cells).clamp(0, 1 - 2**-53)
+        if levels is None:
+            return SampledLevels(u, 1 / (mass[cell] * cells))
+        level = (u * levels).long() + 1
+        return SampledLevels(
+            level, 1 / (_cumulative(edges, level / levels) - _cumulative(edges, (level - 1) / levels))
+        )
+
+    def update(self, position: Tensor, cost: Tensor) -> None:
+        """Fold costs (N,), nats per unit of u (KL_t · L in discrete time), at positions (N,) in [0, 1)."""
+        cells = len(self.second_moment)
+        cell = (position.detach().cpu() * cells).long().clamp(0, cells - 1)
+        squared = cost.detach().cpu().double() ** 2
+        count = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, torch.ones_like(squared))
+        total = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, squared)
+        hit = count > 0
+        self.second_moment = torch.where(
+            hit,
+            self.decay * self.second_moment + (1 - self.decay) * total / count.clamp(min=1),
+            self.second_moment,
+        )
+        self.norm = torch.where(hit, self.decay * self.norm + (1 - self.decay), self.norm)
+        self.seen += len(cell)
+
+    def state(self) -> dict[str, Any]:
+        """What its future depends on: {"second_moment", "norm"} tensors and the count "seen"."""
+        return {"second_moment": self.second_moment, "norm": self.norm, "seen": torch.tensor(self.seen)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.second_moment, self.norm = state["second_moment"].clone(), state["norm"].clone()
+        self.seen = int(state["seen"])
+
+
+def _cumulative(edges: Tensor, u: Tensor) -> Tensor:
+    """F(u) of the piecewise-constant proposal whose cells have the cumulative masses `edges`."""
+    cells = len(edges) - 1
+    scaled = u.double() * cells
+    cell = scaled.long().clamp(0, cells - 1)
+    return edges[cell] + (edges[cell + 1] - edges[cell]) * (scaled - cell)

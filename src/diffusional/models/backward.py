@@ -1,0 +1,77 @@
+"""The backward diffusion p(z_s | z_t): MATH (3)'s q(z_s | z_t, x = x̂) with a variance of its own, and its KL (10).
+
+    p(z_s | z_t) = N(mean of q(z_s | z_t, x̂), v_p),   v_p = v_q = σ²_{t|s} σ_s²/σ_t²   "posterior"
+                                                      v_p = σ²_{t|s}                   "transition"
+
+For s one level below t the cost is affine in the denoiser's squared error (MATH (10)):
+
+    posterior:   KL = ½ expm1(γ_t − γ_s) ‖ε − ε̂‖²
+    transition:  KL = ½ D (r − 1 − ln r) + r · ½ expm1(γ_t − γ_s) ‖ε − ε̂‖²,     r = v_q/v_p = σ_s²/σ_t²
+
+with coefficients in float64, from differences of γ alone.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from diffusional.errors import DiffusionalError
+from diffusional.forward import posterior_at
+from diffusional.gaussian import Gaussian, phi
+from diffusional.models.parameterization import Prediction
+from diffusional.shapes import align
+
+Variance = Literal["posterior", "transition"]
+VARIANCES: tuple[str, ...] = ("posterior", "transition")
+
+
+def check_variance(variance: str) -> None:
+    """Raise DiffusionalError unless `variance` is one of VARIANCES."""
+    if variance not in VARIANCES:
+        raise DiffusionalError(f"variance={variance!r} came; expected one of {', '.join(VARIANCES)}")
+
+
+def log_ratio(gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
+    """ln r = ln v_q − ln v_p (float64): 0, or ln σ_s²/σ_t²."""
+    if variance == "posterior":
+        return torch.zeros_like(gamma_s.double())
+    return logsigmoid(gamma_s.double()) - logsigmoid(gamma_t.double())
+
+
+def kl(
+    squared_error: Tensor, gamma_s: Tensor, gamma_t: Tensor, dimensions: int, variance: Variance
+) -> Tensor:
+    """KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from ‖ε − ε̂‖² (B,): MATH (10).
+
+    >>> g = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    >>> kl(torch.tensor([2.0]), g[:1], g[1:], dimensions=3, variance="posterior")     # expm1(0.1)
+    tensor([0.1052], dtype=torch.float64)
+    """
+    log_r = log_ratio(gamma_s, gamma_t, variance)
+    half = 0.5 * torch.expm1(gamma_t.double() - gamma_s.double())
+    return 0.5 * dimensions * phi(log_r) + torch.exp(log_r) * half * squared_error.double()
+
+
+def kl_density(squared_error: Tensor, dgamma: Tensor) -> Tensor:
+    """dKL/du = ½ γ'(u) ‖ε − ε̂‖² (B,), nats per unit of u, float64: the integrand of MATH (10) in continuous time."""
+    return 0.5 * dgamma.double() * squared_error.double()
+
+
+def prior_kl(x: Tensor, gamma_last: Tensor) -> Tensor:
+    """KL_T = KL[N(α_T x, σ_T² I) ‖ N(0, I)] (B,) = ½ [α_T² ‖x‖² + D φ(ln σ_T²)], nats, float64; exact, no draw.
+
+    >>> prior_kl(torch.ones(1, 2), torch.tensor(0.0))     # ½ [½ · 2 + 2 (½ − 1 + ln 2)] = ln 2
+    tensor([0.6931], dtype=torch.float64)
+    """
+    gamma_last = gamma_last.double()
+    flat = x.double().flatten(1)
+    variance_part = flat.shape[1] * phi(logsigmoid(gamma_last))
+    return 0.5 * (torch.sigmoid(-gamma_last) * flat.square().sum(1) + variance_part)
+
+
+def step(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Gaussian:
+    """p(z_s | z_t) given what the denoiser said about z_t (MATH (5))."""
+    q = posterior_at(prediction.z, prediction.data, gamma_s, gamma_t)
+    return Gaussian(q.mean, q.log_variance - align(log_ratio(gamma_s, gamma_t, variance), q.mean))

@@ -1,0 +1,49 @@
+"""What every latent variable model here offers: one set of primitives, from which bounds, losses and evaluations follow."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from diffusional.ledger import Ledger
+from diffusional.space import Space
+
+
+class LatentVariableModel(nn.Module, ABC):
+    """A model of x with latents, trained on its ELBO: diffusion, VAE, hierarchical VAE.
+
+    x is always (B, *space.shape), encoded by the space; costs are nats.
+    """
+
+    @property
+    @abstractmethod
+    def space(self) -> Space:
+        """What x is."""
+
+    @abstractmethod
+    def terms(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Ledger:
+        """One draw of every cost, from the noise given."""
+
+    @abstractmethod
+    def elbo(
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Ledger:
+        """One draw of every cost, the noise drawn from `generator`."""
+
+    @abstractmethod
+    def loss(
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """An unbiased draw of the batch's mean NELBO in nats, a scalar to differentiate."""
+
+    @abstractmethod
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """n items x (n, *space.shape) from the generative model."""
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """The loss: a wrapped model (DistributedDataParallel, say) hooks into `forward`."""
+        return self.loss(x, generator, condition)

@@ -1,0 +1,103 @@
+"""The denoiser: any `nn.Module` with a declared meaning (MATH (5))."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from diffusional.errors import DiffusionalError
+from diffusional.forward import alpha
+from diffusional.models.parameterization import (
+    PREDICTS,
+    LevelsPrediction,
+    Prediction,
+    Predicts,
+    categorical_logits,
+    level_log_probs,
+    logistic_logits,
+)
+from diffusional.shapes import align
+from diffusional.space import Discrete
+
+Head = Literal["categorical", "logistic"]
+
+
+def output_channels(predicts: Predicts, head: Head, channels: int, levels: int | None) -> int:
+    """How many output channels a network with `channels` data channels needs: C, C·K or 2C.
+
+    >>> output_channels("levels", "logistic", channels=3, levels=256)
+    6
+    """
+    if predicts != "levels":
+        return channels
+    if levels is None:
+        raise DiffusionalError(
+            'predicts="levels" came for continuous data, which have none; predict "noise", "data" or "v"'
+        )
+    return channels * (2 if head == "logistic" else levels)
+
+
+class Denoiser(nn.Module):
+    """Wraps `module(z, log_snr)` or `module(z, log_snr, condition)` and declares what its output predicts.
+
+    Args:
+        module: any network from z (B, *dims) and log_snr = −γ (B,) to an output of z's shape, or, for "levels", of
+            C·K channels (`head="categorical"`: free logits) or 2C (`head="logistic"`: μ and ln s).
+        predicts: "noise", "data", "v", "score" or "levels".
+        space: the data's space; needed for "levels" only.
+        head: how a levels module speaks.
+        time: maps log-SNR to the module's own time input; see `diffusional.models.time`.
+
+    Raises DiffusionalError for an unknown `predicts` or `head`, or a levels head without a discrete space; ValueError
+    where the module's output has the wrong shape.
+
+    >>> import torch
+    >>> denoiser = Denoiser(lambda z, log_snr: 0 * z, predicts="data")
+    >>> denoiser(torch.ones(2, 3), torch.zeros(2)).data.abs().max()
+    tensor(0.)
+    """
+
+    def __init__(
+        self,
+        module: Callable[..., Tensor],
+        predicts: Predicts = "noise",
+        space: Discrete | None = None,
+        head: Head = "categorical",
+        time: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if predicts not in PREDICTS:
+            raise DiffusionalError(f"predicts={predicts!r} came; expected one of {', '.join(PREDICTS)}")
+        if head not in ("categorical", "logistic"):
+            raise DiffusionalError(f"head={head!r} came; expected categorical or logistic")
+        if predicts == "levels" and not isinstance(space, Discrete):
+            raise DiffusionalError(f'predicts="levels" needs the levels: space=Discrete(...); {space!r} came')
+        self.module = module
+        self.predicts: Predicts = predicts
+        self.space = space
+        self.head: Head = head
+        self.time = time
+
+    def forward(self, z: Tensor, gamma: Tensor, condition: Tensor | None = None) -> Prediction:
+        """What the network says about z (B, *dims) at γ (B,) or ()."""
+        log_snr = (-gamma).to(z.dtype).expand(z.shape[0])
+        time = log_snr if self.time is None else self.time(log_snr)
+        output = self.module(z, time) if condition is None else self.module(z, time, condition)
+        output = output.to(z.dtype)
+        if self.predicts != "levels":
+            if output.shape != z.shape:
+                raise ValueError(
+                    f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; "
+                    f"a network that predicts {self.predicts} must return z's shape"
+                )
+            return Prediction(z, gamma, output, self.predicts)
+        assert self.space is not None
+        logits = (categorical_logits if self.head == "categorical" else logistic_logits)(output, self.space)
+        log_probs = level_log_probs(logits, z, gamma, self.space)
+        values = self.space.values.to(z).reshape(-1, *(1,) * (z.ndim - 1))
+        return LevelsPrediction(z, gamma, (log_probs.exp() * values).sum(1), "data", log_probs)
+
+
+def unassisted(z: Tensor, gamma: Tensor) -> Prediction:
+    """What z says without a network, x̂ = z/α: for decoders that need none."""
+    return Prediction(z, gamma, z / align(alpha(gamma), z), "data")

@@ -1,0 +1,386 @@
+"""A diffusion model as a hierarchical latent variable model: x → z_1 → … → z_T with a fixed posterior (MATH §1, §2, §5).
+
+    NELBO = −E ln p(x|z_1) + Σ_{t<T} E KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] + KL[q(z_T|x) ‖ p(z_T)]          MATH (8)
+          = −E ln p(x|z_1) + E Σ_{t<T} ln q(z_t|z_{t−1})/p(z_t|z_{t+1}) + E ln q(z_T|z_{T−1})/p(z_T)            MATH (7)
+
+The middle sum in continuous time is ½ E ∫ γ'(u) ‖ε − ε̂‖² du (MATH (10)). Its levels can be visited at random (MATH
+(22)): `loss` does so with one network evaluation per item.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.forward import GaussianDiffusion, ddim_at, diffuse
+from diffusional.gaussian import Gaussian
+from diffusional.ledger import Ledger, LevelDraws
+from diffusional.levels import LevelSampler, Stratified, position
+from diffusional.models import backward
+from diffusional.models.base import LatentVariableModel
+from diffusional.models.denoiser import Denoiser, unassisted
+from diffusional.models.likelihood import Likelihood
+from diffusional.models.parameterization import Prediction
+from diffusional.space import Continuous, Space
+
+# Rows of one network call where a method visits many levels of a batch.
+ROWS = 4096
+# Of a training batch, the part that draws −ln p(x|z_1) where the decoder needs the network.
+RECONSTRUCTION_SHARE = 1 / 32
+
+
+class DiffusionModel(LatentVariableModel):
+    """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) under the posterior q(z_{1:T}|x) of `process` (MATH (1), (2)).
+
+    Args:
+        process: the forward diffusion; its schedule's `steps` is T, or None for continuous time.
+        denoiser: the shared network, with what it predicts.
+        likelihood: p(x|z_1), normalised over the data's space.
+        variance: of p(z_t|z_{t+1}): "posterior" or "transition" (MATH (5)).
+
+    Shapes: x (B, *space.shape), floating, encoded by the space. Costs are nats, float64.
+    Raises DiffusionalError for items that the space refuses (shape, levels, NaN), levels outside 1 … T−1, and options that
+    don't fit together.
+
+    >>> from diffusional import schedule, space
+    >>> from diffusional.models.likelihood import LevelPosterior
+    >>> digits = space.Discrete((1, 8, 8), levels=17)
+    >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0, steps=20))
+    >>> model = DiffusionModel(forward, Denoiser(lambda z, log_snr: 0 * z, "data"), LevelPosterior(digits))
+    >>> ledger = model.elbo(digits.encode(torch.zeros(2, 1, 8, 8, dtype=torch.long)), torch.Generator().manual_seed(0))
+    >>> ledger.kl.shape
+    torch.Size([2, 19])
+    """
+
+    def __init__(
+        self,
+        process: GaussianDiffusion,
+        denoiser: Denoiser,
+        likelihood: Likelihood,
+        variance: backward.Variance = "posterior",
+    ) -> None:
+        super().__init__()
+        backward.check_variance(variance)
+        self.process, self.denoiser, self.likelihood = process, denoiser, likelihood
+        self.variance: backward.Variance = variance
+        if process.steps is None and variance != "posterior":
+            raise DiffusionalError(
+                f'variance="{variance}" came with continuous time, where the two variances agree: use "posterior"'
+            )
+
+    @property
+    def space(self) -> Space:
+        return self.likelihood.space
+
+    @property
+    def steps(self) -> int | None:
+        """T, the number of latents; None in continuous time."""
+        return self.process.steps
+
+    @property
+    def levels(self) -> int | None:
+        """L = T − 1, the number of KL_t with t < T; None in continuous time."""
+        return None if self.steps is None else self.steps - 1
+
+    def regrid(self, steps: int | None) -> "DiffusionModel":
+        """The same network on the same γ(u) with another T, or in continuous time; shares all tensors."""
+        variance = self.variance if steps is not None else "posterior"
+        return DiffusionModel(self.process.regrid(steps), self.denoiser, self.likelihood, variance)
+
+    # The three kinds of costs, MATH (8).
+
+    def reconstruction(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
+        gamma = self.process.schedule.ends()[0].expand(x.shape[0])
+        z = diffuse(x, gamma, noise)
+        if self.likelihood.uses_network:
+            return -self.likelihood.log_prob(x, self.denoiser(z, gamma, condition)).double()
+        return -self.likelihood.log_prob(x, unassisted(z, gamma)).double()
+
+    def kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """KL_t (B,) at `level` t (B,) in 1 … T−1, from z_{t+1} = α x + σ ε, ε = `noise`: MATH (10).
+
+        In continuous time `level` is u (B,) in [0, 1] and the value is dKL/du, whose integral over [0, 1] is the cost.
+        """
+        if self.levels is not None and (
+            level.dtype.is_floating_point or bool(((level < 1) | (level > self.levels)).any())
+        ):
+            raise DiffusionalError(
+                f"level {level.flatten()[:1].tolist()} … came; levels are integers 1 … {self.levels}"
+            )
+        return self._kl_at(x, level, noise, condition)
+
+    def prior(self, x: Tensor) -> Tensor:
+        """KL_T = KL[q(z_T|x) ‖ N(0, I)] (B,): exact, without a draw."""
+        return backward.prior_kl(x, self.process.schedule.ends()[1])
+
+    def _gammas(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """γ_t and γ_{t+1} of levels t."""
+        grid = self.process.schedule.grid()
+        level = level.to(grid.device)
+        return grid[level - 1], grid[level]
+
+    def _kl_from(self, prediction: Prediction, x: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        squared_error = prediction.squared_error(x, noise)
+        if self.steps is None:
+            return backward.kl_density(squared_error, self.process.schedule.dgamma(level))
+        gamma_s, gamma_t = self._gammas(level)
+        return backward.kl(squared_error, gamma_s, gamma_t, self.space.dimensions, self.variance)
+
+    def _noisy_gamma(self, level: Tensor) -> Tensor:
+        """γ of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
+        return self.process.schedule.gamma(level) if self.steps is None else self._gammas(level)[1]
+
+    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        gamma = self._noisy_gamma(level)
+        prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
+        return self._kl_from(prediction, x, level, noise)
+
+    def _extra(self, x: Tensor) -> dict[str, Tensor]:
+        if not isinstance(self.space, Continuous):
+            return {}
+        return {
+            "jacobian": torch.full(
+                (x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device
+            )
+        }
+
+    # Ledgers.
+
+    def terms(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Ledger:
+        """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
+        if self.steps is None:
+            raise DiffusionalError(
+                "terms came for continuous time, which has no T costs: regrid(T), or use elbo"
+            )
+        if noise.shape != (self.steps, *x.shape):
+            raise DiffusionalError(
+                f"noise of shape {tuple(noise.shape)} came; expected {(self.steps, *x.shape)}"
+            )
+        self.space.check(x)
+        t = torch.arange(1, self.steps, device=x.device)
+        step = max(1, ROWS // x.shape[0])
+        kl = [
+            self._kl_block(
+                x, t[i : i + step, None].expand(-1, len(x)), noise[i + 1 : i + 1 + step], condition
+            )
+            for i in range(0, len(t), step)
+        ]
+        reconstruction = self.reconstruction(x, noise[0], condition)
+        return self._ledger(x, reconstruction, torch.cat(kl, 1))
+
+    def elbo(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
+        cells: int = 256,
+    ) -> Ledger:
+        """MATH (8), one draw of every cost; in continuous time one uniform u in each of `cells` equal cells of [0, 1].
+
+        T network evaluations per item (or `cells` + 1). The ledger's `kl` has a column per level, or per cell.
+        """
+        self.space.check(x)
+        n = self.levels or cells
+        step = max(1, ROWS // x.shape[0])
+        kl = []
+        for i in range(0, n, step):
+            block = torch.arange(i, min(i + step, n), device=x.device)[:, None].expand(-1, len(x))
+            noise = torch.empty(*block.shape, *x.shape[1:], dtype=x.dtype, device=x.device).normal_(
+                generator=generator
+            )
+            if self.steps is None:
+                jitter = torch.empty(block.shape, dtype=torch.float64, device=x.device).uniform_(
+                    generator=generator
+                )
+                kl.append(self._kl_block(x, (block + jitter) / n, noise, condition) / n)
+            else:
+                kl.append(self._kl_block(x, block + 1, noise, condition))
+        noise = torch.empty_like(x).normal_(generator=generator)
+        return self._ledger(x, self.reconstruction(x, noise, condition), torch.cat(kl, 1))
+
+    def path_elbo(
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Ledger:
+        """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
+
+        kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
+        negative; their expectation is the NELBO of (8) in sum, not term by term.
+        """
+        if self.steps is None:
+            raise DiffusionalError("a path came for continuous time, which has no T latents: regrid(T)")
+        self.space.check(x)
+        path = self.process.sample_path(x, generator)
+        grid = self.process.schedule.grid()
+        ratios, before = [], x
+        for t in range(1, self.steps + 1):
+            z = path[t - 1]
+            log_q = self.process.transition(before, t).log_prob(z)
+            if t < self.steps:
+                gamma = grid[t].expand(x.shape[0])
+                prediction = self.denoiser(path[t], gamma, condition)
+                log_p = backward.step(prediction, grid[t - 1], grid[t], self.variance).log_prob(z)
+            else:
+                log_p = Gaussian(torch.zeros_like(z), z.new_zeros(())).log_prob(z)
+            ratios.append((log_q - log_p).double())
+            before = z
+        gamma = grid[0].expand(x.shape[0])
+        seen = (
+            self.denoiser(path[0], gamma, condition)
+            if self.likelihood.uses_network
+            else unassisted(path[0], gamma)
+        )
+        reconstruction = -self.likelihood.log_prob(x, seen).double()
+        kl = torch.stack(ratios[:-1], 1)
+        return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self._extra(x))
+
+    def _ledger(self, x: Tensor, reconstruction: Tensor, kl: Tensor) -> Ledger:
+        return Ledger(reconstruction, kl, self.prior(x), self.space.dimensions, self._extra(x))
+
+    def _kl_block(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
+        n = level.shape[0]
+        rows = x.repeat(n, *(1,) * (x.ndim - 1))
+        repeated = None if condition is None else condition.repeat(n, *(1,) * (condition.ndim - 1))
+        return self._kl_at(rows, level.flatten(), noise.flatten(0, 1), repeated).view(n, -1).T
+
+    # Training, MATH (22).
+
+    def loss(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
+        sampler: LevelSampler | None = None,
+    ) -> Tensor:
+        """An unbiased draw of the batch's mean NELBO, nats, with one network evaluation per item (MATH (22)).
+
+        Each item visits one level from `sampler` (stratified over the batch unless given), weighted 1/π_t. Where the
+        decoder needs the network, a random 1/32 of the items draws −ln p(x|z_1) instead, weighted likewise; otherwise
+        that cost is added for every item. KL_T is exact.
+
+        `generator` must be on x's device.
+        """
+        if not x.dtype.is_floating_point:
+            raise DiffusionalError(
+                f"values of type {x.dtype} came; models take encoded values: space.encode(raw)"
+            )
+        sampler = sampler or Stratified()
+        n = x.shape[0]
+        drawn = sampler.sample(n, self.levels, generator)
+        level, weight = drawn.level.to(x.device), drawn.weight.to(x.device)
+        noise = torch.empty_like(x).normal_(generator=generator)
+        gamma = self._noisy_gamma(level)
+        if not self.likelihood.uses_network:
+            kl = self._kl_at(x, level, noise, condition)
+            fixed = self.reconstruction(x, torch.empty_like(x).normal_(generator=generator)) + self.prior(x)
+            draws = LevelDraws(kl, level, weight)
+            sampler.update(position(level, self.levels), self._per_unit(kl))
+            return (draws.estimate() + fixed).mean() + self.space.log_jacobian()
+
+        # A random part of the batch looks at z_1; stratified, so that its size hardly varies.
+        chosen = Stratified().sample(n, None, generator).level.to(x.device) < RECONSTRUCTION_SHARE
+        gamma = torch.where(chosen, self.process.schedule.ends()[0], gamma)
+        prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
+        visits = (~chosen).nonzero().squeeze(1)
+        kl = self._kl_from(prediction[visits], x[visits], level[visits], noise[visits])
+        draws = LevelDraws(kl, level[visits], weight[visits] / (1 - RECONSTRUCTION_SHARE))
+        sampler.update(position(level[visits], self.levels), self._per_unit(kl))
+        total = draws.estimate().sum() + self.prior(x).sum()
+        firsts = chosen.nonzero().squeeze(1)
+        if len(firsts):
+            log_prob = self.likelihood.log_prob(x[firsts], prediction[firsts]).double()
+            total = total - log_prob.sum() / RECONSTRUCTION_SHARE
+        return total / n + self.space.log_jacobian()
+
+    def _per_unit(self, kl: Tensor) -> Tensor:
+        """Costs per unit of u: what a uniform sampler's weight would make of them."""
+        return kl if self.levels is None else kl * self.levels
+
+    def simple_loss(
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """L_simple = E_t ‖ε − ε̂(z_t)‖²/D with t uniform over all T latents (Ho et al. 2020, eq. 14). Not a bound.
+
+        It drops every weight of MATH (8), the reconstruction and the prior: a training objective for sample quality. The
+        number says nothing about ln p(x).
+        """
+        levels = self.steps
+        drawn = Stratified().sample(x.shape[0], levels, generator).level.to(x.device)
+        schedule = self.process.schedule
+        gamma = schedule.gamma(drawn) if levels is None else schedule.grid()[drawn - 1]
+        noise = torch.empty_like(x).normal_(generator=generator)
+        prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
+        return prediction.squared_error(x, noise).mean() / self.space.dimensions
+
+    # Sampling.
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
+        method: Literal["ancestral", "ddim"] = "ancestral",
+        steps: int | None = None,
+        eta: float = 0.0,
+    ) -> Tensor:
+        """n items x (n, *space.shape), by the model's own chain or by DDIM.
+
+        Args:
+            method: "ancestral" walks p(z_T), p(z_t|z_{t+1}), p(x|z_1): exact draws from the model whose bound is
+                reported. "ddim" (Song, Meng & Ermon 2021) with noise `eta` in [0, 1] is another model with the same network.
+            steps: another T than the model's own; needed in continuous time, where it is 250 unless given.
+
+        >>> from diffusional import schedule, space
+        >>> from diffusional.models.likelihood import LevelPosterior
+        >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0))
+        >>> bits = space.binary((4,))
+        >>> model = DiffusionModel(forward, Denoiser(lambda z, log_snr: torch.tanh(z), "data"), LevelPosterior(bits))
+        >>> model.sample(3, torch.Generator().manual_seed(0), steps=10).abs().unique()
+        tensor([1.])
+        """
+        *_, x = self.walk_back(n, generator, condition, method, steps, eta)
+        return x
+
+    @torch.no_grad()
+    def walk_back(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
+        method: Literal["ancestral", "ddim"] = "ancestral",
+        steps: int | None = None,
+        eta: float = 0.0,
+    ) -> Iterator[Tensor]:
+        """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes; same arguments."""
+        if n < 1:
+            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+        if method not in ("ancestral", "ddim"):
+            raise DiffusionalError(f"method={method!r} came; expected ancestral or ddim")
+        if eta and method == "ancestral":
+            raise DiffusionalError(
+                f'eta={eta} came with method="ancestral", which has no such choice: use method="ddim"'
+            )
+        if steps is None and self.steps is None:
+            steps = 250
+        schedule = self.process.schedule if steps is None else self.process.schedule.regrid(steps)
+        grid = schedule.grid()
+        example = next(self.parameters(), torch.empty(0))
+        z = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device).normal_(
+            generator=generator
+        )
+        yield z
+        for i in range(len(grid) - 1, 0, -1):
+            prediction = self.denoiser(z, grid[i].expand(n), condition)
+            if method == "ancestral":
+                p = backward.step(prediction, grid[i - 1], grid[i], self.variance)
+            else:
+                p = ddim_at(z, prediction.data, grid[i - 1], grid[i], eta)
+            z = p.sample(generator)
+            yield z
+        gamma = grid[0].expand(n)
+        seen = self.denoiser(z, gamma, condition) if self.likelihood.uses_network else unassisted(z, gamma)
+        yield self.likelihood.sample(seen, generator)

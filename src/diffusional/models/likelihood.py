@@ -1,0 +1,276 @@
+"""The decoder p(x | z_1): a normalised distribution over the declared space, a mass function or a density.
+
+Each likelihood turns the denoiser's prediction at z_1 into ln p(x | z_1) (B,), nats:
+
+    DiscretizedGaussian   the mass of N(x̂, s²) between the bin's edges, the outermost bins open (Ho et al. 2020)
+    LevelPosterior        p(x|z_1) ∝ q(z_1|x) over the levels; needs no network (Kingma et al. 2021)
+    NetworkLevels         the levels head's own distribution
+    GaussianLikelihood    the density N(x; x̂, s²), for real-valued data
+    Bernoulli             P(x = high) = (x̂ − low)/(high − low), for binary data: x̂ estimates exactly this mean
+
+`uses_network` is False where z_1 alone decides. Levels and range come from the space.
+"""
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.special import log_ndtr
+
+from diffusional.errors import DiffusionalError
+from diffusional.models.parameterization import LevelsPrediction, Prediction, level_log_probs
+from diffusional.shapes import align, sum_dims
+from diffusional.space import Continuous, Discrete, Space
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """p(x | z_1)."""
+
+    uses_network: bool
+
+    @property
+    def space(self) -> Space:
+        """The space that it is normalised over."""
+        ...
+
+    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+        """ln p(x | z_1) (B,), nats."""
+        ...
+
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z_1) (B, *dims)."""
+        ...
+
+
+def _discrete(space: Space, name: str) -> Discrete:
+    if not isinstance(space, Discrete):
+        raise DiffusionalError(
+            f"a continuous space came; {name} is a mass function over levels: use GaussianLikelihood"
+        )
+    return space
+
+
+def gather_levels(log_probs: Tensor, index: Tensor) -> Tensor:
+    """Σ_d ln p(level_d) (B,) from ln p (B, K, *dims) and level indices (B, *dims)."""
+    return sum_dims(log_probs.gather(1, index.unsqueeze(1)).squeeze(1))
+
+
+def sample_levels(log_probs: Tensor, space: Discrete, generator: torch.Generator | None) -> Tensor:
+    """One level per position from ln p (B, K, *dims), as model values (B, *dims); inverse of the CDF."""
+    cdf = log_probs.double().exp().cumsum(1)
+    v = torch.empty_like(cdf[:, :1]).uniform_(generator=generator) * cdf[:, -1:]
+    index = (cdf < v).sum(1).clamp(max=space.levels - 1)
+    return space.values.to(log_probs)[index]
+
+
+def log_bin_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """ln[Φ(upper) − Φ(lower)] for lower < upper, either of which may be infinite; exact in both tails.
+
+    Flipped to the side where the CDF is small: ln Φ(b) + ln(1 − Φ(a)/Φ(b)).
+
+    >>> log_bin_mass(torch.tensor(-torch.inf), torch.tensor(0.0)).exp()
+    tensor(0.5000)
+    """
+    flip = lower + upper > 0
+    a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    # An open bin has a = −∞ after the flip; keep infinities out of the gradient's way.
+    open_bin = torch.isinf(a)
+    log_b = log_ndtr(b)
+    log_a = log_ndtr(torch.where(open_bin, b - 1, a))
+    return torch.where(open_bin, log_b, log_b + torch.log(-torch.expm1(log_a - log_b)))
+
+
+class DiscretizedGaussian(nn.Module):
+    """p(x|z_1) = Π_d [Φ((x_d + Δ/2 − x̂_d)/s) − Φ((x_d − Δ/2 − x̂_d)/s)], outermost bins open; Δ the space's bin width.
+
+    s² = σ_1², the transition variance of the step to x (Ho et al. 2020), unless `variance` gives another. Computed in
+    float64, in the tails too, and never clipped: DDPM-style decoders that clip a posterior variance to 1e-20 turn into a
+    step function.
+
+    >>> space = Discrete((1,), 3)
+    >>> p = DiscretizedGaussian(space).level_log_probs(Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data"))
+    >>> p.exp().sum(1)
+    tensor([[1.]], dtype=torch.float64)
+    """
+
+    uses_network = True
+
+    def __init__(self, space: Space, variance: float | None = None) -> None:
+        super().__init__()
+        self.space = _discrete(space, "DiscretizedGaussian")
+        self.variance = _checked(variance)
+
+    def _log_mass(self, index: Tensor, prediction: Prediction) -> Tensor:
+        x = self.space.low + self.space.width * index.double()
+        mean = prediction.data.double()
+        if index.ndim > mean.ndim:
+            mean = mean.unsqueeze(1)
+        variance = (
+            torch.sigmoid(prediction.gamma.double())
+            if self.variance is None
+            else torch.tensor(self.variance, dtype=torch.float64)
+        )
+        std = align(variance.sqrt(), mean)
+        half = 0.5 * self.space.width
+        lower = torch.where(index == 0, -torch.inf, (x - half - mean) / std)
+        upper = torch.where(index == self.space.levels - 1, torch.inf, (x + half - mean) / std)
+        return log_bin_mass(lower, upper)
+
+    def level_log_probs(self, prediction: Prediction) -> Tensor:
+        """ln p of every level at every position (B, K, *dims), float64."""
+        z = prediction.z
+        index = torch.arange(self.space.levels, device=z.device).reshape(-1, *(1,) * (z.ndim - 1))
+        return self._log_mass(index.expand(z.shape[0], -1, *z.shape[1:]), prediction)
+
+    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+        """ln p(x | z_1) (B,), nats, float64."""
+        return sum_dims(self._log_mass(self.space.index(x), prediction))
+
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z_1) (B, *dims)."""
+        return sample_levels(self.level_log_probs(prediction), self.space, generator).to(prediction.z)
+
+
+class LevelPosterior(nn.Module):
+    """p(x|z_1) = Π_d q(z_{1,d}|x_d) / Σ_k q(z_{1,d}|x_k): Bayes' rule under a flat prior over the levels, no network.
+
+    >>> space = Discrete((1,), 3)
+    >>> z1 = Prediction(torch.zeros(1, 1), torch.tensor([-9.0]), torch.zeros(1, 1), "data")
+    >>> LevelPosterior(space).log_prob(torch.zeros(1, 1), z1)
+    tensor([0.])
+    """
+
+    uses_network = False
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = _discrete(space, "LevelPosterior")
+
+    def level_log_probs(self, prediction: Prediction) -> Tensor:
+        """ln p of every level at every position (B, K, *dims)."""
+        flat = torch.zeros((), dtype=prediction.z.dtype, device=prediction.z.device)
+        return level_log_probs(flat, prediction.z, prediction.gamma, self.space)
+
+    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+        """ln p(x | z_1) (B,), nats."""
+        return gather_levels(self.level_log_probs(prediction), self.space.index(x))
+
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z_1) (B, *dims)."""
+        return sample_levels(self.level_log_probs(prediction), self.space, generator)
+
+
+class NetworkLevels(nn.Module):
+    """The levels head's own distribution at z_1 (MATH (5)); needs a denoiser with predicts="levels".
+
+    >>> NetworkLevels(Discrete((1,), 3)).uses_network
+    True
+    """
+
+    uses_network = True
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = _discrete(space, "NetworkLevels")
+
+    def level_log_probs(self, prediction: Prediction) -> Tensor:
+        """ln p of every level at every position (B, K, *dims)."""
+        if not isinstance(prediction, LevelsPrediction):
+            raise DiffusionalError(
+                f'a denoiser that predicts {prediction.kind} came; NetworkLevels needs predicts="levels": '
+                "use DiscretizedGaussian or LevelPosterior with this one"
+            )
+        return prediction.log_probs
+
+    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+        """ln p(x | z_1) (B,), nats."""
+        return gather_levels(self.level_log_probs(prediction), self.space.index(x))
+
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z_1) (B, *dims)."""
+        return sample_levels(self.level_log_probs(prediction), self.space, generator)
+
+
+class GaussianLikelihood(nn.Module):
+    """p(x|z_1) = N(x; x̂, s² I), a density. s² = σ_1²/α_1², the variance of z_1/α_1 around x, unless `variance` is given.
+
+    >>> p = GaussianLikelihood(Continuous((1,)), variance=1.0)
+    >>> p.log_prob(torch.zeros(1, 1), Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data"))
+    tensor([-0.9189], dtype=torch.float64)
+    """
+
+    uses_network = True
+
+    def __init__(self, space: Space, variance: float | None = None) -> None:
+        super().__init__()
+        if not isinstance(space, Continuous):
+            raise DiffusionalError(
+                f"a space of {space.levels} levels came; a Gaussian density over discrete data can be made as high as one "
+                "likes: use DiscretizedGaussian, LevelPosterior or NetworkLevels"
+            )
+        self.space = space
+        self.variance = _checked(variance)
+
+    def _log_variance(self, prediction: Prediction) -> Tensor:
+        if self.variance is None:
+            return align(prediction.gamma.double(), prediction.z.double())
+        return torch.tensor(math.log(self.variance), dtype=torch.float64, device=prediction.z.device)
+
+    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+        """ln p(x | z_1) (B,), nats, float64."""
+        log_variance = self._log_variance(prediction)
+        # x − x̂ = (σ/α)(ε̂ − ε) is small at z_1: the difference is formed in the data's dtype, squared in float64.
+        squared = (x - prediction.data).double().square() * (-log_variance).exp()
+        return sum_dims(-0.5 * (squared + log_variance + math.log(2 * math.pi)))
+
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z_1) (B, *dims)."""
+        mean = prediction.data
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return mean + (0.5 * self._log_variance(prediction)).exp().to(mean) * noise
+
+
+class Bernoulli(nn.Module):
+    """P(x_d = high | z_1) = (x̂_d − low)/(high − low), kept within [floor, 1 − floor]; binary data.
+
+    The optimal x̂ is the posterior mean, which is exactly this probability; a free x̂ may leave the range, hence the floor.
+
+    >>> p = Bernoulli(Discrete((1,), 2))
+    >>> p.log_prob(torch.ones(1, 1), Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data")).exp()
+    tensor([0.5000])
+    """
+
+    uses_network = True
+
+    def __init__(self, space: Space, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.space = _discrete(space, "Bernoulli")
+        if self.space.levels != 2:
+            raise DiffusionalError(
+                f"a space of {self.space.levels} levels came; Bernoulli needs binary data (levels=2)"
+            )
+        if not 0 < floor < 0.5:
+            raise DiffusionalError(f"floor={floor} came; give a small probability, such as 1e-4")
+        self.floor = floor
+
+    def level_log_probs(self, prediction: Prediction) -> Tensor:
+        """ln P(low), ln P(high) at every position (B, 2, *dims)."""
+        high = (prediction.data - self.space.low) / (self.space.high - self.space.low)
+        high = high.clamp(self.floor, 1 - self.floor)
+        return torch.stack([torch.log1p(-high), high.log()], dim=1)
+
+    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+        """ln p(x | z_1) (B,), nats."""
+        return gather_levels(self.level_log_probs(prediction), self.space.index(x))
+
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z_1) (B, *dims)."""
+        return sample_levels(self.level_log_probs(prediction), self.space, generator)
+
+
+def _checked(variance: float | None) -> float | None:
+    if variance is not None and not (variance > 0 and math.isfinite(variance)):
+        raise DiffusionalError(f"variance={variance} came; give a positive number")
+    return variance

@@ -1,0 +1,181 @@
+"""What a denoiser may predict, and the one place where predictions are converted (MATH (5)).
+
+Given z = α x + σ ε, the predictions of x, ε, v = α ε − σ x and the score s = −ε/σ are one affine map apart:
+
+    from x:      ε̂ = (z − α x̂)/σ
+    from ε:      x̂ = (z − σ ε̂)/α
+    from v:      x̂ = α z − σ v̂,     ε̂ = σ z + α v̂
+    from score:  ε̂ = −σ ŝ
+
+All costs need ‖ε − ε̂‖² only. It is formed in the parameterisation that the network speaks, where nothing cancels:
+
+    ‖ε − ε̂‖² = (α/σ)² ‖x − x̂‖² = α² ‖v − v̂‖² = σ² ‖s − ŝ‖².
+
+Predictions of `"levels"` are a distribution over the data's levels at every position; its mean x̂ is an ordinary
+x-prediction, and the way there has no way back. It combines the network's prior ℓ_k from context with the evidence of
+the noisy position itself:
+
+    ln p_k = log_softmax_k[ ℓ_k − (z − α x_k)²/(2σ²) ],      x̂ = Σ_k p_k x_k.
+
+References: Ho et al. 2020 (ε); Salimans & Ho 2022 (v); Song et al. 2021 (score).
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from diffusional.forward import alpha, sigma
+from diffusional.shapes import align, sum_dims
+from diffusional.space import Discrete
+
+Predicts = Literal["noise", "data", "v", "score", "levels"]
+PREDICTS: tuple[str, ...] = ("noise", "data", "v", "score", "levels")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network said about z (B, *dims) at γ (B,): `value` in the parameterisation `kind`, "levels" excepted."""
+
+    z: Tensor
+    gamma: Tensor
+    value: Tensor
+    kind: str
+
+    def __getitem__(self, items: Tensor) -> "Prediction":
+        """The prediction for some items of the batch; γ must be (B,)."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[items] for k, v in parts.items() if isinstance(v, Tensor)})
+
+    def _coefficients(self) -> tuple[Tensor, Tensor]:
+        return align(alpha(self.gamma), self.z), align(sigma(self.gamma), self.z)
+
+    @property
+    def data(self) -> Tensor:
+        """x̂ (B, *dims).
+
+        >>> z, gamma = torch.ones(1, 1), torch.zeros(1)
+        >>> Prediction(z, gamma, torch.zeros(1, 1), "noise").data    # z/α
+        tensor([[1.4142]])
+        """
+        a, s = self._coefficients()
+        if self.kind == "data":
+            return self.value
+        if self.kind == "noise":
+            return (self.z - s * self.value) / a
+        if self.kind == "v":
+            return a * self.z - s * self.value
+        return (self.z + s * s * self.value) / a  # score, by Tweedie's formula
+
+    @property
+    def noise(self) -> Tensor:
+        """ε̂ (B, *dims)."""
+        a, s = self._coefficients()
+        if self.kind == "data":
+            return (self.z - a * self.value) / s
+        if self.kind == "noise":
+            return self.value
+        if self.kind == "v":
+            return s * self.z + a * self.value
+        return -s * self.value
+
+    @property
+    def v(self) -> Tensor:
+        """v̂ = α ε̂ − σ x̂ (B, *dims)."""
+        if self.kind == "v":
+            return self.value
+        a, s = self._coefficients()
+        if self.kind == "data":
+            return (a * self.z - self.value) / s
+        return (self.noise - s * self.z) / a
+
+    @property
+    def score(self) -> Tensor:
+        """ŝ = −ε̂/σ, the model's ∇ ln q(z) (B, *dims)."""
+        return self.value if self.kind == "score" else -self.noise / self._coefficients()[1]
+
+    def squared_error(self, x: Tensor, noise: Tensor) -> Tensor:
+        """‖ε − ε̂‖² (B,), float64, formed in the network's own parameterisation; z must be α x + σ ε.
+
+        >>> z, gamma = torch.ones(1, 1), torch.zeros(1)
+        >>> Prediction(z, gamma, torch.zeros(1, 1), "noise").squared_error(x=z * 0, noise=z * 3.0)
+        tensor([9.], dtype=torch.float64)
+        """
+        a, s = self._coefficients()
+        log_alpha2, log_sigma2 = logsigmoid(-self.gamma.double()), logsigmoid(self.gamma.double())
+        if self.kind == "noise":
+            target, log_factor = noise, torch.zeros_like(log_alpha2)
+        elif self.kind == "data":
+            target, log_factor = x, log_alpha2 - log_sigma2
+        elif self.kind == "v":
+            target, log_factor = a * noise - s * x, log_alpha2
+        else:
+            target, log_factor = -noise / s, log_sigma2
+        return torch.exp(log_factor) * sum_dims((target - self.value).square()).double()
+
+
+@dataclass(frozen=True)
+class LevelsPrediction(Prediction):
+    """A prediction of the data's levels: `value` is x̂, and `log_probs` (B, K, *dims) is ln p_k at every position."""
+
+    log_probs: Tensor
+
+
+def categorical_logits(output: Tensor, space: Discrete) -> Tensor:
+    """Free logits ℓ (B, K, C, *rest) from a network's output (B, C·K, *rest); the K levels of a channel are neighbours.
+
+    >>> categorical_logits(torch.zeros(2, 3 * 17, 8, 8), Discrete((3, 8, 8), 17)).shape
+    torch.Size([2, 17, 3, 8, 8])
+    """
+    _expect(output, space, space.levels)
+    return output.unflatten(1, (space.shape[0], space.levels)).movedim(2, 1)
+
+
+def logistic_logits(output: Tensor, space: Discrete) -> Tensor:
+    """ℓ_k = ln mass of level k under a discretised logistic with open tails (B, K, C, *rest), from (μ, ln s) (B, 2C, *rest).
+
+    With a_k, b_k the bin's upper and lower edge (edge − μ)/s: ln[σ(a) − σ(b)] = ln σ(a) + ln σ(−b) + ln(1 − e^{b−a}),
+    where e^{b−a} = e^{−Δ/s} is the same for every inner bin; the outermost edges are ±∞. μ counts from the middle of the
+    range and s in half ranges, so that outputs of order one suit any space.
+
+    >>> logistic_logits(torch.zeros(1, 2), Discrete((1,), 3)).exp().sum(1)
+    tensor([[1.]])
+    """
+    _expect(output, space, 2)
+    mu, log_s = output.unflatten(1, (2, space.shape[0])).unbind(1)
+    half = 0.5 * (space.high - space.low)
+    mu = 0.5 * (space.high + space.low) + half * mu
+    # s above 1e-3 bin widths: below, the mass is a step to float32 and its gradient is gone.
+    s = half * log_s.exp().clamp(min=1e-3 * space.width / half)
+    values = space.values.to(output)
+    edges = (0.5 * (values[1:] + values[:-1])).reshape(-1, *(1,) * (mu.ndim - 1))
+    scaled = (edges - mu.unsqueeze(1)) / s.unsqueeze(1)  # (B, K−1, C, *rest)
+    upper, lower = logsigmoid(scaled), logsigmoid(-scaled)
+    inner = upper[:, 1:] + lower[:, :-1] + torch.log(-torch.expm1(-space.width / s)).unsqueeze(1)
+    return torch.cat([upper[:, :1], inner, lower[:, -1:]], dim=1)
+
+
+def level_log_probs(logits: Tensor, z: Tensor, gamma: Tensor, space: Discrete) -> Tensor:
+    """ln p_k = log_softmax_k[ℓ_k − (z − α x_k)²/(2σ²)] (B, K, *dims): context times the evidence of z itself.
+
+    With ℓ = 0 it is the posterior under q alone, p(x | z) ∝ q(z | x) (Kingma et al. 2021).
+
+    >>> space = Discrete((1,), 2)
+    >>> level_log_probs(torch.zeros(1, 2, 1), torch.zeros(1, 1), torch.zeros(1), space).exp().squeeze()
+    tensor([0.5000, 0.5000])
+    """
+    values = space.values.to(z).reshape(-1, *(1,) * (z.ndim - 1))
+    a, s = align(alpha(gamma), z), align(sigma(gamma), z)
+    distance = (z / s).unsqueeze(1) - (a / s).unsqueeze(1) * values
+    return torch.log_softmax(logits - 0.5 * distance.square(), dim=1)
+
+
+def _expect(output: Tensor, space: Discrete, per_channel: int) -> None:
+    expected = (space.shape[0] * per_channel, *space.shape[1:])
+    if tuple(output.shape[1:]) != expected:
+        raise ValueError(
+            f"the network's output has shape {tuple(output.shape[1:])} per item; a levels head over "
+            f"{space.levels} levels of items {space.shape} expects {expected}"
+        )

@@ -1,0 +1,60 @@
+"""Adapters from log-SNR to the time input that a foreign network was trained with.
+
+Our networks take log-SNR itself. A network trained on integer steps, or on some affine function of log-SNR, is wrapped
+unchanged: `Denoiser(module, time=TrainedIndex(schedule))`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffusional.errors import DiffusionalError
+from diffusional.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Affine:
+    """time = scale · log_snr + shift.
+
+    >>> Affine(scale=-0.25, shift=1.0)(torch.tensor([4.0]))
+    tensor([0.])
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, log_snr: Tensor) -> Tensor:
+        return self.scale * log_snr + self.shift
+
+
+class TrainedIndex(nn.Module):
+    """The index `first` … `first` + T − 1 of the trained level whose log-SNR this is; levels off the grid are refused.
+
+    DDPM-style networks number z_1 … z_T from 0, the default. Raises DiffusionalError for a log-SNR that is more than 1 %
+    of a step away from every trained level: such a network knows its own T levels only.
+
+    >>> from diffusional import schedule
+    >>> betas = schedule.linear(steps=1000)
+    >>> TrainedIndex(betas)(-betas.grid()[[0, 999]])
+    tensor([  0, 999])
+    """
+
+    def __init__(self, schedule: Schedule, first: int = 0) -> None:
+        super().__init__()
+        self.schedule, self.first = schedule, first
+
+    def forward(self, log_snr: Tensor) -> Tensor:
+        grid = self.schedule.grid().detach()
+        gamma = -log_snr.double()
+        index = torch.searchsorted(grid, gamma.contiguous()).clamp(1, len(grid) - 1)
+        index = index - (gamma - grid[index - 1] < grid[index] - gamma).long()
+        near = torch.where(index > 0, grid[index] - grid[index - 1], grid[1] - grid[0])
+        # float32 log-SNRs are off by up to 1e-6; neighbouring levels of T = 1000 differ by 1e-2.
+        off = (gamma - grid[index]).abs() > 0.01 * near
+        if bool(off.any()):
+            raise DiffusionalError(
+                f"log-SNR {float(log_snr[off][0]):.6g} came; the network was trained at {len(grid)} levels only, "
+                "and this is none of them. Evaluate it on its own schedule, without regrid"
+            )
+        return index + self.first

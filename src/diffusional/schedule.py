@@ -1,0 +1,263 @@
+"""Noise schedules. A schedule *is* γ (MATH (4)): γ(u) = −ln SNR(u) = −ln(α²/σ²), strictly increasing in u ∈ [0, 1].
+
+    α² = sigmoid(−γ),    σ² = sigmoid(γ),    u = 0 ↔ z_1,    u = 1 ↔ z_T.
+
+With `steps=T` the latents z_1 … z_T sit on the grid u = (t − 1)/(T − 1); with `steps=None` time is continuous. VDM's
+paper counts differently: its T steps are T + 1 latents here (its z_0 is our z_1).
+
+Schedules made of betas have exact knots, γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)), and a monotone cubic (Fritsch–Carlson)
+between them. Everything is float64 and stays so: `model.half()` and autocast do not reach a schedule, since an SNR
+formed in float32 is wrong by up to 290 % at γ = −13.
+
+References: Ho, Jain & Abbeel 2020 (linear); Nichol & Dhariwal 2021 (cosine); Kingma et al. 2021 (γ as the schedule).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor, nn
+
+from diffusional.errors import DiffusionalError
+
+
+def _checked(steps: int | None) -> int | None:
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 2):
+        raise DiffusionalError(f"steps={steps!r} came; give T ≥ 2 latents, or None for continuous time")
+    return steps
+
+
+class Schedule(nn.Module):
+    """γ(u) with its derivative. Subclasses give `gamma` and `dgamma`, both float64 and differentiable.
+
+    `steps` is T, or None in continuous time.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        super().__init__()
+        self.steps = _checked(steps)
+
+    def gamma(self, u: Tensor) -> Tensor:
+        """γ(u), u ∈ [0, 1] of any shape; float64."""
+        raise TypeError(f"{type(self).__name__} must define gamma(u)")
+
+    def dgamma(self, u: Tensor) -> Tensor:
+        """γ'(u) = dγ/du > 0; float64."""
+        raise TypeError(f"{type(self).__name__} must define dgamma(u)")
+
+    def grid(self) -> Tensor:
+        """γ_1 … γ_T (T,), float64, at u = (t − 1)/(T − 1).
+
+        >>> log_snr_linear(-4.0, 4.0, steps=3).grid()
+        tensor([-4.,  0.,  4.], dtype=torch.float64)
+        """
+        if self.steps is None:
+            raise DiffusionalError(
+                "time is continuous here (steps=None); regrid(steps=T) gives it a grid of T latents"
+            )
+        u = torch.arange(self.steps, dtype=torch.float64, device=self._device()) / (self.steps - 1)
+        return self.gamma(u)
+
+    def ends(self) -> Tensor:
+        """(γ at u = 0, γ at u = 1) (2,), float64: γ_1 and γ_T."""
+        return self.gamma(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self._device()))
+
+    def inverse(self, gamma: Tensor) -> Tensor:
+        """u with γ(u) = `gamma`, by bisection to float64 precision; raises outside [γ(0), γ(1)].
+
+        >>> log_snr_linear(-4.0, 4.0).inverse(torch.tensor([2.0], dtype=torch.float64))
+        tensor([0.7500], dtype=torch.float64)
+        """
+        gamma = torch.as_tensor(gamma, dtype=torch.float64, device=self._device())
+        low, high = self.ends().detach().tolist()
+        slack = 1e-9 * (high - low)
+        if bool(((gamma < low - slack) | (gamma > high + slack)).any()):
+            raise DiffusionalError(
+                f"γ from {float(gamma.min()):g} to {float(gamma.max()):g} came; this schedule spans {low:g} to {high:g}"
+            )
+        lower, upper = torch.zeros_like(gamma), torch.ones_like(gamma)
+        for _ in range(60):
+            middle = 0.5 * (lower + upper)
+            below = self.gamma(middle) < gamma
+            lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
+        return 0.5 * (lower + upper)
+
+    def regrid(self, steps: int | None) -> "Schedule":
+        """The same γ(u) with another number of latents, sharing this schedule's tensors.
+
+        >>> log_snr_linear(-4.0, 4.0).regrid(5).grid().shape
+        torch.Size([5])
+        """
+        other = copy.copy(self)  # shallow: both hold the same tensors, so a learned γ stays one γ
+        other.steps = _checked(steps)
+        return other
+
+    def _device(self) -> torch.device:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description; `from_dict` reads it back."""
+        raise TypeError(f"{type(self).__name__} must define to_dict()")
+
+
+class LogSNRLinear(Schedule):
+    """γ(u) = γ_min + (γ_max − γ_min) u: log-SNR falls linearly (Kingma et al. 2021)."""
+
+    def __init__(self, gamma_min: float, gamma_max: float, steps: int | None = None) -> None:
+        super().__init__(steps)
+        if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
+            raise DiffusionalError(
+                f"γ from {gamma_min} to {gamma_max} came; give finite gamma_min < gamma_max, such as −10 and 10"
+            )
+        self.gamma_min: Tensor
+        self.gamma_max: Tensor
+        self.register_buffer("gamma_min", torch.tensor(gamma_min, dtype=torch.float64))
+        self.register_buffer("gamma_max", torch.tensor(gamma_max, dtype=torch.float64))
+
+    def gamma(self, u: Tensor) -> Tensor:
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * u.double()
+
+    def dgamma(self, u: Tensor) -> Tensor:
+        return (self.gamma_max - self.gamma_min).expand(u.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": "log_snr_linear",
+            "gamma_min": float(self.gamma_min),
+            "gamma_max": float(self.gamma_max),
+            "steps": self.steps,
+        }
+
+
+class FromBetas(Schedule):
+    """γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)) at the knots (MATH (4)), a monotone cubic between them."""
+
+    def __init__(self, betas: Sequence[float] | np.ndarray | Tensor) -> None:
+        betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
+        if betas.ndim != 1 or len(betas) < 2:
+            raise DiffusionalError(f"betas of shape {tuple(betas.shape)} came; give at least two in one row")
+        outside = ~((betas > 0) & (betas < 1))
+        if bool(outside.any()):
+            t = int(outside.nonzero()[0]) + 1
+            raise DiffusionalError(
+                f"β_{t} = {float(betas[t - 1]):g} came; every β must lie strictly between 0 and 1 (MATH (1))"
+            )
+        super().__init__(len(betas))
+        # expm1 overflows past 709; there ln expm1(y) = y to float64.
+        total = -torch.log1p(-betas).cumsum(0)
+        knots = torch.where(
+            total > 30, total + torch.log1p(-torch.exp(-total)), torch.log(torch.expm1(total.clamp(max=700)))
+        )
+        cubic = PchipInterpolator(np.linspace(0.0, 1.0, len(betas)), knots.numpy())
+        self.betas: Tensor
+        self.knots: Tensor
+        self.coefficients: Tensor
+        self.register_buffer("betas", betas.clone())
+        self.register_buffer("knots", knots)
+        # (4, T−1), the highest power of (u − u_t) first.
+        self.register_buffer("coefficients", torch.from_numpy(np.ascontiguousarray(cubic.c)))
+
+    def _piece(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        pieces = len(self.knots) - 1
+        scaled = u.double() * pieces
+        piece = scaled.detach().floor().long().clamp(0, pieces - 1)
+        return self.coefficients[:, piece], (scaled - piece) / pieces
+
+    def gamma(self, u: Tensor) -> Tensor:
+        c, h = self._piece(u)
+        return ((c[0] * h + c[1]) * h + c[2]) * h + c[3]
+
+    def dgamma(self, u: Tensor) -> Tensor:
+        c, h = self._piece(u)
+        return (3 * c[0] * h + 2 * c[1]) * h + c[2]
+
+    def grid(self) -> Tensor:
+        return self.knots if self.steps == len(self.knots) else super().grid()
+
+    def ends(self) -> Tensor:
+        return self.knots[[0, -1]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "from_betas", "betas": self.betas.tolist(), "steps": self.steps}
+
+
+def log_snr_linear(
+    gamma_min: float = -10.0, gamma_max: float = 10.0, steps: int | None = None
+) -> LogSNRLinear:
+    """γ(u) = γ_min + (γ_max − γ_min) u; continuous time unless `steps` is given.
+
+    Raises DiffusionalError unless gamma_min < gamma_max are finite.
+
+    >>> log_snr_linear(-10.0, 10.0).gamma(torch.tensor(0.5))
+    tensor(0., dtype=torch.float64)
+    """
+    return LogSNRLinear(gamma_min, gamma_max, steps)
+
+
+def linear(
+    steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = False
+) -> FromBetas:
+    """DDPM's schedule: β_t linear from beta_start to beta_end, as given (Ho, Jain & Abbeel 2020, §4).
+
+    `rescale=True` multiplies both ends by 1000/T, as OpenAI's code does. Any β ≥ 1 raises DiffusionalError.
+
+    >>> float(linear(steps=1000).grid()[0])               # ln expm1(−ln(1 − 1e-4)) = ln(1e-4 / (1 − 1e-4))
+    -9.2102...
+    """
+    if not isinstance(steps, int) or steps < 2:
+        raise DiffusionalError(f"steps={steps!r} came; a schedule of betas needs T ≥ 2")
+    factor = 1000 / steps if rescale else 1.0
+    return FromBetas(torch.linspace(beta_start * factor, beta_end * factor, steps, dtype=torch.float64))
+
+
+def cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> FromBetas:
+    """Improved DDPM's schedule: β_t = min(1 − f(t)/f(t−1), beta_max), f(t) = cos²(π/2 · (t/T + s)/(1 + s)), s = offset.
+
+    (Nichol & Dhariwal 2021, eq. 17.) Written as β_t = 1 − f(t)/f(t−1) = sin(b − a) sin(a + b)/cos²(a) with a, b the
+    angles of t−1 and t, which does not cancel for large T.
+
+    >>> round(float(cosine(steps=1000).betas[0]), 7)
+    4.13e-05
+    """
+    if not isinstance(steps, int) or steps < 2:
+        raise DiffusionalError(f"steps={steps!r} came; a schedule of betas needs T ≥ 2")
+    t = torch.arange(steps, dtype=torch.float64)
+    a = 0.5 * math.pi * (t / steps + offset) / (1 + offset)
+    b = 0.5 * math.pi * ((t + 1) / steps + offset) / (1 + offset)
+    beta = torch.sin(b - a) * torch.sin(a + b) / torch.cos(a) ** 2
+    return FromBetas(beta.clamp(max=beta_max))
+
+
+def from_betas(betas: Sequence[float] | np.ndarray | Tensor) -> FromBetas:
+    """A schedule of any betas β_1 … β_T, each strictly between 0 and 1 (MATH (1)).
+
+    >>> from_betas([0.1, 0.2, 0.3]).steps
+    3
+    """
+    return FromBetas(betas)
+
+
+def from_dict(record: dict[str, Any]) -> Schedule:
+    """The schedule that `to_dict` described.
+
+    >>> from_dict(linear(steps=10).to_dict()).grid().equal(linear(steps=10).grid())
+    True
+    """
+    record = dict(record)
+    kind, steps = record.pop("kind", None), record.pop("steps", None)
+    if kind == "log_snr_linear":
+        return LogSNRLinear(record["gamma_min"], record["gamma_max"], steps)
+    if kind == "from_betas":
+        return FromBetas(record["betas"]).regrid(steps)  # type: ignore[return-value]
+    raise DiffusionalError(f"schedule of kind {kind!r} came; expected log_snr_linear or from_betas")
