@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 UNITS = ("nats", "bits/dim")
@@ -33,6 +32,7 @@ class Ledger:
 
     `dimensions` is D, used for bits per dimension only.
 
+    >>> import torch
     >>> ledger = Ledger(torch.tensor([1.0]), torch.tensor([[2.0, 3.0]]), torch.tensor([0.5]), dimensions=4)
     >>> ledger.nelbo, ledger.elbo
     (tensor([6.5000]), tensor([-6.5000]))
@@ -80,6 +80,7 @@ class Ledger:
         It keeps the −I terms of (6) and the conditional KLs of (8) at once; it exceeds the NELBO by exactly the
         information, which `diffusional.exact` computes.
 
+        >>> import torch
         >>> Ledger(torch.ones(1), torch.ones(1, 2), torch.ones(1), dimensions=1).looser(0.5)
         tensor([4.5000])
         """
@@ -157,6 +158,7 @@ def _two_digits(error: float) -> str:
 class LevelDraws:
     """Costs at sampled levels, never a ledger: `values` (N,) nats at `level` (N,), and `weight` (N,) = 1/π (MATH (22)).
 
+    >>> import torch
     >>> LevelDraws(torch.tensor([2.0]), torch.tensor([5]), torch.tensor([10.0])).estimate()
     tensor([20.])
     """

@@ -40,9 +40,7 @@ def log_ratio(gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
     return logsigmoid(gamma_s.double()) - logsigmoid(gamma_t.double())
 
 
-def kl(
-    squared_error: Tensor, gamma_s: Tensor, gamma_t: Tensor, dimensions: int, variance: Variance
-) -> Tensor:
+def kl(squared_error: Tensor, gamma_s: Tensor, gamma_t: Tensor, dimensions: int, variance: Variance) -> Tensor:
     """KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from ‖ε − ε̂‖² (B,): MATH (10).
 
     >>> g = torch.tensor([0.0, 0.1], dtype=torch.float64)

@@ -25,25 +25,17 @@ class LatentVariableModel(nn.Module, ABC):
         """One draw of every cost, from the noise given."""
 
     @abstractmethod
-    def elbo(
-        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
-    ) -> Ledger:
+    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
         """One draw of every cost, the noise drawn from `generator`."""
 
     @abstractmethod
-    def loss(
-        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
-    ) -> Tensor:
+    def loss(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
         """An unbiased draw of the batch's mean NELBO in nats, a scalar to differentiate."""
 
     @abstractmethod
-    def sample(
-        self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
         """n items x (n, *space.shape) from the generative model."""
 
-    def forward(
-        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
         """The loss: a wrapped model (DistributedDataParallel, say) hooks into `forward`."""
         return self.loss(x, generator, condition)

@@ -138,34 +138,25 @@ class DiffusionModel(LatentVariableModel):
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         return self._kl_from(prediction, x, level, noise)
 
-    def _extra(self, x: Tensor) -> dict[str, Tensor]:
+    def extra(self, x: Tensor) -> dict[str, Tensor]:
+        """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""
         if not isinstance(self.space, Continuous):
             return {}
-        return {
-            "jacobian": torch.full(
-                (x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device
-            )
-        }
+        return {"jacobian": torch.full((x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device)}
 
     # Ledgers.
 
     def terms(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Ledger:
         """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
         if self.steps is None:
-            raise DiffusionalError(
-                "terms came for continuous time, which has no T costs: regrid(T), or use elbo"
-            )
+            raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
         if noise.shape != (self.steps, *x.shape):
-            raise DiffusionalError(
-                f"noise of shape {tuple(noise.shape)} came; expected {(self.steps, *x.shape)}"
-            )
+            raise DiffusionalError(f"noise of shape {tuple(noise.shape)} came; expected {(self.steps, *x.shape)}")
         self.space.check(x)
         t = torch.arange(1, self.steps, device=x.device)
         step = max(1, ROWS // x.shape[0])
         kl = [
-            self._kl_block(
-                x, t[i : i + step, None].expand(-1, len(x)), noise[i + 1 : i + 1 + step], condition
-            )
+            self._kl_block(x, t[i : i + step, None].expand(-1, len(x)), noise[i + 1 : i + 1 + step], condition)
             for i in range(0, len(t), step)
         ]
         reconstruction = self.reconstruction(x, noise[0], condition)
@@ -188,22 +179,16 @@ class DiffusionModel(LatentVariableModel):
         kl = []
         for i in range(0, n, step):
             block = torch.arange(i, min(i + step, n), device=x.device)[:, None].expand(-1, len(x))
-            noise = torch.empty(*block.shape, *x.shape[1:], dtype=x.dtype, device=x.device).normal_(
-                generator=generator
-            )
+            noise = torch.empty(*block.shape, *x.shape[1:], dtype=x.dtype, device=x.device).normal_(generator=generator)
             if self.steps is None:
-                jitter = torch.empty(block.shape, dtype=torch.float64, device=x.device).uniform_(
-                    generator=generator
-                )
+                jitter = torch.empty(block.shape, dtype=torch.float64, device=x.device).uniform_(generator=generator)
                 kl.append(self._kl_block(x, (block + jitter) / n, noise, condition) / n)
             else:
                 kl.append(self._kl_block(x, block + 1, noise, condition))
         noise = torch.empty_like(x).normal_(generator=generator)
         return self._ledger(x, self.reconstruction(x, noise, condition), torch.cat(kl, 1))
 
-    def path_elbo(
-        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
-    ) -> Ledger:
+    def path_elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
         """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
 
         kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
@@ -227,17 +212,13 @@ class DiffusionModel(LatentVariableModel):
             ratios.append((log_q - log_p).double())
             before = z
         gamma = grid[0].expand(x.shape[0])
-        seen = (
-            self.denoiser(path[0], gamma, condition)
-            if self.likelihood.uses_network
-            else unassisted(path[0], gamma)
-        )
+        seen = self.denoiser(path[0], gamma, condition) if self.likelihood.uses_network else unassisted(path[0], gamma)
         reconstruction = -self.likelihood.log_prob(x, seen).double()
         kl = torch.stack(ratios[:-1], 1)
-        return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self._extra(x))
+        return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self.extra(x))
 
     def _ledger(self, x: Tensor, reconstruction: Tensor, kl: Tensor) -> Ledger:
-        return Ledger(reconstruction, kl, self.prior(x), self.space.dimensions, self._extra(x))
+        return Ledger(reconstruction, kl, self.prior(x), self.space.dimensions, self.extra(x))
 
     def _kl_block(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
         """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
@@ -264,9 +245,7 @@ class DiffusionModel(LatentVariableModel):
         `generator` must be on x's device.
         """
         if not x.dtype.is_floating_point:
-            raise DiffusionalError(
-                f"values of type {x.dtype} came; models take encoded values: space.encode(raw)"
-            )
+            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
         sampler = sampler or Stratified()
         n = x.shape[0]
         drawn = sampler.sample(n, self.levels, generator)
@@ -369,9 +348,7 @@ class DiffusionModel(LatentVariableModel):
         schedule = self.process.schedule if steps is None else self.process.schedule.regrid(steps)
         grid = schedule.grid()
         example = next(self.parameters(), torch.empty(0))
-        z = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device).normal_(
-            generator=generator
-        )
+        z = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device).normal_(generator=generator)
         yield z
         for i in range(len(grid) - 1, 0, -1):
             prediction = self.denoiser(z, grid[i].expand(n), condition)

@@ -20,6 +20,7 @@ the noisy position itself:
 References: Ho et al. 2020 (ε); Salimans & Ho 2022 (v); Song et al. 2021 (score).
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -147,8 +148,9 @@ def logistic_logits(output: Tensor, space: Discrete) -> Tensor:
     mu, log_s = output.unflatten(1, (2, space.shape[0])).unbind(1)
     half = 0.5 * (space.high - space.low)
     mu = 0.5 * (space.high + space.low) + half * mu
-    # s above 1e-3 bin widths: below, the mass is a step to float32 and its gradient is gone.
-    s = half * log_s.exp().clamp(min=1e-3 * space.width / half)
+    # s above 1e-3 bin widths: below, the mass is a step to float32 and its gradient is gone. s below e^20: above, 1/s²
+    # underflows and its gradient is NaN.
+    s = half * log_s.clamp(math.log(1e-3 * space.width / half), 20.0).exp()
     values = space.values.to(output)
     edges = (0.5 * (values[1:] + values[:-1])).reshape(-1, *(1,) * (mu.ndim - 1))
     scaled = (edges - mu.unsqueeze(1)) / s.unsqueeze(1)  # (B, K−1, C, *rest)

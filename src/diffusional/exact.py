@@ -1,0 +1,349 @@
+"""Ground truth: worlds whose ln p(x), denoiser, entropy, informations and costs are known.
+
+In each world the data's own diffusion has computable marginals q(z_t) and the optimal denoiser is the posterior mean
+x̂ = E[x | z_t], with error mmse(γ) = E ‖x − x̂‖². From it, for the optimal denoiser,
+
+    KL_t = ½ (SNR_t − SNR_{t+1}) mmse(γ_{t+1})         ("posterior" variance; MATH (10), (15))
+    KL_T = ½ [α_T² E‖x‖² + D (σ_T² − 1 − ln σ_T²)]
+    −RE  = ½ D ln 2πs² + mmse(γ_1)/(2s²)               (Gaussian decoder of variance s²)
+
+Formulas here are written plainly with α², σ² and SNR in float64, apart from the model code that they check. Where no closed
+form exists (mixtures, finite data; D ≤ 2) expectations over z are by the trapezoid rule in each component's own units,
+which converges exponentially for these integrands.
+
+Data are vectors (B, D), or any shape for finite data; logarithms natural.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffusional.errors import DiffusionalError
+from diffusional.forward import GaussianDiffusion
+from diffusional.ledger import Estimate, Ledger
+from diffusional.models.backward import Variance, check_variance
+from diffusional.models.denoiser import Denoiser
+
+_LOG_2PI = math.log(2 * math.pi)
+# Elements of one (rows × points) matrix: 256 MB of float64.
+_CHUNK = 32_000_000
+
+
+class World(ABC):
+    """Data whose diffusion is known in closed form or to quadrature precision. D = `dimensions`; float64 throughout."""
+
+    dimensions: int
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n items x (n, *shape), float64."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """ln p(x) (B,) under the data distribution."""
+
+    @abstractmethod
+    def log_marginal(self, z: Tensor, gamma: Tensor) -> Tensor:
+        """ln q(z_t) (B,) at γ (B,) or ()."""
+
+    @abstractmethod
+    def optimum(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """(x̂, ε̂) = (E[x|z], E[ε|z]), each of z's shape, at γ (B,) or ()."""
+
+    @abstractmethod
+    def second_moment(self) -> float:
+        """E ‖x‖²."""
+
+    @abstractmethod
+    def entropy(self) -> float:
+        """H(x) in nats: differential for densities."""
+
+    @abstractmethod
+    def mmse(self, gamma: Tensor) -> Tensor:
+        """E ‖x − E[x|z]‖² (L,) at every γ (L,)."""
+
+    @abstractmethod
+    def information(self, gamma: Tensor | float) -> Estimate:
+        """I(x; z) in nats at γ."""
+
+    def denoiser(self, predicts: Literal["noise", "data", "v", "score"] = "data") -> Denoiser:
+        """The optimal denoiser at every noise level, as a `Denoiser` for a DiffusionModel.
+
+        >>> world = Gaussian(torch.zeros(2), torch.eye(2))
+        >>> world.denoiser()(torch.ones(1, 2), torch.zeros(1)).data          # α z for unit variance
+        tensor([[0.7071, 0.7071]])
+        """
+        return Denoiser(_Oracle(self, predicts), predicts)
+
+    def costs(self, process: GaussianDiffusion, variance: Variance, decoder_variance: float) -> Ledger:
+        """The expected costs of the optimal denoiser, a ledger of one row; N(x̂, `decoder_variance`) decodes.
+
+        >>> from diffusional import schedule
+        >>> world = Gaussian(torch.zeros(1), torch.eye(1))
+        >>> process = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=1000))
+        >>> float(world.costs(process, "posterior", 1e-3).nelbo) > world.entropy()
+        True
+        """
+        check_variance(variance)
+        gamma = process.schedule.grid().detach()
+        snr, sigma2 = torch.exp(-gamma), torch.sigmoid(gamma)
+        error = self.mmse(gamma)
+        kl = 0.5 * (snr[:-1] - snr[1:]) * error[1:]
+        if variance == "transition":
+            r = sigma2[:-1] / sigma2[1:]
+            kl = r * kl + 0.5 * self.dimensions * (r - 1 - torch.log(r))
+        alpha2_last, sigma2_last = torch.sigmoid(-gamma[-1]), sigma2[-1]
+        prior = alpha2_last * self.second_moment()
+        prior = 0.5 * (prior + self.dimensions * (sigma2_last - 1 - torch.log(sigma2_last)))
+        reconstruction = 0.5 * (
+            self.dimensions * math.log(2 * math.pi * decoder_variance) + error[0] / decoder_variance
+        )
+        return Ledger(reconstruction.reshape(1), kl.reshape(1, -1), prior.reshape(1), self.dimensions)
+
+
+class _Oracle(nn.Module):
+    def __init__(self, world: World, predicts: str) -> None:
+        super().__init__()
+        self.world, self.predicts = world, predicts
+
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        gamma = -log_snr.double()
+        data, noise = self.world.optimum(z.double(), gamma)
+        column = gamma.reshape(-1, *(1,) * (z.ndim - 1))
+        a, s = torch.sigmoid(-column).sqrt(), torch.sigmoid(column).sqrt()
+        said = {"data": data, "noise": noise, "v": a * noise - s * data, "score": -noise / s}
+        return said[self.predicts].to(z.dtype)
+
+
+def _exactly(value: float) -> Estimate:
+    return Estimate(value, error=0.0, item_error=0.0, n=0, network_evaluations=0)
+
+
+class _Mixture(World):
+    """Σ_k w_k N(m_k, V_k diag(λ_k) V_kᵀ); λ_k may be zero, a point."""
+
+    def __init__(self, weights: Tensor, means: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
+        self.weights, self.means = weights.double() / weights.double().sum(), means.double()  # (K,), (K, D)
+        self.eigenvalues, self.eigenvectors = eigenvalues.double(), eigenvectors.double()  # (K, D), (K, D, D)
+        self.dimensions = means.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.empty(n, self.dimensions, dtype=torch.float64).normal_(generator=generator)
+        scaled = self.eigenvalues[k].sqrt() * noise
+        return self.means[k] + torch.einsum("bij,bj->bi", self.eigenvectors[k], scaled)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        # z = x: α² = 1, σ² = 0.
+        log_joint, _, _ = self._components(
+            x.double(), x.new_ones((), dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
+        )
+        return torch.logsumexp(log_joint, 1)
+
+    def _components(self, z: Tensor, alpha2: Tensor, sigma2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """ln w_k N(z; α m_k, S_k) (B, K), the whitening V_kᵀ(z − α m_k)/eig(S_k) (B, K, D), and eig(S_k), S_k = α² C_k + σ² I."""
+        alpha2, sigma2 = alpha2.reshape(-1, 1, 1), sigma2.reshape(-1, 1, 1)
+        s = alpha2 * self.eigenvalues + sigma2
+        offset = z.unsqueeze(1) - alpha2.sqrt() * self.means
+        rotated = torch.einsum("kij,bki->bkj", self.eigenvectors, offset)
+        log_joint = self.weights.log() - 0.5 * (rotated.square() / s + s.log() + _LOG_2PI).sum(2)
+        return log_joint, rotated / s, s
+
+    def log_marginal(self, z: Tensor, gamma: Tensor) -> Tensor:
+        gamma = gamma.double()
+        return torch.logsumexp(self._components(z.double(), torch.sigmoid(-gamma), torch.sigmoid(gamma))[0], 1)
+
+    def _posterior(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Responsibilities (B, K), E[x|z,k] and E[ε|z,k] (B, K, D), tr Cov[x|z,k] (B, K)."""
+        alpha2, sigma2 = torch.sigmoid(-gamma), torch.sigmoid(gamma)
+        log_joint, white, s = self._components(z, alpha2, sigma2)
+        a, b = alpha2.sqrt().reshape(-1, 1, 1), sigma2.sqrt().reshape(-1, 1, 1)
+        x = self.means + torch.einsum("kij,bkj->bki", self.eigenvectors, a * self.eigenvalues * white)
+        noise = torch.einsum("kij,bkj->bki", self.eigenvectors, b * white)
+        spread = (self.eigenvalues * sigma2.reshape(-1, 1, 1) / s).sum(2)
+        return torch.softmax(log_joint, 1), x, noise, spread.expand(len(z), -1)
+
+    def optimum(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        r, x, noise, _ = self._posterior(z.double(), gamma.double())
+        return torch.einsum("bk,bkd->bd", r, x), torch.einsum("bk,bkd->bd", r, noise)
+
+    def second_moment(self) -> float:
+        return float((self.weights * (self.means.square().sum(1) + self.eigenvalues.sum(1))).sum())
+
+    def expectation(self, f: Callable[[Tensor], Tensor], gamma: Tensor | None) -> float:
+        """E f(z) for f (B, D) → (B,) under q(z_t) at γ, or under the data (γ = None); trapezoid rule, D ≤ 2.
+
+        >>> two = Mixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.25))
+        >>> round(two.expectation(lambda z: z[:, 0] ** 2, None), 9)
+        1.25
+        """
+        if self.dimensions > 2:
+            raise DiffusionalError(f"D = {self.dimensions} came; quadrature is for D ≤ 2, use samples instead")
+        step, reach = (0.02, 10.0) if self.dimensions == 1 else (0.1, 9.0)
+        axis = torch.arange(-round(reach / step), round(reach / step) + 1, dtype=torch.float64) * step
+        nodes = torch.cartesian_prod(*[axis] * self.dimensions).reshape(-1, self.dimensions)
+        density = torch.exp(-0.5 * nodes.square().sum(1)) * (step / math.sqrt(2 * math.pi)) ** self.dimensions
+        alpha2, sigma2 = (1.0, 0.0) if gamma is None else (torch.sigmoid(-gamma), torch.sigmoid(gamma))
+        total = 0.0
+        for w, m, lam, v in zip(self.weights, self.means, self.eigenvalues, self.eigenvectors, strict=True):
+            z = alpha2**0.5 * m + (nodes * (alpha2 * lam + sigma2).sqrt()) @ v.T
+            total += float(w) * float((density * f(z)).sum())
+        return total
+
+    def entropy(self) -> float:
+        return -self.expectation(self.log_prob, None)
+
+    def mmse(self, gamma: Tensor) -> Tensor:
+        def at(g: Tensor) -> float:
+            def spread(z: Tensor) -> Tensor:
+                r, x, _, within = self._posterior(z, g)
+                mean = torch.einsum("bk,bkd->bd", r, x)
+                # Law of total variance: within the components, and between them.
+                return (r * (within + (x - mean.unsqueeze(1)).square().sum(2))).sum(1)
+
+            return self.expectation(spread, g)
+
+        return torch.tensor([at(g) for g in gamma.double()], dtype=torch.float64)
+
+    def information(self, gamma: Tensor | float) -> Estimate:
+        g = torch.as_tensor(gamma, dtype=torch.float64)
+        # I(x; z) = h(z) − h(z|x)
+        noisy = -self.expectation(lambda z: self.log_marginal(z, g), g)
+        return _exactly(noisy - 0.5 * self.dimensions * float(_LOG_2PI + 1 + torch.log(torch.sigmoid(g))))
+
+
+def _decomposed(covariances: Tensor) -> tuple[Tensor, Tensor]:
+    if covariances.shape[-1] != covariances.shape[-2] or not torch.allclose(covariances, covariances.mT):
+        raise DiffusionalError(f"a covariance of shape {tuple(covariances.shape)} came; give symmetric D × D matrices")
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariances.double())
+    if not bool((eigenvalues > 0).all()):
+        raise DiffusionalError(
+            f"a covariance with eigenvalue {float(eigenvalues.min()):g} came; it must be positive definite"
+        )
+    return eigenvalues, eigenvectors
+
+
+class Gaussian(_Mixture):
+    """x ~ N(mean (D,), covariance (D, D)): everything in closed form, any D.
+
+    mmse(γ) = Σ_i λ_i σ²/(α² λ_i + σ²),  I(x; z) = ½ Σ_i ln(1 + SNR λ_i),  λ_i the eigenvalues of the covariance.
+
+    >>> Gaussian(torch.zeros(1), torch.eye(1)).information(0.0).value            # ½ ln 2
+    0.3465...
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        eigenvalues, eigenvectors = _decomposed(covariance)
+        super().__init__(torch.ones(1), mean.unsqueeze(0), eigenvalues.unsqueeze(0), eigenvectors.unsqueeze(0))
+
+    def entropy(self) -> float:
+        return 0.5 * float((_LOG_2PI + 1 + self.eigenvalues.log()).sum())
+
+    def mmse(self, gamma: Tensor) -> Tensor:
+        g = gamma.double().unsqueeze(1)
+        alpha2, sigma2 = torch.sigmoid(-g), torch.sigmoid(g)
+        return (self.eigenvalues * sigma2 / (alpha2 * self.eigenvalues + sigma2)).sum(1)
+
+    def information(self, gamma: Tensor | float) -> Estimate:
+        snr = torch.exp(-torch.as_tensor(gamma, dtype=torch.float64))
+        return _exactly(0.5 * float(torch.log1p(snr * self.eigenvalues).sum()))
+
+
+class Mixture(_Mixture):
+    """x ~ Σ_k w_k N(m_k, C_k): weights (K,), means (K, D), covariances (K, D, D). Entropy, mmse, information: D ≤ 2.
+
+    >>> Mixture(torch.ones(2), torch.tensor([[-2.0], [2.0]]), torch.full((2, 1, 1), 0.1)).sample(5).shape
+    torch.Size([5, 1])
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        if not bool((weights > 0).all()):
+            raise DiffusionalError(f"mixture weights {weights.tolist()} came; all must be positive")
+        super().__init__(weights, means, *_decomposed(covariances))
+
+
+class Finite(World):
+    """The empirical distribution of N points (N, *shape): every density is computable, any D (MATH (16)).
+
+    q(z_t) is a mixture of N Gaussians, the optimal denoiser its posterior mean, I(x; z_t) ≤ H(x) = ln N (less where points
+    repeat). Matrix products run over chunks of bounded memory. `information` draws noise and carries its Monte Carlo error;
+    `mmse` is by quadrature, D ≤ 2.
+
+    >>> world = Finite(torch.tensor([[-1.0], [1.0]]))
+    >>> round(world.entropy(), 4), round(world.information(-12.0).value, 4)      # ln 2, all of it left at low noise
+    (0.6931, 0.6931)
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        if points.ndim < 2 or len(points) == 0:
+            raise DiffusionalError(f"points of shape {tuple(points.shape)} came; give (N, *shape) with N ≥ 1")
+        distinct, counts = torch.unique(points.double().flatten(1), dim=0, return_counts=True)
+        self.shape = tuple(points.shape[1:])
+        self.points, self.weights = distinct, counts.double() / counts.sum()
+        self.dimensions = distinct.shape[1]
+        self._squares = distinct.square().sum(1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        index = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        return self.points[index].reshape(n, *self.shape)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """ln of the point's share (B,); −∞ off the points."""
+        same = (x.double().flatten(1).unsqueeze(1) == self.points).all(2)
+        return torch.where(same.any(1), (same * self.weights).sum(1).log(), -torch.inf)
+
+    def _log_joint(self, z: Tensor, gamma: Tensor) -> Tensor:
+        """ln w_i − ‖z − α x_i‖²/(2σ²) (B, N), up to −‖z‖²/(2σ²), by one matrix product."""
+        gamma = gamma.reshape(-1, 1)
+        snr, alpha_over_sigma2 = torch.exp(-gamma), torch.sigmoid(-gamma).sqrt() / torch.sigmoid(gamma)
+        return self.weights.log() + alpha_over_sigma2 * (z @ self.points.T) - 0.5 * snr * self._squares
+
+    def _by_rows(self, z: Tensor, gamma: Tensor, f: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        flat = z.double().flatten(1)
+        gamma = gamma.double().expand(len(flat))
+        rows = max(1, _CHUNK // len(self.points))
+        return torch.cat([f(flat[i : i + rows], gamma[i : i + rows]) for i in range(0, len(flat), rows)])
+
+    def log_marginal(self, z: Tensor, gamma: Tensor) -> Tensor:
+        def chunk(z: Tensor, gamma: Tensor) -> Tensor:
+            sigma2 = torch.sigmoid(gamma)
+            constant = -0.5 * (z.square().sum(1) / sigma2 + self.dimensions * (_LOG_2PI + sigma2.log()))
+            return torch.logsumexp(self._log_joint(z, gamma), 1) + constant
+
+        return self._by_rows(z, gamma, chunk)
+
+    def optimum(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._by_rows(z, gamma, lambda z, g: torch.softmax(self._log_joint(z, g), 1) @ self.points).reshape(z.shape)
+        column = gamma.double().reshape(-1, *(1,) * (z.ndim - 1))
+        return x, (z.double() - torch.sigmoid(-column).sqrt() * x) / torch.sigmoid(column).sqrt()
+
+    def second_moment(self) -> float:
+        return float((self.weights * self._squares).sum())
+
+    def entropy(self) -> float:
+        return -float((self.weights * self.weights.log()).sum())
+
+    def _as_mixture(self) -> _Mixture:
+        n, d = self.points.shape
+        return _Mixture(self.weights, self.points, torch.zeros(n, d), torch.eye(d).expand(n, d, d))
+
+    def mmse(self, gamma: Tensor) -> Tensor:
+        return self._as_mixture().mmse(gamma)
+
+    def information(self, gamma: Tensor | float, draws: int = 1, generator: torch.Generator | None = None) -> Estimate:
+        """I(x; z) = E ln q(z|x)/q(z) at γ over `draws` noises for every point, with its Monte Carlo error."""
+        g = torch.as_tensor(gamma, dtype=torch.float64)
+        a, s = torch.sigmoid(-g).sqrt(), torch.sigmoid(g).sqrt()
+        ratios = torch.empty(draws, len(self.points), dtype=torch.float64)
+        for i in range(draws):
+            noise = torch.empty_like(self.points).normal_(generator=generator)
+            log_q = -0.5 * (noise.square().sum(1) + self.dimensions * (_LOG_2PI + 2 * s.log()))
+            ratios[i] = log_q - self.log_marginal(a * self.points + s * noise, g)
+        value = float((ratios.mean(0) * self.weights).sum())
+        # Spread over points counts as noise too: with one draw the two can't be told apart, so this is no underestimate.
+        spread = ((ratios - value).square().mean(0) * self.weights.square()).sum() / draws
+        return Estimate(value, float(spread.sqrt()), 0.0, len(self.points), 0)

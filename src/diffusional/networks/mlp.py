@@ -1,0 +1,58 @@
+"""A residual MLP for data of any shape, flattened."""
+
+import math
+
+from torch import Tensor, nn
+
+from diffusional.networks.embedding import LogSNREmbedding
+
+
+class MLP(nn.Module):
+    """z (B, C, *rest), log_snr (B,) → (B, outputs · C, *rest) by residual layers that the noise level modulates.
+
+    Args:
+        shape: of one item.
+        outputs: output channels per data channel (1; K or 2 for a levels head).
+
+    >>> import torch
+    >>> MLP((20,), hidden=32)(torch.zeros(3, 20), torch.zeros(3)).shape
+    torch.Size([3, 20])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        outputs: int = 1,
+        hidden: int = 256,
+        depth: int = 3,
+        dropout: float = 0.0,
+        condition_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.out_shape = (outputs * shape[0], *shape[1:])
+        self.embedding = LogSNREmbedding(128, condition_dim)
+        self.first = nn.Linear(math.prod(shape), hidden)
+        self.blocks = nn.ModuleList(_Block(hidden, dropout) for _ in range(depth))
+        self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs * math.prod(shape)))
+
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        embedding = self.embedding(log_snr, condition)
+        h = self.first(z.flatten(1))
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.last(h).unflatten(1, self.out_shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.film = nn.Linear(128, 2 * hidden)
+        self.body = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Dropout(dropout))
+        self.out = nn.Linear(hidden, hidden)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding).chunk(2, dim=1)
+        return h + self.out(self.body(self.norm(h) * (1 + scale) + shift))

@@ -1,0 +1,99 @@
+"""A small residual U-Net for images, enough for digits and MNIST on two cores."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from diffusional.networks.embedding import LogSNREmbedding
+
+
+class UNet(nn.Module):
+    """z (B, C, H, W), log_snr (B,) → (B, outputs · C, H, W).
+
+    Two coordinate channels join the input. Each resolution has one residual block on the way down, the lowest has
+    `blocks`, and each has two on the way up, after the skip connection. Second convolutions and the output start at zero.
+
+    Args:
+        channels: C of the data.
+        outputs: output channels per data channel (1; K or 2 for a levels head).
+        widths: channels at each resolution, each a multiple of 8; the image is halved between them.
+        blocks: residual blocks at the lowest resolution.
+
+    >>> UNet(1, outputs=2, widths=(8, 16))(torch.zeros(3, 1, 8, 8), torch.zeros(3)).shape
+    torch.Size([3, 2, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int = 1,
+        widths: tuple[int, ...] = (32, 64),
+        blocks: int = 2,
+        dropout: float = 0.0,
+        condition_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        if not widths or any(w % 8 for w in widths):
+            raise ValueError(f"widths {widths} came; each must be a multiple of 8 (group normalisation)")
+        self.embedding = LogSNREmbedding(128, condition_dim)
+        self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for fine, coarse in zip(widths[:-1], widths[1:], strict=True):
+            self.down.append(_ResBlock(fine, fine, dropout))
+            self.shrink.append(nn.Conv2d(fine, coarse, 3, stride=2, padding=1))
+            self.grow.append(nn.Conv2d(coarse, fine, 3, padding=1))
+            self.up.append(nn.ModuleList([_ResBlock(2 * fine, fine, dropout), _ResBlock(fine, fine, dropout)]))
+        self.middle = nn.ModuleList(_ResBlock(widths[-1], widths[-1], dropout) for _ in range(blocks))
+        self.last = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], outputs * channels, 1))
+        _zero(self.last[-1])
+
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        embedding = self.embedding(log_snr, condition)
+        h = self.first(torch.cat([z, _coordinates(z)], dim=1))
+        skips = []
+        for block, shrink in zip(self.down, self.shrink, strict=True):
+            h = block(h, embedding)
+            skips.append(h)
+            h = shrink(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for grow, blocks in zip(reversed(self.grow), reversed(self.up), strict=True):
+            skip = skips.pop()
+            h = grow(interpolate(h, size=skip.shape[-2:], mode="nearest"))
+            h = torch.cat([h, skip], dim=1)
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+        return self.last(h)
+
+
+class _ResBlock(nn.Module):
+    """h + conv(SiLU(FiLM(norm(conv(SiLU(norm(h)))))))."""
+
+    def __init__(self, channels: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, outputs, 3, padding=1)
+        self.film = nn.Linear(128, 2 * outputs)
+        self.norm2 = nn.GroupNorm(8, outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(channels, outputs, 1) if channels != outputs else nn.Identity()
+        self.act = nn.SiLU()
+        _zero(self.conv2)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        inner = self.norm2(self.conv1(self.act(self.norm1(h)))) * (1 + scale) + shift
+        return self.skip(h) + self.conv2(self.dropout(self.act(inner)))
+
+
+def _coordinates(z: Tensor) -> Tensor:
+    y = torch.linspace(-1, 1, z.shape[-2], device=z.device, dtype=z.dtype)
+    x = torch.linspace(-1, 1, z.shape[-1], device=z.device, dtype=z.dtype)
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(z.shape[0], -1, -1, -1)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
