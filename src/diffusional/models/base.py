@@ -35,7 +35,3 @@ class LatentVariableModel(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
         """n items x (n, *space.shape) from the generative model."""
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
-        """The loss: a wrapped model (DistributedDataParallel, say) hooks into `forward`."""
-        return self.loss(x, generator, condition)

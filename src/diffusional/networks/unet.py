@@ -1,5 +1,7 @@
 """A small residual U-Net for images, enough for digits and MNIST on two cores."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -39,7 +41,7 @@ class UNet(nn.Module):
         self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
-        for fine, coarse in zip(widths[:-1], widths[1:], strict=True):
+        for fine, coarse in pairwise(widths):
             self.down.append(_ResBlock(fine, fine, dropout))
             self.shrink.append(nn.Conv2d(fine, coarse, 3, stride=2, padding=1))
             self.grow.append(nn.Conv2d(coarse, fine, 3, padding=1))
@@ -60,7 +62,7 @@ class UNet(nn.Module):
             h = block(h, embedding)
         for grow, blocks in zip(reversed(self.grow), reversed(self.up), strict=True):
             skip = skips.pop()
-            h = grow(interpolate(h, size=skip.shape[-2:], mode="nearest"))
+            h = interpolate(grow(h), size=skip.shape[-2:], mode="nearest")
             h = torch.cat([h, skip], dim=1)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)

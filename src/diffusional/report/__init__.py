@@ -1,0 +1,1 @@
+"""Ledgers as tables, and pictures: from saved results only."""

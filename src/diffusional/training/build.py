@@ -1,0 +1,76 @@
+"""From a config and a space to a model."""
+
+from torch import nn
+
+from diffusional import schedule as schedules
+from diffusional.errors import DiffusionalError
+from diffusional.forward import GaussianDiffusion
+from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform
+from diffusional.models import likelihood as likelihoods
+from diffusional.models.denoiser import Denoiser, output_channels
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.networks import MLP, UNet
+from diffusional.space import Discrete, Space
+from diffusional.training.config import Config, ScheduleConfig
+
+
+def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
+    """The schedule of a config.
+
+    >>> build_schedule(ScheduleConfig(kind="cosine", steps=100)).steps
+    100
+    """
+    if config.kind == "log_snr_linear":
+        return schedules.log_snr_linear(config.gamma_min, config.gamma_max, config.steps)
+    assert config.steps is not None  # Config has seen to it
+    if config.kind == "linear":
+        return schedules.linear(config.steps, config.beta_start, config.beta_end)
+    return schedules.cosine(config.steps)
+
+
+def build_model(config: Config, space: Space) -> DiffusionModel:
+    """The untrained model of a config over a space. Raises DiffusionalError where the two don't fit.
+
+    >>> build_model(Config(), Discrete((1, 8, 8), 17)).denoiser.predicts
+    'levels'
+    """
+    chosen = config.model
+    discrete = isinstance(space, Discrete)
+    predicts = chosen.predicts or ("levels" if discrete else "v")
+    likelihood = chosen.likelihood or (
+        "gaussian" if not discrete else "network-levels" if predicts == "levels" else "level-posterior"
+    )
+    kinds = {
+        "network-levels": likelihoods.NetworkLevels,
+        "level-posterior": likelihoods.LevelPosterior,
+        "discretized-gaussian": likelihoods.DiscretizedGaussian,
+        "gaussian": likelihoods.GaussianLikelihood,
+        "bernoulli": likelihoods.Bernoulli,
+    }
+    if likelihood == "network-levels" and predicts != "levels":
+        raise DiffusionalError(f'model.likelihood="network-levels" came with predicts="{predicts}"; it needs "levels"')
+    channels = space.shape[0]
+    outputs = output_channels(predicts, chosen.head, channels, space.levels) // channels
+    denoiser = Denoiser(
+        _network(config, space, outputs), predicts, space if isinstance(space, Discrete) else None, chosen.head
+    )
+    forward = GaussianDiffusion(build_schedule(config.schedule))
+    return DiffusionModel(forward, denoiser, kinds[likelihood](space), chosen.variance)
+
+
+def _network(config: Config, space: Space, outputs: int) -> nn.Module:
+    chosen = config.model
+    image = len(space.shape) == 3
+    kind = chosen.network or ("unet" if image else "mlp")
+    if kind == "mlp":
+        return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout)
+    if not image:
+        raise DiffusionalError(
+            f'model.network="unet" came for items of shape {space.shape}; a U-Net needs (C, H, W): use mlp'
+        )
+    return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout)
+
+
+def build_sampler(config: Config) -> LevelSampler:
+    """The sampler of noise levels of a config."""
+    return {"uniform": Uniform, "stratified": Stratified, "adaptive": Adaptive}[config.sampler]()

@@ -1,0 +1,213 @@
+"""The typed configuration of a run, saved with it as config.json. Imports no torch, so that `--help` is instant."""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusional.errors import DiffusionalError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, and what they are."""
+
+    name: str = "digits"
+    """"digits" (embedded), or a path: .npy, .npz, an IDX file, or a folder of MNIST's files."""
+    levels: int | None = None
+    """How many integer levels the data have (256 for 8-bit images); real-valued data have none."""
+    split_seed: int = 0
+    """Seed of the split, where the file has none of its own."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """γ(u), and T."""
+
+    kind: Literal["log_snr_linear", "linear", "cosine"] = "log_snr_linear"
+    """log-SNR-linear, or betas: DDPM's linear, improved DDPM's cosine."""
+    steps: int | None = None
+    """T latents; None trains in continuous time (log_snr_linear only)."""
+    gamma_min: float = -9.21
+    """γ_1 = −log SNR of the cleanest latent (log_snr_linear)."""
+    gamma_max: float = 10.12
+    """γ_T (log_snr_linear)."""
+    beta_start: float = 1e-4
+    """β_1 (linear)."""
+    beta_end: float = 0.02
+    """β_T (linear)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network and what it means."""
+
+    network: Literal["unet", "mlp"] | None = None
+    """None picks unet for images, mlp for anything else."""
+    predicts: Literal["noise", "data", "v", "score", "levels"] | None = None
+    """None picks levels for discrete data, v for real-valued data."""
+    head: Literal["categorical", "logistic"] = "logistic"
+    """How a levels network speaks."""
+    likelihood: Literal["network-levels", "level-posterior", "discretized-gaussian", "gaussian", "bernoulli"] | None = (
+        None
+    )
+    """p(x|z_1); None picks network-levels with a levels head, level-posterior for other discrete data, else gaussian."""
+    variance: Literal["posterior", "transition"] = "posterior"
+    """Of the backward chain."""
+    widths: tuple[int, ...] = (32, 64)
+    """U-Net channels at each resolution."""
+    blocks: int = 2
+    """Residual blocks at the lowest resolution (unet) or in all (mlp)."""
+    hidden: int = 256
+    """Width of the mlp."""
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, a plateau, and a cosine to zero."""
+
+    lr: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    warmup: int = 200
+    """Steps from 0 to lr."""
+    flat: float = 0.3
+    """Part of the run after which the cosine begins."""
+    clip: float = 1.0
+    """Norm that gradients are clipped to."""
+    ema: float = 0.999
+    """Weight average: decay min(ema, (1 + i)/(10 + i)) at step i."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: Literal["elbo", "simple"] = "elbo"
+    """"simple" is DDPM's L_simple, which is not a bound."""
+    sampler: Literal["stratified", "adaptive", "uniform"] = "adaptive"
+    """Of the noise levels, MATH (22): changes the variance alone."""
+    steps: int = 2000
+    """Optimiser steps."""
+    max_seconds: float | None = None
+    """May only stop the run early."""
+    batch: int = 128
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of the network; schedules and costs stay float64."""
+    validate_every: int = 250
+    patience: int = 0
+    """Stop after this many validations without a better bound; 0 never stops. The best weights are kept either way."""
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise DiffusionalError(f"{name}={getattr(self, name)} came; it must be at least 1")
+        if self.schedule.kind != "log_snr_linear" and self.schedule.steps is None:
+            raise DiffusionalError(
+                f"schedule.kind={self.schedule.kind!r} came without schedule.steps; betas need a T, such as 1000"
+            )
+        if not 0 <= self.model.dropout < 1:
+            raise DiffusionalError(f"model.dropout={self.model.dropout} came; give 0 to below 1")
+        if self.optimizer.lr <= 0:
+            raise DiffusionalError(f"optimizer.lr={self.optimizer.lr} came; it must be positive")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> "Config":
+        """The config that `to_dict` described. Unknown keys and values of the wrong type are refused.
+
+        >>> Config.from_dict({"steps": 10}).steps
+        10
+        >>> Config.from_dict({"stepz": 10})
+        Traceback (most recent call last):
+            ...
+        diffusional.errors.DiffusionalError: unknown config key 'stepz'; did you mean 'steps'?
+        """
+        return _build(Config, record, "")
+
+    @staticmethod
+    def load(path: Path) -> "Config":
+        """Read a config.json."""
+        try:
+            record = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise DiffusionalError(f"{path} does not exist; a run folder has a config.json") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DiffusionalError(f"{path} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise DiffusionalError(f"{path} holds a {type(record).__name__}; a config is a JSON object")
+        return Config.from_dict(record)
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Lines "key: a → b" for every value that differs.
+
+    >>> differences(Config(), Config(steps=7))
+    ['steps: 2000 → 7']
+    """
+
+    def flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in record.items():
+            out.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        return out
+
+    left, right = flat(a.to_dict()), flat(b.to_dict())
+    return [f"{key}: {left[key]} → {right[key]}" for key in left if left[key] != right[key]]
+
+
+def _build(kind: type[Any], record: dict[str, Any], prefix: str) -> Any:
+    import difflib
+
+    hints = typing.get_type_hints(kind)
+    for key in record:
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean '{prefix}{close[0]}'?" if close else f"known are {', '.join(hints)}"
+            raise DiffusionalError(f"unknown config key '{prefix}{key}'; {hint}")
+    values = {}
+    for key, value in record.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise DiffusionalError(f"config key '{prefix}{key}' is {value!r}; expected an object")
+            values[key] = _build(typing.cast(type[Any], hint), value, f"{prefix}{key}.")
+        else:
+            values[key] = _checked(hint, value, prefix + key)
+    return kind(**values)
+
+
+def _checked(hint: Any, value: Any, name: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        (hint,) = [o for o in options if o is not type(None)]
+        return _checked(hint, value, name)
+    if origin is Literal:
+        if value not in options:
+            raise DiffusionalError(f"config key '{name}' is {value!r}; expected one of {', '.join(map(repr, options))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise DiffusionalError(f"config key '{name}' is {value!r}; expected a list")
+        return tuple(_checked(options[0], v, name) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise DiffusionalError(f"config key '{name}' is {value!r}; expected {hint.__name__}")
+    return value

@@ -1,0 +1,60 @@
+"""Tensors and records on disk: safetensors and JSON, never a pickle; written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, to a temporary name first."""
+    temporary = path.with_name(path.name + ".partial")
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors. Raises DiffusionalError for a missing, corrupt or foreign file; a pickle is never loaded."""
+    if not path.exists():
+        raise DiffusionalError(f"{path} does not exist; expected a safetensors file")
+    with path.open("rb") as file:
+        head = file.read(8)
+    # A zip archive is torch.save's format; \x80 opens a pickle of protocol 2 and later.
+    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or path.suffix in _PICKLES:
+        raise DiffusionalError(
+            f"{path} is a pickle, which can run code when it is loaded; it was not opened. "
+            "Convert it where you trust it: safetensors.torch.save_file(state_dict, 'model.safetensors')"
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DiffusionalError(f"{path} is corrupt or no safetensors file: {error}") from error
+
+
+def save_json(path: Path, record: Any) -> None:
+    """Write JSON, to a temporary name first."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises DiffusionalError where it is missing or broken."""
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise DiffusionalError(f"{path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DiffusionalError(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DiffusionalError(f"{path} holds a {type(record).__name__}; expected a JSON object")
+    return record

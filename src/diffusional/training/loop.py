@@ -1,0 +1,245 @@
+"""The training loop, on Accelerate: sample levels, take a step, average the weights, validate now and then."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from diffusional.data import load as load_data
+from diffusional.data.dataset import Dataset
+from diffusional.errors import DiffusionalError
+from diffusional.ledger import per_unit
+from diffusional.levels import LevelSampler
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.training import checkpoint
+from diffusional.training.build import build_model, build_sampler
+from diffusional.training.config import Config, OptimizerConfig
+from diffusional.training.files import save_tensors
+from diffusional.training.run import CHECKPOINTS, METRICS, WEIGHTS, begin, load
+
+# Draws per validation item. They are the same at every validation, so that bounds compare with little noise.
+_VALIDATION_DRAWS = 16
+_LOG_EVERY = 10
+
+
+def train(
+    config: Config,
+    run: str | Path,
+    data: Dataset | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> DiffusionModel:
+    """Train a model by its ELBO and leave everything in the folder `run`; returns the best model, as `load(run)` does.
+
+    The metrics go to metrics.jsonl, a line per 10 steps and per validation; the averaged weights with the best validation
+    bound to model.safetensors. `resume` continues a run with the same config and data.
+
+    Args:
+        data: a Dataset in hand; `config.data` is loaded unless given.
+        console: where the progress bar goes; standard error unless given.
+
+    Raises DiffusionalError for a used folder without `resume`, another config or other data with it, and a loss that is
+    not finite (the last good checkpoint stays).
+
+    >>> import tempfile
+    >>> from diffusional.training.config import ModelConfig
+    >>> config = Config(steps=2, batch=8, model=ModelConfig(widths=(8, 8), blocks=1))
+    >>> model = train(config, tempfile.mkdtemp() + "/run", console=Console(quiet=True))
+    >>> model.space.levels
+    17
+    """
+    run = Path(run)
+    console = console or Console(stderr=True)
+    dataset = data or load_data(config.data.name, levels=config.data.levels, seed=config.data.split_seed)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if accelerator.is_main_process:
+        begin(run, config, dataset, resume)
+    accelerator.wait_for_everyone()
+    set_seed(config.seed)
+    model = build_model(config, dataset.space)
+    sampler = build_sampler(config)
+    average = AveragedModel(model, device=accelerator.device, multi_avg_fn=_ema(config.optimizer.ema))
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.optimizer.lr,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        weight_decay=config.optimizer.weight_decay,
+    )
+    objective, optimizer = accelerator.prepare(_Objective(model, config, sampler), optimizer)
+    # Every process draws levels and noise of its own.
+    generator = torch.Generator(accelerator.device)
+    generator.manual_seed(_seed(config.seed, accelerator.process_index))
+    state = checkpoint.State(model, average, optimizer, sampler, generator)
+    progress = checkpoint.restore(run / CHECKPOINTS, state)
+    _truncate(run / METRICS, progress.step)
+
+    unit = per_unit("bits/dim", dataset.space.dimensions)
+    started = time.monotonic() - progress.seconds
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[bound]}"),
+        console=console,
+        disable=not accelerator.is_main_process,
+    )
+    with bar, (run / METRICS).open("a") as metrics:
+        task = bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
+        validation = ""
+        losses: list[float] = []
+        while progress.step < config.steps:
+            x = _batch(dataset, config, progress.step, accelerator).to(accelerator.device)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config.optimizer, progress.step, config.steps)
+            objective.train()
+            loss = objective(x, generator)
+            optimizer.zero_grad()
+            accelerator.backward(loss / unit)  # bits/dim: gradients of order one, whatever D
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+            value = float(loss.detach())
+            if not math.isfinite(value) or not math.isfinite(float(norm)):
+                raise DiffusionalError(
+                    f"step {progress.step + 1}: the loss is {value:g} and the gradient's norm {float(norm):g}; the last good "
+                    f"checkpoint in {run / CHECKPOINTS} is intact. Try a lower optimizer.lr or optimizer.clip"
+                )
+            optimizer.step()
+            average.update_parameters(model)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            losses.append(value / unit)
+            stopping = _stopping(config, progress)
+            if progress.step % _LOG_EVERY == 0 or stopping:
+                recent = sum(losses) / len(losses)
+                losses.clear()
+                line = {
+                    "step": progress.step,
+                    "loss": recent,
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "norm": float(norm),
+                }
+                _write(metrics, accelerator, {**line, "seconds": progress.seconds})
+                rate = f"{progress.step / progress.seconds:.1f} steps/s"
+                bar.update(task, completed=progress.step, rate=rate, bound=validation or f"{recent:.3f} bits/dim")
+            if progress.step % config.validate_every == 0 or stopping:
+                bound = validate(average.module, dataset, config.seed)
+                _write(
+                    metrics,
+                    accelerator,
+                    {"step": progress.step, "validation": bound / unit, "seconds": progress.seconds},
+                )
+                progress.stale += 1
+                if bound < progress.best:
+                    progress.best, progress.best_step, progress.stale = bound, progress.step, 0
+                    if accelerator.is_main_process:
+                        save_tensors(run / WEIGHTS, average.module.state_dict())
+                validation = f"{bound / unit:.3f} bits/dim (validation; best {progress.best / unit:.3f})"
+                bar.update(task, bound=validation)
+            stopping = stopping or (config.patience > 0 and progress.stale >= config.patience)
+            if (progress.step % config.checkpoint_every == 0 or stopping) and accelerator.is_main_process:
+                metrics.flush()
+                checkpoint.save(run / CHECKPOINTS, state, progress)
+            if stopping:
+                break
+    accelerator.wait_for_everyone()
+    return load(run)
+
+
+class _Objective(nn.Module):
+    """The loss as a forward pass, which is what wrappers of modules hook into."""
+
+    def __init__(self, model: DiffusionModel, config: Config, sampler: LevelSampler) -> None:
+        super().__init__()
+        self.model, self.simple, self.sampler = model, config.objective == "simple", sampler
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        if self.simple:
+            return self.model.simple_loss(x, generator) * self.model.space.dimensions
+        return self.model.loss(x, generator, sampler=self.sampler)
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Warm-up from 0, a plateau until `flat` of the run, a cosine to 0 at its end.
+
+    >>> [round(learning_rate(OptimizerConfig(lr=1.0, warmup=10, flat=0.5), s, 100), 3) for s in (0, 9, 50, 75, 99)]
+    [0.1, 1.0, 1.0, 0.5, 0.001]
+    """
+    plateau = config.flat * steps
+    decay = 1.0 if step < plateau else 0.5 * (1 + math.cos(math.pi * (step - plateau) / (steps - plateau)))
+    return config.lr * min(1.0, (step + 1) / max(1, config.warmup)) * decay
+
+
+def validate(model: nn.Module, dataset: Dataset, seed: int) -> float:
+    """The validation NELBO in nats: 16 stratified draws of (t, noise) per item, the same at every call."""
+    assert isinstance(model, DiffusionModel)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(_seed(seed, -1))
+    was_training = model.training
+    model.eval()
+    x = dataset.encode("validation")
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(x), 256):
+            block = x[start : start + 256].to(device)
+            repeated = block.repeat(_VALIDATION_DRAWS, *(1,) * (x.ndim - 1))
+            total += float(model.loss(repeated, generator)) * len(block)
+    model.train(was_training)
+    return total / len(x)
+
+
+def _batch(dataset: Dataset, config: Config, step: int, accelerator: Accelerator) -> Tensor:
+    """Items of a step, encoded: the stream of epochs is a function of (seed, step), cut among the processes."""
+    n = len(dataset.train)
+    size = config.batch
+    first = (step * accelerator.num_processes + accelerator.process_index) * size
+    wanted = range(first, first + size)
+    parts = []
+    for epoch in range(wanted[0] // n, wanted[-1] // n + 1):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(_seed(config.seed, 1_000_000 + epoch)))
+        parts.append(order[max(0, first - epoch * n) : min(n, first + size - epoch * n)])
+    return dataset.space.encode(dataset.train[torch.cat(parts)])
+
+
+def _seed(seed: int, stream: int) -> int:
+    """Seeds of independent streams of one run."""
+    return (seed * 0x9E3779B1 + (stream + 2) * 0x85EBCA77) % 2**63
+
+
+def _ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    def update(averages: list[Tensor], parameters: list[Tensor], count: Tensor | int) -> None:
+        weight = min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(averages, parameters, 1 - weight)
+
+    return update
+
+
+def _stopping(config: Config, progress: checkpoint.Progress) -> bool:
+    out_of_time = config.max_seconds is not None and progress.seconds >= config.max_seconds
+    return progress.step >= config.steps or out_of_time
+
+
+def _write(file: TextIO, accelerator: Accelerator, record: dict[str, Any]) -> None:
+    if accelerator.is_main_process:
+        file.write(json.dumps(record) + "\n")
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop metrics of steps after the checkpoint: they will be taken again."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
