@@ -72,8 +72,8 @@ def yardsticks(dataset: Dataset) -> dict[str, Any]:
     assert isinstance(space, Discrete)
     train_items, validation = dataset.train, dataset.validation
     fitted = {
-        "mixture of 10 categoricals": baselines.CategoricalMixture.fit(train_items, space, 10, validation=validation),
-        "factorised categorical": baselines.FactorizedCategorical.fit(train_items, space, validation=validation),
+        "mixture of 10 categoricals": baselines.CategoricalMixture.fit(train_items, space, validation),
+        "factorised categorical": baselines.FactorizedCategorical.fit(train_items, space, validation),
     }
     return {name: _entry(-model.log_prob(dataset.test), space) for name, model in fitted.items()}
 

@@ -142,15 +142,11 @@ class GaussianDiffusion(nn.Module):
         """γ_t (B,) or (), float64, for t in `first` … T; γ_0 = −∞ is x."""
         grid = self.schedule.grid()
         t = torch.as_tensor(t, device=grid.device)
-        if t.dtype.is_floating_point:
-            raise DiffusionalError(
-                f"t of type {t.dtype} came; latents are numbered by integers 1 … {len(grid)}"
-            )
+        if t.dtype.is_floating_point or t.dtype == torch.bool:
+            raise DiffusionalError(f"t of type {t.dtype} came; latents are numbered by integers 1 … {len(grid)}")
         if bool(((t < first) | (t > len(grid))).any()):
-            raise DiffusionalError(
-                f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {len(grid)}"
-            )
-        return torch.cat([grid.new_full((1,), -torch.inf), grid])[t]
+            raise DiffusionalError(f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {len(grid)}")
+        return torch.cat([grid.new_full((1,), -torch.inf), grid])[t.long()]
 
     def marginal(self, x: Tensor, t: Time) -> Gaussian:
         """q(z_t | x) = N(α_t x, σ_t² I), t in 1 … T, MATH (3)."""

@@ -107,9 +107,7 @@ class Adaptive:
         stratified: bool = True,
     ) -> None:
         if cells < 1 or not 0 <= floor <= 1 or not 0 <= decay < 1:
-            raise ValueError(
-                f"cells={cells}, floor={floor}, decay={decay} came; need ≥ 1, in [0, 1], in [0, 1)"
-            )
+            raise ValueError(f"cells={cells}, floor={floor}, decay={decay} came; need ≥ 1, in [0, 1], in [0, 1)")
         self.floor, self.decay, self.warmup, self.stratified = floor, decay, warmup, stratified
         self.second_moment = torch.zeros(cells, dtype=torch.float64)
         self.norm = torch.zeros(cells, dtype=torch.float64)
@@ -137,9 +135,9 @@ class Adaptive:
         if levels is None:
             return SampledLevels(u, 1 / (mass[cell] * cells))
         level = (u * levels).long() + 1
-        return SampledLevels(
-            level, 1 / (_cumulative(edges, level / levels) - _cumulative(edges, (level - 1) / levels))
-        )
+        # In float64: an int64 tensor over an int is float32, which would bias π_t by 1e-3 at L = 10 000.
+        end, start = level.double() / levels, (level.double() - 1) / levels
+        return SampledLevels(level, 1 / (_cumulative(edges, end) - _cumulative(edges, start)))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         """Fold costs (N,), nats per unit of u (KL_t · L in discrete time), at positions (N,) in [0, 1)."""

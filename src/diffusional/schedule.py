@@ -56,9 +56,7 @@ class Schedule(nn.Module):
         tensor([-4.,  0.,  4.], dtype=torch.float64)
         """
         if self.steps is None:
-            raise DiffusionalError(
-                "time is continuous here (steps=None); regrid(steps=T) gives it a grid of T latents"
-            )
+            raise DiffusionalError("time is continuous here (steps=None); regrid(steps=T) gives it a grid of T latents")
         u = torch.arange(self.steps, dtype=torch.float64, device=self._device()) / (self.steps - 1)
         return self.gamma(u)
 
@@ -192,9 +190,7 @@ class FromBetas(Schedule):
         return {"kind": "from_betas", "betas": self.betas.tolist(), "steps": self.steps}
 
 
-def log_snr_linear(
-    gamma_min: float = -10.0, gamma_max: float = 10.0, steps: int | None = None
-) -> LogSNRLinear:
+def log_snr_linear(gamma_min: float = -10.0, gamma_max: float = 10.0, steps: int | None = None) -> LogSNRLinear:
     """γ(u) = γ_min + (γ_max − γ_min) u; continuous time unless `steps` is given.
 
     Raises DiffusionalError unless gamma_min < gamma_max are finite.
@@ -205,9 +201,7 @@ def log_snr_linear(
     return LogSNRLinear(gamma_min, gamma_max, steps)
 
 
-def linear(
-    steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = False
-) -> FromBetas:
+def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = False) -> FromBetas:
     """DDPM's schedule: β_t linear from beta_start to beta_end, as given (Ho, Jain & Abbeel 2020, §4).
 
     `rescale=True` multiplies both ends by 1000/T, as OpenAI's code does. Any β ≥ 1 raises DiffusionalError.

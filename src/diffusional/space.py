@@ -92,9 +92,7 @@ class Discrete:
         """Raise unless x (B, *shape) lies on the levels (to 1 % of a bin width)."""
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
-            raise DiffusionalError(
-                f"values of type {x.dtype} came; models take encoded values: space.encode(raw)"
-            )
+            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
         off = (x.double() - (self.low + self.width * self.index(x.double()).double())).abs() / self.width
         bad = ~(off.flatten(1) <= 0.01)
         if bad.any():
@@ -146,15 +144,11 @@ class Continuous:
         for name in ("shift", "scale"):
             values = getattr(self, name)
             if len(values) not in (1, self.dimensions):
-                raise DiffusionalError(
-                    f"{name} of length {len(values)} came; give 1 or {self.dimensions} numbers"
-                )
+                raise DiffusionalError(f"{name} of length {len(values)} came; give 1 or {self.dimensions} numbers")
             if not all(math.isfinite(v) for v in values):
                 raise DiffusionalError(f"{name} has a value that is not finite; mend the data it came from")
         if min(self.scale) <= 0:
-            raise DiffusionalError(
-                f"scale {min(self.scale):g} came; scales must be positive (drop constant columns)"
-            )
+            raise DiffusionalError(f"scale {min(self.scale):g} came; scales must be positive (drop constant columns)")
 
     @property
     def dimensions(self) -> int:
@@ -184,9 +178,7 @@ class Continuous:
         """Raise unless x (B, *shape) is finite and of a floating type."""
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
-            raise DiffusionalError(
-                f"values of type {x.dtype} came; models take encoded values: space.encode(raw)"
-            )
+            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
 
     def log_jacobian(self) -> float:
         """Σ_d ln scale_d: what the standardisation adds to −ln p(x), in nats."""

@@ -75,11 +75,11 @@ def log_bin_mass(lower: Tensor, upper: Tensor) -> Tensor:
     """
     flip = lower + upper > 0
     a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    # An open bin has a = −∞ after the flip; keep infinities out of the gradient's way.
+    # An open bin has a = −∞ after the flip. Its constants keep infinities out of the gradient's way: NaN · 0 is NaN.
     open_bin = torch.isinf(a)
     log_b = log_ndtr(b)
-    log_a = log_ndtr(torch.where(open_bin, b - 1, a))
-    return torch.where(open_bin, log_b, log_b + torch.log(-torch.expm1(log_a - log_b)))
+    log_ratio = torch.where(open_bin, -1.0, log_ndtr(torch.where(open_bin, -1.0, a)) - log_b)
+    return log_b + torch.where(open_bin, 0.0, torch.log(-torch.expm1(log_ratio)))
 
 
 class DiscretizedGaussian(nn.Module):

@@ -1,0 +1,29 @@
+"""The embedded default: scikit-learn's 1,797 handwritten digits, 8 × 8 pixels of 17 levels.
+
+The images come in the order of their writers, and the split keeps that order, so the test set has other
+writers than the training set: a harder and more honest split than a random one.
+
+Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
+1998 (its test set).
+"""
+
+import torch
+
+from diffusional.data.dataset import Dataset
+from diffusional.space import Discrete
+
+LEVELS = 17
+
+
+def load_digits() -> Dataset:
+    """Digits over Discrete((1, 8, 8), levels=17): 0–999 train, 1000–1349 validation, 1350–1796 test.
+
+    >>> data = load_digits()
+    >>> data.train.shape, data.validation.shape, data.test.shape
+    (torch.Size([1000, 1, 8, 8]), torch.Size([350, 1, 8, 8]), torch.Size([447, 1, 8, 8]))
+    """
+    # Deferred, since it takes seconds and most uses of this package need no digits.
+    from sklearn.datasets import load_digits as embedded
+
+    images = torch.from_numpy(embedded(return_X_y=True)[0]).to(torch.uint8).reshape(-1, 1, 8, 8)
+    return Dataset("digits", Discrete((1, 8, 8), levels=LEVELS), images[:1000], images[1000:1350], images[1350:])

@@ -1,0 +1,97 @@
+"""IDX files: what is written by the format's description is read back; what breaks it is refused with its numbers."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusional.data.idx import read_idx, read_mnist_folder
+from diffusional.errors import DiffusionalError
+
+CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D, "float64": 0x0E}
+
+
+def idx_bytes(values: np.ndarray) -> bytes:
+    """IDX as its description has it, number by number, apart from the reader's way of doing it."""
+    header = struct.pack(">HBB", 0, CODES[values.dtype.name], values.ndim)
+    header += b"".join(struct.pack(">I", n) for n in values.shape)
+    letter = {"uint8": "B", "int8": "b", "int16": "h", "int32": "i", "float32": "f", "float64": "d"}
+    return header + b"".join(struct.pack(">" + letter[values.dtype.name], v) for v in values.ravel().tolist())
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("dtype", list(CODES))
+def test_round_trip_of_every_type(tmp_path: Path, dtype: str, zipped: bool) -> None:
+    # −3 and 300 tell signed from unsigned and one byte order from the other.
+    low, high = (-3, 120) if dtype == "int8" else (0, 250) if dtype == "uint8" else (-300, 300)
+    values = np.random.default_rng(0).integers(low, high, (3, 2, 5)).astype(dtype)
+    content = idx_bytes(values)
+    path = tmp_path / "a.idx"  # recognised by content, so the name need not say that it is zipped
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    read = read_idx(path)
+    np.testing.assert_array_equal(read, values)
+    assert read.dtype == np.dtype(dtype)
+    assert read.dtype.isnative
+    assert read.flags.writeable
+
+
+def test_no_items_is_a_valid_file(tmp_path: Path) -> None:
+    (tmp_path / "a.idx").write_bytes(idx_bytes(np.zeros((0, 4), np.uint8)))
+    assert read_idx(tmp_path / "a.idx").shape == (0, 4)
+
+
+GOOD = idx_bytes(np.arange(12, dtype=np.int16).reshape(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (GOOD[:-5], r"truncated: its header promises 24 bytes of values \(shape \(3, 4\), int16\), 19 came"),
+        (GOOD + b"\0", r"too long: its header promises 24 bytes .* 25 came"),
+        (GOOD[:9], "truncated: 2 axes need a header of 12 bytes, 9 came"),
+        (GOOD[:3], "starts with 00 00 0b, which is no IDX magic number"),
+        (b"", "starts with nothing, which is no IDX magic number"),
+        (b"\x89PNG1234", "starts with 89 50 4e 47, which is no IDX magic number; expected 00 00, a type"),
+        (b"\0\0\x0a\x01" + GOOD[4:], "starts with 00 00 0a 01, which is no IDX"),
+        (b"\0\0\x08\0", "declares 0 axes; expected 1 to 32"),
+        (b"\0\0\x08\x21" + bytes(200), "declares 33 axes; expected 1 to 32"),
+        (gzip.compress(GOOD)[:-12], "damaged gzip file"),
+        (gzip.compress(GOOD)[:12] + b"\xff" * 20, "damaged gzip file"),
+        (gzip.compress(GOOD)[:-8] + b"\0" * 8, "damaged gzip file .*CRC"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "broken-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(DiffusionalError, match=message) as caught:
+        read_idx(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DiffusionalError, match=r"gone.idx could not be read"):
+        read_idx(tmp_path / "gone.idx")
+
+
+def test_mnist_folder(tmp_path: Path) -> None:
+    train, test = np.full((3, 4, 4), 1, np.uint8), np.full((2, 4, 4), 2, np.uint8)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(train)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"never read")
+    with pytest.raises(DiffusionalError, match=r"no t10k-images-idx3-ubyte\[.gz\] \(it holds: train-images") as caught:
+        read_mnist_folder(tmp_path)
+    assert "no train-images" not in str(caught.value)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(test))
+    arrays = read_mnist_folder(tmp_path)
+    np.testing.assert_array_equal(arrays["train"], train)
+    np.testing.assert_array_equal(arrays["test"], test)
+
+
+def test_an_unrelated_folder_names_its_files(tmp_path: Path) -> None:
+    with pytest.raises(DiffusionalError, match=r"no train-images.* and no t10k.* \(it holds: nothing\)"):
+        read_mnist_folder(tmp_path)
+    for i in range(8):
+        (tmp_path / f"{i}.png").touch()
+    with pytest.raises(DiffusionalError, match=r"it holds: 0.png, .*4.png and 3 more\)"):
+        read_mnist_folder(tmp_path)

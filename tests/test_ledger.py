@@ -1,0 +1,90 @@
+"""The books: what adds up to what, and in which unit."""
+
+import math
+
+import pytest
+import torch
+
+from battery import close, float64, randn
+from diffusional.ledger import Estimate, Ledger, LevelDraws, per_unit, with_error
+
+RE, KL, PRIOR, JACOBIAN, ENTROPY = randn(3), randn(3, 4), randn(3), randn(3), randn(3)
+
+
+def test_costs_add_up() -> None:
+    ledger = Ledger(RE, KL, PRIOR, 5)
+    total = RE.numpy() + KL.numpy().sum(1) + PRIOR.numpy()
+    close(ledger.nelbo, total)
+    close(ledger.elbo, -total)
+    close(ledger.bits_per_dim(), total / (5 * math.log(2)))
+    close(ledger.looser(0.7), total + 0.7)
+    close(ledger.looser(RE), total + RE.numpy())
+    more = Ledger(RE, KL, PRIOR, 5, {"jacobian": JACOBIAN, "entropy": ENTROPY})
+    close(more.nelbo, total + JACOBIAN.numpy() + ENTROPY.numpy())
+    assert list(more.totals()) == ["reconstruction", "kl", "prior", "jacobian", "entropy"]
+    close(torch.stack(list(more.totals().values())).sum(0), more.nelbo)
+    close(more.totals()["kl"], KL.numpy().sum(1))
+    close(Ledger(RE, KL[:, :0], PRIOR, 5).nelbo, (RE + PRIOR).numpy())  # a VAE has no levels
+
+
+@pytest.mark.parametrize(
+    ("parts", "extra"),
+    [
+        ((RE[:, None], KL, PRIOR), {}),
+        ((RE, KL[0], PRIOR), {}),
+        ((RE, KL[:2], PRIOR), {}),
+        ((RE, KL, PRIOR[:2]), {}),
+        ((RE, KL, PRIOR.sum()), {}),
+        ((RE, KL.T, PRIOR), {}),
+        ((RE, KL, PRIOR), {"jacobian": JACOBIAN.sum()}),
+        ((RE, KL, PRIOR), {"jacobian": JACOBIAN[:, None]}),
+    ],
+)
+def test_wrong_shapes_are_refused(parts: tuple, extra: dict) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Ledger(*parts, 5, extra)
+
+
+def test_units() -> None:
+    assert per_unit("nats", 64) == 1.0
+    assert math.isclose(per_unit("bits/dim", 64), 64 * math.log(2))
+    with pytest.raises(ValueError, match="bits"):
+        per_unit("bits", 64)
+    nats = Estimate(80.0, 0.4, 2.0, 100, 7)
+    bits = nats.to("bits/dim", 64)
+    expected = (80 / 64 / math.log(2), 0.4 / 64 / math.log(2), 2 / 64 / math.log(2))
+    close(float64([bits.value, bits.error, bits.item_error]), expected)
+    assert (bits.n, bits.network_evaluations, bits.unit) == (100, 7, "bits/dim")
+    back = bits.to("nats", 64)
+    close(float64([back.value, back.error, back.item_error]), [80.0, 0.4, 2.0])
+    assert back.unit == "nats"
+    assert nats.to_dict() == {"value": 80.0, "error": 0.4, "item_error": 2.0, "unit": "nats"}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1.74213, 0.00312, ("1.7421", "0.0031")),
+        (1.74213, 0.0312, ("1.742", "0.031")),
+        (1.74213, 0.312, ("1.74", "0.31")),
+        (174.213, 3.12, ("174.2", "3.1")),
+        (174.213, 31.2, ("174", "31")),
+        (17421.3, 312.0, ("17421", "312")),
+        (-2.5, 1e-9, ("-2.5000000000", "0.0000000010")),
+        (2.5, 0.0, ("2.5000", "0")),
+        (2.5, math.inf, ("2.5000", "inf")),
+    ],
+)
+def test_decimals_follow_the_error(value: float, error: float, text: tuple[str, str]) -> None:
+    assert with_error(value, error) == text
+
+
+def test_estimates_print_both_errors() -> None:
+    assert str(Estimate(1.74213, 0.00312, 0.0153, 10, 1, "bits/dim")) == "1.7421 ± 0.0031 bits/dim (items ± 0.015)"
+    assert str(Estimate(1.74213, 0.0, 0.0153, 10, 1)) == "1.742 nats (items ± 0.015)"
+
+
+def test_draws_are_weighted() -> None:
+    draws = LevelDraws(RE, torch.arange(3), PRIOR.exp())
+    close(draws.estimate(), RE.numpy() * PRIOR.exp().numpy())
+    assert LevelDraws(RE.float(), torch.arange(3), PRIOR).estimate().dtype == torch.float32

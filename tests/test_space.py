@@ -1,0 +1,141 @@
+"""Spaces: what level k is worth, the way there and back, what is refused, and the Jacobian."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from battery import F64, close, float64, randn
+from diffusional.errors import DiffusionalError
+from diffusional.space import Continuous, Discrete, binary, from_dict
+
+DISCRETE = [
+    Discrete((3,), 2),
+    Discrete((1, 2, 3), 17),
+    Discrete((2, 2), 256),
+    Discrete((4,), 5, 0.0, 1.0),
+    Discrete((4,), 65536, -3.0, 9.0),
+]
+CONTINUOUS = [
+    Continuous((1,), (0.5,), (3.0,)),
+    Continuous((2, 3)),
+    Continuous((2, 3), (-4.0,), (0.25,)),
+    Continuous((2, 2), (0.0, 1.0, 2.0, 3.0), (1.0, 2.0, 3.0, 0.5)),
+]
+
+
+@pytest.mark.parametrize("space", DISCRETE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_levels_there_and_back(space: Discrete, dtype: torch.dtype) -> None:
+    k = torch.arange(space.levels)[:, None].expand(-1, space.dimensions).reshape(-1, *space.shape)
+    x = space.encode(k, dtype)
+    expected = np.linspace(space.low, space.high, space.levels)
+    assert x.dtype == dtype
+    tolerance = 1e-13 if dtype == F64 else 1e-6
+    close(x.double().flatten(1)[:, 0], expected, rtol=tolerance, atol=tolerance)
+    close(space.values, expected)
+    assert math.isclose(space.width, expected[1] - expected[0], rel_tol=1e-9)
+    assert space.dimensions == math.prod(space.shape)
+    assert space.decode(x).equal(k)
+    assert space.index(x).equal(k)
+    space.check(x)
+    space.check(x + 0.005 * space.width)
+    # The nearest level, on either side; beyond the range, the outermost.
+    assert space.decode(x + 0.45 * space.width).equal(k)
+    assert space.decode(x - 0.45 * space.width).equal(k)
+    assert space.decode(x + 0.55 * space.width).equal((k + 1).clamp(max=space.levels - 1))
+    assert space.decode(x - 2 * space.width).equal((k - 2).clamp(min=0))
+
+
+@pytest.mark.parametrize("off", [0.02, -0.02, 0.5])
+def test_check_names_the_item_off_the_levels(off: float) -> None:
+    space = Discrete((1, 8, 8), 17)
+    x = space.encode(torch.zeros(4, 1, 8, 8, dtype=torch.uint8) + 3)
+    x[2, 0, 1, 1] += off * space.width
+    with pytest.raises(DiffusionalError, match=r"item 2 has the value -0\.(62|59|56).*17 levels from -1 to 1"):
+        space.check(x)
+    x[2, 0, 1, 1] = 1 + space.width  # one level beyond
+    with pytest.raises(DiffusionalError, match="item 2"):
+        space.check(x)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (torch.full((2, 4), 4), "4 levels are declared.*levels=5"),
+        (torch.full((2, 4), -1), "from -1 to -1"),
+        (torch.zeros(2, 4), "float32"),
+        (torch.zeros(2, 4, dtype=torch.bool), "bool"),
+        (torch.zeros(2, 5, dtype=torch.int64), r"\(5,\).*\(4,\)"),
+        (torch.zeros(0, 4, dtype=torch.int64), "no items"),
+    ],
+)
+def test_discrete_refuses(raw: torch.Tensor, message: str) -> None:
+    with pytest.raises(DiffusionalError, match=message):
+        Discrete((4,), 4).encode(raw)
+
+
+@pytest.mark.parametrize("space", [Discrete((4,), 4), Continuous((4,))], ids=str)
+def test_check_refuses(space: Discrete | Continuous) -> None:
+    for x in (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(0, 4)):
+        with pytest.raises(DiffusionalError):
+            space.check(x)
+    x = torch.full((3, 4), -1.0)
+    space.check(x)
+    x[1, 2] = torch.nan
+    with pytest.raises(DiffusionalError, match="item 1"):
+        space.check(x)
+
+
+@pytest.mark.parametrize("space", CONTINUOUS, ids=str)
+def test_standardisation_and_its_jacobian(space: Continuous) -> None:
+    raw = 5 * randn(3, *space.shape)
+    shift, scale = (np.broadcast_to(v, space.dimensions).reshape(space.shape) for v in (space.shift, space.scale))
+    x = space.encode(raw, F64)
+    close(x, (raw.numpy() - shift) / scale)
+    close(space.decode(x), raw)
+    assert space.encode(raw).dtype == torch.float32
+    assert space.decode(x.float()).dtype == torch.float32
+    space.check(x)
+    # ln |d raw / dx|, by autograd on one item.
+    jacobian = torch.autograd.functional.jacobian(lambda v: space.decode(v).flatten(), x[:1])
+    close(float64(space.log_jacobian()), torch.linalg.slogdet(jacobian.reshape(space.dimensions, -1)).logabsdet)
+
+
+@pytest.mark.parametrize("space", [*DISCRETE, *CONTINUOUS], ids=str)
+def test_dict_round_trip(space: Discrete | Continuous) -> None:
+    assert from_dict(json.loads(json.dumps(space.to_dict()))) == space
+    if isinstance(space, Discrete):
+        assert space.log_jacobian() == 0.0
+    else:
+        assert space.levels is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Discrete((4,), 1),
+        lambda: Discrete((), 4),
+        lambda: Discrete((0,), 4),
+        lambda: Discrete((4,), 4, 1.0, 1.0),
+        lambda: Discrete((4,), 4, 1.0, -1.0),
+        lambda: Continuous((4,), (0.0, 0.0)),
+        lambda: Continuous((4,), (math.nan,)),
+        lambda: Continuous((4,), (0.0,), (math.inf,)),
+        lambda: Continuous((4,), (0.0,), (0.0,)),
+        lambda: Continuous((4,), (0.0,), (1.0, 1.0, 1.0, -1.0)),
+        lambda: Continuous(()),
+        lambda: from_dict({"kind": "fractal", "shape": [1]}),
+        lambda: from_dict({"kind": "discrete", "shape": [1], "levels": 2, "colour": 3}),
+        lambda: from_dict({"kind": "discrete", "shape": [1]}),
+    ],
+)
+def test_declarations_refused(make) -> None:
+    with pytest.raises(DiffusionalError):
+        make()
+
+
+def test_binary() -> None:
+    assert binary((3,)) == Discrete((3,), 2, -1.0, 1.0)
