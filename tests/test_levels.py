@@ -100,11 +100,11 @@ def test_stratification_visits_every_level_once() -> None:
 def test_an_item_sees_all_levels_under_stratification(sampler: LevelSampler) -> None:
     """Each batch is stratified, yet any one item's level follows π: chi-square over many calls, for items 0 and 4."""
     rng, levels = generator(2), 5
-    seen = torch.stack([sampler.sample(8, levels, rng).level[[0, 4]] for _ in range(3000)])
+    seen = torch.stack([sampler.sample(8, levels, rng).level[[0, 4]] for _ in range(1500)])
     probability = _probabilities(_masses() if isinstance(sampler, Adaptive) else np.ones(1), levels)
     for item in seen.T:
         observed = item.bincount(minlength=levels + 1)[1:].numpy()
-        assert stats.chisquare(observed, 3000 * probability).pvalue > 1e-4
+        assert stats.chisquare(observed, 1500 * probability).pvalue > 1e-4
 
 
 def test_stratification_and_importance_lower_the_variance() -> None:

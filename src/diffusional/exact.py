@@ -29,6 +29,9 @@ from diffusional.models.backward import Variance, check_variance
 from diffusional.models.denoiser import Denoiser
 
 _LOG_2PI = math.log(2 * math.pi)
+# The trapezoid rule in units of a component's standard deviation: spacing, nodes on each side, rows held at once. For two
+# components d standard deviations apart its error is about exp(−d²/8 − 2π²/(d · spacing)) < 1e-13 at the worst d.
+_STEP, _REACH, _ROWS = 0.1, 90, 400_000
 # Elements of one (rows × points) matrix: 256 MB of float64.
 _CHUNK = 32_000_000
 
@@ -174,45 +177,51 @@ class _Mixture(World):
     def second_moment(self) -> float:
         return float((self.weights * (self.means.square().sum(1) + self.eigenvalues.sum(1))).sum())
 
-    def expectation(self, f: Callable[[Tensor], Tensor], gamma: Tensor | None) -> float:
-        """E f(z) for f (B, D) → (B,) under q(z_t) at γ, or under the data (γ = None); trapezoid rule, D ≤ 2.
+    def expectation(self, f: Callable[[Tensor, Tensor], Tensor], gamma: Tensor) -> Tensor:
+        """E f(z, γ) (L,) under q(z_t) at every γ (L,), f from rows (B, D), (B,) to (B,); trapezoid rule, D ≤ 2.
+
+        γ = −∞ is the data themselves.
 
         >>> two = Mixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.25))
-        >>> round(two.expectation(lambda z: z[:, 0] ** 2, None), 9)
-        1.25
+        >>> two.expectation(lambda z, gamma: z[:, 0] ** 2, torch.tensor([-torch.inf]))
+        tensor([1.2500], dtype=torch.float64)
         """
         if self.dimensions > 2:
             raise DiffusionalError(f"D = {self.dimensions} came; quadrature is for D ≤ 2, use samples instead")
-        step, reach = (0.02, 10.0) if self.dimensions == 1 else (0.1, 9.0)
-        axis = torch.arange(-round(reach / step), round(reach / step) + 1, dtype=torch.float64) * step
+        gamma = gamma.double()
+        axis = torch.arange(-_REACH, _REACH + 1, dtype=torch.float64) * _STEP
         nodes = torch.cartesian_prod(*[axis] * self.dimensions).reshape(-1, self.dimensions)
-        density = torch.exp(-0.5 * nodes.square().sum(1)) * (step / math.sqrt(2 * math.pi)) ** self.dimensions
-        alpha2, sigma2 = (1.0, 0.0) if gamma is None else (torch.sigmoid(-gamma), torch.sigmoid(gamma))
-        total = 0.0
+        density = torch.exp(-0.5 * nodes.square().sum(1)) * (_STEP / math.sqrt(2 * math.pi)) ** self.dimensions
+        rows = max(1, _ROWS // len(nodes))
+        return torch.cat([self._expectation(f, some, nodes, density) for some in gamma.split(rows)])
+
+    def _expectation(
+        self, f: Callable[[Tensor, Tensor], Tensor], gamma: Tensor, nodes: Tensor, density: Tensor
+    ) -> Tensor:
+        alpha2, sigma2 = torch.sigmoid(-gamma)[:, None, None], torch.sigmoid(gamma)[:, None, None]
+        repeated = gamma.repeat_interleave(len(nodes))
+        total = torch.zeros_like(gamma)
         for w, m, lam, v in zip(self.weights, self.means, self.eigenvalues, self.eigenvectors, strict=True):
-            z = alpha2**0.5 * m + (nodes * (alpha2 * lam + sigma2).sqrt()) @ v.T
-            total += float(w) * float((density * f(z)).sum())
+            z = alpha2.sqrt() * m + (nodes * (alpha2 * lam + sigma2).sqrt()) @ v.T  # (L, M, D)
+            total = total + w * (f(z.flatten(0, 1), repeated).view(len(gamma), -1) @ density)
         return total
 
     def entropy(self) -> float:
-        return -self.expectation(self.log_prob, None)
+        return -float(self.expectation(lambda x, _: self.log_prob(x), torch.tensor([-torch.inf])))
 
     def mmse(self, gamma: Tensor) -> Tensor:
-        def at(g: Tensor) -> float:
-            def spread(z: Tensor) -> Tensor:
-                r, x, _, within = self._posterior(z, g)
-                mean = torch.einsum("bk,bkd->bd", r, x)
-                # Law of total variance: within the components, and between them.
-                return (r * (within + (x - mean.unsqueeze(1)).square().sum(2))).sum(1)
+        def spread(z: Tensor, gamma: Tensor) -> Tensor:
+            r, x, _, within = self._posterior(z, gamma)
+            mean = torch.einsum("bk,bkd->bd", r, x)
+            # Law of total variance: within the components, and between them.
+            return (r * (within + (x - mean.unsqueeze(1)).square().sum(2))).sum(1)
 
-            return self.expectation(spread, g)
-
-        return torch.tensor([at(g) for g in gamma.double()], dtype=torch.float64)
+        return self.expectation(spread, gamma)
 
     def information(self, gamma: Tensor | float) -> Estimate:
         g = torch.as_tensor(gamma, dtype=torch.float64)
         # I(x; z) = h(z) − h(z|x)
-        noisy = -self.expectation(lambda z: self.log_marginal(z, g), g)
+        noisy = -float(self.expectation(self.log_marginal, g.reshape(1)))
         return _exactly(noisy - 0.5 * self.dimensions * float(_LOG_2PI + 1 + torch.log(torch.sigmoid(g))))
 
 
