@@ -10,44 +10,41 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "baselines",
-    "data",
-    "exact",
-    "gaussian",
-    "ledger",
-    "levels",
-    "networks",
-    "report",
-    "schedule",
-    "space",
-)
+_MODULES = {
+    "baselines": "baselines",
+    "data": "data",
+    "exact": "exact",
+    "gaussian": "gaussian",
+    "ledger": "ledger",
+    "levels": "levels",
+    "likelihood": "models.likelihood",
+    "networks": "networks",
+    "schedule": "schedule",
+    "space": "space",
+}
 _NAMES = {
-    "DiffusionalError": "errors",
-    "Gaussian": "gaussian",
-    "GaussianDiffusion": "forward",
-    "Ledger": "ledger",
-    "Estimate": "ledger",
-    "LevelDraws": "ledger",
-    "Discrete": "space",
+    "Config": "training.config",
     "Continuous": "space",
     "Denoiser": "models.denoiser",
     "DiffusionModel": "models.diffusion",
-    "LatentVariableModel": "models.base",
-    "likelihood": "models",
+    "DiffusionalError": "errors",
+    "Discrete": "space",
+    "Estimate": "ledger",
     "Evaluation": "evaluation.evaluation",
+    "Gaussian": "gaussian",
+    "GaussianDiffusion": "forward",
+    "LatentVariableModel": "models.base",
+    "Ledger": "ledger",
+    "LevelDraws": "ledger",
     "evaluate": "evaluation.evaluation",
-    "Config": "training.config",
-    "train": "training.loop",
     "load": "training.run",
+    "train": "training.loop",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"diffusional.{name}")
-    if name == "likelihood":
-        return importlib.import_module("diffusional.models.likelihood")
+        return importlib.import_module(f"diffusional.{_MODULES[name]}")
     if name in _NAMES:
         return getattr(importlib.import_module(f"diffusional.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'diffusional' has no attribute {name!r}")

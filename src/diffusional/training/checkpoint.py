@@ -23,6 +23,12 @@ class Progress:
     stale: int = 0
     seconds: float = 0.0
 
+    def record(self, bound: float) -> None:
+        """Count a validation: `stale` is 0 after one that is the best so far."""
+        self.stale += 1
+        if bound < self.best:
+            self.best, self.best_step, self.stale = bound, self.step, 0
+
 
 @dataclass(frozen=True)
 class State:

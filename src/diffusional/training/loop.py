@@ -4,9 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -70,91 +69,112 @@ def train(
     model = build_model(config, dataset.space)
     sampler = build_sampler(config)
     average = AveragedModel(model, device=accelerator.device, multi_avg_fn=_ema(config.optimizer.ema))
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.optimizer.lr,
-        betas=(config.optimizer.beta1, config.optimizer.beta2),
-        weight_decay=config.optimizer.weight_decay,
-    )
+    optimizer = _optimizer(model, config.optimizer)
     objective, optimizer = accelerator.prepare(_Objective(model, config, sampler), optimizer)
     # Every process draws levels and noise of its own.
     generator = torch.Generator(accelerator.device)
     generator.manual_seed(_seed(config.seed, accelerator.process_index))
     state = checkpoint.State(model, average, optimizer, sampler, generator)
     progress = checkpoint.restore(run / CHECKPOINTS, state)
-    _truncate(run / METRICS, progress.step)
 
     unit = per_unit("bits/dim", dataset.space.dimensions)
     started = time.monotonic() - progress.seconds
-    bar = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[bound]}"),
-        console=console,
-        disable=not accelerator.is_main_process,
-    )
-    with bar, (run / METRICS).open("a") as metrics:
-        task = bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
-        validation = ""
-        losses: list[float] = []
+    with _Journal(run / METRICS, config, progress, console, accelerator.is_main_process) as journal:
         while progress.step < config.steps:
-            x = _batch(dataset, config, progress.step, accelerator).to(accelerator.device)
+            rate = learning_rate(config.optimizer, progress.step, config.steps)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config.optimizer, progress.step, config.steps)
-            objective.train()
+                group["lr"] = rate
+            x = _batch(dataset, config, progress.step, accelerator).to(accelerator.device)
             loss = objective(x, generator)
             optimizer.zero_grad()
             accelerator.backward(loss / unit)  # bits/dim: gradients of order one, whatever D
             norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-            value = float(loss.detach())
-            if not math.isfinite(value) or not math.isfinite(float(norm)):
+            value, size = float(loss.detach()) / unit, float(torch.as_tensor(norm))
+            if not (math.isfinite(value) and math.isfinite(size)):
                 raise DiffusionalError(
-                    f"step {progress.step + 1}: the loss is {value:g} and the gradient's norm {float(norm):g}; the last good "
+                    f"step {progress.step + 1}: the loss is {value:g} and the gradient's norm {size:g}; the last good "
                     f"checkpoint in {run / CHECKPOINTS} is intact. Try a lower optimizer.lr or optimizer.clip"
                 )
             optimizer.step()
             average.update_parameters(model)
             progress.step += 1
             progress.seconds = time.monotonic() - started
-            losses.append(value / unit)
-            stopping = _stopping(config, progress)
-            if progress.step % _LOG_EVERY == 0 or stopping:
-                recent = sum(losses) / len(losses)
-                losses.clear()
-                line = {
-                    "step": progress.step,
-                    "loss": recent,
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "norm": float(norm),
-                }
-                _write(metrics, accelerator, {**line, "seconds": progress.seconds})
-                rate = f"{progress.step / progress.seconds:.1f} steps/s"
-                bar.update(task, completed=progress.step, rate=rate, bound=validation or f"{recent:.3f} bits/dim")
-            if progress.step % config.validate_every == 0 or stopping:
+
+            last = _out_of_time(config, progress) or progress.step == config.steps
+            journal.step(value, rate, size, last)
+            if last or progress.step % config.validate_every == 0:
                 bound = validate(average.module, dataset, config.seed)
-                _write(
-                    metrics,
-                    accelerator,
-                    {"step": progress.step, "validation": bound / unit, "seconds": progress.seconds},
-                )
-                progress.stale += 1
-                if bound < progress.best:
-                    progress.best, progress.best_step, progress.stale = bound, progress.step, 0
-                    if accelerator.is_main_process:
-                        save_tensors(run / WEIGHTS, average.module.state_dict())
-                validation = f"{bound / unit:.3f} bits/dim (validation; best {progress.best / unit:.3f})"
-                bar.update(task, bound=validation)
-            stopping = stopping or (config.patience > 0 and progress.stale >= config.patience)
-            if (progress.step % config.checkpoint_every == 0 or stopping) and accelerator.is_main_process:
-                metrics.flush()
-                checkpoint.save(run / CHECKPOINTS, state, progress)
-            if stopping:
+                progress.record(bound)
+                if progress.stale == 0 and accelerator.is_main_process:
+                    save_tensors(run / WEIGHTS, average.module.state_dict())
+                journal.validation(bound / unit, progress.best / unit)
+                last = last or 0 < config.patience <= progress.stale
+            if last or progress.step % config.checkpoint_every == 0:
+                journal.flush()
+                if accelerator.is_main_process:
+                    checkpoint.save(run / CHECKPOINTS, state, progress)
+            if last:
                 break
     accelerator.wait_for_everyone()
     return load(run)
+
+
+class _Journal:
+    """What a run says while it goes: lines of metrics.jsonl, and a progress bar with rate, remaining time and bound."""
+
+    def __init__(
+        self, path: Path, config: Config, progress: checkpoint.Progress, console: Console, speaks: bool
+    ) -> None:
+        self.path, self.progress, self.speaks = path, progress, speaks
+        self.losses: list[float] = []
+        self.validated = False
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[bound]}"),
+        )
+        self.bar = Progress(*columns, console=console, disable=not speaks)
+        self.task = self.bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
+
+    def __enter__(self) -> "_Journal":
+        _truncate(self.path, self.progress.step)
+        self.file = self.path.open("a") if self.speaks else Path(os.devnull).open("a")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+        self.file.close()
+
+    def step(self, loss: float, rate: float, norm: float, last: bool) -> None:
+        """A step's loss in bits/dim; every tenth step the mean since the last line is written."""
+        self.losses.append(loss)
+        if not last and self.progress.step % _LOG_EVERY:
+            return
+        recent = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        self._write({"loss": recent, "lr": rate, "norm": norm})
+        speed = f"{self.progress.step / self.progress.seconds:.1f} steps/s"
+        self.bar.update(self.task, completed=self.progress.step, rate=speed)
+        if not self.validated:
+            self.bar.update(self.task, bound=f"{recent:.3f} bits/dim")
+
+    def validation(self, bound: float, best: float) -> None:
+        """A validation bound in bits/dim."""
+        self.validated = True
+        self._write({"validation": bound})
+        self.bar.update(self.task, bound=f"{bound:.3f} bits/dim (validation; best {best:.3f})")
+
+    def flush(self) -> None:
+        """Bring the metrics to disk before a checkpoint that counts on them."""
+        self.file.flush()
+
+    def _write(self, values: dict[str, float]) -> None:
+        line = {"step": self.progress.step, **values, "seconds": round(self.progress.seconds, 3)}
+        self.file.write(json.dumps(line) + "\n")
 
 
 class _Objective(nn.Module):
@@ -168,6 +188,14 @@ class _Objective(nn.Module):
         if self.simple:
             return self.model.simple_loss(x, generator) * self.model.space.dimensions
         return self.model.loss(x, generator, sampler=self.sampler)
+
+
+def _optimizer(model: DiffusionModel, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; biases, norms and other vectors are not decayed."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -217,22 +245,17 @@ def _seed(seed: int, stream: int) -> int:
     return (seed * 0x9E3779B1 + (stream + 2) * 0x85EBCA77) % 2**63
 
 
-def _ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    def update(averages: list[Tensor], parameters: list[Tensor], count: Tensor | int) -> None:
+def _ema(decay: float) -> Callable[..., None]:
+    def update(averages: Sequence[Tensor], parameters: Sequence[Tensor], count: Tensor | int) -> None:
         weight = min(decay, (1 + float(count)) / (10 + float(count)))
-        torch._foreach_lerp_(averages, parameters, 1 - weight)
+        for averaged, parameter in zip(averages, parameters, strict=True):
+            averaged.lerp_(parameter, 1 - weight)
 
     return update
 
 
-def _stopping(config: Config, progress: checkpoint.Progress) -> bool:
-    out_of_time = config.max_seconds is not None and progress.seconds >= config.max_seconds
-    return progress.step >= config.steps or out_of_time
-
-
-def _write(file: TextIO, accelerator: Accelerator, record: dict[str, Any]) -> None:
-    if accelerator.is_main_process:
-        file.write(json.dumps(record) + "\n")
+def _out_of_time(config: Config, progress: checkpoint.Progress) -> bool:
+    return config.max_seconds is not None and progress.seconds >= config.max_seconds
 
 
 def _truncate(path: Path, step: int) -> None:

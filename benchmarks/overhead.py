@@ -1,0 +1,193 @@
+"""What the bound costs on top of the network: ratios of interleaved medians, on the digits' U-Net with its levels head.
+
+    python benchmarks/overhead.py [--repetitions 60] [--threads 1] [--out benchmarks/results/overhead.json]
+
+Training: (model.loss + backward) over the bare module's forward + backward, module(z, log_snr).square().mean().backward(),
+at the same batch. Evaluation: items × levels per second of a full sweep over the rows per second of the bare module in
+inference mode, at the same rows per call. The levels head (a log-softmax over K levels at every position) is a part of the
+model, not of the bound; it is outside the module, so each ratio is given to the bare module with it (the whole denoiser)
+and without.
+
+Targets: training at most 1.05, or 1 ms more; evaluation at least 0.9 of the bare throughput. Both are of the bound, so
+they are read against the network with its head.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffusional
+from diffusional.data import load
+from diffusional.evaluation import evaluate, evaluation
+from diffusional.forward import GaussianDiffusion
+from diffusional.levels import Adaptive
+from diffusional.models.denoiser import Denoiser
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.likelihood import NetworkLevels
+from diffusional.networks import UNet
+from diffusional.schedule import log_snr_linear
+from diffusional.space import Discrete
+
+LOSS_RATIO, LOSS_SECONDS, SWEEP_RATIO = 1.05, 1e-3, 0.9
+
+
+def build(head: str) -> tuple[DiffusionModel, torch.Tensor]:
+    """The (32, 64) U-Net of the digits in continuous time, off its zero initialisation, and the training images."""
+    torch.manual_seed(0)
+    dataset = load("digits")
+    space = dataset.space
+    assert isinstance(space, Discrete)
+    module = UNet(1, outputs=2 if head == "logistic" else space.levels, widths=(32, 64))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    denoiser = Denoiser(module, "levels", space, head)  # type: ignore[arg-type]
+    model = DiffusionModel(GaussianDiffusion(log_snr_linear(-9.21, 10.12)), denoiser, NetworkLevels(space))
+    return model, dataset.encode("train")
+
+
+def interleaved(ways: dict[str, Callable[[], None]], repetitions: int) -> dict[str, float]:
+    """The median seconds of each way, all of them taken in turn, so that a busy machine is busy for all."""
+    for way in ways.values():
+        way()
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    for i in range(repetitions):
+        for name in order[i % len(order) :] + order[: i % len(order)]:
+            start = time.perf_counter()
+            ways[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def training(head: str, batch: int, repetitions: int) -> dict[str, Any]:
+    """Milliseconds of a forward and backward pass, with the bound and without."""
+    model, x = build(head)
+    x = x[:batch]
+    model.train()
+    module, denoiser = model.denoiser.module, model.denoiser
+    generator = torch.Generator().manual_seed(0)
+    sampler = Adaptive(warmup=batch)
+    z = torch.randn(x.shape, generator=generator)
+    log_snr = torch.linspace(-10, 9, batch)
+
+    def stepped(loss: torch.Tensor) -> None:
+        loss.backward()
+        for p in model.parameters():
+            p.grad = None
+
+    median = interleaved(
+        {
+            "module": lambda: stepped(module(z, log_snr).square().mean()),
+            "module_and_head": lambda: stepped(denoiser(z, -log_snr).data.square().mean()),
+            "loss": lambda: stepped(model.loss(x, generator)),
+            "loss_adaptive": lambda: stepped(model.loss(x, generator, sampler=sampler)),
+        },
+        repetitions,
+    )
+    out: dict[str, Any] = {"milliseconds": {name: round(1e3 * s, 3) for name, s in median.items()}}
+    for loss in ("loss", "loss_adaptive"):
+        for bare in ("module", "module_and_head"):
+            out[f"{loss}_over_{bare}"] = round(median[loss] / median[bare], 4)
+        excess = median[loss] - median["module_and_head"]
+        out[f"{loss}_meets_target"] = median[loss] <= LOSS_RATIO * median["module_and_head"] or excess <= LOSS_SECONDS
+    return out
+
+
+def sweeping(head: str, items: int, cells: int, repetitions: int) -> dict[str, Any]:
+    """Rows per second of a full sweep, and of the bare network at the same rows per call."""
+    model, x = build(head)
+    x = x[:items]
+    model.eval()
+    module, denoiser = model.denoiser.module, model.denoiser
+    rows = min(evaluation._ROWS, items * cells)
+    total = items * cells
+    z = torch.randn(rows, *x.shape[1:])
+    log_snr = torch.linspace(-10, 9, rows)
+
+    def bare(call: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode():
+                for _ in range(-(-total // rows)):
+                    call()
+
+        return run
+
+    median = interleaved(
+        {
+            "module": bare(lambda: module(z, log_snr)),
+            "module_and_head": bare(lambda: denoiser(z, -log_snr)),
+            "evaluate": lambda: evaluate(model, x, cells=cells, draws=1) and None,
+        },
+        repetitions,
+    )
+    forward_rows = {"module": -(-total // rows) * rows, "module_and_head": -(-total // rows) * rows, "evaluate": total}
+    speed = {name: forward_rows[name] / median[name] for name in median}
+    return {
+        "rows_per_call": rows,
+        "rows_per_second": {name: round(v) for name, v in speed.items()},
+        "evaluate_over_module": round(speed["evaluate"] / speed["module"], 4),
+        "evaluate_over_module_and_head": round(speed["evaluate"] / speed["module_and_head"], 4),
+        "evaluate_meets_target": speed["evaluate"] >= SWEEP_RATIO * speed["module_and_head"],
+    }
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Where and with what this was measured."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "diffusional": diffusional.__version__,
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=60, help="of the training step; a sweep gets a sixth")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--items", type=int, default=41, help="of the sweep")
+    parser.add_argument("--cells", type=int, default=200, help="of the sweep")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--heads", nargs="+", choices=["categorical", "logistic"], default=["categorical", "logistic"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    record: dict[str, Any] = {"machine": machine(args.threads), "batch": args.batch, "training": {}, "evaluation": {}}
+    for head in args.heads:
+        record["training"][head] = training(head, args.batch, args.repetitions)
+        print(f"training, {head} head:", json.dumps(record["training"][head]), flush=True)
+        record["evaluation"][head] = sweeping(head, args.items, args.cells, max(3, args.repetitions // 6))
+        print(f"evaluation, {head} head:", json.dumps(record["evaluation"][head]), flush=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
