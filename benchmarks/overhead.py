@@ -63,11 +63,17 @@ def interleaved(ways: dict[str, Callable[[], None]], repetitions: int) -> dict[s
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
     for i in range(repetitions):
-        for name in order[i % len(order) :] + order[: i % len(order)]:
-            start = time.perf_counter()
+        first = i % len(order)
+        for name in order[first:] + order[:first]:
+            start = clock()()
             ways[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock()() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def clock() -> Callable[[], float]:
+    """On one thread the process's own time, which neighbours on a shared machine disturb less; else the wall's."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def training(head: str, batch: int, repetitions: int) -> dict[str, Any]:
@@ -153,6 +159,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
         "threads": threads,
+        "clock": clock().__name__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "diffusional": diffusional.__version__,

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.schedule import Schedule
-from diffusional.shapes import align
+from diffusional.shapes import Items, align
 
 Time = int | Tensor
 
@@ -29,19 +29,19 @@ class Posterior(Protocol):
 
     steps: int | None
 
-    def marginal(self, x: Tensor, t: Time) -> Gaussian:
+    def marginal(self, x: Items, t: Time) -> Gaussian:
         """q(z_t | x)."""
         ...
 
-    def transition(self, z: Tensor, t: Time) -> Gaussian:
+    def transition(self, z: Items, t: Time) -> Gaussian:
         """q(z_t | z_{t−1} = z)."""
         ...
 
-    def posterior(self, z_next: Tensor, x: Tensor, t: Time) -> Gaussian:
+    def posterior(self, z_next: Items, x: Items, t: Time) -> Gaussian:
         """q(z_t | z_{t+1} = z_next, x)."""
         ...
 
-    def sample_path(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
         """z_1 … z_T (T, B, *dims)."""
         ...
 
@@ -64,7 +64,7 @@ def sigma(gamma: Tensor) -> Tensor:
     return torch.exp(0.5 * logsigmoid(gamma.double()))
 
 
-def diffuse(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+def diffuse(x: Items, gamma: Tensor, noise: Items) -> Items:
     """z = α x + σ ε at log-SNR −γ, γ (B,) or (): the jump of MATH (3) with its noise given.
 
     >>> diffuse(torch.ones(1, 2), torch.tensor([0.0]), torch.zeros(1, 2))
@@ -73,12 +73,12 @@ def diffuse(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     return align(alpha(gamma), x) * x + align(sigma(gamma), x) * noise
 
 
-def marginal_at(x: Tensor, gamma: Tensor) -> Gaussian:
+def marginal_at(x: Items, gamma: Tensor) -> Gaussian:
     """q(z | x) = N(α x, σ² I) at log-SNR −γ, MATH (3)."""
     return Gaussian(align(alpha(gamma), x) * x, align(logsigmoid(gamma.double()), x))
 
 
-def transition_at(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+def transition_at(z_s: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     """q(z_t | z_s) = N(α_{t|s} z_s, σ²_{t|s} I), MATH (3), for γ_s < γ_t; γ_s = −∞ stands for x."""
     gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
     alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
@@ -86,7 +86,7 @@ def transition_at(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     return Gaussian(align(alpha_ts, z_s) * z_s, align(log_variance, z_s))
 
 
-def posterior_at(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+def posterior_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     """q(z_s | z_t, x), MATH (3), for finite γ_s < γ_t."""
     gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
     alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
@@ -96,7 +96,7 @@ def posterior_at(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Ga
     return Gaussian(mean, align(logsigmoid(gamma_s) + torch.log(lost), x))
 
 
-def ddim_at(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor, eta: float) -> Gaussian:
+def ddim_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor, eta: float) -> Gaussian:
     """q_η(z_s | z_t, x) of the non-Markov family with the same marginals (Song, Meng & Ermon 2021), MATH (14).
 
         N( α_s x + √(σ_s² − η² v) · (z_t − α_t x)/σ_t,   η² v I ),      v the variance of MATH (3)'s q(z_s | z_t, x).
@@ -148,28 +148,28 @@ class GaussianDiffusion(nn.Module):
             raise DiffusionalError(f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {len(grid)}")
         return torch.cat([grid.new_full((1,), -torch.inf), grid])[t.long()]
 
-    def marginal(self, x: Tensor, t: Time) -> Gaussian:
+    def marginal(self, x: Items, t: Time) -> Gaussian:
         """q(z_t | x) = N(α_t x, σ_t² I), t in 1 … T, MATH (3)."""
         return marginal_at(x, self.gamma(t))
 
-    def transition(self, z: Tensor, t: Time, s: Time | None = None) -> Gaussian:
+    def transition(self, z: Items, t: Time, s: Time | None = None) -> Gaussian:
         """q(z_t | z_s = z), MATH (1), (3); s = t − 1 unless given, z_0 ≡ x, t in 1 … T."""
         gamma_t = self.gamma(t)
         gamma_s = self.gamma(t - 1 if s is None else s, first=0)
         _increasing(gamma_s, gamma_t)
         return transition_at(z, gamma_s, gamma_t)
 
-    def posterior(self, z_next: Tensor, x: Tensor, t: Time) -> Gaussian:
+    def posterior(self, z_next: Items, x: Items, t: Time) -> Gaussian:
         """q(z_t | z_{t+1} = z_next, x), t in 1 … T−1, MATH (3)."""
         return self.between(z_next, x, t, t + 1)
 
-    def between(self, z_t: Tensor, x: Tensor, s: Time, t: Time) -> Gaussian:
+    def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Gaussian:
         """q(z_s | z_t, x) for any 1 ≤ s < t ≤ T, MATH (3)."""
         gamma_s, gamma_t = self.gamma(s), self.gamma(t)
         _increasing(gamma_s, gamma_t)
         return posterior_at(z_t, x, gamma_s, gamma_t)
 
-    def sample_path(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
         """Walk z_1 … z_T (T, B, *dims) from x by MATH (1), each from the one before.
 
         >>> from diffusional import schedule

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusional.shapes import sum_dims
+from diffusional.shapes import Items, PerItem, sum_dims
 
 _SERIES_BELOW = 1e-2
 _SERIES = tuple(1 / math.factorial(n) for n in range(9, 1, -1))
@@ -66,7 +66,7 @@ class Gaussian:
             noise = torch.empty_like(self.mean).normal_(generator=generator)
         return self.mean + self.std * noise
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: Items) -> PerItem:
         """ln N(z; mean, variance) (B,), nats.
 
         >>> Gaussian(torch.zeros(1, 1), torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))
@@ -75,7 +75,7 @@ class Gaussian:
         squared = (z - self.mean) ** 2 * (-self.log_variance).exp()
         return sum_dims(-0.5 * (squared + self.log_variance + math.log(2 * math.pi)))
 
-    def kl(self, other: "Gaussian") -> Tensor:
+    def kl(self, other: "Gaussian") -> PerItem:
         """KL[self ‖ other] (B,), nats, in the form of MATH (10).
 
         >>> Gaussian(torch.ones(1, 2), torch.zeros(1, 1)).kl(Gaussian(torch.zeros(1, 2), torch.zeros(1, 1)))
@@ -85,7 +85,7 @@ class Gaussian:
         squared = (self.mean - other.mean) ** 2 * (-other.log_variance).exp()
         return sum_dims(0.5 * (phi(delta) + squared))
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> PerItem:
         """½ Σ_d (1 + ln 2π + ln variance_d) (B,), nats."""
         per_dim = 0.5 * (1 + math.log(2 * math.pi) + self.log_variance)
         return sum_dims(per_dim.expand(self.mean.shape))

@@ -1,7 +1,12 @@
 """The one place that lines a batch of numbers up with a batch of data, and sums data down to the batch."""
 
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
+
+# A batch of items, one number for each, and one value per level and position: pytest enforces them (jaxtyping, beartype).
+Items = Shaped[Tensor, "b *dims"]
+PerItem = Shaped[Tensor, " b"]
+PerLevel = Shaped[Tensor, "b k *dims"]
 
 
 def align(values: Tensor, like: Tensor) -> Tensor:
@@ -22,7 +27,7 @@ def align(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (like.ndim - 1)) if values.ndim else values
 
 
-def sum_dims(values: Float[Tensor, "b *dims"]) -> Float[Tensor, " b"]:
+def sum_dims(values: Items) -> PerItem:
     """Sum over everything but the batch: per-dimension nats become per-item nats.
 
     >>> import torch

@@ -21,7 +21,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import posterior_at
 from diffusional.gaussian import Gaussian, phi
 from diffusional.models.parameterization import Prediction
-from diffusional.shapes import align
+from diffusional.shapes import Items, PerItem, align
 
 Variance = Literal["posterior", "transition"]
 VARIANCES: tuple[str, ...] = ("posterior", "transition")
@@ -40,7 +40,7 @@ def log_ratio(gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
     return logsigmoid(gamma_s.double()) - logsigmoid(gamma_t.double())
 
 
-def kl(squared_error: Tensor, gamma_s: Tensor, gamma_t: Tensor, dimensions: int, variance: Variance) -> Tensor:
+def kl(squared_error: PerItem, gamma_s: Tensor, gamma_t: Tensor, dimensions: int, variance: Variance) -> PerItem:
     """KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from ‖ε − ε̂‖² (B,): MATH (10).
 
     >>> g = torch.tensor([0.0, 0.1], dtype=torch.float64)
@@ -52,12 +52,12 @@ def kl(squared_error: Tensor, gamma_s: Tensor, gamma_t: Tensor, dimensions: int,
     return 0.5 * dimensions * phi(log_r) + torch.exp(log_r) * half * squared_error.double()
 
 
-def kl_density(squared_error: Tensor, dgamma: Tensor) -> Tensor:
+def kl_density(squared_error: PerItem, dgamma: Tensor) -> PerItem:
     """dKL/du = ½ γ'(u) ‖ε − ε̂‖² (B,), nats per unit of u, float64: the integrand of MATH (10) in continuous time."""
     return 0.5 * dgamma.double() * squared_error.double()
 
 
-def prior_kl(x: Tensor, gamma_last: Tensor) -> Tensor:
+def prior_kl(x: Items, gamma_last: Tensor) -> PerItem:
     """KL_T = KL[N(α_T x, σ_T² I) ‖ N(0, I)] (B,) = ½ [α_T² ‖x‖² + D φ(ln σ_T²)], nats, float64; exact, no draw.
 
     >>> prior_kl(torch.ones(1, 2), torch.tensor(0.0))     # ½ [½ · 2 + 2 (½ − 1 + ln 2)] = ln 2

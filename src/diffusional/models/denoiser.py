@@ -16,7 +16,7 @@ from diffusional.models.parameterization import (
     level_log_probs,
     logistic_logits,
 )
-from diffusional.shapes import align
+from diffusional.shapes import Items, align
 from diffusional.space import Discrete
 
 Head = Literal["categorical", "logistic"]
@@ -78,7 +78,7 @@ class Denoiser(nn.Module):
         self.head: Head = head
         self.time = time
 
-    def forward(self, z: Tensor, gamma: Tensor, condition: Tensor | None = None) -> Prediction:
+    def forward(self, z: Items, gamma: Tensor, condition: Tensor | None = None) -> Prediction:
         """What the network says about z (B, *dims) at γ (B,) or ()."""
         log_snr = (-gamma).to(z.dtype).expand(z.shape[0])
         time = log_snr if self.time is None else self.time(log_snr)
@@ -98,6 +98,6 @@ class Denoiser(nn.Module):
         return LevelsPrediction(z, gamma, (log_probs.exp() * values).sum(1), "data", log_probs)
 
 
-def unassisted(z: Tensor, gamma: Tensor) -> Prediction:
+def unassisted(z: Items, gamma: Tensor) -> Prediction:
     """What z says without a network, x̂ = z/α: for decoders that need none."""
     return Prediction(z, gamma, z / align(alpha(gamma), z), "data")

@@ -23,6 +23,7 @@ from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood
 from diffusional.models.parameterization import Prediction
+from diffusional.shapes import Items, PerItem
 from diffusional.space import Continuous, Space
 
 # Rows of one network call where a method visits many levels of a batch.
@@ -91,7 +92,7 @@ class DiffusionModel(LatentVariableModel):
 
     # The three kinds of costs, MATH (8).
 
-    def reconstruction(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+    def reconstruction(self, x: Items, noise: Items, condition: Tensor | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
         gamma = self.process.schedule.ends()[0].expand(x.shape[0])
         z = diffuse(x, gamma, noise)
@@ -99,7 +100,7 @@ class DiffusionModel(LatentVariableModel):
             return -self.likelihood.log_prob(x, self.denoiser(z, gamma, condition)).double()
         return -self.likelihood.log_prob(x, unassisted(z, gamma)).double()
 
-    def kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+    def kl_at(self, x: Items, level: PerItem, noise: Items, condition: Tensor | None = None) -> PerItem:
         """KL_t (B,) at `level` t (B,) in 1 … T−1, from z_{t+1} = α x + σ ε, ε = `noise`: MATH (10).
 
         In continuous time `level` is u (B,) in [0, 1] and the value is dKL/du, whose integral over [0, 1] is the cost.
@@ -112,7 +113,7 @@ class DiffusionModel(LatentVariableModel):
             )
         return self._kl_at(x, level, noise, condition)
 
-    def prior(self, x: Tensor) -> Tensor:
+    def prior(self, x: Items) -> PerItem:
         """KL_T = KL[q(z_T|x) ‖ N(0, I)] (B,): exact, without a draw."""
         return backward.prior_kl(x, self.process.schedule.ends()[1])
 
@@ -122,8 +123,7 @@ class DiffusionModel(LatentVariableModel):
         level = level.to(grid.device)
         return grid[level - 1], grid[level]
 
-    def _kl_from(self, prediction: Prediction, x: Tensor, level: Tensor, noise: Tensor) -> Tensor:
-        squared_error = prediction.squared_error(x, noise)
+    def _kl_from(self, squared_error: Tensor, level: Tensor) -> Tensor:
         if self.steps is None:
             return backward.kl_density(squared_error, self.process.schedule.dgamma(level))
         gamma_s, gamma_t = self._gammas(level)
@@ -136,7 +136,7 @@ class DiffusionModel(LatentVariableModel):
     def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
         gamma = self._noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
-        return self._kl_from(prediction, x, level, noise)
+        return self._kl_from(prediction.squared_error(x, noise), level)
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""
@@ -146,7 +146,7 @@ class DiffusionModel(LatentVariableModel):
 
     # Ledgers.
 
-    def terms(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Ledger:
+    def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
         """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
         if self.steps is None:
             raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
@@ -264,7 +264,8 @@ class DiffusionModel(LatentVariableModel):
         gamma = torch.where(chosen, self.process.schedule.ends()[0], gamma)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         visits = (~chosen).nonzero().squeeze(1)
-        kl = self._kl_from(prediction[visits], x[visits], level[visits], noise[visits])
+        # ‖ε − ε̂‖² of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
+        kl = self._kl_from(prediction.squared_error(x, noise)[visits], level[visits])
         draws = LevelDraws(kl, level[visits], weight[visits] / (1 - RECONSTRUCTION_SHARE))
         sampler.update(position(level[visits], self.levels), self._per_unit(kl))
         total = draws.estimate().sum() + self.prior(x).sum()

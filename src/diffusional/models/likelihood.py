@@ -20,7 +20,7 @@ from torch.special import log_ndtr
 
 from diffusional.errors import DiffusionalError
 from diffusional.models.parameterization import LevelsPrediction, Prediction, level_log_probs
-from diffusional.shapes import align, sum_dims
+from diffusional.shapes import Items, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Continuous, Discrete, Space
 
 
@@ -35,11 +35,11 @@ class Likelihood(Protocol):
         """The space that it is normalised over."""
         ...
 
-    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats."""
         ...
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         ...
 
@@ -52,12 +52,12 @@ def _discrete(space: Space, name: str) -> Discrete:
     return space
 
 
-def gather_levels(log_probs: Tensor, index: Tensor) -> Tensor:
+def gather_levels(log_probs: PerLevel, index: Items) -> PerItem:
     """Σ_d ln p(level_d) (B,) from ln p (B, K, *dims) and level indices (B, *dims)."""
     return sum_dims(log_probs.gather(1, index.unsqueeze(1)).squeeze(1))
 
 
-def sample_levels(log_probs: Tensor, space: Discrete, generator: torch.Generator | None) -> Tensor:
+def sample_levels(log_probs: PerLevel, space: Discrete, generator: torch.Generator | None) -> Items:
     """One level per position from ln p (B, K, *dims), as model values (B, *dims); inverse of the CDF."""
     cdf = log_probs.double().exp().cumsum(1)
     v = torch.empty_like(cdf[:, :1]).uniform_(generator=generator) * cdf[:, -1:]
@@ -118,17 +118,17 @@ class DiscretizedGaussian(nn.Module):
         upper = torch.where(index == self.space.levels - 1, torch.inf, (x + half - mean) / std)
         return log_bin_mass(lower, upper)
 
-    def level_log_probs(self, prediction: Prediction) -> Tensor:
+    def level_log_probs(self, prediction: Prediction) -> PerLevel:
         """ln p of every level at every position (B, K, *dims), float64."""
         z = prediction.z
         index = torch.arange(self.space.levels, device=z.device).reshape(-1, *(1,) * (z.ndim - 1))
         return self._log_mass(index.expand(z.shape[0], -1, *z.shape[1:]), prediction)
 
-    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats, float64."""
         return sum_dims(self._log_mass(self.space.index(x), prediction))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator).to(prediction.z)
 
@@ -148,16 +148,16 @@ class LevelPosterior(nn.Module):
         super().__init__()
         self.space = _discrete(space, "LevelPosterior")
 
-    def level_log_probs(self, prediction: Prediction) -> Tensor:
+    def level_log_probs(self, prediction: Prediction) -> PerLevel:
         """ln p of every level at every position (B, K, *dims)."""
         flat = torch.zeros((), dtype=prediction.z.dtype, device=prediction.z.device)
         return level_log_probs(flat, prediction.z, prediction.gamma, self.space)
 
-    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats."""
         return gather_levels(self.level_log_probs(prediction), self.space.index(x))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 
@@ -175,7 +175,7 @@ class NetworkLevels(nn.Module):
         super().__init__()
         self.space = _discrete(space, "NetworkLevels")
 
-    def level_log_probs(self, prediction: Prediction) -> Tensor:
+    def level_log_probs(self, prediction: Prediction) -> PerLevel:
         """ln p of every level at every position (B, K, *dims)."""
         if not isinstance(prediction, LevelsPrediction):
             raise DiffusionalError(
@@ -184,11 +184,11 @@ class NetworkLevels(nn.Module):
             )
         return prediction.log_probs
 
-    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats."""
         return gather_levels(self.level_log_probs(prediction), self.space.index(x))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 
@@ -218,14 +218,14 @@ class GaussianLikelihood(nn.Module):
             return align(prediction.gamma.double(), prediction.z.double())
         return torch.tensor(math.log(self.variance), dtype=torch.float64, device=prediction.z.device)
 
-    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats, float64."""
         log_variance = self._log_variance(prediction)
         # x − x̂ = (σ/α)(ε̂ − ε) is small at z_1: the difference is formed in the data's dtype, squared in float64.
         squared = (x - prediction.data).double().square() * (-log_variance).exp()
         return sum_dims(-0.5 * (squared + log_variance + math.log(2 * math.pi)))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         mean = prediction.data
         noise = torch.empty_like(mean).normal_(generator=generator)
@@ -255,17 +255,17 @@ class Bernoulli(nn.Module):
             raise DiffusionalError(f"floor={floor} came; give a small probability, such as 1e-4")
         self.floor = floor
 
-    def level_log_probs(self, prediction: Prediction) -> Tensor:
+    def level_log_probs(self, prediction: Prediction) -> PerLevel:
         """ln P(low), ln P(high) at every position (B, 2, *dims)."""
         high = (prediction.data - self.space.low) / (self.space.high - self.space.low)
         high = high.clamp(self.floor, 1 - self.floor)
         return torch.stack([torch.log1p(-high), high.log()], dim=1)
 
-    def log_prob(self, x: Tensor, prediction: Prediction) -> Tensor:
+    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats."""
         return gather_levels(self.level_log_probs(prediction), self.space.index(x))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffusional.forward import alpha, sigma
-from diffusional.shapes import align, sum_dims
+from diffusional.shapes import Items, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Discrete
 
 Predicts = Literal["noise", "data", "v", "score", "levels"]
@@ -97,7 +97,7 @@ class Prediction:
         """ŝ = −ε̂/σ, the model's ∇ ln q(z) (B, *dims)."""
         return self.value if self.kind == "score" else -self.noise / self._coefficients()[1]
 
-    def squared_error(self, x: Tensor, noise: Tensor) -> Tensor:
+    def squared_error(self, x: Items, noise: Items) -> PerItem:
         """‖ε − ε̂‖² (B,), float64, formed in the network's own parameterisation; z must be α x + σ ε.
 
         >>> z, gamma = torch.ones(1, 1), torch.zeros(1)
@@ -124,7 +124,7 @@ class LevelsPrediction(Prediction):
     log_probs: Tensor
 
 
-def categorical_logits(output: Tensor, space: Discrete) -> Tensor:
+def categorical_logits(output: Tensor, space: Discrete) -> PerLevel:
     """Free logits ℓ (B, K, C, *rest) from a network's output (B, C·K, *rest); the K levels of a channel are neighbours.
 
     >>> categorical_logits(torch.zeros(2, 3 * 17, 8, 8), Discrete((3, 8, 8), 17)).shape
@@ -134,7 +134,7 @@ def categorical_logits(output: Tensor, space: Discrete) -> Tensor:
     return output.unflatten(1, (space.shape[0], space.levels)).movedim(2, 1)
 
 
-def logistic_logits(output: Tensor, space: Discrete) -> Tensor:
+def logistic_logits(output: Tensor, space: Discrete) -> PerLevel:
     """ℓ_k = ln mass of level k under a discretised logistic with open tails (B, K, C, *rest), from (μ, ln s) (B, 2C, *rest).
 
     With a_k, b_k the bin's upper and lower edge (edge − μ)/s: ln[σ(a) − σ(b)] = ln σ(a) + ln σ(−b) + ln(1 − e^{b−a}),
@@ -159,7 +159,7 @@ def logistic_logits(output: Tensor, space: Discrete) -> Tensor:
     return torch.cat([upper[:, :1], inner, lower[:, -1:]], dim=1)
 
 
-def level_log_probs(logits: Tensor, z: Tensor, gamma: Tensor, space: Discrete) -> Tensor:
+def level_log_probs(logits: Tensor, z: Tensor, gamma: Tensor, space: Discrete) -> PerLevel:
     """ln p_k = log_softmax_k[ℓ_k − (z − α x_k)²/(2σ²)] (B, K, *dims): context times the evidence of z itself.
 
     With ℓ = 0 it is the posterior under q alone, p(x | z) ∝ q(z | x) (Kingma et al. 2021).

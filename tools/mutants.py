@@ -1,0 +1,240 @@
+"""Does the test suite notice wrong mathematics? Plant the faults of `faults.py`, one at a time, and see a test turn red.
+
+    python tools/mutants.py                  # all of them: a few minutes on two cores
+    python tools/mutants.py --only ledger    # those whose file or description has the word
+
+First every test that the table names must pass on the tree as it is. Then each fault gets a copy of src/ and tests/ of its
+own and a pytest process that imports this copy. Only a test that runs and finds something wrong is a kill: an AssertionError,
+or an error that should have been raised and was not. A fault that cannot be imported, that makes a test raise anything else,
+or that hangs, proves nothing and counts as a survivor. Where the tests named in the table stay green, the whole fast suite
+has a try, and the fault is reported as killed elsewhere: then name that test in the table.
+
+Exit status: 0 if every fault was killed, 1 if one was not, 2 if the table is out of date or the tests fail without a fault.
+"""
+
+import argparse
+import ast
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pytest
+from faults import FAULTS, Fault
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path("src/diffusional")
+NOT_SLOW = ("-m", "not slow")
+# What tests import besides the package: each process is a fork of this one, and inherits them.
+INHERITED = ("torch", "diffusers", "mpmath", "scipy.integrate", "scipy.stats", "sklearn.covariance")
+
+
+@dataclass(frozen=True)
+class Job:
+    """`tests` (pytest arguments) on the tree with `fault` planted, or on the tree as it is."""
+
+    tests: tuple[str, ...]
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`verdict` is killed, green, broken or timed out; `by` is the test that decided, or what went wrong."""
+
+    job: Job
+    verdict: str
+    by: str
+    seconds: float
+
+
+def planted(fault: Fault) -> str:
+    """The file's text with the fault in it. Raises ValueError if the source has moved on."""
+    text = (ROOT / PACKAGE / fault.file).read_text()
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.file} has {fault.old!r} {text.count(fault.old)} times; it must be there once")
+    text = text.replace(fault.old, fault.new)
+    try:
+        ast.parse(text)
+    except SyntaxError as error:
+        raise ValueError(f"{fault.file} is no Python with {fault.new!r} in it: {error}") from error
+    return text
+
+
+class Witness:
+    """A pytest plugin that refuses to test another copy than its own, and remembers the first failure."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree, self.failure = tree, ""
+        self.fair = False
+
+    def pytest_collection_finish(self) -> None:
+        package = sys.modules.get("diffusional")
+        if package is None or not Path(str(package.__file__)).is_relative_to(self.tree):
+            raise pytest.UsageError(f"the tests import {package}, not the copy in {self.tree}")
+
+    def pytest_exception_interact(
+        self, call: pytest.CallInfo, report: pytest.CollectReport | pytest.TestReport
+    ) -> None:
+        if not self.failure and call.excinfo is not None:
+            self.failure = f"{report.nodeid} ({call.excinfo.typename})"
+            fair = call.excinfo.errisinstance((AssertionError, pytest.fail.Exception))
+            self.fair = fair and getattr(report, "when", "collect") == "call"
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> None:
+    """The forked process: pytest in `tree`, its output and what the witness saw beside it."""
+    log = os.open(tree / "output.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree / "src"))
+    os.environ["PYTHONPATH"] = str(tree / "src")  # for tests that start a Python of their own
+    witness = Witness(tree)
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *NOT_SLOW, *tests], plugins=[witness])
+    record = {"code": int(code), "failure": witness.failure, "fair": witness.fair}
+    (tree / "record.json").write_text(json.dumps(record))
+
+
+class Running:
+    """A job on its way: its process and its own copy of the tree."""
+
+    def __init__(self, job: Job, timeout: float) -> None:
+        self.job, self.started, self.timeout = job, time.monotonic(), timeout
+        self.tree = Path(tempfile.mkdtemp(prefix="mutant-")).resolve()
+        for name in ("src", "tests"):
+            shutil.copytree(ROOT / name, self.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", self.tree)
+        if job.fault is not None:
+            (self.tree / PACKAGE / job.fault.file).write_text(planted(job.fault))
+        fork = multiprocessing.get_context("fork")
+        self.process = fork.Process(target=run_tests, args=(self.tree, job.tests))
+        self.process.start()
+
+    def left(self) -> float:
+        """Seconds until it is late."""
+        return max(0.0, self.started + self.timeout - time.monotonic())
+
+    def finish(self) -> Outcome:
+        """End the process if it is late, and say what came of it."""
+        late = self.process.is_alive()
+        if late:
+            self.process.kill()
+        self.process.join()
+        seconds = time.monotonic() - self.started
+        record = self.tree / "record.json"
+        if late:
+            verdict, by = "timed out", f"after {self.timeout:.0f} s"
+        elif not record.exists():
+            verdict, by = "broken", f"pytest died: {self._output()}"
+        else:
+            said = json.loads(record.read_text())
+            if said["code"] == pytest.ExitCode.OK:
+                verdict, by = "green", ""
+            elif said["code"] == pytest.ExitCode.TESTS_FAILED and said["fair"]:
+                verdict, by = "killed", said["failure"]
+            else:
+                verdict, by = "broken", said["failure"] or self._output()
+        shutil.rmtree(self.tree)
+        return Outcome(self.job, verdict, by, seconds)
+
+    def _output(self) -> str:
+        return (self.tree / "output.txt").read_text()[-2000:]
+
+
+def run_all(jobs: Sequence[Job], at_once: int, timeout: float) -> Iterator[Outcome]:
+    """Every job's outcome as it comes, `at_once` at a time."""
+    todo, running = list(jobs), []
+    try:
+        while todo or running:
+            while todo and len(running) < at_once:
+                running.append(Running(todo.pop(0), timeout))
+            wait([r.process.sentinel for r in running], timeout=min(r.left() for r in running))
+            done = [r for r in running if not r.process.is_alive() or not r.left()]
+            running = [r for r in running if r not in done]
+            yield from [r.finish() for r in done]
+    finally:
+        for r in running:
+            r.process.kill()
+            r.finish()
+
+
+def baseline(faults: Sequence[Fault]) -> list[Job]:
+    """All tests that the faults name, a job for each test file, the longest lists first."""
+    by_file: dict[str, list[str]] = {}
+    for test in dict.fromkeys(test for fault in faults for test in fault.tests):
+        by_file.setdefault(test.split("::")[0], []).append(test)
+    return [Job(tuple(tests)) for tests in sorted(by_file.values(), key=len, reverse=True)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults at a time (default: all cores)")
+    parser.add_argument("--only", default="", help="only faults whose file or description has this word")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds for one fault")
+    options = parser.parse_args()
+
+    faults = [f for f in FAULTS if options.only in f"{f.file}: {f.what}"]
+    stale = []
+    for fault in faults:
+        try:
+            planted(fault)
+        except ValueError as error:
+            stale.append(str(error))
+    if stale or not faults:
+        print("\n".join(stale) or f"no fault has {options.only!r} in it")
+        print("tools/faults.py is out of date with src/: rewrite `old` and `new` of these rows")
+        return 2
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["CI"] = "true"  # derandomises hypothesis: the same verdict every time
+    sys.dont_write_bytecode = True
+    for name in INHERITED:
+        __import__(name)
+
+    start = time.monotonic()
+    for outcome in run_all(baseline(faults), options.jobs, 10 * options.timeout):
+        if outcome.verdict != "green":
+            print(
+                f"red without a fault: {outcome.by}\nMend this first: a red test can't tell a fault from the original."
+            )
+            return 2
+    print(f"without a fault the tests are green ({time.monotonic() - start:.0f} s)", flush=True)
+
+    killed, elsewhere, survivors = 0, [], []
+    for outcome in run_all([Job(fault.tests, fault) for fault in faults], options.jobs, options.timeout):
+        killed += outcome.verdict == "killed"
+        if outcome.verdict == "green":
+            elsewhere.append(Job(("tests",), outcome.job.fault))
+            continue
+        if outcome.verdict != "killed":
+            survivors.append(outcome)
+        report(outcome)
+    for outcome in run_all(elsewhere, options.jobs, 30 * options.timeout):
+        killed += outcome.verdict == "killed"
+        if outcome.verdict != "killed":
+            survivors.append(outcome)
+        report(outcome, "elsewhere")
+
+    print(f"{len(faults)} mutants, {killed} killed ({time.monotonic() - start:.0f} s)")
+    for outcome in survivors:
+        print(f"survived: {outcome.job.fault}")
+    return 1 if survivors else 0
+
+
+def report(outcome: Outcome, where: str = "") -> None:
+    """One line: verdict, seconds, fault, and the test that found it."""
+    assert outcome.job.fault is not None
+    verdict = "SURVIVED" if outcome.verdict == "green" else " ".join(filter(None, (outcome.verdict, where)))
+    fault, by = outcome.job.fault, outcome.by.removeprefix("tests/")
+    print(f"{verdict:9} {outcome.seconds:5.1f} s  {fault.file + ': ' + fault.what:75}  {by}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
