@@ -1,7 +1,7 @@
 """Does the test suite notice wrong mathematics? Plant the faults of `faults.py`, one at a time, and see a test turn red.
 
     python tools/mutants.py                  # all of them: a few minutes on two cores
-    python tools/mutants.py --only ledger    # those whose file or description has the word
+    python tools/mutants.py --only ledger    # those whose file or description it matches
 
 First every test that the table names must pass on the tree as it is. Then each fault gets a copy of src/ and tests/ of its
 own and a pytest process that imports this copy. Only a test that runs and finds something wrong is a kill: an AssertionError,
@@ -14,9 +14,11 @@ Exit status: 0 if every fault was killed, 1 if one was not, 2 if the table is ou
 
 import argparse
 import ast
+import gc
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -33,7 +35,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path("src/diffusional")
 NOT_SLOW = ("-m", "not slow")
 # What tests import besides the package: each process is a fork of this one, and inherits them.
-INHERITED = ("torch", "diffusers", "mpmath", "scipy.integrate", "scipy.stats", "sklearn.covariance")
+INHERITED = (
+    "torch",
+    "diffusers",
+    "hypothesis.extra.numpy",
+    "jaxtyping",
+    "mpmath",
+    "scipy.stats",
+    "sklearn.covariance",
+    "typeguard",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> None:
     sys.path.insert(0, str(tree / "src"))
     os.environ["PYTHONPATH"] = str(tree / "src")  # for tests that start a Python of their own
     witness = Witness(tree)
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *NOT_SLOW, *tests], plugins=[witness])
+    code = pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", *NOT_SLOW, *tests], plugins=[witness])
     record = {"code": int(code), "failure": witness.failure, "fair": witness.fair}
     (tree / "record.json").write_text(json.dumps(record))
 
@@ -176,11 +187,11 @@ def baseline(faults: Sequence[Fault]) -> list[Job]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults at a time (default: all cores)")
-    parser.add_argument("--only", default="", help="only faults whose file or description has this word")
+    parser.add_argument("--only", default="", help="only faults whose file or description this regular expression matches")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one fault")
     options = parser.parse_args()
 
-    faults = [f for f in FAULTS if options.only in f"{f.file}: {f.what}"]
+    faults = [f for f in FAULTS if re.search(options.only, f"{f.file}: {f.what}")]
     stale = []
     for fault in faults:
         try:
@@ -188,7 +199,7 @@ def main() -> int:
         except ValueError as error:
             stale.append(str(error))
     if stale or not faults:
-        print("\n".join(stale) or f"no fault has {options.only!r} in it")
+        print("\n".join(stale) or f"no fault matches {options.only!r}")
         print("tools/faults.py is out of date with src/: rewrite `old` and `new` of these rows")
         return 2
 
@@ -197,6 +208,7 @@ def main() -> int:
     sys.dont_write_bytecode = True
     for name in INHERITED:
         __import__(name)
+    gc.freeze()  # the forks neither collect nor copy what they inherit
 
     start = time.monotonic()
     for outcome in run_all(baseline(faults), options.jobs, 10 * options.timeout):

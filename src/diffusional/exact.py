@@ -114,12 +114,12 @@ class _Oracle(nn.Module):
         self.world, self.predicts = world, predicts
 
     def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        gamma = -log_snr.double()
-        data, noise = self.world.optimum(z.double(), gamma)
+        gamma = -log_snr.double().cpu()  # the worlds live on the CPU
+        data, noise = self.world.optimum(z.double().cpu(), gamma)
         column = gamma.reshape(-1, *(1,) * (z.ndim - 1))
         a, s = torch.sigmoid(-column).sqrt(), torch.sigmoid(column).sqrt()
         said = {"data": data, "noise": noise, "v": a * noise - s * data, "score": -noise / s}
-        return said[self.predicts].to(z.dtype)
+        return said[self.predicts].to(z)
 
 
 def _exactly(value: float) -> Estimate:

@@ -22,7 +22,6 @@ from diffusional.models import backward
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood
-from diffusional.models.parameterization import Prediction
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Continuous, Space
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,13 +15,16 @@ from diffusional.training.files import load_json, load_tensors, save_json, save_
 
 @dataclass
 class Progress:
-    """Where a run is: steps done, the best validation NELBO (nats) and its step, validations since, seconds trained."""
+    """Where a run is: steps done, the best validation NELBO (nats) and its step, validations since, seconds trained, and
+    the losses that no line of the metrics has told yet.
+    """
 
     step: int = 0
     best: float = float("inf")
     best_step: int = 0
     stale: int = 0
     seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
 
     def record(self, bound: float) -> None:
         """Count a validation: `stale` is 0 after one that is the best so far."""

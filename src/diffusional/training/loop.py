@@ -62,11 +62,12 @@ def train(
     console = console or Console(stderr=True)
     dataset = data or load_data(config.data.name, levels=config.data.levels, seed=config.data.split_seed)
     accelerator = Accelerator(mixed_precision=config.precision)
+    set_seed(config.seed)
+    # Before the folder is claimed: a config that makes no model leaves none behind.
+    model = build_model(config, dataset.space)
     if accelerator.is_main_process:
         begin(run, config, dataset, resume)
     accelerator.wait_for_everyone()
-    set_seed(config.seed)
-    model = build_model(config, dataset.space)
     sampler = build_sampler(config)
     average = AveragedModel(model, device=accelerator.device, multi_avg_fn=_ema(config.optimizer.ema))
     optimizer = _optimizer(model, config.optimizer)
@@ -80,7 +81,7 @@ def train(
     unit = per_unit("bits/dim", dataset.space.dimensions)
     started = time.monotonic() - progress.seconds
     with _Journal(run / METRICS, config, progress, console, accelerator.is_main_process) as journal:
-        while progress.step < config.steps:
+        while not _finished(config, progress):
             rate = learning_rate(config.optimizer, progress.step, config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -100,7 +101,7 @@ def train(
             progress.step += 1
             progress.seconds = time.monotonic() - started
 
-            last = _out_of_time(config, progress) or progress.step == config.steps
+            last = _finished(config, progress)
             journal.step(value, rate, size, last)
             if last or progress.step % config.validate_every == 0:
                 bound = validate(average.module, dataset, config.seed)
@@ -108,13 +109,10 @@ def train(
                 if progress.stale == 0 and accelerator.is_main_process:
                     save_tensors(run / WEIGHTS, average.module.state_dict())
                 journal.validation(bound / unit, progress.best / unit)
-                last = last or 0 < config.patience <= progress.stale
-            if last or progress.step % config.checkpoint_every == 0:
+            if _finished(config, progress) or progress.step % config.checkpoint_every == 0:
                 journal.flush()
                 if accelerator.is_main_process:
                     checkpoint.save(run / CHECKPOINTS, state, progress)
-            if last:
-                break
     accelerator.wait_for_everyone()
     return load(run)
 
@@ -126,7 +124,6 @@ class _Journal:
         self, path: Path, config: Config, progress: checkpoint.Progress, console: Console, speaks: bool
     ) -> None:
         self.path, self.progress, self.speaks = path, progress, speaks
-        self.losses: list[float] = []
         self.validated = False
         columns = (
             TextColumn("training"),
@@ -151,11 +148,12 @@ class _Journal:
 
     def step(self, loss: float, rate: float, norm: float, last: bool) -> None:
         """A step's loss in bits/dim; every tenth step the mean since the last line is written."""
-        self.losses.append(loss)
+        losses = self.progress.losses
+        losses.append(loss)
         if not last and self.progress.step % _LOG_EVERY:
             return
-        recent = sum(self.losses) / len(self.losses)
-        self.losses.clear()
+        recent = sum(losses) / len(losses)
+        losses.clear()
         self._write({"loss": recent, "lr": rate, "norm": norm})
         speed = f"{self.progress.step / self.progress.seconds:.1f} steps/s"
         self.bar.update(self.task, completed=self.progress.step, rate=speed)
@@ -254,8 +252,10 @@ def _ema(decay: float) -> Callable[..., None]:
     return update
 
 
-def _out_of_time(config: Config, progress: checkpoint.Progress) -> bool:
-    return config.max_seconds is not None and progress.seconds >= config.max_seconds
+def _finished(config: Config, progress: checkpoint.Progress) -> bool:
+    """All steps taken, out of time, or out of patience; so that resuming a run that has ended changes nothing."""
+    out_of_time = config.max_seconds is not None and progress.seconds >= config.max_seconds
+    return progress.step >= config.steps or out_of_time or 0 < config.patience <= progress.stale
 
 
 def _truncate(path: Path, step: int) -> None:
