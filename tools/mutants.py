@@ -6,8 +6,8 @@
 First every test that the table names must pass on the tree as it is. Then each fault gets a copy of src/ and tests/ of its
 own and a pytest process that imports this copy. Only a test that runs and finds something wrong is a kill: an AssertionError,
 or an error that should have been raised and was not. A fault that cannot be imported, that makes a test raise anything else,
-or that hangs, proves nothing and counts as a survivor. Where the tests named in the table stay green, the whole fast suite
-has a try, and the fault is reported as killed elsewhere: then name that test in the table.
+or that hangs, proves nothing and counts as a survivor. The whole fast suite then has a try at each survivor, to tell a hole
+in the tests from a row of the table that names the wrong ones; either way the row must be mended.
 
 Exit status: 0 if every fault was killed, 1 if one was not, 2 if the table is out of date or the tests fail without a fault.
 """
@@ -119,9 +119,11 @@ class Running:
     def __init__(self, job: Job, timeout: float) -> None:
         self.job, self.started, self.timeout = job, time.monotonic(), timeout
         self.tree = Path(tempfile.mkdtemp(prefix="mutant-")).resolve()
-        for name in ("src", "tests"):
-            shutil.copytree(ROOT / name, self.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", self.tree)
+        for path in ROOT.glob("[!.]*"):
+            if path.name in ("src", "tests"):
+                shutil.copytree(path, self.tree / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                (self.tree / path.name).symlink_to(path)
         if job.fault is not None:
             (self.tree / PACKAGE / job.fault.file).write_text(planted(job.fault))
         fork = multiprocessing.get_context("fork")
@@ -187,7 +189,9 @@ def baseline(faults: Sequence[Fault]) -> list[Job]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults at a time (default: all cores)")
-    parser.add_argument("--only", default="", help="only faults whose file or description this regular expression matches")
+    parser.add_argument(
+        "--only", default="", help="only faults whose file or description this regular expression matches"
+    )
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one fault")
     options = parser.parse_args()
 
@@ -219,33 +223,26 @@ def main() -> int:
             return 2
     print(f"without a fault the tests are green ({time.monotonic() - start:.0f} s)", flush=True)
 
-    killed, elsewhere, survivors = 0, [], []
+    survivors = []
+    width = max(len(f"{f.file}: {f.what}") for f in faults)
     for outcome in run_all([Job(fault.tests, fault) for fault in faults], options.jobs, options.timeout):
-        killed += outcome.verdict == "killed"
-        if outcome.verdict == "green":
-            elsewhere.append(Job(("tests",), outcome.job.fault))
+        fault = outcome.job.fault
+        if fault is None:
             continue
         if outcome.verdict != "killed":
-            survivors.append(outcome)
-        report(outcome)
-    for outcome in run_all(elsewhere, options.jobs, 30 * options.timeout):
-        killed += outcome.verdict == "killed"
-        if outcome.verdict != "killed":
-            survivors.append(outcome)
-        report(outcome, "elsewhere")
+            survivors.append(fault)
+        print(
+            f"{outcome.verdict:9} {outcome.seconds:5.1f} s  {f'{fault.file}: {fault.what}':{width}}  {outcome.by}",
+            flush=True,
+        )
+    print(
+        f"{len(faults)} mutants, {len(faults) - len(survivors)} killed ({time.monotonic() - start:.0f} s)", flush=True
+    )
 
-    print(f"{len(faults)} mutants, {killed} killed ({time.monotonic() - start:.0f} s)")
-    for outcome in survivors:
-        print(f"survived: {outcome.job.fault}")
+    for outcome in run_all([Job(("tests",), fault) for fault in survivors], options.jobs, 30 * options.timeout):
+        found = f"the fast suite has {outcome.by}" if outcome.verdict != "green" else "so does the whole fast suite"
+        print(f"its tests let it pass: {outcome.job.fault}\n  {found}", flush=True)
     return 1 if survivors else 0
-
-
-def report(outcome: Outcome, where: str = "") -> None:
-    """One line: verdict, seconds, fault, and the test that found it."""
-    assert outcome.job.fault is not None
-    verdict = "SURVIVED" if outcome.verdict == "green" else " ".join(filter(None, (outcome.verdict, where)))
-    fault, by = outcome.job.fault, outcome.by.removeprefix("tests/")
-    print(f"{verdict:9} {outcome.seconds:5.1f} s  {fault.file + ': ' + fault.what:75}  {by}", flush=True)
 
 
 if __name__ == "__main__":

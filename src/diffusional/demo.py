@@ -101,11 +101,13 @@ def pictures(model: DiffusionModel, x: Tensor, levels_kl: Tensor, run: Path, sho
     chain = model.regrid(_CHAIN)
     # Eleven latents, evenly spaced in log-SNR, from the clean end to the noisy one.
     kept = torch.linspace(1, _CHAIN, 11).round().long().tolist()
-    labels = ["x"] + [f"z, {-float(schedule.grid()[t - 1]):+.0f}" for t in kept]
+    log_snr = (-schedule.grid()[[t - 1 for t in kept]]).round().int().tolist()
+    labels = ["x"] + [f"log-SNR {value}" for value in log_snr]
 
-    path = chain.process.sample_path(x[:shown], generator)
-    rows = [torch.stack([x[i], *(path[t - 1, i] for t in kept)]).numpy() for i in range(shown)]
-    figures.paths(run / "forward.png", rows, labels, "The forward diffusion of five test digits (z at its log-SNR)")
+    some = x[:: len(x) // shown][:shown]
+    path = chain.process.sample_path(some, generator)
+    rows = [torch.stack([some[i], *(path[t - 1, i] for t in kept)]).numpy() for i in range(shown)]
+    figures.paths(run / "forward.png", rows, labels, "The forward diffusion of five test digits")
 
     # The chain is walked once for all samples; the first of them show their paths.
     states = list(chain.walk_back(50, generator))

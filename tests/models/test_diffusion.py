@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from battery import BETAS, F64, PREDICTIONS, SCHEDULES, generator, randn
+from battery import BETAS, F64, PREDICTIONS, SCHEDULES, generator, plain_alpha, plain_sigma, randn
 from diffusional import (
     Continuous,
     Denoiser,
@@ -451,6 +451,42 @@ def test_loss_is_unbiased_with_its_gradient(sampler: str, uses_network: bool, st
         error = float((a.var() / len(a) + b.var() / len(b)).sqrt())
         assert error < 0.1 * abs(float(a.mean()))
         assert abs(float(a.mean() - b.mean())) < 4 * error
+
+
+class _Off(nn.Module):
+    """Told x, it returns every ε plus `by`."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, z: Tensor, log_snr: Tensor, x: Tensor) -> Tensor:
+        alpha, sigma = (f(-log_snr)[:, None] for f in (plain_alpha, plain_sigma))
+        return (z - alpha * x) / sigma + self.by
+
+
+@pytest.mark.parametrize("steps", [9, None])
+@pytest.mark.parametrize("uses_network", [True, False])
+def test_loss_of_even_costs_is_the_bound_without_any_luck(uses_network: bool, steps: int | None) -> None:
+    """Off by the same in every ε, the network costs the same at every level and at z_1; and of 64 stratified items two
+    look at z_1. So nothing is left to chance, and no cost, weight or share may be wrong by more than rounding.
+    """
+    first, last, by, d = -20.0, 3.0, 0.3, 2
+    if uses_network:
+        x, p = randn(64, d), likelihood.GaussianLikelihood(Continuous((d,)))
+        reconstruction = 0.5 * d * (math.log(2 * math.pi) + first + by**2)  # s² = e^{γ_1}; x − x̂ = (σ/α) · by
+    else:
+        space = Discrete((d,), 4)
+        x, p = space.encode(torch.arange(64 * d).reshape(64, d) % 4, F64), likelihood.LevelPosterior(space)
+        reconstruction = 0.0  # z_1 tells the levels for sure
+    process = GaussianDiffusion(schedule.log_snr_linear(first, last, steps))
+    model = DiffusionModel(process, Denoiser(_Off(by)), p)
+    kl = last - first if steps is None else (steps - 1) * math.expm1((last - first) / (steps - 1))
+    q = Normal(plain_alpha(last) * x, torch.tensor(plain_sigma(last), dtype=F64))
+    prior = kl_divergence(q, Normal(torch.zeros_like(x), torch.ones_like(x))).sum(1).mean()
+    want = reconstruction + 0.5 * kl * d * by**2 + float(prior)
+    for seed in range(3):
+        assert float(model.loss(x, generator(seed), condition=x)) == pytest.approx(want, rel=1e-9)
 
 
 def test_adaptive_sampling_lowers_the_variance() -> None:

@@ -25,7 +25,9 @@ from diffusional.training.config import (
 OTHER = Config(
     data=DataConfig(name="a.npy", levels=5, split_seed=3),
     schedule=ScheduleConfig(kind="linear", steps=100, beta_end=0.03),
-    model=ModelConfig(network="mlp", predicts="v", head="categorical", likelihood="level-posterior", widths=(8, 16, 24)),
+    model=ModelConfig(
+        network="mlp", predicts="v", head="categorical", likelihood="level-posterior", widths=(8, 16, 24)
+    ),
     optimizer=OptimizerConfig(lr=1e-4, warmup=7),
     objective="simple",
     sampler="uniform",
@@ -152,7 +154,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_differences_name_every_value_that_differs_and_no_other() -> None:
     a = Config(steps=5, optimizer=OptimizerConfig(lr=0.1))
-    b = dataclasses.replace(a, steps=6, optimizer=OptimizerConfig(lr=0.2), model=ModelConfig(widths=(8,)), max_seconds=1.0)
+    b = dataclasses.replace(
+        a, steps=6, optimizer=OptimizerConfig(lr=0.2), model=ModelConfig(widths=(8,)), max_seconds=1.0
+    )
     here = list(a.model.widths)
     assert sorted(differences(a, b)) == [
         "max_seconds: None → 1.0",

@@ -105,6 +105,10 @@ def evaluate(
     if not isinstance(model, DiffusionModel):
         raise DiffusionalError(f"a {type(model).__name__} came; evaluate sweeps the levels of a DiffusionModel")
     model.space.check(data)
+    if (draws is not None and draws < 1) or cells < 1:
+        raise DiffusionalError(f"draws={draws} and cells={cells} came; both must be at least 1")
+    if condition is not None and len(condition) != len(data):
+        raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
     levels = model.levels or cells
     draws = draws or (1 if levels >= 50 else 8)
     was_training = model.training

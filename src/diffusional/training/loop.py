@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -61,7 +62,7 @@ def train(
     run = Path(run)
     console = console or Console(stderr=True)
     dataset = data or load_data(config.data.name, levels=config.data.levels, seed=config.data.split_seed)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = _accelerator(config.precision)
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
     model = build_model(config, dataset.space)
@@ -186,6 +187,13 @@ class _Objective(nn.Module):
         if self.simple:
             return self.model.simple_loss(x, generator) * self.model.space.dimensions
         return self.model.loss(x, generator, sampler=self.sampler)
+
+
+def _accelerator(precision: str) -> Accelerator:
+    # Accelerate keeps one precision for the whole process; runs of different precision may follow one another in it.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision)
 
 
 def _optimizer(model: DiffusionModel, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,0 +1,90 @@
+"""Evaluation noise: whose it is, and the two errors that it leaves, against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from battery import F64, close, float64, plain_alpha, plain_sigma, randn
+from diffusional import schedule
+from diffusional.evaluation.evaluation import evaluate
+from diffusional.evaluation.noise import item_keys, stream
+from diffusional.forward import GaussianDiffusion
+from diffusional.models.denoiser import Denoiser
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.likelihood import GaussianLikelihood
+from diffusional.space import Continuous
+
+FIRST, LAST, D, N = -8.0, 4.0, 3, 400
+X = randn(N, D)
+
+
+class Off(nn.Module):
+    """Told x, it returns (1 + noisy) ε + by x (+ drift · u): so ‖ε − ε̂‖² = ‖noisy ε + by x + drift u‖²."""
+
+    def __init__(self, noisy: float = 0.0, by: float = 0.0, drift: float = 0.0) -> None:
+        super().__init__()
+        self.noisy, self.by, self.drift = noisy, by, drift
+
+    def forward(self, z: Tensor, log_snr: Tensor, x: Tensor) -> Tensor:
+        gamma = -log_snr[:, None]
+        noise = (z - plain_alpha(gamma) * x) / plain_sigma(gamma)
+        return (1 + self.noisy) * noise + self.by * x + self.drift * (gamma - FIRST) / (LAST - FIRST)
+
+
+def _model(module: Off, steps: int | None) -> DiffusionModel:
+    process = GaussianDiffusion(schedule.log_snr_linear(FIRST, LAST, steps))
+    return DiffusionModel(process, Denoiser(module), GaussianLikelihood(Continuous((D,))))
+
+
+@pytest.mark.parametrize(("draws", "steps"), [(8, 7), (8, None), (1, 7), (1, 8), (1, None)])
+def test_the_value_and_both_errors_in_closed_form(draws: int, steps: int | None) -> None:
+    """‖c ε + b x‖² has the mean c² D + b² ‖x‖² and the variance 2 c⁴ D + 4 b² c² ‖x‖², at every level and at z_1."""
+    c, b = 0.5, 0.3
+    levels = 6 if steps is None else steps - 1
+    result = evaluate(_model(Off(c, b), steps), X, seed=3, draws=draws, cells=levels, condition=X)
+    squares = X.square().sum(1)
+    mean, variance = c**2 * D + b**2 * squares, 2 * c**4 * D + 4 * b**2 * c**2 * squares
+    step = (LAST - FIRST) / levels
+    weight = 0.5 * (step if steps is None else math.expm1(step))
+    kl = levels * weight * mean
+    reconstruction = 0.5 * D * (math.log(2 * math.pi) + FIRST) + 0.5 * mean
+    alpha2, sigma2 = plain_alpha(LAST) ** 2, plain_sigma(LAST) ** 2
+    prior = 0.5 * (alpha2 * squares + D * (sigma2 - 1 - math.log(sigma2)))
+    nelbo = kl + reconstruction + prior
+    assert abs(result.nelbo.value - float(nelbo.mean())) < 4 * result.nelbo.error
+    for name, term in {"kl": kl, "reconstruction": reconstruction}.items():
+        assert abs(result.terms[name].value - float(term.mean())) < 4 * result.terms[name].error
+    assert abs(float(result.levels_kl.sum()) - float(kl.mean())) < 4 * result.terms["kl"].error
+    close(float64(result.terms["prior"].value), float(prior.mean()))
+    # z_1 has four draws of its own. An odd number of levels counts one of them two times over, upward.
+    counted = levels + 2 * (levels % 2) if draws == 1 else levels
+    monte_carlo = counted * weight**2 * variance / draws + 0.25 * variance / 4
+    assert result.nelbo.error == pytest.approx(math.sqrt(float(monte_carlo.sum())) / N, rel=0.1)
+    assert result.terms["reconstruction"].error == pytest.approx(
+        math.sqrt(float(0.25 * variance.sum()) / 4) / N, rel=0.1
+    )
+    assert result.nelbo.item_error == pytest.approx(math.sqrt(float(nelbo.var()) / N), rel=0.25)
+    assert result.nelbo.n == N
+    assert result.nelbo.network_evaluations == N * (levels * draws + 4)
+
+
+def test_u_is_uniform_in_its_cell() -> None:
+    """½ (γ_T − γ_1) D ∫ u² du in two cells, of which neither end nor middle gives the integral."""
+    result = evaluate(_model(Off(drift=1.0), None), X, cells=2, draws=4, condition=X)
+    expected = 0.5 * (LAST - FIRST) * D * torch.tensor([1 / 24, 7 / 24], dtype=F64)
+    assert result.terms["kl"].error < 0.02 * result.terms["kl"].value
+    assert float((result.levels_kl - expected).abs().max()) < 4 * result.terms["kl"].error
+
+
+def test_an_item_s_noise_is_its_own() -> None:
+    """Of another seed, item or draw it is another; of another batch, order or type of float it is the same."""
+    items = float64([[0.5, 1.0], [0.25, 1.0], [0.5, 1.0]])
+    keys = item_keys(items, 0)
+    assert len({*keys, *item_keys(items, 1)}) == 6  # the repeated item, too, has a key for each occurrence
+    assert item_keys(items[[1]], 0) == [keys[1]]
+    assert item_keys(items.flip(0).float(), 0) == [keys[0], keys[1], keys[2]]
+    first, again, other = (torch.from_numpy(stream(keys[0], draw).standard_normal(2000)) for draw in (0, 0, 1))
+    assert first.equal(again)
+    assert abs(float(torch.corrcoef(torch.stack([first, other]))[0, 1])) < 4 / math.sqrt(2000)

@@ -1,0 +1,261 @@
+"""What is on disk: written whole or not at all, and no pickle is ever opened."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from diffusional.errors import DiffusionalError
+from diffusional.training import checkpoint, files, loop
+from diffusional.training.config import Config, DataConfig, ModelConfig
+from diffusional.training.run import load, read_run
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    np.save(folder / "tiny.npy", np.random.default_rng(0).integers(0, 5, (40, 3)))
+    config = Config(
+        data=DataConfig(name=str(folder / "tiny.npy"), levels=5),
+        model=ModelConfig(hidden=8, blocks=1),
+        steps=2,
+        batch=8,
+        validate_every=2,
+        checkpoint_every=1,
+    )
+    loop.train(config, folder / "run", console=QUIET)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def weights(run: Path) -> Path:
+    return run / "model.safetensors"
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / "step-00000002" / "state.safetensors"
+
+
+def resume(run: Path) -> None:
+    loop.train(read_run(run).config, run, resume=True, console=QUIET)
+
+
+class Malicious:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, bytes]]:
+        return _write, (str(self.marker), b"owned")
+
+
+def _write(path: str, content: bytes) -> None:
+    Path(path).write_bytes(content)
+
+
+def _zip(what: Any, path: Path) -> None:
+    torch.save({"a": torch.zeros(2), "b": what}, path)
+
+
+def _legacy(what: Any, path: Path) -> None:
+    torch.save({"a": torch.zeros(2), "b": what}, path, _use_new_zipfile_serialization=False)
+
+
+PICKLES: dict[str, Callable[[Any, Path], None]] = {
+    "torch.save": _zip,
+    "torch.save, legacy": _legacy,
+    **{f"protocol {n}": lambda what, path, n=n: path.write_bytes(pickle.dumps(what, n)) or None for n in range(6)},
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+@pytest.mark.parametrize("place", [weights, newest], ids=["model.safetensors", "checkpoint"])
+def test_a_pickle_is_refused_and_never_opened(kind: str, place: Callable, run: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    path = place(run)
+    PICKLES[kind](Malicious(marker), path)
+    expected = "is corrupt or no safetensors" if kind in ("protocol 0", "protocol 1") else "is a pickle, which can run"
+    with pytest.raises(DiffusionalError, match=expected) as raised:
+        load(run) if place is weights else resume(run)
+    assert str(path) in str(raised.value)
+    assert not marker.exists()
+    # The trap works where a pickle is opened.
+    if kind.startswith("protocol"):
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".pkl"])
+def test_names_of_pickles_are_refused_whatever_they_hold(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(DiffusionalError, match=r"is a pickle.*safetensors\.torch\.save_file"):
+        files.load_tensors(path)
+
+
+def test_nothing_in_a_run_is_a_pickle(trained: Path) -> None:
+    kinds = {p.suffix for p in trained.rglob("*") if p.is_file()}
+    assert kinds == {".json", ".jsonl", ".safetensors"}
+    for path in trained.rglob("*.safetensors"):
+        head = path.read_bytes()
+        length = int.from_bytes(head[:8], "little")
+        json.loads(head[8 : 8 + length])
+
+
+@pytest.mark.parametrize("place", [weights, newest], ids=["model.safetensors", "checkpoint"])
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(kept: int, place: Callable, run: Path) -> None:
+    path = place(run)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DiffusionalError, match="is corrupt or no safetensors file") as raised:
+        load(run) if place is weights else resume(run)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_files_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DiffusionalError, match=r"nowhere is no folder; give the run folder"):
+        load(tmp_path / "nowhere")
+    weights(run).unlink()
+    with pytest.raises(DiffusionalError, match=r"model\.safetensors does not exist; expected a safetensors file"):
+        load(run)
+    (run / "data.json").unlink()
+    with pytest.raises(DiffusionalError, match=r"data\.json does not exist"):
+        load(run)
+
+
+def test_foreign_weights_are_listed(run: Path) -> None:
+    own = files.load_tensors(weights(run))
+    first, second, *_ = own
+    foreign = {name: t for name, t in own.items() if name not in (first, second)}
+    foreign |= {"unet.conv.weight": torch.zeros(3), second: torch.zeros(7, 7)}
+    save_file(foreign, weights(run))
+    shape = tuple(own[second].shape)
+    with pytest.raises(DiffusionalError) as raised:
+        load(run)
+    assert str(raised.value).endswith(
+        f"does not fit the model of this config: {first} is missing; unet.conv.weight is unknown; "
+        f"{second} has shape (7, 7) there, {shape} here"
+    )
+
+
+def test_a_long_list_of_foreign_weights_is_cut(run: Path) -> None:
+    n = len(files.load_tensors(weights(run)))
+    save_file({"a": torch.zeros(1)}, weights(run))
+    with pytest.raises(DiffusionalError, match=f"; and {n - 2} more$"):
+        load(run)
+
+
+def test_a_foreign_checkpoint_is_refused(run: Path) -> None:
+    save_file({"a": torch.zeros(1)}, newest(run))
+    with pytest.raises(DiffusionalError, match="does not fit this run"):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.json", "{", r"data\.json is not JSON"),
+        ("data.json", "[]", r"data\.json holds a list; expected a JSON object"),
+        ("data.json", "{}", r"data\.json has no 'space'; was it edited by hand\?"),
+        ("data.json", '{"space": {"kind": "fuzzy"}, "sha256": {}}', "space of kind 'fuzzy' came"),
+        ("config.json", '{"stepz": 1}', "unknown config key 'stepz'; did you mean 'steps'"),
+        ("config.json", "", r"config\.json is not JSON"),
+        ("checkpoints/step-00000002/progress.json", '{"stepp": 1}', r"progress\.json does not fit"),
+    ],
+)
+def test_broken_records_are_refused(name: str, content: str, message: str, run: Path) -> None:
+    config = read_run(run).config
+    (run / name).write_text(content)
+    with pytest.raises(DiffusionalError, match=message):
+        load(run) if "/" not in name else loop.train(config, run, resume=True, console=QUIET)
+
+
+# Writing.
+
+
+def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+    shared = torch.arange(6.0)
+    tensors = {
+        "whole": shared,
+        "slice of the same": shared[1:3],
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "scalar": torch.tensor(1.5, dtype=torch.float64),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "empty": torch.zeros(0, 3),
+        "trained": torch.ones(2, requires_grad=True),
+    }
+    files.save_tensors(tmp_path / "a.safetensors", tensors)
+    read = files.load_tensors(tmp_path / "a.safetensors")
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor.detach())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def _half(tensors: Any, path: Path) -> None:
+    path.write_bytes(b"half")
+    raise OSError("disk full")
+
+
+def test_an_interrupted_write_of_tensors_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    files.save_tensors(path, {"a": torch.ones(2)})
+    monkeypatch.setattr(files, "save_file", _half)
+    with pytest.raises(OSError, match="disk full"):
+        files.save_tensors(path, {"a": torch.zeros(2)})
+    assert torch.equal(files.load_tensors(path)["a"], torch.ones(2))
+
+
+def test_an_interrupted_write_of_json_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.save_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        files.save_json(path, {"a": object()})
+    assert files.load_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize("failing", ["save_tensors", "save_json"])
+def test_an_interrupted_checkpoint_leaves_the_one_before(
+    failing: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
+
+    def broken(path: Path, what: Any) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, failing, broken)
+    config = read_run(run).config
+    monkeypatch.setattr(loop, "_finished", lambda config, progress: progress.step >= 3)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, run, resume=True, console=QUIET)
+    assert {p: p.read_bytes() for p in (run / "checkpoints").glob("step-*/*")} == before
+    assert checkpoint.restore_progress(run / "checkpoints").step == 2
+    monkeypatch.undo()
+    resume(run)
+
+
+def test_a_new_checkpoint_replaces_the_old_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_finished", lambda config, progress: progress.step >= 3)
+    resume(run)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000003"]
+    assert checkpoint.restore_progress(run / "checkpoints").step == 3
