@@ -54,6 +54,9 @@ class Job:
     tests: tuple[str, ...]
     fault: Fault | None = None
 
+    def __str__(self) -> str:
+        return "as it is" if self.fault is None else f"{self.fault.file}: {self.fault.what}"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -178,12 +181,10 @@ def run_all(jobs: Sequence[Job], at_once: int, timeout: float) -> Iterator[Outco
             r.finish()
 
 
-def baseline(faults: Sequence[Fault]) -> list[Job]:
-    """All tests that the faults name, a job for each test file, the longest lists first."""
-    by_file: dict[str, list[str]] = {}
-    for test in dict.fromkeys(test for fault in faults for test in fault.tests):
-        by_file.setdefault(test.split("::")[0], []).append(test)
-    return [Job(tuple(tests)) for tests in sorted(by_file.values(), key=len, reverse=True)]
+def baseline(faults: Sequence[Fault], parts: int) -> list[Job]:
+    """All tests that the faults name, each once, dealt to `parts` jobs on the tree as it is."""
+    tests = list(dict.fromkeys(test for fault in faults for test in fault.tests))
+    return [Job(tuple(tests[i::parts])) for i in range(min(parts, len(tests)))]
 
 
 def main() -> int:
@@ -195,7 +196,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one fault")
     options = parser.parse_args()
 
-    faults = [f for f in FAULTS if re.search(options.only, f"{f.file}: {f.what}")]
+    faults = [fault for fault in FAULTS if re.search(options.only, f"{fault.file}: {fault.what}")]
     stale = []
     for fault in faults:
         try:
@@ -204,7 +205,7 @@ def main() -> int:
             stale.append(str(error))
     if stale or not faults:
         print("\n".join(stale) or f"no fault matches {options.only!r}")
-        print("tools/faults.py is out of date with src/: rewrite `old` and `new` of these rows")
+        print("every row of tools/faults.py must fit src/: rewrite `old` and `new` where the source has moved on")
         return 2
 
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -215,33 +216,27 @@ def main() -> int:
     gc.freeze()  # the forks neither collect nor copy what they inherit
 
     start = time.monotonic()
-    for outcome in run_all(baseline(faults), options.jobs, 10 * options.timeout):
+    for outcome in run_all(baseline(faults, options.jobs), options.jobs, 10 * options.timeout):
         if outcome.verdict != "green":
-            print(
-                f"red without a fault: {outcome.by}\nMend this first: a red test can't tell a fault from the original."
-            )
+            print(f"red without a fault: {outcome.by}\nMend this first: it can't tell a fault from the original.")
             return 2
     print(f"without a fault the tests are green ({time.monotonic() - start:.0f} s)", flush=True)
 
-    survivors = []
-    width = max(len(f"{f.file}: {f.what}") for f in faults)
-    for outcome in run_all([Job(fault.tests, fault) for fault in faults], options.jobs, options.timeout):
-        fault = outcome.job.fault
-        if fault is None:
-            continue
-        if outcome.verdict != "killed":
-            survivors.append(fault)
-        print(
-            f"{outcome.verdict:9} {outcome.seconds:5.1f} s  {f'{fault.file}: {fault.what}':{width}}  {outcome.by}",
-            flush=True,
-        )
-    print(
-        f"{len(faults)} mutants, {len(faults) - len(survivors)} killed ({time.monotonic() - start:.0f} s)", flush=True
-    )
+    jobs, survivors = [Job(fault.tests, fault) for fault in faults], []
+    width = max(len(str(job)) for job in jobs)
+    for outcome in run_all(jobs, options.jobs, options.timeout):
+        verdict = outcome.verdict
+        if verdict != "killed":
+            survivors.append(outcome.job)
+            verdict = verdict.upper()
+        by = outcome.by.removeprefix("tests/")
+        print(f"{verdict:9} {outcome.seconds:5.1f} s  {outcome.job!s:{width}}  {by}", flush=True)
+    killed = len(faults) - len(survivors)
+    print(f"{len(faults)} mutants, {killed} killed ({time.monotonic() - start:.0f} s)", flush=True)
 
-    for outcome in run_all([Job(("tests",), fault) for fault in survivors], options.jobs, 30 * options.timeout):
-        found = f"the fast suite has {outcome.by}" if outcome.verdict != "green" else "so does the whole fast suite"
-        print(f"its tests let it pass: {outcome.job.fault}\n  {found}", flush=True)
+    again = [Job(("tests",), job.fault) for job in survivors]
+    for outcome in run_all(again, options.jobs, 30 * options.timeout):
+        print(f"survivor: {outcome.job.fault}\n  the whole fast suite: {outcome.verdict} {outcome.by}", flush=True)
     return 1 if survivors else 0
 
 

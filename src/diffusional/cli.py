@@ -58,7 +58,8 @@ class Evaluate:
     """A data set, as for train; that of the run unless given."""
     levels: int | None = None
     """How many integer levels the data have; those of the run unless given."""
-    split: Literal["train", "validation", "test", "all"] = "test"
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """test for the run's own data, all for other data, unless given."""
     steps: int | None = None
     """Another T than the run's own."""
     draws: int | None = None
@@ -98,22 +99,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exits with 2 on bad input, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        command = tyro.cli(
-            _with_saved_config(args),
-            prog="diffusional",
-            args=args,
-            description="The honest likelihood of diffusion models: the ELBO, itemised to the last nat, with error bars.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        command = _parsed(args)
         run = {Demo: _demo, Train: _train, Evaluate: _evaluate, Sample: _sample}[type(command)]
-        if command.json is not None and not command.json.resolve().parent.is_dir():
-            raise DiffusionalError(f"--json {command.json}: the folder {command.json.resolve().parent} does not exist")
+        if command.json is not None:
+            _check_target("--json", command.json)
         record = run(command)
         if command.json is not None:
             from diffusional.training.files import save_json
 
             save_json(command.json, record)
-    except DiffusionalError as error:
+    except (DiffusionalError, OSError) as error:
         print(f"diffusional: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -121,17 +116,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _with_saved_config(args: list[str]) -> Any:
-    """The commands, with a resumed run's own config as the default, so that only what one types can differ from it."""
-    if args[:1] != ["train"] or "--resume" not in args:
-        return Command
-    saved = next((p for a in args[1:] if not a.startswith("-") and (p := Path(a) / "config.json").is_file()), None)
-    if saved is None:
-        return Command
-    default = Train(run=tyro.MISSING, config=Config.load(saved))
-    return (
-        Annotated[Train, tyro.conf.subcommand("train", default=default)] | Annotated[Demo, tyro.conf.subcommand("demo")]
+def _check_target(option: str, path: Path) -> None:
+    """Before the work, not after it: can the result be written there?"""
+    if path.is_dir():
+        raise DiffusionalError(f"{option} {path}: this is a folder; give a file")
+    if not path.resolve().parent.is_dir():
+        raise DiffusionalError(f"{option} {path}: the folder {path.resolve().parent} does not exist")
+
+
+def _parsed(args: list[str]) -> "Demo | Train | Evaluate | Sample":
+    command = _parse(args, Command)
+    if isinstance(command, Train) and command.resume and (command.run / "config.json").is_file():
+        # The resumed run's own config is the default, so that only what one types can differ from it.
+        saved = Train(run=command.run, config=Config.load(command.run / "config.json"))
+        resumed = Annotated[Train, tyro.conf.subcommand("train", default=saved)]
+        return _parse(args, resumed | Annotated[Demo, tyro.conf.subcommand("demo")])
+    return command
+
+
+def _parse(args: list[str], commands: Any) -> Any:
+    return tyro.cli(
+        commands,
+        prog="diffusional",
+        args=args,
+        description="The honest likelihood of diffusion models: the ELBO, itemised to the last nat, with error bars.",
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _console() -> Any:
@@ -143,13 +159,13 @@ def _console() -> Any:
 def _demo(command: Demo) -> dict[str, Any]:
     import dataclasses
 
-    from diffusional.demo import demo, fresh
+    from diffusional.demo import demo
     from diffusional.training.recipes import digits
 
     config = dataclasses.replace(digits(), seed=command.seed, max_seconds=command.max_seconds)
     if command.steps is not None:
         config = dataclasses.replace(config, steps=command.steps)
-    return demo(config, fresh(command.out), _console())
+    return demo(config, _numbered(command.out), _console())
 
 
 def _train(command: Train) -> dict[str, Any]:
@@ -179,17 +195,24 @@ def _bit(dimensions: int) -> float:
     return per_unit("bits/dim", dimensions)
 
 
-def _items(record: "RunRecord", command: Evaluate) -> "tuple[str, Tensor]":
-    """The items to evaluate, encoded by the run's own space."""
+def _items(record: "RunRecord", command: Evaluate) -> "tuple[str, str, Tensor]":
+    """Name, split and items to evaluate, encoded by the run's own space."""
     import torch
 
     from diffusional.data import load
     from diffusional.space import Discrete
 
     own: DataConfig = record.config.data
-    levels = command.levels or (own.levels if command.data is None else record.space.levels)
-    name = command.data or own.name
-    dataset = load(name, levels=None if name == "digits" else levels, seed=own.split_seed)
+    name, split = command.data or own.name, command.split or ("test" if command.data is None else "all")
+    splits = ("train", "validation", "test") if split == "all" else (split,)
+    dataset = load(name, levels=record.space.levels if command.levels is None else command.levels, seed=own.split_seed)
+    if command.data is None and (
+        changed := [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
+    ):
+        raise DiffusionalError(
+            f"{', '.join(changed)} of {name} is not what {command.run} was trained with: the file has changed, or the run "
+            "was given its data in Python. Name the data to evaluate with --data"
+        )
     if dataset.space.shape != record.space.shape:
         raise DiffusionalError(
             f"{name} has items of shape {dataset.space.shape}; the run was trained on {record.space.shape}"
@@ -200,10 +223,8 @@ def _items(record: "RunRecord", command: Evaluate) -> "tuple[str, Tensor]":
         raise DiffusionalError(
             f"{name} is {dataset.space}; the run was trained on {record.space}: their bounds do not compare"
         )
-    splits = ("train", "validation", "test") if command.split == "all" else (command.split,)
-    raw = torch.cat([getattr(dataset, split) for split in splits])
     # A run standardises new data as it did its own.
-    return name, record.space.encode(raw)
+    return name, split, record.space.encode(torch.cat([getattr(dataset, part) for part in splits]))
 
 
 def _evaluate(command: Evaluate) -> dict[str, Any]:
@@ -215,10 +236,10 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     from diffusional.training.run import load, read_run
 
     record = read_run(command.run)
-    model = load(command.run)
+    model = load(command.run).to(_device())
     if command.steps is not None:
         model = model.regrid(command.steps)
-    name, x = _items(record, command)
+    name, split, x = _items(record, command)
     console = _console()
     columns = (
         TextColumn("evaluating"),
@@ -242,11 +263,13 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     console.print(
         ledger_table(
             out,
-            f"{name}, {command.split}: {out['items']} items, {latents}, levels {out['levels'] or '∞'}, "
+            f"{name}, {split}: {out['items']} items, {latents}, levels {out['levels'] or '∞'}, "
             f"{out['network_evaluations']:,} network evaluations",
         )
     )
-    save_json(command.run / f"evaluation-{command.split}.json", out)
+    # The run keeps the evaluation of its own splits as it is by default; any other goes where --json says.
+    if command == Evaluate(run=command.run, split=command.split, json=command.json):
+        save_json(command.run / f"evaluation-{split}.json", out)
     return out
 
 
@@ -258,17 +281,26 @@ def _sample(command: Sample) -> dict[str, Any]:
     from diffusional.space import Discrete
     from diffusional.training.run import load
 
-    model = load(command.run)
-    x = model.sample(
-        command.n,
-        torch.Generator().manual_seed(command.seed),
-        method=command.method,
-        steps=command.steps,
-        eta=command.eta,
-    )
-    out = command.out or command.run / "samples.npz"
+    out = command.out or _numbered(command.run / "samples.npz")
     if out.suffix != ".npz":
         raise DiffusionalError(f"--out {out} came; samples are written as .npz")
+    if out.exists():
+        raise DiffusionalError(f"--out {out} exists; it was left alone, name another file")
+    model = load(command.run)
+    if not out.resolve().parent.is_dir():
+        raise DiffusionalError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+    device = _device()
+    x = (
+        model.to(device)
+        .sample(
+            command.n,
+            torch.Generator(device).manual_seed(command.seed),
+            method=command.method,
+            steps=command.steps,
+            eta=command.eta,
+        )
+        .cpu()
+    )
     raw = model.space.decode(x).numpy()
     np.savez_compressed(out, samples=raw)
     written = [str(out)]
@@ -284,3 +316,11 @@ def _sample(command: Sample) -> dict[str, Any]:
         "seed": command.seed,
         "shape": list(raw.shape),
     }
+
+
+def _numbered(path: Path) -> Path:
+    """`path`, or the first of name-2, name-3 … that does not exist: nothing is overwritten."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return candidate

@@ -92,6 +92,7 @@ def _entry(nats: Tensor, space: Discrete) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def pictures(model: DiffusionModel, x: Tensor, levels_kl: Tensor, run: Path, shown: int = 5) -> None:
     """samples.png, forward.png, backward.png and levels.png of a digits model."""
     space = model.space
@@ -121,14 +122,6 @@ def pictures(model: DiffusionModel, x: Tensor, levels_kl: Tensor, run: Path, sho
     figures.level_costs(
         run / "levels.png", gamma.numpy(), levels_kl.numpy(), "Where the nats go: KL by noise level, test digits"
     )
-
-
-def fresh(folder: Path) -> Path:
-    """`folder`, or the first of folder-2, folder-3 … that does not exist: a demo never touches an earlier one."""
-    candidate, number = folder, 2
-    while candidate.exists():
-        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    return candidate
 
 
 def _bar(console: Console) -> Progress:

@@ -127,8 +127,9 @@ class Estimate:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """{"value", "error", "item_error", "unit"}, JSON-ready."""
-        return {"value": self.value, "error": self.error, "item_error": self.item_error, "unit": self.unit}
+        """{"value", "error", "item_error", "unit"}, JSON-ready: null where a number is not finite (the spread of one item)."""
+        numbers = {"value": self.value, "error": self.error, "item_error": self.item_error}
+        return {k: v if math.isfinite(v) else None for k, v in numbers.items()} | {"unit": self.unit}
 
     def __str__(self) -> str:
         value, error = with_error(self.value, self.error or self.item_error)

@@ -116,9 +116,12 @@ class Adaptive:
     def mass(self) -> Tensor:
         """π of each cell (cells,), adding up to one."""
         uniform = torch.full_like(self.second_moment, 1 / len(self.second_moment))
-        if self.seen < self.warmup or bool((self.norm == 0).any()):
+        visited = self.norm > 0
+        if self.seen < self.warmup or not bool(visited.any()):
             return uniform
         root = (self.second_moment / self.norm).sqrt()
+        # Cells that hold no level (fewer levels than cells), or were never drawn, count as the average one.
+        root = torch.where(visited, root, root[visited].mean())
         total = root.sum()
         if not total > 0:
             return uniform

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -107,13 +108,31 @@ def test_what_json_cannot_tell_apart_is_taken() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Config(steps=0), "steps=0 came; it must be at least 1"),
-        (lambda: Config(batch=-1), "batch=-1 came; it must be at least 1"),
-        (lambda: Config(validate_every=0), "validate_every=0 came; it must be at least 1"),
-        (lambda: Config(checkpoint_every=0), "checkpoint_every=0 came; it must be at least 1"),
-        (lambda: Config(model=ModelConfig(dropout=1.0)), "model.dropout=1.0 came; give 0 to below 1"),
-        (lambda: Config(model=ModelConfig(dropout=-0.1)), "model.dropout=-0.1 came; give 0 to below 1"),
-        (lambda: Config(optimizer=OptimizerConfig(lr=0.0)), "optimizer.lr=0.0 came; it must be positive"),
+        (lambda: Config(steps=0), "steps=0 came; expected at least 1"),
+        (lambda: Config(batch=-1), "batch=-1 came; expected at least 1"),
+        (lambda: Config(validate_every=0), "validate_every=0 came; expected at least 1"),
+        (lambda: Config(checkpoint_every=0), "checkpoint_every=0 came; expected at least 1"),
+        (lambda: Config(model=ModelConfig(dropout=1.0)), "model.dropout=1.0 came; expected 0 to below 1"),
+        (lambda: Config(model=ModelConfig(dropout=-0.1)), "model.dropout=-0.1 came; expected 0 to below 1"),
+        (lambda: ModelConfig(widths=()), "model.widths=() came; expected multiples of 8"),
+        (lambda: ModelConfig(widths=(8, 12)), "model.widths=(8, 12) came; expected multiples of 8"),
+        (lambda: ModelConfig(widths=(8, 0)), "model.widths=(8, 0) came; expected multiples of 8"),
+        (lambda: ModelConfig(blocks=0), "model.blocks=0 came; expected at least 1"),
+        (lambda: ModelConfig(hidden=0), "model.hidden=0 came; expected at least 1"),
+        (lambda: OptimizerConfig(lr=0.0), "optimizer.lr=0.0 came; expected a positive number"),
+        (lambda: OptimizerConfig(lr=math.inf), "optimizer.lr=inf came; expected a positive number"),
+        (lambda: OptimizerConfig(lr=math.nan), "optimizer.lr=nan came; expected a positive number"),
+        (lambda: OptimizerConfig(beta1=1.0), "optimizer.beta1=1.0 came; expected 0 to below 1"),
+        (lambda: OptimizerConfig(beta2=-0.1), "optimizer.beta2=-0.1 came; expected 0 to below 1"),
+        (lambda: OptimizerConfig(ema=1.5), "optimizer.ema=1.5 came; expected 0 to below 1"),
+        (lambda: OptimizerConfig(weight_decay=-1.0), "optimizer.weight_decay=-1.0 came; expected 0 or more"),
+        (lambda: OptimizerConfig(warmup=-1), "optimizer.warmup=-1 came; expected 0 or more"),
+        (lambda: OptimizerConfig(flat=1.1), "optimizer.flat=1.1 came; expected 0 to 1"),
+        (lambda: OptimizerConfig(clip=0.0), "optimizer.clip=0.0 came; expected a positive number"),
+        (lambda: Config(patience=-1), "patience=-1 came; expected 0 or more"),
+        (lambda: Config(seed=-1), "seed=-1 came; expected 0 to 2³² − 1"),
+        (lambda: Config(seed=2**32), "seed=4294967296 came; expected 0 to 2³² − 1"),
+        (lambda: Config(max_seconds=-0.5), "max_seconds=-0.5 came; expected 0 or more"),
         (
             lambda: Config(schedule=ScheduleConfig(kind="cosine")),
             "schedule.kind='cosine' came without schedule.steps; betas need a T, such as 1000",

@@ -7,19 +7,18 @@ items, each counted once.
 Two errors, never mixed:
 
 - Monte Carlo: √(Σ_i Var S_i)/N, the noise of this sweep for this data set. With several draws the variance is that between
-  draws. With one draw per level it comes from neighbouring levels, collapsed in pairs: E (a − b)² = Var a + Var b +
-  (E a − E b)² ≥ Var (a + b), so that it errs upward, by the little that neighbours differ.
+  draws. With one draw per level it comes from neighbouring levels, collapsed in pairs after each level's mean over items is
+  taken off: E (a − b)² = Var a + Var b + (E a − E b)² ≥ Var (a + b). It errs upward by what items differ in their slopes
+  between neighbours: 1 to 10 % from T = 50 on.
 - items: the spread of S_i over items, less its Monte Carlo part, /√N: how far another sample of N items could lie.
 """
 
 import hashlib
-import json
 import math
 import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,13 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.noise import item_keys, stream
 from diffusional.ledger import Estimate, Ledger
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.space import Discrete, Space
 
 # Rows of one network call, and numbers of noise held at once.
 _ROWS = 2048
 _NOISE = 16_000_000
-# Draws of the reconstruction, which has an error of its own.
+# Draws of the reconstruction for each sweep; it has an error of its own.
 _RECONSTRUCTIONS = 4
 
 
@@ -68,10 +68,6 @@ class Evaluation:
             "provenance": dict(self.provenance),
         }
 
-    def save(self, path: Path) -> None:
-        """Write `to_json` to a file."""
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-
 
 def evaluate(
     model: LatentVariableModel,
@@ -86,7 +82,7 @@ def evaluate(
 
     Args:
         seed: of the noise, which else depends on each item alone: scores don't change with batch-mates, order or subset.
-        draws: sweeps over the levels; 1 for T ≥ 50, else 8, unless given.
+        draws: sweeps over the levels; 1 where 50 or more levels of 8 or more items tell the error, else 8, unless given.
         cells: in continuous time, how many cells [0, 1] is cut into.
         condition: (N, …) for conditional models.
         progress: called with (rows done, rows in all).
@@ -107,10 +103,12 @@ def evaluate(
     model.space.check(data)
     if (draws is not None and draws < 1) or cells < 1:
         raise DiffusionalError(f"draws={draws} and cells={cells} came; both must be at least 1")
+    if draws == 1 and (model.levels or cells) == 1:
+        raise DiffusionalError("draws=1 came with a single level, which tells nothing of the error; give draws ≥ 2")
     if condition is not None and len(condition) != len(data):
         raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
     levels = model.levels or cells
-    draws = draws or (1 if levels >= 50 else 8)
+    draws = draws or (1 if levels >= 50 and len(data) >= 8 else 8)
     was_training = model.training
     model.eval()
     try:
@@ -124,7 +122,7 @@ def evaluate(
         item = int((~torch.isfinite(nelbo)).nonzero()[0])
         parts = ", ".join(f"{name} = {float(term[item]):g}" for name, term in totals.items())
         raise DiffusionalError(f"item {item} has a cost that is not finite: {parts}; nothing was left out of the mean")
-    evaluations = data.shape[0] * (levels * draws + _RECONSTRUCTIONS * model.likelihood.uses_network)
+    evaluations = data.shape[0] * (levels + _RECONSTRUCTIONS * model.likelihood.uses_network) * draws
     zero = torch.zeros_like(nelbo)
     terms = {name: _estimate(term, mc.get(name, zero), evaluations) for name, term in totals.items()}
     return Evaluation(
@@ -144,6 +142,58 @@ def _estimate(values: Tensor, mc_variance: Tensor, evaluations: int) -> Estimate
     return Estimate(float(values.mean()), float(mc_variance.sum().sqrt()) / n, items, n, evaluations)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A cost's mean over draws (N,) or (N, L), and the Monte Carlo variance (N,) of that mean, summed over levels."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def _kl_sweep(
+    model: DiffusionModel,
+    x: Tensor,
+    keys: list[bytes],
+    draws: int,
+    levels: int,
+    condition: Tensor | None,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """Every KL of a block of items, (draws, B, L) on the CPU; in continuous time each cell's share of the integral."""
+    sweeps = torch.zeros(draws, len(x), levels, dtype=torch.float64)
+    for draw in range(draws):
+        streams = [stream(key, draw + 1) for key in keys]
+        jitter = torch.from_numpy(np.stack([g.random(levels) for g in streams])).flatten()
+        noise = _normal(streams, (levels, *x.shape[1:])).flatten(0, 1)
+        for rows in torch.arange(len(x) * levels).split(min(_ROWS, batch_rows(model.space))):
+            item, level = (rows // levels).to(x.device), rows % levels
+            u = (level + jitter[rows]) / levels if model.levels is None else level + 1
+            c = None if condition is None else condition[item]
+            kl = model.kl_at(x[item], u.to(x.device), noise[rows].to(x), c)
+            sweeps[draw].view(-1)[rows] = kl.cpu() / (levels if model.levels is None else 1)
+            advance(len(rows))
+    return sweeps
+
+
+def _reconstructions(
+    model: DiffusionModel, x: Tensor, keys: list[bytes], draws: int, condition: Tensor | None
+) -> _Part:
+    noise = _normal([stream(key, 0) for key in keys], (_RECONSTRUCTIONS * draws, *x.shape[1:])).to(x)
+    rows = min(_ROWS, batch_rows(model.space))
+    costs = torch.stack(
+        [
+            torch.cat(
+                [
+                    model.reconstruction(some, eps, None if condition is None else condition[i * rows : (i + 1) * rows])
+                    for i, (some, eps) in enumerate(zip(x.split(rows), noise[:, k].split(rows), strict=True))
+                ]
+            )
+            for k in range(noise.shape[1])
+        ]
+    ).cpu()
+    return _Part(costs.mean(0), costs.var(0) / len(costs))
+
+
 def _sweep(
     model: DiffusionModel,
     data: Tensor,
@@ -153,73 +203,61 @@ def _sweep(
     condition: Tensor | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Ledger, dict[str, Tensor], Tensor]:
-    keys = item_keys(data, seed)
-    shape = data.shape[1:]
+    # Levels are exact integers; reals count as what float32 makes of them: a score must not depend on the tensor's type.
+    keys = item_keys(model.space.index(data) if isinstance(model.space, Discrete) else data.float(), seed)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
-    per_block = max(1, _NOISE // ((levels + _RECONSTRUCTIONS) * model.space.dimensions))
-    rows_total, rows_done = data.shape[0] * levels * draws, 0
-    kl_items, kl_variance, reconstruction, rec_variance = [], [], [], []
-    levels_kl = torch.zeros(levels, dtype=torch.float64)
-    for start in range(0, data.shape[0], per_block):
-        x = data[start : start + per_block].to(device)
-        c = None if condition is None else condition[start : start + per_block].to(device)
-        block_keys = keys[start : start + per_block]
-        sweeps = torch.zeros(draws, len(x), levels, dtype=torch.float64)
-        for draw in range(draws):
-            streams = [stream(key, draw + 1) for key in block_keys]
-            jitter = torch.from_numpy(np.stack([g.random(levels) for g in streams]))
-            noise = _normal(streams, (levels, *shape), x.dtype)
-            for a, b in _pieces(len(x) * levels):
-                item = torch.arange(a, b) // levels
-                level = torch.arange(a, b) % levels
-                u = (level + jitter.flatten()[a:b]) / levels if model.levels is None else level + 1
-                rows = noise.flatten(0, 1)[a:b].to(device)
-                pick = item.to(device)
-                kl = model.kl_at(x[pick], u.to(device), rows, None if c is None else c[pick])
-                sweeps[draw].view(-1)[a:b] = kl.double().cpu() / (levels if model.levels is None else 1)
-                rows_done += b - a
-                if progress is not None:
-                    progress(rows_done, rows_total)
-        firsts = [stream(key, 0) for key in block_keys]
-        noise = _normal(firsts, (_RECONSTRUCTIONS, *shape), x.dtype).to(device)
-        costs = torch.stack([model.reconstruction(x, noise[:, i], c) for i in range(_RECONSTRUCTIONS)]).double().cpu()
-        reconstruction.append(costs.mean(0))
-        rec_variance.append(costs.var(0) / _RECONSTRUCTIONS)
-        kl_items.append(sweeps.mean(0).sum(1))
-        kl_variance.append(_variance(sweeps))
-        levels_kl += sweeps.mean(0).sum(0)
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done, data.shape[0] * levels * draws)
+
+    kl, reconstruction = [], []
+    block = max(1, _NOISE // ((levels + _RECONSTRUCTIONS * draws) * model.space.dimensions))
+    for start in range(0, data.shape[0], block):
+        x = data[start : start + block].to(device)
+        c = None if condition is None else condition[start : start + block].to(device)
+        some = keys[start : start + block]
+        sweeps = _kl_sweep(model, x, some, draws, levels, c, advance)
+        between = sweeps.sum(2).var(0) / draws if draws > 1 else torch.zeros(len(x), dtype=torch.float64)
+        kl.append(_Part(sweeps.mean(0), between))
+        reconstruction.append(_reconstructions(model, x, some, draws, c))
+    by_level = torch.cat([part.mean for part in kl])
+    mc = {
+        "reconstruction": torch.cat([part.variance for part in reconstruction]),
+        "kl": torch.cat([part.variance for part in kl]) if draws > 1 else collapsed_variance(by_level),
+    }
     x = data.to(device)
     ledger = Ledger(
-        torch.cat(reconstruction),
-        torch.cat(kl_items).unsqueeze(1),
+        torch.cat([part.mean for part in reconstruction]),
+        by_level.sum(1, keepdim=True),
         model.prior(x).cpu(),
         model.space.dimensions,
         {name: term.cpu() for name, term in model.extra(x).items()},
     )
-    mc = {"reconstruction": torch.cat(rec_variance), "kl": torch.cat(kl_variance)}
-    return ledger, mc, levels_kl / data.shape[0]
+    return ledger, mc, by_level.mean(0)
 
 
-def _normal(streams: list[np.random.Generator], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    kind = np.float64 if dtype == torch.float64 else np.float32
-    return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=kind) for g in streams])).to(dtype)
+def _normal(streams: list[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
+    # float32 whatever the model's type, so that the same item sees the same noise.
+    return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in streams]))
 
 
-def _pieces(rows: int) -> list[tuple[int, int]]:
-    return [(a, min(a + _ROWS, rows)) for a in range(0, rows, _ROWS)]
+def collapsed_variance(one: Tensor) -> Tensor:
+    """Monte Carlo variance (N,) of Σ_t KL_t from one draw per level, (N, L), by pairs of neighbouring levels; L ≥ 2.
 
-
-def _variance(sweeps: Tensor) -> Tensor:
-    """Monte Carlo variance (N,) of the mean over draws of Σ_t KL_t, from sweeps (draws, N, L)."""
-    draws, _, levels = sweeps.shape
-    if draws > 1:
-        return sweeps.sum(2).var(0) / draws
-    one = sweeps[0]
-    if levels == 1:
-        return torch.full((one.shape[0],), math.nan, dtype=one.dtype)
+    >>> collapsed_variance(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+    tensor([2., 2.])
+    """
+    n, levels = one.shape
+    if n > 1:
+        # What neighbours differ by for all items alike is no noise; the mean takes up 1/n of the noise itself.
+        one = (one - one.mean(0)) * math.sqrt(n / (n - 1))
     pairs = (one[:, : levels - levels % 2 : 2] - one[:, 1::2]).square().sum(1)
     if levels % 2:
-        # The odd one out goes with its neighbour; (a − b)² counts b's variance twice, upward again.
+        # The odd one out goes with its neighbour, whose variance then counts twice: upward again.
         pairs = pairs + (one[:, -1] - one[:, -2]).square()
     return pairs
 
@@ -238,9 +276,15 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(space: Space, data: Tensor) -> str:
+    """sha256 of items as a model sees them: level indices, or float32 reals, whatever type they came in."""
+    items = space.index(data) if isinstance(space, Discrete) else data.float()
+    return tensor_hash({"data": items})
+
+
 def _provenance(model: DiffusionModel, data: Tensor, seed: int, draws: int, levels: int) -> dict[str, Any]:
     return {
-        "data_sha256": tensor_hash({"data": data.double()}),
+        "data_sha256": fingerprint(model.space, data),
         "weights_sha256": tensor_hash(model.state_dict()),
         "space": model.space.to_dict(),
         "levels": model.space.levels,

@@ -80,8 +80,10 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Items, gamma: Tensor, condition: Tensor | None = None) -> Prediction:
         """What the network says about z (B, *dims) at γ (B,) or ()."""
-        log_snr = (-gamma).to(z.dtype).expand(z.shape[0])
+        log_snr = (-gamma).expand(z.shape[0])
+        # An adapter sees float64: in a short type, neighbouring levels of a long grid are one.
         time = log_snr if self.time is None else self.time(log_snr)
+        time = time.to(z.dtype) if time.dtype.is_floating_point else time
         output = self.module(z, time) if condition is None else self.module(z, time, condition)
         output = output.to(z.dtype)
         if self.predicts != "levels":

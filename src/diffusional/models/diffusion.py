@@ -21,14 +21,26 @@ from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser, unassisted
-from diffusional.models.likelihood import Likelihood
+from diffusional.models.likelihood import Likelihood, NetworkLevels
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Continuous, Space
 
 # Rows of one network call where a method visits many levels of a batch.
 ROWS = 4096
+# Items × dimensions × levels of one such call: 160 MB of float32 for each tensor of that shape.
+_NUMBERS = 40_000_000
 # Of a training batch, the part that draws −ln p(x|z_1) where the decoder needs the network.
 RECONSTRUCTION_SHARE = 1 / 32
+
+
+def batch_rows(space: Space) -> int:
+    """How many items one network call may hold: at most ROWS, fewer where a levels head's output would not fit.
+
+    >>> from diffusional import Discrete
+    >>> batch_rows(Discrete((1, 8, 8), 17)), batch_rows(Discrete((1, 28, 28), 256))
+    (4096, 199)
+    """
+    return max(1, min(ROWS, _NUMBERS // (space.dimensions * (space.levels or 1))))
 
 
 class DiffusionModel(LatentVariableModel):
@@ -68,6 +80,13 @@ class DiffusionModel(LatentVariableModel):
         if process.steps is None and variance != "posterior":
             raise DiffusionalError(
                 f'variance="{variance}" came with continuous time, where the two variances agree: use "posterior"'
+            )
+        if isinstance(likelihood, NetworkLevels) and (
+            denoiser.predicts != "levels" or denoiser.space != likelihood.space
+        ):
+            raise DiffusionalError(
+                f"NetworkLevels over {likelihood.space} came with a denoiser that predicts {denoiser.predicts} over "
+                f'{denoiser.space}; it needs predicts="levels" over the same space'
             )
 
     @property
@@ -109,6 +128,10 @@ class DiffusionModel(LatentVariableModel):
         ):
             raise DiffusionalError(
                 f"level {level.flatten()[:1].tolist()} … came; levels are integers 1 … {self.levels}"
+            )
+        if self.levels is None and not bool(((level >= 0) & (level <= 1)).all()):
+            raise DiffusionalError(
+                f"u from {float(level.min()):g} to {float(level.max()):g} came; expected u in [0, 1]"
             )
         return self._kl_at(x, level, noise, condition)
 
@@ -153,7 +176,7 @@ class DiffusionModel(LatentVariableModel):
             raise DiffusionalError(f"noise of shape {tuple(noise.shape)} came; expected {(self.steps, *x.shape)}")
         self.space.check(x)
         t = torch.arange(1, self.steps, device=x.device)
-        step = max(1, ROWS // x.shape[0])
+        step = max(1, batch_rows(self.space) // x.shape[0])
         kl = [
             self._kl_block(x, t[i : i + step, None].expand(-1, len(x)), noise[i + 1 : i + 1 + step], condition)
             for i in range(0, len(t), step)
@@ -174,7 +197,7 @@ class DiffusionModel(LatentVariableModel):
         """
         self.space.check(x)
         n = self.levels or cells
-        step = max(1, ROWS // x.shape[0])
+        step = max(1, batch_rows(self.space) // x.shape[0])
         kl = []
         for i in range(0, n, step):
             block = torch.arange(i, min(i + step, n), device=x.device)[:, None].expand(-1, len(x))
@@ -241,10 +264,9 @@ class DiffusionModel(LatentVariableModel):
         decoder needs the network, a random 1/32 of the items draws −ln p(x|z_1) instead, weighted likewise; otherwise
         that cost is added for every item. KL_T is exact.
 
-        `generator` must be on x's device.
+        `generator` must be on x's device. Raises DiffusionalError for items that the space refuses.
         """
-        if not x.dtype.is_floating_point:
-            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
+        self.space.check(x)
         sampler = sampler or Stratified()
         n = x.shape[0]
         drawn = sampler.sample(n, self.levels, generator)
@@ -286,6 +308,7 @@ class DiffusionModel(LatentVariableModel):
         It drops every weight of MATH (8), the reconstruction and the prior: a training objective for sample quality. The
         number says nothing about ln p(x).
         """
+        self.space.check(x)
         levels = self.steps
         drawn = Stratified().sample(x.shape[0], levels, generator).level.to(x.device)
         schedule = self.process.schedule
@@ -347,7 +370,8 @@ class DiffusionModel(LatentVariableModel):
             steps = 250
         schedule = self.process.schedule if steps is None else self.process.schedule.regrid(steps)
         grid = schedule.grid()
-        example = next(self.parameters(), torch.empty(0))
+        # Of the network: a learned schedule keeps its own float64.
+        example = next(self.denoiser.parameters(), torch.empty(0, device=grid.device))
         z = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device).normal_(generator=generator)
         yield z
         for i in range(len(grid) - 1, 0, -1):

@@ -114,7 +114,7 @@ class Prediction:
             target, log_factor = a * noise - s * x, log_alpha2
         else:
             target, log_factor = -noise / s, log_sigma2
-        return torch.exp(log_factor) * sum_dims((target - self.value).square()).double()
+        return torch.exp(log_factor) * sum_dims((target - self.value).double().square())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from diffusional.errors import DiffusionalError
 from diffusional.networks.embedding import LogSNREmbedding
 
 
@@ -36,7 +37,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or any(w % 8 for w in widths):
-            raise ValueError(f"widths {widths} came; each must be a multiple of 8 (group normalisation)")
+            raise DiffusionalError(f"widths {widths} came; each must be a multiple of 8 (group normalisation)")
         self.embedding = LogSNREmbedding(128, condition_dim)
         self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()

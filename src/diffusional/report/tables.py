@@ -1,18 +1,12 @@
 """Ledgers and yardsticks as rich tables."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
-from diffusional.ledger import with_error
-
-_MEANING = {
-    "reconstruction": "−ln p(x|z₁)",
-    "kl": "Σ KL_t, t < T",
-    "prior": "KL_T",
-    "jacobian": "Σ ln scale",
-}
+from diffusional.ledger import per_unit, with_error
 
 
 def ledger_table(result: Mapping[str, Any], title: str) -> Table:
@@ -23,24 +17,24 @@ def ledger_table(result: Mapping[str, Any], title: str) -> Table:
     >>> ledger_table(record, "test").row_count
     2
     """
-    nats_per_bit = result["nelbo_nats"]["value"] / result["nelbo"]["value"]
+    bit = per_unit("bits/dim", result["dimensions"])
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("cost")
-    table.add_column("")
-    for column in ("nats", "± Monte Carlo", "± items", "bits/dim"):
+    for column in ("nats", "± MC", "± items", "bits/dim", "± MC", "± items"):
         table.add_column(column, justify="right")
     for name, term in result["terms"].items():
-        table.add_row(name, _MEANING.get(name, ""), *_numbers(term, nats_per_bit), end_section=False)
+        table.add_row(name, *_numbers(term, 1.0), *_numbers(term, bit))
     table.add_section()
-    table.add_row("NELBO", "their sum ≥ −ln p(x)", *_numbers(result["nelbo_nats"], nats_per_bit), style="bold")
+    total = result["nelbo_nats"]
+    table.add_row("NELBO", *_numbers(total, 1.0), *_numbers(total, bit), style="bold")
+    table.caption = "± MC: noise of this evaluation; ± items: another sample of as many items"
     return table
 
 
-def _numbers(term: Mapping[str, Any], nats_per_bit: float) -> tuple[str, str, str, str]:
-    value, error = with_error(term["value"], term["error"])
-    item_error = with_error(term["item_error"], term["item_error"])[1]
-    bits = with_error(term["value"] / nats_per_bit, term["error"] / nats_per_bit)[0]
-    return value, error, item_error, bits
+def _numbers(term: Mapping[str, Any], divisor: float) -> tuple[str, str, str]:
+    numbers = (math.nan if term[key] is None else term[key] / divisor for key in ("value", "error", "item_error"))
+    value, error, item_error = numbers
+    return *with_error(value, error), with_error(item_error, item_error)[1]
 
 
 def yardstick_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
@@ -54,6 +48,5 @@ def yardstick_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     for column in ("bits/dim", "± Monte Carlo", "± items"):
         table.add_column(column, justify="right")
     for name, row in sorted(rows.items(), key=lambda pair: pair[1]["value"]):
-        value, error = with_error(row["value"], row["error"])
-        table.add_row(name, value, error, with_error(row["item_error"], row["item_error"])[1])
+        table.add_row(name, *_numbers(row, 1.0))
     return table

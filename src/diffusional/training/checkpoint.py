@@ -1,5 +1,6 @@
 """Checkpoints: everything that the future of a run depends on, as safetensors and JSON in a folder renamed as one."""
 
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -53,6 +54,8 @@ class State:
             out |= {f"sampler.{k}": v for k, v in self.sampler.state().items()}
         out["random.generator"] = self.generator.get_state()
         out["random.torch"] = torch.get_rng_state()
+        if self.generator.device.type == "cuda":
+            out["random.cuda"] = torch.cuda.get_rng_state(self.generator.device)
         return out
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -73,6 +76,8 @@ class State:
             self.sampler.load_state(under("sampler."))
         self.generator.set_state(tensors["random.generator"])
         torch.set_rng_state(tensors["random.torch"])
+        if self.generator.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.generator.device)
 
 
 def save(folder: Path, state: State, progress: Progress) -> None:
@@ -82,7 +87,7 @@ def save(folder: Path, state: State, progress: Progress) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_tensors(partial / "state.safetensors", state.tensors())
-    save_json(partial / "progress.json", asdict(progress))
+    save_json(partial / "progress.json", asdict(progress) | {"best": _finite(progress.best)})
     if final.exists():
         shutil.rmtree(final)
     os.replace(partial, final)
@@ -113,9 +118,17 @@ def restore_progress(folder: Path) -> Progress:
     if newest is None:
         return Progress()
     try:
-        return Progress(**load_json(newest / "progress.json"))
+        record = load_json(newest / "progress.json")
+        if record.get("best") is None:
+            record["best"] = math.inf
+        return Progress(**record)
     except TypeError as error:
         raise DiffusionalError(f"{newest / 'progress.json'} does not fit: {error}") from error
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: null stands for "no validation yet"."""
+    return value if math.isfinite(value) else None
 
 
 def _newest(folder: Path) -> Path | None:

@@ -2,13 +2,21 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from diffusional.errors import DiffusionalError
+
+
+def _require(section: str, config: Any, name: str, holds: Callable[[Any], Any], expected: str) -> None:
+    value = getattr(config, name)
+    if not holds(value):
+        raise DiffusionalError(f"{section}{'.' if section else ''}{name}={value} came; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,12 @@ class ModelConfig:
     """Width of the mlp."""
     dropout: float = 0.2
 
+    def __post_init__(self) -> None:
+        _require("model", self, "dropout", lambda v: 0 <= v < 1, "0 to below 1")
+        _require("model", self, "widths", lambda v: v and all(w > 0 and w % 8 == 0 for w in v), "multiples of 8")
+        for name in ("blocks", "hidden"):
+            _require("model", self, name, lambda v: v >= 1, "at least 1")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -82,6 +96,15 @@ class OptimizerConfig:
     """Norm that gradients are clipped to."""
     ema: float = 0.999
     """Weight average: decay min(ema, (1 + i)/(10 + i)) at step i."""
+
+    def __post_init__(self) -> None:
+        _require("optimizer", self, "lr", lambda v: 0 < v < math.inf, "a positive number")
+        for name in ("beta1", "beta2", "ema"):
+            _require("optimizer", self, name, lambda v: 0 <= v < 1, "0 to below 1")
+        _require("optimizer", self, "weight_decay", lambda v: 0 <= v < math.inf, "0 or more")
+        _require("optimizer", self, "warmup", lambda v: v >= 0, "0 or more")
+        _require("optimizer", self, "flat", lambda v: 0 <= v <= 1, "0 to 1")
+        _require("optimizer", self, "clip", lambda v: v > 0, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -111,16 +134,14 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise DiffusionalError(f"{name}={getattr(self, name)} came; it must be at least 1")
+            _require("", self, name, lambda v: v >= 1, "at least 1")
+        _require("", self, "patience", lambda v: v >= 0, "0 or more")
+        _require("", self, "seed", lambda v: 0 <= v < 2**32, "0 to 2³² − 1")
+        _require("", self, "max_seconds", lambda v: v is None or v >= 0, "0 or more")
         if self.schedule.kind != "log_snr_linear" and self.schedule.steps is None:
             raise DiffusionalError(
                 f"schedule.kind={self.schedule.kind!r} came without schedule.steps; betas need a T, such as 1000"
             )
-        if not 0 <= self.model.dropout < 1:
-            raise DiffusionalError(f"model.dropout={self.model.dropout} came; give 0 to below 1")
-        if self.optimizer.lr <= 0:
-            raise DiffusionalError(f"optimizer.lr={self.optimizer.lr} came; it must be positive")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""

@@ -27,9 +27,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise DiffusionalError(f"{path} does not exist; expected a safetensors file")
     with path.open("rb") as file:
-        head = file.read(8)
-    # A zip archive is torch.save's format; \x80 opens a pickle of protocol 2 and later.
-    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or path.suffix in _PICKLES:
+        head = file.read(9)
+    # A zip archive is torch.save's format; \x80 opens a pickle of protocol 2 and later. A safetensors file may begin with
+    # the same bytes, the length of its header, but then the header's brace follows.
+    pickled = head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+    if (pickled and head[8:9] != b"{") or path.suffix in _PICKLES:
         raise DiffusionalError(
             f"{path} is a pickle, which can run code when it is loaded; it was not opened. "
             "Convert it where you trust it: safetensors.torch.save_file(state_dict, 'model.safetensors')"
@@ -43,7 +45,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def save_json(path: Path, record: Any) -> None:
     """Write JSON, to a temporary name first."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
 
 

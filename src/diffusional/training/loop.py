@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +20,7 @@ from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import per_unit
 from diffusional.levels import LevelSampler
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.diffusion import DiffusionModel, batch_rows
 from diffusional.training import checkpoint
 from diffusional.training.build import build_model, build_sampler
 from diffusional.training.config import Config, OptimizerConfig
@@ -62,24 +61,29 @@ def train(
     run = Path(run)
     console = console or Console(stderr=True)
     dataset = data or load_data(config.data.name, levels=config.data.levels, seed=config.data.split_seed)
-    accelerator = _accelerator(config.precision)
+    accelerator = Accelerator(mixed_precision="no")  # the network alone is cast: see _Objective
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
     model = build_model(config, dataset.space)
+    optimizer = _optimizer(model, config.optimizer)
     if accelerator.is_main_process:
         begin(run, config, dataset, resume)
     accelerator.wait_for_everyone()
     sampler = build_sampler(config)
     average = AveragedModel(model, device=accelerator.device, multi_avg_fn=_ema(config.optimizer.ema))
-    optimizer = _optimizer(model, config.optimizer)
     objective, optimizer = accelerator.prepare(_Objective(model, config, sampler), optimizer)
     # Every process draws levels and noise of its own.
     generator = torch.Generator(accelerator.device)
     generator.manual_seed(_seed(config.seed, accelerator.process_index))
     state = checkpoint.State(model, average, optimizer, sampler, generator)
     progress = checkpoint.restore(run / CHECKPOINTS, state)
+    if accelerator.num_processes > 1 and progress.step:
+        # The checkpoint has the main process's stream; no two may share one.
+        generator.manual_seed(_seed(config.seed, accelerator.process_index + 1000 * progress.step))
 
     unit = per_unit("bits/dim", dataset.space.dimensions)
+    # L_simple is already per dimension, and no bound: its number gets no unit.
+    scale = 1.0 if config.objective == "simple" else unit
     started = time.monotonic() - progress.seconds
     with _Journal(run / METRICS, config, progress, console, accelerator.is_main_process) as journal:
         while not _finished(config, progress):
@@ -89,9 +93,9 @@ def train(
             x = _batch(dataset, config, progress.step, accelerator).to(accelerator.device)
             loss = objective(x, generator)
             optimizer.zero_grad()
-            accelerator.backward(loss / unit)  # bits/dim: gradients of order one, whatever D
+            accelerator.backward(loss / scale)  # bits/dim: gradients of order one, whatever D
             norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-            value, size = float(loss.detach()) / unit, float(torch.as_tensor(norm))
+            value, size = float(loss.detach()) / scale, float(torch.as_tensor(norm))
             if not (math.isfinite(value) and math.isfinite(size)):
                 raise DiffusionalError(
                     f"step {progress.step + 1}: the loss is {value:g} and the gradient's norm {size:g}; the last good "
@@ -125,6 +129,7 @@ class _Journal:
         self, path: Path, config: Config, progress: checkpoint.Progress, console: Console, speaks: bool
     ) -> None:
         self.path, self.progress, self.speaks = path, progress, speaks
+        self.key, self.label = ("simple_loss", "L_simple") if config.objective == "simple" else ("loss", "bits/dim")
         self.validated = False
         columns = (
             TextColumn("training"),
@@ -138,8 +143,10 @@ class _Journal:
         self.task = self.bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
 
     def __enter__(self) -> "_Journal":
-        _truncate(self.path, self.progress.step)
-        self.file = self.path.open("a") if self.speaks else Path(os.devnull).open("a")
+        if self.speaks:
+            _truncate(self.path, self.progress.step)
+        # By lines, so that a killed run leaves whole ones.
+        self.file = (self.path if self.speaks else Path(os.devnull)).open("a", buffering=1)
         self.bar.start()
         return self
 
@@ -148,18 +155,18 @@ class _Journal:
         self.file.close()
 
     def step(self, loss: float, rate: float, norm: float, last: bool) -> None:
-        """A step's loss in bits/dim; every tenth step the mean since the last line is written."""
+        """A step's loss, in bits/dim if it is a bound; every tenth step the mean since the last line is written."""
         losses = self.progress.losses
         losses.append(loss)
         if not last and self.progress.step % _LOG_EVERY:
             return
         recent = sum(losses) / len(losses)
         losses.clear()
-        self._write({"loss": recent, "lr": rate, "norm": norm})
+        self._write({self.key: recent, "lr": rate, "norm": norm})
         speed = f"{self.progress.step / self.progress.seconds:.1f} steps/s"
         self.bar.update(self.task, completed=self.progress.step, rate=speed)
         if not self.validated:
-            self.bar.update(self.task, bound=f"{recent:.3f} bits/dim")
+            self.bar.update(self.task, bound=f"{recent:.3f} {self.label}")
 
     def validation(self, bound: float, best: float) -> None:
         """A validation bound in bits/dim."""
@@ -181,19 +188,14 @@ class _Objective(nn.Module):
 
     def __init__(self, model: DiffusionModel, config: Config, sampler: LevelSampler) -> None:
         super().__init__()
-        self.model, self.simple, self.sampler = model, config.objective == "simple", sampler
+        self.model, self.sampler = model, sampler
+        self.simple, self.bf16 = config.objective == "simple", config.precision == "bf16"
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        if self.simple:
-            return self.model.simple_loss(x, generator) * self.model.space.dimensions
-        return self.model.loss(x, generator, sampler=self.sampler)
-
-
-def _accelerator(precision: str) -> Accelerator:
-    # Accelerate keeps one precision for the whole process; runs of different precision may follow one another in it.
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.simple:
+                return self.model.simple_loss(x, generator)
+            return self.model.loss(x, generator, sampler=self.sampler)
 
 
 def _optimizer(model: DiffusionModel, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -225,8 +227,8 @@ def validate(model: nn.Module, dataset: Dataset, seed: int) -> float:
     x = dataset.encode("validation")
     total = 0.0
     with torch.inference_mode():
-        for start in range(0, len(x), 256):
-            block = x[start : start + 256].to(device)
+        for block in x.split(max(1, batch_rows(model.space) // _VALIDATION_DRAWS)):
+            block = block.to(device)
             repeated = block.repeat(_VALIDATION_DRAWS, *(1,) * (x.ndim - 1))
             total += float(model.loss(repeated, generator)) * len(block)
     model.train(was_training)
@@ -262,7 +264,7 @@ def _ema(decay: float) -> Callable[..., None]:
 
 def _finished(config: Config, progress: checkpoint.Progress) -> bool:
     """All steps taken, out of time, or out of patience; so that resuming a run that has ended changes nothing."""
-    out_of_time = config.max_seconds is not None and progress.seconds >= config.max_seconds
+    out_of_time = config.max_seconds is not None and progress.step > 0 and progress.seconds >= config.max_seconds
     return progress.step >= config.steps or out_of_time or 0 < config.patience <= progress.stale
 
 
@@ -270,7 +272,13 @@ def _truncate(path: Path, step: int) -> None:
     """Drop metrics of steps after the checkpoint: they will be taken again."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:  # cut short when the run was killed; what it said will be said again
+            break
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text("".join(line + "\n" for line in kept))
     os.replace(temporary, path)

@@ -68,7 +68,9 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
         raise DiffusionalError(f"{path} is not empty and holds no run; name a new folder")
     if used:
         record = read_run(path)
-        if changed := differences(record.config, config):
+        # What only ends a run may differ: a run that ran out of time is continued with more.
+        changed = [d for d in differences(record.config, config) if not d.startswith(("max_seconds:", "patience:"))]
+        if changed:
             raise DiffusionalError(
                 f"{path} was begun with another config; resume with the same, or name another folder. Differences "
                 "(there → here): " + "; ".join(changed)
@@ -76,7 +78,10 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
         now = describe(dataset)["sha256"]
         if changed := [split for split in now if record.fingerprints.get(split) != now[split]]:
             raise DiffusionalError(f"the data have changed since {path} was begun: {', '.join(changed)} differ")
+        save_json(path / CONFIG, config.to_dict())
         return
+    if resume:
+        raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
     path.mkdir(parents=True, exist_ok=True)
     save_json(path / DATA, describe(dataset))
     save_json(path / CONFIG, config.to_dict())

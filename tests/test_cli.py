@@ -1,0 +1,456 @@
+"""The command line: the way from an array to samples and a ledger, and a clear word and status 2 for all bad input."""
+
+import json
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from battery import environment
+from diffusional import cli, demo
+from diffusional.training import loop, recipes
+from diffusional.training.config import Config, ModelConfig
+from diffusional.training.files import load_tensors, save_tensors
+
+TINY = ["--data.levels", "5", "--model.widths", "8", "8", "--model.blocks", "1", "--batch", "8"]
+
+
+def main(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    capsys.readouterr()
+    try:
+        cli.main([str(a) for a in args])
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.npy, 40 items 1×4×4 of 5 levels, and run/, trained on it for two steps."""
+    folder = tmp_path_factory.mktemp("cli")
+    np.save(folder / "tiny.npy", np.random.default_rng(0).integers(0, 5, (40, 1, 4, 4)))
+    cli.main(["train", str(folder / "run"), "--data.name", str(folder / "tiny.npy"), *TINY, "--steps", "2"])
+    return folder
+
+
+# Help.
+
+
+def test_help_is_instant() -> None:
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "diffusional", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+    for name in ("demo", "train", "evaluate", "sample"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["train", "--stepz", "1"]])
+def test_help_and_misspellings_import_no_torch(args: list[str]) -> None:
+    code = f"""
+import sys
+from diffusional.cli import main
+try:
+    main({args!r})
+except SystemExit as stop:
+    status = stop.code
+print("status", status, "torch" in sys.modules, "numpy" in sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
+    status = 0 if "--help" in args else 2
+    assert done.stdout.splitlines()[-1] == f"status {status} False False"
+
+
+# The whole way.
+
+
+def test_train_evaluate_sample(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, record = tmp_path / "run", tmp_path / "out.json"
+    args = ["train", run, "--data.name", tiny / "tiny.npy", *TINY, "--steps", 3, "--schedule.steps", 9, "--seed", 5]
+    status, out, err = main(capsys, *args, "--json", record)
+    assert (status, "Traceback" in err) == (0, False)
+    trained = json.loads(record.read_text())
+    best = trained["validation"]["value"]
+    assert f"best validation bound {best:.4f} bits/dim at step 3 of 3" in out.replace("\n", " ")
+    assert (trained["run"], trained["steps"], trained["validation"]["unit"]) == (str(run), 3, "bits/dim")
+    config = Config.load(run / "config.json")
+    assert (config.batch, config.model.widths, config.schedule.steps, config.seed) == (8, (8, 8), 9, 5)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert best == pytest.approx(lines[-1]["validation"], rel=1e-12)
+
+    status, out, err = main(capsys, "evaluate", run, "--json", record, "--draws", 2, "--seed", 4)
+    assert (status, err) == (0, "")
+    result = json.loads(record.read_text())
+    # The run keeps evaluations as they are by default; others go where --json says.
+    assert not (run / "evaluation-test.json").exists()
+    assert (result["items"], result["dimensions"], result["levels"], len(result["levels_kl"])) == (4, 16, 5, 8)
+    assert result["network_evaluations"] == 4 * (8 + 4) * 2
+    assert f"{result['nelbo_nats']['value']:.1f}" in out
+    assert "T = 9" in out
+    assert result["provenance"]["seed"] == 4
+
+    assert main(capsys, "evaluate", run, "--json", record)[0] == 0
+    kept = json.loads((run / "evaluation-test.json").read_text())
+    assert kept == json.loads(record.read_text())
+
+    status, out, _ = main(capsys, "evaluate", run, "--json", record, "--split", "all", "--steps", 4, "--draws", 1)
+    whole = json.loads(record.read_text())
+    assert (status, whole["items"], len(whole["levels_kl"])) == (0, 40, 3)
+
+    for split, items in (("train", 32), ("validation", 4)):
+        assert main(capsys, "evaluate", run, "--split", split, "--draws", 1, "--json", record)[0] == 0
+        assert json.loads(record.read_text())["items"] == items
+    assert json.loads((run / "evaluation-test.json").read_text()) == kept
+
+    status, out, err = main(capsys, "sample", run, "--n", 6, "--json", record)
+    assert (status, err) == (0, "")
+    assert json.loads(record.read_text()) == {
+        "samples": [str(run / "samples.npz"), str(run / "samples.png")],
+        "n": 6,
+        "method": "ancestral",
+        "seed": 0,
+        "shape": [6, 1, 4, 4],
+    }
+    samples = np.load(run / "samples.npz")["samples"]
+    assert samples.shape == (6, 1, 4, 4)
+    assert set(np.unique(samples)) <= set(range(5))
+    assert Image.open(run / "samples.png").size[0] > 200
+
+    for seed, same in ((0, True), (1, False)):
+        other = tmp_path / f"{seed}.npz"
+        assert main(capsys, "sample", run, "--n", 6, "--seed", seed, "--out", other)[0] == 0
+        assert np.array_equal(np.load(other)["samples"], samples) is same
+    assert main(capsys, "sample", run, "--method", "ddim", "--eta", 0.5, "--steps", 5)[0] == 0
+    assert np.load(run / "samples-2.npz")["samples"].shape == (16, 1, 4, 4)
+    assert np.array_equal(np.load(run / "samples.npz")["samples"], samples)
+
+
+def test_other_data_of_the_same_space(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "more.npy"
+    np.save(path, np.random.default_rng(1).integers(0, 5, (20, 1, 4, 4)))
+    record = tmp_path / "out.json"
+    # All of it: its split is the file's own affair.
+    args = ["evaluate", tiny / "run", "--data", path, "--cells", 3, "--draws", 1, "--json", record]
+    status, out, _ = main(capsys, *args)
+    assert (status, json.loads(record.read_text())["items"]) == (0, 20)
+    assert "T = ∞" in out
+
+
+def test_real_valued_data_keep_the_run_s_standardisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "b.npy", values + 100)  # standardised by itself, it would be as likely as a
+    run, record = tmp_path / "run", tmp_path / "out.json"
+    args = ["--model.hidden", 8, "--model.blocks", 1, "--batch", 8, "--steps", 2]
+    assert main(capsys, "train", run, "--data.name", tmp_path / "a.npy", *args)[0] == 0
+    values = {}
+    for name in ("a", "b"):
+        evaluating = ["evaluate", run, "--data", tmp_path / f"{name}.npy", "--cells", 5, "--json", record]
+        assert main(capsys, *evaluating)[0] == 0
+        result = json.loads(record.read_text())
+        assert result["levels"] is None
+        values[name] = result["nelbo_nats"]["value"]
+    assert values["b"] > values["a"] + 1000
+
+
+def test_resuming_takes_the_config_of_the_run(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    batch = loop._batch
+    args = ["train", run, "--data.name", tiny / "tiny.npy", *TINY, "--steps", 4, "--checkpoint-every", 2]
+
+    def interrupting(*args: Any) -> Any:
+        if args[2] == 3:
+            raise KeyboardInterrupt
+        return batch(*args)
+
+    monkeypatch.setattr(loop, "_batch", interrupting)
+    status, _, err = main(capsys, *args)
+    assert status == 130
+    assert err.endswith("diffusional: interrupted\n")
+    monkeypatch.undo()
+    status, out, _ = main(capsys, "train", run, "--resume")
+    assert status == 0
+    assert "step 4 of 4" in out.replace("\n", " ")
+    # Said again in full, it is the same config.
+    assert main(capsys, *args, "--resume")[0] == 0
+
+
+# Bad input.
+
+
+def npy(path: Path, values: Any) -> Path:
+    np.save(path, values)
+    return path
+
+
+def npz(path: Path) -> Path:
+    np.savez(path, samples=np.zeros(3))
+    return path
+
+
+def raw(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def train(data: Path, *more: object) -> list[object]:
+    return ["train", data.parent / "new", "--data.name", data, "--steps", 2, *more]
+
+
+def truncated_npy(folder: Path) -> list[object]:
+    path = npy(folder / "cut.npy", np.zeros((40, 4)))
+    return train(raw(path, path.read_bytes()[:-30]))
+
+
+def truncated_idx(folder: Path) -> list[object]:
+    header = struct.pack(">HBB", 0, 8, 3) + struct.pack(">III", 10, 4, 4)
+    return train(raw(folder / "cut-idx3-ubyte", header + bytes(100)), "--data.levels", 5)
+
+
+def with_nan(folder: Path) -> list[object]:
+    values = np.random.default_rng(0).normal(size=(40, 4))
+    values[17, 2] = np.nan
+    return train(npy(folder / "nan.npy", values))
+
+
+def corrupt(folder: Path) -> list[object]:
+    path = folder / "run/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    return ["evaluate", folder / "run"]
+
+
+def foreign(folder: Path) -> list[object]:
+    path = folder / "run/model.safetensors"
+    names = list(load_tensors(path))
+    save_tensors(path, {f"theirs.{n}": t for n, t in load_tensors(path).items() if n in names[:2]})
+    return ["sample", folder / "run"]
+
+
+def pickled(folder: Path) -> list[object]:
+    raw(folder / "run/model.safetensors", pickle.dumps({"weights": [1.0]}))
+    return ["evaluate", folder / "run"]
+
+
+def edited(folder: Path) -> list[object]:
+    path = folder / "run/config.json"
+    record = json.loads(path.read_text())
+    record["optimizer"]["learning_rate"] = 1.0
+    record["model"]["wdths"] = [8]
+    path.write_text(json.dumps(record))
+    return ["evaluate", folder / "run"]
+
+
+def integers(shape: tuple[int, ...], levels: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, levels, shape)
+
+
+RUN_AGAIN = lambda f, *more: ["train", f / "run", "--data.name", f / "tiny.npy", *TINY, "--steps", 2, *more]  # noqa: E731
+
+BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
+    "a missing file": (lambda f: train(f / "nowhere.npy"), "nowhere.npy does not exist; expected"),
+    "a missing file to evaluate": (
+        lambda f: ["evaluate", f / "run", "--data", f / "nowhere.npy"],
+        "nowhere.npy does not exist; expected",
+    ),
+    "a truncated npy": (truncated_npy, "cut.npy could not be read"),
+    "a truncated IDX": (truncated_idx, "truncated: its header promises 160 bytes of values (shape (10, 4, 4), uint8), 100"),
+    "NaN": (with_nan, "nan.npy: item 17"),
+    "no items": (lambda f: train(npy(f / "none.npy", np.zeros((0, 4)))), "0 items"),
+    "a pickle as data": (
+        lambda f: train(raw(f / "a.npy", pickle.dumps({"a": 1}))),
+        "is no NumPy file at all; a pickle is never loaded",
+    ),
+    "integers without levels": (lambda f: train(f / "tiny.npy"), "levels=5"),
+    "values outside the levels": (
+        lambda f: train(f / "tiny.npy", "--data.levels", 4),
+        "has a value outside the declared levels 0 … 3 (values: 0 to 4); declare at least levels=5",
+    ),
+    "items of another shape": (
+        lambda f: ["evaluate", f / "run", "--data", npy(f / "b.npy", integers((40, 1, 5, 5)))],
+        "b.npy has items of shape (1, 5, 5); the run was trained on (1, 4, 4)",
+    ),
+    "other levels": (
+        lambda f: ["evaluate", f / "run", "--data", f / "tiny.npy", "--levels", 7],
+        "levels=7, low=-1.0, high=1.0); the run was trained on Discrete(shape=(1, 4, 4), levels=5, low=-1.0, high=1.0)",
+    ),
+    "no levels": (lambda f: ["evaluate", f / "run", "--levels", 0], "levels=0"),
+    "a used folder": (lambda f: RUN_AGAIN(f), "already holds a run; continue it with --resume, or name another folder"),
+    "a resume with another config": (
+        lambda f: RUN_AGAIN(f, "--resume", "--batch", 9, "--optimizer.lr", 0.5),
+        "was begun with another config; resume with the same, or name another folder. Differences (there → here): ",
+    ),
+    "corrupt weights": (corrupt, "model.safetensors is corrupt or no safetensors file"),
+    "foreign weights": (foreign, "model.safetensors does not fit the model of this config: "),
+    "pickled weights": (pickled, "model.safetensors is a pickle, which can run code when it is loaded; it was not opened"),
+    "an unknown key in config.json": (edited, "unknown config key 'model.wdths'; did you mean 'model.widths'?"),
+    "a missing run": (lambda f: ["evaluate", f / "no-run"], "no-run is no folder; give the run folder"),
+    "a missing run to sample": (lambda f: ["sample", f / "no-run"], "no-run is no folder; give the run folder"),
+    "a folder that is no run": (lambda f: ["sample", f], "data.json does not exist"),
+    "json into a missing folder": (
+        lambda f: ["evaluate", f / "run", "--json", f / "nowhere/a.json"],
+        "nowhere/a.json: the folder ",
+    ),
+    "json onto a folder": (lambda f: ["evaluate", f / "run", "--json", f / "run"], "this is a folder; give a file"),
+    "eta above one": (
+        lambda f: ["sample", f / "run", "--eta", 2, "--method", "ddim", "--steps", 3],
+        "eta=2.0 came; give 0 (deterministic) to 1 (the Markov chain)",
+    ),
+    "eta of the model's own chain": (
+        lambda f: ["sample", f / "run", "--eta", 0.5, "--steps", 3],
+        'eta=0.5 came with method="ancestral", which has no such choice: use method="ddim"',
+    ),
+    "a chain of one": (lambda f: ["sample", f / "run", "--steps", 1], "steps=1 came; give T ≥ 2 latents"),
+    "a bound of one latent": (lambda f: ["evaluate", f / "run", "--steps", 1], "steps=1 came; give T ≥ 2 latents"),
+    "no samples": (lambda f: ["sample", f / "run", "--n", 0], "n=0 came; ask for at least one sample"),
+    "samples of another kind": (
+        lambda f: ["sample", f / "run", "--out", f / "a.png", "--steps", 3],
+        "a.png came; samples are written as .npz",
+    ),
+    "samples onto samples": (
+        lambda f: ["sample", f / "run", "--out", npz(f / "a.npz"), "--steps", 3],
+        "a.npz exists; it was left alone, name another file",
+    ),
+    "a folder with no run to resume": (
+        lambda f: train(f / "tiny.npy", "--data.levels", 5, "--resume"),
+        "new holds no run to resume; leave out --resume to begin one there",
+    ),
+    "data that changed since": (
+        lambda f: ["evaluate", npy(f / "tiny.npy", integers((40, 1, 4, 4), 4)).parent / "run"],
+        "test of ",
+    ),
+    "a folder that can't be made": (
+        lambda f: ["train", f / "tiny.npy/run", "--data.name", f / "tiny.npy", *TINY],
+        "Not a directory",
+    ),
+    "widths that norms can't divide": (
+        lambda f: train(f / "tiny.npy", "--data.levels", 5, "--model.widths", 10),
+        "model.widths=(10,) came; expected multiples of 8",
+    ),
+    "a negative seed": (
+        lambda f: train(f / "tiny.npy", "--data.levels", 5, "--seed", -1),
+        "seed=-1 came; expected 0 to 2³² − 1",
+    ),
+    "samples into a missing folder": (
+        lambda f: ["sample", f / "run", "--out", f / "nowhere/a.npz", "--steps", 3],
+        "nowhere/a.npz: the folder ",
+    ),
+    "no draws": (lambda f: ["evaluate", f / "run", "--draws", 0], "draws=0 and cells=1000 came; both must be at least 1"),
+    "no cells": (lambda f: ["evaluate", f / "run", "--cells", 0], "cells=0 came; both must be at least 1"),
+    "betas without T": (
+        lambda f: train(f / "tiny.npy", "--data.levels", 5, "--schedule.kind", "cosine"),
+        "schedule.kind='cosine' came without schedule.steps; betas need a T",
+    ),
+    "a config that makes no model": (
+        lambda f: train(npy(f / "real.npy", np.random.default_rng(0).normal(size=(40, 3))), "--model.predicts", "levels"),
+        'predicts="levels" came for continuous data',
+    ),
+    "no steps": (lambda f: ["demo", "--steps", 0, "--out", f / "demo"], "steps=0 came; expected at least 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "run/config.json"
+    config.write_text(config.read_text().replace(str(tiny), str(tmp_path)))
+    make, message = BAD[case]
+    args = make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    status, out, err = main(capsys, *args)
+    assert err.startswith("diffusional: error: ") or err.splitlines()[-1].startswith("diffusional: error: ")
+    assert message in err
+    assert status == 2
+    assert "Traceback" not in err + out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    if "another config" in case:
+        assert err.endswith("optimizer.lr: 0.002 → 0.5; batch: 8 → 9\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["train", "new", "--stepz", "3"], ["--stepz", "--steps"]),
+        (["train", "new", "--optimizer.lrr", "3"], ["--optimizer.lrr", "--optimizer.lr"]),
+        (["evaluate", "run", "--drawz", "3"], ["--drawz", "--draws"]),
+        (["trian", "new"], ["trian"]),
+        (["train"], ["RUN"]),
+        ([], ["{demo, train, evaluate, sample}"]),
+        (["train", "new", "--sampler", "random"], ["'random'", "'stratified'"]),
+        (["train", "new", "--steps", "many"], ["many"]),
+        (["sample", "run", "--method", "euler"], ["'euler'", "'ancestral'"]),
+    ],
+)
+def test_unknown_options(
+    args: list[str],
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = main(capsys, *args)
+    assert status == 2
+    for word in said:
+        assert word in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_sample", lambda command: [][0])
+    with pytest.raises(IndexError):
+        cli.main(["sample", str(tiny / "run")])
+
+
+# The demonstration.
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_CELLS", 1)
+    monkeypatch.setattr(demo, "_CHAIN", 11)
+    monkeypatch.setattr(loop, "_VALIDATION_DRAWS", 1)
+    small = Config(model=ModelConfig(widths=(8, 8), blocks=1), batch=8)
+    monkeypatch.setattr(recipes, "digits", lambda: small)
+    out = tmp_path / "demo"
+    status, said, _ = main(capsys, "demo", "--steps", 2, "--seed", 3, "--out", out, "--json", tmp_path / "a.json")
+    assert status == 0
+    record = json.loads((out / "demo.json").read_text())
+    assert json.loads((tmp_path / "a.json").read_text()) == record
+    entries = {"diffusion": record["models"]["diffusion"], **record["yardsticks"]}
+    for entry in entries.values():
+        assert {"nelbo", "nelbo_nats", "terms", "items", "dimensions", "levels", "network_evaluations"} <= set(entry)
+        assert (entry["items"], entry["dimensions"], entry["levels"]) == (447, 64, 17)
+        assert set(entry["nelbo"]) == {"value", "error", "item_error", "unit"}
+    # What the issue's essay found for these yardsticks.
+    assert record["yardsticks"]["factorised categorical"]["nelbo"]["value"] == pytest.approx(2.40, abs=0.02)
+    assert record["yardsticks"]["mixture of 10 categoricals"]["nelbo"]["value"] == pytest.approx(2.28, abs=0.04)
+    for entry in entries.values():
+        assert f"{entry['nelbo']['value']:.2f}" in said
+    assert "447 test images" in said.replace("\n", " ")
+    config = Config.load(out / "config.json")
+    assert (config.steps, config.seed) == (2, 3)
+    for name in ("samples", "forward", "backward", "levels"):
+        picture = np.asarray(Image.open(out / f"{name}.png").convert("L"))
+        assert picture.std() > 10
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(capsys, "demo", "--steps", 1, "--out", out)[0] == 0
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert (tmp_path / "demo-2" / "demo.json").exists()
