@@ -201,11 +201,16 @@ def _items(record: "RunRecord", command: Evaluate) -> "tuple[str, str, Tensor]":
 
     from diffusional.data import load
     from diffusional.space import Discrete
+    from diffusional.training.build import build_dataset
 
     own: DataConfig = record.config.data
     name, split = command.data or own.name, command.split or ("test" if command.data is None else "all")
     splits = ("train", "validation", "test") if split == "all" else (split,)
-    dataset = load(name, levels=record.space.levels if command.levels is None else command.levels, seed=own.split_seed)
+    if command.data is None and command.levels is None:
+        dataset = build_dataset(own)
+    else:
+        levels = record.space.levels if command.levels is None else command.levels
+        dataset = load(name, levels=levels, seed=own.split_seed)
     if command.data is None and (
         changed := [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
     ):

@@ -17,6 +17,7 @@ from diffusional.ledger import Estimate
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.report import figures, tables
 from diffusional.space import Discrete
+from diffusional.training.build import build_dataset
 from diffusional.training.config import Config
 from diffusional.training.files import save_json
 from diffusional.training.loop import train
@@ -28,12 +29,12 @@ _CHAIN = 250
 
 def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
     """Train on the digits, evaluate on the test split, fit yardsticks on the same split, draw pictures; all into `run`."""
-    dataset = load_data("digits")
+    dataset, plain = build_dataset(config.data), load_data("digits")
     space = dataset.space
     assert isinstance(space, Discrete)
     latents = "T = ∞ (continuous time)" if config.schedule.steps is None else f"T = {config.schedule.steps}"
     console.print(
-        f"[bold]digits[/]: {len(dataset.train)} train, {len(dataset.validation)} validation, {len(dataset.test)} test images, "
+        f"[bold]digits[/]: {len(plain.train)} train (and warped copies of them), {len(dataset.validation)} validation, {len(dataset.test)} test images, "
         f"{space.dimensions} dimensions of {space.levels} levels. log-SNR-linear time, {latents}."
     )
     model = train(config, run, dataset, console=console)
@@ -48,7 +49,7 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     record = result.to_json()
-    rulers = yardsticks(dataset)
+    rulers = yardsticks(plain)
     console.print(tables.ledger_table(record, f"The test ledger: {len(x)} images, {latents}"))
     looser = exact.Finite(x).information(model.process.schedule.ends()[0], generator=torch.Generator().manual_seed(0))
     console.print(
@@ -56,9 +57,7 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         f"I(x; z₁) = {looser.value:.4f} nats (ln {len(x)} = {math.log(len(x)):.4f}), which no training can change.\n"
     )
     rows = {"diffusion (upper bound)": record["nelbo"]} | {name: ruler["nelbo"] for name, ruler in rulers.items()}
-    console.print(
-        tables.yardstick_table(rows, "Bits per dimension of the test images, by models of the same training images")
-    )
+    console.print(tables.yardstick_table(rows, "Bits per dimension of the test images"))
     pictures(model, x, result.levels_kl, run)
     out = {"models": {"diffusion": record}, "yardsticks": rulers, "run": str(run)}
     save_json(run / "demo.json", out)

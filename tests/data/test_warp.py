@@ -71,6 +71,12 @@ def test_ink_lies_on_the_side_of_its_darker_neighbour() -> None:
     assert torch.equal(ink, torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(8, 4))
 
 
+def test_ink_of_flat_blocks_is_spread_evenly() -> None:
+    ink = bitmap(torch.full((1, 1, 8, 8), 8))[0, 0, 8:-8, 8:-8]  # away from the paper around
+    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2
+    assert torch.equal(ink, board.float())
+
+
 # The maps.
 
 
@@ -85,6 +91,11 @@ def test_width_and_height_stretch_about_the_centre() -> None:
     assert centroid(wide) == pytest.approx((10, 8), abs=0.05)
     assert float(wide.sum()) == pytest.approx(16 * 1.25, rel=0.05)
     assert centroid(mapped(blob(8, 8), log_height=math.log(1.25))) == pytest.approx((8, 10), abs=0.05)
+
+
+def test_images_are_turned_first_and_stretched_after() -> None:
+    turned = mapped(blob(8, 0), rotation=math.pi / 2, log_height=math.log(1.25))
+    assert centroid(turned) == pytest.approx((0, -10), abs=0.05)
 
 
 def test_shear_shifts_rows_sideways_by_their_height() -> None:
@@ -154,6 +165,14 @@ def test_every_amount_matters_and_more_changes_more(digits: Tensor, amount: str)
     assert change(0) < change(1) < change(2)
 
 
+def test_the_elastic_field_s_strength_is_in_bitmap_pixels(digits: Tensor) -> None:
+    """Displacing by 0.6 pixels on average, in x and in y, changes about as much as moving the bitmap by that."""
+    elastic = warped(digits, 2, seed=0, warp=replace(NONE, elastic=1.2)).float() - digits.float().repeat(2, 1, 1, 1)
+    soft = resampled(bitmap(digits), torch.eye(2).expand(300, 2, 2), torch.full((300, 32, 32, 2), 0.6 * 2 / 32))
+    moved = soft.reshape(300, 1, 8, 4, 8, 4).sum((3, 5)) - digits
+    assert float(elastic.abs().mean()) == pytest.approx(float(moved.abs().mean()), rel=0.25)
+
+
 def test_a_rough_field_is_allowed(digits: Tensor) -> None:
     assert warped(digits, 1, seed=0, warp=Warp(smoothness=0.0)).shape == digits.shape
 
@@ -169,7 +188,8 @@ def test_no_boldness_erases_or_floods_a_digit(digits: Tensor) -> None:
 def test_normals_are_cut_at_two_and_a_half_deviations() -> None:
     bar = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     bar[0, 0, 3:5, 3:5] = 16
-    heights = warped(bar, 1000, seed=0, warp=replace(NONE, log_height=0.3))[:, 0].sum((1, 2)) / 8  # bitmap pixels
+    bars = bar.expand(1000, 1, 8, 8)
+    heights = warped(bars, 1, seed=0, warp=replace(NONE, log_height=0.3)).sum((1, 2, 3)) / 8  # bitmap pixels
     assert float(heights.max()) == pytest.approx(8 * math.exp(0.75), abs=1)  # uncut, some would reach 8·exp(0.9)
     assert float(heights.min()) == pytest.approx(8 * math.exp(-0.75), abs=1)
 

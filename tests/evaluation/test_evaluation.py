@@ -137,10 +137,10 @@ def test_the_books_balance(x: Tensor) -> None:
     assert len(result.levels_kl) == 29
 
 
-@pytest.mark.parametrize(("steps", "draws"), [(6, 2), (6, 4), (60, 1), (61, 1), (None, 1)])
+@pytest.mark.parametrize(("steps", "draws"), [(6, 2), (60, 1), (61, 1), (None, 1)])
 def test_the_error_is_the_spread_over_seeds(steps: int | None, draws: int, x: Tensor) -> None:
     model = gaussian_model(steps)
-    results = [evaluate(model, x[:8], seed, draws, cells=60) for seed in range(200)]
+    results = [evaluate(model, x[:8], seed, draws, cells=60) for seed in range(200 if draws > 1 else 100)]
     for pick in (lambda r: r.nelbo, lambda r: r.terms["kl"], lambda r: r.terms["reconstruction"]):
         spread = np.std([pick(r).value for r in results], ddof=1)
         reported = np.sqrt(np.mean([pick(r).error ** 2 for r in results]))

@@ -1,8 +1,13 @@
-"""From a config and a space to a model."""
+"""From a config to its data, and with their space to a model."""
 
+import dataclasses
+
+import torch
 from torch import nn
 
 from diffusional import schedule as schedules
+from diffusional.data import Dataset, load
+from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
 from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform
@@ -11,7 +16,22 @@ from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.networks import MLP, UNet
 from diffusional.space import Discrete, Space
-from diffusional.training.config import Config, ScheduleConfig
+from diffusional.training.config import Config, DataConfig, ScheduleConfig
+
+
+def build_dataset(config: DataConfig) -> Dataset:
+    """The data of a config, warped copies in the train split included.
+
+    >>> len(build_dataset(DataConfig(warps=1)).train)
+    2000
+    """
+    dataset = load(config.name, levels=config.levels, seed=config.split_seed)
+    if not config.warps:
+        return dataset
+    copies = warped(dataset.train, config.warps, config.split_seed)
+    return dataclasses.replace(
+        dataset, train=torch.cat([dataset.train.repeat(config.warps, 1, 1, 1), copies.to(dataset.train)])
+    )
 
 
 def build_schedule(config: ScheduleConfig) -> schedules.Schedule:

@@ -29,6 +29,15 @@ class DataConfig:
     """How many integer levels the data have (256 for 8-bit images); real-valued data have none."""
     split_seed: int = 0
     """Seed of the split, where the file has none of its own."""
+    warps: int = 0
+    """Train on this many warped copies of each image and as many of the image itself (digits only)."""
+
+    def __post_init__(self) -> None:
+        _require("data", self, "warps", lambda v: v >= 0, "0 or more")
+        if self.warps and self.name != "digits":
+            raise DiffusionalError(
+                f"data.warps={self.warps} came for {self.name}; only the embedded digits can be warped"
+            )
 
 
 @dataclass(frozen=True)

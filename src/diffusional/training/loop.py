@@ -15,14 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from diffusional.data import load as load_data
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import per_unit
 from diffusional.levels import LevelSampler
 from diffusional.models.diffusion import DiffusionModel, batch_rows
 from diffusional.training import checkpoint
-from diffusional.training.build import build_model, build_sampler
+from diffusional.training.build import build_dataset, build_model, build_sampler
 from diffusional.training.config import Config, OptimizerConfig
 from diffusional.training.files import save_tensors
 from diffusional.training.run import CHECKPOINTS, METRICS, WEIGHTS, begin, load
@@ -60,7 +59,7 @@ def train(
     """
     run = Path(run)
     console = console or Console(stderr=True)
-    dataset = data or load_data(config.data.name, levels=config.data.levels, seed=config.data.split_seed)
+    dataset = data or build_dataset(config.data)
     accelerator = Accelerator(mixed_precision="no")  # the network alone is cast: see _Objective
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.

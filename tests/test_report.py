@@ -1,0 +1,183 @@
+"""Tables say the numbers they were given, and pictures show the images they were given."""
+
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from diffusional.report.figures import grid, level_costs, paths
+from diffusional.report.tables import ledger_table, yardstick_table
+
+
+def text(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=150)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def row(said: str, name: str) -> list[str]:
+    line = next(line for line in said.splitlines() if re.search(rf"[│┃]\s*{re.escape(name)}\s", line))
+    return [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+
+
+def entry(value: float, error: float, item_error: float | None, unit: str = "nats") -> dict[str, Any]:
+    return {"value": value, "error": error, "item_error": item_error, "unit": unit}
+
+
+BIT = 64 * math.log(2)
+RECORD = {
+    "nelbo": entry(80.125 / BIT, 0.21 / BIT, 1.6 / BIT, "bits/dim"),
+    "nelbo_nats": entry(80.125, 0.21, 1.6),
+    "terms": {
+        "reconstruction": entry(3.25, 0.05, 0.11),
+        "kl": entry(76.5, 0.2, 1.5),
+        "prior": entry(0.375, 0.0, 0.002),
+    },
+    "items": 9,
+    "dimensions": 64,
+    "levels": 17,
+}
+
+
+def test_a_ledger_as_a_table() -> None:
+    said = text(ledger_table(RECORD, "the test ledger"))
+    assert "the test ledger" in said
+    assert row(said, "kl") == ["kl", "76.50", "0.20", "1.5", "1.7245", "0.0045", "0.034"]
+    assert row(said, "reconstruction")[1:4] == ["3.250", "0.050", "0.11"]
+    assert row(said, "prior")[1:4] == ["0.3750", "0", "0.0020"]
+    # 80.125/(64 ln 2) = 1.80619, ± 0.0047338 and 0.036067.
+    assert row(said, "NELBO") == ["NELBO", "80.12", "0.21", "1.6", "1.8062", "0.0047", "0.036"]
+    for column in ("nats", "bits/dim", "± MC", "± items"):
+        assert column in said
+
+
+def test_a_ledger_whose_bound_is_zero_or_of_one_item() -> None:
+    """Real-valued data may cost nothing or less; a single item has no spread."""
+    one = RECORD | {"nelbo": entry(0.0, 0.1, None, "bits/dim"), "nelbo_nats": entry(0.0, 4.4, None), "terms": {}}
+    said = row(text(ledger_table(one, "one item")), "NELBO")
+    assert said == ["NELBO", "0.0", "4.4", "nan", "0.000", "0.099", "nan"]
+    negative = RECORD | {"nelbo_nats": entry(-80.125, 0.21, 1.6), "nelbo": entry(-1.8, 0.1, 0.1, "bits/dim")}
+    assert row(text(ledger_table(negative, "negative")), "NELBO")[1:5] == ["-80.12", "0.21", "1.6", "-1.8062"]
+
+
+def test_yardsticks_best_first() -> None:
+    rows = {
+        "flat": entry(2.4, 0.0, 0.01, "bits/dim"),
+        "diffusion": entry(1.7512, 0.0049, 0.02, "bits/dim"),
+        "mixture": entry(2.28, 0.0, 0.012, "bits/dim"),
+    }
+    said = text(yardstick_table(rows, "yardsticks"))
+    order = [said.index(name) for name in ("diffusion", "mixture", "flat")]
+    assert order == sorted(order)
+    assert row(said, "diffusion") == ["diffusion", "1.7512", "0.0049", "0.020"]
+    assert row(said, "flat") == ["flat", "2.4000", "0", "0.010"]
+
+
+# Pictures.
+
+
+def read(path: Path) -> np.ndarray:
+    assert path.stat().st_size > 500
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def share(picture: np.ndarray, colour: tuple[int, int, int], within: int = 12) -> float:
+    return float((np.abs(picture - np.array(colour)).max(-1) <= within).mean())
+
+
+def test_a_grid_shows_its_images(tmp_path: Path) -> None:
+    dark, light = np.ones((1, 8, 8)), -np.ones((1, 8, 8))
+    shares = {}
+    for count in (1, 3):
+        images = np.stack([dark] * count + [light] * (6 - count))
+        grid(tmp_path / f"{count}.png", images, "some images", columns=3)
+        picture = read(tmp_path / f"{count}.png")
+        assert 200 < picture.shape[1] < 600
+        assert 100 < picture.shape[0] < 600
+        shares[count] = share(picture, (0, 0, 0))
+    # Dark pixels are those of the dark images, a ninth or so of the picture for each.
+    assert shares[3] == pytest.approx(3 * shares[1], rel=0.1)
+    assert 0.05 < shares[1] < 0.17
+
+
+def test_a_grid_is_read_like_a_page(tmp_path: Path) -> None:
+    images = -np.ones((5, 1, 4, 4))
+    images[3] = 1.0  # the first of the second row
+    grid(tmp_path / "a.png", images, "five", columns=3)
+    ys, xs = (read(tmp_path / "a.png") < 40).all(-1).nonzero()
+    height, width = read(tmp_path / "a.png").shape[:2]
+    assert np.median(ys) > 0.5 * height
+    assert np.median(xs) < 0.34 * width
+
+
+def test_grey_levels_go_from_low_to_high(tmp_path: Path) -> None:
+    image = np.linspace(0, 4, 16).reshape(1, 1, 1, 16).repeat(8, 2)
+    grid(tmp_path / "a.png", image, "", columns=1, low=0.0, high=4.0)
+    picture = read(tmp_path / "a.png")
+    middle = picture[int(np.median((picture < 15).all(-1).nonzero()[0]))]
+    assert middle.min() < 15
+    shades = {int(v) for v in middle[:, 0]}
+    assert len(shades) >= 16
+    # Dark is high, as ink is.
+    inner = middle[middle.shape[0] // 4 : -middle.shape[0] // 4, 0]
+    assert inner[0] > inner[-1] + 60
+
+
+def test_three_channels_are_colours(tmp_path: Path) -> None:
+    images = -np.ones((3, 3, 8, 8))
+    for i in range(3):
+        images[i, i] = 1.0
+    grid(tmp_path / "a.png", images, "red, green, blue", columns=3)
+    picture = read(tmp_path / "a.png")
+    where = [(np.abs(picture - colour).max(-1) < 12).nonzero()[1] for colour in np.eye(3, dtype=int) * 255]
+    assert all(len(xs) > 1000 for xs in where)
+    assert np.median(where[0]) < np.median(where[1]) < np.median(where[2])
+
+
+def test_paths_show_rows_and_columns(tmp_path: Path) -> None:
+    rows = [-np.ones((4, 1, 8, 8)) for _ in range(2)]
+    rows[1][2] = 1.0
+    paths(tmp_path / "a.png", rows, ["x", "z1", "z2", "z3"], "two paths")
+    picture = read(tmp_path / "a.png")
+    height, width = picture.shape[:2]
+    ys, xs = (picture < 12).all(-1).nonzero()
+    assert len(ys) > 0.03 * height * width
+    assert 0.5 < np.median(xs) / width < 0.75
+    assert np.median(ys) / height > 0.55
+
+
+def test_paths_need_a_label_for_each_column(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        paths(tmp_path / "a.png", [np.zeros((3, 1, 4, 4))], ["x", "z1"], "")
+
+
+@pytest.mark.parametrize("levels", [1, 7, 999])
+def test_costs_of_levels_lie_at_their_log_snr(levels: int, tmp_path: Path) -> None:
+    gamma = np.linspace(-9, 10, levels + 1)
+    filled = {}
+    for name, kl in (("all", np.ones(levels)), ("clean", np.where(gamma[1:] < 0, 1.0, 0.0))):
+        level_costs(tmp_path / f"{name}.png", gamma, kl, "where the nats go")
+        picture = read(tmp_path / f"{name}.png")
+        assert picture.shape[1] > picture.shape[0] > 300
+        blue = picture[..., 2] - picture[..., 0] > 60
+        filled[name] = (float(blue.mean()), float(np.median(blue.nonzero()[1])) / picture.shape[1])
+    assert filled["all"][0] > 0.25
+    if levels > 1:
+        # Clean levels are on the left.
+        assert filled["clean"][1] < 0.45 < filled["all"][1]
+        assert filled["clean"][0] < 0.65 * filled["all"][0]
+
+
+def test_drawing_changes_nothing_global(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    grid(tmp_path / "a.png", np.zeros((1, 1, 4, 4)), "")
+    assert dict(mpl.rcParams) == before
