@@ -84,6 +84,7 @@ print("status", status, "torch" in sys.modules, "numpy" in sys.modules)
 def test_train_evaluate_sample(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, record = tmp_path / "run", tmp_path / "out.json"
     args = ["train", run, "--data.name", tiny / "tiny.npy", *TINY, "--steps", 3, "--schedule.steps", 9, "--seed", 5]
+    args += ["--data.split-seed", 3]
     status, out, err = main(capsys, *args, "--json", record)
     assert (status, "Traceback" in err) == (0, False)
     trained = json.loads(record.read_text())
@@ -109,6 +110,10 @@ def test_train_evaluate_sample(tiny: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(capsys, "evaluate", run, "--json", record)[0] == 0
     kept = json.loads((run / "evaluation-test.json").read_text())
     assert kept == json.loads(record.read_text())
+
+    # The same file by name is split in the same way.
+    assert main(capsys, "evaluate", run, "--json", record, "--data", tiny / "tiny.npy", "--split", "test")[0] == 0
+    assert json.loads(record.read_text())["nelbo"] == kept["nelbo"]
 
     status, out, _ = main(capsys, "evaluate", run, "--json", record, "--split", "all", "--steps", 4, "--draws", 1)
     whole = json.loads(record.read_text())

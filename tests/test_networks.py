@@ -92,7 +92,10 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
         optimizer.zero_grad()
         (network(z, log_snr) - 1).square().mean().backward()
         optimizer.step()
-    silent = [n for n, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    gradients = {n: p.grad for n, p in network.named_parameters()}
+    silent = [n for n, g in gradients.items() if g is None or not g.any()]
+    # Scale and shift are two halves of one layer.
+    silent += [n for n, g in gradients.items() if "film" in n and not g.reshape(len(g), -1).any(1).all()]  # type: ignore[union-attr]
     assert silent == []
 
 
@@ -112,6 +115,15 @@ def test_a_new_unet_says_zero_and_learns_from_there(name: str) -> None:
     assert bool(network.first.weight.grad.any())  # type: ignore[union-attr]
     convolutions = [block.conv2 for block in network.modules() if hasattr(block, "conv2")]
     assert all(bool(c.weight.any()) for c in convolutions)
+
+
+def test_a_new_unet_s_blocks_say_zero() -> None:
+    network = UNet(1, widths=(8, 16))
+    blocks = [block for block in network.modules() if hasattr(block, "conv2")]
+    assert len(blocks) == 1 + 2 + 2
+    for block in blocks:
+        h = torch.randn(3, block.conv1.in_channels, 5, 5, generator=generator(4))
+        assert torch.equal(block(h, torch.randn(3, 128, generator=generator(5))), block.skip(h))
 
 
 def test_a_new_mlp_s_blocks_say_zero() -> None:

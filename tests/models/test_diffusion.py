@@ -380,13 +380,13 @@ def test_training_nelbo_of_finite_data_is_ln_n_from_above() -> None:
     excess = []
     for steps in (50, 200, 800):
         model = DiffusionModel(GaussianDiffusion(schedule.log_snr_linear(-7.0, 9.0, steps)), world.denoiser(), p)
-        ledger = model.elbo(points.repeat(100, 1), generator(0))
+        ledger = model.elbo(points.repeat(40, 1), generator(0))
         error = float(ledger.nelbo.std()) / len(ledger.nelbo) ** 0.5
         excess.append(float(ledger.nelbo.mean()) - math.log(6))
         assert excess[-1] > -4 * error
         # The same oracle's costs with the noise integrated, against the exact mmse: MATH (10), (15).
         grid = model.process.schedule.grid()
-        some = torch.linspace(1, steps - 1, 15).long()
+        some = torch.linspace(1, steps - 1, 6).long()
         nodes, w = normal_nodes(2, "trapezoid")
         x = points.repeat_interleave(len(nodes), 0)
         kl, _, _ = expected_costs(model, some, x, nodes.repeat(6, 1), w.repeat(6) / 6)
@@ -504,10 +504,10 @@ def test_loss_counts_each_item_once_for_every_batch_size() -> None:
     model, x = small_model(), batch(1)
     want = torch.stack([model.elbo(x, generator(s)).nelbo for s in range(300)]).flatten().detach()
     noise = generator(7)
-    got = torch.stack([model.loss(x, noise).detach() for _ in range(4000)])
+    got = torch.stack([model.loss(x, noise).detach() for _ in range(2000)])
     error = float((want.var() / len(want) + got.var() / len(got)).sqrt())
     assert abs(float(want.mean() - got.mean())) < 4 * error
-    assert error < 0.15 * float(want.mean())
+    assert error < 0.2 * float(want.mean())
 
 
 def test_terms_is_the_sum_of_the_primitives() -> None:
