@@ -29,7 +29,7 @@ from diffusional.training.run import CHECKPOINTS, METRICS, WEIGHTS, begin, load
 # Draws per validation item. They are the same at every validation, so that bounds compare with little noise.
 _VALIDATION_DRAWS = 16
 # Fewer where the validation split is large: its size does then what draws would.
-_VALIDATION_ROWS = 16_384
+_VALIDATION_ROWS = 8_192
 _LOG_EVERY = 10
 
 
