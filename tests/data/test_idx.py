@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_mnist_folder(tmp_path: Path) -> None:
     train, test = np.full((3, 4, 4), 1, np.uint8), np.full((2, 4, 4), 2, np.uint8)
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(train)), mtime=0)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(train), mtime=0))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"never read")
     with pytest.raises(DiffusionalError, match=r"no t10k-images-idx3-ubyte\[.gz\] \(it holds: train-images") as caught:
         read_mnist_folder(tmp_path)
