@@ -84,7 +84,9 @@ def test_a_step_forward_and_its_posterior_make_the_marginals(made: Schedule, dat
 @given(schedules())
 def test_gamma_has_an_inverse_and_a_description(made: Schedule) -> None:
     u = torch.linspace(0, 1, 17, dtype=torch.float64)
-    torch.testing.assert_close(made.inverse(made.gamma(u)), u, rtol=0, atol=1e-7)
+    # Where γ is flat (a cubic's end may be) many u share one γ to the last bit: it is γ that must come back exactly.
+    torch.testing.assert_close(made.gamma(made.inverse(made.gamma(u))), made.gamma(u), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(made.inverse(made.gamma(u)), u, rtol=0, atol=1e-5)
     assert bool((made.gamma(u).diff() > 0).all())
     assert torch.equal(schedule.from_dict(made.to_dict()).grid(), made.grid())
 
