@@ -536,6 +536,13 @@ FAULTS = [
         "models/test_backward.py::test_step_as_written_out",
     ),
     _fault(
+        "models/backward.py",
+        "1/SNR for σ² in KL_T",
+        "phi(logsigmoid(gamma_last))",
+        "phi(gamma_last)",
+        "evaluation/test_improved_diffusion.py::test_every_term_and_their_sum[cosine-epsilon-FIXED_SMALL]",
+    ),
+    _fault(
         "models/time.py",
         "sign of the shift",
         "self.scale * log_snr + self.shift",
@@ -604,6 +611,13 @@ FAULTS = [
         "(cdf < v)",
         "(cdf > v)",
         "models/test_likelihood.py::test_gather_and_sample_levels",
+    ),
+    _fault(
+        "models/likelihood.py",
+        "σ_1² for the decoder's variance as given",
+        "torch.tensor(self.variance, dtype=torch.float64)",
+        "torch.sigmoid(prediction.gamma.double())",
+        "evaluation/test_improved_diffusion.py::test_every_term_and_their_sum[cosine-epsilon-FIXED_SMALL]",
     ),
     _fault(
         "models/diffusion.py",
@@ -716,6 +730,13 @@ FAULTS = [
         "grid[i - 1], grid[i], eta)",
         "grid[i - 1], grid[i], 0.0)",
         "models/test_sampling.py::test_the_walk_as_written_out",
+    ),
+    _fault(
+        "models/diffusion.py",
+        "the posterior variance whatever was asked for",
+        "self.space.dimensions, self.variance)",
+        'self.space.dimensions, "posterior")',
+        "evaluation/test_improved_diffusion.py::test_every_term_and_their_sum[cosine-epsilon-FIXED_LARGE]",
     ),
     _fault(
         "evaluation/evaluation.py",
