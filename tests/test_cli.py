@@ -17,10 +17,10 @@ from PIL import Image
 
 from battery import environment
 from diffusional import cli, demo
+from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import with_error
 from diffusional.training import loop, recipes
 from diffusional.training.config import Config, ModelConfig
-from diffusional.training.files import load_tensors, save_tensors
 
 TINY = ["--data.levels", "5", "--model.widths", "8", "8", "--model.blocks", "1", "--batch", "8"]
 

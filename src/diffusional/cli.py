@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_target("--json", command.json)
         record = run(command)
         if command.json is not None:
-            from diffusional.training.files import save_json
+            from diffusional.files import save_json
 
             save_json(command.json, record)
     except (DiffusionalError, OSError) as error:
@@ -236,8 +236,8 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from diffusional.evaluation import evaluate
+    from diffusional.files import save_json
     from diffusional.report.tables import ledger_table
-    from diffusional.training.files import save_json
     from diffusional.training.run import load, read_run
 
     record = read_run(command.run)

@@ -13,13 +13,13 @@ from diffusional import baselines, exact
 from diffusional.data import load as load_data
 from diffusional.data.dataset import Dataset
 from diffusional.evaluation import evaluate
+from diffusional.files import save_json
 from diffusional.ledger import Estimate
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.report import figures, tables
 from diffusional.space import Discrete
 from diffusional.training.build import build_dataset
 from diffusional.training.config import Config
-from diffusional.training.files import save_json
 from diffusional.training.loop import train
 
 # Cells of continuous time in the evaluation, and latents of the chain that samples.

@@ -155,7 +155,7 @@ def test_a_record_is_checked_like_a_config() -> None:
         (b'{"steps": 10', "is not JSON"),
         (b"", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
-        (b"[1, 2]", "holds a list; a config is a JSON object"),
+        (b"[1, 2]", "holds a list; expected a JSON object"),
     ],
 )
 def test_broken_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -21,10 +21,10 @@ from diffusional import data as datasets
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import evaluate
+from diffusional.files import load_tensors
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.training import loop
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from diffusional.training.files import load_tensors
 from diffusional.training.run import load, read_run
 
 QUIET = Console(quiet=True)

@@ -22,6 +22,7 @@ from diffusional.models import backward
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood, NetworkLevels
+from diffusional.models.parameterization import Prediction
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Continuous, Space
 
@@ -114,9 +115,11 @@ class DiffusionModel(LatentVariableModel):
         """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
         gamma = self.process.schedule.ends()[0].expand(x.shape[0])
         z = diffuse(x, gamma, noise)
-        if self.likelihood.uses_network:
-            return -self.likelihood.log_prob(x, self.denoiser(z, gamma, condition)).double()
-        return -self.likelihood.log_prob(x, unassisted(z, gamma)).double()
+        return -self.likelihood.log_prob(x, self._seen(z, gamma, condition)).double()
+
+    def _seen(self, z: Tensor, gamma: Tensor, condition: Tensor | None) -> Prediction:
+        """What the decoder sees at z_1 = `z`: the network's prediction, or z_1 alone where that decides."""
+        return self.denoiser(z, gamma, condition) if self.likelihood.uses_network else unassisted(z, gamma)
 
     def kl_at(self, x: Items, level: PerItem, noise: Items, condition: Tensor | None = None) -> PerItem:
         """KL_t (B,) at `level` t (B,) in 1 … T−1, from z_{t+1} = α x + σ ε, ε = `noise`: MATH (10).
@@ -234,8 +237,7 @@ class DiffusionModel(LatentVariableModel):
             ratios.append((log_q - log_p).double())
             before = z
         gamma = grid[0].expand(x.shape[0])
-        seen = self.denoiser(path[0], gamma, condition) if self.likelihood.uses_network else unassisted(path[0], gamma)
-        reconstruction = -self.likelihood.log_prob(x, seen).double()
+        reconstruction = -self.likelihood.log_prob(x, self._seen(path[0], gamma, condition)).double()
         kl = torch.stack(ratios[:-1], 1)
         return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self.extra(x))
 
@@ -382,6 +384,4 @@ class DiffusionModel(LatentVariableModel):
                 p = ddim_at(z, prediction.data, grid[i - 1], grid[i], eta)
             z = p.sample(generator)
             yield z
-        gamma = grid[0].expand(n)
-        seen = self.denoiser(z, gamma, condition) if self.likelihood.uses_network else unassisted(z, gamma)
-        yield self.likelihood.sample(seen, generator)
+        yield self.likelihood.sample(self._seen(z, grid[0].expand(n), condition), generator)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusional.errors import DiffusionalError
+from diffusional.files import load_json, load_tensors, save_json, save_tensors
 from diffusional.levels import Adaptive, LevelSampler
-from diffusional.training.files import load_json, load_tensors, save_json, save_tensors
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusional.errors import DiffusionalError
+from diffusional.files import load_json
 
 
 def _require(section: str, config: Any, name: str, holds: Callable[[Any], Any], expected: str) -> None:
@@ -172,15 +173,9 @@ class Config:
     @staticmethod
     def load(path: Path) -> "Config":
         """Read a config.json."""
-        try:
-            record = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise DiffusionalError(f"{path} does not exist; a run folder has a config.json") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DiffusionalError(f"{path} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise DiffusionalError(f"{path} holds a {type(record).__name__}; a config is a JSON object")
-        return Config.from_dict(record)
+        if not path.exists():
+            raise DiffusionalError(f"{path} does not exist; a run folder has a config.json")
+        return Config.from_dict(load_json(path))
 
 
 def differences(a: Config, b: Config) -> list[str]:

@@ -17,13 +17,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
+from diffusional.files import save_tensors
 from diffusional.ledger import per_unit
 from diffusional.levels import LevelSampler
 from diffusional.models.diffusion import DiffusionModel, batch_rows
 from diffusional.training import checkpoint
 from diffusional.training.build import build_dataset, build_model, build_sampler
 from diffusional.training.config import Config, OptimizerConfig
-from diffusional.training.files import save_tensors
 from diffusional.training.run import CHECKPOINTS, METRICS, WEIGHTS, begin, load
 
 # Draws per validation item. They are the same at every validation, so that bounds compare with little noise.

@@ -7,11 +7,11 @@ from typing import Any
 from diffusional import space as spaces
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
+from diffusional.files import load_json, load_tensors, save_json
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.space import Space
 from diffusional.training.build import build_model
 from diffusional.training.config import Config, differences
-from diffusional.training.files import load_json, load_tensors, save_json
 
 CONFIG, DATA, WEIGHTS, METRICS, CHECKPOINTS = (
     "config.json",

@@ -4,26 +4,30 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:  # torch takes seconds: whoever reads JSON alone does not wait for it
+    import torch
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
     """Write tensors as safetensors, to a temporary name first."""
+    from safetensors.torch import save_file
+
     temporary = path.with_name(path.name + ".partial")
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
     os.replace(temporary, path)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
     """Read safetensors. Raises DiffusionalError for a missing, corrupt or foreign file; a pickle is never loaded."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     if not path.exists():
         raise DiffusionalError(f"{path} does not exist; expected a safetensors file")
     with path.open("rb") as file:
