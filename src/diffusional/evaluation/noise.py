@@ -30,11 +30,11 @@ def item_keys(x: Tensor, seed: int) -> list[bytes]:
     return keys
 
 
-def stream(key: bytes, draw: int) -> np.random.Generator:
-    """The generator of one item's `draw`.
+def stream(key: bytes, draw: int, purpose: bytes = b"") -> np.random.Generator:
+    """The generator of one item's `draw`; streams of different purposes never meet.
 
     >>> float(stream(b"item", 0).standard_normal()) == float(stream(b"item", 0).standard_normal())
     True
     """
-    digest = hashlib.blake2b(key + draw.to_bytes(8, "little"), digest_size=16).digest()
+    digest = hashlib.blake2b(key + draw.to_bytes(8, "little") + purpose, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

@@ -148,20 +148,21 @@ class DiffusionModel(LatentVariableModel):
         level = level.to(grid.device)
         return grid[level - 1], grid[level]
 
-    def _kl_from(self, squared_error: Tensor, level: Tensor) -> Tensor:
+    def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
+        """KL_t (B,) at `level`, or dKL/du, from ‖ε − ε̂‖² (B,): affine, with coefficients of the level alone, MATH (10)."""
         if self.steps is None:
             return backward.kl_density(squared_error, self.process.schedule.dgamma(level))
         gamma_s, gamma_t = self._gammas(level)
         return backward.kl(squared_error, gamma_s, gamma_t, self.space.dimensions, self.variance)
 
-    def _noisy_gamma(self, level: Tensor) -> Tensor:
-        """γ of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
+    def noisy_gamma(self, level: PerItem) -> PerItem:
+        """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
         return self.process.schedule.gamma(level) if self.steps is None else self._gammas(level)[1]
 
     def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
-        gamma = self._noisy_gamma(level)
+        gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
-        return self._kl_from(prediction.squared_error(x, noise), level)
+        return self.kl_from(prediction.squared_error(x, noise), level)
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""
@@ -274,7 +275,7 @@ class DiffusionModel(LatentVariableModel):
         drawn = sampler.sample(n, self.levels, generator)
         level, weight = drawn.level.to(x.device), drawn.weight.to(x.device)
         noise = torch.empty_like(x).normal_(generator=generator)
-        gamma = self._noisy_gamma(level)
+        gamma = self.noisy_gamma(level)
         if not self.likelihood.uses_network:
             kl = self._kl_at(x, level, noise, condition)
             fixed = self.reconstruction(x, torch.empty_like(x).normal_(generator=generator)) + self.prior(x)
@@ -288,7 +289,7 @@ class DiffusionModel(LatentVariableModel):
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         visits = (~chosen).nonzero().squeeze(1)
         # ‖ε − ε̂‖² of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
-        kl = self._kl_from(prediction.squared_error(x, noise)[visits], level[visits])
+        kl = self.kl_from(prediction.squared_error(x, noise)[visits], level[visits])
         draws = LevelDraws(kl, level[visits], weight[visits] / (1 - RECONSTRUCTION_SHARE))
         sampler.update(position(level[visits], self.levels), self._per_unit(kl))
         total = draws.estimate().sum() + self.prior(x).sum()

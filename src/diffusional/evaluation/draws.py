@@ -1,0 +1,241 @@
+"""Draws of (t, ε) under a plan, item by item, and what they add up to.
+
+An item's j-th visit depends on the item, the seed, the plan and j: not on batch-mates, order, subset or processes. Draws of
+an item are independent, so with J of them, w = 1/q and r = cost − g (plan.py (a)),
+
+    Ŝ_i = base_i + (1/J) Σ_j w_ij r_ij,          Var Ŝ_i by their sample variance s_i²/J,
+
+and for the mean over N items, each counted once, √(Σ_i s_i²/J)/N. Where the error allows it, fewer than N items are visited: the
+first n in the order of their keys, which is a random one. Their residuals stand for the others', whose base is known:
+
+    mean = (1/N) Σ_{i≤N} base_i + (1/n) Σ_{i≤n} R_i,   R_i = Ŝ_i − base_i,
+    Var  = (1 − n/N) Var(R)/n + (n/N) (1/n²) Σ_{i≤n} s_i²/J                    (two-stage sampling: Cochran 1977, §10.3)
+
+With several processes (torch.distributed) each visits its share of the items, and all get all the records.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation import processes
+from diffusional.evaluation.noise import item_keys, stream
+from diffusional.evaluation.plan import Plan, Visits
+from diffusional.evaluation.provenance import as_seen
+from diffusional.files import load_tensors, save_tensors
+from diffusional.ledger import Estimate
+from diffusional.models.diffusion import DiffusionModel
+
+# Numbers of noise drawn at once.
+_NOISE = 16_000_000
+# An item's own draws outweigh what the plan expects of them from this many on.
+_PRIOR_DRAWS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Weighted residuals of the KLs and of the reconstruction (n, J), and the cell of each visit (n, J)."""
+
+    kl: Tensor
+    reconstruction: Tensor
+    cell: Tensor
+
+
+class Draws:
+    """The draws of a data set under a plan, which can be extended, saved and taken up again.
+
+    Args:
+        model, plan: whose levels must agree.
+        data: (N, *space.shape), encoded.
+        seed: of the noise.
+        condition: (N, …) for conditional models.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, plan: Plan, data: Tensor, seed: int = 0, condition: Tensor | None = None
+    ) -> None:
+        plan.check(model)
+        self.model, self.plan, self.data, self.condition = model, plan, data, condition
+        self.keys = item_keys(as_seen(model.space, data), seed)
+        order = sorted(range(len(data)), key=lambda i: hashlib.blake2b(self.keys[i] + b"order").digest())
+        self.order = torch.tensor(order)
+        self.device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+        n = len(data)
+        self.count = torch.zeros(n, dtype=torch.long)
+        # What the round under way goes for: an interrupted evaluation ends it first, and is then where it would have been.
+        self.goal = torch.zeros(n, dtype=torch.long)
+        self._kl = torch.zeros(n, 0, dtype=torch.float64)
+        self._reconstruction = torch.zeros(n, 0, dtype=torch.float64)
+        self._cell = torch.zeros(n, 0, dtype=torch.int16)
+        with torch.inference_mode():
+            step = max(1, _NOISE // model.space.dimensions)
+            self.base = torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)])
+            self.prior = model.prior(data.to(self.device)).cpu()
+            self.extra = {name: term.cpu() for name, term in model.extra(data.to(self.device)).items()}
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations so far."""
+        return int(self.count.sum())
+
+    def extend(self, items: Tensor, draws: Tensor, after: Callable[[int], None] | None = None) -> None:
+        """Visit items (n,) until each has draws (n,) in all; fewer than it has changes nothing.
+
+        `after` is called with the evaluations done after every block. Raises DiffusionalError for a cost that is not finite,
+        naming the item.
+        """
+        width = int(draws.max()) if len(draws) else 0
+        if width > self._kl.shape[1]:
+            grow = (0, width - self._kl.shape[1])
+            self._kl = torch.nn.functional.pad(self._kl, grow)
+            self._reconstruction = torch.nn.functional.pad(self._reconstruction, grow)
+            self._cell = torch.nn.functional.pad(self._cell, grow)
+        self.goal[items] = torch.maximum(self.goal[items], draws)
+        missing = (draws - self.count[items]).clamp(min=0)
+        row = items.repeat_interleave(missing)
+        ends = missing.cumsum(0)
+        column = torch.arange(len(row)) - (ends - missing).repeat_interleave(missing) + self.count[row]
+        block = max(1, _NOISE // (self.model.space.dimensions * 2))
+        for rows, columns in zip(row.split(block), column.split(block), strict=True):
+            self._visit(rows, columns)
+            self.count.index_add_(0, rows, torch.ones_like(rows))
+            if after is not None:
+                after(self.evaluations)
+
+    def _visit(self, row: Tensor, column: Tensor) -> None:
+        """One evaluation for every (row, column); over the processes, each does its share and all get all."""
+        kl, reconstruction = torch.zeros(len(row), dtype=torch.float64), torch.zeros(len(row), dtype=torch.float64)
+        cell = torch.zeros(len(row), dtype=torch.long)
+        mine = processes.share(len(row))
+        if len(mine):
+            kl[mine], reconstruction[mine], cell[mine] = self._evaluated(row[mine], column[mine])
+        kl, reconstruction, cell = (processes.collect(values) for values in (kl, reconstruction, cell))
+        bad = ~torch.isfinite(kl + reconstruction)
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            raise DiffusionalError(
+                f"item {int(row[at])} has a cost that is not finite: kl = {float(kl[at]):g}, reconstruction = "
+                f"{float(reconstruction[at]):g} at draw {int(column[at])}; nothing was left out of the mean"
+            )
+        self._kl[row, column], self._reconstruction[row, column] = kl, reconstruction
+        self._cell[row, column] = cell.to(torch.int16)
+
+    def _evaluated(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        model, plan, shape = self.model, self.plan, self.data.shape[1:]
+        streams = [stream(self.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
+        visits = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
+        noise = _normal(streams, shape).to(self.device, self.data.dtype)
+        x = self.data[row].to(self.device)
+        c = None if self.condition is None else self.condition[row].to(self.device)
+        with torch.inference_mode():
+            weighted = visits.weight * plan.residuals(model, x, visits, noise, c)
+            first = visits.cell == 0
+            if model.likelihood.uses_network:
+                reconstruction = torch.where(first, weighted, 0.0)
+            else:
+                other = _normal(streams, shape).to(self.device, self.data.dtype)
+                reconstruction = plan.decoder_residuals(model, x, other)
+        return torch.where(first, 0.0, weighted), reconstruction, visits.cell
+
+    # What they add up to.
+
+    def visited(self) -> Tensor:
+        """The items with draws (n,), in the order of the data."""
+        return (self.count > 0).nonzero().squeeze(1)
+
+    def parts(self, items: Tensor) -> tuple[Parts, Tensor]:
+        """The records of items, and which of their columns are filled (n, J)."""
+        width = int(self.count[items].max()) if len(items) else 0
+        filled = torch.arange(width) < self.count[items, None]
+        records = Parts(self._kl[items, :width], self._reconstruction[items, :width], self._cell[items, :width])
+        return records, filled
+
+    def spread(self, values: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (n,) of each row's filled values, and the variance (n,) of that mean; NaN for a single draw."""
+        j = filled.sum(1)
+        mean = (values * filled).sum(1) / j
+        squares = ((values - mean[:, None]).square() * filled).sum(1)
+        return mean, squares / (j - 1) / j
+
+    def survey(self, base: Tensor, mean: Tensor, variance: Tensor, evaluations: int) -> Estimate:
+        """Mean and errors of a cost over all N items: base (N,) is known of each, mean and variance (n,) of those visited."""
+        total, n = len(base), len(mean)
+        value = float(base.mean() + mean.mean())
+        between = float(mean.var()) if n > 1 else math.nan
+        error2 = float(variance.sum()) / n / total
+        if n < total:
+            error2 += (1 - n / total) * between / n
+        items = (base[self.visited()] + mean).var() - variance.mean() if n > 1 else torch.tensor(math.nan)
+        # max of NaN and 0 is 0 one way round and NaN the other.
+        item_error = math.sqrt(max(float(items), 0.0) / total) if n > 1 else math.nan
+        return Estimate(value, math.sqrt(error2), item_error, total, evaluations)
+
+    def nelbo(self) -> Estimate:
+        """The mean NELBO of the data set in nats, with both errors."""
+        records, filled = self.parts(self.visited())
+        mean, variance = self.spread(records.kl + records.reconstruction, filled)
+        base = self.base.sum(1) + self.prior + sum(self.extra.values(), torch.zeros_like(self.prior))
+        return self.survey(base, mean, variance, self.evaluations)
+
+    def freedom(self) -> float:
+        """Degrees of freedom of the Monte Carlo error: Σ_i (J_i − 1) for normal draws, few where few draws carry it.
+
+        (Σ q)²/Σ q² counts the draws that share the error evenly, q_ij the squared deviation of a draw over J_i (J_i − 1); for
+        normal draws it is a third of their number.
+        """
+        records, filled = self.parts(self.visited())
+        values = records.kl + records.reconstruction
+        mean, _ = self.spread(values, filled)
+        j = filled.sum(1, keepdim=True)
+        q = (values - mean[:, None]).square() * filled / (j * (j - 1))
+        total, fourth = float(q.sum()), float(q.square().sum())
+        return 3 * total**2 / fourth * float((j - 1).sum() / j.sum()) if fourth > 0 else math.inf
+
+    def item_errors(self) -> Tensor:
+        """Standard error (n,) of every visited item's own NELBO: its own spread, and the plan's as if it were four draws."""
+        records, filled = self.parts(self.visited())
+        mean, _ = self.spread(records.kl + records.reconstruction, filled)
+        j = filled.sum(1)
+        squares = ((records.kl + records.reconstruction - mean[:, None]).square() * filled).sum(1)
+        pooled = (_PRIOR_DRAWS * self.plan.draw_variance + squares) / (_PRIOR_DRAWS + j - 1)
+        return (pooled / j).sqrt()
+
+    # On disk.
+
+    def save(self, path: Path, tag: str) -> None:
+        """Write all records; `tag` says what they belong to."""
+        digest = torch.tensor(list(hashlib.sha256(tag.encode()).digest()), dtype=torch.uint8)
+        save_tensors(
+            path,
+            {
+                "count": self.count,
+                "goal": self.goal,
+                "kl": self._kl,
+                "reconstruction": self._reconstruction,
+                "cell": self._cell,
+                "tag": digest,
+            },
+        )
+
+    def restore(self, path: Path, tag: str) -> None:
+        """Take up what `save` wrote. Raises DiffusionalError where it belongs to something else."""
+        tensors = load_tensors(path)
+        digest = torch.tensor(list(hashlib.sha256(tag.encode()).digest()), dtype=torch.uint8)
+        if set(tensors) != {"count", "goal", "kl", "reconstruction", "cell", "tag"} or not torch.equal(tensors["tag"], digest):
+            raise DiffusionalError(
+                f"{path} holds the draws of another evaluation (other data, weights, plan or seed); remove it, or name another"
+            )
+        self.count, self.goal, self._cell = tensors["count"], tensors["goal"], tensors["cell"]
+        self._kl, self._reconstruction = tensors["kl"], tensors["reconstruction"]
+
+
+def _normal(streams: list[np.random.Generator], shape: torch.Size) -> Tensor:
+    # float32 whatever the model's type, so that the same item sees the same noise.
+    return torch.from_numpy(np.stack([g.standard_normal(tuple(shape), dtype=np.float32) for g in streams]))

@@ -1,0 +1,41 @@
+"""Several processes, one evaluation: each does its share of the rows, and all get all the values (torch.distributed)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def share(rows: int) -> Tensor:
+    """The rows of this process: all of them where there is one process.
+
+    >>> share(3)
+    tensor([0, 1, 2])
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
+    return torch.arange(rank, rows, world)
+
+
+def collect(values: Tensor) -> Tensor:
+    """The sum over processes of values (CPU), to which each has written its own rows only.
+
+    >>> collect(torch.ones(2))
+    tensor([1., 1.])
+    """
+    if not _several():
+        return values
+    shared = values.to(torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu"))
+    dist.all_reduce(shared)
+    return shared.cpu()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files.
+
+    >>> is_main()
+    True
+    """
+    return not _several() or dist.get_rank() == 0
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

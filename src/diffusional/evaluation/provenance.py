@@ -1,0 +1,56 @@
+"""What a number was made from: hashes of data and weights, versions, the command."""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import diffusional
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.space import Discrete, Space
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, types and bytes.
+
+    >>> tensor_hash({"w": torch.zeros(2)}) == tensor_hash({"w": torch.ones(2)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def as_seen(space: Space, data: Tensor) -> Tensor:
+    """Items as a model sees them: level indices, or float32 reals, whatever type they came in."""
+    return space.index(data) if isinstance(space, Discrete) else data.float()
+
+
+def fingerprint(space: Space, data: Tensor) -> str:
+    """sha256 of items as a model sees them."""
+    return tensor_hash({"data": as_seen(space, data)})
+
+
+def provenance(model: DiffusionModel, data: Tensor, seed: int) -> dict[str, Any]:
+    """What every evaluation records, whatever its method."""
+    return {
+        "data_sha256": fingerprint(model.space, data),
+        "weights_sha256": tensor_hash(model.state_dict()),
+        "space": model.space.to_dict(),
+        "levels": model.space.levels,
+        "latents": model.steps,
+        "seed": seed,
+        "versions": {
+            "diffusional": diffusional.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "command": " ".join(sys.argv),
+    }
