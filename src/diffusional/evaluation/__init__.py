@@ -1,5 +1,7 @@
-"""Numbers one can publish: the bound of a data set, itemised, with its errors."""
+"""Numbers one can publish: the bound of a data set, itemised, with its errors, for as few evaluations as it takes."""
 
-from diffusional.evaluation.evaluation import Evaluation, evaluate
+from diffusional.evaluation.evaluation import Progress, evaluate
+from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.result import Evaluation
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "Plan", "Progress", "evaluate"]

@@ -190,7 +190,10 @@ def _knots(gamma: Tensor, large: bool) -> list[tuple[float, Tensor, Tensor]]:
     if len(distinct) <= _KEPT and not (large and len(distinct) > span + 4):
         order = inverse.argsort(stable=True)
         groups = order.split(torch.bincount(inverse).tolist())
-        return [(float(g), rows, torch.ones(len(rows), dtype=torch.float64)) for g, rows in zip(distinct, groups, strict=True)]
+        return [
+            (float(g), rows, torch.ones(len(rows), dtype=torch.float64))
+            for g, rows in zip(distinct, groups, strict=True)
+        ]
     cell = torch.floor(gamma / _KNOT).long()
     f = gamma / _KNOT - cell
     lagrange = torch.stack(

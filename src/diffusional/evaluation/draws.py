@@ -20,14 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
-from diffusional.evaluation.noise import item_keys, stream
-from diffusional.evaluation.plan import Plan, Visits
+from diffusional.evaluation.noise import item_keys, normal, stream
+from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate
@@ -62,7 +61,7 @@ class Draws:
         self, model: DiffusionModel, plan: Plan, data: Tensor, seed: int = 0, condition: Tensor | None = None
     ) -> None:
         plan.check(model)
-        self.model, self.plan, self.data, self.condition = model, plan, data, condition
+        self.model, self.plan, self.data, self.seed, self.condition = model, plan, data, seed, condition
         self.keys = item_keys(as_seen(model.space, data), seed)
         order = sorted(range(len(data)), key=lambda i: hashlib.blake2b(self.keys[i] + b"order").digest())
         self.order = torch.tensor(order)
@@ -131,7 +130,7 @@ class Draws:
         model, plan, shape = self.model, self.plan, self.data.shape[1:]
         streams = [stream(self.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
         visits = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
-        noise = _normal(streams, shape).to(self.device, self.data.dtype)
+        noise = normal(streams, tuple(shape)).to(self.device, self.data.dtype)
         x = self.data[row].to(self.device)
         c = None if self.condition is None else self.condition[row].to(self.device)
         with torch.inference_mode():
@@ -140,7 +139,7 @@ class Draws:
             if model.likelihood.uses_network:
                 reconstruction = torch.where(first, weighted, 0.0)
             else:
-                other = _normal(streams, shape).to(self.device, self.data.dtype)
+                other = normal(streams, tuple(shape)).to(self.device, self.data.dtype)
                 reconstruction = plan.decoder_residuals(model, x, other)
         return torch.where(first, 0.0, weighted), reconstruction, visits.cell
 
@@ -228,14 +227,11 @@ class Draws:
         """Take up what `save` wrote. Raises DiffusionalError where it belongs to something else."""
         tensors = load_tensors(path)
         digest = torch.tensor(list(hashlib.sha256(tag.encode()).digest()), dtype=torch.uint8)
-        if set(tensors) != {"count", "goal", "kl", "reconstruction", "cell", "tag"} or not torch.equal(tensors["tag"], digest):
+        if set(tensors) != {"count", "goal", "kl", "reconstruction", "cell", "tag"} or not torch.equal(
+            tensors["tag"], digest
+        ):
             raise DiffusionalError(
                 f"{path} holds the draws of another evaluation (other data, weights, plan or seed); remove it, or name another"
             )
         self.count, self.goal, self._cell = tensors["count"], tensors["goal"], tensors["cell"]
         self._kl, self._reconstruction = tensors["kl"], tensors["reconstruction"]
-
-
-def _normal(streams: list[np.random.Generator], shape: torch.Size) -> Tensor:
-    # float32 whatever the model's type, so that the same item sees the same noise.
-    return torch.from_numpy(np.stack([g.standard_normal(tuple(shape), dtype=np.float32) for g in streams]))

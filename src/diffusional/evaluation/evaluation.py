@@ -1,302 +1,432 @@
-"""`evaluate`: the NELBO of a data set, itemised, with both errors, by a full sweep over the levels.
+"""`evaluate`: the NELBO of a data set, itemised, to a stated error.
 
-Every item pays for all T costs of MATH (8), `draws` times; in continuous time [0, 1] is cut into cells and each item draws
-one uniform u in each. Per item i the estimate is S_i = Σ_t KL_t,i + reconstruction + prior, and the data set's mean is over
-items, each counted once.
+Three ways, all with the same result:
 
-Two errors, never mixed:
+    evaluate(model, data, target_error=0.01)        draws of (t, ε) under a plan until the Monte Carlo error is reached
+    evaluate(model, data, visits=16)                a fixed number of draws for every item: a score is the item's alone
+    evaluate(model, data)                           the full sweep, T network evaluations per item: the reference
 
-- Monte Carlo: √(Σ_i Var S_i)/N, the noise of this sweep for this data set. With several draws the variance is that between
-  draws. With one draw per level it comes from neighbouring levels, collapsed in pairs after each level's mean over items is
-  taken off: E (a − b)² = Var a + Var b + (E a − E b)² ≥ Var (a + b). It errs upward by what items differ in their slopes
-  between neighbours: 1 to 10 % from T = 50 on.
-- items: the spread of S_i over items, less its Monte Carlo part, /√N: how far another sample of N items could lie.
+What the plan and the draws are is in plan.py and draws.py. An *audit* goes with the first two: every level is visited once,
+at random items, at the price of one image's full sweep, and compared with what the plan expects there; a cost that the pilot
+has not seen then doesn't pass for a small error.
+
+The stopping rule looks at the error after each round, and a round is sized by the last one's error, so that few looks are
+taken. What it does to the estimate and its interval is measured in benchmarks/calibration.py.
 """
 
-import hashlib
 import math
-import platform
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-import diffusional
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.noise import item_keys, stream
-from diffusional.ledger import Estimate, Ledger
+from diffusional.evaluation import processes
+from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.plan import Plan, Visits
+from diffusional.evaluation.provenance import provenance
+from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.sweep import sweep
+from diffusional.ledger import Estimate, per_unit
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.diffusion import DiffusionModel, batch_rows
-from diffusional.space import Discrete, Space
+from diffusional.models.diffusion import DiffusionModel
 
-# Rows of one network call, and numbers of noise held at once.
-_ROWS = 2048
-_NOISE = 16_000_000
-# Draws of the reconstruction for each sweep; it has an error of its own.
-_RECONSTRUCTIONS = 4
+# The first look: this many items, if there are as many, and draws of each.
+_FIRST_ITEMS, _FIRST_DRAWS = 256, 2
+# Few items are drawn more often, for as many degrees of freedom.
+_FREEDOM = 60
+# An item's own error is believed from this many draws on.
+_ITEM_DRAWS = 8
+# Levels of an audit, and from how many s_c on a residual is out of all expectation.
+_AUDITED, _OUT = 2048, 12.0
+# An error that rests on fewer degrees of freedom is not vouched for.
+_LEAST_FREEDOM = 15
+# Seconds between two writes of the records.
+_SAVE_EVERY = 20.0
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The bound of a data set. `per_item` maps "nelbo" and every cost to (N,) float64 nats, and "mc_variance" likewise.
+class Progress:
+    """Where an evaluation stands: the estimate so far (None before the first look), evaluations done and expected in all."""
 
-    `levels_kl` (L,) is the mean cost of every level, nats; `terms` and `nelbo` are Estimates in nats.
-    """
+    estimate: Estimate | None
+    evaluations: int
+    expected: int
 
-    nelbo: Estimate
-    terms: Mapping[str, Estimate]
-    per_item: Mapping[str, Tensor]
-    levels_kl: Tensor
-    dimensions: int
-    provenance: Mapping[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """The record that `diffusional evaluate --json` writes."""
-        return {
-            "nelbo": self.nelbo.to("bits/dim", self.dimensions).to_dict(),
-            "nelbo_nats": self.nelbo.to_dict(),
-            "terms": {name: term.to_dict() for name, term in self.terms.items()},
-            "levels_kl": self.levels_kl.tolist(),
-            "items": self.nelbo.n,
-            "dimensions": self.dimensions,
-            "levels": self.provenance.get("levels"),
-            "network_evaluations": self.nelbo.network_evaluations,
-            "provenance": dict(self.provenance),
-        }
+Watch = Callable[[Progress], None]
 
 
 def evaluate(
     model: LatentVariableModel,
     data: Tensor,
+    target_error: float | None = None,
+    unit: Literal["bits/dim", "nats"] = "bits/dim",
+    *,
     seed: int = 0,
+    plan: Plan | None = None,
+    reference: Tensor | None = None,
+    visits: int | None = None,
+    item_error: float | None = None,
+    max_evaluations: int | None = None,
+    audit: bool = True,
+    steps: int | Literal["continuous"] | None = None,
     draws: int | None = None,
     cells: int = 1000,
     condition: Tensor | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    records: str | Path | None = None,
+    progress: Watch | None = None,
 ) -> Evaluation:
-    """The NELBO of `data` (N, *space.shape), encoded, by a full sweep: T network evaluations per item and draw.
+    """The NELBO of `data` (N, *space.shape), encoded: MATH (8), itemised, with its errors.
 
     Args:
+        target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`.
+        unit: of `target_error` and `item_error`: "bits/dim" or "nats".
         seed: of the noise, which else depends on each item alone: scores don't change with batch-mates, order or subset.
-        draws: sweeps over the levels; 1 where 50 or more levels of 8 or more items tell the error, else 8, unless given.
-        cells: in continuous time, how many cells [0, 1] is cut into.
-        condition: (N, …) for conditional models.
-        progress: called with (rows done, rows in all).
+        plan: learned before (`Plan.fit`, `Plan.load`); else a pilot of 3,000 evaluations learns one, and is counted.
+        reference: what the pilot is flown on: training data, (M, *space.shape); `data` unless given.
+        visits: so many draws for every item, whatever the error.
+        item_error: draw until each item's own error is at most this.
+        max_evaluations: of the network, in all, the pilot included; `reached` is False where they don't suffice.
+        audit: look at every level once for costs that the plan doesn't expect.
+        steps: evaluate at another T, or in "continuous" time, the same network on the same γ(u).
+        draws: of the full sweep: sweeps over the levels; 1 where 50 or more levels of 8 or more items tell the error, else 8.
+        cells: of the full sweep in continuous time: how many cells [0, 1] is cut into.
+        condition: (N, …) for conditional models; with a pilot on `reference`, give a plan instead.
+        records: a file that keeps the draws; an evaluation that finds its own there goes on where that one was cut off.
+        progress: called with a `Progress` now and then.
 
-    Raises DiffusionalError for data that the space refuses and for a cost that is not finite, naming the item.
+    Raises DiffusionalError for data that the space refuses, for a cost that is not finite, naming the item, and for options
+    that don't go together. Warns where `steps` differs from the T that a model has.
 
     >>> import torch
     >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
-    >>> world = exact.Gaussian(torch.zeros(1), torch.eye(1))
+    >>> world = exact.Gaussian(torch.zeros(4), torch.eye(4))
     >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=500))
-    >>> model = DiffusionModel(forward, world.denoiser(), likelihood.GaussianLikelihood(Continuous((1,))))
-    >>> result = evaluate(model, world.sample(100, torch.Generator().manual_seed(0)))
-    >>> abs(result.nelbo.value - world.entropy()) < 0.3, result.nelbo.network_evaluations       # of N T, and 4 for z_1
-    (True, 50300)
+    >>> model = DiffusionModel(forward, world.denoiser(), likelihood.GaussianLikelihood(Continuous((4,))))
+    >>> x = world.sample(500, torch.Generator().manual_seed(0))
+    >>> result = evaluate(model, x, target_error=0.01, unit="nats")
+    >>> result.reached, result.nelbo.error < 0.01, abs(result.nelbo.value - world.entropy()) < 0.3
+    (True, True, True)
+    >>> swept = evaluate(model, x[:10])                                     # the full sweep, 499 levels and 4 draws of z_1
+    >>> swept.nelbo.network_evaluations
+    5030
     """
     if not isinstance(model, DiffusionModel):
-        raise DiffusionalError(f"a {type(model).__name__} came; evaluate sweeps the levels of a DiffusionModel")
+        raise DiffusionalError(f"a {type(model).__name__} came; evaluate visits the levels of a DiffusionModel")
     model.space.check(data)
-    if (draws is not None and draws < 1) or cells < 1:
-        raise DiffusionalError(f"draws={draws} and cells={cells} came; both must be at least 1")
-    if draws == 1 and (model.levels or cells) == 1:
-        raise DiffusionalError("draws=1 came with a single level, which tells nothing of the error; give draws ≥ 2")
     if condition is not None and len(condition) != len(data):
         raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
-    levels = model.levels or cells
-    draws = draws or (1 if levels >= 50 and len(data) >= 8 else 8)
+    _check_targets(target_error, visits, item_error, max_evaluations, draws)
+    if steps is not None:
+        model = regridded(model, steps)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            ledger, mc, levels_kl = _sweep(model, data, seed, draws, levels, condition, progress)
+        if target_error is None and visits is None and item_error is None:
+            if plan is not None or records is not None:
+                raise DiffusionalError(
+                    "a plan or records came without a target: give target_error, visits or item_error"
+                )
+            with torch.inference_mode():
+                bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
+                return sweep(model, data, seed, draws, cells, condition, bar)
+        pilot = 0
+        if plan is None:
+            if condition is not None and reference is not None:
+                raise DiffusionalError(
+                    "conditions came with reference data, whose conditions are not known: give a plan"
+                )
+            plan = Plan.fit(model, data if reference is None else reference, seed=seed, condition=condition)
+            pilot = int(plan.provenance["evaluations"])
+        task = Task(Draws(model, plan, data, seed, condition), pilot, max_evaluations, records, progress)
+        return task.run(target_error, visits, item_error, unit, audit)
     finally:
         model.train(was_training)
-    totals = {name: term.cpu() for name, term in ledger.totals().items()}
-    nelbo = ledger.nelbo.cpu()
-    if not bool(torch.isfinite(nelbo).all()):
-        item = int((~torch.isfinite(nelbo)).nonzero()[0])
-        parts = ", ".join(f"{name} = {float(term[item]):g}" for name, term in totals.items())
-        raise DiffusionalError(f"item {item} has a cost that is not finite: {parts}; nothing was left out of the mean")
-    evaluations = data.shape[0] * (levels + _RECONSTRUCTIONS * model.likelihood.uses_network) * draws
-    zero = torch.zeros_like(nelbo)
-    terms = {name: _estimate(term, mc.get(name, zero), evaluations) for name, term in totals.items()}
-    return Evaluation(
-        nelbo=_estimate(nelbo, sum(mc.values(), zero), evaluations),
-        terms=terms,
-        per_item={"nelbo": nelbo, **totals, "mc_variance": sum(mc.values(), zero)},
-        levels_kl=levels_kl,
-        dimensions=model.space.dimensions,
-        provenance=_provenance(model, data, seed, draws, levels),
-    )
 
 
-def _estimate(values: Tensor, mc_variance: Tensor, evaluations: int) -> Estimate:
-    n = len(values)
-    between = float(values.var()) if n > 1 else math.nan
-    items = math.sqrt(max(between - float(mc_variance.mean()), 0.0) / n) if n > 1 else math.nan
-    return Estimate(float(values.mean()), float(mc_variance.sum().sqrt()) / n, items, n, evaluations)
+def regridded(model: DiffusionModel, steps: int | Literal["continuous"]) -> DiffusionModel:
+    """The model at another T, or in continuous time; warns where it has a T of its own.
+
+    >>> from diffusional import Denoiser, GaussianDiffusion, likelihood, schedule, space
+    >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0))
+    >>> model = DiffusionModel(forward, Denoiser(lambda z, s: 0 * z), likelihood.LevelPosterior(space.binary((4,))))
+    >>> regridded(model, 100).levels
+    99
+    """
+    wanted = None if steps == "continuous" else steps
+    if wanted is not None and wanted < 2:
+        raise DiffusionalError(f'steps={steps} came; give T ≥ 2, or "continuous"')
+    if model.steps is not None and model.steps != wanted:
+        warnings.warn(
+            f"the model has T = {model.steps} and is evaluated at "
+            f"{'T = ∞' if wanted is None else f'T = {wanted}'}: between the noise levels that it was trained at, its network "
+            "interpolates, and nothing but this number says how well",
+            stacklevel=3,
+        )
+    return model.regrid(wanted)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A cost's mean over draws (N,) or (N, L), and the Monte Carlo variance (N,) of that mean, summed over levels."""
-
-    mean: Tensor
-    variance: Tensor
-
-
-def _kl_sweep(
-    model: DiffusionModel,
-    x: Tensor,
-    keys: list[bytes],
-    draws: int,
-    levels: int,
-    condition: Tensor | None,
-    advance: Callable[[int], None],
-) -> Tensor:
-    """Every KL of a block of items, (draws, B, L) on the CPU; in continuous time each cell's share of the integral."""
-    sweeps = torch.zeros(draws, len(x), levels, dtype=torch.float64)
-    for draw in range(draws):
-        streams = [stream(key, draw + 1) for key in keys]
-        jitter = torch.from_numpy(np.stack([g.random(levels) for g in streams])).flatten()
-        noise = _normal(streams, (levels, *x.shape[1:])).flatten(0, 1)
-        for rows in torch.arange(len(x) * levels).split(min(_ROWS, batch_rows(model.space))):
-            item, level = (rows // levels).to(x.device), rows % levels
-            u = (level + jitter[rows]) / levels if model.levels is None else level + 1
-            c = None if condition is None else condition[item]
-            kl = model.kl_at(x[item], u.to(x.device), noise[rows].to(x), c)
-            sweeps[draw].view(-1)[rows] = kl.cpu() / (levels if model.levels is None else 1)
-            advance(len(rows))
-    return sweeps
+def _check_targets(
+    target_error: float | None,
+    visits: int | None,
+    item_error: float | None,
+    max_evaluations: int | None,
+    draws: int | None,
+) -> None:
+    given = [
+        name
+        for name, v in (("target_error", target_error), ("visits", visits), ("item_error", item_error))
+        if v is not None
+    ]
+    if len(given) > 1:
+        raise DiffusionalError(f"{' and '.join(given)} came together; give one of them")
+    for name, value in (("target_error", target_error), ("item_error", item_error)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise DiffusionalError(f"{name}={value} came; give a positive number")
+    if visits is not None and visits < 2:
+        raise DiffusionalError(f"visits={visits} came; at least 2 draws of an item tell its error")
+    if max_evaluations is not None and max_evaluations < 1:
+        raise DiffusionalError(f"max_evaluations={max_evaluations} came; give at least 1")
+    if given and draws is not None:
+        raise DiffusionalError(f"draws={draws} came with {given[0]}; draws are sweeps: leave one of them out")
+    if not given and max_evaluations is not None:
+        raise DiffusionalError(f"max_evaluations={max_evaluations} came for a full sweep; give target_error with it")
 
 
-def _reconstructions(
-    model: DiffusionModel, x: Tensor, keys: list[bytes], draws: int, condition: Tensor | None
-) -> _Part:
-    noise = _normal([stream(key, 0) for key in keys], (_RECONSTRUCTIONS * draws, *x.shape[1:])).to(x)
-    rows = min(_ROWS, batch_rows(model.space))
-    costs = torch.stack(
-        [
-            torch.cat(
-                [
-                    model.reconstruction(some, eps, None if condition is None else condition[i * rows : (i + 1) * rows])
-                    for i, (some, eps) in enumerate(zip(x.split(rows), noise[:, k].split(rows), strict=True))
-                ]
+@dataclass
+class Task:
+    """One evaluation under way: draws that grow until a target or a budget is reached."""
+
+    draws: Draws
+    pilot: int
+    budget: int | None
+    records: str | Path | None = None
+    watch: Watch | None = None
+    audited: int = 0
+
+    def __post_init__(self) -> None:
+        self._saved = time.monotonic()
+        self._estimate: Estimate | None = None
+        self._path = None if self.records is None else Path(self.records)
+        model = self.draws.model
+        about = provenance(model, self.draws.data, 0)
+        self._about = about
+        self._tag = ":".join(
+            [about["data_sha256"], about["weights_sha256"], self.draws.plan.sha256(), self.draws.keys[0].hex()]
+        )
+        if self._path is not None and self._path.exists():
+            self.draws.restore(self._path, self._tag)
+            unfinished = (self.draws.goal > self.draws.count).nonzero().squeeze(1)
+            self._extend(unfinished, self.draws.goal[unfinished])
+
+    @property
+    def spent(self) -> int:
+        """Network evaluations so far, the pilot's and the audit's included."""
+        return self.draws.evaluations + self.pilot + self.audited
+
+    def run(
+        self, target: float | None, visits: int | None, item_error: float | None, unit: str, audit: bool
+    ) -> Evaluation:
+        """Draw until the one target given is reached, and write the books."""
+        draws, n = self.draws, len(self.draws.data)
+        nats = per_unit(unit, draws.model.space.dimensions)
+        caveats: list[str] = []
+        if audit:
+            wanted = None if target is None else target * nats
+            caveats += self._audit(wanted)
+        everything = torch.arange(n)
+        if visits is not None:
+            allowed = self._afford(everything, torch.full((n,), visits))
+            self._extend(everything, allowed)
+            enough = bool((draws.count >= visits).all())
+        elif target is not None:
+            enough = self.to_error([draws], draws.nelbo, target * nats)
+        else:
+            assert item_error is not None
+            enough = self._to_item_error(item_error * nats)
+        result = self.result(caveats)
+        if self._path is not None:
+            self._save()
+        return replace(result, reached=enough and not result.caveats)
+
+    def to_error(self, every: list[Draws], estimate: Callable[[], Estimate], target: float) -> bool:
+        """Extend all of `every` alike, in rounds, until the estimate's error is at most `target` (nats), or the budget ends."""
+        draws = every[0]
+        n, order = len(draws.data), draws.order
+        first = min(n, _FIRST_ITEMS)
+        items, each = first, max(_FIRST_DRAWS, -(-_FREEDOM // first) + 1)
+        items, each = max(items, len(draws.visited())), max(each, int(draws.count.max()) if n else 0)
+        while True:
+            wanted = torch.full((items,), each)
+            allowed = self._afford(order[:items], wanted, len(every))
+            for one in every:
+                self._extend(order[:items], allowed, one)
+            if len(draws.visited()) < 2 or int(draws.count.max()) < 2:
+                raise DiffusionalError(
+                    f"a budget of {self.budget} evaluations came; the pilot, the audit and two draws of a few items need more: "
+                    f"{self.spent + 2 * first} at the least. Give a plan, leave out the audit, or raise it"
+                )
+            now = estimate()
+            self._estimate = now
+            self._tell(now, target)
+            if now.error <= target:
+                return True
+            if bool((allowed < wanted).any()):
+                return False
+            ratio = (now.error / target) ** 2
+            if items < n:
+                items = min(n, max(items + 1, min(math.ceil(1.05 * items * ratio), 4 * items)))
+            else:
+                each = max(each + 1, min(math.ceil(1.02 * each * ratio), 4 * each))
+
+    def _to_item_error(self, target: float) -> bool:
+        """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""
+        draws = self.draws
+        left = torch.arange(len(draws.data))
+        each = _ITEM_DRAWS
+        while len(left):
+            wanted = torch.full((len(left),), each)
+            allowed = self._afford(left, wanted)
+            self._extend(left, allowed)
+            errors = torch.full((len(draws.data),), math.inf, dtype=torch.float64)
+            errors[draws.visited()] = draws.item_errors()
+            if bool((allowed < wanted).any()):
+                return bool((errors <= target).all())
+            left = left[errors[left] > target]
+            each = math.ceil(1.4 * each)
+            self._tell(None, None)
+        return True
+
+    def _afford(self, items: Tensor, wanted: Tensor, models: int = 1) -> Tensor:
+        """Draws (n,) for items, at most `wanted`, that the budget allows: the first items in full, the last not at all."""
+        missing = (wanted - self.draws.count[items]).clamp(min=0)
+        spare = int(missing.sum()) if self.budget is None else max(0, self.budget - self.spent) // models
+        if int(missing.sum()) <= spare:
+            return wanted
+        granted = (spare - (missing.cumsum(0) - missing)).clamp(min=0).minimum(missing)
+        allowed = self.draws.count[items] + granted
+        # A single draw of an item tells nothing of its error.
+        return torch.where(allowed == 1, 0, allowed)
+
+    def _extend(self, items: Tensor, wanted: Tensor, draws: Draws | None = None) -> None:
+        def after(_: int) -> None:
+            if self.watch is not None:
+                self.watch(
+                    Progress(
+                        self._estimate, self.spent, max(self.spent, int(draws.goal.sum()) + self.pilot + self.audited)
+                    )
+                )
+            if self._path is not None and time.monotonic() - self._saved > _SAVE_EVERY:
+                self._save()
+
+        draws = draws or self.draws
+        draws.extend(items, wanted, after)
+
+    def _save(self) -> None:
+        if self._path is not None and processes.is_main():
+            self.draws.save(self._path, self._tag)
+        self._saved = time.monotonic()
+
+    def _tell(self, now: Estimate | None, target: float | None) -> None:
+        if self._path is not None:
+            self._save()
+        if self.watch is not None:
+            drawn = self.draws.evaluations
+            factor = 1.0 if now is None or target is None else max(1.0, (now.error / target) ** 2)
+            self.watch(Progress(now, self.spent, self.spent - drawn + math.ceil(drawn * factor)))
+
+    def _audit(self, target: float | None) -> list[str]:
+        """Visit every level once, at random items: sentences on costs that the plan doesn't expect."""
+        draws, plan = self.draws, self.draws.plan
+        model, n = draws.model, len(draws.data)
+        if plan.provenance.get("method") != "pilot":
+            return []
+        count = min(model.levels or _AUDITED, _AUDITED)
+        if self.budget is not None and self.spent + count > self.budget:
+            return [f"the budget of {self.budget} evaluations left none for the audit of the {count} levels"]
+        generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[0][:4], "little"))
+        middle = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+        level = middle if model.levels is None else (middle * model.levels).long() + 1
+        if model.levels == count:
+            level = torch.arange(count) + 1
+        cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
+        item = torch.randint(n, (count,), generator=generator)
+        noise = torch.randn(count, *draws.data.shape[1:], generator=generator).to(draws.device, draws.data.dtype)
+        c = None if draws.condition is None else draws.condition[item].to(draws.device)
+        with torch.inference_mode():
+            visits = Visits(cell, level, torch.ones(count, dtype=torch.float64))
+            left = plan.residuals(model, draws.data[item].to(draws.device), visits, noise, c)
+        self.audited += count
+        if not bool(torch.isfinite(left).all()):
+            at = int((~torch.isfinite(left)).nonzero()[0])
+            raise DiffusionalError(
+                f"item {int(item[at])} has a cost that is not finite at level {level[at].item():g}; nothing was left out"
             )
-            for k in range(noise.shape[1])
+        share = (model.levels / count if model.levels is not None else 1 / count) * left
+        matters = 0.5 * (target if target is not None else 0.01 * per_unit("bits/dim", model.space.dimensions))
+        found = ((left.abs() > _OUT * plan.scale[cell]) & (share.abs() > matters)).nonzero().squeeze(1)
+        return [
+            f"level {level[i].item():g} cost {float(left[i]):+.3g} nats more than the plan expects there (± "
+            f"{float(plan.scale[cell[i]]):.2g}): learn the plan again, on data like these, or sweep"
+            for i in found.tolist()[:3]
         ]
-    ).cpu()
-    return _Part(costs.mean(0), costs.var(0) / len(costs))
 
-
-def _sweep(
-    model: DiffusionModel,
-    data: Tensor,
-    seed: int,
-    draws: int,
-    levels: int,
-    condition: Tensor | None,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Ledger, dict[str, Tensor], Tensor]:
-    # Levels are exact integers; reals count as what float32 makes of them: a score must not depend on the tensor's type.
-    keys = item_keys(model.space.index(data) if isinstance(model.space, Discrete) else data.float(), seed)
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
-    done = 0
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress is not None:
-            progress(done, data.shape[0] * levels * draws)
-
-    kl, reconstruction = [], []
-    block = max(1, _NOISE // ((levels + _RECONSTRUCTIONS * draws) * model.space.dimensions))
-    for start in range(0, data.shape[0], block):
-        x = data[start : start + block].to(device)
-        c = None if condition is None else condition[start : start + block].to(device)
-        some = keys[start : start + block]
-        sweeps = _kl_sweep(model, x, some, draws, levels, c, advance)
-        between = sweeps.sum(2).var(0) / draws if draws > 1 else torch.zeros(len(x), dtype=torch.float64)
-        kl.append(_Part(sweeps.mean(0), between))
-        reconstruction.append(_reconstructions(model, x, some, draws, c))
-    by_level = torch.cat([part.mean for part in kl])
-    mc = {
-        "reconstruction": torch.cat([part.variance for part in reconstruction]),
-        "kl": torch.cat([part.variance for part in kl]) if draws > 1 else collapsed_variance(by_level),
-    }
-    x = data.to(device)
-    ledger = Ledger(
-        torch.cat([part.mean for part in reconstruction]),
-        by_level.sum(1, keepdim=True),
-        model.prior(x).cpu(),
-        model.space.dimensions,
-        {name: term.cpu() for name, term in model.extra(x).items()},
-    )
-    return ledger, mc, by_level.mean(0)
-
-
-def _normal(streams: list[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
-    # float32 whatever the model's type, so that the same item sees the same noise.
-    return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in streams]))
-
-
-def collapsed_variance(one: Tensor) -> Tensor:
-    """Monte Carlo variance (N,) of Σ_t KL_t from one draw per level, (N, L), by pairs of neighbouring levels; L ≥ 2.
-
-    >>> collapsed_variance(torch.tensor([[1.0, 2.0]]))
-    tensor([1.])
-    """
-    n, levels = one.shape
-    if n > 1:
-        # What neighbours differ by for all items alike is no noise; the mean takes up 1/n of the noise itself.
-        one = (one - one.mean(0)) * math.sqrt(n / (n - 1))
-    pairs = (one[:, : levels - levels % 2 : 2] - one[:, 1::2]).square().sum(1)
-    if levels % 2:
-        # The odd one out goes with its neighbour, whose variance then counts twice: upward again.
-        pairs = pairs + (one[:, -1] - one[:, -2]).square()
-    return pairs
-
-
-def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes, types and bytes.
-
-    >>> tensor_hash({"w": torch.zeros(2)}) == tensor_hash({"w": torch.ones(2)})
-    False
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def fingerprint(space: Space, data: Tensor) -> str:
-    """sha256 of items as a model sees them: level indices, or float32 reals, whatever type they came in."""
-    items = space.index(data) if isinstance(space, Discrete) else data.float()
-    return tensor_hash({"data": items})
-
-
-def _provenance(model: DiffusionModel, data: Tensor, seed: int, draws: int, levels: int) -> dict[str, Any]:
-    return {
-        "data_sha256": fingerprint(model.space, data),
-        "weights_sha256": tensor_hash(model.state_dict()),
-        "space": model.space.to_dict(),
-        "levels": model.space.levels,
-        "latents": model.steps,
-        "cells": levels if model.levels is None else None,
-        "draws": draws,
-        "seed": seed,
-        "method": "full sweep",
-        "versions": {
-            "diffusional": diffusional.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "command": " ".join(sys.argv),
-    }
+    def result(self, caveats: list[str]) -> Evaluation:
+        """The books of the draws as they stand."""
+        draws = self.draws
+        items = draws.visited()
+        records, filled = draws.parts(items)
+        kl, reconstruction = (draws.spread(v, filled) for v in (records.kl, records.reconstruction))
+        both = draws.spread(records.kl + records.reconstruction, filled)
+        zero, spent = torch.zeros(len(items), dtype=torch.float64), self.spent
+        prior, extra = draws.prior, draws.extra
+        base = {"reconstruction": draws.base[:, 0], "kl": draws.base[:, 1:].sum(1), "prior": prior, **extra}
+        drawn = {"reconstruction": reconstruction, "kl": kl}
+        terms = {name: draws.survey(known, *drawn.get(name, (zero, zero)), spent) for name, known in base.items()}
+        nelbo = draws.survey(sum(base.values(), torch.zeros_like(prior)), *both, spent)
+        by_cell = [
+            draws.spread(torch.where(records.cell == c, records.kl, 0.0), filled)
+            for c in range(1, draws.plan.cells + 1)
+        ]
+        levels = [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]
+        freedom = draws.freedom()
+        if freedom < _LEAST_FREEDOM and nelbo.error > 0:
+            caveats = [
+                *caveats,
+                f"the error rests on few draws ({freedom:.0f} degrees of freedom): the costs have heavy tails, and more of them "
+                "may not have been met",
+            ]
+        scores = {name: known[items] + drawn.get(name, (zero, zero))[0] for name, known in base.items()}
+        plan = draws.plan
+        about: dict[str, Any] = self._about | {
+            "method": "plan",
+            "seed": draws.seed,
+            "plan_sha256": plan.sha256(),
+            "plan": plan.provenance,
+            "visits": [int(draws.count.min()), int(draws.count.max())],
+            "evaluations": {"pilot": self.pilot, "audit": self.audited, "draws": draws.evaluations},
+        }
+        return Evaluation(
+            nelbo=nelbo,
+            terms=terms,
+            per_item={
+                "item": items,
+                "nelbo": sum(scores.values(), zero),
+                **scores,
+                "error": draws.item_errors(),
+                "draws": draws.count[items],
+            },
+            levels_kl=torch.tensor([level.value for level in levels], dtype=torch.float64),
+            levels_error=torch.tensor([level.error for level in levels], dtype=torch.float64),
+            level_edges=plan.edges,
+            dimensions=draws.model.space.dimensions,
+            provenance=about,
+            freedom=freedom,
+            caveats=tuple(caveats),
+        )

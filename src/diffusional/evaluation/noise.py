@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -38,3 +39,12 @@ def stream(key: bytes, draw: int, purpose: bytes = b"") -> np.random.Generator:
     """
     digest = hashlib.blake2b(key + draw.to_bytes(8, "little") + purpose, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def normal(streams: list[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise (len(streams), *shape); float32 whatever the model's type, so that an item sees the same.
+
+    >>> normal([stream(b"item", 0)], (2, 3)).shape
+    torch.Size([1, 2, 3])
+    """
+    return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in streams]))

@@ -260,7 +260,9 @@ class Plan:
         except (KeyError, TypeError, AssertionError) as error:
             raise DiffusionalError(f"{path} is no plan for this model ({error}); learn one again") from error
         if not intact:
-            raise DiffusionalError(f"{path} and {path.with_suffix('.safetensors')} don't belong together; learn the plan again")
+            raise DiffusionalError(
+                f"{path} and {path.with_suffix('.safetensors')} don't belong together; learn the plan again"
+            )
         plan.check(model)
         return plan
 
@@ -342,12 +344,12 @@ def _costs(model: DiffusionModel, x: Tensor, visits: Visits, noise: Tensor, cond
     return out
 
 
-def _features(
-    model: DiffusionModel, controls: tuple[Control, ...], x: Tensor, visits: Visits, noise: Tensor
-) -> Tensor:
+def _features(model: DiffusionModel, controls: tuple[Control, ...], x: Tensor, visits: Visits, noise: Tensor) -> Tensor:
     """(V, 2K): every control's expected cost at the visit, then its drawn cost less the expected; float64 on the CPU."""
     first = visits.cell == 0
-    gamma = torch.where(first, model.process.schedule.ends()[0].detach().cpu(), model.noisy_gamma(visits.level).detach().cpu())
+    gamma = torch.where(
+        first, model.process.schedule.ends()[0].detach().cpu(), model.noisy_gamma(visits.level).detach().cpu()
+    )
     _, slope = _slope(model, visits.level)
     factor = (slope.detach().cpu() * torch.exp(-gamma)).to(x.device)
     gamma, at_first = gamma.to(x.device), first.to(x.device)
@@ -415,7 +417,9 @@ def _fit(
         "data_sha256": fingerprint(model.space, data),
         "weights_sha256": tensor_hash(model.state_dict()),
     }
-    return Plan(plan.edges, plan.mass, plan.constant, plan.expected, plan.drawn, plan.scale, controls, _about(model) | about)
+    return Plan(
+        plan.edges, plan.mass, plan.constant, plan.expected, plan.drawn, plan.scale, controls, _about(model) | about
+    )
 
 
 def _even(kind: type[Plan], model: DiffusionModel, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:

@@ -1,0 +1,80 @@
+"""What an evaluation leaves: the bound of a data set, itemised, with its errors and where it came from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from diffusional.ledger import Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The bound of a data set. `terms` and `nelbo` are Estimates in nats; the terms add up to the NELBO.
+
+    Attributes:
+        per_item: "item" (n,), the items visited (all N unless the error allowed fewer); "nelbo" and every cost (n,) in
+            nats, float64; "error" (n,), each score's own Monte Carlo error.
+        levels_kl, levels_error: (C,) mean cost of every level, or of every cell of levels, and its Monte Carlo error, nats.
+        level_edges: (C + 1,) first level t of each cell, and L + 1; in continuous time the edges in u.
+        freedom: degrees of freedom of the Monte Carlo error.
+        reached: False where a target was given that the budget, or the caveats, did not allow.
+        caveats: why the error can't be vouched for, in words; empty where nothing speaks against it.
+    """
+
+    nelbo: Estimate
+    terms: Mapping[str, Estimate]
+    per_item: Mapping[str, Tensor]
+    levels_kl: Tensor
+    levels_error: Tensor
+    level_edges: Tensor
+    dimensions: int
+    provenance: Mapping[str, Any]
+    freedom: float = math.inf
+    reached: bool = True
+    caveats: tuple[str, ...] = field(default=())
+
+    def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
+        """Monte Carlo confidence interval of this data set's NELBO, by Student's t.
+
+        >>> import torch
+        >>> one = Estimate(10.0, 1.0, 0.0, n=1, network_evaluations=0)
+        >>> none = torch.zeros(0)
+        >>> low, high = Evaluation(one, {}, {}, none, none, none, 1, {}).interval()
+        >>> round(low, 2), round(high, 2)
+        (8.04, 11.96)
+        """
+        from scipy.stats import norm, t
+
+        tail = 0.5 * (1 + confidence)
+        quantile = float(norm.ppf(tail) if math.isinf(self.freedom) else t.ppf(tail, max(self.freedom, 1.0)))
+        estimate = self.nelbo.to(unit, self.dimensions)
+        return estimate.value - quantile * estimate.error, estimate.value + quantile * estimate.error
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that `diffusional evaluate --json` writes."""
+        return {
+            "nelbo": self.nelbo.to("bits/dim", self.dimensions).to_dict(),
+            "nelbo_nats": self.nelbo.to_dict(),
+            "interval": {
+                "confidence": 0.95,
+                "bits/dim": list(self.interval(unit="bits/dim")),
+                "nats": list(self.interval()),
+            }
+            if math.isfinite(self.nelbo.error)
+            else None,
+            "terms": {name: term.to_dict() for name, term in self.terms.items()},
+            "levels_kl": self.levels_kl.tolist(),
+            "levels_kl_error": [v if math.isfinite(v) else None for v in self.levels_error.tolist()],
+            "level_edges": self.level_edges.tolist(),
+            "items": self.nelbo.n,
+            "items_visited": len(self.per_item["nelbo"]),
+            "dimensions": self.dimensions,
+            "levels": self.provenance.get("levels"),
+            "network_evaluations": self.nelbo.network_evaluations,
+            "reached": self.reached,
+            "caveats": list(self.caveats),
+            "provenance": dict(self.provenance),
+        }

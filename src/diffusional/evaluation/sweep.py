@@ -1,0 +1,201 @@
+"""The reference: a full sweep over the levels. Every item pays for all T costs of MATH (8), `draws` times.
+
+In continuous time [0, 1] is cut into cells and each item draws one uniform u in each. Per item i the estimate is
+S_i = Σ_t KL_t,i + reconstruction + prior, and the data set's mean is over items, each counted once.
+
+Two errors, never mixed:
+
+- Monte Carlo: √(Σ_i Var S_i)/N, the noise of this sweep for this data set. With several draws the variance is that between
+  draws. With one draw per level it comes from neighbouring levels, collapsed in pairs after each level's mean over items is
+  taken off: E (a − b)² = Var a + Var b + (E a − E b)² ≥ Var (a + b). It errs upward by what items differ in their slopes
+  between neighbours: 1 to 10 % from T = 50 on.
+- items: the spread of S_i over items, less its Monte Carlo part, /√N: how far another sample of N items could lie.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation import processes
+from diffusional.evaluation.noise import item_keys, normal, stream
+from diffusional.evaluation.provenance import as_seen, provenance
+from diffusional.evaluation.result import Evaluation
+from diffusional.ledger import Estimate, Ledger
+from diffusional.models.diffusion import DiffusionModel, batch_rows
+
+# Rows of one network call, and numbers of noise held at once.
+_ROWS = 2048
+_NOISE = 16_000_000
+# Draws of the reconstruction for each sweep; it has an error of its own.
+_RECONSTRUCTIONS = 4
+
+
+def sweep(
+    model: DiffusionModel,
+    data: Tensor,
+    seed: int = 0,
+    draws: int | None = None,
+    cells: int = 1000,
+    condition: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """The full sweep; `evaluate` without a target calls this. `progress` is called with (rows done, rows in all)."""
+    if (draws is not None and draws < 1) or cells < 1:
+        raise DiffusionalError(f"draws={draws} and cells={cells} came; both must be at least 1")
+    if draws == 1 and (model.levels or cells) == 1:
+        raise DiffusionalError("draws=1 came with a single level, which tells nothing of the error; give draws ≥ 2")
+    levels = model.levels or cells
+    draws = draws or (1 if levels >= 50 and len(data) >= 8 else 8)
+    ledger, mc, by_level, level_variance = _sweep(model, data, seed, draws, levels, condition, progress)
+    totals = {name: term.cpu() for name, term in ledger.totals().items()}
+    nelbo = ledger.nelbo.cpu()
+    if not bool(torch.isfinite(nelbo).all()):
+        item = int((~torch.isfinite(nelbo)).nonzero()[0])
+        parts = ", ".join(f"{name} = {float(term[item]):g}" for name, term in totals.items())
+        raise DiffusionalError(f"item {item} has a cost that is not finite: {parts}; nothing was left out of the mean")
+    evaluations = len(data) * (levels + _RECONSTRUCTIONS * model.likelihood.uses_network) * draws
+    zero = torch.zeros_like(nelbo)
+    variance = sum(mc.values(), zero)
+    edges = torch.arange(levels + 1)
+    return Evaluation(
+        nelbo=_estimate(nelbo, variance, evaluations),
+        terms={name: _estimate(term, mc.get(name, zero), evaluations) for name, term in totals.items()},
+        per_item={"item": torch.arange(len(data)), "nelbo": nelbo, **totals, "error": variance.sqrt()},
+        levels_kl=by_level.mean(0),
+        levels_error=level_variance.sum(0).sqrt() / len(data),
+        level_edges=edges / levels if model.levels is None else edges + 1,
+        dimensions=model.space.dimensions,
+        provenance=provenance(model, data, seed)
+        | {"method": "full sweep", "draws": draws, "cells": levels if model.levels is None else None},
+    )
+
+
+def _estimate(values: Tensor, mc_variance: Tensor, evaluations: int) -> Estimate:
+    n = len(values)
+    between = float(values.var()) if n > 1 else math.nan
+    items = math.sqrt(max(between - float(mc_variance.mean()), 0.0) / n) if n > 1 else math.nan
+    return Estimate(float(values.mean()), float(mc_variance.sum().sqrt()) / n, items, n, evaluations)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A cost's mean over draws (N,) or (N, L), and the Monte Carlo variance (N,) of that mean, summed over levels."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def _kl_sweep(
+    model: DiffusionModel,
+    x: Tensor,
+    keys: list[bytes],
+    draws: int,
+    levels: int,
+    condition: Tensor | None,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """Every KL of a block of items, (draws, B, L) on the CPU; in continuous time each cell's share of the integral."""
+    sweeps = torch.zeros(draws, len(x), levels, dtype=torch.float64)
+    for draw in range(draws):
+        streams = [stream(key, draw + 1) for key in keys]
+        jitter = torch.from_numpy(np.stack([g.random(levels) for g in streams])).flatten()
+        noise = normal(streams, (levels, *x.shape[1:])).flatten(0, 1)
+        for rows in torch.arange(len(x) * levels).split(min(_ROWS, batch_rows(model.space))):
+            item, level = (rows // levels).to(x.device), rows % levels
+            u = (level + jitter[rows]) / levels if model.levels is None else level + 1
+            c = None if condition is None else condition[item]
+            kl = model.kl_at(x[item], u.to(x.device), noise[rows].to(x), c)
+            sweeps[draw].view(-1)[rows] = kl.cpu() / (levels if model.levels is None else 1)
+            advance(len(rows))
+    return sweeps
+
+
+def _reconstructions(
+    model: DiffusionModel, x: Tensor, keys: list[bytes], draws: int, condition: Tensor | None
+) -> _Part:
+    noise = normal([stream(key, 0) for key in keys], (_RECONSTRUCTIONS * draws, *x.shape[1:])).to(x)
+    rows = min(_ROWS, batch_rows(model.space))
+    costs = torch.stack(
+        [
+            torch.cat(
+                [
+                    model.reconstruction(some, eps, None if condition is None else condition[i * rows : (i + 1) * rows])
+                    for i, (some, eps) in enumerate(zip(x.split(rows), noise[:, k].split(rows), strict=True))
+                ]
+            )
+            for k in range(noise.shape[1])
+        ]
+    ).cpu()
+    return _Part(costs.mean(0), costs.var(0) / len(costs))
+
+
+def _sweep(
+    model: DiffusionModel,
+    data: Tensor,
+    seed: int,
+    draws: int,
+    levels: int,
+    condition: Tensor | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor]:
+    keys = item_keys(as_seen(model.space, data), seed)
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+    mine, done = processes.share(len(data)), 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done, len(mine) * levels * draws)
+
+    n = len(data)
+    by_level, level_variance = (torch.zeros(n, levels, dtype=torch.float64) for _ in range(2))
+    kl_variance, cost, cost_variance = (torch.zeros(n, dtype=torch.float64) for _ in range(3))
+    block = max(1, _NOISE // ((levels + _RECONSTRUCTIONS * draws) * model.space.dimensions))
+    for rows in mine.split(block):
+        x = data[rows].to(device)
+        c = None if condition is None else condition[rows].to(device)
+        some = [keys[i] for i in rows.tolist()]
+        sweeps = _kl_sweep(model, x, some, draws, levels, c, advance)
+        by_level[rows] = sweeps.mean(0)
+        if draws > 1:
+            kl_variance[rows], level_variance[rows] = sweeps.sum(2).var(0) / draws, sweeps.var(0) / draws
+        part = _reconstructions(model, x, some, draws, c)
+        cost[rows], cost_variance[rows] = part.mean.double(), part.variance.double()
+    by_level, level_variance, kl_variance, cost, cost_variance = (
+        processes.collect(values) for values in (by_level, level_variance, kl_variance, cost, cost_variance)
+    )
+    if draws == 1:
+        level_variance = collapsed_variance(by_level)
+        kl_variance = level_variance.sum(1)
+    mc = {"reconstruction": cost_variance, "kl": kl_variance}
+    x = data.to(device)
+    extra = {name: term.cpu() for name, term in model.extra(x).items()}
+    ledger = Ledger(cost, by_level.sum(1, keepdim=True), model.prior(x).cpu(), model.space.dimensions, extra)
+    return ledger, mc, by_level, level_variance
+
+
+def collapsed_variance(one: Tensor) -> Tensor:
+    """Monte Carlo variance (N, L) of each level's cost from one draw per level, (N, L), by pairs of neighbours; L ≥ 2.
+
+    Summed over a pair it is (a − b)², so that the sum over levels is the variance of the sum.
+
+    >>> collapsed_variance(torch.tensor([[1.0, 2.0]]))
+    tensor([[0.5000, 0.5000]])
+    """
+    n, levels = one.shape
+    if n > 1:
+        # What neighbours differ by for all items alike is no noise; the mean takes up 1/n of the noise itself.
+        one = (one - one.mean(0)) * math.sqrt(n / (n - 1))
+    even = levels - levels % 2
+    half = 0.5 * (one[:, :even:2] - one[:, 1::2]).square()
+    out = half.repeat_interleave(2, 1)
+    if levels % 2:
+        # The odd one out goes with its neighbour, whose variance then counts twice: upward again.
+        out = torch.cat([out, (one[:, -1:] - one[:, -2:-1]).square()], 1)
+    return out
