@@ -44,9 +44,9 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         result = evaluate(
             model,
             x,
-            config.seed,
+            seed=config.seed,
             cells=_CELLS,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda now: bar.update(task, completed=now.evaluations, total=now.expected),
         )
     record = result.to_json()
     rulers = yardsticks(plain)

@@ -315,18 +315,16 @@ class Task:
         return torch.where(allowed == 1, 0, allowed)
 
     def _extend(self, items: Tensor, wanted: Tensor, draws: Draws | None = None) -> None:
+        extended = draws or self.draws
+
         def after(_: int) -> None:
             if self.watch is not None:
-                self.watch(
-                    Progress(
-                        self._estimate, self.spent, max(self.spent, int(draws.goal.sum()) + self.pilot + self.audited)
-                    )
-                )
+                ahead = int((extended.goal - extended.count).clamp(min=0).sum())
+                self.watch(Progress(self._estimate, self.spent, self.spent + ahead))
             if self._path is not None and time.monotonic() - self._saved > _SAVE_EVERY:
                 self._save()
 
-        draws = draws or self.draws
-        draws.extend(items, wanted, after)
+        extended.extend(items, wanted, after)
 
     def _save(self) -> None:
         if self._path is not None and processes.is_main():

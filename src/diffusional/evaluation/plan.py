@@ -44,6 +44,8 @@ _SHRINK = 10
 _NODES, _STRETCH = 4, 0.25
 # Rows of one network call.
 _ROWS = 2048
+# The tensors of a plan, its controls aside.
+_NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Plan:
         return tensor_hash(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
-        own = {name: getattr(self, name) for name in ("edges", "mass", "constant", "expected", "drawn", "scale")}
+        own = {name: getattr(self, name) for name in _NUMBERS}
         worlds = {f"{c.name}.{name}": value for c in self.controls for name, value in c.state().items()}
         return own | worlds
 
@@ -254,8 +256,8 @@ class Plan:
                 if part:
                     states[name][part] = value
             controls = tuple(KINDS[name].from_state(model.space, state) for name, state in states.items())
-            own = [tensors[name] for name in ("edges", "mass", "constant", "expected", "drawn", "scale")]
-            plan = cls(*own, controls, record["provenance"])
+            own = {name: tensors[name] for name in _NUMBERS}
+            plan = cls(**own, controls=controls, provenance=record["provenance"])
             intact = plan.sha256() == record["sha256"]
         except (KeyError, TypeError, AssertionError) as error:
             raise DiffusionalError(f"{path} is no plan for this model ({error}); learn one again") from error
