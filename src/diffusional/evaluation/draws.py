@@ -163,6 +163,10 @@ class Draws:
         squares = ((values - mean[:, None]).square() * filled).sum(1)
         return mean, squares / (j - 1) / j
 
+    def known(self) -> Tensor:
+        """What is known of each item without the network (N,): Σ E g, the prior and what else is exact."""
+        return self.base.sum(1) + self.prior + sum(self.extra.values(), torch.zeros_like(self.prior))
+
     def survey(self, base: Tensor, mean: Tensor, variance: Tensor, evaluations: int) -> Estimate:
         """Mean and errors of a cost over all N items: base (N,) is known of each, mean and variance (n,) of those visited."""
         total, n = len(base), len(mean)
@@ -180,8 +184,7 @@ class Draws:
         """The mean NELBO of the data set in nats, with both errors."""
         records, filled = self.parts(self.visited())
         mean, variance = self.spread(records.kl + records.reconstruction, filled)
-        base = self.base.sum(1) + self.prior + sum(self.extra.values(), torch.zeros_like(self.prior))
-        return self.survey(base, mean, variance, self.evaluations)
+        return self.survey(self.known(), mean, variance, self.evaluations)
 
     def freedom(self) -> float:
         """Degrees of freedom of the Monte Carlo error: Σ_i (J_i − 1) for normal draws, few where few draws carry it.

@@ -239,7 +239,7 @@ class Task:
         caveats: list[str] = []
         if audit:
             wanted = None if target is None else target * nats
-            caveats += self._audit(wanted)
+            caveats += self.audit(wanted)
         everything = torch.arange(n)
         if visits is not None:
             allowed = self._afford(everything, torch.full((n,), visits))
@@ -339,7 +339,7 @@ class Task:
             factor = 1.0 if now is None or target is None else max(1.0, (now.error / target) ** 2)
             self.watch(Progress(now, self.spent, self.spent - drawn + math.ceil(drawn * factor)))
 
-    def _audit(self, target: float | None) -> list[str]:
+    def audit(self, target: float | None) -> list[str]:
         """Visit every level once, at random items: sentences on costs that the plan doesn't expect."""
         draws, plan = self.draws, self.draws.plan
         model, n = draws.model, len(draws.data)

@@ -20,7 +20,7 @@ Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte 
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,18 @@ PILOT, CELLS, _EVEN = 3000, 32, 0.3
 # Of all visits, this part goes to every cell alike, whatever the pilot found.
 FLOOR = 0.1
 # How many draws of its own a cell needs to outweigh the others.
-_SHRINK = 10
+_SHRINK = 10.0
 # Gauss–Legendre nodes for each stretch of a cell in continuous time, and the longest stretch in γ.
 _NODES, _STRETCH = 4, 0.25
 # Rows of one network call.
 _ROWS = 2048
+# What must agree between a plan and a model.
+_SAID = {
+    "latents": "a number of latents",
+    "gamma": "noise levels γ",
+    "space": "a space",
+    "decoder": "a decoder",
+}
 # The tensors of a plan, its controls aside.
 _NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
 
@@ -119,10 +126,12 @@ class Plan:
         controls: tuple[str, ...] = ("factorized", "wiener"),
         cells: int = CELLS,
         condition: Tensor | None = None,
+        like: "Plan | None" = None,
     ) -> "Plan":
         """Learn a plan from a pilot of `evaluations` on (training) data (N, *space.shape), encoded.
 
-        The first 30 % visit all cells alike, the rest as these suggest. Raises DiffusionalError for a pilot of fewer than 100
+        The first 30 % visit all cells alike, the rest as these suggest. With `like`, the plan of another model with the same
+        levels, cells and probabilities are that plan's, so that the same noise leads to the same visits. Raises DiffusionalError for a pilot of fewer than 100
         evaluations, data that the space refuses, and costs that are not finite.
 
         >>> from diffusional import exact, schedule, Continuous, DiffusionModel, GaussianDiffusion, likelihood
@@ -130,7 +139,7 @@ class Plan:
         >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=500))
         >>> model = DiffusionModel(forward, world.denoiser(), likelihood.GaussianLikelihood(Continuous((1,))))
         >>> plan = Plan.fit(model, world.sample(1000, torch.Generator().manual_seed(0)))
-        >>> bool((plan.drawn[0, 1:] - 1).abs().max() < 0.1)            # here Wiener's world is the model
+        >>> bool(plan.scale.max() < 0.01)                              # nats: here Wiener's world is the model
         True
         """
         model.space.check(data)
@@ -140,7 +149,7 @@ class Plan:
         model.eval()
         try:
             with torch.inference_mode():
-                plan = _fit(cls, model, data, evaluations, seed, controls, cells, condition)
+                plan = _fit(cls, model, data, evaluations, seed, controls, cells, condition, like)
         finally:
             model.train(was_training)
         return plan
@@ -201,10 +210,11 @@ class Plan:
     def check(self, model: DiffusionModel) -> None:
         """Raise DiffusionalError unless the plan's levels are the model's."""
         mine, its = _about(model), self.provenance
-        for key, what in (("gamma", "noise levels γ"), ("latents", "number of latents"), ("space", "space")):
+        for key, what in _SAID.items():
             if key in its and its[key] != mine[key]:
                 raise DiffusionalError(
-                    f"the plan was learned for other {what}: {its[key]} there, {mine[key]} here; learn one for this model"
+                    f"the plan was learned for {what} that the model doesn't have: {its[key]} there, {mine[key]} here; learn one for "
+                    "this model"
                 )
 
     @property
@@ -272,7 +282,12 @@ class Plan:
 def _about(model: DiffusionModel) -> dict[str, Any]:
     grid = model.process.schedule.grid() if model.steps is not None else model.process.schedule.regrid(65).grid()
     digest = hashlib.sha256(json.dumps([f"{g:.9g}" for g in grid.tolist()]).encode()).hexdigest()
-    return {"latents": model.steps, "gamma": digest[:16], "space": model.space.to_dict()}
+    return {
+        "latents": model.steps,
+        "gamma": digest[:16],
+        "space": model.space.to_dict(),
+        "decoder": "network" if model.likelihood.uses_network else "z_1 alone",
+    }
 
 
 def _resolution(model: DiffusionModel) -> int:
@@ -380,10 +395,14 @@ def _fit(
     names: tuple[str, ...],
     cells: int,
     condition: Tensor | None,
+    like: Plan | None,
 ) -> Plan:
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
     controls = tuple(fit_controls(names, data, model.space))
-    plan = _even(kind, model, controls, data, cells)
+    about = _about(model)
+    if like is not None and any(like.provenance.get(key) != about[key] for key in about):
+        like = None  # other levels: nothing to share
+    plan = _even(kind, model, controls, data, cells) if like is None else replace(like, controls=controls)
     generator = torch.Generator().manual_seed(seed)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -412,16 +431,15 @@ def _fit(
         visit(n)
         cell, costs, features = (torch.cat(parts) for parts in zip(*rows, strict=True))
         plan = _regressed(plan, model, cell, costs, features)
-    about = {
+        plan = plan if like is None else replace(plan, mass=like.mass)
+    learned = {
         "method": "pilot",
         "evaluations": evaluations,
         "seed": seed,
         "data_sha256": fingerprint(model.space, data),
         "weights_sha256": tensor_hash(model.state_dict()),
     }
-    return Plan(
-        plan.edges, plan.mass, plan.constant, plan.expected, plan.drawn, plan.scale, controls, _about(model) | about
-    )
+    return replace(plan, provenance=about | learned)
 
 
 def _even(kind: type[Plan], model: DiffusionModel, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:

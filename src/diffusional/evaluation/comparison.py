@@ -1,0 +1,125 @@
+"""Which of two models gives the data more probability, and is that sure? The difference, with a paired error.
+
+Both models see the same items, the same noise and, where their levels agree, the same levels: what is common to both cancels.
+With a_ij and b_ij their weighted residuals at an item's j-th visit, the difference of item i is
+
+    D_i = (base_i^A − base_i^B) + (1/J) Σ_j (a_ij − b_ij),
+
+and its errors are those of `draws.py` for the differences: covariances need no estimate of their own.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.evaluation import Task, Watch
+from diffusional.evaluation.plan import PILOT, Plan
+from diffusional.evaluation.result import Evaluation
+from diffusional.ledger import Estimate, per_unit
+from diffusional.models.diffusion import DiffusionModel
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """NELBO of A less NELBO of B: negative where A gives the data more probability. `difference` is in nats.
+
+    `reached` and `caveats` as in an Evaluation; `a` and `b` are the two evaluations from the same draws.
+    """
+
+    difference: Estimate
+    a: Evaluation
+    b: Evaluation
+    reached: bool
+    caveats: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that `diffusional evaluate A B --json` writes."""
+        return {
+            "difference": self.difference.to("bits/dim", self.a.dimensions).to_dict(),
+            "difference_nats": self.difference.to_dict(),
+            "items": self.difference.n,
+            "network_evaluations": self.difference.network_evaluations,
+            "reached": self.reached,
+            "caveats": list(self.caveats),
+            "a": self.a.to_json(),
+            "b": self.b.to_json(),
+        }
+
+
+def compare(
+    a: DiffusionModel,
+    b: DiffusionModel,
+    data: Tensor,
+    target_error: float = 0.01,
+    unit: Literal["bits/dim", "nats"] = "bits/dim",
+    *,
+    seed: int = 0,
+    plans: tuple[Plan, Plan] | None = None,
+    reference: Tensor | None = None,
+    max_evaluations: int | None = None,
+    audit: bool = True,
+    progress: Watch | None = None,
+) -> Comparison:
+    """NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
+
+    Args as in `evaluate`; `plans` are A's and B's. Evaluations of both networks count.
+
+    Raises DiffusionalError where the two models' spaces (shape, levels, range, standardisation) differ: their bounds are
+    not of the same thing.
+
+    >>> from diffusional import Continuous, GaussianDiffusion, exact, likelihood, schedule
+    >>> world = exact.Gaussian(torch.zeros(4), torch.eye(4))
+    >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=500))
+    >>> model = DiffusionModel(forward, world.denoiser(), likelihood.GaussianLikelihood(Continuous((4,))))
+    >>> both = compare(model, model, world.sample(300, torch.Generator().manual_seed(0)))
+    >>> both.difference.value, both.difference.error
+    (0.0, 0.0)
+    """
+    if a.space != b.space:
+        raise DiffusionalError(
+            f"A's items are {a.space}, B's are {b.space}: bounds over different spaces do not compare"
+        )
+    a.space.check(data)
+    if not target_error > 0:
+        raise DiffusionalError(f"target_error={target_error} came; give a positive number")
+    modes = a.training, b.training
+    a.eval(), b.eval()
+    try:
+        pilot = 0
+        if plans is None:
+            first = Plan.fit(a, data if reference is None else reference, seed=seed)
+            plans = first, Plan.fit(b, data if reference is None else reference, seed=seed, like=first)
+            pilot = PILOT
+        tasks = [
+            Task(
+                Draws(model, plan, data, seed), pilot, None if max_evaluations is None else max_evaluations // 2, watch
+            )
+            for model, plan, watch in zip((a, b), plans, (progress, None), strict=True)
+        ]
+        return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit)
+    finally:
+        a.train(modes[0])
+        b.train(modes[1])
+
+
+def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
+    one, other = (task.draws for task in tasks)
+    caveats = [
+        f"{name}: {text}" for name, task in zip("AB", tasks, strict=True) if audit for text in task.audit(target)
+    ]
+    enough = tasks[0].to_error([one, other], lambda: _difference(one, other, 0), target)
+    evaluations = [task.result([]) for task in tasks]
+    spent = sum(task.spent for task in tasks)
+    caveats += [f"{name}: {text}" for name, result in zip("AB", evaluations, strict=True) for text in result.caveats]
+    return Comparison(
+        _difference(one, other, spent), *evaluations, reached=enough and not caveats, caveats=tuple(caveats)
+    )
+
+
+def _difference(a: Draws, b: Draws, evaluations: int) -> Estimate:
+    (ours, filled), (theirs, _) = a.parts(a.visited()), b.parts(b.visited())
+    values = ours.kl + ours.reconstruction - theirs.kl - theirs.reconstruction
+    return a.survey(a.known() - b.known(), *a.spread(values, filled), evaluations)
