@@ -27,7 +27,7 @@ import torch
 
 import diffusional
 from diffusional.data import load
-from diffusional.evaluation import evaluate, evaluation
+from diffusional.evaluation import evaluate, sweep
 from diffusional.forward import GaussianDiffusion
 from diffusional.levels import Adaptive
 from diffusional.models.denoiser import Denoiser
@@ -146,7 +146,7 @@ def sweeping(head: str, items: int, cells: int, repetitions: int) -> dict[str, A
     x = x[:items]
     model.eval()
     module, denoiser = model.denoiser.module, model.denoiser
-    rows = min(evaluation._ROWS, items * cells)
+    rows = min(sweep._ROWS, items * cells)
     total = evaluate(model, x[:1], cells=cells, draws=1).nelbo.network_evaluations * items
     z = torch.randn(rows, *x.shape[1:])
     log_snr = torch.linspace(-10, 9, rows)

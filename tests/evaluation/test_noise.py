@@ -65,6 +65,12 @@ def test_the_value_and_both_errors_in_closed_form(draws: int, steps: int | None)
     assert result.terms["reconstruction"].error == pytest.approx(
         math.sqrt(float(0.25 * variance.sum()) / (4 * draws)) / N, rel=0.1
     )
+    # Every level has the same share; the odd one out has the whole of its pair's.
+    share = weight * math.sqrt(float(variance.sum()) / draws) / N * torch.ones(levels, dtype=F64)
+    if counted > levels:
+        share[-1] *= math.sqrt(2)
+    assert float((result.levels_error / share - 1).abs().max()) < (0.1 if draws > 1 else 0.2)
+    assert float(result.levels_error.square().sum()) == pytest.approx(result.terms["kl"].error ** 2, rel=0.1)
     # What the Monte Carlo part has too much, the spread over items lacks.
     spread = float(nelbo.var()) - (counted - levels) * weight**2 * float(variance.mean()) / draws
     assert result.nelbo.item_error == pytest.approx(math.sqrt(spread / N), rel=0.2)

@@ -1,4 +1,4 @@
-"""`evaluate` against closed forms, its errors against the spread over seeds, and a score that is the item's alone."""
+"""The full sweep against closed forms, its errors against the spread over seeds, and a score that is the item's alone."""
 
 import json
 import math
@@ -14,8 +14,10 @@ import diffusional as df
 from battery import generator, plain_alpha, plain_sigma
 from diffusional import exact, likelihood, networks, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import Evaluation, evaluate, evaluation
+from diffusional.evaluation import Evaluation, Progress, evaluate, sweep
 from diffusional.evaluation.noise import item_keys, stream
+from diffusional.evaluation.sweep import collapsed_variance
+from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel
 
 LAMBDA = np.array([0.5, 2.0])
@@ -119,28 +121,120 @@ def test_densities_are_in_the_original_units(x: Tensor) -> None:
     assert scaled.nelbo.error == plain.nelbo.error
 
 
+def true_variances(x: np.ndarray, steps: int) -> np.ndarray:
+    """Var KL (N, L) of one draw: a sum over dimensions of (d (1 − k α) − k σ ε)², d = x − m, times (½ ΔSNR)²."""
+    gamma = np.linspace(LOW, HIGH, steps)
+    a, s = plain_alpha(gamma[1:])[:, None], plain_sigma(gamma[1:])[:, None]
+    k = a * LAMBDA / (a**2 * LAMBDA + s**2)
+    variance = 2 * (k * s) ** 4 + 4 * (k * s * (x - MEAN)[:, None] * (1 - k * a)) ** 2
+    return (0.5 * (np.exp(-gamma[:-1]) - np.exp(-gamma[1:]))) ** 2 * variance.sum(2)
+
+
+def test_every_level_s_error_in_closed_form(x: Tensor) -> None:
+    items = x.repeat(20, 1)
+    variance = true_variances(items.numpy(), 7)
+    # Levels differ by much more than the tolerance: an average over them would not do.
+    assert np.ptp(np.log(variance.sum(0))) > 2
+    result = evaluate(gaussian_model(7), items, draws=8)
+    np.testing.assert_allclose(result.levels_error.numpy(), np.sqrt(variance.sum(0) / 8) / 240, rtol=0.1)
+
+
+def test_a_single_draw_s_errors_are_those_of_pairs_of_neighbours(x: Tensor) -> None:
+    """n/2 times the variance over items of the pair's difference: their noise, and what items differ by in their slopes."""
+    items = x.repeat(30, 1)
+    variance, mean = true_variances(items.numpy(), 7), true_costs(items.numpy(), 7)["kl"]
+    pair = variance[:, ::2].sum(0) + variance[:, 1::2].sum(0) + 360 * np.var(mean[:, ::2] - mean[:, 1::2], 0)
+    wanted = np.sqrt(np.repeat(pair / 2, 2)) / 360
+    squares = np.stack(
+        [evaluate(gaussian_model(7), items, seed=seed, draws=1).levels_error.numpy() ** 2 for seed in range(8)]
+    )
+    np.testing.assert_allclose(np.sqrt(squares.mean(0)), wanted, rtol=0.1)
+    np.testing.assert_array_equal(squares[:, ::2], squares[:, 1::2])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 50])
+def test_pairs_of_neighbours_tell_the_variance(n: int) -> None:
+    """Of unit noise it is one, whatever levels differ by for all items alike, for few items too."""
+    noise = torch.randn(n, 20_001, dtype=torch.float64, generator=generator(n))
+    level = 100 * torch.arange(20_001) if n > 1 else 0
+    variance = collapsed_variance(noise + level)
+    assert variance.shape == noise.shape
+    assert float(variance[:, :-1].mean()) == pytest.approx(1, abs=0.07)
+    torch.testing.assert_close(variance[:, 0:-1:2], variance[:, 1::2])
+    # Of an odd number of levels the last goes with the one before it, which counts twice.
+    last_two = collapsed_variance((noise + level)[:, -2:])
+    torch.testing.assert_close(variance[:, -1], last_two.sum(1))
+
+
+def test_level_edges(x: Tensor) -> None:
+    discrete = evaluate(gaussian_model(7), x, draws=2)
+    assert discrete.level_edges.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert not discrete.level_edges.dtype.is_floating_point
+    continuous = evaluate(gaussian_model(None), x, draws=2, cells=4)
+    assert continuous.level_edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    for result in (discrete, continuous):
+        assert len(result.level_edges) == len(result.levels_kl) + 1 == len(result.levels_error) + 1
+
+
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "quantile"),
+    [
+        # Quantiles as printed in any table: Student's t, and the normal's.
+        (math.inf, 0.95, 1.959964),
+        (math.inf, 0.99, 2.575829),
+        (1.0, 0.95, 12.706205),
+        (4.0, 0.95, 2.776445),
+        (10.0, 0.99, 3.169273),
+        (30.0, 0.9, 1.697261),
+        (0.2, 0.95, 12.706205),  # below one degree of freedom there are no wider ones
+    ],
+)
+def test_the_interval(freedom: float, confidence: float, quantile: float) -> None:
+    none = torch.zeros(0)
+    nelbo = Estimate(30.0, 0.5, 7.0, n=9, network_evaluations=100)
+    result = Evaluation(nelbo, {}, {}, none, none, none, 8, {}, freedom)
+    assert result.interval(confidence) == pytest.approx((30 - 0.5 * quantile, 30 + 0.5 * quantile), rel=1e-7)
+    bits = 8 * math.log(2)
+    wanted = ((30 - 0.5 * quantile) / bits, (30 + 0.5 * quantile) / bits)
+    assert result.interval(confidence, "bits/dim") == pytest.approx(wanted, rel=1e-7)
+    if confidence == 0.95:
+        assert result.interval() == result.interval(confidence)
+
+
 # Against itself.
+
+
+def test_errors_of_levels_add_up_to_that_of_the_kl(x: Tensor) -> None:
+    """Of a single draw to the last digit; of many, as far as levels' draws, which are independent, look uncorrelated."""
+    for steps in (60, 61):
+        one = evaluate(gaussian_model(steps), x, draws=1)
+        assert float(one.levels_error.square().sum()) == pytest.approx(one.terms["kl"].error ** 2, rel=1e-12)
+    many = evaluate(gaussian_model(7), x.repeat(20, 1), draws=8)
+    assert float(many.levels_error.square().sum()) == pytest.approx(many.terms["kl"].error ** 2, rel=0.1)
 
 
 def test_the_books_balance(x: Tensor) -> None:
     result = evaluate(gaussian_model(30, scale=(2.0,)), x, draws=2)
-    parts = {name: t for name, t in result.per_item.items() if name not in ("nelbo", "mc_variance")}
+    parts = {name: t for name, t in result.per_item.items() if name not in ("item", "nelbo", "error")}
     assert set(parts) == {"reconstruction", "kl", "prior", "jacobian"} == set(result.terms)
     torch.testing.assert_close(sum(parts.values()), result.per_item["nelbo"], rtol=0, atol=1e-11)
     assert sum(t.value for t in result.terms.values()) == pytest.approx(result.nelbo.value, abs=1e-11)
     assert float(result.levels_kl.sum()) == pytest.approx(result.terms["kl"].value, rel=1e-12)
     assert result.nelbo.value == pytest.approx(float(result.per_item["nelbo"].mean()), rel=1e-14)
-    assert result.nelbo.error == pytest.approx(float(result.per_item["mc_variance"].sum()) ** 0.5 / 12, rel=1e-12)
+    assert result.nelbo.error == pytest.approx(float(result.per_item["error"].square().sum()) ** 0.5 / 12, rel=1e-12)
     squares = result.terms["kl"].error ** 2 + result.terms["reconstruction"].error ** 2
     assert result.nelbo.error**2 == pytest.approx(squares, rel=1e-12)
-    assert {t.dtype for t in result.per_item.values()} == {torch.float64}
-    assert len(result.levels_kl) == 29
+    assert result.per_item["item"].tolist() == list(range(12))
+    assert {t.dtype for name, t in result.per_item.items() if name != "item"} == {torch.float64}
+    assert {t.shape for t in result.per_item.values()} == {(12,)}
+    assert result.levels_kl.shape == result.levels_error.shape == (29,)
+    assert (result.freedom, result.reached, result.caveats) == (math.inf, True, ())
 
 
 @pytest.mark.parametrize(("steps", "draws"), [(6, 2), (60, 1), (61, 1), (None, 1)])
 def test_the_error_is_the_spread_over_seeds(steps: int | None, draws: int, x: Tensor) -> None:
     model = gaussian_model(steps)
-    results = [evaluate(model, x[:8], seed, draws, cells=60) for seed in range(200 if draws > 1 else 100)]
+    results = [evaluate(model, x[:8], seed=seed, draws=draws, cells=60) for seed in range(200 if draws > 1 else 100)]
     for pick in (lambda r: r.nelbo, lambda r: r.terms["kl"], lambda r: r.terms["reconstruction"]):
         spread = np.std([pick(r).value for r in results], ddof=1)
         reported = np.sqrt(np.mean([pick(r).error ** 2 for r in results]))
@@ -195,8 +289,8 @@ def images() -> Tensor:
 
 
 def scores(result: Evaluation, draws: int) -> dict[str, Tensor]:
-    """What is the item's alone; the error of a single draw is learned from neighbouring levels of all items."""
-    return {name: t for name, t in result.per_item.items() if draws > 1 or name != "mc_variance"}
+    """What is the item's alone: not where it stands; and of a single draw, the error is learned from all items' levels."""
+    return {n: t for n, t in result.per_item.items() if n != "item" and (draws > 1 or n != "error")}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -219,8 +313,8 @@ def test_a_score_depends_on_its_item_alone(draws: int, images: Tensor, monkeypat
     order = torch.tensor([8, 2, 7, 1, 0, 6, 3, 5, 4])
     same(scores(evaluate(model, images[order], seed=7, draws=draws), draws), {k: t[order] for k, t in whole.items()})
     # In other blocks and other network calls.
-    monkeypatch.setattr(evaluation, "_ROWS", 7)
-    monkeypatch.setattr(evaluation, "_NOISE", 2 * (5 + 4) * 16)
+    monkeypatch.setattr(sweep, "_ROWS", 7)
+    monkeypatch.setattr(sweep, "_NOISE", 2 * (5 + 4) * 16)
     small = evaluate(model, images, seed=7, draws=draws)
     assert max(model.denoiser.module.rows[-10:]) <= 7
     same(scores(small, draws), whole)
@@ -229,7 +323,7 @@ def test_a_score_depends_on_its_item_alone(draws: int, images: Tensor, monkeypat
 def test_the_blocks_make_one_result(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = levels_model(None)
     whole = evaluate(model, images, cells=12, draws=3)
-    monkeypatch.setattr(evaluation, "_NOISE", 1)
+    monkeypatch.setattr(sweep, "_NOISE", 1)
     blocks = evaluate(model, images, cells=12, draws=3)
     torch.testing.assert_close(blocks.levels_kl, whole.levels_kl, rtol=1e-5, atol=1e-6)
     assert blocks.nelbo.value == pytest.approx(whole.nelbo.value, rel=1e-6)
@@ -292,13 +386,15 @@ def test_evaluations_of_the_network_are_counted(
     kind: Any, steps: int | None, draws: int | None, expected: int, images: Tensor
 ) -> None:
     model = levels_model(steps, kind)
-    done = []
-    result = evaluate(model, images, draws=draws, cells=12, progress=lambda *pair: done.append(pair))
+    told: list[Progress] = []
+    result = evaluate(model, images, draws=draws, cells=12, progress=told.append)
     assert sum(model.denoiser.module.rows) == expected
     assert result.nelbo.network_evaluations == result.to_json()["network_evaluations"] == expected
     total = expected - (36 * (draws or (1 if steps == 60 else 8)) if kind is likelihood.NetworkLevels else 0)
-    assert done[-1] == (total, total)
-    assert [d for d, _ in done] == sorted(d for d, _ in done)
+    assert told[-1] == Progress(None, total, total)
+    done = [now.evaluations for now in told]
+    assert done == sorted(set(done))
+    assert {now.expected for now in told} == {total}
 
 
 def test_conditions_go_with_their_items(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +407,7 @@ def test_conditions_go_with_their_items(images: Tensor, monkeypatch: pytest.Monk
     assert both.per_item["reconstruction"][3] != other.per_item["reconstruction"][3]
     order = torch.randperm(9, generator=generator(0))
     order = torch.cat([order[order != 6], order[order == 6]])  # the second copy stays second
-    monkeypatch.setattr(evaluation, "_NOISE", 3 * (5 + 4) * 16)
+    monkeypatch.setattr(sweep, "_NOISE", 3 * (5 + 4) * 16)
     moved = evaluate(model, images[order], condition=condition[order])
     torch.testing.assert_close(moved.per_item["nelbo"], both.per_item["nelbo"][order], rtol=1e-5, atol=1e-5)
 
@@ -351,6 +447,8 @@ def test_a_cost_that_is_not_finite_raises_and_names_the_item(images: Tensor) -> 
     [
         ({"draws": 0}, "draws=0 and cells=1000 came; both must be at least 1"),
         ({"cells": -1}, "cells=-1 came; both must be at least 1"),
+        ({"model": levels_model(2), "draws": 1}, "draws=1 came with a single level"),
+        ({"model": levels_model(None), "draws": 1, "cells": 1}, "draws=1 came with a single level"),
         ({"condition": torch.zeros(8, 1)}, "8 conditions came for 9 items"),
         ({"data": torch.zeros(0, 1, 4, 4)}, "no items came"),
         (
@@ -364,11 +462,11 @@ def test_a_cost_that_is_not_finite_raises_and_names_the_item(images: Tensor) -> 
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], message: str, images: Tensor) -> None:
     with pytest.raises(DiffusionalError, match=message):
-        evaluate(levels_model(), **({"data": images} | arguments))
+        evaluate(**({"model": levels_model(), "data": images} | arguments))
 
 
 def test_models_without_levels_are_refused(images: Tensor) -> None:
-    with pytest.raises(DiffusionalError, match="came; evaluate sweeps the levels of a DiffusionModel"):
+    with pytest.raises(DiffusionalError, match="came; evaluate visits the levels of a DiffusionModel"):
         evaluate(Mock(spec=LatentVariableModel), images)
 
 
@@ -380,10 +478,16 @@ def test_the_record(images: Tensor) -> None:
         "nelbo_nats",
         "terms",
         "levels_kl",
+        "levels_kl_error",
+        "level_edges",
+        "interval",
         "items",
+        "items_visited",
         "dimensions",
         "levels",
         "network_evaluations",
+        "reached",
+        "caveats",
         "provenance",
     } <= set(record)
     for entry in (record["nelbo"], record["nelbo_nats"], *record["terms"].values()):
@@ -394,9 +498,18 @@ def test_the_record(images: Tensor) -> None:
     for key in ("value", "error", "item_error"):
         assert record["nelbo"][key] == pytest.approx(record["nelbo_nats"][key] / (16 * math.log(2)), rel=1e-12)
     assert (record["items"], record["dimensions"], record["levels"], len(record["levels_kl"])) == (9, 16, 5, 5)
+    assert (record["items_visited"], record["reached"], record["caveats"]) == (9, True, [])
+    assert record["level_edges"] == [1, 2, 3, 4, 5, 6]
+    assert record["levels_kl_error"] == result.levels_error.tolist()
+    assert record["interval"]["confidence"] == 0.95
+    for unit, entry in (("nats", record["nelbo_nats"]), ("bits/dim", record["nelbo"])):
+        low, high = record["interval"][unit]
+        assert 0.5 * (low + high) == pytest.approx(entry["value"], rel=1e-12)
+        assert high - low == pytest.approx(2 * 1.959964 * entry["error"], rel=1e-6)
     provenance = record["provenance"]
     assert {"data_sha256", "weights_sha256", "seed", "versions", "command", "draws", "latents"} <= set(provenance)
     assert (provenance["seed"], provenance["draws"], provenance["latents"]) == (4, 3, 6)
+    assert (provenance["method"], provenance["cells"]) == ("full sweep", None)
     assert provenance["versions"]["torch"] == torch.__version__
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
