@@ -8,8 +8,11 @@ from diffusional import networks as networks
 from diffusional import schedule as schedule
 from diffusional import space as space
 from diffusional.errors import DiffusionalError as DiffusionalError
-from diffusional.evaluation.evaluation import Evaluation as Evaluation
+from diffusional.evaluation.comparison import Comparison as Comparison
+from diffusional.evaluation.comparison import compare as compare
 from diffusional.evaluation.evaluation import evaluate as evaluate
+from diffusional.evaluation.plan import Plan as Plan
+from diffusional.evaluation.result import Evaluation as Evaluation
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion
 from diffusional.gaussian import Gaussian as Gaussian
 from diffusional.ledger import Estimate as Estimate

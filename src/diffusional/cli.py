@@ -4,7 +4,8 @@ Bad input ends with a message that says what came, what was expected and what to
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,9 @@ from diffusional.training.config import Config, DataConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffusional.evaluation import Evaluation, Plan
+    from diffusional.evaluation.evaluation import Watch
+    from diffusional.models.diffusion import DiffusionModel
     from diffusional.training.run import RunRecord
 
 # Where a command leaves its result as JSON.
@@ -51,21 +55,43 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The NELBO of a data set under a trained model, itemised, by a sweep over all T levels for every item."""
+    """The NELBO of a data set under a trained model, itemised, to a stated error. Two runs: their difference, paired."""
 
     run: Run
+    other: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN B]")] = None
+    """A second run: the difference RUN − RUN B is evaluated, with common noise."""
     data: str | None = None
     """A data set, as for train; that of the run unless given."""
     levels: int | None = None
     """How many integer levels the data have; those of the run unless given."""
     split: Literal["train", "validation", "test", "all"] | None = None
     """test for the run's own data, all for other data, unless given."""
+    error: float | None = None
+    """Monte Carlo error of the data set's mean to reach; 0.01 unless another target is given."""
+    unit: Literal["bits/dim", "nats"] = "bits/dim"
+    """Of --error and --item-error."""
+    item_error: float | None = None
+    """Draw until every item's own score has this error."""
+    visits: int | None = None
+    """So many network evaluations for every item, whatever the error."""
+    max_evaluations: int | None = None
+    """Network evaluations in all, pilot and audit included; exit status 3 where they don't suffice."""
+    per_item: Path | None = None
+    """A .csv or .npz file for the score of every item, with its error."""
+    plan: Path | None = None
+    """A plan.json; RUN/plan.json unless given, learned on the run's training data where there is none."""
+    sweep: bool = False
+    """The reference: every level for every item."""
+    draws: int | None = None
+    """With --sweep: sweeps over the levels; 1 for T ≥ 50, else 8."""
+    cells: int | None = None
+    """With --sweep: cells of [0, 1] in continuous time; 1000 unless given."""
     steps: int | None = None
     """Another T than the run's own."""
-    draws: int | None = None
-    """Sweeps over the levels; 1 for T ≥ 50, else 8."""
-    cells: int = 1000
-    """Cells of [0, 1] in continuous time."""
+    continuous: bool = False
+    """Continuous time (T = ∞), whatever T the run has."""
+    no_audit: bool = False
+    """Don't look at every level once for costs that the plan doesn't expect."""
     seed: int = 0
     json: Json = None
 
@@ -96,7 +122,7 @@ Command = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; exits with 2 on bad input, 130 when interrupted."""
+    """Run a command; exits with 2 on bad input, 3 where an evaluation can't vouch for its target, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         command = _parsed(args)
@@ -108,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             from diffusional.files import save_json
 
             save_json(command.json, record)
+        if record.get("reached") is False:
+            print(f"diffusional: not reached: {_why(record)}", file=sys.stderr)
+            raise SystemExit(3)
     except (DiffusionalError, OSError) as error:
         print(f"diffusional: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -215,7 +244,7 @@ def _items(record: "RunRecord", command: Evaluate) -> "tuple[str, str, Tensor]":
         changed := [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
     ):
         raise DiffusionalError(
-            f"{', '.join(changed)} of {name} is not what {command.run} was trained with: the file has changed, or the run "
+            f"{', '.join(changed)} of {name} is not what {record.path} was trained with: the file has changed, or the run "
             "was given its data in Python. Name the data to evaluate with --data"
         )
     if dataset.space.shape != record.space.shape:
@@ -232,50 +261,216 @@ def _items(record: "RunRecord", command: Evaluate) -> "tuple[str, str, Tensor]":
     return name, split, record.space.encode(torch.cat([getattr(dataset, part) for part in splits]))
 
 
-def _evaluate(command: Evaluate) -> dict[str, Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _reference(record: "RunRecord") -> "Tensor | None":
+    """The run's training items, encoded; None where they can't be had again, or are not the same."""
+    from diffusional.training.build import build_dataset
 
+    try:
+        dataset = build_dataset(record.config.data)
+    except (DiffusionalError, OSError):
+        return None
+    if dataset.fingerprint("train") != record.fingerprints.get("train"):
+        return None
+    return record.space.encode(dataset.train)
+
+
+def _plan(record: "RunRecord", model: "DiffusionModel", command: Evaluate) -> "tuple[Plan | None, Tensor | None]":
+    """The plan of a run, learned on its training data the first time; without these, nothing, and a pilot on the data."""
+    from diffusional.evaluation import Plan
+    from diffusional.evaluation.provenance import tensor_hash
+
+    if command.plan is not None:
+        return Plan.load(command.plan, model), None
+    own = model.steps == record.config.schedule.steps
+    name = "plan.json" if own else f"plan-{'continuous' if model.steps is None else model.steps}.json"
+    path = record.path / name
+    if path.exists():
+        plan = Plan.load(path, model)
+        if plan.provenance.get("weights_sha256") == tensor_hash(model.state_dict()):
+            return plan, None
+    reference = _reference(record)
+    if reference is None:
+        return None, None
+    plan = Plan.fit(model, reference, seed=command.seed)
+    plan.save(path)
+    _console().print(f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data")
+    return plan, reference
+
+
+def _why(record: dict[str, Any]) -> str:
+    nelbo = record.get("nelbo") or record["difference"]
+    said = [
+        f"the error is {nelbo['error']:.4g} {nelbo['unit']} after {record['network_evaluations']:,} network evaluations"
+    ]
+    return "; ".join([*said, *record["caveats"]])
+
+
+def _evaluate(command: Evaluate) -> dict[str, Any]:
     from diffusional.evaluation import evaluate
+    from diffusional.evaluation.evaluation import regridded
     from diffusional.files import save_json
     from diffusional.report.tables import ledger_table
     from diffusional.training.run import load, read_run
 
+    _check_evaluate(command)
     record = read_run(command.run)
     model = load(command.run).to(_device())
-    if command.steps is not None:
-        model = model.regrid(command.steps)
+    if command.steps is not None or command.continuous:
+        with _plainly():
+            model = regridded(model, "continuous" if command.steps is None else command.steps)
     name, split, x = _items(record, command)
-    console = _console()
+    if command.other is not None:
+        return _compare(command, record, model, name, split, x)
+    sweep = command.sweep or command.draws is not None or command.cells is not None
+    target = 0.01 if command.error is None and command.visits is None and command.item_error is None else command.error
+    plan = reference = None
+    if not sweep:
+        plan, reference = _plan(record, model, command)
+    with _watching(command.unit, model.space.dimensions) as watch:
+        result = evaluate(
+            model,
+            x,
+            None if sweep else target,
+            command.unit,
+            seed=command.seed,
+            plan=plan,
+            reference=reference,
+            visits=command.visits,
+            item_error=command.item_error,
+            every_item=command.per_item is not None,
+            max_evaluations=command.max_evaluations,
+            audit=not command.no_audit,
+            draws=command.draws,
+            cells=command.cells or 1000,
+            records=None if sweep else command.run,
+            progress=watch,
+        )
+    out = result.to_json()
+    latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
+    _console().print(
+        ledger_table(
+            out,
+            f"{name}, {split}: {out['items']} items, {latents}, levels {out['levels'] or '∞'}, "
+            f"{out['network_evaluations']:,} network evaluations ({out['network_evaluations'] / out['items']:.1f} per item)",
+        )
+    )
+    if command.per_item is not None:
+        _write_scores(command.per_item, result)
+    # The run keeps the evaluation of its own splits as it is by default; any other goes where --json says.
+    if command == Evaluate(run=command.run, split=command.split, json=command.json, per_item=command.per_item):
+        save_json(command.run / f"evaluation-{split}.json", out)
+    return out
+
+
+def _check_evaluate(command: Evaluate) -> None:
+    sweep = command.sweep or command.draws is not None or command.cells is not None
+    fast = ("error", "item_error", "visits", "max_evaluations", "plan")
+    given = [f"--{name.replace('_', '-')}" for name in fast if getattr(command, name) is not None]
+    if sweep and given:
+        raise DiffusionalError(f"{', '.join(given)} came with a full sweep (--sweep, --draws, --cells); leave one out")
+    if command.steps is not None and command.continuous:
+        raise DiffusionalError(f"--steps {command.steps} came with --continuous; give one of them")
+    if command.per_item is not None:
+        if command.per_item.suffix not in (".csv", ".npz"):
+            raise DiffusionalError(f"--per-item {command.per_item} came; scores are written as .csv or .npz")
+        _check_target("--per-item", command.per_item)
+    if command.other is not None and (
+        sweep or any(getattr(command, name) is not None for name in ("per_item", "item_error", "visits", "plan"))
+    ):
+        raise DiffusionalError(
+            "two runs came with --sweep, --draws, --cells, --per-item, --item-error, --visits or --plan; a comparison takes "
+            "--error and --max-evaluations"
+        )
+
+
+def _compare(
+    command: Evaluate, record: "RunRecord", model: "DiffusionModel", name: str, split: str, x: "Tensor"
+) -> dict[str, Any]:
+    from diffusional.evaluation import compare
+    from diffusional.evaluation.evaluation import regridded
+    from diffusional.report.tables import comparison_table
+    from diffusional.training.run import load, read_run
+
+    assert command.other is not None
+    theirs = read_run(command.other)
+    if command.data is None and theirs.fingerprints.get(split) != record.fingerprints.get(split):
+        raise DiffusionalError(
+            f"the {split} split of {command.other} is not that of {command.run}; name the data to compare on with --data"
+        )
+    other = load(command.other).to(_device())
+    if command.steps is not None or command.continuous:
+        with _plainly():
+            other = regridded(other, "continuous" if command.steps is None else command.steps)
+    with _watching(command.unit, model.space.dimensions) as watch:
+        result = compare(
+            model,
+            other,
+            x,
+            command.error or 0.01,
+            command.unit,
+            seed=command.seed,
+            reference=_reference(record),
+            max_evaluations=command.max_evaluations,
+            audit=not command.no_audit,
+            progress=watch,
+        )
+    out = {"runs": [str(command.run), str(command.other)]} | result.to_json()
+    title = f"{name}, {split}: {out['items']} items, {out['network_evaluations']:,} network evaluations of both"
+    _console().print(comparison_table(out, title))
+    return out
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Warnings as one line each, without a place in the code."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for one in caught:
+        print(f"diffusional: warning: {one.message}", file=sys.stderr)
+
+
+@contextmanager
+def _watching(unit: str, dimensions: int) -> "Iterator[Watch]":
+    """A progress bar with the estimate so far."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
-        TextColumn("evaluating"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("evaluations"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
-        result = evaluate(
-            model,
-            x,
-            command.seed,
-            command.draws,
-            command.cells,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    out = result.to_json()
-    latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
-    console.print(
-        ledger_table(
-            out,
-            f"{name}, {split}: {out['items']} items, {latents}, levels {out['levels'] or '∞'}, "
-            f"{out['network_evaluations']:,} network evaluations",
-        )
-    )
-    # The run keeps the evaluation of its own splits as it is by default; any other goes where --json says.
-    if command == Evaluate(run=command.run, split=command.split, json=command.json):
-        save_json(command.run / f"evaluation-{split}.json", out)
-    return out
+    with Progress(*columns, console=_console()) as bar:
+        task = bar.add_task("evaluating", total=None)
+
+        def watch(now: Any) -> None:
+            said = "evaluating" if now.estimate is None else str(now.estimate.to(unit, dimensions)).split(" (")[0]
+            bar.update(task, description=said, completed=now.evaluations, total=now.expected)
+
+        yield watch
+
+
+def _write_scores(path: Path, result: "Evaluation") -> None:
+    """Every item's score and costs in nats, its error, and how many draws it had, as .csv or .npz."""
+    import csv
+    import os
+
+    import numpy as np
+
+    columns = {name: values.numpy() for name, values in result.per_item.items()}
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    if path.suffix == ".npz":
+        np.savez_compressed(partial, allow_pickle=False, **columns)
+    else:
+        with partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    os.replace(partial, path)
 
 
 def _sample(command: Sample) -> dict[str, Any]:

@@ -86,18 +86,18 @@ def compare(
     if not target_error > 0:
         raise DiffusionalError(f"target_error={target_error} came; give a positive number")
     modes = a.training, b.training
-    a.eval(), b.eval()
+    a.eval()
+    b.eval()
     try:
         pilot = 0
         if plans is None:
             first = Plan.fit(a, data if reference is None else reference, seed=seed)
             plans = first, Plan.fit(b, data if reference is None else reference, seed=seed, like=first)
             pilot = PILOT
+        budget = None if max_evaluations is None else max_evaluations // 2
         tasks = [
-            Task(
-                Draws(model, plan, data, seed), pilot, None if max_evaluations is None else max_evaluations // 2, watch
-            )
-            for model, plan, watch in zip((a, b), plans, (progress, None), strict=True)
+            Task(Draws(a, plans[0], data, seed), pilot, budget, watch=progress),
+            Task(Draws(b, plans[1], data, seed), pilot, budget),
         ]
         return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit)
     finally:

@@ -87,12 +87,15 @@ class Factorized:
     name = "factorized"
 
     def __init__(self, space: Discrete, probs: Tensor) -> None:
-        if tuple(probs.shape) != (space.dimensions, space.levels) or not bool((probs > 0).all()):
+        shape = (space.dimensions, space.levels)
+        normal = tuple(probs.shape) == shape and bool(
+            (probs > 0).all() and ((probs.double().sum(1) - 1).abs() < 1e-6).all()
+        )
+        if not normal:
             raise DiffusionalError(
-                f"histograms of shape {tuple(probs.shape)} came; give positive ones, {(space.dimensions, space.levels)}"
+                f"histograms of shape {tuple(probs.shape)} came; give positive ones of shape {shape} that each add up to one"
             )
-        self.space = space
-        self.probs = probs.double() / probs.double().sum(1, keepdim=True)
+        self.space, self.probs = space, probs.double()
         self._tables: dict[float, Tensor] = {}
 
     @classmethod

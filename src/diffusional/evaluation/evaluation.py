@@ -14,6 +14,7 @@ The stopping rule looks at the error after each round, and a round is sized by t
 taken. What it does to the estimate and its interval is measured in benchmarks/calibration.py.
 """
 
+import hashlib
 import math
 import time
 import warnings
@@ -73,6 +74,7 @@ def evaluate(
     reference: Tensor | None = None,
     visits: int | None = None,
     item_error: float | None = None,
+    every_item: bool = False,
     max_evaluations: int | None = None,
     audit: bool = True,
     steps: int | Literal["continuous"] | None = None,
@@ -92,13 +94,15 @@ def evaluate(
         reference: what the pilot is flown on: training data, (M, *space.shape); `data` unless given.
         visits: so many draws for every item, whatever the error.
         item_error: draw until each item's own error is at most this.
+        every_item: visit all items, where a random part of many would reach `target_error` already.
         max_evaluations: of the network, in all, the pilot included; `reached` is False where they don't suffice.
         audit: look at every level once for costs that the plan doesn't expect.
         steps: evaluate at another T, or in "continuous" time, the same network on the same γ(u).
         draws: of the full sweep: sweeps over the levels; 1 where 50 or more levels of 8 or more items tell the error, else 8.
         cells: of the full sweep in continuous time: how many cells [0, 1] is cut into.
         condition: (N, …) for conditional models; with a pilot on `reference`, give a plan instead.
-        records: a file that keeps the draws; an evaluation that finds its own there goes on where that one was cut off.
+        records: a file that keeps the draws: an evaluation that finds its own there goes on where that one was cut off. In a
+            folder it has a file of its own, which goes when it has reached its target.
         progress: called with a `Progress` now and then.
 
     Raises DiffusionalError for data that the space refuses, for a cost that is not finite, naming the item, and for options
@@ -145,7 +149,7 @@ def evaluate(
             plan = Plan.fit(model, data if reference is None else reference, seed=seed, condition=condition)
             pilot = int(plan.provenance["evaluations"])
         task = Task(Draws(model, plan, data, seed, condition), pilot, max_evaluations, records, progress)
-        return task.run(target_error, visits, item_error, unit, audit)
+        return task.run(target_error, visits, item_error, unit, every_item, audit)
     finally:
         model.train(was_training)
 
@@ -213,13 +217,16 @@ class Task:
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
         self._estimate: Estimate | None = None
-        self._path = None if self.records is None else Path(self.records)
         model = self.draws.model
         about = provenance(model, self.draws.data, 0)
         self._about = about
         self._tag = ":".join(
             [about["data_sha256"], about["weights_sha256"], self.draws.plan.sha256(), self.draws.keys[0].hex()]
         )
+        self._path = None if self.records is None else Path(self.records)
+        self._temporary = self._path is not None and self._path.is_dir()
+        if self._path is not None and self._temporary:
+            self._path = self._path / f"draws-{hashlib.sha256(self._tag.encode()).hexdigest()[:12]}.safetensors"
         if self._path is not None and self._path.exists():
             self.draws.restore(self._path, self._tag)
             unfinished = (self.draws.goal > self.draws.count).nonzero().squeeze(1)
@@ -231,7 +238,13 @@ class Task:
         return self.draws.evaluations + self.pilot + self.audited
 
     def run(
-        self, target: float | None, visits: int | None, item_error: float | None, unit: str, audit: bool
+        self,
+        target: float | None,
+        visits: int | None,
+        item_error: float | None,
+        unit: str,
+        every_item: bool,
+        audit: bool,
     ) -> Evaluation:
         """Draw until the one target given is reached, and write the books."""
         draws, n = self.draws, len(self.draws.data)
@@ -246,25 +259,29 @@ class Task:
             self._extend(everything, allowed)
             enough = bool((draws.count >= visits).all())
         elif target is not None:
-            enough = self.to_error([draws], draws.nelbo, target * nats)
+            enough = self.to_error([draws], draws.nelbo, target * nats, n if every_item else _FIRST_ITEMS)
         else:
             assert item_error is not None
             enough = self._to_item_error(item_error * nats)
         result = self.result(caveats)
         if self._path is not None:
             self._save()
+            if self._temporary and enough and processes.is_main():
+                self._path.unlink(missing_ok=True)
         return replace(result, reached=enough and not result.caveats)
 
-    def to_error(self, every: list[Draws], estimate: Callable[[], Estimate], target: float) -> bool:
+    def to_error(
+        self, every: list[Draws], estimate: Callable[[], Estimate], target: float, items: int = _FIRST_ITEMS
+    ) -> bool:
         """Extend all of `every` alike, in rounds, until the estimate's error is at most `target` (nats), or the budget ends."""
         draws = every[0]
         n, order = len(draws.data), draws.order
-        first = min(n, _FIRST_ITEMS)
+        first = min(n, items)
         items, each = first, max(_FIRST_DRAWS, -(-_FREEDOM // first) + 1)
         items, each = max(items, len(draws.visited())), max(each, int(draws.count.max()) if n else 0)
         while True:
             wanted = torch.full((items,), each)
-            allowed = self._afford(order[:items], wanted, len(every))
+            allowed = self._afford(order[:items], wanted)
             for one in every:
                 self._extend(order[:items], allowed, one)
             if len(draws.visited()) < 2 or int(draws.count.max()) < 2:
@@ -303,10 +320,10 @@ class Task:
             self._tell(None, None)
         return True
 
-    def _afford(self, items: Tensor, wanted: Tensor, models: int = 1) -> Tensor:
+    def _afford(self, items: Tensor, wanted: Tensor) -> Tensor:
         """Draws (n,) for items, at most `wanted`, that the budget allows: the first items in full, the last not at all."""
         missing = (wanted - self.draws.count[items]).clamp(min=0)
-        spare = int(missing.sum()) if self.budget is None else max(0, self.budget - self.spent) // models
+        spare = int(missing.sum()) if self.budget is None else max(0, self.budget - self.spent)
         if int(missing.sum()) <= spare:
             return wanted
         granted = (spare - (missing.cumsum(0) - missing)).clamp(min=0).minimum(missing)

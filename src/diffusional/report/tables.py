@@ -50,3 +50,25 @@ def yardstick_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     for name, row in sorted(rows.items(), key=lambda pair: pair[1]["value"]):
         table.add_row(name, *_numbers(row, 1.0))
     return table
+
+
+def comparison_table(result: Mapping[str, Any], title: str) -> Table:
+    """Two runs and their difference, what `Comparison.to_json` gives with "runs": both bounds, and A − B, paired.
+
+    >>> part = {"value": 1.75, "error": 0.01, "item_error": 0.02, "unit": "bits/dim"}
+    >>> record = {"runs": ["a", "b"], "a": {"nelbo": part}, "b": {"nelbo": part}, "difference": part}
+    >>> comparison_table(record, "test").row_count
+    3
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("NELBO")
+    for column in ("bits/dim", "± MC", "± items"):
+        table.add_column(column, justify="right")
+    for run, key in zip(result["runs"], ("a", "b"), strict=True):
+        table.add_row(run, *_numbers(result[key]["nelbo"], 1.0))
+    table.add_section()
+    table.add_row("A − B, paired", *_numbers(result["difference"], 1.0), style="bold")
+    table.caption = (
+        "negative: A gives the data more probability. ± items: the paired difference on another sample of items"
+    )
+    return table
