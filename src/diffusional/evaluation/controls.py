@@ -59,6 +59,10 @@ class Control(Protocol):
         """Σ_l weight_ml E_ε ‖x − x̂_w‖² at γ_l (B, M), from γ (L,) and weight (M, L)."""
         ...
 
+    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """Var_ε ‖x − x̂_w(α x + σ ε)‖² at every γ (L,), the mean over items x (L,): what a pilot may be too small to see."""
+        ...
+
     def decoding(self, x: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
         """A cost of x given z_1 (B,) that goes with the model's −ln p(x|z_1)."""
         ...
@@ -179,6 +183,26 @@ class Factorized:
         index = self.space.index(x).flatten(1)
         return torch.stack([self._at(index, table) for table in tables], 1)
 
+    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+        index = self.space.index(x).flatten(1)
+        # Positions are independent: variances add up. How often each level stands at each position, over the items:
+        share = torch.zeros(self.probs.shape, dtype=torch.float64)
+        for d, column in enumerate(index.cpu().T):
+            share[d] = torch.bincount(column, minlength=self.space.levels) / len(x)
+        values = self.space.values
+        out = []
+        for g in gamma.tolist():
+            kernel, _, rule = self._kernels(g)
+            data = (kernel @ (self.probs * values).T) / (kernel @ self.probs.T)  # (G, D)
+            # Σ_k share_dk E[(x_k − x̂_d)⁴] and Σ_k share_dk E[(x_k − x̂_d)²]², level by level: no power is taken apart.
+            total = 0.0
+            for k in share.sum(0).nonzero().squeeze(1).tolist():
+                squares = (values[k] - data).square()
+                second, fourth = rule[:, k] @ squares, rule[:, k] @ squares.square()
+                total += float(share[:, k] @ (fourth - second.square()))
+            out.append(total)
+        return torch.tensor(out, dtype=torch.float64).clamp(min=0)
+
     def expected_decoding(self, x: Tensor, gamma: Tensor) -> Tensor:
         kernel, shift, rule = self._kernels(float(gamma))
         # −ln p_d(k|z) = −ln p_d(k) + (z − α x_k)²/2σ² + ln Σ_j p_d(j) exp(−(z − α x_j)²/2σ²), the middle's mean being ½.
@@ -279,6 +303,14 @@ class Wiener:
         kept, noise = self._spectrum(gamma.to(x.device))
         weight = weight.double().to(x.device)
         return self._rotated(x, self.mean).square() @ (weight @ kept).T + weight @ noise
+
+    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+        kept, _ = self._spectrum(gamma)
+        _, s, gain = self._gain(gamma.double())
+        noise = (gain * s).square()
+        # Var ((1 − α g) d − g σ ε)² = 4 (1 − α g)² d² g² σ² + 2 (g σ)⁴, summed over the eigenvectors.
+        deviation = self._rotated(x, self.mean).square().mean(0)
+        return (4 * kept * deviation * noise + 2 * noise.square()).sum(1)
 
     def decoding(self, x: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
         return 0.5 * torch.exp(-gamma.double()) * self.squared_error(x, z, gamma)

@@ -7,9 +7,10 @@ expected and the drawn cost of the k-th control (`controls.py`),
     g_t(ε) = a_c + Σ_k b_ck E_k(x, t) + β_ck [h_k(x, t, ε) − E_k(x, t)],     E_ε g_t = a_c + Σ_k b_ck E_k(x, t),
     Ŝ(x)   = KL_T + Σ_t E_ε g_t + (1/J) Σ_j [cost_{t_j}(x, ε_j) − g_{t_j}(ε_j)] / q_{t_j}                        (a)
 
-is unbiased for every π > 0 and every coefficient (MATH (22)); Σ_t E_ε g_t needs no network. Coefficients come from least
-squares on a pilot, and π_c ∝ n_c s_c, s_c the root mean square of what is left: Neyman's allocation, which minimises the
-variance of (a), with a floor. Draws are independent, so that their spread within an item is the error of its mean.
+is unbiased for every π > 0 and every coefficient (MATH (22)); Σ_t E_ε g_t needs no network. Coefficients come from ridge
+regression on a pilot, and π_c ∝ n_c s_c, s_c the root mean square of what is left: Neyman's allocation, which minimises the
+variance of (a), with a floor. At low noise costs are rare and large, and a pilot may meet none: the controls' own variance, which is
+known, says how much there is to regress on, and how small s_c may be. Draws are independent, so that their spread within an item is the error of its mean.
 
 The constants a_c take off what the levels differ by, so stratifying over levels, which does the same, has nothing left to gain; nor
 do antithetic pairs (benchmarks/cost_to_error.py).
@@ -40,6 +41,8 @@ PILOT, CELLS, _EVEN = 3000, 32, 0.3
 FLOOR = 0.1
 # How many draws of its own a cell needs to outweigh the others.
 _SHRINK = 10.0
+# Its neighbours: so many cells on either side.
+_AROUND = 2
 # Gauss–Legendre nodes for each stretch of a cell in continuous time, and the longest stretch in γ.
 _NODES, _STRETCH = 4, 0.25
 # Rows of one network call.
@@ -404,6 +407,7 @@ def _fit(
         like = None  # other levels: nothing to share
     plan = _even(kind, model, controls, data, cells) if like is None else replace(like, controls=controls)
     generator = torch.Generator().manual_seed(seed)
+    known = _known_variance(model, controls, plan.edges, data)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def visit(n: int) -> None:
@@ -430,7 +434,7 @@ def _fit(
     for n in (even, evaluations - even):
         visit(n)
         cell, costs, features = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        plan = _regressed(plan, model, cell, costs, features)
+        plan = _regressed(plan, model, cell, costs, features, known)
         plan = plan if like is None else replace(plan, mass=like.mass)
     learned = {
         "method": "pilot",
@@ -469,34 +473,60 @@ def _even(kind: type[Plan], model: DiffusionModel, controls: tuple[Control, ...]
     return kind(edges, mass, zero, none, none, zero, controls)
 
 
-def _regressed(plan: Plan, model: DiffusionModel, cell: Tensor, costs: Tensor, features: Tensor) -> Plan:
+def _known_variance(model: DiffusionModel, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
+    """Var of each control's drawn cost in each cell (K, C + 1), nats², over three of its levels; the reconstruction's is not known."""
+    third = torch.tensor([1 / 6, 1 / 2, 5 / 6], dtype=torch.float64)
+    level = edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * third
+    level = (level.long() if not edges.dtype.is_floating_point else level).flatten()
+    gamma = model.noisy_gamma(level).detach().cpu()
+    factor = _slope(model, level)[1].detach().cpu() * torch.exp(-gamma)
+    sample = data[:: max(1, len(data) // 1000)].cpu()
+    parts = [(factor.square() * control.variance(sample, gamma)).view(-1, 3).mean(1) for control in controls]
+    out = torch.zeros(len(controls), len(edges), dtype=torch.float64)
+    for k, part in enumerate(parts):
+        out[k, 1:] = part
+    return out
+
+
+def _regressed(plan: Plan, model: DiffusionModel, cell: Tensor, costs: Tensor, features: Tensor, known: Tensor) -> Plan:
     """Coefficients by ridge regression in each cell towards those of all cells, and π from what is left."""
     cells, k = plan.cells + 1, len(plan.controls)
     members = [(cell == c).nonzero().squeeze(1) for c in range(cells)]
+    count = torch.tensor([float(len(rows)) for rows in members], dtype=torch.float64)
     centred_costs, centred = torch.zeros_like(costs), torch.zeros_like(features)
-    unit = torch.ones(cells, dtype=torch.float64)
+    seen, unit = torch.zeros(2 * k, cells, dtype=torch.float64), torch.ones(cells, dtype=torch.float64)
     for c, rows in enumerate(members):
         if len(rows):
             centred_costs[rows] = costs[rows] - costs[rows].mean()
             centred[rows] = features[rows] - features[rows].mean(0)
-            unit[c] = centred_costs[rows].square().mean().sqrt().clamp(min=1e-12)
-    # All cells of levels, each on its own scale.
-    levels = (cell > 0) & (unit[cell] > 1e-9)
-    overall = _ridge(centred[levels] / unit[cell[levels], None], centred_costs[levels] / unit[cell[levels]], None, 1.0)
+            seen[:, c] = centred[rows].square().mean(0)
+            unit[c] = torch.cat([centred_costs[rows].square().mean()[None], known[:, c]]).max().sqrt().clamp(min=1e-12)
+    # What a feature varies by in a cell: what was seen or, of draws, what is known, whichever is more.
+    varies = torch.cat([seen[:k], torch.maximum(seen[k:], known)])
+    scaled, scaled_costs = centred / unit[cell, None], centred_costs / unit[cell]
+
+    def pooled(first: int, last: int, towards: Tensor) -> Tensor:
+        rows = ((cell >= first) & (cell <= last)).nonzero().squeeze(1)
+        return _ridge(scaled[rows], scaled_costs[rows], towards, _SHRINK * scaled[rows].square().mean(0))
+
+    none = torch.zeros(2 * k, dtype=torch.float64)
+    overall = pooled(1, cells - 1, none)
     constant, scale = torch.zeros(cells, dtype=torch.float64), torch.zeros(cells, dtype=torch.float64)
     coefficients = torch.zeros(2 * k, cells, dtype=torch.float64)
     for c, rows in enumerate(members):
         if not len(rows):
             continue
-        towards = overall if c else torch.zeros_like(overall)
-        b = _ridge(centred[rows], centred_costs[rows], towards, _SHRINK)
+        towards = pooled(max(1, c - _AROUND), c + _AROUND, overall) if c else none
+        b = _ridge(centred[rows], centred_costs[rows], towards, _SHRINK * varies[:, c])
         coefficients[:, c] = b
         constant[c] = (costs[rows] - features[rows] @ b).mean()
         left = (centred_costs[rows] - centred[rows] @ b).square().sum()
         freedom = len(rows) - 1 - 2 * k * len(rows) / (len(rows) + _SHRINK)
         scale[c] = (left / max(freedom, 1.0)).sqrt()
+    if k:
+        scale[1:] = _informed(scale[1:], count[1:], seen[k:, 1:].sum(0), known[:, 1:].sum(0))
     width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
-    share = _smoothed(width * scale, torch.tensor([float(len(rows)) for rows in members], dtype=torch.float64))
+    share = _smoothed(width * scale, count)
     if not model.likelihood.uses_network:
         share[0] = 0
     even = (share > -1).double() if model.likelihood.uses_network else (torch.arange(cells) > 0).double()
@@ -505,13 +535,23 @@ def _regressed(plan: Plan, model: DiffusionModel, cell: Tensor, costs: Tensor, f
     return Plan(plan.edges, mass, constant, coefficients[:k], coefficients[k:], scale, plan.controls, plan.provenance)
 
 
-def _ridge(features: Tensor, target: Tensor, towards: Tensor | None, strength: float) -> Tensor:
-    """Least squares with a pull of `strength` average rows towards given coefficients (or none)."""
+def _ridge(features: Tensor, target: Tensor, towards: Tensor | None, pull: Tensor) -> Tensor:
+    """Least squares with a pull (F,), in squares of features, towards given coefficients (or none)."""
     towards = torch.zeros(features.shape[1], dtype=torch.float64) if towards is None else towards
     gram = features.T @ features
-    pull = strength * gram.diagonal() / max(len(features), 1) + 1e-300
     right = features.T @ (target - features @ towards)
-    return towards + torch.linalg.lstsq(gram + torch.diag(pull), right[:, None]).solution[:, 0]
+    return towards + torch.linalg.lstsq(gram + torch.diag(pull + 1e-300), right[:, None]).solution[:, 0]
+
+
+def _informed(scale: Tensor, count: Tensor, seen: Tensor, known: Tensor) -> Tensor:
+    """s_c, where the pilot saw less of the controls' variance than there is: their neighbours' s² per variance, times it."""
+    around = [slice(max(0, c - _AROUND), c + _AROUND + 1) for c in range(len(scale))]
+    squares = scale.square()
+    # Each cell counts for as much as it is like its surroundings: ratios, not sums, whose largest would speak for all.
+    ratio = squares / torch.maximum(seen, known).clamp(min=1e-300)
+    lent = torch.stack([ratio[some].median() for some in around]) * known
+    informative = count * (seen / known.clamp(min=1e-300)).clamp(max=1)
+    return ((informative * squares + _SHRINK * lent) / (informative + _SHRINK)).sqrt()
 
 
 def _smoothed(share: Tensor, count: Tensor) -> Tensor:

@@ -1,0 +1,240 @@
+"""How many network evaluations an error costs: the plan against the ways in use, and what each of its ingredients brings.
+
+    python benchmarks/cost_to_error.py --run runs/demo [--repeats 100] [--out benchmarks/results/cost_to_error-digits.json]
+    python benchmarks/cost_to_error.py --run runs/mnist --set-size 10000 --repeat-items 500 --sweep-items 40 --sweeps 2
+
+The model of a run is put on DDPM's linear β with T = 1000 latents, whatever it was trained on (its network is conditioned on
+log-SNR), and evaluated on the run's test split. The ways:
+
+    (a) sweep       every level once for every item (improved-diffusion's way): 999 evaluations per item
+    (b) uniform     t uniform, independent
+    (c) vdm         t stratified over the batch, one uniform offset (Kingma et al. 2021, I.1)
+    the plan        levels from a pilot, constants per cell, control variates (evaluation/plan.py), and each part of it alone
+
+For (b), (c) and the plan the error is the observed spread of the data set's mean over `repeats` evaluations of
+`--repeat-items` items with `K` evaluations each; for (a), of which 100 repeats would cost days, it is pooled over the items from
+`sweeps` sweeps each (items are independent: items × (sweeps − 1) degrees of freedom). Spreads scale to a set of `--set-size` items by
+1/√items, which is exact where items are independent ((a), (b), the plan) and was checked for (c) by FINDINGS-like runs at two K.
+"K for ±0.01" is K · (spread/0.01)²: evaluations per item, the pilot aside; `ratio` compares two ways at equal error.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import diffusional
+from diffusional.evaluation import Plan, evaluate
+from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.sweep import sweep
+from diffusional.forward import GaussianDiffusion
+from diffusional.ledger import per_unit
+from diffusional.levels import Stratified, Uniform
+from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.schedule import linear
+from diffusional.training.build import build_dataset
+from diffusional.training.loop import train
+from diffusional.training.recipes import digits
+from diffusional.training.run import load, read_run
+
+TARGET = 0.01
+# The plan with parts of it left out: (controls, constants, importance).
+PLANS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
+    "importance": ((), False, True),
+    "importance + constants": ((), True, True),
+    "importance + constants + Wiener": (("wiener",), True, True),
+    "importance + constants + factorised": (("factorized",), True, True),
+    "plan: importance + constants + both": (("factorized", "wiener"), True, True),
+    "constants + both, uniform t": (("factorized", "wiener"), True, False),
+}
+
+
+def plan_for(
+    model: DiffusionModel, reference: Tensor, evaluations: int, seed: int, parts: tuple[tuple[str, ...], bool, bool]
+) -> Plan:
+    """A plan with some of its parts: without constants, π ∝ the root mean square cost; without importance, π ∝ levels."""
+    controls, constants, importance = parts
+    plan = Plan.fit(model, reference, evaluations, seed, controls)
+    width = (plan.edges[1:] - plan.edges[:-1]).double()
+    if not constants:
+        second = (plan.scale.square() + plan.constant.square()).sqrt()
+        share = torch.cat([second[:1] * (plan.mass[:1] > 0), width * second[1:]])
+        mass = 0.9 * share / share.sum() + 0.1 * (plan.mass > 0) / (plan.mass > 0).sum()
+        plan = replace(plan, constant=torch.zeros_like(plan.constant), mass=mass)
+    if not importance:
+        first = plan.mass[:1]
+        plan = replace(plan, mass=torch.cat([first, (1 - first) * width / width.sum()]))
+    return plan
+
+
+def means(model: DiffusionModel, plan: Plan, x: Tensor, each: int, repeats: int) -> tuple[list[float], Tensor]:
+    """The data set's mean NELBO of every repeat, and the variance of one draw of every item (N,), pooled."""
+    values, variance = [], torch.zeros(len(x), dtype=torch.float64)
+    for seed in range(repeats):
+        draws = Draws(model, plan, x, seed=10_000 + seed)
+        draws.extend(torch.arange(len(x)), torch.full((len(x),), each))
+        values.append(draws.nelbo().value)
+        records, filled = draws.parts(torch.arange(len(x)))
+        variance += draws.spread(records.kl + records.reconstruction, filled)[1] * each / repeats
+    return values, variance
+
+
+@torch.inference_mode()
+def at_random(
+    model: DiffusionModel, x: Tensor, each: int, repeats: int, stratified: bool, generator: torch.Generator
+) -> tuple[list[float], float]:
+    """(b) and (c): the mean KL part of every repeat, and the mean variance of one draw of an item.
+
+    The reconstruction and the prior are left out: on these schedules neither has noise to speak of.
+    """
+    sampler = Stratified() if stratified else Uniform()
+    values, squares = [], []
+    for _ in range(repeats):
+        drawn = sampler.sample(len(x) * each, model.levels, generator)
+        costs = []
+        for rows in torch.arange(len(x) * each).split(min(2048, batch_rows(model.space))):
+            noise = torch.randn(len(rows), *x.shape[1:], generator=generator)
+            costs.append(model.kl_at(x[rows // each], drawn.level[rows], noise) * drawn.weight[rows])
+        by_item = torch.cat(costs).view(len(x), each)
+        values.append(float(by_item.mean()))
+        squares.append(float(by_item.var(1).mean()))
+    return values, statistics.fmean(squares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/digits-benchmark"))
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--each", type=int, default=4, help="evaluations per item of the plan's repeats")
+    parser.add_argument("--each-random", type=int, default=16, help="evaluations per item of (b) and (c)")
+    parser.add_argument("--repeat-items", type=int, default=None)
+    parser.add_argument("--set-size", type=int, default=None, help="items that the errors are scaled to")
+    parser.add_argument("--sweep-items", type=int, default=None)
+    parser.add_argument("--sweeps", type=int, default=4)
+    parser.add_argument("--pilots", type=int, nargs="+", default=[1000, 1500, 3000])
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    if not options.run.exists():
+        train(digits(), options.run)
+    record, started = read_run(options.run), time.monotonic()
+    trained = load(options.run)
+    model = DiffusionModel(GaussianDiffusion(linear(1000)), trained.denoiser, trained.likelihood).eval()
+    dataset = build_dataset(record.config.data)
+    reference = dataset.space.encode(dataset.train[: len(dataset.train) // max(1, 2 * record.config.data.warps)])
+    everything = dataset.encode("test")
+    generator = torch.Generator().manual_seed(0)
+    some = everything[torch.randperm(len(everything), generator=generator)]
+    x = some[: options.repeat_items or len(some)]
+    size = options.set_size or len(x)
+    bit = per_unit("bits/dim", model.space.dimensions)
+    rows: dict[str, dict[str, Any]] = {}
+
+    def note(name: str, each: int, spread: float, n: int, item_variance: float, **more: Any) -> None:
+        """`spread` in nats of the mean over n items with `each` evaluations; `item_variance` of an item's one evaluation."""
+        scaled = spread / bit * math.sqrt(n / size)
+        rows[name] = {
+            "evaluations_per_item": each,
+            "error": scaled,
+            "K for ±0.01": each * (scaled / TARGET) ** 2,
+            "per_item_error_at_64": math.sqrt(item_variance / 64) / bit,
+            **more,
+        }
+        print(name, {k: round(v, 5) if isinstance(v, float) else v for k, v in rows[name].items()}, flush=True)
+
+    for name, parts in PLANS.items():
+        plans = [plan_for(model, reference, max(options.pilots), seed, parts) for seed in range(4)]
+        spreads, variances = [], []
+        for plan in plans:
+            values, variance = means(model, plan, x, options.each, -(-options.repeats // len(plans)))
+            spreads.append(statistics.variance(values))
+            variances.append(float(variance.mean()))
+        note(name, options.each, math.sqrt(statistics.fmean(spreads)), len(x), statistics.fmean(variances))
+    for pilot in options.pilots:
+        plans = [
+            plan_for(model, reference, pilot, 50 + seed, PLANS["plan: importance + constants + both"])
+            for seed in range(6)
+        ]
+        variances = [float(means(model, plan, x, 8, 2)[1].mean()) for plan in plans]
+        k = statistics.fmean(variances) / bit**2 / size / TARGET**2
+        rows[f"pilot of {pilot}"] = {
+            "K for ±0.01": k,
+            "scatter over plans": statistics.stdev(variances) / statistics.fmean(variances),
+            "pilot per item": pilot / size,
+            "K with pilot": k + pilot / size,
+        }
+        print(f"pilot of {pilot}", rows[f"pilot of {pilot}"], flush=True)
+    for name, stratified in (("(b) uniform t", False), ("(c) VDM's low-discrepancy t", True)):
+        values, variance = at_random(model, x, options.each_random, options.repeats, stratified, generator)
+        note(name, options.each_random, statistics.stdev(values), len(x), variance)
+    swept = some[: options.sweep_items or len(some)]
+    pooled = sweep(model, swept, draws=options.sweeps)
+    variance = float(pooled.per_item["error"].square().mean()) * options.sweeps
+    note(
+        "(a) full sweep",
+        model.levels or 0,
+        math.sqrt(variance / len(swept)),
+        len(swept),
+        64 * variance,
+        sweep_item_error=math.sqrt(variance) / bit,
+    )
+    ours = rows["plan: importance + constants + both"]
+    swept_error = rows["(a) full sweep"]["error"]
+    summary = {
+        "K for ±0.01": ours["K for ±0.01"],
+        "K for ±0.01 with pilot": {p: rows[f"pilot of {p}"]["K with pilot"] for p in options.pilots},
+        "audit per item": (model.levels or 0) / size,
+        "fewer than (a) at its error": 999 / (ours["K for ±0.01"] * (TARGET / swept_error) ** 2),
+        "fewer than (b)": rows["(b) uniform t"]["K for ±0.01"] / ours["K for ±0.01"],
+        "fewer than (c)": rows["(c) VDM's low-discrepancy t"]["K for ±0.01"] / ours["K for ±0.01"],
+        "per item: variance below (c) at 64": (
+            rows["(c) VDM's low-discrepancy t"]["per_item_error_at_64"] / ours["per_item_error_at_64"]
+        )
+        ** 2,
+        "per item: evaluations for the sweep's error": 64
+        * (ours["per_item_error_at_64"] / rows["(a) full sweep"]["sweep_item_error"]) ** 2,
+    }
+    print(json.dumps(summary, indent=1))
+    whole = evaluate(model, everything, TARGET, reference=reference, seed=1)
+    print(whole.nelbo.to("bits/dim", model.space.dimensions), whole.provenance["evaluations"], whole.caveats)
+    result = {
+        "rows": rows,
+        "summary": summary,
+        "one evaluation to ±0.01": {
+            "items": len(everything),
+            "nelbo": whole.nelbo.to("bits/dim", model.space.dimensions).to_dict(),
+            "evaluations": whole.provenance["evaluations"],
+            "per item without pilot and audit": whole.provenance["evaluations"]["draws"] / len(everything),
+            "per item in all": whole.nelbo.network_evaluations / len(everything),
+            "reached": whole.reached,
+            "caveats": list(whole.caveats),
+        },
+        "repeats": options.repeats,
+        "items": len(x),
+        "scaled to items": size,
+        "sweep": {"items": len(swept), "sweeps": options.sweeps},
+        "data": record.config.data.name,
+        "seconds": time.monotonic() - started,
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"diffusional": diffusional.__version__, "torch": torch.__version__},
+        "command": " ".join(sys.argv),
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
