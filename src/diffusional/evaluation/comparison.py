@@ -70,6 +70,7 @@ def compare(
     Raises DiffusionalError where the two models' spaces (shape, levels, range, standardisation) differ: their bounds are
     not of the same thing.
 
+    >>> import torch
     >>> from diffusional import Continuous, GaussianDiffusion, exact, likelihood, schedule
     >>> world = exact.Gaussian(torch.zeros(4), torch.eye(4))
     >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=500))

@@ -134,7 +134,7 @@ class Plan:
         """Learn a plan from a pilot of `evaluations` on (training) data (N, *space.shape), encoded.
 
         The first 30 % visit all cells alike, the rest as these suggest. With `like`, the plan of another model with the same
-        levels, cells and probabilities are that plan's, so that the same noise leads to the same visits. Raises DiffusionalError for a pilot of fewer than 100
+        levels learned on the same data, the probabilities are that plan's, so that the same noise leads to the same visits. Raises DiffusionalError for a pilot of fewer than 100
         evaluations, data that the space refuses, and costs that are not finite.
 
         >>> from diffusional import exact, schedule, Continuous, DiffusionModel, GaussianDiffusion, likelihood
@@ -402,10 +402,7 @@ def _fit(
 ) -> Plan:
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
     controls = tuple(fit_controls(names, data, model.space))
-    about = _about(model)
-    if like is not None and any(like.provenance.get(key) != about[key] for key in about):
-        like = None  # other levels: nothing to share
-    plan = _even(kind, model, controls, data, cells) if like is None else replace(like, controls=controls)
+    plan = _even(kind, model, controls, data, cells)
     generator = torch.Generator().manual_seed(seed)
     known = _known_variance(model, controls, plan.edges, data)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -435,7 +432,13 @@ def _fit(
         visit(n)
         cell, costs, features = (torch.cat(parts) for parts in zip(*rows, strict=True))
         plan = _regressed(plan, model, cell, costs, features, known)
-        plan = plan if like is None else replace(plan, mass=like.mass)
+    about = _about(model)
+    if (
+        like is not None
+        and all(like.provenance.get(key) == about[key] for key in about)
+        and plan.edges.equal(like.edges)
+    ):
+        plan = replace(plan, mass=like.mass)
     learned = {
         "method": "pilot",
         "evaluations": evaluations,
