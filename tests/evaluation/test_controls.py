@@ -170,6 +170,30 @@ def test_a_total_takes_what_has_a_weight() -> None:
     close(world.totals(x, g, weight)[:, 1], torch.zeros(4))
 
 
+@pytest.mark.parametrize(("levels", "gamma"), [(2, 0.0), (17, -7.0), (17, -3.0), (17, 4.0), (256, -9.0)])
+def test_the_factorized_variance_is_the_integral(levels: int, gamma: float) -> None:
+    world = factorized(levels)
+    x, values = items(world.space), world.space.values.numpy()
+    total, snr = 0.0, math.exp(-gamma)
+    for i, d in np.ndindex(*x.shape):
+        k = int(world.space.index(x)[i, d])
+        log_probs = bayes(world, d, plain_alpha(gamma) * values[k] + plain_sigma(gamma) * EPS, gamma)
+        squares = (values[k] - np.exp(log_probs) @ values) ** 2
+        total += (WEIGHTS @ squares**2 - (WEIGHTS @ squares) ** 2) / len(x)
+    close(snr**2 * world.variance(x, float64([gamma])), [snr**2 * total], rtol=1e-5, atol=1e-5)
+
+
+def test_the_wiener_variance_is_that_of_its_draws() -> None:
+    world, x = wiener(), randn(3, 4, seed=5)
+    g = float64([-4.0, 0.0, 3.0])
+    for gamma, found in zip(g.tolist(), world.variance(x, g).tolist(), strict=True):
+        many = x.repeat(40_000, 1)
+        z = plain_alpha(gamma) * many + plain_sigma(gamma) * randn(*many.shape, seed=6)
+        drawn = world.squared_error(many, z, torch.full((len(many),), gamma, dtype=torch.float64)).view(-1, 3)
+        # Squares of normals have a kurtosis of 15 at the most: √(14/40,000) = 1.9 %, less for a mean of three.
+        assert found == pytest.approx(float(drawn.var(0).mean()), rel=0.06)
+
+
 def test_images_are_seen_position_by_position() -> None:
     flat = Discrete((6,), 5)
     probs = torch.rand(6, 5, generator=generator(0)).double().add(0.1)

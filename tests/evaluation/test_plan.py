@@ -446,12 +446,17 @@ def test_the_pilot_is_counted_and_named() -> None:
 
 
 def test_a_second_model_sees_what_the_first_one_saw() -> None:
-    one, other = discrete(30), discrete(30, "transition")
-    first = Plan.fit(one, levels(40), 250, cells=5)
+    one, other = discrete(30), discrete(30)
+    other.denoiser = df.Denoiser(nn.Sequential(), "data")
+    other.denoiser.module.forward = lambda z, log_snr: 0.5 * z
+    first, alone = Plan.fit(one, levels(40), 250, cells=5), Plan.fit(other, levels(40), 250, cells=5)
     second = Plan.fit(other, levels(40), 250, cells=5, like=first)
-    assert torch.equal(first.edges, second.edges)
-    assert torch.equal(first.mass, second.mass)
-    assert not torch.equal(first.constant, second.constant)
+    assert torch.equal(second.mass, first.mass)
+    assert not torch.equal(second.mass, alone.mass)
+    assert torch.equal(second.edges, first.edges)
+    close(second.drawn, alone.drawn)
+    # Other levels have nothing to share.
+    assert Plan.fit(discrete(31), levels(40), 250, cells=5, like=first).edges[-1] == 31
 
 
 class Told(nn.Module):
