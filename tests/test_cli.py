@@ -107,12 +107,19 @@ def test_train_evaluate_sample(tiny: Path, tmp_path: Path, capsys: pytest.Captur
     assert "T = 9" in " ".join(out.split())  # the title wraps where the path is long
     assert result["provenance"]["seed"] == 4
 
-    assert main(capsys, "evaluate", run, "--json", record)[0] == 0
+    to_half = ["evaluate", run, "--json", record, "--error", 0.5]
+    status, out, err = main(capsys, *to_half)
+    assert (status, err) == (0, "")
+    assert "plan.json from 3,000 evaluations on the run's training data" in " ".join(out.split())
     kept = json.loads((run / "evaluation-test.json").read_text())
     assert kept == json.loads(record.read_text())
+    assert kept["nelbo"]["error"] <= 0.5
+    assert (kept["reached"], kept["caveats"], kept["items_visited"]) == (True, [], 4)
+    assert not list(run.glob("draws-*"))  # the records of what has reached its target are not kept
 
-    # The same file by name is split in the same way.
-    assert main(capsys, "evaluate", run, "--json", record, "--data", tiny / "tiny.npy", "--split", "test")[0] == 0
+    # The same file by name is split in the same way; the plan is there now.
+    status, out, _ = main(capsys, *to_half, "--data", tiny / "tiny.npy", "--split", "test")
+    assert (status, "learned" in out) == (0, False)
     assert json.loads(record.read_text())["nelbo"] == kept["nelbo"]
 
     status, out, _ = main(capsys, "evaluate", run, "--json", record, "--split", "all", "--steps", 4, "--draws", 1)
@@ -145,6 +152,47 @@ def test_train_evaluate_sample(tiny: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(capsys, "sample", run, "--method", "ddim", "--eta", 0.5, "--steps", 5)[0] == 0
     assert np.load(run / "samples-2.npz")["samples"].shape == (16, 1, 4, 4)
     assert np.array_equal(np.load(run / "samples.npz")["samples"], samples)
+
+
+def test_scores_budgets_and_two_runs(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, record = tiny / "run", tmp_path / "out.json"
+    data = ["--data", tiny / "tiny.npy"]
+    for suffix in ("csv", "npz"):
+        scores = tmp_path / f"scores.{suffix}"
+        evaluating = ["evaluate", run, *data, "--visits", 4, "--no-audit", "--per-item", scores, "--json", record]
+        assert main(capsys, *evaluating)[0] == 0
+    result, columns = json.loads(record.read_text()), np.load(tmp_path / "scores.npz")
+    assert columns["nelbo"].shape == columns["error"].shape == (40,)
+    assert result["nelbo_nats"]["value"] == pytest.approx(columns["nelbo"].mean(), rel=1e-12)
+    assert result["network_evaluations"] == 40 * 4
+    head, *lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert head.split(",") == list(columns)
+    assert [float(line.split(",")[1]) for line in lines] == pytest.approx(columns["nelbo"].tolist(), rel=1e-9)
+
+    # A budget that doesn't suffice: the best estimate, marked, and a status of its own.
+    out_of_reach = ["evaluate", run, *data, "--error", 1e-6, "--max-evaluations", 900, "--no-audit", "--json", record]
+    status, out, err = main(capsys, *out_of_reach)
+    result = json.loads(record.read_text())
+    assert (status, result["reached"]) == (3, False)
+    assert result["network_evaluations"] <= 900
+    assert result["nelbo"]["error"] > 1e-6
+    assert "diffusional: not reached: the error is " in err
+    assert len(list(run.glob("draws-*"))) == 1
+    # What was drawn is kept, and a larger budget goes on from there.
+    status, _, _ = main(capsys, *["evaluate", run, *data, "--error", 1, "--no-audit", "--json", record])
+    assert status == 0
+    assert json.loads(record.read_text())["provenance"]["evaluations"]["draws"] >= 900
+    assert not list(run.glob("draws-*"))
+
+    other = tmp_path / "other"
+    args = ["train", other, "--data.name", tiny / "tiny.npy", *TINY, "--steps", 2, "--seed", 9]
+    assert main(capsys, *args)[0] == 0
+    status, out, _ = main(capsys, "evaluate", run, other, "--split", "all", "--error", 0.3, "--json", record)
+    result = json.loads(record.read_text())
+    assert status == (0 if result["reached"] else 3)
+    assert result["difference"]["value"] == pytest.approx(result["a"]["nelbo"]["value"] - result["b"]["nelbo"]["value"])
+    assert result["difference"]["error"] <= 0.3
+    assert "A − B, paired" in " ".join(out.split())
 
 
 def test_other_data_of_the_same_space(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,6 +407,28 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "nowhere/a.npz: the folder ",
     ),
     "no draws": (lambda f: ["evaluate", f / "run", "--draws", 0], "draws=0 and cells=1000 came; both must be at least 1"),
+    "a target and a sweep": (
+        lambda f: ["evaluate", f / "run", "--sweep", "--error", 0.1],
+        "--error came with a full sweep (--sweep, --draws, --cells); leave one out",
+    ),
+    "two targets": (
+        lambda f: ["evaluate", f / "run", "--visits", 4, "--item-error", 0.1],
+        "visits and item_error came together; give one of them",
+    ),
+    "a target of nothing": (lambda f: ["evaluate", f / "run", "--error", 0], "target_error=0.0 came; give a positive number"),
+    "a T and none": (
+        lambda f: ["evaluate", f / "run", "--steps", 5, "--continuous"],
+        "--steps 5 came with --continuous; give one of them",
+    ),
+    "scores of another kind": (
+        lambda f: ["evaluate", f / "run", "--per-item", f / "scores.txt"],
+        "scores.txt came; scores are written as .csv or .npz",
+    ),
+    "a missing plan": (lambda f: ["evaluate", f / "run", "--plan", f / "no.json"], "no.json does not exist"),
+    "two runs and a sweep": (
+        lambda f: ["evaluate", f / "run", f / "run", "--sweep"],
+        "two runs came with --sweep, --draws, --cells, --per-item, --item-error, --visits or --plan",
+    ),
     "no cells": (lambda f: ["evaluate", f / "run", "--cells", 0], "cells=0 came; both must be at least 1"),
     "betas without T": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--schedule.kind", "cosine"),

@@ -3,6 +3,7 @@
 Bad input ends with a message that says what came, what was expected and what to do, and exit status 2.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,8 +187,6 @@ def _console() -> Any:
 
 
 def _demo(command: Demo) -> dict[str, Any]:
-    import dataclasses
-
     from diffusional.demo import demo
     from diffusional.training.recipes import digits
 
@@ -341,7 +340,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
             max_evaluations=command.max_evaluations,
             audit=not command.no_audit,
             draws=command.draws,
-            cells=command.cells or 1000,
+            cells=1000 if command.cells is None else command.cells,
             records=None if sweep else command.run,
             progress=watch,
         )
@@ -356,8 +355,9 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     )
     if command.per_item is not None:
         _write_scores(command.per_item, result)
-    # The run keeps the evaluation of its own splits as it is by default; any other goes where --json says.
-    if command == Evaluate(run=command.run, split=command.split, json=command.json, per_item=command.per_item):
+    # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
+    plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
+    if dataclasses.replace(command, per_item=None, json=None) == plain:
         save_json(command.run / f"evaluation-{split}.json", out)
     return out
 

@@ -256,7 +256,9 @@ class Wiener:
     name = "wiener"
 
     def __init__(self, mean: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
-        self.mean, self.eigenvalues, self.eigenvectors = mean.double(), eigenvalues.double(), eigenvectors.double()
+        self.mean, self.eigenvalues = mean.double(), eigenvalues.double()
+        # As a file gives it back: products of another layout differ in the last bit.
+        self.eigenvectors = eigenvectors.double().contiguous()
 
     @classmethod
     def fit(cls, x: Tensor) -> "Wiener":

@@ -165,7 +165,7 @@ def regridded(model: DiffusionModel, steps: int | Literal["continuous"]) -> Diff
     """
     wanted = None if steps == "continuous" else steps
     if wanted is not None and wanted < 2:
-        raise DiffusionalError(f'steps={steps} came; give T ≥ 2, or "continuous"')
+        raise DiffusionalError(f'steps={steps} came; give T ≥ 2 latents, or "continuous"')
     if model.steps is not None and model.steps != wanted:
         warnings.warn(
             f"the model has T = {model.steps} and is evaluated at "

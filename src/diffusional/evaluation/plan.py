@@ -134,8 +134,9 @@ class Plan:
         """Learn a plan from a pilot of `evaluations` on (training) data (N, *space.shape), encoded.
 
         The first 30 % visit all cells alike, the rest as these suggest. With `like`, the plan of another model with the same
-        levels learned on the same data, the probabilities are that plan's, so that the same noise leads to the same visits. Raises DiffusionalError for a pilot of fewer than 100
-        evaluations, data that the space refuses, and costs that are not finite.
+        levels learned on the same data, the probabilities are that plan's, so that the same noise leads to the same visits.
+        Raises DiffusionalError for a pilot of fewer than 100 evaluations, data that the space refuses, and costs that are not
+        finite.
 
         >>> from diffusional import exact, schedule, Continuous, DiffusionModel, GaussianDiffusion, likelihood
         >>> world = exact.Gaussian(torch.zeros(1), torch.eye(1))
