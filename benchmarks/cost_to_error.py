@@ -77,16 +77,20 @@ def plan_for(
     return plan
 
 
-def means(model: DiffusionModel, plan: Plan, x: Tensor, each: int, repeats: int) -> tuple[list[float], Tensor]:
-    """The data set's mean NELBO of every repeat, and the variance of one draw of every item (N,), pooled."""
-    values, variance = [], torch.zeros(len(x), dtype=torch.float64)
-    for seed in range(repeats):
-        draws = Draws(model, plan, x, seed=10_000 + seed)
-        draws.extend(torch.arange(len(x)), torch.full((len(x),), each))
-        values.append(draws.nelbo().value)
-        records, filled = draws.parts(torch.arange(len(x)))
-        variance += draws.spread(records.kl + records.reconstruction, filled)[1] * each / repeats
-    return values, variance
+def means(
+    model: DiffusionModel, plan: Plan, x: Tensor, each: int, repeats: int, seed: int
+) -> tuple[list[float], Tensor]:
+    """The data set's mean NELBO of every repeat, and the variance of one draw of every item (N,).
+
+    An item's draws are independent: `each` of them at a time are as many repeats.
+    """
+    draws = Draws(model, plan, x, seed)
+    everything = torch.arange(len(x))
+    draws.extend(everything, torch.full((len(x),), each * repeats))
+    records, filled = draws.parts(everything)
+    values = records.kl + records.reconstruction
+    by_repeat = values.view(len(x), repeats, each).mean((0, 2)) + draws.known().mean()
+    return by_repeat.tolist(), draws.spread(values, filled)[1] * each * repeats
 
 
 @torch.inference_mode()
@@ -122,6 +126,10 @@ def main() -> None:
     parser.add_argument("--sweep-items", type=int, default=None)
     parser.add_argument("--sweeps", type=int, default=4)
     parser.add_argument("--pilots", type=int, nargs="+", default=[1000, 1500, 3000])
+    parser.add_argument(
+        "--plan-count", type=int, default=4, help="plans, each from a pilot of its own, behind every row"
+    )
+    parser.add_argument("--plans", nargs="+", default=[""], help="only the plans whose names begin so")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if not options.run.exists():
@@ -151,20 +159,29 @@ def main() -> None:
         }
         print(name, {k: round(v, 5) if isinstance(v, float) else v for k, v in rows[name].items()}, flush=True)
 
+    full: list[float] = []
     for name, parts in PLANS.items():
-        plans = [plan_for(model, reference, max(options.pilots), seed, parts) for seed in range(4)]
+        if not any(name.startswith(wanted) for wanted in options.plans):
+            continue
+        plans = [plan_for(model, reference, max(options.pilots), seed, parts) for seed in range(options.plan_count)]
         spreads, variances = [], []
-        for plan in plans:
-            values, variance = means(model, plan, x, options.each, -(-options.repeats // len(plans)))
+        for seed, plan in enumerate(plans):
+            values, variance = means(model, plan, x, options.each, -(-options.repeats // len(plans)), seed)
             spreads.append(statistics.variance(values))
             variances.append(float(variance.mean()))
         note(name, options.each, math.sqrt(statistics.fmean(spreads)), len(x), statistics.fmean(variances))
+        full = variances if name.startswith("plan") else full
     for pilot in options.pilots:
-        plans = [
-            plan_for(model, reference, pilot, 50 + seed, PLANS["plan: importance + constants + both"])
-            for seed in range(6)
-        ]
-        variances = [float(means(model, plan, x, 8, 2)[1].mean()) for plan in plans]
+        # The largest pilot's plans have been at work above.
+        plans = (
+            []
+            if pilot == max(options.pilots)
+            else [
+                plan_for(model, reference, pilot, 50 + seed, PLANS["plan: importance + constants + both"])
+                for seed in range(6)
+            ]
+        )
+        variances = [float(means(model, plan, x, 16, 1, 9)[1].mean()) for plan in plans] or full
         k = statistics.fmean(variances) / bit**2 / size / TARGET**2
         rows[f"pilot of {pilot}"] = {
             "K for ±0.01": k,
