@@ -312,19 +312,19 @@ def test_a_score_is_the_items_own(
 def test_every_items_error_is_reached() -> None:
     model, x = discrete(), levels(20)
     plan = plan_for(model)
-    result = evaluate(model, x, item_error=0.3, unit="nats", plan=plan)
+    result = evaluate(model, x, item_error=1.0, unit="nats", plan=plan)
     assert result.reached
-    assert bool((result.per_item["error"] <= 0.3).all())
+    assert bool((result.per_item["error"] <= 1.0).all())
     taken = result.per_item["draws"]
     assert int(taken.min()) >= 8
     assert taken.unique().numel() > 1  # as many as each needs
-    tight = evaluate(model, x, item_error=0.15, unit="nats", plan=plan)
+    tight = evaluate(model, x, item_error=0.5, unit="nats", plan=plan)
     assert bool((tight.per_item["draws"] >= taken).all())
     # To within 40 % of what it takes: no more than the last step.
     assert 1.5 < float(tight.per_item["draws"].double().mean() / taken.double().mean()) < 6
-    bits = evaluate(model, x, item_error=0.3 / (4 * math.log(2)), plan=plan)
+    bits = evaluate(model, x, item_error=1.0 / (4 * math.log(2)), plan=plan)
     assert torch.equal(bits.per_item["draws"], taken)
-    assert not evaluate(model, x, item_error=0.15, unit="nats", plan=plan, max_evaluations=500).reached
+    assert not evaluate(model, x, item_error=0.5, unit="nats", plan=plan, max_evaluations=500).reached
 
 
 # Cut off, and taken up again.
@@ -342,7 +342,7 @@ class Patience:
             raise KeyboardInterrupt
 
 
-MODES = [{"target_error": 0.05}, {"visits": 7}, {"item_error": 0.3}, {"target_error": 0.01, "max_evaluations": 1001}]
+MODES = [{"target_error": 0.2}, {"visits": 7}, {"item_error": 1.0}, {"target_error": 0.01, "max_evaluations": 601}]
 
 
 def exactly(a: Evaluation, b: Evaluation) -> None:
@@ -361,7 +361,7 @@ def test_what_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, mon
     whole = evaluate(model, x, plan=plan, progress=calls.append, **arguments)
     assert len(calls) > 4
     rows(model)
-    for i, calls_made in enumerate((1, 2, 4, len(calls) // 2, len(calls) - 1)):
+    for i, calls_made in enumerate((1, 2, len(calls) // 2, len(calls) - 1)):
         path = tmp_path / f"{i}.safetensors"
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, x, plan=plan, records=path, progress=Patience(calls_made), **arguments)
@@ -381,14 +381,14 @@ def test_a_network_that_breaks_off_leaves_its_records(tmp_path: Path, monkeypatc
     monkeypatch.setattr(evaluation, "_SAVE_EVERY", -1.0)
     model, x, path = discrete(), levels(), tmp_path / "records.safetensors"
     plan = plan_for(model)
-    whole = evaluate(model, x, target_error=0.05, plan=plan)
+    whole = evaluate(model, x, target_error=0.2, plan=plan)
     rows(model)
     model.denoiser.module.stop = whole.nelbo.network_evaluations - 50
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, x, target_error=0.05, plan=plan, records=path)
+        evaluate(model, x, target_error=0.2, plan=plan, records=path)
     model.denoiser.module.stop = math.inf
     rows(model)
-    exactly(evaluate(model, x, target_error=0.05, plan=plan, records=path), whole)
+    exactly(evaluate(model, x, target_error=0.2, plan=plan, records=path), whole)
     assert rows(model) < 59 + 50 + 37
 
 
@@ -399,11 +399,11 @@ def test_a_folder_keeps_records_until_the_target_is_reached(tmp_path: Path, monk
     plan = plan_for(model)
     for seed in (0, 1):
         with pytest.raises(KeyboardInterrupt):
-            evaluate(model, x, target_error=0.05, plan=plan, records=tmp_path, seed=seed, progress=Patience(4))
+            evaluate(model, x, target_error=0.2, plan=plan, records=tmp_path, seed=seed, progress=Patience(4))
     assert len(list(tmp_path.iterdir())) == 2
     exactly(
-        evaluate(model, x, target_error=0.05, plan=plan, records=tmp_path, seed=1),
-        evaluate(model, x, target_error=0.05, plan=plan, seed=1),
+        evaluate(model, x, target_error=0.2, plan=plan, records=tmp_path, seed=1),
+        evaluate(model, x, target_error=0.2, plan=plan, seed=1),
     )
     assert len(list(tmp_path.iterdir())) == 1
 
