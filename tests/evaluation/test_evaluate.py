@@ -249,21 +249,11 @@ def test_an_absurd_budget_is_refused_or_kept(budget: int, audit: bool) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"visits": 6}, {"item_error": 1e-3}], ids=lambda a: "-".join(a))
-@pytest.mark.parametrize(
-    "budget",
-    [
-        pytest.param(
-            budget, marks=pytest.mark.xfail(strict=True, reason="no item, or a single one: no error, but a NaN")
-        )
-        for budget in (1, 2, 3, 60, 61)
-    ]
-    + [70, 71],
-)
+@pytest.mark.parametrize("budget", [1, 2, 3, 60, 61, 70, 71])
 def test_an_absurd_budget_for_every_item_is_refused_or_kept(budget: int, arguments: dict[str, Any]) -> None:
     refused_or_kept(budget, arguments)
 
 
-@pytest.mark.xfail(strict=True, reason="the budget goes to the first items of the data, which are no random part")
 @pytest.mark.parametrize(
     "arguments", [{"visits": 50, "max_evaluations": 1000}, {"item_error": 0.05, "max_evaluations": 160}]
 )
@@ -504,9 +494,9 @@ def test_a_level_that_the_pilot_has_not_seen_is_named(arguments: dict[str, Any])
     model, x, reference = spiked(SPIKE)
     result = evaluate(model, x, reference=reference, **arguments)
     assert not result.reached
-    named = [text for text in result.caveats if text.startswith(f"level {SPIKE} cost +")]
+    named = [text for text in result.caveats if text.startswith(f"level {SPIKE} cost ")]
     assert len(named) == 1
-    assert re.search(r"level 20 cost \+(2\d|3\d)(\.\d)? nats more than the plan expects there", named[0])
+    assert re.search(r"level 20 cost \+?(2\d|3\d)(\.\d)? nats more than the plan expects there", named[0])
     assert plain(result)["caveats"] == list(result.caveats)
     assert result.provenance["evaluations"]["audit"] == 200
     # Without the audit nobody looks there.
@@ -611,7 +601,7 @@ def test_models_of_continuous_time_take_any_grid_quietly() -> None:
         ({"target_error": 0.1, "draws": 2}, "draws=2 came with target_error; draws are sweeps"),
         ({"visits": 4, "draws": 2}, "draws=2 came with visits; draws are sweeps"),
         ({"max_evaluations": 100}, "max_evaluations=100 came for a full sweep; give target_error with it"),
-        ({"plan": None, "records": "x"}, "a plan or records came without a target"),
+        ({"plan": None, "records": "x"}, "a plan.* or records came without a target"),
         ({"steps": 1, "visits": 2}, "steps=1 came; give T ≥ 2"),
         ({"visits": 2, "condition": torch.ones(3, 1)}, "3 conditions came for 30 items; give one for each"),
         (
@@ -620,7 +610,7 @@ def test_models_of_continuous_time_take_any_grid_quietly() -> None:
         ),
         ({"visits": 2, "data": torch.full((2, 4), 0.3)}, "item 0 has the value 0.3, which is none of the 5 levels"),
         ({"visits": 2, "plan": Plan.uniform(discrete(61))}, "the plan was learned for"),
-        ({"plan": Plan.uniform(discrete(60))}, "a plan or records came without a target"),
+        ({"plan": Plan.uniform(discrete(60))}, "a plan.* or records came without a target"),
         ({"visits": 2, "steps": 61, "plan": Plan.uniform(discrete(60))}, "the plan was learned for"),
     ],
 )
