@@ -292,7 +292,9 @@ def _plan(record: "RunRecord", model: "DiffusionModel", command: Evaluate) -> "t
         return None, None
     plan = Plan.fit(model, reference, seed=command.seed)
     plan.save(path)
-    _console().print(f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data")
+    _console().print(
+        f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data", soft_wrap=True
+    )
     return plan, reference
 
 
@@ -306,12 +308,17 @@ def _why(record: dict[str, Any]) -> str:
 
 def _evaluate(command: Evaluate) -> dict[str, Any]:
     from diffusional.evaluation import evaluate
-    from diffusional.evaluation.evaluation import regridded
+    from diffusional.evaluation.evaluation import check_targets, regridded
     from diffusional.files import save_json
     from diffusional.report.tables import ledger_table
     from diffusional.training.run import load, read_run
 
     _check_evaluate(command)
+    sweep = command.sweep or command.draws is not None or command.cells is not None
+    target = 0.01 if command.error is None and command.visits is None and command.item_error is None else command.error
+    if not sweep:
+        # Before anything is learned or written.
+        check_targets(target, command.visits, command.item_error, command.max_evaluations, None)
     record = read_run(command.run)
     model = load(command.run).to(_device())
     if command.steps is not None or command.continuous:
@@ -320,8 +327,6 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     name, split, x = _items(record, command)
     if command.other is not None:
         return _compare(command, record, model, name, split, x)
-    sweep = command.sweep or command.draws is not None or command.cells is not None
-    target = 0.01 if command.error is None and command.visits is None and command.item_error is None else command.error
     plan = reference = None
     if not sweep:
         plan, reference = _plan(record, model, command)

@@ -267,7 +267,6 @@ def test_what_a_budget_allows_is_a_random_part(arguments: dict[str, Any]) -> Non
     assert abs(result.nelbo.value - sum(costs(x.numpy())).mean()) < 4 * result.nelbo.error
 
 
-@pytest.mark.xfail(strict=True, reason="the budget is looked at when the pilot has been flown")
 def test_a_pilot_is_not_flown_on_a_budget_that_it_would_exceed() -> None:
     model = discrete()
     with pytest.raises(DiffusionalError, match=r"a budget of 2000 evaluations came|max_evaluations=2000 came"):
@@ -400,7 +399,6 @@ def test_a_folder_keeps_records_until_the_target_is_reached(tmp_path: Path, monk
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the tag holds the plan's last bits, which a second pilot need not have")
 def test_a_pilot_flown_again_finds_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linear algebra is the same to the last bit only where memory is laid out alike: one refit in five differs by 1e-16."""
     path, fit, calls = tmp_path / "records.safetensors", Plan.fit, count()
@@ -440,11 +438,7 @@ def foreign() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "what",
-    ["data", "order", "seed", "weights", "plan"]
-    + [
-        pytest.param(what, marks=pytest.mark.xfail(strict=True, reason=f"the records' tag doesn't tell the {what}"))
-        for what in ("condition", "variance", "decoder")
-    ],
+    ["data", "order", "seed", "weights", "plan", "condition", "variance", "decoder"],
 )
 def test_records_of_another_evaluation_are_refused(what: str, tmp_path: Path) -> None:
     path, plan = tmp_path / "records.safetensors", plan_for(discrete())

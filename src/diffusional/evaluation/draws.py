@@ -15,10 +15,12 @@ With several processes (torch.distributed) each visits its share of the items, a
 """
 
 import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
-from diffusional.evaluation.provenance import as_seen
+from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate
 from diffusional.models.diffusion import DiffusionModel
@@ -197,8 +199,10 @@ class Draws:
         mean, _ = self.spread(values, filled)
         j = filled.sum(1, keepdim=True)
         q = (values - mean[:, None]).square() * filled / (j * (j - 1))
-        total, fourth = float(q.sum()), float(q.square().sum())
-        return 3 * total**2 / fourth * float((j - 1).sum() / j.sum()) if fourth > 0 else math.inf
+        within = _sharing(q) * float((j - 1).sum() / j.sum())
+        # Where items stand for others, so do their deviations from each other.
+        between = _sharing((mean - mean.mean()).square()) if len(mean) < len(self.data) else math.inf
+        return min(within, between)
 
     def item_errors(self) -> Tensor:
         """Standard error (n,) of every visited item's own NELBO: its own spread, and the plan's as if it were four draws."""
@@ -206,10 +210,34 @@ class Draws:
         mean, _ = self.spread(records.kl + records.reconstruction, filled)
         j = filled.sum(1)
         squares = ((records.kl + records.reconstruction - mean[:, None]).square() * filled).sum(1)
-        pooled = (_PRIOR_DRAWS * self.plan.draw_variance + squares) / (_PRIOR_DRAWS + j - 1)
+        prior = _PRIOR_DRAWS if self.plan.draw_variance > 0 else 0
+        pooled = (prior * self.plan.draw_variance + squares) / (prior + j - 1)
         return (pooled / j).sqrt()
 
     # On disk.
+
+    def tag(self, about: Mapping[str, Any]) -> str:
+        """What the records belong to: data, weights, model, plan, seed and conditions. `about` is their provenance."""
+        model, plan = self.model, self.plan
+        # A pilot flown again finds the same plan, to rounding: what it was learned from says which it is.
+        learned = (
+            json.dumps(plan.provenance, sort_keys=True) if plan.provenance.get("method") == "pilot" else plan.sha256()
+        )
+        options = {k: v for k, v in vars(model.likelihood).items() if isinstance(v, int | float | str | None)}
+        condition = {} if self.condition is None else {"condition": self.condition}
+        return json.dumps(
+            [
+                about["data_sha256"],
+                about["weights_sha256"],
+                model.variance,
+                type(model.likelihood).__name__,
+                {k: v for k, v in options.items() if not k.startswith("_") and k != "training"},
+                learned,
+                self.keys[0].hex(),
+                tensor_hash(condition),
+            ],
+            sort_keys=True,
+        )
 
     def save(self, path: Path, tag: str) -> None:
         """Write all records; `tag` says what they belong to."""
@@ -238,3 +266,9 @@ class Draws:
             )
         self.count, self.goal, self._cell = tensors["count"], tensors["goal"], tensors["cell"]
         self._kl, self._reconstruction = tensors["kl"], tensors["reconstruction"]
+
+
+def _sharing(squares: Tensor) -> float:
+    """How many normal numbers would have squares as unequal as these: 3 (Σ q)²/Σ q²."""
+    fourth = float(squares.square().sum())
+    return 3 * float(squares.sum()) ** 2 / fourth if fourth > 0 else math.inf

@@ -29,16 +29,18 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.plan import Plan, Visits
+from diffusional.evaluation.plan import PILOT, Plan, Visits
 from diffusional.evaluation.provenance import provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
-from diffusional.ledger import Estimate, per_unit
+from diffusional.ledger import UNITS, Estimate, per_unit
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
 
 # The first look: this many items, if there are as many, and draws of each.
 _FIRST_ITEMS, _FIRST_DRAWS = 256, 2
+# Where the error seen is below it, the plan's expectation counts as so many degrees of freedom in the rule that stops.
+_PLAN_FREEDOM = 256
 # Few items are drawn more often, for as many degrees of freedom.
 _FREEDOM = 60
 # An item's own error is believed from this many draws on.
@@ -126,22 +128,28 @@ def evaluate(
     model.space.check(data)
     if condition is not None and len(condition) != len(data):
         raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
-    _check_targets(target_error, visits, item_error, max_evaluations, draws)
+    if unit not in UNITS:
+        raise DiffusionalError(f"unit={unit!r} came; expected one of {', '.join(UNITS)}")
+    check_targets(target_error, visits, item_error, max_evaluations, draws)
     if steps is not None:
         model = regridded(model, steps)
     was_training = model.training
     model.eval()
     try:
         if target_error is None and visits is None and item_error is None:
-            if plan is not None or records is not None:
+            if plan is not None or records is not None or reference is not None:
                 raise DiffusionalError(
-                    "a plan or records came without a target: give target_error, visits or item_error"
+                    "a plan, reference data or records came without a target: give target_error, visits or item_error"
                 )
             with torch.inference_mode():
                 bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
                 return sweep(model, data, seed, draws, cells, condition, bar)
         pilot = 0
         if plan is None:
+            if max_evaluations is not None and max_evaluations <= PILOT:
+                raise DiffusionalError(
+                    f"a budget of {max_evaluations} evaluations came; the pilot alone takes {PILOT}: give a plan, or raise it"
+                )
             if condition is not None and reference is not None:
                 raise DiffusionalError(
                     "conditions came with reference data, whose conditions are not known: give a plan"
@@ -176,13 +184,14 @@ def regridded(model: DiffusionModel, steps: int | Literal["continuous"]) -> Diff
     return model.regrid(wanted)
 
 
-def _check_targets(
+def check_targets(
     target_error: float | None,
     visits: int | None,
     item_error: float | None,
     max_evaluations: int | None,
     draws: int | None,
 ) -> None:
+    """Raise DiffusionalError for targets that make no sense, or don't go together."""
     given = [
         name
         for name, v in (("target_error", target_error), ("visits", visits), ("item_error", item_error))
@@ -220,9 +229,7 @@ class Task:
         model = self.draws.model
         about = provenance(model, self.draws.data, 0)
         self._about = about
-        self._tag = ":".join(
-            [about["data_sha256"], about["weights_sha256"], self.draws.plan.sha256(), self.draws.keys[0].hex()]
-        )
+        self._tag = self.draws.tag(about)
         self._path = None if self.records is None else Path(self.records)
         self._temporary = self._path is not None and self._path.is_dir()
         if self._path is not None and self._temporary:
@@ -253,13 +260,13 @@ class Task:
         if audit:
             wanted = None if target is None else target * nats
             caveats += self.audit(wanted)
-        everything = torch.arange(n)
         if visits is not None:
-            allowed = self._afford(everything, torch.full((n,), visits))
-            self._extend(everything, allowed)
+            allowed = self._afford(draws.order, torch.full((n,), visits))
+            self._extend(draws.order, allowed)
+            self._some_visited()
             enough = bool((draws.count >= visits).all())
         elif target is not None:
-            enough = self.to_error([draws], draws.nelbo, target * nats, n if every_item else _FIRST_ITEMS)
+            enough = self.to_error([draws], self._cautious, target * nats, n if every_item else _FIRST_ITEMS)
         else:
             assert item_error is not None
             enough = self._to_item_error(item_error * nats)
@@ -284,11 +291,7 @@ class Task:
             allowed = self._afford(order[:items], wanted)
             for one in every:
                 self._extend(order[:items], allowed, one)
-            if len(draws.visited()) < 2 or int(draws.count.max()) < 2:
-                raise DiffusionalError(
-                    f"a budget of {self.budget} evaluations came; the pilot, the audit and two draws of a few items need more: "
-                    f"{self.spent + 2 * first} at the least. Give a plan, leave out the audit, or raise it"
-                )
+            self._some_visited()
             now = estimate()
             self._estimate = now
             self._tell(now, target)
@@ -302,15 +305,40 @@ class Task:
             else:
                 each = max(each + 1, min(math.ceil(1.02 * each * ratio), 4 * each))
 
+    def _some_visited(self) -> None:
+        """Raise where the budget was too small for any estimate."""
+        few = min(2, len(self.draws.data))
+        if len(self.draws.visited()) < few:
+            raise DiffusionalError(
+                f"a budget of {self.budget} evaluations came; the pilot and the audit took {self.spent}, and two draws of "
+                f"{few} items are needed. Give a plan, leave out the audit, or raise it"
+            )
+
+    def _cautious(self) -> Estimate:
+        """The NELBO with the error that stopping goes by: the one seen or, where that is less, the plan's say in it.
+
+        Draws that met no rare cost give a low estimate and a low error at once; to stop where the error seen is low would favour
+        them. What the plan expects of the error knows nothing of these draws; it counts as _PLAN_FREEDOM degrees of freedom.
+        """
+        draws, seen = self.draws, self.draws.nelbo()
+        if draws.plan.provenance.get("method") != "pilot":
+            return seen
+        j = draws.count[draws.visited()].double()
+        expected = draws.plan.draw_variance * float((1 / j).sum()) / len(j) / len(draws.data)
+        freedom = float((j - 1).sum())
+        blend = (_PLAN_FREEDOM * expected + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
+        return replace(seen, error=max(seen.error, math.sqrt(blend)))
+
     def _to_item_error(self, target: float) -> bool:
         """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""
         draws = self.draws
-        left = torch.arange(len(draws.data))
+        left = draws.order
         each = _ITEM_DRAWS
         while len(left):
             wanted = torch.full((len(left),), each)
             allowed = self._afford(left, wanted)
             self._extend(left, allowed)
+            self._some_visited()
             errors = torch.full((len(draws.data),), math.inf, dtype=torch.float64)
             errors[draws.visited()] = draws.item_errors()
             if bool((allowed < wanted).any()):
@@ -337,7 +365,7 @@ class Task:
         def after(_: int) -> None:
             if self.watch is not None:
                 ahead = int((extended.goal - extended.count).clamp(min=0).sum())
-                self.watch(Progress(self._estimate, self.spent, self.spent + ahead))
+                self._watched(self._estimate, self.spent + ahead)
             if self._path is not None and time.monotonic() - self._saved > _SAVE_EVERY:
                 self._save()
 
@@ -354,7 +382,11 @@ class Task:
         if self.watch is not None:
             drawn = self.draws.evaluations
             factor = 1.0 if now is None or target is None else max(1.0, (now.error / target) ** 2)
-            self.watch(Progress(now, self.spent, self.spent - drawn + math.ceil(drawn * factor)))
+            self._watched(now, self.spent - drawn + math.ceil(drawn * factor))
+
+    def _watched(self, now: Estimate | None, expected: int) -> None:
+        assert self.watch is not None
+        self.watch(Progress(now, self.spent, expected if self.budget is None else min(expected, self.budget)))
 
     def audit(self, target: float | None) -> list[str]:
         """Visit every level once, at random items: sentences on costs that the plan doesn't expect."""
@@ -386,10 +418,11 @@ class Task:
         share = (model.levels / count if model.levels is not None else 1 / count) * left
         matters = 0.5 * (target if target is not None else 0.01 * per_unit("bits/dim", model.space.dimensions))
         found = ((left.abs() > _OUT * plan.scale[cell]) & (share.abs() > matters)).nonzero().squeeze(1)
+        worst = found[share[found].abs().argsort(descending=True)][:3]
         return [
-            f"level {level[i].item():g} cost {float(left[i]):+.3g} nats more than the plan expects there (± "
-            f"{float(plan.scale[cell[i]]):.2g}): learn the plan again, on data like these, or sweep"
-            for i in found.tolist()[:3]
+            f"level {level[i].item():g} cost {abs(float(left[i])):.3g} nats {'more' if left[i] > 0 else 'less'} than the plan "
+            f"expects there (± {float(plan.scale[cell[i]]):.2g}): learn the plan again, on data like these, or sweep"
+            for i in worst.tolist()
         ]
 
     def result(self, caveats: list[str]) -> Evaluation:

@@ -41,8 +41,9 @@ PILOT, CELLS, _EVEN = 3000, 32, 0.3
 FLOOR = 0.1
 # How many draws of its own a cell needs to outweigh the others.
 _SHRINK = 10.0
-# Its neighbours: so many cells on either side.
+# Its neighbours: so many cells on either side. No cell's share is taken for less than this part of the largest of theirs.
 _AROUND = 2
+_LEAST_OF_AROUND = 0.6
 # Gauss–Legendre nodes for each stretch of a cell in continuous time, and the longest stretch in γ.
 _NODES, _STRETCH = 4, 0.25
 # Rows of one network call.
@@ -272,7 +273,9 @@ class Plan:
             controls = tuple(KINDS[name].from_state(model.space, state) for name, state in states.items())
             own = {name: tensors[name] for name in _NUMBERS}
             plan = cls(**own, controls=controls, provenance=record["provenance"])
-            intact = plan.sha256() == record["sha256"]
+            said = {name: record[name] for name in ("edges", "mass", "constant", "scale")}
+            said |= {name: list(record[name].values()) for name in ("expected", "drawn")}
+            intact = plan.sha256() == record["sha256"] and all(own[name].tolist() == said[name] for name in _NUMBERS)
         except (KeyError, TypeError, AssertionError) as error:
             raise DiffusionalError(f"{path} is no plan for this model ({error}); learn one again") from error
         if not intact:
@@ -443,6 +446,8 @@ def _fit(
     learned = {
         "method": "pilot",
         "evaluations": evaluations,
+        "cells": cells,
+        "controls": [control.name for control in controls],
         "seed": seed,
         "data_sha256": fingerprint(model.space, data),
         "weights_sha256": tensor_hash(model.state_dict()),
@@ -559,9 +564,13 @@ def _informed(scale: Tensor, count: Tensor, seen: Tensor, known: Tensor) -> Tens
 
 
 def _smoothed(share: Tensor, count: Tensor) -> Tensor:
-    """Each cell's share, lent to by its neighbours (the reconstruction excepted) as if they were _SHRINK draws."""
+    """Each cell's share, lent to by its neighbours (the reconstruction excepted) as if they were _SHRINK draws, and at least
+    a part of the largest of four around it: a pilot that met no rare cost in a cell has met its like next to it.
+    """
     squares = share[1:].square()
     around = torch.nn.functional.pad(squares[None, None], (1, 1), mode="replicate")[0, 0]
     lent = 0.5 * (around[:-2] + around[2:])
-    mixed = (count[1:] * squares + _SHRINK * lent) / (count[1:] + _SHRINK)
-    return torch.cat([share[:1], mixed.sqrt()])
+    mixed = ((count[1:] * squares + _SHRINK * lent) / (count[1:] + _SHRINK)).sqrt()
+    wide = torch.nn.functional.pad(mixed[None, None], (2, 2), mode="replicate")[0, 0]
+    most = torch.stack([wide[:-4], wide[1:-3], wide[3:-1], wide[4:]]).max(0).values
+    return torch.cat([share[:1], torch.maximum(mixed, _LEAST_OF_AROUND * most)])

@@ -151,7 +151,7 @@ def _sweep(
         nonlocal done
         done += rows
         if progress is not None:
-            progress(done, len(mine) * levels * draws)
+            progress(done, len(mine) * draws * (levels + _RECONSTRUCTIONS * model.likelihood.uses_network))
 
     n = len(data)
     by_level, level_variance = (torch.zeros(n, levels, dtype=torch.float64) for _ in range(2))
@@ -166,6 +166,8 @@ def _sweep(
         if draws > 1:
             kl_variance[rows], level_variance[rows] = sweeps.sum(2).var(0) / draws, sweeps.var(0) / draws
         part = _reconstructions(model, x, some, draws, c)
+        if model.likelihood.uses_network:
+            advance(len(rows) * draws * _RECONSTRUCTIONS)
         cost[rows], cost_variance[rows] = part.mean.double(), part.variance.double()
     by_level, level_variance, kl_variance, cost, cost_variance = (
         processes.collect(values) for values in (by_level, level_variance, kl_variance, cost, cost_variance)
