@@ -1050,15 +1050,15 @@ FAULTS = [
     _fault(
         "evaluation/draws.py",
         "a third of the degrees of freedom",
-        "3 * total**2",
-        "total**2",
+        "3 * float(squares.sum()) ** 2",
+        "float(squares.sum()) ** 2",
         "evaluation/test_draws.py::test_normal_draws_have_a_degree_of_freedom_each_but_one",
     ),
     _fault(
         "evaluation/evaluation.py",
         "a target's unit taken twice",
-        "draws.nelbo, target * nats",
-        "draws.nelbo, target * nats**2",
+        "self._cautious, target * nats",
+        "self._cautious, target * nats**2",
         "evaluation/test_evaluate.py::test_the_target_is_reached_and_every_evaluation_counted",
     ),
     _fault(
