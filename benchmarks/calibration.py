@@ -1,6 +1,6 @@
 """Are the errors of `evaluate` true? Coverage of its 95 % intervals, and its reported error over the observed spread.
 
-    python benchmarks/calibration.py [--run DIR] [--evaluations 4000] [--cases NAME …] [--out benchmarks/results/calibration.json]
+    python benchmarks/calibration.py [--run DIR] [--evaluations 4000] [--jobs 1] [--cases WORD …] [--out benchmarks/results/calibration.json]
 
 An evaluation is `evaluate(model, data, plan=…, seed=s)` with a seed of its own; the data set, and four plans that share the
 evaluations between them, stay. The truth is the data set's mean NELBO: exact per item in the worlds (closed forms for linear
@@ -15,8 +15,8 @@ a long run of draws and a full sweep with several draws, which must agree, and w
 Cases differ in the world, in time (linear β with T = 1000, or continuous), and in how the draws are shared out:
 
     visits          a fixed number of draws of every item
-    first look      N = 1000 items, of which the first look's 256 are enough: two-stage sampling
-    part            N = 1000 items, of which as many are visited as the target takes, in two or three rounds
+    first look      N = 400 items, of which the first look's 256 are enough: two-stage sampling
+    part            N = 400 items, of which as many are visited as the target takes, in two or three rounds
     target          all items, in two or three rounds: the stopping rule at work; `factor` is the target over the first look's error
 
 An evaluation is `flagged` where it has caveats (an error that rests on few draws), or was not `reached`; flagged or not, all count.
@@ -38,7 +38,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +201,15 @@ def plans(model: df.DiffusionModel, reference: Tensor, condition: Tensor | None 
     return [Plan.fit(model, reference, seed=_PILOT + i, condition=condition) for i in range(PLANS)]
 
 
-def gaussian(steps: int | None, items: int, pilot: bool, options: dict[str, Any]) -> Case:
+def gaussian(steps: int | None, items: int, options: dict[str, Any], pilot: bool = True) -> Case:
     """A model that is wrong about its data."""
     world, other = gaussian_worlds()
     decoder = likelihood.GaussianLikelihood(df.Continuous((4,)))
     model = df.DiffusionModel(process(steps), other.denoiser("noise"), decoder)
     x = world.sample(items, generator()).float()
     reference = world.sample(2000, generator(2)).float()
-    chosen = plans(model, reference) if pilot else [Plan.uniform(model)]
     truth = true_costs(model, x, lambda x, gamma: linear_noise_errors(other, x, gamma)).mean()
+    chosen = plans(model, reference) if pilot else [Plan.uniform(model)]
     return Case(model, x, chosen, float(truth), options)
 
 
@@ -430,20 +432,33 @@ def cases(run: Path | None) -> dict[str, Callable[[], Case]]:
     """All cases by name; each is built when its turn comes."""
     look, budget = {"target_error": 1e9}, {"audit": True, "target_error": 1e9, "max_evaluations": 3000}
     return {
-        "gaussian, T = 1000, uniform plan, visits": lambda: gaussian(1000, 40, False, {"visits": 12}),
-        "gaussian, T = 1000, part": lambda: gaussian(1000, 1000, True, look).aiming(0.75),
-        "gaussian, continuous, target": lambda: gaussian(None, 20, True, look).aiming(0.62),
+        "gaussian, T = 1000, uniform plan, visits": lambda: gaussian(1000, 40, {"visits": 12}, pilot=False),
+        "gaussian, T = 1000, part": lambda: gaussian(1000, 400, look).aiming(0.85),
+        "gaussian, continuous, target": lambda: gaussian(None, 20, look).aiming(0.62),
         "mixture, D = 1, T = 1000, visits": lambda: mixture(1000, 1, 30, {"visits": 5}),
-        "mixture, D = 1, continuous, first look": lambda: mixture(None, 1, 1000, look),
+        "mixture, D = 1, continuous, first look": lambda: mixture(None, 1, 400, look),
         "mixture, D = 2, continuous, target": lambda: mixture(None, 2, 20, look).aiming(0.62),
-        "finite, D = 2, T = 1000, first look": lambda: finite(1000, 1000, look),
-        "finite, D = 2, T = 1000, target": lambda: finite(1000, 40, look).aiming(0.62),
+        "finite, D = 2, T = 1000, first look": lambda: finite(1000, 400, look),
+        "finite, D = 2, T = 1000, target": lambda: finite(1000, 20, look).aiming(0.62),
         "finite, D = 2, continuous, visits": lambda: finite(None, 20, {"visits": 4}),
-        "digits, T = 1000, visits": lambda: digits(run, 40, {"visits": 4}),
-        "digits, T = 1000, target": lambda: digits(run, 40, look).aiming(0.7),
+        "digits, T = 1000, visits": lambda: digits(run, 30, {"visits": 5}),
+        "digits, T = 1000, target": lambda: digits(run, 30, look).aiming(0.7),
         "rare level, always": lambda: rare(1.0, 60, budget).aiming(1.5),
         "rare level, in a tenth of the visits": lambda: rare(0.1, 60, budget).aiming(1.5),
     }
+
+
+def measure(name: str, run: Path | None, evaluations: int) -> dict[str, Any]:
+    """One case from data to books."""
+    rare_level, start = name.startswith("rare"), time.process_time()
+    case = cases(run)[name]()
+    built = time.process_time()
+    outcomes = repeat(case, evaluations // 4 if rare_level else evaluations)
+    took = time.process_time() - built
+    row = (rare_summary if rare_level else summary)(case, outcomes) | case.notes
+    row["milliseconds_per_evaluation"] = round(1e3 * took / len(outcomes.value), 1)
+    row["cpu_seconds"] = round(time.process_time() - start, 1)
+    return row
 
 
 def machine() -> dict[str, Any]:
@@ -470,10 +485,11 @@ def main() -> None:
         "--evaluations", type=int, default=4000, help="of each case; a quarter of it for the rare level"
     )
     parser.add_argument("--cases", nargs="+", metavar="WORD", help="only cases whose name has one of these words")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time, each on one thread")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "calibration.json")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
+    wanted = [name for name in cases(args.run) if not args.cases or any(word in name for word in args.cases)]
     record: dict[str, Any] = {
         "machine": machine(),
         "wanted": {"coverage": COVERAGE, "error_over_sd": RATIO, "rare: covered_or_flagged": RARE_COVERAGE},
@@ -481,20 +497,12 @@ def main() -> None:
         "cases": {},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name, build in cases(args.run).items():
-        if args.cases and not any(word in name for word in args.cases):
-            continue
-        rare_level, start = name.startswith("rare"), time.process_time()
-        case = build()
-        built = time.process_time()
-        outcomes = repeat(case, args.evaluations // 4 if rare_level else args.evaluations)
-        took = time.process_time() - built
-        row = (rare_summary if rare_level else summary)(case, outcomes) | case.notes
-        row["milliseconds_per_evaluation"] = round(1e3 * took / len(outcomes.value), 1)
-        row["cpu_seconds"] = round(time.process_time() - start, 1)
-        record["cases"][name] = row
-        print(f"{name}: {json.dumps(row)}", flush=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    with ProcessPoolExecutor(args.jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {name: pool.submit(measure, name, args.run, args.evaluations) for name in wanted}
+        for name, row in running.items():
+            record["cases"][name] = row.result()
+            print(f"{name}: {json.dumps(row.result())}", flush=True)
+            args.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written to {args.out}")
 
 

@@ -35,6 +35,7 @@ _NOISE = 16_000_000
 _RECONSTRUCTIONS = 4
 
 
+@torch.inference_mode()
 def sweep(
     model: DiffusionModel,
     data: Tensor,
