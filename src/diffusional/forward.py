@@ -183,6 +183,80 @@ class GaussianDiffusion(nn.Module):
         return torch.stack(path)
 
 
+class NonMarkovDiffusion(GaussianDiffusion):
+    """The family of MATH (14): the marginals q(z_t|x) of the forward diffusion, with its latents held together by η.
+
+    (Song, Meng & Ermon 2021.) Given x, the noises n_t = (z_t − α_t x)/σ_t are an autoregressive chain, read either way:
+
+        corr(n_s, n_t) = ρ_{s,t},   ρ²_{t−1,t} = 1 − η² v/σ²_{t−1},   ρ_{s,t} the product over the steps between
+        q_η(z_s | z_t, x) = N(α_s x + σ_s ρ n_t,  σ_s² (1 − ρ²) I)           for neighbours `ddim_at`
+        q_η(z_t | z_s, x) = N(α_t x + σ_t ρ n_s,  σ_t² (1 − ρ²) I)           by Bayes on the pair
+
+    with v the variance of MATH (3)'s q(z_{t−1}|z_t, x). η = 1 is the Markov chain, where the last line does not depend on x.
+    Below 1 it does: I(x; z_t | z_{t−1}) > 0, the negative control of MATH (12).
+
+    Raises DiffusionalError unless 0 < η ≤ 1: at η = 0 the informations are infinite.
+
+    >>> from diffusional import schedule
+    >>> process = NonMarkovDiffusion(schedule.linear(steps=10), eta=0.5)
+    >>> process.transition(torch.zeros(1, 2), 5, x=torch.ones(1, 2)).mean.shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(self, schedule: Schedule, eta: float) -> None:
+        super().__init__(schedule)
+        if not 0 < eta <= 1:
+            raise DiffusionalError(
+                f"eta={eta} came; give more than 0, where the latents fix each other and their information about x is "
+                "infinite, to 1, the Markov chain"
+            )
+        self.eta = eta
+
+    def regrid(self, steps: int | None) -> "NonMarkovDiffusion":
+        """The same γ(u) and η with another number of latents: another posterior, unless η = 1."""
+        return NonMarkovDiffusion(self.schedule.regrid(steps), self.eta)
+
+    def _log_rho2(self, s: Time, t: Time) -> Tensor:
+        """ln ρ²_{s,t} (B,) or (), float64: 0 for s = t."""
+        grid = self.schedule.grid()
+        lost = -torch.expm1(grid[:-1] - grid[1:])  # v/σ²_{t−1} of every step
+        total = torch.cat([grid.new_zeros(1), torch.log1p(-(self.eta**2) * lost).cumsum(0)])
+        return total[torch.as_tensor(t).long() - 1] - total[torch.as_tensor(s).long() - 1]
+
+    def transition(self, z: Items, t: Time, x: Items | None = None) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """q_η(z_t | z_{t−1} = z, x), t in 1 … T; q(z_1|x) for t = 1, where z is x. Without x it is no Gaussian."""
+        if x is None:
+            raise DiffusionalError(
+                "q(z_t|z_{t−1}) came without x; this posterior is not Markov: give transition(z, t, x)"
+            )
+        gamma_t, before = self.gamma(t), (torch.as_tensor(t) - 1).clamp(min=1)
+        log_rho2 = torch.where(torch.as_tensor(t) > 1, self._log_rho2(before, t), -torch.inf)
+        return _correlated(z, x, self.gamma(before), gamma_t, log_rho2)
+
+    def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Gaussian:
+        """q_η(z_s | z_t, x) for any 1 ≤ s < t ≤ T."""
+        gamma_s, gamma_t = self.gamma(s), self.gamma(t)
+        _increasing(gamma_s, gamma_t)
+        return _correlated(z_t, x, gamma_t, gamma_s, self._log_rho2(s, t))
+
+    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
+        """z_1 … z_T (T, B, *dims), walked from z_T ~ q(z_T|x) back by q_η(z_t|z_{t+1}, x), MATH (14)."""
+        steps = len(self.schedule.grid())
+        z = self.marginal(x, steps).sample(generator)
+        path = [z]
+        for t in range(steps - 1, 0, -1):
+            z = self.posterior(z, x, t).sample(generator)
+            path.append(z)
+        return torch.stack(path[::-1])
+
+
+def _correlated(z: Tensor, x: Tensor, gamma_z: Tensor, gamma: Tensor, log_rho2: Tensor) -> Gaussian:
+    """The latent at γ given z at γ_z and x, their noises correlated by ρ: N(α x + σ ρ (z − α_z x)/σ_z, σ² (1 − ρ²) I)."""
+    noise = (z - align(alpha(gamma_z), x) * x) / align(sigma(gamma_z), x)
+    mean = align(alpha(gamma), x) * x + align(sigma(gamma) * torch.exp(0.5 * log_rho2), x) * noise
+    return Gaussian(mean, align(logsigmoid(gamma.double()) + torch.log(-torch.expm1(log_rho2)), x))
+
+
 def _increasing(gamma_s: Tensor, gamma_t: Tensor) -> None:
     if not bool((gamma_s < gamma_t).all()):
         raise DiffusionalError("s ≥ t came; the earlier latent must have s < t")

@@ -1,0 +1,34 @@
+"""Mutual information of the forward diffusion, and the nat budget of the bound (MATH §3, §4).
+
+curve     I(x; z_t) along a schedule, before any training
+chain     the chain rules of a whole hierarchy, for Markov and non-Markov posteriors
+bound     upper bounds on the information of real data, from a trained denoiser's costs
+budget    each cost of the bound as information and gap
+aggregated  I(x; z) and KL[q(z) ‖ p(z)] of a learned posterior, over the whole training set
+"""
+
+from diffusional.information.aggregated import LatentInformation, aggregated
+from diffusional.information.bounds import InformationBound, bound
+from diffusional.information.budget import BudgetRow, NatBudget, Nats, budget
+from diffusional.information.chain import Chain, chain
+from diffusional.information.curve import Curve, curve
+from diffusional.information.draws import Draws
+from diffusional.information.finite import Points, points_of
+
+__all__ = [
+    "BudgetRow",
+    "Chain",
+    "Curve",
+    "Draws",
+    "InformationBound",
+    "LatentInformation",
+    "NatBudget",
+    "Nats",
+    "Points",
+    "aggregated",
+    "bound",
+    "budget",
+    "chain",
+    "curve",
+    "points_of",
+]

@@ -1,0 +1,94 @@
+"""Draws of every cost of MATH (8), level cell by level cell, for one model or for several under the same noise.
+
+The levels are cut into cells, and each draw visits one random level in every cell, weighted by how many it stands for
+(MATH (22)): a draw costs as many network evaluations as there are cells, whatever T, and its sum is an unbiased NELBO.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.information.finite import check_samples
+from diffusional.models.diffusion import DiffusionModel, batch_rows
+
+
+def cell_edges(model: DiffusionModel, cells: int) -> Tensor:
+    """First level of each cell, and T (C + 1,) int64: one level each where there are no more; in continuous time edges in u.
+
+    >>> from diffusional import Continuous, exact, likelihood, schedule
+    >>> from diffusional.forward import GaussianDiffusion
+    >>> world = exact.Gaussian(torch.zeros(1), torch.eye(1))
+    >>> process = GaussianDiffusion(schedule.linear(steps=10))
+    >>> model = DiffusionModel(process, world.denoiser(), likelihood.GaussianLikelihood(Continuous((1,))))
+    >>> cell_edges(model, cells=3).tolist(), cell_edges(model, cells=100).tolist()
+    ([1, 4, 7, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    """
+    if isinstance(cells, bool) or not isinstance(cells, int) or cells < 1:
+        raise DiffusionalError(f"cells={cells!r} came; cut the levels into at least 1")
+    if model.levels is None:
+        return torch.linspace(0, 1, cells + 1, dtype=torch.float64)
+    return torch.linspace(1, model.levels + 1, min(cells, model.levels) + 1, dtype=torch.float64).round().long()
+
+
+def edge_gammas(model: DiffusionModel, edges: Tensor) -> Tensor:
+    """γ (C + 1,) at the edges of cells, float64, on the CPU."""
+    schedule = model.process.schedule
+    gamma = schedule.gamma(edges) if model.steps is None else schedule.grid()[edges - 1]
+    return gamma.detach().cpu()
+
+
+def visit(edges: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """A level (n, C) in each cell, uniform, and the weight of each cell (C,)."""
+    width = (edges[1:] - edges[:-1]).double()
+    at = torch.rand(n, len(width), generator=generator, dtype=torch.float64) * width
+    return edges[:-1] + (at if edges.is_floating_point() else at.long()), width
+
+
+def like_model(model: DiffusionModel) -> Tensor:
+    """An empty tensor of the network's type and on its device; float64 without parameters."""
+    return next((p.detach()[:0] for p in model.denoiser.parameters()), torch.empty(0, dtype=torch.float64))
+
+
+@contextmanager
+def at_rest(models: Sequence[DiffusionModel]) -> Iterator[None]:
+    """Without dropout and without gradients."""
+    were = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for model, was in zip(models, were, strict=True):
+            model.train(was)
+
+
+def cost_draws(
+    models: Sequence[DiffusionModel], x: Tensor, edges: Tensor, generator: torch.Generator | None
+) -> list[Tensor]:
+    """Reconstruction, one KL per cell, prior and further terms of every item, (n, 1 + C + 1 + …) nats, float64.
+
+    The models see the same items, levels and noise.
+    """
+    check_samples(len(x))
+    device = like_model(models[0]).device
+    rows = max(1, min(batch_rows(model.space) for model in models) // (len(edges) - 1))
+    parts: list[list[Tensor]] = [[] for _ in models]
+    with at_rest(models):
+        for some in x.split(rows):
+            level, width = visit(edges, len(some), generator)
+            noise = torch.empty(1 + level.shape[1], *some.shape, dtype=torch.float32).normal_(generator=generator)
+            for model, found in zip(models, parts, strict=True):
+                found.append(_costs(model, some.to(like_model(model)), level.to(device), width, noise))
+    return [torch.cat(found) for found in parts]
+
+
+def _costs(model: DiffusionModel, x: Tensor, level: Tensor, width: Tensor, noise: Tensor) -> Tensor:
+    noise = noise.to(x)
+    repeated = x.repeat(level.shape[1], *(1,) * (x.ndim - 1))
+    kl = model.kl_at(repeated, level.T.flatten(), noise[1:].flatten(0, 1)).view(level.shape[1], -1).T
+    columns = [model.reconstruction(x, noise[0]), *(kl.cpu() * width).unbind(1), model.prior(x)]
+    return torch.stack([column.cpu() for column in (*columns, *model.extra(x).values())], 1)

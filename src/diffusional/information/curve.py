@@ -1,0 +1,238 @@
+"""I(x; z_t) along a schedule: what the latents know of x, before any training (MATH (12), (13), (16)).
+
+    I(x; z_1) = I(x; z_T) + Σ_{t<T} I(x; z_t | z_{t+1}),      I(x; z_t | z_{t+1}) = I(x; z_t) − I(x; z_{t+1}) ≥ 0        MATH (13)
+
+Where noise has to be drawn, every draw is a *ray*: one item and one ε for all levels, z_t = α_t x + σ_t ε. Each marginal
+q(z_t|x) is right, which is all that (13) asks of them, and neighbouring levels see nearly the same latent: an increment's
+error shrinks with the increment, where on a walked path it would shrink with its square root. The increments are
+differences on the same rays, so they close the chain exactly. What is linear in ε·x and ‖x‖² is taken off each draw, since its
+mean is known: at the noisy end nothing else is left but the information.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.exact import Finite, Gaussian, Mixture, World
+from diffusional.forward import diffuse, marginal_at
+from diffusional.information.draws import Draws, exactly
+from diffusional.information.finite import Points, check_samples, points_of
+from diffusional.ledger import Estimate
+from diffusional.schedule import Schedule
+from diffusional.shapes import sum_dims
+
+# Rays of one block, more of them where points are few: what `progress` counts.
+_ROWS, _BLOCK = 256, 1_000_000
+# Rays from which slopes are fitted to the controls.
+_STEADY_FROM = 30
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """I(x; z_t), nats, at levels t (L,) of a schedule, rising from z_1 to z_T; in continuous time `level` is u in [0, 1].
+
+    Attributes:
+        gamma: γ (L,) there.
+        information, error: I(x; z_t) (L,) and its standard error, zero where it is known exactly.
+        increment, increment_error: I(x; z_s | z_t) (L − 1,) from each level t to the shown one before it, s < t, with errors
+            of their own; they add up to I(x; z_1) − I(x; z_T) exactly.
+        entropy: H(x), ln N for N distinct points.
+        remaining: H(x | z_1) = H(x) − I(x; z_1), what is left for the decoder.
+        samples: rays drawn; 0 where none were needed.
+    """
+
+    level: Tensor
+    gamma: Tensor
+    information: Tensor
+    error: Tensor
+    increment: Tensor
+    increment_error: Tensor
+    entropy: Estimate
+    remaining: Estimate
+    samples: int
+
+    def lost(self, share: float) -> float:
+        """The level t (or u) by which this share of I(x; z_1) is gone, linear between levels; the last where it never is.
+
+        >>> from diffusional import schedule
+        >>> world = Gaussian(torch.zeros(1), torch.eye(1))
+        >>> round(curve(world, schedule.log_snr_linear(-9.0, 9.0), levels=901).lost(0.5), 2)
+        0.25
+        """
+        if not 0 < share < 1:
+            raise DiffusionalError(f"share={share} came; give a part between 0 and 1")
+        target = (1 - share) * float(self.information[0])
+        below = (self.information <= target).nonzero().flatten()
+        if not len(below):
+            return float(self.level[-1])
+        if (k := int(below[0])) == 0:
+            return float(self.level[0])
+        high, low = self.information[k - 1 : k + 1].tolist()
+        left, right = self.level[k - 1 : k + 1].tolist()
+        return left + (right - left) * (high - target) / (high - low)
+
+    def wasted(self, share: float = 0.01) -> tuple[float, float]:
+        """Parts of the schedule, as parts of its levels, that hardly touch the information: at the clean end before `share`
+        of I(x; z_1) is gone, and at the noisy end after all but `share` of it is.
+
+        >>> from diffusional import schedule
+        >>> clean, noisy = curve(Finite(torch.tensor([[-1.0], [1.0]])), schedule.log_snr_linear(-9.0, 9.0)).wasted()
+        >>> 0.3 < clean < 0.5, 0.1 < noisy < 0.4
+        (True, True)
+        """
+        first, last = float(self.level[0]), float(self.level[-1])
+        early, late = self.lost(share), self.lost(1 - share)
+        return (early - first) / (last - first), (last - late) / (last - first)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; what `diffusional information --json` writes."""
+        return {
+            "level": self.level.tolist(),
+            "gamma": self.gamma.tolist(),
+            "information": self.information.tolist(),
+            "information_error": self.error.tolist(),
+            "increment": self.increment.tolist(),
+            "increment_error": self.increment_error.tolist(),
+            "entropy": self.entropy.to_dict(),
+            "remaining": self.remaining.to_dict(),
+            "samples": self.samples,
+            "unit": "nats",
+        }
+
+
+def curve(
+    data: Tensor | World,
+    schedule: Schedule,
+    levels: int | None = 50,
+    samples: int = 2000,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Curve:
+    """I(x; z_t) at `levels` levels of a schedule, evenly spread over t from z_1 to z_T; None shows all T.
+
+    Args:
+        data: encoded items (N, *shape), which stand for their empirical distribution, or an exact world. Gaussians are in
+            closed form, mixtures by quadrature for D ≤ 2; all else draws `samples` rays.
+        progress: called with (rays done, rays in all).
+
+    Nats. Raises DiffusionalError for fewer than 2 levels or samples, and for data without items or not finite.
+
+    >>> from diffusional import schedule
+    >>> three = curve(torch.tensor([[-1.0], [0.0], [1.0]]), schedule.linear(steps=1000), levels=5, samples=100)
+    >>> three.level.tolist(), round(float(three.information[0]), 4)                 # ln 3
+    ([1, 251, 500, 750, 1000], 1.0986)
+    """
+    level, gamma = _levels(schedule, levels)
+    information, surprise = informations(data, gamma, samples, generator, progress)
+    steps = information.steps()
+    n = 0 if len(information.values) == 1 else len(information.values)
+    return Curve(
+        level,
+        gamma,
+        information.value,
+        information.error,
+        steps.value,
+        steps.error,
+        _estimate(surprise, n),
+        _estimate(Draws(surprise.values - information.values[:, :1]), n),
+        n,
+    )
+
+
+def _estimate(draws: Draws, n: int) -> Estimate:
+    value, error = draws.only(0)
+    return Estimate(value, error, 0.0, n, 0)
+
+
+def _levels(schedule: Schedule, levels: int | None) -> tuple[Tensor, Tensor]:
+    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 2):
+        raise DiffusionalError(f"levels={levels!r} came; show at least 2 levels, or None for all")
+    if schedule.steps is None:
+        if levels is None:
+            raise DiffusionalError("levels=None came for continuous time, which has no T levels to show; give a number")
+        u = torch.linspace(0, 1, levels, dtype=torch.float64)
+        return u, schedule.gamma(u).detach().cpu()
+    shown = torch.linspace(1, schedule.steps, min(levels or schedule.steps, schedule.steps), dtype=torch.float64)
+    t = shown.round().long()
+    return t, schedule.grid().detach().cpu()[t - 1]
+
+
+def informations(
+    data: Tensor | World,
+    gamma: Tensor,
+    samples: int,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> tuple[Draws, Draws]:
+    """I(x; z) at every γ (L,), and H(x), as draws (n, L) and (n, 1) or (1, 1) on the same rays.
+
+    >>> world = Gaussian(torch.zeros(1), torch.eye(1))
+    >>> informations(world, torch.tensor([0.0]), samples=2)[0].value                # ½ ln 2
+    tensor([0.3466], dtype=torch.float64)
+    """
+    check_samples(samples)
+    gamma = gamma.double()
+    if isinstance(data, Gaussian) or (isinstance(data, Mixture) and data.dimensions <= 2):
+        exact = torch.tensor([data.information(g).value for g in gamma], dtype=torch.float64)
+        return exactly(exact), exactly(torch.tensor([data.entropy()], dtype=torch.float64))
+    if isinstance(data, World) and not isinstance(data, Finite):
+        return _drawn(data, gamma, samples, generator, progress)
+    points = points_of(data)
+    entropy = points.entropy()
+    left = _left(points, gamma, samples, generator, progress)
+    return Draws(entropy + left), exactly(torch.tensor([entropy], dtype=torch.float64))
+
+
+def _left(
+    points: Points, gamma: Tensor, samples: int, generator: torch.Generator | None, progress: Progress | None
+) -> Tensor:
+    """ln p(x|z) (n, L) along rays of finite data: I(x; z) = H(x) + E ln p(x|z)."""
+    parts, controls, done = [], [], 0
+    mean_square = points.weights @ points.squares
+    for own in points.draw(samples, generator).split(max(_ROWS, _BLOCK // len(points.weights))):
+        noise = torch.empty(len(own), points.centred.shape[1]).normal_(generator=generator)
+        parts.append(points.log_posterior(own, noise, gamma))
+        along = (noise.double() * points.centred[own].double()).sum(1)
+        controls.append(torch.stack([along, points.squares[own] - mean_square], 1))
+        done += len(own)
+        if progress is not None:
+            progress(done, samples)
+    return steadied(torch.cat(parts), torch.cat(controls))
+
+
+def _drawn(
+    world: World, gamma: Tensor, samples: int, generator: torch.Generator | None, progress: Progress | None
+) -> tuple[Draws, Draws]:
+    """ln q(z|x)/q(z) (n, L) and −ln p(x) (n, 1) along rays of a world with densities."""
+    x = world.sample(samples, generator)
+    noise = torch.empty_like(x).normal_(generator=generator)
+    ratios = torch.empty(samples, len(gamma), dtype=torch.float64)
+    for k, g in enumerate(gamma):
+        z = diffuse(x, g, noise)
+        ratios[:, k] = marginal_at(x, g).log_prob(z) - world.log_marginal(z, g)
+        if progress is not None:
+            progress(samples * (k + 1) // len(gamma), samples)
+    controls = torch.stack([sum_dims(noise * x), sum_dims(x.square()) - world.second_moment()], 1)
+    return Draws(steadied(ratios, controls)), Draws(-world.log_prob(x).reshape(-1, 1))
+
+
+def steadied(values: Tensor, controls: Tensor) -> Tensor:
+    """The same means with smaller errors: `values` (n, L) less what is linear in `controls` (n, k), whose means are zero.
+
+    Where noise prevails ln q(z|x)/q(z) is √SNR ε·x + ½ SNR (‖x‖² − …) + …: much noise around little information, and known.
+
+    >>> controls = torch.linspace(-1, 1, 101, dtype=torch.float64).unsqueeze(1)
+    >>> steadied(3 * controls + 2, controls).std() < 1e-12
+    tensor(True)
+    """
+    if len(values) < _STEADY_FROM:
+        return values
+    centred = controls - controls.mean(0)
+    slopes = torch.linalg.lstsq(centred, values - values.mean(0), driver="gelsd").solution
+    return values - controls @ slopes

@@ -1,0 +1,53 @@
+"""Several numbers estimated at once from shared draws: a sum or difference of them has an error of its own."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """`values` (n, k): n independent draws of k numbers in nats, float64. A single row is exact, without error.
+
+    >>> two = Draws(torch.tensor([[1.0, 1.0], [3.0, 2.9]], dtype=torch.float64))
+    >>> two.value.tolist(), [round(e, 3) for e in two.error.tolist()]
+    ([2.0, 1.95], [1.0, 0.95])
+    >>> round(float(two.steps().error), 3)                # the difference is known better than its parts
+    0.05
+    """
+
+    values: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The means (k,)."""
+        return self.values.mean(0)
+
+    @property
+    def error(self) -> Tensor:
+        """Their standard errors (k,); zero for exact values."""
+        n = len(self.values)
+        return torch.zeros_like(self.values[0]) if n == 1 else self.values.std(0) / math.sqrt(n)
+
+    def sum(self) -> "Draws":
+        """The sum of all k numbers (n, 1)."""
+        return Draws(self.values.sum(1, keepdim=True))
+
+    def steps(self) -> "Draws":
+        """Each number less the next (n, k − 1): of I(x; z_t), rising in t, the backward increments of MATH (13)."""
+        return Draws(self.values[:, :-1] - self.values[:, 1:])
+
+    def only(self, index: int) -> tuple[float, float]:
+        """Value and error of one number."""
+        return float(self.value[index]), float(self.error[index])
+
+
+def exactly(values: Tensor) -> Draws:
+    """Known numbers (k,) as draws without error.
+
+    >>> exactly(torch.tensor([0.5])).error
+    tensor([0.], dtype=torch.float64)
+    """
+    return Draws(values.double().reshape(1, -1))
