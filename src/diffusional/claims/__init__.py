@@ -1,0 +1,102 @@
+"""The claims of MATH §6, C1 to C9, each measured beside a control that must fail: `diffusional claims`.
+
+A claim is a function of a seed that gives its checks (check.py); with a broken ingredient as a further argument the same
+function is its control. Worlds, networks and noise are drawn by the seed. What is compared is never computed from the same
+numbers: bounds come from the model, informations, gaps and slacks from densities of their own (chains.py, `information`).
+
+>>> from diffusional import claims
+>>> (result,) = claims.run(["C9"])
+>>> result.holds, result.control_fails
+(True, True)
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+from diffusional.claims import identities, learning
+from diffusional.claims.check import Check, Claim, Result
+from diffusional.errors import DiffusionalError
+
+__all__ = ["CLAIMS", "Check", "Claim", "Result", "run"]
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "(6) = (7) = (8): three ways to the same ELBO",
+        identities.c1,
+        {"β_2 doubled in one factor of (7)": {"doubled_beta": 2}},
+    ),
+    Claim(
+        "C2",
+        "the forward conditional informations I(x; z_t | z_{t−1}) vanish (12)",
+        identities.c2,
+        {"DDIM posterior, η = 0.5": {"eta": 0.5}},
+    ),
+    Claim(
+        "C3",
+        "I(x; z_1) is constant over training, and not zero",
+        learning.c3,
+        {"a learned γ_1": {"kind": "learned γ_1"}, "a VAE": {"kind": "VAE"}},
+    ),
+    Claim(
+        "C4",
+        "KL is convex, with slack I(x; z_{1:T}) (9)",
+        identities.c4,
+        {"p_x that follow x": {"unequal": 2.0}},
+    ),
+    Claim(
+        "C5",
+        "chain rules: forward (11), backward (13)",
+        identities.c5,
+        {"DDIM posterior, η = 0.5": {"eta": 0.5}},
+    ),
+    Claim(
+        "C6",
+        "the nat budget closes (17)–(20)",
+        identities.c6,
+        {"DDIM posterior, η = 0.5": {"eta": 0.5}, "the prior term dropped": {"prior": False}},
+    ),
+    Claim(
+        "C7",
+        "sampling t leaves bound and gradient unbiased (22)",
+        learning.c7,
+        {"importance sampling without its weights": {"spoil": learning.Unweighted}},
+    ),
+    Claim(
+        "C8",
+        "KL_T / (½ SNR_T E‖x‖²) → 1",
+        identities.c8,
+        {"p(z_T) = N(0, 1.1 I)": {"prior": identities.wider_prior}},
+    ),
+    Claim(
+        "C9",
+        "E ln p(x) − ELBO = E KL[q(z|x) ‖ p(z|x)] = Σ gaps − KL[q(x) ‖ p(x)] ≥ 0",
+        identities.c9,
+        {"KL_2 dropped": {"dropped": 2}},
+    ),
+)
+
+
+def run(
+    only: Iterable[str] | None = None, seed: int = 0, progress: Callable[[str], None] | None = None
+) -> list[Result]:
+    """Measure the claims of these ids (all, unless given) and their controls; `progress` hears of each before it starts.
+
+    Raises DiffusionalError for an id that is none, and for a seed outside 0 … 2³² − 1.
+    """
+    chosen = [claim.id for claim in CLAIMS] if only is None else [name.upper() for name in only]
+    known = {claim.id: claim for claim in CLAIMS}
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise DiffusionalError(f"claims {', '.join(unknown) or 'none'} came; there are {', '.join(known)}")
+    if not 0 <= seed < 2**32:
+        raise DiffusionalError(f"seed={seed} came; expected 0 to 2³² − 1")
+    results = []
+    for claim in (claim for claim in CLAIMS if claim.id in chosen):
+        if progress is not None:
+            progress(f"{claim.id} {claim.says}")
+        started = time.monotonic()
+        checks = tuple(claim.measure(seed))
+        controls = {what: tuple(claim.measure(seed, **broken)) for what, broken in claim.controls.items()}
+        results.append(Result(claim, checks, controls, round(time.monotonic() - started, 2)))
+    return results
