@@ -469,7 +469,7 @@ def test_bad_input(case: str, tiny: Path, tmp_path: Path, capsys: pytest.Capture
         (["evaluate", "run", "--drawz", "3"], ["--drawz", "--draws"]),
         (["trian", "new"], ["trian"]),
         (["train"], ["RUN"]),
-        ([], ["{demo, train, evaluate, sample}"]),
+        ([], ["{demo, train, evaluate, sample, "]),
         (["train", "new", "--sampler", "random"], ["'random'", "'stratified'"]),
         (["train", "new", "--steps", "many"], ["many"]),
         (["sample", "run", "--method", "euler"], ["'euler'", "'ancestral'"]),

@@ -1,7 +1,9 @@
 from diffusional import baselines as baselines
+from diffusional import claims as claims
 from diffusional import data as data
 from diffusional import exact as exact
 from diffusional import gaussian as gaussian
+from diffusional import information as information
 from diffusional import ledger as ledger
 from diffusional import levels as levels
 from diffusional import networks as networks
@@ -14,6 +16,7 @@ from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.plan import Plan as Plan
 from diffusional.evaluation.result import Evaluation as Evaluation
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion
+from diffusional.forward import NonMarkovDiffusion as NonMarkovDiffusion
 from diffusional.gaussian import Gaussian as Gaussian
 from diffusional.ledger import Estimate as Estimate
 from diffusional.ledger import Ledger as Ledger
@@ -22,6 +25,8 @@ from diffusional.models import likelihood as likelihood
 from diffusional.models.base import LatentVariableModel as LatentVariableModel
 from diffusional.models.denoiser import Denoiser as Denoiser
 from diffusional.models.diffusion import DiffusionModel as DiffusionModel
+from diffusional.models.hvae import HierarchicalVAE as HierarchicalVAE
+from diffusional.models.vae import VAE as VAE
 from diffusional.space import Continuous as Continuous
 from diffusional.space import Discrete as Discrete
 from diffusional.training.config import Config as Config

@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, sample. Importing it imports no torch, so that `--help` is instant.
+"""The command line: demo, train, evaluate, sample, information, claims. Importing it imports no torch, so that `--help` is instant.
 
 Bad input ends with a message that says what came, what was expected and what to do, and exit status 2.
 """
@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from diffusional.errors import DiffusionalError
-from diffusional.training.config import Config, DataConfig
+from diffusional.training.config import Config, DataConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusional.evaluation import Evaluation, Plan
     from diffusional.evaluation.evaluation import Watch
+    from diffusional.models.base import LatentVariableModel
     from diffusional.models.diffusion import DiffusionModel
     from diffusional.training.run import RunRecord
 
+# Steps of `demo --quick`.
+QUICK = 400
 # Where a command leaves its result as JSON.
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON.")]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run folder.")]
@@ -31,12 +34,15 @@ Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="T
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a diffusion model on real digits and itemise its bound: about two minutes on two cores."""
+    """Train a diffusion model, a VAE and a hierarchical VAE on real digits and itemise their bounds: under five minutes on two
+    cores, --quick under two."""
 
     out: Path = Path("runs/demo")
     """Folder for the run and its pictures; an existing one is left alone and a number is added."""
     steps: int | None = None
-    """Optimiser steps, in place of the recipe's."""
+    """Optimiser steps of the diffusion model, in place of the recipe's; the others train for as long."""
+    quick: bool = False
+    """A shorter training, for bounds that are a little worse."""
     seed: int = 0
     max_seconds: float | None = None
     """May stop the training early."""
@@ -77,6 +83,8 @@ class Evaluate:
     """So many network evaluations for every item, whatever the error."""
     max_evaluations: int | None = None
     """Network evaluations in all, pilot and audit included; exit status 3 where they don't suffice."""
+    importance_weighted: int | None = None
+    """Of a VAE: the importance-weighted bound over so many draws beside the NELBO."""
     per_item: Path | None = None
     """A .csv or .npz file for the score of every item, with its error."""
     plan: Path | None = None
@@ -114,20 +122,68 @@ class Sample:
     json: Json = None
 
 
+@dataclass(frozen=True)
+class Information:
+    """What the latents of a schedule know of a data set, I(x; z_t), before any training."""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help='"digits", or a path, as for train.')]
+    schedule: Literal["linear", "cosine", "log_snr_linear"] = "linear"
+    steps: int | None = None
+    """T latents; 1000 unless given, and continuous time for log_snr_linear."""
+    gamma_min: float | None = None
+    """γ_1 = −log SNR of the cleanest latent (log_snr_linear)."""
+    gamma_max: float | None = None
+    """γ_T (log_snr_linear)."""
+    beta_start: float | None = None
+    """β_1 (linear)."""
+    beta_end: float | None = None
+    """β_T (linear)."""
+    levels: int | None = None
+    """How many integer levels the data have (256 for 8-bit images)."""
+    split: Literal["train", "validation", "test", "all"] = "train"
+    levels_shown: int = 50
+    """How many t, evenly spread from 1 to T."""
+    samples: int = 2000
+    """Draws of an item and its noise; each is looked at on every level."""
+    seed: int = 0
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Draw the curve, as .png.")] = None
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Measure the claims C1 to C9 about the bound, each beside a control that must fail; exit status 1 where one is not so."""
+
+    only: tuple[str, ...] | None = None
+    """Some of them, such as C1 C5."""
+    seed: int = 0
+    """Draws the worlds, networks and noise."""
+    json: Json = None
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Information, tyro.conf.subcommand("information")]
+    | Annotated[Claims, tyro.conf.subcommand("claims")]
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; exits with 2 on bad input, 3 where an evaluation can't vouch for its target, 130 when interrupted."""
+    """Run a command; exits with 1 where a claim does not hold, 2 on bad input, 3 where an evaluation can't vouch for its target, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         command = _parsed(args)
-        run = {Demo: _demo, Train: _train, Evaluate: _evaluate, Sample: _sample}[type(command)]
+        run = {
+            Demo: _demo,
+            Train: _train,
+            Evaluate: _evaluate,
+            Sample: _sample,
+            Information: _information,
+            Claims: _claims,
+        }[type(command)]
         if command.json is not None:
             _check_target("--json", command.json)
         record = run(command)
@@ -138,6 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if record.get("reached") is False:
             print(f"diffusional: not reached: {_why(record)}", file=sys.stderr)
             raise SystemExit(3)
+        if not all(claim["holds"] and claim["control_fails"] for claim in record.get("claims", ())):
+            raise SystemExit(1)
     except (DiffusionalError, OSError) as error:
         print(f"diffusional: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -154,7 +212,7 @@ def _check_target(option: str, path: Path) -> None:
         raise DiffusionalError(f"{option} {path}: the folder {path.resolve().parent} does not exist")
 
 
-def _parsed(args: list[str]) -> "Demo | Train | Evaluate | Sample":
+def _parsed(args: list[str]) -> "Demo | Train | Evaluate | Sample | Information | Claims":
     command = _parse(args, Command)
     if isinstance(command, Train) and command.resume and (command.run / "config.json").is_file():
         # The resumed run's own config is the default, so that only what one types can differ from it.
@@ -191,6 +249,8 @@ def _demo(command: Demo) -> dict[str, Any]:
     from diffusional.training.recipes import digits
 
     config = dataclasses.replace(digits(), seed=command.seed, max_seconds=command.max_seconds)
+    if command.quick:
+        config = dataclasses.replace(config, steps=QUICK, validate_every=QUICK // 4, checkpoint_every=QUICK)
     if command.steps is not None:
         config = dataclasses.replace(config, steps=command.steps)
     return demo(config, _numbered(command.out), _console())
@@ -307,9 +367,11 @@ def _why(record: dict[str, Any]) -> str:
 
 
 def _evaluate(command: Evaluate) -> dict[str, Any]:
-    from diffusional.evaluation import evaluate
+    from diffusional.evaluation import evaluate, importance_weighted
     from diffusional.evaluation.evaluation import check_targets, regridded
     from diffusional.files import save_json
+    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.vae import Autoencoder
     from diffusional.report.tables import ledger_table
     from diffusional.training.run import load, read_run
 
@@ -321,6 +383,10 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
         check_targets(target, command.visits, command.item_error, command.max_evaluations, None)
     record = read_run(command.run)
     model = load(command.run).to(_device())
+    if isinstance(model, Autoencoder):
+        _check_autoencoder(command, sweep)
+    elif command.importance_weighted is not None:
+        raise DiffusionalError(f"--importance-weighted came for {command.run}, a diffusion model; it is for VAEs")
     if command.steps is not None or command.continuous:
         with _plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
@@ -328,7 +394,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     if command.other is not None:
         return _compare(command, record, model, name, split, x)
     plan = reference = None
-    if not sweep:
+    if isinstance(model, DiffusionModel) and not sweep:
         plan, reference = _plan(record, model, command)
     with _watching(command.unit, model.space.dimensions) as watch:
         result = evaluate(
@@ -346,11 +412,15 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
             audit=not command.no_audit,
             draws=command.draws,
             cells=1000 if command.cells is None else command.cells,
-            records=None if sweep else command.run,
+            records=command.run if isinstance(model, DiffusionModel) and not sweep else None,
             progress=watch,
         )
     out = result.to_json()
-    latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
+    if isinstance(model, DiffusionModel):
+        latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
+    else:
+        assert isinstance(model, Autoencoder)
+        latents = f"latents {', '.join(map(str, model.latents))}"
     _console().print(
         ledger_table(
             out,
@@ -358,6 +428,12 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
             f"{out['network_evaluations']:,} network evaluations ({out['network_evaluations'] / out['items']:.1f} per item)",
         )
     )
+    if command.importance_weighted is not None:
+        assert isinstance(model, Autoencoder)
+        tighter = importance_weighted(model, x, command.importance_weighted, command.seed)
+        said = tighter.to("bits/dim", model.space.dimensions)
+        _console().print(f"importance-weighted bound, K = {command.importance_weighted}: {said}", soft_wrap=True)
+        out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted}
     if command.per_item is not None:
         _write_scores(command.per_item, result)
     # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
@@ -388,8 +464,22 @@ def _check_evaluate(command: Evaluate) -> None:
         )
 
 
+def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
+    levels = {"--steps": command.steps, "--plan": command.plan}
+    given = [name for name, value in levels.items() if value is not None]
+    if sweep or command.continuous or given:
+        raise DiffusionalError(
+            f"--sweep, --draws, --cells, --steps, --continuous or --plan came for {command.run}, whose model has no levels to "
+            "visit: give --error, --visits or --item-error"
+        )
+    if command.importance_weighted is not None and (command.importance_weighted < 2 or command.other is not None):
+        raise DiffusionalError(
+            f"--importance-weighted {command.importance_weighted} came; give at least 2 draws, and one run"
+        )
+
+
 def _compare(
-    command: Evaluate, record: "RunRecord", model: "DiffusionModel", name: str, split: str, x: "Tensor"
+    command: Evaluate, record: "RunRecord", model: "LatentVariableModel", name: str, split: str, x: "Tensor"
 ) -> dict[str, Any]:
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
@@ -482,6 +572,7 @@ def _sample(command: Sample) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from diffusional.models.diffusion import DiffusionModel
     from diffusional.report.figures import grid
     from diffusional.space import Discrete
     from diffusional.training.run import load
@@ -495,17 +586,15 @@ def _sample(command: Sample) -> dict[str, Any]:
     if not out.resolve().parent.is_dir():
         raise DiffusionalError(f"--out {out}: the folder {out.resolve().parent} does not exist")
     device = _device()
-    x = (
-        model.to(device)
-        .sample(
-            command.n,
-            torch.Generator(device).manual_seed(command.seed),
-            method=command.method,
-            steps=command.steps,
-            eta=command.eta,
+    model, generator = model.to(device), torch.Generator(device).manual_seed(command.seed)
+    if isinstance(model, DiffusionModel):
+        x = model.sample(command.n, generator, method=command.method, steps=command.steps, eta=command.eta).cpu()
+    elif command.method != "ancestral" or command.steps is not None or command.eta:
+        raise DiffusionalError(
+            f"--method, --steps or --eta came for {command.run}, which is no diffusion model; leave them out"
         )
-        .cpu()
-    )
+    else:
+        x = model.sample(command.n, generator).cpu()
     raw = model.space.decode(x).numpy()
     np.savez_compressed(out, samples=raw)
     written = [str(out)]
@@ -521,6 +610,142 @@ def _sample(command: Sample) -> dict[str, Any]:
         "seed": command.seed,
         "shape": list(raw.shape),
     }
+
+
+def _claims(command: Claims) -> dict[str, Any]:
+    import platform
+
+    import torch
+    from rich.markup import escape
+
+    import diffusional
+    from diffusional import claims
+    from diffusional.report.tables import claims_table
+
+    with _console().status("") as status:
+        found = claims.run(command.only, command.seed, progress=lambda said: status.update(escape(said)))
+    versions = {
+        "diffusional": diffusional.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    out = {"claims": [result.to_dict() for result in found], "seed": command.seed, "versions": versions}
+    _console().print(claims_table(out, f"Claims and controls, seed {command.seed}"))
+    return out
+
+
+def _schedule(command: Information) -> ScheduleConfig:
+    """The schedule that the options name; an option of another kind of schedule is refused."""
+    belongs = {
+        "log_snr_linear": {"gamma_min": command.gamma_min, "gamma_max": command.gamma_max},
+        "linear": {"beta_start": command.beta_start, "beta_end": command.beta_end},
+        "cosine": {},
+    }
+    strange = [
+        f"--{name.replace('_', '-')}"
+        for kind, options in belongs.items()
+        for name, value in options.items()
+        if kind != command.schedule and value is not None
+    ]
+    if strange:
+        raise DiffusionalError(
+            f"{', '.join(strange)} came with --schedule {command.schedule}, which has no such number"
+        )
+    given = {name: value for name, value in belongs[command.schedule].items() if value is not None}
+    steps = 1000 if command.steps is None and command.schedule != "log_snr_linear" else command.steps
+    return ScheduleConfig(command.schedule, steps, **given)
+
+
+def _information(command: Information) -> dict[str, Any]:
+    import torch
+    from rich.progress import Progress
+
+    from diffusional.data import load
+    from diffusional.information import curve, points_of
+    from diffusional.models.backward import prior_kl
+    from diffusional.report.figures import information_curve
+    from diffusional.report.tables import information_table
+    from diffusional.training.build import build_schedule
+
+    if command.figure is not None:
+        if command.figure.suffix != ".png":
+            raise DiffusionalError(f"--figure {command.figure} came; figures are drawn as .png")
+        _check_target("--figure", command.figure)
+    config = _schedule(command)
+    schedule = build_schedule(config)
+    dataset = load(command.data, levels=command.levels)
+    splits = ("train", "validation", "test") if command.split == "all" else (command.split,)
+    x = torch.cat([dataset.encode(split) for split in splits])
+    with Progress(console=_console(), transient=True) as bar:
+        task = bar.add_task("drawing", total=command.samples)
+        found = curve(
+            x,
+            schedule,
+            command.levels_shown,
+            command.samples,
+            torch.Generator().manual_seed(command.seed),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    prior = float(prior_kl(x, schedule.ends()[1]).mean())
+    marks, wasted = (0.1, 0.5, 0.9), found.wasted()
+    lost = {str(share): found.lost(share) for share in marks}
+    out = found.to_json() | {
+        "data": command.data,
+        "split": command.split,
+        "items": len(x),
+        "distinct_items": len(points_of(x).weights),
+        "data_sha256": {split: dataset.fingerprint(split) for split in splits},
+        "schedule": dataclasses.asdict(config),
+        "seed": command.seed,
+        "prior": {
+            "value": prior,
+            "information": float(found.information[-1]),
+            "error": float(found.error[-1]),
+            "unit": "nats",
+        },
+        "lost": lost,
+        "wasted": {"share": 0.01, "clean": wasted[0], "noisy": wasted[1]},
+    }
+    latents = "T = ∞" if schedule.steps is None else f"T = {schedule.steps}"
+    title = f"{command.data}, {command.split}: {len(x)} items, {command.schedule}, {latents}, {found.samples} draws"
+    console = _console()
+    console.print(information_table(out, title))
+    for line in _said(out, "u" if schedule.steps is None else "t"):
+        console.print(line, soft_wrap=True, highlight=False)
+    if command.figure is not None:
+        information_curve(
+            command.figure,
+            found.level.numpy(),
+            found.gamma.numpy(),
+            found.information.numpy(),
+            found.error.numpy(),
+            found.entropy.value,
+            wasted,
+            title,
+        )
+    return out
+
+
+def _said(out: dict[str, Any], name: str) -> Iterator[str]:
+    """What a schedule does to a data set, in four lines."""
+    from diffusional.ledger import with_error
+
+    first, error = with_error(out["information"][0], out["information_error"][0])
+    repeats = "" if out["distinct_items"] == out["items"] else f" ({out['distinct_items']} distinct items)"
+    left, left_error = with_error(out["remaining"]["value"], out["remaining"]["error"])
+    yield (
+        f"H(x) = {out['entropy']['value']:.4f} nats{repeats}; z₁ knows {first} ± {error} of them, "
+        f"and leaves {left} ± {left_error} to the decoder"
+    )
+    last, error = with_error(out["prior"]["information"], out["prior"]["error"])
+    yield f"at the last latent {last} ± {error} nats are left: the information in KL_T = {out['prior']['value']:.3g}"
+    places = ", ".join(f"{float(s):.0%} by {name} = {at:.4g}" for s, at in out["lost"].items())
+    yield f"lost: {places}"
+    wasted = out["wasted"]
+    yield (
+        f"{wasted['clean']:.1%} of the levels, at the clean end, change less than 1 % of it, and {wasted['noisy']:.1%} at the "
+        "noisy end"
+    )
 
 
 def _numbered(path: Path) -> Path:

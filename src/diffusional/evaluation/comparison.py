@@ -6,8 +6,12 @@ With a_ij and b_ij their weighted residuals at an item's j-th visit, the differe
     D_i = (base_i^A − base_i^B) + (1/J) Σ_j (a_ij − b_ij),
 
 and its errors are those of `draws.py` for the differences: covariances need no estimate of their own.
+
+Where one of them is no diffusion model there are no common levels: both are evaluated on all items to target/√2 each, and only the
+items are paired.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,10 +19,11 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.evaluation import Task, Watch
+from diffusional.evaluation.evaluation import Task, Watch, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, per_unit
+from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
 
 
@@ -50,8 +55,8 @@ class Comparison:
 
 
 def compare(
-    a: DiffusionModel,
-    b: DiffusionModel,
+    a: LatentVariableModel,
+    b: LatentVariableModel,
     data: Tensor,
     target_error: float = 0.01,
     unit: Literal["bits/dim", "nats"] = "bits/dim",
@@ -86,6 +91,27 @@ def compare(
     a.space.check(data)
     if not target_error > 0:
         raise DiffusionalError(f"target_error={target_error} came; give a positive number")
+    if not (isinstance(a, DiffusionModel) and isinstance(b, DiffusionModel)):
+        if plans is not None:
+            raise DiffusionalError("plans came; they are for two diffusion models: leave them out")
+        budget = None if max_evaluations is None else max_evaluations // 2
+        each = target_error / math.sqrt(2)
+        results = [
+            evaluate(
+                model,
+                data,
+                each,
+                unit,
+                seed=seed,
+                reference=reference if isinstance(model, DiffusionModel) else None,
+                every_item=True,
+                max_evaluations=budget,
+                audit=audit,
+                progress=progress,
+            )
+            for model in (a, b)
+        ]
+        return _items_paired(*results)
     modes = a.training, b.training
     a.eval()
     b.eval()
@@ -124,3 +150,25 @@ def _difference(a: Draws, b: Draws, evaluations: int) -> Estimate:
     (ours, filled), (theirs, _) = a.parts(a.visited()), b.parts(b.visited())
     values = ours.kl + ours.reconstruction - theirs.kl - theirs.reconstruction
     return a.survey(a.known() - b.known(), *a.spread(values, filled), evaluations)
+
+
+def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:
+    """The difference of two evaluations of the same items with noise of their own."""
+    visited = [sorted(range(len(e.per_item["item"])), key=lambda i, e=e: int(e.per_item["item"][i])) for e in (a, b)]
+    if any(len(order) < a.nelbo.n for order in visited):
+        raise DiffusionalError(
+            "the budget left items unvisited, whose differences are not known: raise max_evaluations"
+        )
+    ours, theirs = (e.per_item["nelbo"][order] for e, order in zip((a, b), visited, strict=True))
+    mc = math.hypot(a.nelbo.error, b.nelbo.error)
+    n = len(ours)
+    spread = float((ours - theirs).var()) - n * mc**2 if n > 1 else math.nan
+    difference = Estimate(
+        float((ours - theirs).mean()),
+        mc,
+        math.sqrt(max(spread, 0.0) / n),
+        n,
+        a.nelbo.network_evaluations + b.nelbo.network_evaluations,
+    )
+    caveats = tuple(f"{name}: {text}" for name, e in zip("AB", (a, b), strict=True) for text in e.caveats)
+    return Comparison(difference, a, b, a.reached and b.reached, caveats)

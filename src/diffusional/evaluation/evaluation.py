@@ -6,6 +6,8 @@ Three ways, all with the same result:
     evaluate(model, data, visits=16)                a fixed number of draws for every item: a score is the item's alone
     evaluate(model, data)                           the full sweep, T network evaluations per item: the reference
 
+Models without levels, such as VAEs, go through the same call: their errors are those of independent draws (averages.py).
+
 What the plan and the draws are is in plan.py and draws.py. An *audit* goes with the first two: every level is visited once,
 at random items, at the price of one image's full sweep, and compared with what the plan expects there; a cost that the pilot
 has not seen then doesn't pass for a small error.
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
+from diffusional.evaluation.averages import average
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import PILOT, Plan, Visits
 from diffusional.evaluation.provenance import provenance
@@ -92,7 +95,7 @@ def evaluate(
         target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`.
         unit: of `target_error` and `item_error`: "bits/dim" or "nats".
         seed: of the noise, which else depends on each item alone: scores don't change with batch-mates, order or subset.
-        plan: learned before (`Plan.fit`, `Plan.load`); else a pilot of 3,000 evaluations learns one, and is counted.
+        plan: of a diffusion model: learned before (`Plan.fit`, `Plan.load`); else a pilot of 3,000 evaluations learns one, and is counted.
         reference: what the pilot is flown on: training data, (M, *space.shape); `data` unless given.
         visits: so many draws for every item, whatever the error.
         item_error: draw until each item's own error is at most this.
@@ -123,8 +126,6 @@ def evaluate(
     >>> swept.nelbo.network_evaluations
     5030
     """
-    if not isinstance(model, DiffusionModel):
-        raise DiffusionalError(f"a {type(model).__name__} came; evaluate visits the levels of a DiffusionModel")
     model.space.check(data)
     if condition is not None and len(condition) != len(data):
         raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
@@ -136,14 +137,23 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
+        if not isinstance(model, DiffusionModel):
+            if plan is not None or reference is not None or draws is not None:
+                raise DiffusionalError(
+                    f"a plan, reference data or draws came for a {type(model).__name__}, whose costs have no levels to visit: "
+                    "give target_error, visits or item_error alone"
+                )
+            told = None if progress is None else lambda now, done, total: progress(Progress(now, done, total))
+            bit = per_unit(unit, model.space.dimensions)
+            nats = [None if error is None else error * bit for error in (target_error, item_error)]
+            return average(model, data, nats[0], visits, nats[1], seed, max_evaluations, condition, told)
         if target_error is None and visits is None and item_error is None:
             if plan is not None or records is not None or reference is not None:
                 raise DiffusionalError(
                     "a plan, reference data or records came without a target: give target_error, visits or item_error"
                 )
-            with torch.inference_mode():
-                bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
-                return sweep(model, data, seed, draws, cells, condition, bar)
+            bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
+            return sweep(model, data, seed, draws, cells, condition, bar)
         pilot = 0
         if plan is None:
             if max_evaluations is not None and max_evaluations <= PILOT:
@@ -162,7 +172,7 @@ def evaluate(
         model.train(was_training)
 
 
-def regridded(model: DiffusionModel, steps: int | Literal["continuous"]) -> DiffusionModel:
+def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> DiffusionModel:
     """The model at another T, or in continuous time; warns where it has a T of its own.
 
     >>> from diffusional import Denoiser, GaussianDiffusion, likelihood, schedule, space
@@ -171,6 +181,10 @@ def regridded(model: DiffusionModel, steps: int | Literal["continuous"]) -> Diff
     >>> regridded(model, 100).levels
     99
     """
+    if not isinstance(model, DiffusionModel):
+        raise DiffusionalError(
+            f"steps={steps} came for a {type(model).__name__}, which has no T to change; leave it out"
+        )
     wanted = None if steps == "continuous" else steps
     if wanted is not None and wanted < 2:
         raise DiffusionalError(f'steps={steps} came; give T ≥ 2 latents, or "continuous"')

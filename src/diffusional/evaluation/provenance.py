@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import diffusional
+from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.space import Discrete, Space
 
@@ -38,14 +39,15 @@ def fingerprint(space: Space, data: Tensor) -> str:
     return tensor_hash({"data": as_seen(space, data)})
 
 
-def provenance(model: DiffusionModel, data: Tensor, seed: int) -> dict[str, Any]:
+def provenance(model: LatentVariableModel, data: Tensor, seed: int) -> dict[str, Any]:
     """What every evaluation records, whatever its method."""
     return {
         "data_sha256": fingerprint(model.space, data),
         "weights_sha256": tensor_hash(model.state_dict()),
         "space": model.space.to_dict(),
         "levels": model.space.levels,
-        "latents": model.steps,
+        "latents": model.steps if isinstance(model, DiffusionModel) else None,
+        "model": type(model).__name__,
         "seed": seed,
         "versions": {
             "diffusional": diffusional.__version__,

@@ -20,6 +20,16 @@ class LatentVariableModel(nn.Module, ABC):
     def space(self) -> Space:
         """What x is."""
 
+    @property
+    @abstractmethod
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of one item's noise in `terms`."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that one draw of `terms` takes."""
+        return 1
+
     @abstractmethod
     def terms(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Ledger:
         """One draw of every cost, from the noise given."""

@@ -85,19 +85,34 @@ class Denoiser(nn.Module):
         time = log_snr if self.time is None else self.time(log_snr)
         time = time.to(z.dtype) if time.dtype.is_floating_point else time
         output = self.module(z, time) if condition is None else self.module(z, time, condition)
-        output = output.to(z.dtype)
-        if self.predicts != "levels":
-            if output.shape != z.shape:
-                raise ValueError(
-                    f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; "
-                    f"a network that predicts {self.predicts} must return z's shape"
-                )
-            return Prediction(z, gamma, output, self.predicts)
-        assert self.space is not None
-        logits = (categorical_logits if self.head == "categorical" else logistic_logits)(output, self.space)
-        log_probs = level_log_probs(logits, z, gamma, self.space)
-        values = self.space.values.to(z).reshape(-1, *(1,) * (z.ndim - 1))
-        return LevelsPrediction(z, gamma, (log_probs.exp() * values).sum(1), "data", log_probs)
+        return read(output, z, gamma, self.predicts, self.head, self.space)
+
+
+def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
+    """A network's output (B, …) for z (B, *dims) at γ, as what it predicts. Raises ValueError for a wrong shape.
+
+    At γ = ∞ z says nothing, and a levels head's output is the whole of the distribution: so a VAE's decoder speaks.
+
+    >>> import torch
+    >>> space, nothing = Discrete((1,), 2), torch.tensor([torch.inf])
+    >>> said = read(torch.zeros(1, 2), torch.ones(1, 1), nothing, "levels", "categorical", space)
+    >>> assert isinstance(said, LevelsPrediction)
+    >>> said.log_probs.exp().flatten()
+    tensor([0.5000, 0.5000])
+    """
+    output = output.to(z.dtype)
+    if predicts != "levels":
+        if output.shape != z.shape:
+            raise ValueError(
+                f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; "
+                f"a network that predicts {predicts} must return z's shape"
+            )
+        return Prediction(z, gamma, output, predicts)
+    assert space is not None
+    logits = (categorical_logits if head == "categorical" else logistic_logits)(output, space)
+    log_probs = level_log_probs(logits, z, gamma, space)
+    values = space.values.to(z).reshape(-1, *(1,) * (z.ndim - 1))
+    return LevelsPrediction(z, gamma, (log_probs.exp() * values).sum(1), "data", log_probs)
 
 
 def unassisted(z: Items, gamma: Tensor) -> Prediction:

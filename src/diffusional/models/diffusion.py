@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
-from diffusional.forward import GaussianDiffusion, ddim_at, diffuse
+from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Ledger, LevelDraws
 from diffusional.levels import LevelSampler, Stratified, position
@@ -76,6 +76,11 @@ class DiffusionModel(LatentVariableModel):
     ) -> None:
         super().__init__()
         backward.check_variance(variance)
+        if isinstance(process, NonMarkovDiffusion):
+            raise DiffusionalError(
+                "a NonMarkovDiffusion came; the costs of MATH (10) are the Markov chain's: use GaussianDiffusion (for samples, "
+                'method="ddim")'
+            )
         self.process, self.denoiser, self.likelihood = process, denoiser, likelihood
         self.variance: backward.Variance = variance
         if process.steps is None and variance != "posterior":
@@ -98,6 +103,20 @@ class DiffusionModel(LatentVariableModel):
     def steps(self) -> int | None:
         """T, the number of latents; None in continuous time."""
         return self.process.steps
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """(T, *dims): an ε for each latent. `terms` takes T first, (T, B, *dims)."""
+        return (self._discrete(), *self.space.shape)
+
+    @property
+    def evaluations(self) -> int:
+        return self._discrete() - 1 + self.likelihood.uses_network
+
+    def _discrete(self) -> int:
+        if self.steps is None:
+            raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
+        return self.steps
 
     @property
     def levels(self) -> int | None:
@@ -174,12 +193,11 @@ class DiffusionModel(LatentVariableModel):
 
     def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
         """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
-        if self.steps is None:
-            raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
-        if noise.shape != (self.steps, *x.shape):
-            raise DiffusionalError(f"noise of shape {tuple(noise.shape)} came; expected {(self.steps, *x.shape)}")
+        steps = self._discrete()
+        if noise.shape != (steps, *x.shape):
+            raise DiffusionalError(f"noise of shape {tuple(noise.shape)} came; expected {(steps, *x.shape)}")
         self.space.check(x)
-        t = torch.arange(1, self.steps, device=x.device)
+        t = torch.arange(1, steps, device=x.device)
         step = max(1, batch_rows(self.space) // x.shape[0])
         kl = [
             self._kl_block(x, t[i : i + step, None].expand(-1, len(x)), noise[i + 1 : i + 1 + step], condition)

@@ -1,7 +1,8 @@
-"""Backbones: one MLP and one small residual U-Net of ours; diffusers' networks for everything larger."""
+"""Backbones: one MLP, one small residual U-Net and the autoencoders' networks of ours; diffusers' networks for everything larger."""
 
+from diffusional.networks.autoencoder import Ladder, ResidualMLP
 from diffusional.networks.diffusers import FromDiffusers
 from diffusional.networks.mlp import MLP
 from diffusional.networks.unet import UNet
 
-__all__ = ["MLP", "FromDiffusers", "UNet"]
+__all__ = ["MLP", "FromDiffusers", "Ladder", "ResidualMLP", "UNet"]

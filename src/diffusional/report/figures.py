@@ -3,7 +3,7 @@
 Figures are made without pyplot, so that importing or drawing changes nothing global and needs no display.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,4 +113,86 @@ def level_costs(path: Path, gamma: np.ndarray, kl: np.ndarray, title: str) -> No
     axes.set_ylim(0, None)
     for a in (axes, total):
         a.spines["top"].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def information_curve(
+    path: Path,
+    level: np.ndarray,
+    gamma: np.ndarray,
+    information: np.ndarray,
+    error: np.ndarray,
+    entropy: float,
+    wasted: tuple[float, float],
+    title: str,
+) -> None:
+    """I(x; z_t) over the levels, with H(x) above it, log-SNR along the top, and the ends that hardly touch it in grey.
+
+    Args:
+        level, gamma, information, error: (L,) as in a `Curve`; the band is two standard errors.
+        wasted: the parts of the schedule at the clean and at the noisy end over which less than 1 % of it changes: shaded.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "information.png"
+    >>> t = np.arange(1, 6)
+    >>> information_curve(target, t, 2.0 * t - 6, 2.0 - 0.4 * t, 0 * t, 1.7, (0.1, 0.2), "a curve")
+    >>> target.exists()
+    True
+    """
+    level, information, error = (np.asarray(v, dtype=float) for v in (level, information, error))
+    figure = _figure(7.6, 3.8)
+    axes = figure.subplots()
+    first, last = level[0], level[-1]
+    for start, stop in ((first, first + wasted[0] * (last - first)), (last - wasted[1] * (last - first), last)):
+        axes.axvspan(start, stop, color="#e9e9f0", lw=0)
+        if stop - start > 0.07 * (last - first):
+            axes.text(0.5 * (start + stop), 0.5 * entropy, "< 1 %", ha="center", va="center", color=_INK, fontsize=9)
+    axes.axhline(entropy, color=_INK, lw=0.9, ls=(0, (4, 3)))
+    axes.annotate(
+        "H(x)", (last, entropy), xytext=(-4, -4), textcoords="offset points", ha="right", va="top", color=_INK
+    )
+    axes.fill_between(level, information - 2 * error, information + 2 * error, color=_KL, alpha=0.25, lw=0)
+    axes.plot(level, information, color=_KL, lw=1.8)
+    axes.set_xlim(first, last)
+    axes.set_ylim(min(0.0, entropy), max(1.08 * float(information.max()), 1.08 * entropy))
+    axes.set_xlabel("u" if last == 1 else "t", color=_INK)
+    axes.set_ylabel("I(x; z), nats", color=_INK)
+    top = axes.secondary_xaxis("top")
+    marks = np.linspace(first, last, 6)
+    top.set_xticks(marks, [f"{v:.1f}" for v in np.interp(marks, level, -np.asarray(gamma, dtype=float))])
+    top.set_xlabel("log-SNR", color=_INK)
+    axes.spines["right"].set_visible(False)
+    figure.suptitle(title, fontsize=11, color=_INK)
+    figure.savefig(path, dpi=150)
+
+
+def information_traces(
+    path: Path, traces: Mapping[str, Sequence[Mapping[str, float]]], entropy: float, title: str
+) -> None:
+    """I(x; z) of several models while they train, {name: [{"step", "value", "error"}, …]}, against the part of training done.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "traces.png"
+    >>> points = [{"step": 0, "value": 0.1, "error": 0.01}, {"step": 9, "value": 5.0, "error": 0.1}]
+    >>> information_traces(target, {"VAE": points}, 6.9, "I(x; z)")
+    >>> target.exists()
+    True
+    """
+    figure = _figure(7.6, 3.6)
+    axes = figure.subplots()
+    axes.axhline(entropy, color=_INK, lw=0.9, ls=(0, (4, 3)))
+    axes.annotate("H(x)", (0.0, entropy), xytext=(4, 4), textcoords="offset points", va="bottom", color=_INK)
+    for (name, trace), colour, marker in zip(
+        traces.items(), (_KL, "#c8553d", "#588b6b", "#8f5fa8"), "osd^", strict=False
+    ):
+        value, error = (np.array([point[key] for point in trace]) for key in ("value", "error"))
+        part = np.array([point["step"] for point in trace]) / max(1, trace[-1]["step"])
+        axes.errorbar(part, value, 2 * error, color=colour, marker=marker, ms=4, lw=1.6, capsize=2, label=name)
+    axes.set_ylim(0, 1.18 * entropy)
+    axes.set_xlabel("part of training done", color=_INK)
+    axes.set_ylabel("I(x; z), nats (± 2 standard errors)", color=_INK)
+    axes.legend(frameon=False, loc="center right")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.set_title(title, fontsize=11, color=_INK)
     figure.savefig(path, dpi=150)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from diffusional.ledger import per_unit, with_error
@@ -52,6 +53,36 @@ def yardstick_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     return table
 
 
+def ledgers_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """The ledgers of several models on the same data side by side, bits/dim ± Monte Carlo error; {name: Evaluation.to_json()}.
+
+    >>> part = {"value": 70.0, "error": 0.2, "item_error": 1.5, "unit": "nats"}
+    >>> record = {"nelbo": part, "nelbo_nats": part, "terms": {"kl": part}, "items": 9, "dimensions": 64, "levels": 17}
+    >>> ledgers_table({"a": record, "b": record}, "test").row_count
+    3
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("cost")
+    for name in results:
+        table.add_column(name, justify="right")
+    names = dict.fromkeys(name for record in results.values() for name in record["terms"])
+    for name in names:
+        table.add_row(name, *(_cell(record, record["terms"].get(name)) for record in results.values()))
+    table.add_section()
+    table.add_row("NELBO", *(_cell(record, record["nelbo_nats"]) for record in results.values()), style="bold")
+    items = (_numbers(r["nelbo_nats"], per_unit("bits/dim", r["dimensions"]))[2] for r in results.values())
+    table.add_row("± items", *items)
+    table.caption = "±: noise of this evaluation; ± items: another sample of as many items"
+    return table
+
+
+def _cell(record: Mapping[str, Any], term: Mapping[str, Any] | None) -> str:
+    if term is None:
+        return ""
+    value, error, _ = _numbers(term, per_unit("bits/dim", record["dimensions"]))
+    return value if error == "0" else f"{value} ± {error}"
+
+
 def comparison_table(result: Mapping[str, Any], title: str) -> Table:
     """Two runs and their difference, what `Comparison.to_json` gives with "runs": both bounds, and A − B, paired.
 
@@ -72,3 +103,109 @@ def comparison_table(result: Mapping[str, Any], title: str) -> Table:
         "negative: A gives the data more probability. ± items: the paired difference on another sample of items"
     )
     return table
+
+
+def information_table(record: Mapping[str, Any], title: str) -> Table:
+    """An information curve as `Curve.to_json` gives it: I(x; z_t) by level, and what is lost on the way to the next row.
+
+    >>> curve = {"level": [1, 2], "gamma": [-9.0, 9.0], "information": [0.7, 0.1], "information_error": [0.0, 0.01]}
+    >>> information_table(curve | {"increment": [0.6], "increment_error": [0.01]}, "test").row_count
+    2
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    continuous = record["level"][-1] == 1
+    for column in ("u" if continuous else "t", "log SNR", "I(x; z), nats", "±", "lost to the next", "±"):
+        table.add_column(column, justify="right")
+    lost = [*zip(record["increment"], record["increment_error"], strict=True), None]
+    for level, gamma, value, error, step in zip(
+        record["level"], record["gamma"], record["information"], record["information_error"], lost, strict=True
+    ):
+        step = ("", "") if step is None else _brief(*step)
+        table.add_row(f"{level:.3f}" if continuous else str(level), f"{-gamma:.2f}", *_brief(value, error), *step)
+    return table
+
+
+def budget_table(record: Mapping[str, Any], title: str) -> Table:
+    """A nat budget as `NatBudget.to_json` gives it: each cost as information and gap, or relative to its reference.
+
+    >>> nats = {"value": 1.0, "error": 0.1}
+    >>> row = {"name": "prior", "cost": nats, "information": nats, "gap": nats}
+    >>> budget_table({"rows": [row], "total": row, "relative_to": ""}, "test").row_count
+    2
+    """
+    reference = record["relative_to"]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("nats")
+    for column in ("cost", "±", "reference's" if reference else "information", "±", "gap", "±"):
+        table.add_column(column, justify="right")
+    second = "reference" if reference else "information"
+    for row in record["rows"]:
+        table.add_row(row["name"], *_columns(row, second))
+    table.add_section()
+    table.add_row(record["total"]["name"], *_columns(record["total"], second), style="bold")
+    table.caption = (
+        f"gaps relative to {reference}; no information is known here"
+        if reference
+        else "cost = information + gap; training can reduce the gap alone"
+    )
+    return table
+
+
+def _columns(row: Mapping[str, Any], second: str) -> list[str]:
+    return [text for key in ("cost", second, "gap") for text in _brief(row[key]["value"], row[key]["error"])]
+
+
+def _brief(value: float, error: float) -> tuple[str, str]:
+    """`with_error`, but an error below 1e-7 as a power of ten, with four decimals of a value that is not as small."""
+    if not 0 < error < 1e-7:
+        return with_error(value, error)
+    return f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.0e}", f"{error:.0e}"
+
+
+def claims_table(result: Mapping[str, Any], title: str) -> Table:
+    """Claims and controls, what `diffusional claims --json` writes: of each the check that decides.
+
+    >>> check = {"what": "an identity", "measured": 1e-12, "error": 0.0, "expected": 0.0, "tolerance": 1e-9}
+    >>> claim = check | {"id": "C1", "claim": "x = x", "holds": True, "control_fails": True}
+    >>> control = check | {"what": "x = 2 x", "check": "an identity", "measured": 0.3}
+    >>> claims_table({"claims": [claim | {"control": control}]}, "test").row_count
+    2
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("claim and check; control")
+    table.add_column("measured", justify="right")
+    table.add_column("expected", justify="right")
+    table.add_column("", no_wrap=True)
+    for claim in result["claims"]:
+        control = claim["control"]
+        limits = (
+            f"≥ {claim['expected']:g}" if claim.get("at_least") else f"{claim['expected']:g} ± {claim['tolerance']:.0e}"
+        )
+        table.add_row(
+            claim["id"],
+            escape(claim["claim"]) + f"\n[dim]{escape(claim['what'])}[/]",
+            _measured(claim),
+            limits,
+            "[green]holds[/]" if claim["holds"] else "[bold red]DOES NOT HOLD[/]",
+        )
+        table.add_row(
+            "",
+            f"control: {escape(control['what'])}\n[dim]{escape(control['check'])}[/]",
+            _measured(control),
+            "",
+            "[green]fails[/]" if claim["control_fails"] else "[bold red]PASSES[/]",
+            end_section=True,
+        )
+    table.caption = "relative to the size of what is measured: 0.01 is 1 %. Every check is in --json"
+    return table
+
+
+def _measured(check: Mapping[str, Any]) -> str:
+    """Value ± error: as many decimals as the error allows, two digits where it is exact; 1 ± a little as that."""
+    value, error = (math.nan if check[key] is None else check[key] for key in ("measured", "error"))
+    if error and abs(value) >= 1e-3:
+        return " ± ".join(with_error(value, error))
+    if error:
+        return f"{value:.2g} ± {error:.2g}"
+    return f"1 {'−' if value < 1 else '+'} {abs(value - 1):.1e}" if abs(value - 1) < 1e-3 else f"{value:.2g}"

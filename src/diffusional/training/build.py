@@ -1,6 +1,7 @@
 """From a config to its data, and with their space to a model."""
 
 import dataclasses
+import math
 
 import torch
 from torch import nn
@@ -12,10 +13,13 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
 from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform
 from diffusional.models import likelihood as likelihoods
+from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
-from diffusional.networks import MLP, UNet
-from diffusional.space import Discrete, Space
+from diffusional.models.hvae import HierarchicalVAE
+from diffusional.models.vae import VAE, Autoencoder, spoken
+from diffusional.networks import MLP, Ladder, ResidualMLP, UNet
+from diffusional.space import Continuous, Discrete, Space
 from diffusional.training.config import Config, DataConfig, ScheduleConfig
 
 
@@ -48,12 +52,17 @@ def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
     return schedules.cosine(config.steps)
 
 
-def build_model(config: Config, space: Space) -> DiffusionModel:
+def build_model(config: Config, space: Space) -> LatentVariableModel:
     """The untrained model of a config over a space. Raises DiffusionalError where the two don't fit.
 
-    >>> build_model(Config(), Discrete((1, 8, 8), 17)).denoiser.predicts
-    'levels'
+    >>> model = build_model(Config(), Discrete((1, 8, 8), 17))
+    >>> type(model).__name__, model.denoiser.predicts
+    ('DiffusionModel', 'levels')
     """
+    return _diffusion(config, space) if config.model.kind == "diffusion" else _autoencoder(config, space)
+
+
+def _diffusion(config: Config, space: Space) -> DiffusionModel:
     chosen = config.model
     discrete = isinstance(space, Discrete)
     predicts = chosen.predicts or ("levels" if discrete else "v")
@@ -76,6 +85,39 @@ def build_model(config: Config, space: Space) -> DiffusionModel:
     )
     forward = GaussianDiffusion(build_schedule(config.schedule))
     return DiffusionModel(forward, denoiser, kinds[likelihood](space), chosen.variance)
+
+
+def _autoencoder(config: Config, space: Space) -> Autoencoder:
+    """A VAE, with a diffusion prior or without, or a hierarchical one, on residual layers."""
+    chosen, latent = config.model, config.latent
+    name = chosen.likelihood or ("network-levels" if isinstance(space, Discrete) else "gaussian")
+    kinds = {
+        "network-levels": lambda: likelihoods.NetworkLevels(space),
+        "discretized-gaussian": lambda: likelihoods.DiscretizedGaussian(space, latent.decoder_variance),
+        "gaussian": lambda: likelihoods.GaussianLikelihood(space, latent.decoder_variance),
+    }
+    if name not in kinds or chosen.predicts is not None or chosen.network == "unet":
+        raise DiffusionalError(
+            f'model.likelihood="{name}", predicts={chosen.predicts} and network={chosen.network} came with '
+            f'model.kind="{chosen.kind}"; an autoencoder takes a likelihood of {", ".join(kinds)}, and nothing for the others'
+        )
+    likelihood = kinds[name]()
+    channels = output_channels(spoken(likelihood), chosen.head, space.shape[0], space.levels)
+    out_shape = (channels, *space.shape[1:])
+    sizes = (chosen.hidden, chosen.blocks, chosen.dropout)
+    if chosen.kind == "hierarchical-vae":
+        return HierarchicalVAE(Ladder(space.shape, out_shape, latent.sizes, *sizes), likelihood, head=chosen.head)
+    (n,) = latent.sizes
+    encoder = ResidualMLP(space.shape, 2 * n, *sizes)
+    decoder = nn.Sequential(ResidualMLP((n,), math.prod(out_shape), *sizes), nn.Unflatten(1, out_shape))
+    chain = None
+    if chosen.kind == "vae-diffusion-prior":
+        over = Continuous((n,))
+        denoiser = Denoiser(MLP((n,), 1, *sizes), "v")
+        chain = DiffusionModel(
+            GaussianDiffusion(build_schedule(config.schedule)), denoiser, likelihoods.GaussianLikelihood(over)
+        )
+    return VAE(encoder, decoder, likelihood, n, head=chosen.head, prior=chain)
 
 
 def _network(config: Config, space: Space, outputs: int) -> nn.Module:

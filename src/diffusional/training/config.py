@@ -63,6 +63,8 @@ class ScheduleConfig:
 class ModelConfig:
     """The network and what it means."""
 
+    kind: Literal["diffusion", "vae", "hierarchical-vae", "vae-diffusion-prior"] = "diffusion"
+    """vae-diffusion-prior has a learned first latent, and the diffusion over it."""
     network: Literal["unet", "mlp"] | None = None
     """None picks unet for images, mlp for anything else."""
     predicts: Literal["noise", "data", "v", "score", "levels"] | None = None
@@ -88,6 +90,26 @@ class ModelConfig:
         _require("model", self, "widths", lambda v: v and all(w > 0 and w % 8 == 0 for w in v), "multiples of 8")
         for name in ("blocks", "hidden"):
             _require("model", self, name, lambda v: v >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """The learned latents of a VAE."""
+
+    sizes: tuple[int, ...] = (32,)
+    """Dimensions of z_1 … z_L, the one next to the data first; several for kind="hierarchical-vae" only."""
+    warmup: float = 0.0
+    """Part of the run in which the KL's weight rises from 0 to 1, as (step/end)²."""
+    free_bits: float = 0.0
+    """Nats for each layer that cost nothing in training (never in a bound)."""
+    decoder_variance: float = 0.1
+    """Of p(x|z) for real-valued data, and of likelihood="discretized-gaussian"."""
+
+    def __post_init__(self) -> None:
+        _require("latent", self, "sizes", lambda v: v and all(n >= 1 for n in v), "one or more positive integers")
+        _require("latent", self, "warmup", lambda v: 0 <= v <= 1, "0 to 1")
+        _require("latent", self, "free_bits", lambda v: v >= 0, "0 or more")
+        _require("latent", self, "decoder_variance", lambda v: 0 < v < math.inf, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: Literal["elbo", "simple"] = "elbo"
     """"simple" is DDPM's L_simple, which is not a bound."""
@@ -151,6 +174,15 @@ class Config:
         if self.schedule.kind != "log_snr_linear" and self.schedule.steps is None:
             raise DiffusionalError(
                 f"schedule.kind={self.schedule.kind!r} came without schedule.steps; betas need a T, such as 1000"
+            )
+        kind = self.model.kind
+        if len(self.latent.sizes) > 1 and kind != "hierarchical-vae":
+            raise DiffusionalError(
+                f'latent.sizes={self.latent.sizes} came with model.kind="{kind}"; several layers are a "hierarchical-vae"'
+            )
+        if kind != "diffusion" and self.objective == "simple":
+            raise DiffusionalError(
+                f'objective="simple" came with model.kind="{kind}"; L_simple is a diffusion model\'s'
             )
 
     def to_dict(self) -> dict[str, Any]:

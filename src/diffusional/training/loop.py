@@ -20,7 +20,9 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import save_tensors
 from diffusional.ledger import per_unit
 from diffusional.levels import LevelSampler
+from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.models.vae import Autoencoder
 from diffusional.training import checkpoint
 from diffusional.training.build import build_dataset, build_model, build_sampler
 from diffusional.training.config import Config, OptimizerConfig
@@ -39,7 +41,8 @@ def train(
     data: Dataset | None = None,
     resume: bool = False,
     console: Console | None = None,
-) -> DiffusionModel:
+    watch: Callable[[int, LatentVariableModel], None] | None = None,
+) -> LatentVariableModel:
     """Train a model by its ELBO and leave everything in the folder `run`; returns the best model, as `load(run)` does.
 
     The metrics go to metrics.jsonl, a line per 10 steps and per validation; the averaged weights with the best validation
@@ -48,6 +51,7 @@ def train(
     Args:
         data: a Dataset in hand; `config.data` is loaded unless given.
         console: where the progress bar goes; standard error unless given.
+        watch: called with (step, averaged model) before the first step and after each validation; its time doesn't count.
 
     Raises DiffusionalError for a used folder without `resume`, another config or other data with it, and a loss that is
     not finite (the last good checkpoint stays).
@@ -85,6 +89,10 @@ def train(
     unit = per_unit("bits/dim", dataset.space.dimensions)
     # L_simple is already per dimension, and no bound: its number gets no unit.
     scale = 1.0 if config.objective == "simple" else unit
+    averaged = average.module
+    assert isinstance(averaged, LatentVariableModel)
+    if watch is not None and progress.step == 0:
+        watch(0, averaged)
     started = time.monotonic() - progress.seconds
     with _Journal(run / METRICS, config, progress, console, accelerator.is_main_process) as journal:
         while not _finished(config, progress):
@@ -92,7 +100,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             x = _batch(dataset, config, progress.step, accelerator).to(accelerator.device)
-            loss = objective(x, generator)
+            loss = objective(x, generator, progress.step / config.steps)
             optimizer.zero_grad()
             accelerator.backward(loss / scale)  # bits/dim: gradients of order one, whatever D
             norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
@@ -110,11 +118,15 @@ def train(
             last = _finished(config, progress)
             journal.step(value, rate, size, last)
             if last or progress.step % config.validate_every == 0:
-                bound = validate(average.module, dataset, config.seed)
+                bound = validate(averaged, dataset, config.seed)
                 progress.record(bound)
                 if progress.stale == 0 and accelerator.is_main_process:
-                    save_tensors(run / WEIGHTS, average.module.state_dict())
+                    save_tensors(run / WEIGHTS, averaged.state_dict())
                 journal.validation(bound / unit, progress.best / unit)
+                if watch is not None:
+                    paused = time.monotonic()
+                    watch(progress.step, averaged)
+                    started += time.monotonic() - paused
             if _finished(config, progress) or progress.step % config.checkpoint_every == 0:
                 journal.flush()
                 if accelerator.is_main_process:
@@ -187,19 +199,24 @@ class _Journal:
 class _Objective(nn.Module):
     """The loss as a forward pass, which is what wrappers of modules hook into."""
 
-    def __init__(self, model: DiffusionModel, config: Config, sampler: LevelSampler) -> None:
+    def __init__(self, model: LatentVariableModel, config: Config, sampler: LevelSampler) -> None:
         super().__init__()
-        self.model, self.sampler = model, sampler
+        self.model, self.sampler, self.latent = model, sampler, config.latent
         self.simple, self.bf16 = config.objective == "simple", config.precision == "bf16"
 
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, x: Tensor, generator: torch.Generator, part: float) -> Tensor:
+        """`part` of the run lies behind."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            if isinstance(self.model, Autoencoder):
+                weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
+                return self.model.warmed_loss(x, generator, None, weight, self.latent.free_bits)
+            assert isinstance(self.model, DiffusionModel)
             if self.simple:
                 return self.model.simple_loss(x, generator)
             return self.model.loss(x, generator, sampler=self.sampler)
 
 
-def _optimizer(model: DiffusionModel, config: OptimizerConfig) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW; biases, norms and other vectors are not decayed."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -218,9 +235,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr * min(1.0, (step + 1) / max(1, config.warmup)) * decay
 
 
-def validate(model: nn.Module, dataset: Dataset, seed: int) -> float:
-    """The validation NELBO in nats: up to 16 stratified draws of (t, noise) per item, the same at every call."""
-    assert isinstance(model, DiffusionModel)
+def validate(model: LatentVariableModel, dataset: Dataset, seed: int) -> float:
+    """The validation NELBO in nats: up to 16 draws of the noise (and of stratified t) per item, the same at every call."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(_seed(seed, -1))
     was_training = model.training

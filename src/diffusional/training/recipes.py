@@ -1,6 +1,6 @@
 """Configs that were found to work, by name. Imports no torch."""
 
-from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def digits() -> Config:
@@ -19,4 +19,56 @@ def digits() -> Config:
         steps=1200,
         validate_every=200,
         checkpoint_every=600,
+    )
+
+
+def digits_vae() -> Config:
+    """A VAE for the embedded digits, about as long as `digits`.
+
+    >>> digits_vae().model.kind
+    'vae'
+    """
+    return Config(
+        data=DataConfig(warps=15),
+        model=ModelConfig(kind="vae", hidden=256, blocks=2, dropout=0.1),
+        latent=LatentConfig(sizes=(16,)),
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.05, warmup=100),
+        steps=1500,
+        validate_every=250,
+        checkpoint_every=1500,
+    )
+
+
+def digits_hierarchical_vae() -> Config:
+    """Two layers for the embedded digits; lr 1e-3 and a narrow initial posterior keep the upper layer alive.
+
+    >>> digits_hierarchical_vae().latent.sizes
+    (16, 12)
+    """
+    return Config(
+        data=DataConfig(warps=15),
+        model=ModelConfig(kind="hierarchical-vae", hidden=256, blocks=1, dropout=0.1),
+        latent=LatentConfig(sizes=(16, 12)),
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup=100),
+        steps=1500,
+        validate_every=250,
+        checkpoint_every=1500,
+    )
+
+
+def digits_diffusion_prior() -> Config:
+    """The VAE with a diffusion over its latent in place of N(0, I).
+
+    >>> digits_diffusion_prior().schedule.steps
+    500
+    """
+    return Config(
+        data=DataConfig(warps=15),
+        schedule=ScheduleConfig(gamma_min=-8.0, gamma_max=8.0, steps=500),
+        model=ModelConfig(kind="vae-diffusion-prior", hidden=256, blocks=2, dropout=0.1),
+        latent=LatentConfig(sizes=(16,)),
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.05, warmup=100),
+        steps=1500,
+        validate_every=250,
+        checkpoint_every=1500,
     )

@@ -8,7 +8,7 @@ from diffusional import space as spaces
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, load_tensors, save_json
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
 from diffusional.training.build import build_model
 from diffusional.training.config import Config, differences
@@ -87,7 +87,7 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     save_json(path / CONFIG, config.to_dict())
 
 
-def load(run: str | Path) -> DiffusionModel:
+def load(run: str | Path) -> LatentVariableModel:
     """The trained model of a run folder (averaged weights, the best validation), in evaluation mode.
 
     Raises DiffusionalError for a missing run and for a missing, corrupt or foreign model.safetensors.
@@ -98,7 +98,7 @@ def load(run: str | Path) -> DiffusionModel:
     return model.eval()
 
 
-def load_weights(model: DiffusionModel, path: Path) -> None:
+def load_weights(model: LatentVariableModel, path: Path) -> None:
     """Fill a model from safetensors; names and shapes must be exactly its own."""
     tensors = load_tensors(path)
     own = model.state_dict()

@@ -1,0 +1,222 @@
+"""Models without levels to visit at random: the NELBO as the mean of independent draws of `terms`, item by item.
+
+An item's j-th draw depends on the item, the seed and j alone. With J draws of an item, and s_i² their sample variance,
+
+    Ŝ_i = mean_j NELBO_ij,      Var Ŝ_i = s_i²/J,      and √(Σ_i s_i²/J_i)/N for the data set's mean.
+
+The importance-weighted bound averages weights instead, −ln (1/K) Σ_k p(x, z_k)/q(z_k|x), and falls with K toward −ln p(x)
+(Burda, Grosse & Salakhutdinov 2016).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation import processes
+from diffusional.evaluation.noise import item_keys, normal, stream
+from diffusional.evaluation.provenance import as_seen, provenance
+from diffusional.evaluation.result import Evaluation
+from diffusional.ledger import Estimate, Ledger
+from diffusional.models.base import LatentVariableModel
+from diffusional.models.vae import Autoencoder
+
+# Draws of every item before its spread is believed, and of a plain evaluation.
+_FIRST, _PLAIN = 8, 64
+# Numbers of noise in one network call.
+_NUMBERS = 4_000_000
+
+Told = Callable[[Estimate, int, int], None]
+
+
+@dataclass
+class Averages:
+    """Sums over an item's draws, which can be extended: of every cost, and of the NELBO's and the layers' squares."""
+
+    model: LatentVariableModel
+    data: Tensor
+    seed: int
+    condition: Tensor | None = None
+    count: Tensor = field(init=False)
+    sums: dict[str, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.keys = item_keys(as_seen(self.model.space, self.data), self.seed)
+        self.device = next((t.device for t in (*self.model.parameters(), *self.model.buffers())), self.data.device)
+        self.count = torch.zeros(len(self.data), dtype=torch.long)
+
+    @torch.inference_mode()
+    def extend(self, items: Tensor, draws: int) -> None:
+        """Bring `items` (n,) to `draws` draws each."""
+        shape = self.model.noise_shape
+        rows = max(1, _NUMBERS // max(1, math.prod(shape)))
+        fresh: dict[str, Tensor] = {}
+        for some in items[processes.share(len(items))].split(rows):
+            x = self.data[some].to(self.device)
+            c = None if self.condition is None else self.condition[some].to(self.device)
+            for draw in range(int(self.count[some].min()), draws):
+                # A block's items may differ in how many draws they have.
+                wanted = self.count[some] <= draw
+                noise = normal([stream(self.keys[i], draw, b"terms") for i in some[wanted].tolist()], shape).to(x)
+                there = wanted.to(x.device)
+                ledger = self.model.terms(x[there], noise, None if c is None else c[there])
+                for name, values in _columns(ledger).items():
+                    held = fresh.setdefault(name, torch.zeros(len(self.data), *values.shape[1:], dtype=torch.float64))
+                    held[some[wanted]] += values.cpu().double()
+        for name, values in fresh.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(values)) + processes.collect(values)
+        self.count[items] = draws
+        bad = ~torch.isfinite(self.sums["nelbo"])
+        if bool(bad.any()):
+            item = int(bad.nonzero()[0])
+            parts = ", ".join(f"{n} = {float(v[item]):g}" for n, v in self.sums.items() if v.ndim == 1 and "²" not in n)
+            raise DiffusionalError(
+                f"item {item} has a cost that is not finite: {parts}; nothing was left out of the mean"
+            )
+
+    def mean(self, name: str) -> Tensor:
+        """Each item's mean of a cost (N,) or (N, L)."""
+        values = self.sums[name]
+        return values / self.count.reshape(-1, *(1,) * (values.ndim - 1))
+
+    def variance(self, name: str) -> Tensor:
+        """Monte Carlo variance of `mean(name)`."""
+        j = self.count.reshape(-1, *(1,) * (self.sums[name].ndim - 1)).double()
+        spread = (self.sums[name + "²"] - self.sums[name].square() / j).clamp(min=0) / (j - 1)
+        return spread / j
+
+    def estimate(self, name: str) -> Estimate:
+        """The data set's mean of a cost, with its two errors."""
+        values, mc = self.mean(name), self.variance(name)
+        n = len(values)
+        between = float(values.var()) if n > 1 else math.nan
+        items = math.sqrt(max(between - float(mc.mean()), 0.0) / n) if n > 1 else math.nan
+        return Estimate(float(values.mean()), float(mc.sum().sqrt()) / n, items, n, self.evaluations)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations so far."""
+        return int(self.count.sum()) * self.model.evaluations
+
+
+def _columns(ledger: Ledger) -> dict[str, Tensor]:
+    parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}
+    return parts | {name + "²": values.double().square() for name, values in parts.items()}
+
+
+def average(
+    model: LatentVariableModel,
+    data: Tensor,
+    target: float | None = None,
+    visits: int | None = None,
+    item_error: float | None = None,
+    seed: int = 0,
+    max_evaluations: int | None = None,
+    condition: Tensor | None = None,
+    told: Told | None = None,
+) -> Evaluation:
+    """Draw until the target is reached (nats; 64 draws of every item without one); `evaluate` calls this."""
+    sums = Averages(model, data, seed, condition)
+    n, everything = len(data), torch.arange(len(data))
+    afford = math.inf if max_evaluations is None else max_evaluations // model.evaluations
+
+    def affordable(items: Tensor, draws: int) -> int:
+        """Draws of each of `items` that the budget allows, at most `draws`."""
+        spent = int(sums.count.sum())
+        have = int(sums.count[items].max())
+        return draws if afford == math.inf else min(draws, have + int(afford - spent) // len(items))
+
+    each, items, enough = visits or (_PLAIN if target is None and item_error is None else _FIRST), everything, False
+    while True:
+        allowed = affordable(items, each)
+        if allowed < 2:
+            raise DiffusionalError(
+                f"a budget of {max_evaluations} evaluations came; two draws of {n} items take {2 * n * model.evaluations}"
+            )
+        if allowed > int(sums.count[items].max()):
+            sums.extend(items, allowed)
+        now = sums.estimate("nelbo")
+        errors = sums.variance("nelbo").sqrt()
+        if item_error is not None:
+            items = (errors > item_error).nonzero().squeeze(1)
+            enough, wanted = len(items) == 0, math.ceil(1.4 * each)
+        else:
+            ratio = 1.0 if target is None else (now.error / target) ** 2
+            enough, wanted = (
+                allowed == each and ratio <= 1,
+                max(each + 1, min(math.ceil(1.02 * each * ratio), 8 * each)),
+            )
+        if told is not None:
+            told(now, sums.evaluations, sums.evaluations if enough else n * wanted * model.evaluations)
+        if enough or allowed < each:
+            break
+        each = wanted
+    names = [name for name in sums.sums if "²" not in name and name not in ("nelbo", "levels")]
+    layers = sums.variance("levels")
+    return Evaluation(
+        nelbo=sums.estimate("nelbo"),
+        terms={name: sums.estimate(name) for name in names},
+        per_item={
+            "item": everything,
+            "nelbo": sums.mean("nelbo"),
+            **{name: sums.mean(name) for name in names},
+            "error": sums.variance("nelbo").sqrt(),
+            "draws": sums.count,
+        },
+        levels_kl=sums.mean("levels").mean(0),
+        levels_error=layers.sum(0).sqrt() / n,
+        level_edges=torch.arange(layers.shape[1] + 1) + 1,
+        dimensions=model.space.dimensions,
+        provenance=provenance(model, data, seed)
+        | {"method": "draws of terms", "visits": [int(sums.count.min()), int(sums.count.max())]},
+        freedom=float((sums.count - 1).sum()),
+        reached=enough,
+    )
+
+
+@torch.inference_mode()
+def importance_weighted(
+    model: Autoencoder, data: Tensor, draws: int = 64, seed: int = 0, condition: Tensor | None = None
+) -> Estimate:
+    """The mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
+
+    In expectation it is the NELBO at K = 1 and never rises with K. Its Monte Carlo error is by the delta method, √Var w/(√K E w) per
+    item; it says nothing of how far the bound still is from −ln p(x). Raises DiffusionalError for draws < 2 and for a model
+    with a diffusion prior.
+
+    >>> from diffusional.models.likelihood import NetworkLevels
+    >>> from diffusional.models.vae import VAE
+    >>> from diffusional.space import binary
+    >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Unflatten(1, (8,)))
+    >>> vae = VAE(torch.nn.Linear(4, 4), decoder, NetworkLevels(binary((4,))), latents=2)
+    >>> importance_weighted(vae, torch.ones(5, 4), draws=8).n
+    5
+    """
+    if draws < 2:
+        raise DiffusionalError(f"draws={draws} came; give at least 2, the weights' spread tells the error")
+    model.space.check(data)
+    keys = item_keys(as_seen(model.space, data), seed)
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+    bounds, variances = [], []
+    for some in torch.arange(len(data)).split(max(1, _NUMBERS // math.prod(model.noise_shape))):
+        x = data[some].to(device)
+        c = None if condition is None else condition[some].to(device)
+        logs = torch.stack(
+            [
+                model.log_weight(
+                    x, normal([stream(keys[i], k, b"weights") for i in some.tolist()], model.noise_shape).to(x), c
+                )
+                for k in range(draws)
+            ]
+        ).cpu()
+        share = torch.softmax(logs, 0)
+        bounds.append(math.log(draws) - torch.logsumexp(logs, 0))
+        variances.append(draws / (draws - 1) * (share - 1 / draws).square().sum(0))
+    values, mc = torch.cat(bounds), torch.cat(variances)
+    n = len(values)
+    between = float(values.var()) if n > 1 else math.nan
+    items = math.sqrt(max(between - float(mc.mean()), 0.0) / n) if n > 1 else math.nan
+    return Estimate(float(values.mean()), float(mc.sum().sqrt()) / n, items, n, n * draws)

@@ -1,0 +1,117 @@
+"""The hierarchical VAE: L latents with a learned posterior, by bidirectional inference.
+
+    p(x, z_{1:L}) = p(x|z_{1:L}) Π_{l<L} p(z_l|z_{>l}) p(z_L),     q(z_{1:L}|x) = q(z_L|x) Π_{l<L} q(z_l|z_{>l}, x)
+
+    NELBO = −E ln p(x|z_{1:L}) + Σ_{l<L} E KL[q(z_l|z_{>l}, x) ‖ p(z_l|z_{>l})] + E KL[q(z_L|x) ‖ p(z_L)]
+
+The bound has the shape of MATH (8), with layers in place of levels: a diffusion model is this with a fixed q. The
+top-down state carries all layers above, so that conditioning is on z_{>l} and not on z_{l+1} alone (Sønderby et al. 2016,
+Ladder VAE; Kingma et al. 2016). p(z_L) = N(0, I).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.gaussian import Gaussian
+from diffusional.models.denoiser import Head
+from diffusional.models.likelihood import Likelihood
+from diffusional.models.vae import Autoencoder, Inference, bounded, spoken
+from diffusional.networks import Ladder
+from diffusional.shapes import Items
+
+# What is added to q's ln σ: a posterior that starts narrow carries information from the first step on, and none collapses.
+_NARROW = -2.0
+
+
+class HierarchicalVAE(Autoencoder):
+    """An L-layer VAE on a `Ladder`: costs `kl` (B, L − 1), the layer next to x first, and `prior` (B,) for the top one.
+
+    q is residual: q(z_l|z_{>l}, x) = N(μ_p + μ(h, d), σ(h, d)²), its ln σ beginning at −2.
+
+    Args:
+        ladder: the network; its `latents` are the dimensions of z_1 … z_L, its output what the likelihood needs: C·K
+            channels for levels with head "categorical", 2C with "logistic", C for a mean.
+        likelihood: p(x|z) over the data's space.
+
+    Raises DiffusionalError as VAE does.
+
+    >>> from diffusional.models.likelihood import NetworkLevels
+    >>> from diffusional.space import Discrete
+    >>> digits = Discrete((1, 8, 8), levels=17)
+    >>> model = HierarchicalVAE(Ladder((1, 8, 8), (2, 8, 8), latents=(8, 4), hidden=16), NetworkLevels(digits))
+    >>> x = digits.encode(torch.zeros(3, 1, 8, 8, dtype=torch.long))
+    >>> model.elbo(x, torch.Generator().manual_seed(0)).kl.shape
+    torch.Size([3, 1])
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        likelihood: Likelihood,
+        predicts: Literal["levels", "data"] | None = None,
+        head: Head = "logistic",
+    ) -> None:
+        super().__init__(likelihood)
+        self.ladder = ladder
+        self.latents = ladder.latents
+        self.predicts: Literal["levels", "data"] = predicts or spoken(likelihood)
+        self.head: Head = head
+
+    def _prior(self, layer: int, state: Tensor) -> Gaussian:
+        if layer == len(self.latents):
+            zero = state.new_zeros(len(state), self.latents[-1])
+            return Gaussian(zero, zero)
+        return bounded(*self.ladder.prior(layer, state))
+
+    def _posterior(self, layer: int, state: Tensor, feature: Tensor, prior: Gaussian) -> Gaussian:
+        shift, log_std = self.ladder.posterior(layer, state, feature)
+        return bounded(prior.mean + shift, log_std + _NARROW)
+
+    def infer(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Inference:
+        _unconditional(condition)
+        features, state = self.ladder.up(x), self.ladder.top(len(x))
+        parts = noise.split(self.latents, 1)
+        z, qs, ps = [], [], []
+        for layer in range(len(self.latents), 0, -1):
+            p = self._prior(layer, state)
+            q = self._posterior(layer, state, features[layer - 1], p)
+            z.append(q.sample(noise=parts[layer - 1]))
+            qs.append(q)
+            ps.append(p)
+            state = self.ladder.down(layer, state, z[-1])
+        decoded = self._decoded(self.ladder.output(state), x, self.predicts, self.head)
+        return Inference(tuple(z[::-1]), tuple(qs[::-1]), tuple(ps[::-1]), decoded)
+
+    def log_posteriors(self, x: Items, z: tuple[Tensor, ...]) -> Tensor:
+        # The top-down state depends on z alone, the features on x alone: only q's heads see pairs.
+        features, state = self.ladder.up(x), self.ladder.top(len(z[0]))
+        s, n = len(state), len(x)
+        total = torch.zeros(s, n, dtype=torch.float64, device=x.device)
+        for layer in range(len(self.latents), 0, -1):
+            pairs = state.repeat_interleave(n, 0), features[layer - 1].repeat(s, 1)
+            q = self._posterior(layer, *pairs, self._prior(layer, pairs[0]))
+            total += q.log_prob(z[layer - 1].repeat_interleave(n, 0)).double().view(s, n)
+            state = self.ladder.down(layer, state, z[layer - 1])
+        return total
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
+        """n items x (n, *space.shape): z_L ~ N(0, I), z_l ~ p(z_l|z_{>l}), x ~ p(x|z_{1:L})."""
+        if n < 1:
+            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+        _unconditional(condition)
+        state = self.ladder.top(n)
+        for layer in range(len(self.latents), 0, -1):
+            state = self.ladder.down(layer, state, self._prior(layer, state).sample(generator))
+        like = state.new_empty(n, *self.space.shape)
+        return self.likelihood.sample(
+            self._decoded(self.ladder.output(state), like, self.predicts, self.head), generator
+        )
+
+
+def _unconditional(condition: Tensor | None) -> None:
+    if condition is not None:
+        raise DiffusionalError("a condition came; the ladder takes none")

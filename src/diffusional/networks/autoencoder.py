@@ -1,0 +1,120 @@
+"""Encoders and decoders for autoencoders: residual layers on flattened items, and a ladder of them."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualMLP(nn.Module):
+    """(B, *shape) → (B, outputs) by `blocks` residual layers of width `hidden`.
+
+    >>> ResidualMLP((1, 8, 8), 10, hidden=16)(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], outputs: int, hidden: int = 256, blocks: int = 2, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Linear(math.prod(shape), hidden)
+        self.blocks = nn.Sequential(*(_Residual(hidden, dropout) for _ in range(blocks)))
+        self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.blocks(self.first(x.flatten(1))))
+
+
+class Ladder(nn.Module):
+    """The network of a hierarchical VAE with bidirectional inference (Sønderby et al. 2016; Kingma et al. 2016).
+
+    A bottom-up pass turns x into features d_1 … d_L. A top-down state h_L … h_0, the same in inference and generation,
+    takes up each latent as it is drawn; p(z_l|z_{>l}) is read from h_l, q(z_l|z_{>l}, x) from h_l and d_l, and the
+    output of shape `out_shape` from h_0.
+
+    Args:
+        shape: of x.
+        out_shape: of the output for one item.
+        latents: dimensions of z_1 … z_L, the one next to x first.
+
+    >>> ladder = Ladder((1, 8, 8), (2, 8, 8), latents=(8, 4), hidden=16)
+    >>> features, state = ladder.up(torch.zeros(3, 1, 8, 8)), ladder.top(3)
+    >>> mean, log_std = ladder.posterior(2, state, features[1])
+    >>> ladder.output(ladder.down(1, ladder.down(2, state, mean), torch.zeros(3, 8))).shape
+    torch.Size([3, 2, 8, 8])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        latents: tuple[int, ...],
+        hidden: int = 256,
+        blocks: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.latents, self.out_shape = tuple(latents), tuple(out_shape)
+        depth = range(len(latents))
+        self.first = nn.Linear(math.prod(shape), hidden)
+        self.rise = nn.ModuleList(_stack(hidden, blocks, dropout) for _ in depth)
+        self.start = nn.Parameter(torch.zeros(hidden))
+        self.priors = nn.ModuleList(_Head(hidden, 2 * n) for n in latents)
+        self.posteriors = nn.ModuleList(_Head(2 * hidden, 2 * n) for n in latents)
+        self.take = nn.ModuleList(nn.Linear(n, hidden) for n in latents)
+        self.fall = nn.ModuleList(_stack(hidden, blocks, dropout) for _ in depth)
+        self.last = _Head(hidden, math.prod(out_shape))
+
+    def up(self, x: Tensor) -> list[Tensor]:
+        """d_1 … d_L, each (B, hidden)."""
+        h, features = self.first(x.flatten(1)), []
+        for layer in self.rise:
+            h = layer(h)
+            features.append(h)
+        return features
+
+    def top(self, n: int) -> Tensor:
+        """h_L (B, hidden): the same for all items."""
+        return self.start.expand(n, -1)
+
+    def prior(self, layer: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log std of p(z_l|z_{>l}), each (B, latents[l − 1])."""
+        mean, log_std = self.priors[layer - 1](state).chunk(2, 1)
+        return mean, log_std
+
+    def posterior(self, layer: int, state: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log std of q(z_l|z_{>l}, x)."""
+        mean, log_std = self.posteriors[layer - 1](torch.cat([state, feature], 1)).chunk(2, 1)
+        return mean, log_std
+
+    def down(self, layer: int, state: Tensor, z: Tensor) -> Tensor:
+        """h_{l−1} from h_l and z_l."""
+        return self.fall[layer - 1](state + self.take[layer - 1](z))
+
+    def output(self, state: Tensor) -> Tensor:
+        """What the decoder says at h_0, (B, *out_shape)."""
+        return self.last(state).unflatten(1, self.out_shape)
+
+
+def _stack(hidden: int, blocks: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(*(_Residual(hidden, dropout) for _ in range(blocks)))
+
+
+class _Head(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(nn.LayerNorm(inputs), nn.SiLU(), nn.Linear(inputs, outputs))
+
+
+class _Residual(nn.Module):
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.LayerNorm(hidden),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.inner(h)
