@@ -1,6 +1,8 @@
 """The command line: the way from an array to samples and a ledger, and a clear word and status 2 for all bad input."""
 
+import dataclasses
 import json
+import math
 import pickle
 import shutil
 import struct
@@ -501,17 +503,30 @@ def test_a_bug_is_not_dressed_up_as_bad_input(tiny: Path, monkeypatch: pytest.Mo
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_CELLS", 1)
+    monkeypatch.setattr(demo, "_ERROR", 0.5)
     monkeypatch.setattr(demo, "_CHAIN", 11)
+    monkeypatch.setattr(demo, "_SAMPLES", 20)
+    monkeypatch.setattr(demo, "_TIMED", 20)
     monkeypatch.setattr(loop, "_VALIDATION_DRAWS", 1)
     small = Config(model=ModelConfig(widths=(8, 8), blocks=1), batch=8)
     monkeypatch.setattr(recipes, "digits", lambda: small)
+    for name in ("digits_vae", "digits_hierarchical_vae"):
+        tiny = getattr(recipes, name)()
+        tiny = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, hidden=16, blocks=1), batch=8)
+        monkeypatch.setattr(recipes, name, lambda tiny=tiny: tiny)
     out = tmp_path / "demo"
     status, said, _ = main(capsys, "demo", "--steps", 2, "--seed", 3, "--out", out, "--json", tmp_path / "a.json")
     assert status == 0
     record = json.loads((out / "demo.json").read_text())
     assert json.loads((tmp_path / "a.json").read_text()) == record
-    entries = {"diffusion": record["models"]["diffusion"], **record["yardsticks"]}
+    assert list(record["models"]) == ["diffusion", "vae", "hierarchical_vae"]
+    entries = {**record["models"], **record["yardsticks"]}
+    for model in record["models"].values():
+        assert [set(point) for point in model["information"]] == [{"step", "value", "error"}] * len(model["information"])
+        assert len(model["information"]) >= 2
+    # No training can change what is fixed: I(x; z_1) of a thousand images at the smallest noise.
+    for point in record["models"]["diffusion"]["information"]:
+        assert point["value"] == pytest.approx(math.log(1000), abs=1e-3)
     for entry in entries.values():
         assert {"nelbo", "nelbo_nats", "terms", "items", "dimensions", "levels", "network_evaluations"} <= set(entry)
         assert (entry["items"], entry["dimensions"], entry["levels"]) == (447, 64, 17)
@@ -524,7 +539,11 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "447 test images" in " ".join(said.split())
     config = Config.load(out / "config.json")
     assert (config.steps, config.seed) == (2, 3)
-    for name in ("samples", "forward", "backward", "levels"):
+    for name in ("vae", "hierarchical_vae"):
+        assert Config.load(out / name / "config.json").data == config.data
+        assert (out / name / "model.safetensors").exists()
+    names = ("samples", "forward", "backward", "levels", "samples-vae", "samples-hierarchical_vae", "information")
+    for name in names:
         picture = np.asarray(Image.open(out / f"{name}.png").convert("L"))
         assert picture.std() > 10
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -10,8 +10,11 @@ import torch
 from scipy import integrate, stats
 
 from battery import F64, LIKELIHOODS, LikelihoodRow, close, every_likelihood, float64, generator, plain_sigma, randn
+from diffusional import exact, schedule
 from diffusional.errors import DiffusionalError
+from diffusional.forward import GaussianDiffusion
 from diffusional.models.denoiser import unassisted
+from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import (
     Bernoulli,
     DiscretizedGaussian,
@@ -272,3 +275,17 @@ def test_refused(call, message: str) -> None:
 
 
 ROW = LIKELIHOODS["LevelPosterior"]
+
+
+def test_an_unassisted_gaussian_reads_x_off_z_alone() -> None:
+    world = exact.Gaussian(torch.full((3,), 5.0), torch.eye(3))  # a network that would know better
+    process = GaussianDiffusion(schedule.log_snr_linear(-2.0, 9.0, steps=10))
+    alone, assisted = (
+        DiffusionModel(process, world.denoiser(), GaussianLikelihood(Continuous((3,)), assisted=assisted))
+        for assisted in (False, True)
+    )
+    x, noise = randn(4, 3), randn(4, 3, seed=1)
+    # x − z_1/α = −(σ/α) ε, and s = σ/α.
+    expected = 0.5 * (noise.square().sum(1) + 3 * (math.log(2 * math.pi) - 2.0))
+    close(alone.reconstruction(x, noise), expected)
+    assert not torch.allclose(alone.reconstruction(x, noise), assisted.reconstruction(x, noise))

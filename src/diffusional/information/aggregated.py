@@ -23,6 +23,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Estimate
+from diffusional.models.base import LatentVariableModel
 from diffusional.models.vae import VAE, Autoencoder, log_probs
 
 # A latent unit is active where its posterior mean varies by more than this over the items (Burda et al. 2016).
@@ -30,7 +31,7 @@ ACTIVE = 0.01
 # A layer that costs less than so many nats carries nothing.
 COLLAPSED = 0.05
 # Pairs of a draw and an item held at once.
-_PAIRS = 500_000
+_PAIRS = 100_000
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class LatentInformation:
 
 @torch.inference_mode()
 def aggregated(
-    model: Autoencoder, x: Tensor, samples: int = 1000, generator: torch.Generator | None = None
+    model: LatentVariableModel, x: Tensor, samples: int = 1000, generator: torch.Generator | None = None
 ) -> LatentInformation:
     """I(x; z) and KL[q(z) ‖ p(z)] over the items x (N, *space.shape), MATH (21); nats.
 

@@ -196,15 +196,16 @@ class NetworkLevels(nn.Module):
 class GaussianLikelihood(nn.Module):
     """p(x|z_1) = N(x; x̂, s² I), a density. s² = σ_1²/α_1², the variance of z_1/α_1 around x, unless `variance` is given.
 
+    With assisted=False x̂ = z_1/α_1, without the network: at low noise it has little to add, and the cost has no gradient noise.
+
     >>> p = GaussianLikelihood(Continuous((1,)), variance=1.0)
     >>> p.log_prob(torch.zeros(1, 1), Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data"))
     tensor([-0.9189], dtype=torch.float64)
     """
 
-    uses_network = True
-
-    def __init__(self, space: Space, variance: float | None = None) -> None:
+    def __init__(self, space: Space, variance: float | None = None, assisted: bool = True) -> None:
         super().__init__()
+        self.uses_network = assisted
         if not isinstance(space, Continuous):
             raise DiffusionalError(
                 f"a space of {space.levels} levels came; a Gaussian density over discrete data can be made as high as one "

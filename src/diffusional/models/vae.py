@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Ledger
+from diffusional.levels import LevelSampler
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Head, read
 from diffusional.models.diffusion import DiffusionModel
@@ -165,12 +166,14 @@ class Autoencoder(LatentVariableModel):
         condition: Tensor | None = None,
         weight: float = 1.0,
         free_bits: float = 0.0,
+        sampler: LevelSampler | None = None,
     ) -> Tensor:
         """A training objective that keeps latents alive; a bound only at weight = 1 without free bits.
 
             mean[reconstruction + extras] + Σ_l max(weight · mean KL_l, free_bits)
 
         `weight` is KL warm-up (Bowman et al. 2016; Sønderby et al. 2016), `free_bits` λ nats for each layer (Kingma et al. 2016).
+        `sampler` chooses the levels of a diffusion prior.
         """
         ledger = self.elbo(x, generator, condition)
         kl = weight * torch.cat([ledger.kl, ledger.prior.unsqueeze(1)], 1).mean(0)
@@ -314,13 +317,14 @@ class VAE(Autoencoder):
         condition: Tensor | None = None,
         weight: float = 1.0,
         free_bits: float = 0.0,
+        sampler: LevelSampler | None = None,
     ) -> Tensor:
         if self.chain is None:
             return super().warmed_loss(x, generator, condition, weight, free_bits)
         self.space.check(x)
         drawn = self._inferred(x, generator, condition)
         # −H[q] + NELBO of z bounds KL[q(z|x) ‖ p(z)]: it is what warm-up and free bits speak of.
-        kl = self.chain.loss(drawn.z[0], generator) - drawn.q[0].entropy().double().mean()
+        kl = self.chain.loss(drawn.z[0], generator, sampler=sampler) - drawn.q[0].entropy().double().mean()
         rest = self._reconstruction(x, drawn).mean() + self.space.log_jacobian()
         return rest + (weight * kl).clamp(min=free_bits)
 

@@ -209,7 +209,7 @@ class _Objective(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(self.model, Autoencoder):
                 weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
-                return self.model.warmed_loss(x, generator, None, weight, self.latent.free_bits)
+                return self.model.warmed_loss(x, generator, None, weight, self.latent.free_bits, self.sampler)
             assert isinstance(self.model, DiffusionModel)
             if self.simple:
                 return self.model.simple_loss(x, generator)
