@@ -522,7 +522,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert list(record["models"]) == ["diffusion", "vae", "hierarchical_vae"]
     entries = {**record["models"], **record["yardsticks"]}
     for model in record["models"].values():
-        assert [set(point) for point in model["information"]] == [{"step", "value", "error"}] * len(model["information"])
+        assert [set(point) for point in model["information"]] == [{"step", "value", "error"}] * len(
+            model["information"]
+        )
         assert len(model["information"]) >= 2
     # No training can change what is fixed: I(x; z_1) of a thousand images at the smallest noise.
     for point in record["models"]["diffusion"]["information"]:

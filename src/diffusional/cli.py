@@ -124,9 +124,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Information:
-    """What the latents of a schedule know of a data set, I(x; z_t), before any training."""
+    """What the latents of a schedule know of a data set, I(x; z_t), before any training. Of a run: where its nats go, beside
+    another's."""
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help='"digits", or a path, as for train.')]
+    data: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="DATA|RUN", help='"digits", or a path, as for train; or a diffusion model\'s run folder.'
+        ),
+    ]
+    reference: Path | None = None
+    """For a run: a second run, whose costs its own are compared with, level by level, under the same noise."""
     schedule: Literal["linear", "cosine", "log_snr_linear"] = "linear"
     steps: int | None = None
     """T latents; 1000 unless given, and continuous time for log_snr_linear."""
@@ -140,7 +149,8 @@ class Information:
     """β_T (linear)."""
     levels: int | None = None
     """How many integer levels the data have (256 for 8-bit images)."""
-    split: Literal["train", "validation", "test", "all"] = "train"
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """train unless given; test for a run."""
     levels_shown: int = 50
     """How many t, evenly spread from 1 to T."""
     samples: int = 2000
@@ -667,6 +677,13 @@ def _information(command: Information) -> dict[str, Any]:
     from diffusional.report.tables import information_table
     from diffusional.training.build import build_schedule
 
+    if (Path(command.data) / "config.json").is_file():
+        return _budget(command)
+    if command.reference is not None:
+        raise DiffusionalError(
+            f"--reference came with {command.data}, which is no run folder; it is for comparing two runs"
+        )
+    split = command.split or "train"
     if command.figure is not None:
         if command.figure.suffix != ".png":
             raise DiffusionalError(f"--figure {command.figure} came; figures are drawn as .png")
@@ -674,7 +691,7 @@ def _information(command: Information) -> dict[str, Any]:
     config = _schedule(command)
     schedule = build_schedule(config)
     dataset = load(command.data, levels=command.levels)
-    splits = ("train", "validation", "test") if command.split == "all" else (command.split,)
+    splits = ("train", "validation", "test") if split == "all" else (split,)
     x = torch.cat([dataset.encode(split) for split in splits])
     with Progress(console=_console(), transient=True) as bar:
         task = bar.add_task("drawing", total=command.samples)
@@ -691,7 +708,7 @@ def _information(command: Information) -> dict[str, Any]:
     lost = {str(share): found.lost(share) for share in marks}
     out = found.to_json() | {
         "data": command.data,
-        "split": command.split,
+        "split": split,
         "items": len(x),
         "distinct_items": len(points_of(x).weights),
         "data_sha256": {split: dataset.fingerprint(split) for split in splits},
@@ -707,7 +724,7 @@ def _information(command: Information) -> dict[str, Any]:
         "wasted": {"share": 0.01, "clean": wasted[0], "noisy": wasted[1]},
     }
     latents = "T = ∞" if schedule.steps is None else f"T = {schedule.steps}"
-    title = f"{command.data}, {command.split}: {len(x)} items, {command.schedule}, {latents}, {found.samples} draws"
+    title = f"{command.data}, {split}: {len(x)} items, {command.schedule}, {latents}, {found.samples} draws"
     console = _console()
     console.print(information_table(out, title))
     for line in _said(out, "u" if schedule.steps is None else "t"):
@@ -723,6 +740,41 @@ def _information(command: Information) -> dict[str, Any]:
             wasted,
             title,
         )
+    return out
+
+
+def _budget(command: Information) -> dict[str, Any]:
+    """The nat budget of a run relative to another."""
+    import torch
+
+    from diffusional.information import budget
+    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.report.tables import budget_table
+    from diffusional.training.run import load, read_run
+
+    own = Information(command.data, command.reference, split=command.split, seed=command.seed, json=command.json)
+    if dataclasses.replace(command, samples=own.samples, levels_shown=own.levels_shown) != own:
+        raise DiffusionalError(
+            f"options of a schedule, --levels or --figure came with {command.data}, a run, which has its own: leave them out"
+        )
+    if command.reference is None:
+        raise DiffusionalError(
+            f"{command.data} came, a run: the information in real data isn't known, and gaps are relative to another "
+            "model's. Give --reference RUN"
+        )
+    record = read_run(command.data)
+    models = [load(path) for path in (command.data, command.reference)]
+    for path, model in zip((command.data, command.reference), models, strict=True):
+        if not isinstance(model, DiffusionModel):
+            raise DiffusionalError(f"{path} holds no diffusion model, and has no levels to compare")
+    name, split, x = _items(record, Evaluate(Path(command.data), split=command.split))
+    generator = torch.Generator().manual_seed(command.seed)
+    model, other = (m for m in models if isinstance(m, DiffusionModel))
+    with torch.no_grad():
+        found = budget(model, x, other, min(20, command.levels_shown), command.samples, generator)
+    out = found.to_json() | {"runs": [command.data, str(command.reference)], "data": name, "split": split}
+    title = f"{name}, {split}: {found.samples} draws of {len(x)} items, {command.data} relative to {command.reference}"
+    _console().print(budget_table(out, title))
     return out
 
 

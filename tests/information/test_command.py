@@ -18,6 +18,8 @@ from diffusional import cli, data, schedule
 from diffusional.information import curve
 from diffusional.report.figures import information_curve
 from diffusional.report.tables import budget_table, information_table
+from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig
+from diffusional.training.loop import train
 
 
 def main(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -168,3 +170,62 @@ def test_the_figure_shades_what_is_wasted(tmp_path: Path) -> None:
     assert shades[0.0, 0.0] < 0.01
     assert 0.15 < shades[0.4, 0.0] < 0.35
     assert shades[0.4, 0.4] == pytest.approx(2 * shades[0.4, 0.0], rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Two diffusion runs that differ by their seed, and a VAE."""
+    folder = tmp_path_factory.mktemp("runs")
+    np.save(folder / "tiny.npy", np.random.default_rng(0).integers(0, 5, (40, 1, 4, 4)).astype(np.uint8))
+    quiet = Console(quiet=True)
+    for name, seed, kind in (("a", 0, "diffusion"), ("b", 1, "diffusion"), ("vae", 0, "vae")):
+        config = Config(
+            data=DataConfig(name=str(folder / "tiny.npy"), levels=5),
+            schedule=ScheduleConfig(steps=30),
+            model=ModelConfig(kind=kind, widths=(8, 8), hidden=16, blocks=1),  # type: ignore[arg-type]
+            steps=2,
+            batch=8,
+            seed=seed,
+        )
+        train(config, folder / name, console=quiet)
+    return folder / "a", folder / "b", folder / "vae"
+
+
+def test_a_run_beside_another(
+    runs: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, _ = runs
+    record = tmp_path / "budget.json"
+    status, said, err = main(capsys, a, "--reference", b, "--samples", 60, "--levels-shown", 5, "--json", record)
+    assert (status, err) == (0, "")
+    found = json.loads(record.read_text())
+    assert found["relative_to"] == "the reference model"
+    assert [row["name"] for row in found["rows"]][:2] == ["reconstruction", "KL 1–6"]
+    total = found["total"]
+    assert total["gap"]["value"] == pytest.approx(total["cost"]["value"] - total["reference"]["value"])
+    assert total["gap"]["value"] != 0
+    assert sum(row["gap"]["value"] for row in found["rows"]) == pytest.approx(total["gap"]["value"])
+    # Common items and noise: the gap is known better than either cost.
+    assert total["gap"]["error"] < 0.5 * total["cost"]["error"]
+    assert "gaps relative to the reference model" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a",), "Give --reference RUN"),
+        (("a", "--reference", "vae"), "holds no diffusion model"),
+        (("a", "--reference", "b", "--schedule", "cosine"), "which has its own: leave them out"),
+        (("a", "--reference", "nowhere"), "is no folder"),
+        (("digits", "--reference", "a"), "is no run folder"),
+    ],
+)
+def test_runs_that_make_no_budget(
+    runs: tuple[Path, Path, Path],
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {run.name: str(run) for run in runs}
+    status, _, err = main(capsys, *(names.get(a, a) for a in arguments))
+    assert (status, message in " ".join(err.split())) == (2, True), err

@@ -115,7 +115,9 @@ def _autoencoder(config: Config, space: Space) -> Autoencoder:
         over = Continuous((n,))
         denoiser = Denoiser(MLP((n,), 1, *sizes), "v")
         chain = DiffusionModel(
-            GaussianDiffusion(build_schedule(config.schedule)), denoiser, likelihoods.GaussianLikelihood(over, assisted=False)
+            GaussianDiffusion(build_schedule(config.schedule)),
+            denoiser,
+            likelihoods.GaussianLikelihood(over, assisted=False),
         )
     return VAE(encoder, decoder, likelihood, n, head=chosen.head, prior=chain)
 
