@@ -2,7 +2,7 @@
 
     python benchmarks/information_in_training.py [--steps 1500] [--out benchmarks/results/information_in_training.json]
 
-VAEs on the digits whose decoder is a discretised Gaussian of fixed variance, small and large, and one whose decoder learns its
+VAEs on the digits whose decoder is a discretised Gaussian of fixed variance, from small to large, and one whose decoder learns its
 own width (discretised logistic); beside them a diffusion model, whose I(x; z_1) is computed from each checkpoint's own process, at
 γ_1 = 2, where it is not ln N. Informations are over the 1,000 training images, by 500 draws each. Draws a figure beside --out.
 """
@@ -31,7 +31,7 @@ from diffusional.training.build import build_dataset
 from diffusional.training.config import Config, ScheduleConfig
 from diffusional.training.loop import validate
 
-VARIANCES = (0.05, 2.0)
+VARIANCES = (0.05, 2.0, 10.0)
 _DRAWS = 500
 
 

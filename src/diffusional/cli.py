@@ -475,12 +475,10 @@ def _check_evaluate(command: Evaluate) -> None:
 
 
 def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
-    levels = {"--steps": command.steps, "--plan": command.plan}
-    given = [name for name, value in levels.items() if value is not None]
-    if sweep or command.continuous or given:
+    if sweep or command.continuous or command.plan is not None:
         raise DiffusionalError(
-            f"--sweep, --draws, --cells, --steps, --continuous or --plan came for {command.run}, whose model has no levels to "
-            "visit: give --error, --visits or --item-error"
+            f"--sweep, --draws, --cells, --continuous or --plan came for {command.run}, whose model has no levels to visit: give "
+            "--error, --visits or --item-error"
         )
     if command.importance_weighted is not None and (command.importance_weighted < 2 or command.other is not None):
         raise DiffusionalError(

@@ -92,8 +92,7 @@ def test_its_error_is_the_spread_of_repeats() -> None:
     for name in ("information", "marginal_kl"):
         values = torch.tensor([getattr(r, name).value for r in runs])
         errors = torch.tensor([getattr(r, name).error for r in runs])
-        # Items are drawn in rounds, which can only lower the spread.
-        assert 0.85 < float(errors.mean() / values.std()) < 1.6
+        assert 0.85 < float(errors.mean() / values.std()) < 1.18
 
 
 def layered(seed: int = 0) -> tuple[df.HierarchicalVAE, Tensor]:

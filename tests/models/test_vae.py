@@ -1,6 +1,7 @@
 """Autoencoders: the ledger against closed forms of a linear-Gaussian world, two layers and more, and a diffusion prior."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -153,11 +154,11 @@ def test_a_pair_of_log_densities_is_what_the_gaussian_says() -> None:
 def test_every_pair_of_draw_and_item_includes_its_own(make: Callable[[], Autoencoder]) -> None:
     model, x = make(), digits(6)
     drawn = model.infer(x, noise(model, 6))
-    every = model.log_posteriors(x, drawn.z)
+    every = model.log_posteriors(model.encoded(x), drawn.z)
     assert every.shape == (6, 6)
     torch.testing.assert_close(every.diagonal(), drawn.log_q(), rtol=1e-9, atol=1e-9)
     # And an off-diagonal one, by putting another item's latents in its place.
-    swapped = model.log_posteriors(x[[1, 0]], tuple(z[:2] for z in drawn.z))
+    swapped = model.log_posteriors(model.encoded(x[[1, 0]]), tuple(z[:2] for z in drawn.z))
     torch.testing.assert_close(swapped, every[:2, :2].flip(1))
 
 
@@ -204,11 +205,13 @@ def test_a_posterior_begins_narrow_and_beside_its_prior() -> None:
 # A diffusion prior.
 
 
-def chain(steps: int | None, low: float = -9.0) -> df.DiffusionModel:
+def chain(steps: int | None, low: float = -9.0, assisted: bool = True) -> df.DiffusionModel:
     """The exact backward chain of N(0, 1): its −ln p(z) is that of N(0, 1), but for the discretisation."""
     world = exact.Gaussian(torch.zeros(1), torch.eye(1))
     process = df.GaussianDiffusion(schedule.log_snr_linear(low, 9.0, steps))
-    return df.DiffusionModel(process, world.denoiser("v"), likelihood.GaussianLikelihood(df.Continuous((1,))))
+    return df.DiffusionModel(
+        process, world.denoiser("v"), likelihood.GaussianLikelihood(df.Continuous((1,)), assisted=assisted)
+    )
 
 
 def test_an_exact_chain_for_a_prior_changes_nothing_but_the_books() -> None:
@@ -226,9 +229,28 @@ def test_an_exact_chain_for_a_prior_changes_nothing_but_the_books() -> None:
     assert error < 0.01 * plain.nelbo.value * 2
 
 
-@pytest.mark.parametrize("steps", [50, None])
-def test_loss_and_bound_of_a_diffusion_prior_agree(steps: int | None) -> None:
-    model, x = linear(prior=chain(steps)), items(256)
+def scaled() -> df.DiffusionModel:
+    """A chain over a standardised space: a VAE's latent is none."""
+    world = exact.Gaussian(torch.zeros(1), torch.eye(1))
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, 10))
+    space = df.Continuous((1,), scale=(2.0,))
+    return df.DiffusionModel(process, world.denoiser("v"), likelihood.GaussianLikelihood(space))
+
+
+@pytest.mark.parametrize(
+    ("steps", "encoder", "assisted"),
+    # At a collapsed posterior the KL is 0, and a draw of it is as often negative as not.
+    [
+        (50, (A, B, LOG_STD), True),
+        (None, (A, B, LOG_STD), True),
+        (None, (0 * A, 0 * B, 0.0), True),
+        (50, (0 * A, 0 * B, 0.0), False),
+    ],
+)
+def test_loss_and_bound_of_a_diffusion_prior_agree(
+    steps: int | None, encoder: tuple[Tensor, Tensor, float], assisted: bool
+) -> None:
+    model, x = linear(encoder, chain(steps, assisted=assisted)), items(256)
     g = torch.Generator().manual_seed(0)
     many = often(x, 8)
     with torch.no_grad():
@@ -347,6 +369,41 @@ def test_a_vae_against_a_diffusion_model_pairs_the_items() -> None:
     assert both.difference.item_error < 0.3 * both.a.nelbo.item_error
 
 
+def test_two_autoencoders_with_noise_in_common_know_their_difference() -> None:
+    # Two that draw with opposite signs: with the same noise their errors would add up.
+    model, x = linear(), items(20)
+    mirrored = linear((-A, -B, LOG_STD))
+    assert isinstance(mirrored.decoder, Decoder)
+    mirrored.decoder.w.data.neg_()
+    runs = [df.compare(model, mirrored, x, 1e3, "nats", seed=3 * s).difference for s in range(60)]
+    values, errors = torch.tensor([r.value for r in runs]), torch.tensor([r.error for r in runs])
+    assert 0.8 < float(errors.mean() / values.std()) < 1.25
+    assert abs(float(values.mean())) < 4 * float(values.std()) / 60**0.5
+
+
+def test_dropout_is_off_while_weights_are_drawn() -> None:
+    model, x = flat(), digits(4)
+    assert isinstance(model.encoder, ResidualMLP)
+    model.encoder.blocks.append(nn.Dropout(0.5))
+    model.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twice = [importance_weighted(model, x, 8).value for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert model.training
+
+
+def test_weights_that_amount_to_few_draws_are_said_to() -> None:
+    with pytest.warns(UserWarning, match="give more draws"):
+        importance_weighted(linear((5 * A, B, LOG_STD)), items(20), 16)
+
+
+def test_few_draws_are_not_vouched_for() -> None:
+    found = evaluate(linear(), items(1), 1e3)
+    assert not found.reached
+    assert "7 degrees of freedom" in found.caveats[0]
+
+
 # What is refused.
 
 
@@ -362,6 +419,23 @@ def test_a_vae_against_a_diffusion_model_pairs_the_items() -> None:
         ),
         (lambda: linear().terms(items(3), torch.zeros(3, 2)), r"expected \(3, 1\)"),
         (lambda: ladder().infer(digits(2), torch.zeros(2, 5), torch.ones(2)), "takes none"),
+        (
+            lambda: df.VAE(nn.Identity(), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 1, prior=scaled()),
+            r"the latent is Continuous\(\(1,\)\)",
+        ),
+        (lambda: df.VAE(nn.Identity(), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 0), "at least 1"),
+        (
+            lambda: df.VAE(nn.Identity(), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 1, "levels"),
+            "which reads 'data'",
+        ),
+        (
+            lambda: df.VAE(nn.Linear(2, 3), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 1).posterior(
+                torch.zeros(4, 2)
+            ),
+            r"1 latents need \(4, 2\)",
+        ),
+        (lambda: linear(prior=chain(9)).warmed_loss(items(2), free_bits=1.0), "use warm-up"),
+        (lambda: evaluate(linear(), items(2), 0.1, records="here"), "no levels to visit"),
         (lambda: linear().sample(0), "at least one sample"),
         (lambda: ladder().sample(0), "at least one sample"),
         (lambda: importance_weighted(linear(), items(2), 1), "at least 2"),

@@ -96,11 +96,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(run: Path, stored: Path, 
 
 def test_the_command_line_evaluates_and_samples(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores, record = tmp_path / "scores.csv", tmp_path / "e.json"
-    status, said, _ = main(capsys, "evaluate", run, "--error", 0.2, "--per-item", scores, "--json", record)
+    status, said, _ = main(capsys, "evaluate", run, "--error", 0.03, "--per-item", scores, "--json", record)
     assert status == 0
     written = json.loads(record.read_text())
     assert {"reconstruction", "kl", "prior"} <= set(written["terms"])
-    assert written["nelbo"]["error"] <= 0.2
+    assert written["nelbo"]["error"] <= 0.03
     total = sum(term["value"] for term in written["terms"].values())
     assert total == pytest.approx(written["nelbo_nats"]["value"])
     assert len(scores.read_text().splitlines()) == written["items"] + 1
@@ -141,7 +141,7 @@ def test_what_a_vae_cannot_do_is_refused(
     before = sorted(tmp_path.rglob("*"))
     status, _, said = main(capsys, "evaluate", tmp_path / "run", *arguments)
     assert status == 2
-    assert "no levels to visit" in said or "at least 2 draws" in said
+    assert any(text in said for text in ("no levels to visit", "at least 2 draws", "no T to change"))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -158,6 +158,8 @@ def test_sampling_options_of_a_diffusion_are_refused(
     [
         ({"latent": LatentConfig(sizes=(3, 2))}, "several layers"),
         ({"objective": "simple"}, "L_simple is a diffusion model's"),
+        ({"model": ModelConfig(kind="vae-diffusion-prior"), "schedule": ScheduleConfig()}, "evaluated at a T"),
+        ({"model": ModelConfig()}, "which has no learned latent"),
         ({"model": ModelConfig(kind="vae", likelihood="level-posterior")}, "an autoencoder takes a likelihood"),
         ({"model": ModelConfig(kind="vae", network="unet")}, "an autoencoder takes a likelihood"),
         ({"latent": {"sizes": ()}}, "one or more positive integers"),

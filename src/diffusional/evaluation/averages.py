@@ -9,6 +9,7 @@ The importance-weighted bound averages weights instead, −ln (1/K) Σ_k p(x, z_
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,12 +21,17 @@ from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
-from diffusional.ledger import Estimate, Ledger
+from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel
+from diffusional.models.diffusion import batch_rows
 from diffusional.models.vae import Autoencoder
 
+# An error that rests on fewer degrees of freedom is not vouched for.
+LEAST_FREEDOM = 15
 # Draws of every item before its spread is believed, and of a plain evaluation.
 _FIRST, _PLAIN = 8, 64
+# Draws that the weights must amount to, by 1/Σ share².
+_EFFECTIVE = 10
 # Numbers of noise in one network call.
 _NUMBERS = 4_000_000
 
@@ -52,9 +58,15 @@ class Averages:
     def extend(self, items: Tensor, draws: int) -> None:
         """Bring `items` (n,) to `draws` draws each."""
         shape = self.model.noise_shape
-        rows = max(1, _NUMBERS // max(1, math.prod(shape)))
+        mine = items[processes.share(len(items))]
         fresh: dict[str, Tensor] = {}
-        for some in items[processes.share(len(items))].split(rows):
+        if not self.sums:
+            # One item tells the costs' names, so that a process without a share of its own has them too.
+            x, noise = self.data[:1].to(self.device), torch.zeros(1, *shape)
+            c = None if self.condition is None else self.condition[:1].to(self.device)
+            ledger = self._terms(x, noise.to(x), c)
+            self.sums = {n: torch.zeros(len(self.data), *v.shape[1:], dtype=torch.float64) for n, v in ledger.items()}
+        for some in mine.split(_rows(self.model)) if len(mine) else ():
             x = self.data[some].to(self.device)
             c = None if self.condition is None else self.condition[some].to(self.device)
             for draw in range(int(self.count[some].min()), draws):
@@ -62,12 +74,10 @@ class Averages:
                 wanted = self.count[some] <= draw
                 noise = normal([stream(self.keys[i], draw, b"terms") for i in some[wanted].tolist()], shape).to(x)
                 there = wanted.to(x.device)
-                ledger = self.model.terms(x[there], noise, None if c is None else c[there])
-                for name, values in _columns(ledger).items():
-                    held = fresh.setdefault(name, torch.zeros(len(self.data), *values.shape[1:], dtype=torch.float64))
-                    held[some[wanted]] += values.cpu().double()
-        for name, values in fresh.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(values)) + processes.collect(values)
+                for name, values in self._terms(x[there], noise, None if c is None else c[there]).items():
+                    fresh.setdefault(name, torch.zeros_like(self.sums[name]))[some[wanted]] += values.cpu().double()
+        for name, total in self.sums.items():
+            total += processes.collect(fresh.get(name, torch.zeros_like(total)))
         self.count[items] = draws
         bad = ~torch.isfinite(self.sums["nelbo"])
         if bool(bad.any()):
@@ -76,6 +86,12 @@ class Averages:
             raise DiffusionalError(
                 f"item {item} has a cost that is not finite: {parts}; nothing was left out of the mean"
             )
+
+    def _terms(self, x: Tensor, noise: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+        """The columns of the books: every cost, the layers' KLs, and the squares of all."""
+        ledger = self.model.terms(x, noise, condition)
+        parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}
+        return parts | {name + "²": values.double().square() for name, values in parts.items()}
 
     def mean(self, name: str) -> Tensor:
         """Each item's mean of a cost (N,) or (N, L)."""
@@ -102,9 +118,9 @@ class Averages:
         return int(self.count.sum()) * self.model.evaluations
 
 
-def _columns(ledger: Ledger) -> dict[str, Tensor]:
-    parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}
-    return parts | {name + "²": values.double().square() for name, values in parts.items()}
+def _rows(model: LatentVariableModel) -> int:
+    """Items of one call: as many as the noise and the decoder's output allow."""
+    return max(1, min(batch_rows(model.space), _NUMBERS // max(1, math.prod(model.noise_shape))))
 
 
 def average(
@@ -156,6 +172,12 @@ def average(
         each = wanted
     names = [name for name in sums.sums if "²" not in name and name not in ("nelbo", "levels")]
     layers = sums.variance("levels")
+    # Satterthwaite's: (Σ v_i)²/Σ v_i²/(J_i − 1).
+    variance = sums.variance("nelbo")
+    freedom = float(variance.sum().square() / (variance.square() / (sums.count - 1)).sum().clamp(min=1e-300))
+    caveats = ()
+    if freedom < LEAST_FREEDOM and float(variance.sum()) > 0:
+        caveats = (f"the error rests on few draws ({freedom:.0f} degrees of freedom)",)
     return Evaluation(
         nelbo=sums.estimate("nelbo"),
         terms={name: sums.estimate(name) for name in names},
@@ -172,20 +194,20 @@ def average(
         dimensions=model.space.dimensions,
         provenance=provenance(model, data, seed)
         | {"method": "draws of terms", "visits": [int(sums.count.min()), int(sums.count.max())]},
-        freedom=float((sums.count - 1).sum()),
-        reached=enough,
+        freedom=freedom,
+        reached=enough and not caveats,
+        caveats=caveats,
     )
 
 
-@torch.inference_mode()
 def importance_weighted(
     model: Autoencoder, data: Tensor, draws: int = 64, seed: int = 0, condition: Tensor | None = None
 ) -> Estimate:
     """The mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
 
     In expectation it is the NELBO at K = 1 and never rises with K. Its Monte Carlo error is by the delta method, √Var w/(√K E w) per
-    item; it says nothing of how far the bound still is from −ln p(x). Raises DiffusionalError for draws < 2 and for a model
-    with a diffusion prior.
+    item, which is too small where few weights outweigh the others (there it warns); it says nothing of how far the bound
+    still is from −ln p(x). Raises DiffusionalError for draws < 2 and for a model with a diffusion prior.
 
     >>> from diffusional.models.likelihood import NetworkLevels
     >>> from diffusional.models.vae import VAE
@@ -198,25 +220,41 @@ def importance_weighted(
     if draws < 2:
         raise DiffusionalError(f"draws={draws} came; give at least 2, the weights' spread tells the error")
     model.space.check(data)
-    keys = item_keys(as_seen(model.space, data), seed)
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
-    bounds, variances = [], []
-    for some in torch.arange(len(data)).split(max(1, _NUMBERS // math.prod(model.noise_shape))):
-        x = data[some].to(device)
-        c = None if condition is None else condition[some].to(device)
-        logs = torch.stack(
-            [
-                model.log_weight(
-                    x, normal([stream(keys[i], k, b"weights") for i in some.tolist()], model.noise_shape).to(x), c
-                )
-                for k in range(draws)
-            ]
-        ).cpu()
-        share = torch.softmax(logs, 0)
-        bounds.append(math.log(draws) - torch.logsumexp(logs, 0))
-        variances.append(draws / (draws - 1) * (share - 1 / draws).square().sum(0))
-    values, mc = torch.cat(bounds), torch.cat(variances)
+    if condition is not None and len(condition) != len(data):
+        raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            logs = _log_weights(model, data, draws, seed, condition)
+    finally:
+        model.train(was_training)
+    share = torch.softmax(logs, 0)
+    values = math.log(draws) - torch.logsumexp(logs, 0)
+    mc = draws / (draws - 1) * (share - 1 / draws).square().sum(0)
+    effective = float((1 / share.square().sum(0)).median())
+    if effective < _EFFECTIVE:
+        warnings.warn(
+            f"half of the items' weights amount to {effective:.1f} draws of {draws} or fewer: their errors are too small, and the "
+            "bound is still far from −ln p(x); give more draws",
+            stacklevel=2,
+        )
     n = len(values)
     between = float(values.var()) if n > 1 else math.nan
     items = math.sqrt(max(between - float(mc.mean()), 0.0) / n) if n > 1 else math.nan
     return Estimate(float(values.mean()), float(mc.sum().sqrt()) / n, items, n, n * draws)
+
+
+def _log_weights(model: Autoencoder, data: Tensor, draws: int, seed: int, condition: Tensor | None) -> Tensor:
+    """ln w (K, N)."""
+    keys = item_keys(as_seen(model.space, data), seed)
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+    parts = []
+    for some in torch.arange(len(data)).split(_rows(model)):
+        x = data[some].to(device)
+        c = None if condition is None else condition[some].to(device)
+        noises = (
+            normal([stream(keys[i], k, b"weights") for i in some.tolist()], model.noise_shape) for k in range(draws)
+        )
+        parts.append(torch.stack([model.log_weight(x, noise.to(x), c) for noise in noises]).cpu())
+    return torch.cat(parts, 1)

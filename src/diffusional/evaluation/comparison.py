@@ -102,14 +102,15 @@ def compare(
                 data,
                 each,
                 unit,
-                seed=seed,
+                seed=own,
                 reference=reference if isinstance(model, DiffusionModel) else None,
                 every_item=True,
                 max_evaluations=budget,
                 audit=audit,
                 progress=progress,
             )
-            for model in (a, b)
+            # Seeds of their own: two autoencoders would share a part of their noise, which no error here knows of.
+            for model, own in ((a, seed), (b, seed + 1))
         ]
         return _items_paired(*results)
     modes = a.training, b.training

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
-from diffusional.evaluation.averages import average
+from diffusional.evaluation.averages import LEAST_FREEDOM, average
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import PILOT, Plan, Visits
 from diffusional.evaluation.provenance import provenance
@@ -39,6 +39,7 @@ from diffusional.evaluation.sweep import sweep
 from diffusional.ledger import UNITS, Estimate, per_unit
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.vae import VAE
 
 # The first look: this many items, if there are as many, and draws of each.
 _FIRST_ITEMS, _FIRST_DRAWS = 256, 2
@@ -50,8 +51,6 @@ _FREEDOM = 60
 _ITEM_DRAWS = 8
 # Levels of an audit, and from how many s_c on a residual is out of all expectation.
 _AUDITED, _OUT = 2048, 12.0
-# An error that rests on fewer degrees of freedom is not vouched for.
-_LEAST_FREEDOM = 15
 # Seconds between two writes of the records.
 _SAVE_EVERY = 20.0
 
@@ -138,9 +137,9 @@ def evaluate(
     model.eval()
     try:
         if not isinstance(model, DiffusionModel):
-            if plan is not None or reference is not None or draws is not None:
+            if plan is not None or reference is not None or draws is not None or records is not None:
                 raise DiffusionalError(
-                    f"a plan, reference data or draws came for a {type(model).__name__}, whose costs have no levels to visit: "
+                    f"a plan, reference data, records or draws came for a {type(model).__name__}, whose costs have no levels to visit: "
                     "give target_error, visits or item_error alone"
                 )
             told = None if progress is None else lambda now, done, total: progress(Progress(now, done, total))
@@ -172,7 +171,7 @@ def evaluate(
         model.train(was_training)
 
 
-def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> DiffusionModel:
+def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> DiffusionModel | VAE:
     """The model at another T, or in continuous time; warns where it has a T of its own.
 
     >>> from diffusional import Denoiser, GaussianDiffusion, likelihood, schedule, space
@@ -181,20 +180,22 @@ def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) ->
     >>> regridded(model, 100).levels
     99
     """
-    if not isinstance(model, DiffusionModel):
+    chain = model.chain if isinstance(model, VAE) else model
+    if not isinstance(chain, DiffusionModel):
         raise DiffusionalError(
             f"steps={steps} came for a {type(model).__name__}, which has no T to change; leave it out"
         )
     wanted = None if steps == "continuous" else steps
     if wanted is not None and wanted < 2:
         raise DiffusionalError(f'steps={steps} came; give T ≥ 2 latents, or "continuous"')
-    if model.steps is not None and model.steps != wanted:
+    if chain.steps is not None and chain.steps != wanted:
         warnings.warn(
-            f"the model has T = {model.steps} and is evaluated at "
+            f"the model has T = {chain.steps} and is evaluated at "
             f"{'T = ∞' if wanted is None else f'T = {wanted}'}: between the noise levels that it was trained at, its network "
             "interpolates, and nothing but this number says how well",
             stacklevel=3,
         )
+    assert isinstance(model, DiffusionModel | VAE)
     return model.regrid(wanted)
 
 
@@ -458,7 +459,7 @@ class Task:
         ]
         levels = [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]
         freedom = draws.freedom()
-        if freedom < _LEAST_FREEDOM and nelbo.error > 0:
+        if freedom < LEAST_FREEDOM and nelbo.error > 0:
             caveats = [
                 *caveats,
                 f"the error rests on few draws ({freedom:.0f} degrees of freedom): the costs have heavy tails, and more of them "

@@ -26,7 +26,8 @@ from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.vae import VAE, Autoencoder, log_probs
 
-# A latent unit is active where its posterior mean varies by more than this over the items (Burda et al. 2016).
+# A latent unit is active where its posterior mean, in standard deviations of its prior, varies by more than this over the
+# items (Burda et al. 2016, whose prior is N(0, I)).
 ACTIVE = 0.01
 # A layer that costs less than so many nats carries nothing.
 COLLAPSED = 0.05
@@ -41,10 +42,11 @@ class LatentInformation:
     Attributes:
         information: I(x; z) ≤ H(x).
         marginal_kl: KL[q(z) ‖ p(z)]; an upper bound on it where `bounded`.
-        kl: E KL[q(z|x) ‖ p(z)], from closed forms: it is their sum.
+        kl: E KL[q(z|x) ‖ p(z)], which is their sum; from closed forms, or where `bounded` from the chain's NELBO and H[q(z|x)].
         entropy: H(x), ln N where no item occurs twice.
         layers: E KL of each layer, the one next to x first.
-        active, units: of each layer, units whose mean under q varies over the items by more than 0.01, of how many.
+        active, units: of each layer, units whose mean under q, beside the prior's and in its standard deviations, has a variance
+            above 0.01 over the items; of how many.
         chain: of a diffusion prior, I(z; z_1) and I(x; z_1) of its fixed posterior.
     """
 
@@ -64,7 +66,7 @@ class LatentInformation:
         return tuple(
             f"layer {i + 1} of {len(self.layers)} has collapsed: it costs {layer.value:.3f} nats, {active} of {units} units are active"
             for i, (layer, active, units) in enumerate(zip(self.layers, self.active, self.units, strict=True))
-            if layer.value < COLLAPSED or active == 0
+            if layer.value < COLLAPSED or active == 0 or (len(self.layers) == 1 and self.information.value < COLLAPSED)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -110,29 +112,37 @@ def aggregated(
     if samples < 2:
         raise DiffusionalError(f"samples={samples} came; give at least 2, their spread tells the error")
     model.space.check(x)
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
+    # Noise is drawn where the model is, by a stream of the generator's.
+    seed = int(torch.randint(2**62, (), generator=generator))
     was_training = model.training
     model.eval()
     try:
-        return _aggregated(model, x, samples, generator)
+        return _aggregated(model, x.to(device), samples, torch.Generator(device).manual_seed(seed), seed)
     finally:
         model.train(was_training)
 
 
-def _aggregated(model: Autoencoder, x: Tensor, samples: int, generator: torch.Generator | None) -> LatentInformation:
-    n = len(x)
+def _aggregated(
+    model: Autoencoder, x: Tensor, samples: int, generator: torch.Generator, seed: int
+) -> LatentInformation:
+    n, on_cpu = len(x), torch.Generator().manual_seed(seed)
     distinct, where, counts = torch.unique(x.flatten(1), dim=0, return_inverse=True, return_counts=True)
     items = distinct.reshape(-1, *x.shape[1:])
     weights = counts.double() / n
     # Whole rounds over the items and a random rest: stratified.
-    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-samples // n))])[:samples].to(x.device)
+    order = torch.cat([torch.randperm(n, generator=on_cpu) for _ in range(-(-samples // n))])[:samples].to(x.device)
     own = where[order]
-    noise = torch.empty(samples, sum(model.latents), dtype=x.dtype).normal_(generator=generator).to(x.device)
+    noise = torch.empty(samples, sum(model.latents), dtype=x.dtype, device=x.device).normal_(generator=generator)
+    encoded = model.encoded(items)
     bounds = isinstance(model, VAE) and model.chain is not None
     parts: dict[str, list[Tensor]] = {}
     for rows in torch.arange(samples, device=x.device).split(max(1, _PAIRS // len(items))):
         drawn = model.infer(items[own[rows]], noise[rows])
-        log_q = drawn.log_q()
-        log_aggregate = torch.logsumexp(model.log_posteriors(items, drawn.z) + weights.log(), 1)
+        every = model.log_posteriors(encoded, drawn.z)
+        # Its own density is the mixture's own entry, to the last bit: I(x; z) ≤ H(x) in every draw.
+        log_q = every.gather(1, own[rows, None]).squeeze(1)
+        log_aggregate = torch.logsumexp(every + weights.log(), 1)
         layers = torch.stack([q.kl(p).double() for q, p in zip(drawn.q, drawn.p, strict=True)], 1)
         found = {"information": log_q - log_aggregate, "kl": layers.sum(1), "layers": layers}
         if bounds:
@@ -140,35 +150,53 @@ def _aggregated(model: Autoencoder, x: Tensor, samples: int, generator: torch.Ge
             cost = _chain_cost(model, drawn.z[0], generator)
             found |= {"marginal": log_aggregate + cost, "kl": cost - drawn.q[0].entropy().double()}
             found["layers"] = found["kl"][:, None]
-            found |= _chain_information(model, items, own[rows], drawn.z[0], weights, generator)
+            found |= _chain_information(model, encoded, own[rows], drawn.z[0], weights, generator)
         else:
             found["marginal"] = log_aggregate - drawn.log_p()
         for name, values in found.items():
             parts.setdefault(name, []).append(values.cpu())
     columns = {name: torch.cat(values) for name, values in parts.items()}
-    means = _means(model, items)
+    met = order.cpu()
+
+    def mean(values: Tensor) -> Estimate:
+        return _estimate(values, met, n)
+
+    shifts = _shifts(model, items)
     return LatentInformation(
-        information=_estimate(columns["information"]),
-        marginal_kl=_estimate(columns["marginal"]),
-        kl=_estimate(columns["kl"]),
+        information=mean(columns["information"]),
+        marginal_kl=mean(columns["marginal"]),
+        kl=mean(columns["kl"]),
         entropy=-float((weights * weights.log()).sum()),
-        layers=tuple(_estimate(column) for column in columns["layers"].unbind(1)),
-        active=tuple(int((_variance(m, weights) > ACTIVE).sum()) for m in means),
+        layers=tuple(mean(column) for column in columns["layers"].unbind(1)),
+        active=tuple(int((_variance(m, weights) > ACTIVE).sum()) for m in shifts),
         units=model.latents,
         bounded=bounds,
-        chain=(_estimate(columns["z"]), _estimate(columns["x"])) if bounds else None,
+        chain=(mean(columns["z"]), mean(columns["x"])) if bounds else None,
     )
 
 
-def _estimate(values: Tensor) -> Estimate:
-    """Mean over draws of (x, z). The items are all there are, so that the spread is Monte Carlo error."""
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)), 0.0, len(values), len(values))
+def _estimate(values: Tensor, item: Tensor, n: int) -> Estimate:
+    """Mean over draws of (x, z) of the n items, one after the other. The items are all there are: only their draws vary.
+
+    From two draws of each on, the error is that within items, and that of which items the last round met.
+    """
+    draws = len(values)
+    count = torch.bincount(item, minlength=n).double()
+    if draws < 2 * n:
+        error = float(values.std()) / math.sqrt(draws)
+    else:
+        means = torch.zeros(n, dtype=values.dtype).index_add(0, item, values) / count
+        within = float((values - means[item]).square().sum()) / (draws - n)
+        between = max(float(means.var()) - within * float((1 / count).mean()), 0.0) if n > 1 else 0.0
+        last = draws % n
+        error = math.sqrt(within / draws + last * (1 - last / n) * between / draws**2)
+    return Estimate(float(values.mean()), error, 0.0, draws, 0)
 
 
-def _means(model: Autoencoder, items: Tensor) -> list[Tensor]:
-    """The mean of q of each layer (N, n_l), layers below the top at the means of those above."""
-    zero = items.new_zeros(len(items), sum(model.latents))
-    return [q.mean for q in model.infer(items, zero).q]
+def _shifts(model: Autoencoder, items: Tensor) -> list[Tensor]:
+    """(μ_q − μ_p)/σ_p of each layer (N, n_l), layers below the top at the means of those above: what q moves beside its prior."""
+    drawn = model.infer(items, items.new_zeros(len(items), sum(model.latents)))
+    return [(q.mean - p.mean) / p.std for q, p in zip(drawn.q, drawn.p, strict=True)]
 
 
 def _variance(values: Tensor, weights: Tensor) -> Tensor:
@@ -177,21 +205,20 @@ def _variance(values: Tensor, weights: Tensor) -> Tensor:
     return (w * (values - mean).square()).sum(0)
 
 
-def _chain_cost(model: VAE, z: Tensor, generator: torch.Generator | None) -> Tensor:
+def _chain_cost(model: VAE, z: Tensor, generator: torch.Generator) -> Tensor:
     assert model.chain is not None
     return model.chain.elbo(z, generator).nelbo
 
 
 def _chain_information(
-    model: VAE, items: Tensor, own: Tensor, z: Tensor, weights: Tensor, generator: torch.Generator | None
+    model: VAE, q: Gaussian, own: Tensor, z: Tensor, weights: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Log-ratios of the chain's first latent w = α z + σ ε: ln q(w|z)/q(w), and ln q(w|x)/q(w). All are Gaussian mixtures."""
     assert model.chain is not None
     gamma = model.chain.process.schedule.ends()[0].detach()
     alpha2, sigma2 = torch.sigmoid(-gamma), torch.sigmoid(gamma)
-    noise = torch.empty(z.shape, dtype=z.dtype).normal_(generator=generator).to(z.device)
+    noise = torch.empty_like(z).normal_(generator=generator)
     w = alpha2.sqrt() * z.double() + sigma2.sqrt() * noise.double()
-    q = model.posterior(items)
     through = Gaussian(alpha2.sqrt() * q.mean.double(), torch.log(alpha2 * q.variance.double() + sigma2))
     every = log_probs(through, w)
     log_aggregate = torch.logsumexp(every + weights.log(), 1)

@@ -18,7 +18,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.models.denoiser import Head
 from diffusional.models.likelihood import Likelihood
-from diffusional.models.vae import Autoencoder, Inference, bounded, spoken
+from diffusional.models.vae import Autoencoder, Inference, bounded, checked_decoder
 from diffusional.networks import Ladder
 from diffusional.shapes import Items
 
@@ -57,8 +57,9 @@ class HierarchicalVAE(Autoencoder):
         super().__init__(likelihood)
         self.ladder = ladder
         self.latents = ladder.latents
-        self.predicts: Literal["levels", "data"] = predicts or spoken(likelihood)
-        self.head: Head = head
+        self.predicts: Literal["levels", "data"]
+        self.head: Head
+        self.predicts, self.head = checked_decoder(likelihood, predicts, head)
 
     def _prior(self, layer: int, state: Tensor) -> Gaussian:
         if layer == len(self.latents):
@@ -72,7 +73,7 @@ class HierarchicalVAE(Autoencoder):
 
     def infer(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Inference:
         _unconditional(condition)
-        features, state = self.ladder.up(x), self.ladder.top(len(x))
+        features, state = [f.to(x.dtype) for f in self.ladder.up(x)], self.ladder.top(len(x))
         parts = noise.split(self.latents, 1)
         z, qs, ps = [], [], []
         for layer in range(len(self.latents), 0, -1):
@@ -82,16 +83,23 @@ class HierarchicalVAE(Autoencoder):
             qs.append(q)
             ps.append(p)
             state = self.ladder.down(layer, state, z[-1])
-        decoded = self._decoded(self.ladder.output(state), x, self.predicts, self.head)
-        return Inference(tuple(z[::-1]), tuple(qs[::-1]), tuple(ps[::-1]), decoded)
+        return Inference(
+            tuple(z[::-1]),
+            tuple(qs[::-1]),
+            tuple(ps[::-1]),
+            lambda: self._decoded(self.ladder.output(state), x, self.predicts, self.head),
+        )
 
-    def log_posteriors(self, x: Items, z: tuple[Tensor, ...]) -> Tensor:
+    def encoded(self, x: Items) -> list[Tensor]:
+        return self.ladder.up(x)
+
+    def log_posteriors(self, encoded: list[Tensor], z: tuple[Tensor, ...]) -> Tensor:
         # The top-down state depends on z alone, the features on x alone: only q's heads see pairs.
-        features, state = self.ladder.up(x), self.ladder.top(len(z[0]))
-        s, n = len(state), len(x)
-        total = torch.zeros(s, n, dtype=torch.float64, device=x.device)
+        state = self.ladder.top(len(z[0]))
+        s, n = len(state), len(encoded[0])
+        total = torch.zeros(s, n, dtype=torch.float64, device=state.device)
         for layer in range(len(self.latents), 0, -1):
-            pairs = state.repeat_interleave(n, 0), features[layer - 1].repeat(s, 1)
+            pairs = state.repeat_interleave(n, 0), encoded[layer - 1].repeat(s, 1)
             q = self._posterior(layer, *pairs, self._prior(layer, pairs[0]))
             total += q.log_prob(z[layer - 1].repeat_interleave(n, 0)).double().view(s, n)
             state = self.ladder.down(layer, state, z[layer - 1])

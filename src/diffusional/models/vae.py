@@ -14,9 +14,9 @@ The decoder's output is read as a denoiser's at SNR 0, so that the likelihoods o
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def bounded(mean: Tensor, log_std: Tensor) -> Gaussian:
 
 @dataclass(frozen=True)
 class Inference:
-    """One draw of the latents of x (B, …): z_1 … z_L, each (B, n_l), what q and p say of each, and the decoder.
+    """One draw of the latents of x (B, …): z_1 … z_L, each (B, n_l), what q and p say of each, and the decoder, called on demand.
 
     q[l − 1] = q(z_l|z_{>l}, x) and p[l − 1] = p(z_l|z_{>l}), at the z_{>l} drawn.
     """
@@ -62,7 +62,7 @@ class Inference:
     z: tuple[Tensor, ...]
     q: tuple[Gaussian, ...]
     p: tuple[Gaussian, ...]
-    decoded: Prediction
+    decoded: Callable[[], Prediction]
 
     def log_q(self) -> PerItem:
         """ln q(z_{1:L}|x) (B,)."""
@@ -109,7 +109,11 @@ class Autoencoder(LatentVariableModel):
         """Draw z_L … z_1 ~ q(z_{1:L}|x), ε = `noise` (B, Σ latents), z_1's first."""
 
     @abstractmethod
-    def log_posteriors(self, x: Items, z: tuple[Tensor, ...]) -> Tensor:
+    def encoded(self, x: Items) -> Any:
+        """All that q takes from items x (N, …): what `log_posteriors` wants, once for any number of draws."""
+
+    @abstractmethod
+    def log_posteriors(self, encoded: Any, z: tuple[Tensor, ...]) -> Tensor:
         """ln q(z_{1:L}|x_i) (S, N) of S draws z of the latents under each of N items: what an aggregated posterior is made of."""
 
     @property
@@ -145,7 +149,7 @@ class Autoencoder(LatentVariableModel):
         return Ledger(self._reconstruction(x, drawn), below, kl[-1], self.space.dimensions, self.extra(x))
 
     def _reconstruction(self, x: Tensor, drawn: Inference) -> Tensor:
-        return -self.likelihood.log_prob(x, drawn.decoded).double()
+        return -self.likelihood.log_prob(x, drawn.decoded()).double()
 
     def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         shape = (x.shape[0], *self.noise_shape)
@@ -178,7 +182,7 @@ class Autoencoder(LatentVariableModel):
         ledger = self.elbo(x, generator, condition)
         kl = weight * torch.cat([ledger.kl, ledger.prior.unsqueeze(1)], 1).mean(0)
         rest = ledger.nelbo - ledger.kl.sum(1) - ledger.prior
-        return rest.mean() + kl.clamp(min=free_bits).sum()
+        return rest.mean() + (kl.clamp(min=free_bits) if free_bits else kl).sum()
 
     def log_weight(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> PerItem:
         """ln p(x, z)/q(z|x) (B,), nats, at one draw of z: the path form, MATH (7). Its expectation is the ELBO, and that of its
@@ -238,11 +242,14 @@ class VAE(Autoencoder):
         prior: DiffusionModel | None = None,
     ) -> None:
         super().__init__(likelihood)
+        if latents < 1:
+            raise DiffusionalError(f"latents={latents} came; give at least 1")
         self.encoder, self.decoder, self.chain = encoder, decoder, prior
         self.latents = (latents,)
-        self.predicts: Literal["levels", "data"] = predicts or spoken(likelihood)
-        self.head: Head = head
-        if prior is not None and (not isinstance(prior.space, Continuous) or prior.space.shape != (latents,)):
+        self.predicts: Literal["levels", "data"]
+        self.head: Head
+        self.predicts, self.head = checked_decoder(likelihood, predicts, head)
+        if prior is not None and prior.space != Continuous((latents,)):
             raise DiffusionalError(f"a prior over {prior.space} came; the latent is Continuous(({latents},))")
 
     @property
@@ -271,11 +278,18 @@ class VAE(Autoencoder):
     def posterior(self, x: Items, condition: Tensor | None = None) -> Gaussian:
         """q(z|x) = N(μ(x), σ(x)²), (B, n)."""
         out = self.encoder(x) if condition is None else self.encoder(x, condition)
-        mean, log_std = out.chunk(2, 1)
+        if out.shape != (len(x), 2 * self.latents[0]):
+            raise DiffusionalError(
+                f"the encoder's output has shape {tuple(out.shape)}; {self.latents[0]} latents need {(len(x), 2 * self.latents[0])}"
+            )
+        mean, log_std = out.to(x.dtype).chunk(2, 1)
         return bounded(mean, log_std)
 
-    def log_posteriors(self, x: Items, z: tuple[Tensor, ...]) -> Tensor:
-        return log_probs(self.posterior(x), z[0])
+    def encoded(self, x: Items) -> Gaussian:
+        return self.posterior(x)
+
+    def log_posteriors(self, encoded: Gaussian, z: tuple[Tensor, ...]) -> Tensor:
+        return log_probs(encoded, z[0])
 
     def decode(self, z: Tensor, x: Items, condition: Tensor | None = None) -> Prediction:
         """What the decoder says of z (B, n); x tells shape and type only."""
@@ -286,7 +300,7 @@ class VAE(Autoencoder):
         q = self.posterior(x, condition)
         z = q.sample(noise=noise[:, : self.latents[0]])
         standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
-        return Inference((z,), (q,), (standard,), self.decode(z, x, condition))
+        return Inference((z,), (q,), (standard,), lambda: self.decode(z, x, condition))
 
     def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
         """One draw of every cost: `noise` (B, n), or with a diffusion prior of T latents (B, n·(1 + T)): z's ε first."""
@@ -321,12 +335,16 @@ class VAE(Autoencoder):
     ) -> Tensor:
         if self.chain is None:
             return super().warmed_loss(x, generator, condition, weight, free_bits)
+        if free_bits:
+            raise DiffusionalError(
+                f"free_bits={free_bits} came with a diffusion prior, whose KL is known to one level's draw only; use warm-up"
+            )
         self.space.check(x)
         drawn = self._inferred(x, generator, condition)
-        # −H[q] + NELBO of z bounds KL[q(z|x) ‖ p(z)]: it is what warm-up and free bits speak of.
+        # −H[q] + NELBO of z bounds KL[q(z|x) ‖ p(z)]: it is what warm-up speaks of. A draw of it may be negative.
         kl = self.chain.loss(drawn.z[0], generator, sampler=sampler) - drawn.q[0].entropy().double().mean()
         rest = self._reconstruction(x, drawn).mean() + self.space.log_jacobian()
-        return rest + (weight * kl).clamp(min=free_bits)
+        return rest + weight * kl
 
     def _inferred(self, x: Tensor, generator: torch.Generator | None, condition: Tensor | None) -> Inference:
         noise = torch.empty(len(x), self.latents[0], dtype=x.dtype, device=x.device).normal_(generator=generator)
@@ -375,3 +393,17 @@ def spoken(likelihood: Likelihood) -> Literal["levels", "data"]:
     'levels'
     """
     return "levels" if isinstance(likelihood, NetworkLevels) else "data"
+
+
+def checked_decoder(
+    likelihood: Likelihood, predicts: Literal["levels", "data"] | None, head: Head
+) -> tuple[Literal["levels", "data"], Head]:
+    """What a decoder says and how, or DiffusionalError where a likelihood can't read it."""
+    said = predicts or spoken(likelihood)
+    if said not in ("levels", "data") or (said == "levels") != (spoken(likelihood) == "levels"):
+        raise DiffusionalError(
+            f"predicts={predicts!r} came with {type(likelihood).__name__}, which reads {spoken(likelihood)!r}"
+        )
+    if head not in ("categorical", "logistic"):
+        raise DiffusionalError(f"head={head!r} came; expected categorical or logistic")
+    return said, head

@@ -4,6 +4,7 @@ Figures are made without pyplot, so that importing or drawing changes nothing gl
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -182,9 +183,8 @@ def information_traces(
     axes = figure.subplots()
     axes.axhline(entropy, color=_INK, lw=0.9, ls=(0, (4, 3)))
     axes.annotate("H(x)", (0.0, entropy), xytext=(4, 4), textcoords="offset points", va="bottom", color=_INK)
-    for (name, trace), colour, marker in zip(
-        traces.items(), (_KL, "#c8553d", "#588b6b", "#8f5fa8"), "osd^", strict=False
-    ):
+    styles = cycle(zip((_KL, "#c8553d", "#588b6b", "#8f5fa8", "#b08928"), "osd^v", strict=True))
+    for (name, trace), (colour, marker) in zip(traces.items(), styles, strict=False):
         value, error = (np.array([point[key] for point in trace]) for key in ("value", "error"))
         part = np.array([point["step"] for point in trace]) / max(1, trace[-1]["step"])
         axes.errorbar(part, value, 2 * error, color=colour, marker=marker, ms=4, lw=1.6, capsize=2, label=name)

@@ -176,6 +176,15 @@ class Config:
                 f"schedule.kind={self.schedule.kind!r} came without schedule.steps; betas need a T, such as 1000"
             )
         kind = self.model.kind
+        if kind == "vae-diffusion-prior" and (self.schedule.steps is None or self.latent.free_bits):
+            raise DiffusionalError(
+                f'schedule.steps={self.schedule.steps} and latent.free_bits={self.latent.free_bits} came with model.kind="{kind}"; it '
+                "is evaluated at a T, such as 500, and its KL is known to one level's draw only: no free bits"
+            )
+        if kind == "diffusion" and self.latent != LatentConfig():
+            raise DiffusionalError(
+                f'latent={self.latent} came with model.kind="diffusion", which has no learned latent'
+            )
         if len(self.latent.sizes) > 1 and kind != "hierarchical-vae":
             raise DiffusionalError(
                 f'latent.sizes={self.latent.sizes} came with model.kind="{kind}"; several layers are a "hierarchical-vae"'
