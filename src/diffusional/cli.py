@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffusional.evaluation.evaluation import Watch
     from diffusional.models.base import LatentVariableModel
     from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.vae import Autoencoder
     from diffusional.training.run import RunRecord
 
 # Steps of `demo --quick`.
@@ -51,7 +52,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a diffusion model by its ELBO. A run is a folder; --resume continues it."""
+    """Train a model by its ELBO: a diffusion model, or a VAE (--model.kind). A run is a folder; --resume continues it."""
 
     run: Run
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -124,8 +125,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Information:
-    """What the latents of a schedule know of a data set, I(x; z_t), before any training. Of a run: where its nats go, beside
-    another's."""
+    """What the latents of a schedule know of a data set, I(x; z_t), before any training. Of a run: where its nats go,
+    beside another's; of a VAE's run, what its latents know."""
 
     data: Annotated[
         str,
@@ -152,7 +153,7 @@ class Information:
     split: Literal["train", "validation", "test", "all"] | None = None
     """train unless given; test for a run."""
     levels_shown: int = 50
-    """How many t, evenly spread from 1 to T."""
+    """How many t, evenly spread from 1 to T; of two runs, cells of levels."""
     samples: int = 2000
     """Draws of an item and its noise; each is looked at on every level."""
     seed: int = 0
@@ -747,32 +748,74 @@ def _budget(command: Information) -> dict[str, Any]:
 
     from diffusional.information import budget
     from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.vae import Autoencoder
     from diffusional.report.tables import budget_table
     from diffusional.training.run import load, read_run
 
-    own = Information(command.data, command.reference, split=command.split, seed=command.seed, json=command.json)
-    if dataclasses.replace(command, samples=own.samples, levels_shown=own.levels_shown) != own:
+    kept = ("data", "reference", "split", "seed", "json", "samples", "levels_shown")
+    if Information(**{name: getattr(command, name) for name in kept}) != command:
         raise DiffusionalError(
             f"options of a schedule, --levels or --figure came with {command.data}, a run, which has its own: leave them out"
         )
+    record, model = read_run(command.data), load(command.data)
+    if isinstance(model, Autoencoder):
+        return _latents(command, record, model)
     if command.reference is None:
         raise DiffusionalError(
             f"{command.data} came, a run: the information in real data isn't known, and gaps are relative to another "
             "model's. Give --reference RUN"
         )
-    record = read_run(command.data)
-    models = [load(path) for path in (command.data, command.reference)]
-    for path, model in zip((command.data, command.reference), models, strict=True):
-        if not isinstance(model, DiffusionModel):
-            raise DiffusionalError(f"{path} holds no diffusion model, and has no levels to compare")
+    theirs, other = read_run(command.reference), load(command.reference)
+    if not (isinstance(model, DiffusionModel) and isinstance(other, DiffusionModel)):
+        raise DiffusionalError(f"{command.reference} holds no diffusion model, and has no levels to compare")
     name, split, x = _items(record, Evaluate(Path(command.data), split=command.split))
+    if theirs.fingerprints.get(split) != record.fingerprints.get(split):
+        raise DiffusionalError(f"the {split} split of {command.reference} is not that of {command.data}")
     generator = torch.Generator().manual_seed(command.seed)
-    model, other = (m for m in models if isinstance(m, DiffusionModel))
     with torch.no_grad():
-        found = budget(model, x, other, min(20, command.levels_shown), command.samples, generator)
+        found = budget(model, x, other, command.levels_shown, command.samples, generator)
     out = found.to_json() | {"runs": [command.data, str(command.reference)], "data": name, "split": split}
     title = f"{name}, {split}: {found.samples} draws of {len(x)} items, {command.data} relative to {command.reference}"
     _console().print(budget_table(out, title))
+    return out
+
+
+def _latents(command: Information, record: "RunRecord", model: "Autoencoder") -> dict[str, Any]:
+    """What a VAE's latents know of a split: I(x; z), KL[q(z) ‖ p(z)], active units, and layers that carry nothing."""
+    import torch
+
+    from diffusional.information import aggregated
+    from diffusional.ledger import with_error
+
+    if command.reference is not None:
+        raise DiffusionalError(f"--reference came with {command.data}, which is no diffusion model; leave it out")
+    name, split, x = _items(record, Evaluate(Path(command.data), split=command.split or "train"))
+    found = aggregated(model, x, command.samples, torch.Generator().manual_seed(command.seed))
+    out = found.to_json() | {
+        "run": command.data,
+        "data": name,
+        "split": split,
+        "items": len(x),
+        "samples": command.samples,
+    }
+    console = _console()
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False)
+
+    def pm(estimate: Any) -> str:
+        return " ± ".join(with_error(estimate.value, estimate.error)) + " nats"
+
+    say(f"{name}, {split}: {len(x)} items, H(x) = {found.entropy:.4f} nats, {command.samples} draws")
+    say(f"I(x; z)            {pm(found.information)}")
+    say(f"KL[q(z) ‖ p(z)]    {pm(found.marginal_kl)}{', an upper bound' if found.bounded else ''}")
+    say(f"E KL[q(z|x) ‖ p(z)] {pm(found.kl)}: their sum, MATH (21)")
+    for i, (layer, active, units) in enumerate(zip(found.layers, found.active, found.units, strict=True)):
+        say(f"layer {i + 1}: {pm(layer)}, {active} of {units} units active")
+    if found.chain is not None:
+        say(f"of the fixed chain: I(z; z₁) {pm(found.chain[0])}, I(x; z₁) {pm(found.chain[1])}")
+    for warning in found.warnings:
+        say(f"warning: {warning}")
     return out
 
 

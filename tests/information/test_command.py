@@ -210,11 +210,25 @@ def test_a_run_beside_another(
     assert "gaps relative to the reference model" in said
 
 
+def test_what_a_vae_s_latents_know(
+    runs: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "latents.json"
+    status, said, err = main(capsys, runs[2], "--samples", 64, "--json", record)
+    assert (status, err) == (0, "")
+    found = json.loads(record.read_text())
+    assert (found["split"], found["items"]) == ("train", 32)
+    assert 0 < found["information"]["value"] <= found["entropy"] + 1e-9
+    assert "I(x; z)" in said
+    assert "units active" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("a",), "Give --reference RUN"),
         (("a", "--reference", "vae"), "holds no diffusion model"),
+        (("vae", "--reference", "a"), "leave it out"),
         (("a", "--reference", "b", "--schedule", "cosine"), "which has its own: leave them out"),
         (("a", "--reference", "nowhere"), "is no folder"),
         (("digits", "--reference", "a"), "is no run folder"),

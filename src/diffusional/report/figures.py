@@ -6,6 +6,7 @@ Figures are made without pyplot, so that importing or drawing changes nothing gl
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -168,7 +169,7 @@ def information_curve(
 
 
 def information_traces(
-    path: Path, traces: Mapping[str, Sequence[Mapping[str, float]]], entropy: float, title: str
+    path: Path, traces: Mapping[str, Sequence[Mapping[str, Any]]], entropy: float, title: str
 ) -> None:
     """I(x; z) of several models while they train, {name: [{"step", "value", "error"}, …]}, against the part of training done.
 
@@ -179,7 +180,7 @@ def information_traces(
     >>> target.exists()
     True
     """
-    figure = _figure(7.6, 3.6)
+    figure = _figure(8.6, 3.4)
     axes = figure.subplots()
     axes.axhline(entropy, color=_INK, lw=0.9, ls=(0, (4, 3)))
     axes.annotate("H(x)", (0.0, entropy), xytext=(4, 4), textcoords="offset points", va="bottom", color=_INK)
@@ -191,7 +192,7 @@ def information_traces(
     axes.set_ylim(0, 1.18 * entropy)
     axes.set_xlabel("part of training done", color=_INK)
     axes.set_ylabel("I(x; z), nats (± 2 standard errors)", color=_INK)
-    axes.legend(frameon=False, loc="center right")
+    figure.legend(frameon=False, loc="outside right center")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.set_title(title, fontsize=11, color=_INK)
