@@ -1,6 +1,6 @@
 """The memorisation bound: the exact empirical denoiser pays ln N for its own N points, and the discretisation (MATH (16)).
 
-    python benchmarks/memorisation.py [--data digits ../shared/data/mnist] [--items 300] [--error 0.02]
+    python benchmarks/memorisation.py [--data digits ../shared/data/mnist] [--points N] [--items 300] [--error 0.02]
 
 The optimal denoiser of N training images (the posterior mean of their mixture) under DDPM's linear β at T = 1000 and 4000, and under
 log-SNR-linear time at T = 1000, with the level posterior for a decoder, evaluated on training images. The bound must approach
@@ -32,13 +32,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["digits", "../shared/data/mnist"])
     parser.add_argument("--items", type=int, default=300, help="training images that are scored")
+    parser.add_argument("--points", type=int, default=None, help="N, the first of the training images; all unless given")
     parser.add_argument("--error", type=float, default=0.02, help="Monte Carlo error, nats")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memorisation.json")
     options = parser.parse_args()
     rows: dict[str, Any] = {}
     for name in options.data:
         dataset = df.data.load(name, levels=17 if name == "digits" else 256)
-        x = dataset.encode("train")
+        x = dataset.encode("train")[: options.points]
         world = exact.Finite(x)
         some = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: options.items]]
         for kind, make in SCHEDULES.items():
