@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["digits", "../shared/data/mnist"])
     parser.add_argument("--items", type=int, default=300, help="training images that are scored")
-    parser.add_argument("--points", type=int, default=None, help="N, the first of the training images; all unless given")
+    parser.add_argument(
+        "--points", type=int, default=None, help="N, the first of the training images; all unless given"
+    )
     parser.add_argument("--error", type=float, default=0.02, help="Monte Carlo error, nats")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memorisation.json")
     options = parser.parse_args()
