@@ -1445,7 +1445,7 @@ FAULTS = [
         "a posterior that is not Markov is taken for one",
         "if isinstance(process, NonMarkovDiffusion):",
         "if isinstance(process, int):",
-        "information/test_budget.py",
+        "models/test_diffusion.py::test_a_posterior_that_is_not_markov_is_refused",
     ),
     _fault(
         "models/vae.py",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from battery import F64, close, float64, generator
 from diffusional import Continuous, Denoiser, DiffusionalError, DiffusionModel, Discrete, exact, likelihood, schedule
-from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion
+from diffusional.forward import GaussianDiffusion
 from diffusional.information import NatBudget, budget, curve
 from diffusional.models.backward import Variance
 
@@ -275,10 +275,6 @@ def test_information_is_that_of_the_curve() -> None:
             "another grid",
         ),
         (lambda: budget(model(OTHER, LEVELS), POINTS, model(OTHER, plane())), "reference over"),
-        (
-            lambda: budget(DiffusionModel(NonMarkovDiffusion(STEPS, 0.5), OTHER.denoiser(), plane()), GAUSSIAN),
-            "non-Markov",
-        ),
     ],
 )
 def test_refused(call, message: str) -> None:

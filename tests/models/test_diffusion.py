@@ -21,6 +21,7 @@ from diffusional import (
     likelihood,
     schedule,
 )
+from diffusional.forward import NonMarkovDiffusion
 from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform
 from diffusional.schedule import Schedule
 
@@ -646,3 +647,10 @@ def test_errors(name: str) -> None:
     call, message = ERRORS[name]
     with pytest.raises(DiffusionalError, match=message):
         call()
+
+
+def test_a_posterior_that_is_not_markov_is_refused() -> None:
+    process = NonMarkovDiffusion(schedule.from_betas([0.1, 0.2, 0.3]), eta=0.5)
+    decoder = likelihood.GaussianLikelihood(Continuous((2,)))
+    with pytest.raises(DiffusionalError, match="the Markov chain's: use GaussianDiffusion"):
+        DiffusionModel(process, Denoiser(lambda z, log_snr: 0 * z), decoder)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffusional import exact
 from diffusional.errors import DiffusionalError
-from diffusional.forward import NonMarkovDiffusion, diffuse, marginal_at, posterior_at
+from diffusional.forward import diffuse, marginal_at, posterior_at
 from diffusional.gaussian import Gaussian
 from diffusional.information.closed import closed_form
 from diffusional.information.costs import at_rest, cell_edges, cost_draws, edge_gammas, like_model, visit
@@ -122,7 +122,7 @@ def budget(
         samples: draws for each column, each of `cells` + 1 network evaluations.
 
     Raises DiffusionalError for data without a reference, for a reference on another grid or space, for a decoder that is no
-    distribution over the world's data (a density for points, a mass function for densities), and for non-Markov processes.
+    distribution over the world's data (a density for points, a mass function for densities).
 
     >>> from diffusional import Continuous, likelihood, schedule
     >>> from diffusional.forward import GaussianDiffusion
@@ -134,8 +134,6 @@ def budget(
     (['reconstruction', 'KL 1–10'], True)
     """
     check_samples(samples)
-    if isinstance(model.process, NonMarkovDiffusion):
-        raise DiffusionalError("a non-Markov process came; the costs of a DiffusionModel are those of the Markov chain")
     edges = cell_edges(model, cells)
     if reference is not None:
         other, name = _reference(model, reference)
