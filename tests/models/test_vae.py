@@ -187,6 +187,12 @@ def test_layers_are_itemised_the_one_next_to_x_first() -> None:
     for layer in range(3):
         cost = drawn.q[layer].kl(drawn.p[layer])
         torch.testing.assert_close(ledger.prior if layer == 2 else ledger.kl[:, layer], cost)
+    # q is residual: beside its prior, by what the ladder says at the same state.
+    features, state = model.ladder.up(x), model.ladder.top(2)
+    for layer in (3, 2, 1):
+        shift, _ = model.ladder.posterior(layer, state, features[layer - 1])
+        torch.testing.assert_close(drawn.q[layer - 1].mean, drawn.p[layer - 1].mean + shift)
+        state = model.ladder.down(layer, state, drawn.z[layer - 1])
     # The top layer's prior is N(0, I); its draw is mean + std ε with the last ε.
     assert float(drawn.p[2].mean.abs().max() + drawn.p[2].log_variance.abs().max()) == 0
     torch.testing.assert_close(drawn.z[2], drawn.q[2].mean + drawn.q[2].std * e[:, 7:])
@@ -243,22 +249,28 @@ def scaled() -> df.DiffusionModel:
     [
         (50, (A, B, LOG_STD), True),
         (None, (A, B, LOG_STD), True),
-        (None, (0 * A, 0 * B, 0.0), True),
+        (None, (0 * A, 0 * B, 0.0), False),
         (50, (0 * A, 0 * B, 0.0), False),
     ],
 )
 def test_loss_and_bound_of_a_diffusion_prior_agree(
     steps: int | None, encoder: tuple[Tensor, Tensor, float], assisted: bool
 ) -> None:
-    model, x = linear(encoder, chain(steps, assisted=assisted)), items(256)
+    # Few items at the collapsed posterior: there a loss that cut its draws off would be off by much.
+    collapsed = not float(encoder[0].abs().sum())
+    model, x = linear(encoder, chain(steps, assisted=assisted)), items(24 if collapsed else 256)
+    if collapsed:  # and no noise in the reconstruction to hide it
+        assert isinstance(model.decoder, Decoder)
+        model.decoder.w.data.zero_()
     g = torch.Generator().manual_seed(0)
-    many = often(x, 8)
+    some, n = (x, 500) if collapsed else (often(x, 8), 120)
+    many = often(x, 2048 // len(x))
     with torch.no_grad():
-        losses = torch.stack([model.loss(many, g) for _ in range(120)])
+        losses = torch.stack([model.loss(some, g) for _ in range(n)])
         bounds = torch.stack([model.elbo(many, g).nelbo.mean() for _ in range(20)])
-    error = math.hypot(float(losses.std()) / 120**0.5, float(bounds.std()) / 20**0.5)
+    error = math.hypot(float(losses.std()) / n**0.5, float(bounds.std()) / 20**0.5)
     assert abs(float(losses.mean() - bounds.mean())) < 4 * error
-    assert error < 0.01 * float(bounds.mean())
+    assert error < 0.012 * float(bounds.mean())
 
 
 def test_the_encoder_feels_the_chain() -> None:
