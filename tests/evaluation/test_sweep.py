@@ -3,7 +3,6 @@
 import json
 import math
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from diffusional.evaluation import Evaluation, Progress, evaluate, sweep
 from diffusional.evaluation.noise import item_keys, stream
 from diffusional.evaluation.sweep import collapsed_variance
 from diffusional.ledger import Estimate
-from diffusional.models.base import LatentVariableModel
 
 LAMBDA = np.array([0.5, 2.0])
 MEAN = np.array([0.3, -0.4])
@@ -462,11 +460,6 @@ def test_a_cost_that_is_not_finite_raises_and_names_the_item(images: Tensor) -> 
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], message: str, images: Tensor) -> None:
     with pytest.raises(DiffusionalError, match=message):
         evaluate(**({"model": levels_model(), "data": images} | arguments))
-
-
-def test_models_without_levels_are_refused(images: Tensor) -> None:
-    with pytest.raises(DiffusionalError, match="came; evaluate visits the levels of a DiffusionModel"):
-        evaluate(Mock(spec=LatentVariableModel), images)
 
 
 def test_the_record(images: Tensor) -> None:

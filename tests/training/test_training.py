@@ -124,8 +124,8 @@ def test_the_loss_in_the_metrics_is_the_mean_of_its_steps(
     losses = []
     forward = loop._Objective.forward
 
-    def recorded(self: Any, x: Tensor, generator: torch.Generator) -> Tensor:
-        loss = forward(self, x, generator)
+    def recorded(self: Any, x: Tensor, generator: torch.Generator, part: float) -> Tensor:
+        loss = forward(self, x, generator, part)
         losses.append(float(loss.detach()) / BITS)
         return loss
 
@@ -485,9 +485,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
 ) -> None:
     forward, calls = loop._Objective.forward, []
 
-    def poisoned(self: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    def poisoned(self: Any, x: Tensor, generator: torch.Generator, part: float) -> Tensor:
         calls.append(1)
-        loss = forward(self, x, generator)
+        loss = forward(self, x, generator, part)
         if len(calls) < 9:
             return loss
         if what == "loss":

@@ -204,7 +204,7 @@ class _Objective(nn.Module):
         self.model, self.sampler, self.latent = model, sampler, config.latent
         self.simple, self.bf16 = config.objective == "simple", config.precision == "bf16"
 
-    def forward(self, x: Tensor, generator: torch.Generator, part: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, generator: torch.Generator, part: float) -> Tensor:
         """`part` of the run lies behind."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(self.model, Autoencoder):
