@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 # Steps of `demo --quick`.
-QUICK = 400
+QUICK = 160
 # Where a command leaves its result as JSON.
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON.")]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run folder.")]
