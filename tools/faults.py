@@ -669,7 +669,7 @@ FAULTS = [
         "models/test_diffusion.py::test_elbo_in_continuous_time_is_the_integral",
     ),
     _fault(
-        "models/diffusion.py",
+        "models/base.py",
         "log-Jacobian of the bound dropped",
         "(x.shape[0],), self.space.log_jacobian()",
         "(x.shape[0],), 0.0",

@@ -21,6 +21,7 @@ from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.sweep import mean_of_items
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import batch_rows
@@ -106,11 +107,7 @@ class Averages:
 
     def estimate(self, name: str) -> Estimate:
         """The data set's mean of a cost, with its two errors."""
-        values, mc = self.mean(name), self.variance(name)
-        n = len(values)
-        between = float(values.var()) if n > 1 else math.nan
-        items = math.sqrt(max(between - float(mc.mean()), 0.0) / n) if n > 1 else math.nan
-        return Estimate(float(values.mean()), float(mc.sum().sqrt()) / n, items, n, self.evaluations)
+        return mean_of_items(self.mean(name), self.variance(name), self.evaluations)
 
     @property
     def evaluations(self) -> int:
@@ -239,10 +236,7 @@ def importance_weighted(
             "bound is still far from −ln p(x); give more draws",
             stacklevel=2,
         )
-    n = len(values)
-    between = float(values.var()) if n > 1 else math.nan
-    items = math.sqrt(max(between - float(mc.mean()), 0.0) / n) if n > 1 else math.nan
-    return Estimate(float(values.mean()), float(mc.sum().sqrt()) / n, items, n, n * draws)
+    return mean_of_items(values, mc, len(values) * draws)
 
 
 def _log_weights(model: Autoencoder, data: Tensor, draws: int, seed: int, condition: Tensor | None) -> Tensor:

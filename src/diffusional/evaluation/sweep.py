@@ -64,8 +64,8 @@ def sweep(
     variance = sum(mc.values(), zero)
     edges = torch.arange(levels + 1)
     return Evaluation(
-        nelbo=_estimate(nelbo, variance, evaluations),
-        terms={name: _estimate(term, mc.get(name, zero), evaluations) for name, term in totals.items()},
+        nelbo=mean_of_items(nelbo, variance, evaluations),
+        terms={name: mean_of_items(term, mc.get(name, zero), evaluations) for name, term in totals.items()},
         per_item={"item": torch.arange(len(data)), "nelbo": nelbo, **totals, "error": variance.sqrt()},
         levels_kl=by_level.mean(0),
         levels_error=level_variance.sum(0).sqrt() / len(data),
@@ -76,7 +76,8 @@ def sweep(
     )
 
 
-def _estimate(values: Tensor, mc_variance: Tensor, evaluations: int) -> Estimate:
+def mean_of_items(values: Tensor, mc_variance: Tensor, evaluations: int) -> Estimate:
+    """The mean of every item's value (N,), with its Monte Carlo error and that over items, from each value's own variance (N,)."""
     n = len(values)
     between = float(values.var()) if n > 1 else math.nan
     items = math.sqrt(max(between - float(mc_variance.mean()), 0.0) / n) if n > 1 else math.nan

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusional.ledger import Ledger
-from diffusional.space import Space
+from diffusional.space import Continuous, Space
 
 
 class LatentVariableModel(nn.Module, ABC):
@@ -29,6 +29,12 @@ class LatentVariableModel(nn.Module, ABC):
     def evaluations(self) -> int:
         """Network evaluations that one draw of `terms` takes."""
         return 1
+
+    def extra(self, x: Tensor) -> dict[str, Tensor]:
+        """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""
+        if not isinstance(self.space, Continuous):
+            return {}
+        return {"jacobian": torch.full((x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device)}
 
     @abstractmethod
     def terms(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Ledger:

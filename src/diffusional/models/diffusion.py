@@ -24,7 +24,7 @@ from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood, NetworkLevels
 from diffusional.models.parameterization import Prediction
 from diffusional.shapes import Items, PerItem
-from diffusional.space import Continuous, Space
+from diffusional.space import Space
 
 # Rows of one network call where a method visits many levels of a batch.
 ROWS = 4096
@@ -182,12 +182,6 @@ class DiffusionModel(LatentVariableModel):
         gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         return self.kl_from(prediction.squared_error(x, noise), level)
-
-    def extra(self, x: Tensor) -> dict[str, Tensor]:
-        """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""
-        if not isinstance(self.space, Continuous):
-            return {}
-        return {"jacobian": torch.full((x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device)}
 
     # Ledgers.
 

@@ -134,12 +134,6 @@ class Autoencoder(LatentVariableModel):
                 f"noise of shape {tuple(noise.shape)} came; expected {(x.shape[0], *self.noise_shape)}"
             )
 
-    def extra(self, x: Tensor) -> dict[str, Tensor]:
-        """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""
-        if not isinstance(self.space, Continuous):
-            return {}
-        return {"jacobian": torch.full((x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device)}
-
     def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
         """MATH (8) with one draw of the latents: `noise` (B, *noise_shape)."""
         self._checked_noise(x, noise)
