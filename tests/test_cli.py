@@ -19,6 +19,7 @@ from PIL import Image
 
 from battery import environment
 from diffusional import cli, demo
+from diffusional.cli import sample
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import with_error
 from diffusional.training import loop, recipes
@@ -494,7 +495,7 @@ def test_unknown_options(
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_sample", lambda command: [][0])
+    monkeypatch.setattr(sample, "run", lambda command: [][0])
     with pytest.raises(IndexError):
         cli.main(["sample", str(tiny / "run")])
 

@@ -1363,7 +1363,7 @@ FAULTS = [
         "test_claims.py::test_informations_of_learned_posteriors",
     ),
     _fault(
-        "cli.py",
+        "cli/__init__.py",
         "a control that passes goes unpunished",
         'claim["holds"] and claim["control_fails"]',
         'claim["holds"]',

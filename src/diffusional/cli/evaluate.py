@@ -1,0 +1,209 @@
+"""`diffusional evaluate`, of one run or of two."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Evaluate
+from diffusional.cli.console import check_target, console, device, plainly, watching
+from diffusional.cli.items import items, reference_items
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusional.evaluation import Evaluation, Plan
+    from diffusional.models.base import LatentVariableModel
+    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.training.run import RunRecord
+
+
+def run(command: Evaluate) -> dict[str, Any]:
+    from diffusional.evaluation import evaluate, importance_weighted
+    from diffusional.evaluation.evaluation import check_targets, regridded
+    from diffusional.files import save_json
+    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.vae import Autoencoder
+    from diffusional.report.tables import ledger_table
+    from diffusional.training.run import load, read_run
+
+    _check_evaluate(command)
+    sweep = command.sweep or command.draws is not None or command.cells is not None
+    target = 0.01 if command.error is None and command.visits is None and command.item_error is None else command.error
+    if not sweep:
+        # Before anything is learned or written.
+        check_targets(target, command.visits, command.item_error, command.max_evaluations, None)
+    record = read_run(command.run)
+    model = load(command.run).to(device())
+    if isinstance(model, Autoencoder):
+        _check_autoencoder(command, sweep)
+    elif command.importance_weighted is not None:
+        raise DiffusionalError(f"--importance-weighted came for {command.run}, a diffusion model; it is for VAEs")
+    if command.steps is not None or command.continuous:
+        with plainly():
+            model = regridded(model, "continuous" if command.steps is None else command.steps)
+    name, split, x = items(record, command.data, command.levels, command.split)
+    if command.other is not None:
+        return _compare(command, record, model, name, split, x)
+    plan = reference = None
+    if isinstance(model, DiffusionModel) and not sweep:
+        plan, reference = _plan(record, model, command)
+    with watching(command.unit, model.space.dimensions) as watch:
+        result = evaluate(
+            model,
+            x,
+            None if sweep else target,
+            command.unit,
+            seed=command.seed,
+            plan=plan,
+            reference=reference,
+            visits=command.visits,
+            item_error=command.item_error,
+            every_item=command.per_item is not None,
+            max_evaluations=command.max_evaluations,
+            audit=not command.no_audit,
+            draws=command.draws,
+            cells=1000 if command.cells is None else command.cells,
+            records=command.run if isinstance(model, DiffusionModel) and not sweep else None,
+            progress=watch,
+        )
+    out = result.to_json()
+    if isinstance(model, DiffusionModel):
+        latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
+    else:
+        assert isinstance(model, Autoencoder)
+        latents = f"latents {', '.join(map(str, model.latents))}"
+    console().print(
+        ledger_table(
+            out,
+            f"{name}, {split}: {out['items']} items, {latents}, levels {out['levels'] or '∞'}, "
+            f"{out['network_evaluations']:,} network evaluations ({out['network_evaluations'] / out['items']:.1f} per item)",
+        )
+    )
+    if command.importance_weighted is not None:
+        assert isinstance(model, Autoencoder)
+        tighter = importance_weighted(model, x, command.importance_weighted, command.seed)
+        said = tighter.to("bits/dim", model.space.dimensions)
+        console().print(f"importance-weighted bound, K = {command.importance_weighted}: {said}", soft_wrap=True)
+        out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted}
+    if command.per_item is not None:
+        _write_scores(command.per_item, result)
+    # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
+    plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
+    if dataclasses.replace(command, per_item=None, json=None) == plain:
+        save_json(command.run / f"evaluation-{split}.json", out)
+    return out
+
+
+def _plan(record: "RunRecord", model: "DiffusionModel", command: Evaluate) -> "tuple[Plan | None, Tensor | None]":
+    """The plan of a run, learned on its training data the first time; without these, nothing, and a pilot on the data."""
+    from diffusional.evaluation import Plan
+    from diffusional.evaluation.provenance import tensor_hash
+
+    if command.plan is not None:
+        return Plan.load(command.plan, model), None
+    own = model.steps == record.config.schedule.steps
+    name = "plan.json" if own else f"plan-{'continuous' if model.steps is None else model.steps}.json"
+    path = record.path / name
+    if path.exists():
+        plan = Plan.load(path, model)
+        if plan.provenance.get("weights_sha256") == tensor_hash(model.state_dict()):
+            return plan, None
+    reference = reference_items(record)
+    if reference is None:
+        return None, None
+    plan = Plan.fit(model, reference, seed=command.seed)
+    plan.save(path)
+    console().print(
+        f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data", soft_wrap=True
+    )
+    return plan, reference
+
+
+def _check_evaluate(command: Evaluate) -> None:
+    sweep = command.sweep or command.draws is not None or command.cells is not None
+    fast = ("error", "item_error", "visits", "max_evaluations", "plan")
+    given = [f"--{name.replace('_', '-')}" for name in fast if getattr(command, name) is not None]
+    if sweep and given:
+        raise DiffusionalError(f"{', '.join(given)} came with a full sweep (--sweep, --draws, --cells); leave one out")
+    if command.steps is not None and command.continuous:
+        raise DiffusionalError(f"--steps {command.steps} came with --continuous; give one of them")
+    if command.per_item is not None:
+        if command.per_item.suffix not in (".csv", ".npz"):
+            raise DiffusionalError(f"--per-item {command.per_item} came; scores are written as .csv or .npz")
+        check_target("--per-item", command.per_item)
+    if command.other is not None and (
+        sweep or any(getattr(command, name) is not None for name in ("per_item", "item_error", "visits", "plan"))
+    ):
+        raise DiffusionalError(
+            "two runs came with --sweep, --draws, --cells, --per-item, --item-error, --visits or --plan; a comparison takes "
+            "--error and --max-evaluations"
+        )
+
+
+def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
+    if sweep or command.continuous or command.plan is not None:
+        raise DiffusionalError(
+            f"--sweep, --draws, --cells, --continuous or --plan came for {command.run}, whose model has no levels to visit: give "
+            "--error, --visits or --item-error"
+        )
+    if command.importance_weighted is not None and (command.importance_weighted < 2 or command.other is not None):
+        raise DiffusionalError(
+            f"--importance-weighted {command.importance_weighted} came; give at least 2 draws, and one run"
+        )
+
+
+def _compare(
+    command: Evaluate, record: "RunRecord", model: "LatentVariableModel", name: str, split: str, x: "Tensor"
+) -> dict[str, Any]:
+    from diffusional.evaluation import compare
+    from diffusional.evaluation.evaluation import regridded
+    from diffusional.report.tables import comparison_table
+    from diffusional.training.run import load, read_run
+
+    assert command.other is not None
+    theirs = read_run(command.other)
+    if command.data is None and theirs.fingerprints.get(split) != record.fingerprints.get(split):
+        raise DiffusionalError(
+            f"the {split} split of {command.other} is not that of {command.run}; name the data to compare on with --data"
+        )
+    other = load(command.other).to(device())
+    if command.steps is not None or command.continuous:
+        with plainly():
+            other = regridded(other, "continuous" if command.steps is None else command.steps)
+    with watching(command.unit, model.space.dimensions) as watch:
+        result = compare(
+            model,
+            other,
+            x,
+            command.error or 0.01,
+            command.unit,
+            seed=command.seed,
+            reference=reference_items(record),
+            max_evaluations=command.max_evaluations,
+            audit=not command.no_audit,
+            progress=watch,
+        )
+    out = {"runs": [str(command.run), str(command.other)]} | result.to_json()
+    title = f"{name}, {split}: {out['items']} items, {out['network_evaluations']:,} network evaluations of both"
+    console().print(comparison_table(out, title))
+    return out
+
+
+def _write_scores(path: Path, result: "Evaluation") -> None:
+    """Every item's score and costs in nats, its error, and how many draws it had, as .csv or .npz."""
+    import csv
+    import os
+
+    import numpy as np
+
+    columns = {name: values.numpy() for name, values in result.per_item.items()}
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    if path.suffix == ".npz":
+        np.savez_compressed(partial, allow_pickle=False, **columns)
+    else:
+        with partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    os.replace(partial, path)

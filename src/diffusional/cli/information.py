@@ -1,0 +1,212 @@
+"""`diffusional information`, of a schedule, of a run beside another, or of a VAE's latents."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Information
+from diffusional.cli.console import check_target, console
+from diffusional.cli.items import items
+from diffusional.errors import DiffusionalError
+from diffusional.training.config import ScheduleConfig
+
+if TYPE_CHECKING:
+    from diffusional.models.vae import Autoencoder
+    from diffusional.training.run import RunRecord
+
+
+def run(command: Information) -> dict[str, Any]:
+    import torch
+    from rich.progress import Progress
+
+    from diffusional.data import load
+    from diffusional.information import curve, points_of
+    from diffusional.models.backward import prior_kl
+    from diffusional.report.figures import information_curve
+    from diffusional.report.tables import information_table
+    from diffusional.training.build import build_schedule
+
+    if (Path(command.data) / "config.json").is_file():
+        return _budget(command)
+    if command.reference is not None:
+        raise DiffusionalError(
+            f"--reference came with {command.data}, which is no run folder; it is for comparing two runs"
+        )
+    split = command.split or "train"
+    if command.figure is not None:
+        if command.figure.suffix != ".png":
+            raise DiffusionalError(f"--figure {command.figure} came; figures are drawn as .png")
+        check_target("--figure", command.figure)
+    config = _schedule(command)
+    schedule = build_schedule(config)
+    dataset = load(command.data, levels=command.levels)
+    splits = ("train", "validation", "test") if split == "all" else (split,)
+    x = torch.cat([dataset.encode(split) for split in splits])
+    with Progress(console=console(), transient=True) as bar:
+        task = bar.add_task("drawing", total=command.samples)
+        found = curve(
+            x,
+            schedule,
+            command.levels_shown,
+            command.samples,
+            torch.Generator().manual_seed(command.seed),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    prior = float(prior_kl(x, schedule.ends()[1]).mean())
+    marks, wasted = (0.1, 0.5, 0.9), found.wasted()
+    lost = {str(share): found.lost(share) for share in marks}
+    out = found.to_json() | {
+        "data": command.data,
+        "split": split,
+        "items": len(x),
+        "distinct_items": len(points_of(x).weights),
+        "data_sha256": {split: dataset.fingerprint(split) for split in splits},
+        "schedule": dataclasses.asdict(config),
+        "seed": command.seed,
+        "prior": {
+            "value": prior,
+            "information": float(found.information[-1]),
+            "error": float(found.error[-1]),
+            "unit": "nats",
+        },
+        "lost": lost,
+        "wasted": {"share": 0.01, "clean": wasted[0], "noisy": wasted[1]},
+    }
+    latents = "T = ∞" if schedule.steps is None else f"T = {schedule.steps}"
+    title = f"{command.data}, {split}: {len(x)} items, {command.schedule}, {latents}, {found.samples} draws"
+    console().print(information_table(out, title))
+    for line in _said(out, "u" if schedule.steps is None else "t"):
+        console().print(line, soft_wrap=True, highlight=False)
+    if command.figure is not None:
+        information_curve(
+            command.figure,
+            found.level.numpy(),
+            found.gamma.numpy(),
+            found.information.numpy(),
+            found.error.numpy(),
+            found.entropy.value,
+            wasted,
+            title,
+        )
+    return out
+
+
+def _schedule(command: Information) -> ScheduleConfig:
+    """The schedule that the options name; an option of another kind of schedule is refused."""
+    belongs = {
+        "log_snr_linear": {"gamma_min": command.gamma_min, "gamma_max": command.gamma_max},
+        "linear": {"beta_start": command.beta_start, "beta_end": command.beta_end},
+        "cosine": {},
+    }
+    strange = [
+        f"--{name.replace('_', '-')}"
+        for kind, options in belongs.items()
+        for name, value in options.items()
+        if kind != command.schedule and value is not None
+    ]
+    if strange:
+        raise DiffusionalError(
+            f"{', '.join(strange)} came with --schedule {command.schedule}, which has no such number"
+        )
+    given = {name: value for name, value in belongs[command.schedule].items() if value is not None}
+    steps = 1000 if command.steps is None and command.schedule != "log_snr_linear" else command.steps
+    return ScheduleConfig(command.schedule, steps, **given)
+
+
+def _budget(command: Information) -> dict[str, Any]:
+    """The nat budget of a run relative to another."""
+    import torch
+
+    from diffusional.information import budget
+    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.vae import Autoencoder
+    from diffusional.report.tables import budget_table
+    from diffusional.training.run import load, read_run
+
+    kept = ("data", "reference", "split", "seed", "json", "samples", "levels_shown")
+    if Information(**{name: getattr(command, name) for name in kept}) != command:
+        raise DiffusionalError(
+            f"options of a schedule, --levels or --figure came with {command.data}, a run, which has its own: leave them out"
+        )
+    record, model = read_run(command.data), load(command.data)
+    if isinstance(model, Autoencoder):
+        return _latents(command, record, model)
+    if command.reference is None:
+        raise DiffusionalError(
+            f"{command.data} came, a run: the information in real data isn't known, and gaps are relative to another "
+            "model's. Give --reference RUN"
+        )
+    theirs, other = read_run(command.reference), load(command.reference)
+    if not (isinstance(model, DiffusionModel) and isinstance(other, DiffusionModel)):
+        raise DiffusionalError(f"{command.reference} holds no diffusion model, and has no levels to compare")
+    name, split, x = items(record, split=command.split)
+    if theirs.fingerprints.get(split) != record.fingerprints.get(split):
+        raise DiffusionalError(f"the {split} split of {command.reference} is not that of {command.data}")
+    generator = torch.Generator().manual_seed(command.seed)
+    with torch.no_grad():
+        found = budget(model, x, other, command.levels_shown, command.samples, generator)
+    out = found.to_json() | {"runs": [command.data, str(command.reference)], "data": name, "split": split}
+    title = f"{name}, {split}: {found.samples} draws of {len(x)} items, {command.data} relative to {command.reference}"
+    console().print(budget_table(out, title))
+    return out
+
+
+def _latents(command: Information, record: "RunRecord", model: "Autoencoder") -> dict[str, Any]:
+    """What a VAE's latents know of a split: I(x; z), KL[q(z) ‖ p(z)], active units, and layers that carry nothing."""
+    import torch
+
+    from diffusional.information import aggregated
+    from diffusional.ledger import with_error
+
+    if command.reference is not None:
+        raise DiffusionalError(f"--reference came with {command.data}, which is no diffusion model; leave it out")
+    name, split, x = items(record, split=command.split or "train")
+    found = aggregated(model, x, command.samples, torch.Generator().manual_seed(command.seed))
+    out = found.to_json() | {
+        "run": command.data,
+        "data": name,
+        "split": split,
+        "items": len(x),
+        "samples": command.samples,
+    }
+
+    def say(text: str) -> None:
+        console().print(text, soft_wrap=True, highlight=False)
+
+    def pm(estimate: Any) -> str:
+        return " ± ".join(with_error(estimate.value, estimate.error)) + " nats"
+
+    say(f"{name}, {split}: {len(x)} items, H(x) = {found.entropy:.4f} nats, {command.samples} draws")
+    say(f"I(x; z)            {pm(found.information)}")
+    say(f"KL[q(z) ‖ p(z)]    {pm(found.marginal_kl)}{', an upper bound' if found.bounded else ''}")
+    say(f"E KL[q(z|x) ‖ p(z)] {pm(found.kl)}: their sum, MATH (21)")
+    for i, (layer, active, units) in enumerate(zip(found.layers, found.active, found.units, strict=True)):
+        say(f"layer {i + 1}: {pm(layer)}, {active} of {units} units active")
+    if found.chain is not None:
+        say(f"of the fixed chain: I(z; z₁) {pm(found.chain[0])}, I(x; z₁) {pm(found.chain[1])}")
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    return out
+
+
+def _said(out: dict[str, Any], name: str) -> Iterator[str]:
+    """What a schedule does to a data set, in four lines."""
+    from diffusional.ledger import with_error
+
+    first, error = with_error(out["information"][0], out["information_error"][0])
+    repeats = "" if out["distinct_items"] == out["items"] else f" ({out['distinct_items']} distinct items)"
+    left, left_error = with_error(out["remaining"]["value"], out["remaining"]["error"])
+    yield (
+        f"H(x) = {out['entropy']['value']:.4f} nats{repeats}; z₁ knows {first} ± {error} of them, "
+        f"and leaves {left} ± {left_error} to the decoder"
+    )
+    last, error = with_error(out["prior"]["information"], out["prior"]["error"])
+    yield f"at the last latent {last} ± {error} nats are left: the information in KL_T = {out['prior']['value']:.3g}"
+    places = ", ".join(f"{float(s):.0%} by {name} = {at:.4g}" for s, at in out["lost"].items())
+    yield f"lost: {places}"
+    wasted = out["wasted"]
+    yield (
+        f"{wasted['clean']:.1%} of the levels, at the clean end, change less than 1 % of it, and {wasted['noisy']:.1%} at the "
+        "noisy end"
+    )

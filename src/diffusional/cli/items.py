@@ -1,0 +1,62 @@
+"""Which items a command looks at: a run's own splits, or other data of the same space."""
+
+from typing import TYPE_CHECKING
+
+from diffusional.errors import DiffusionalError
+from diffusional.training.config import DataConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusional.training.run import RunRecord
+
+
+def items(
+    record: "RunRecord", data: str | None = None, levels: int | None = None, split: str | None = None
+) -> "tuple[str, str, Tensor]":
+    """Name, split and items to evaluate, encoded by the run's own space."""
+    import torch
+
+    from diffusional.data import load
+    from diffusional.space import Discrete
+    from diffusional.training.build import build_dataset
+
+    own: DataConfig = record.config.data
+    name, split = data or own.name, split or ("test" if data is None else "all")
+    splits = ("train", "validation", "test") if split == "all" else (split,)
+    if data is None and levels is None:
+        dataset = build_dataset(own)
+    else:
+        dataset = load(name, levels=record.space.levels if levels is None else levels, seed=own.split_seed)
+    if data is None and (
+        changed := [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
+    ):
+        raise DiffusionalError(
+            f"{', '.join(changed)} of {name} is not what {record.path} was trained with: the file has changed, or the run "
+            "was given its data in Python. Name the data to evaluate with --data"
+        )
+    if dataset.space.shape != record.space.shape:
+        raise DiffusionalError(
+            f"{name} has items of shape {dataset.space.shape}; the run was trained on {record.space.shape}"
+        )
+    if isinstance(record.space, Discrete) != isinstance(dataset.space, Discrete) or (
+        isinstance(record.space, Discrete) and dataset.space != record.space
+    ):
+        raise DiffusionalError(
+            f"{name} is {dataset.space}; the run was trained on {record.space}: their bounds do not compare"
+        )
+    # A run standardises new data as it did its own.
+    return name, split, record.space.encode(torch.cat([getattr(dataset, part) for part in splits]))
+
+
+def reference_items(record: "RunRecord") -> "Tensor | None":
+    """The run's training items, encoded; None where they can't be had again, or are not the same."""
+    from diffusional.training.build import build_dataset
+
+    try:
+        dataset = build_dataset(record.config.data)
+    except (DiffusionalError, OSError):
+        return None
+    if dataset.fingerprint("train") != record.fingerprints.get("train"):
+        return None
+    return record.space.encode(dataset.train)

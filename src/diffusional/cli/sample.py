@@ -1,0 +1,51 @@
+"""`diffusional sample`."""
+
+from typing import Any
+
+from diffusional.cli.commands import Sample
+from diffusional.cli.console import console, device, numbered
+from diffusional.errors import DiffusionalError
+
+
+def run(command: Sample) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.report.figures import grid
+    from diffusional.space import Discrete
+    from diffusional.training.run import load
+
+    out = command.out or numbered(command.run / "samples.npz")
+    if out.suffix != ".npz":
+        raise DiffusionalError(f"--out {out} came; samples are written as .npz")
+    if out.exists():
+        raise DiffusionalError(f"--out {out} exists; it was left alone, name another file")
+    model = load(command.run)
+    if not out.resolve().parent.is_dir():
+        raise DiffusionalError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+    place = device()
+    model, generator = model.to(place), torch.Generator(place).manual_seed(command.seed)
+    if isinstance(model, DiffusionModel):
+        x = model.sample(command.n, generator, method=command.method, steps=command.steps, eta=command.eta).cpu()
+    elif command.method != "ancestral" or command.steps is not None or command.eta:
+        raise DiffusionalError(
+            f"--method, --steps or --eta came for {command.run}, which is no diffusion model; leave them out"
+        )
+    else:
+        x = model.sample(command.n, generator).cpu()
+    raw = model.space.decode(x).numpy()
+    np.savez_compressed(out, samples=raw)
+    written = [str(out)]
+    if len(model.space.shape) == 3 and isinstance(model.space, Discrete):
+        picture = out.with_suffix(".png")
+        grid(picture, x.numpy(), f"{command.n} samples, {command.method}", low=model.space.low, high=model.space.high)
+        written.append(str(picture))
+    console().print(f"{command.n} samples in {' and '.join(written)}")
+    return {
+        "samples": written,
+        "n": command.n,
+        "method": command.method,
+        "seed": command.seed,
+        "shape": list(raw.shape),
+    }

@@ -1,0 +1,28 @@
+"""`diffusional train`."""
+
+from typing import Any
+
+from diffusional.cli.commands import Train
+from diffusional.cli.console import console
+
+
+def run(command: Train) -> dict[str, Any]:
+    from diffusional.ledger import per_unit
+    from diffusional.training.checkpoint import restore_progress
+    from diffusional.training.loop import train
+    from diffusional.training.run import CHECKPOINTS, read_run
+
+    model = train(command.config, command.run, resume=command.resume)
+    progress = restore_progress(command.run / CHECKPOINTS)
+    best = progress.best / per_unit("bits/dim", model.space.dimensions)
+    console().print(
+        f"{command.run}: best validation bound {best:.4f} bits/dim at step {progress.best_step} of {progress.step}"
+    )
+    record = read_run(command.run)
+    return {
+        "run": str(command.run),
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "validation": {"value": best, "unit": "bits/dim", "step": progress.best_step},
+        "data_sha256": record.fingerprints,
+    }
