@@ -156,6 +156,27 @@ def _two_digits(error: float) -> str:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What a loss averages: one draw of every cost of N items by name, `terms` (N,) nats, whose sum is an unbiased draw of each
+    item's NELBO; and of the levels visited, `position` (M,) in [0, 1) and `density` (M,), the cost per unit of it: what a
+    sampler of levels learns from.
+
+    >>> import torch
+    >>> Costs({"kl": torch.ones(2), "prior": torch.zeros(2)}, torch.zeros(0), torch.zeros(0)).total()
+    tensor([1., 1.])
+    """
+
+    terms: Mapping[str, Tensor]
+    position: Tensor
+    density: Tensor
+
+    def total(self) -> Tensor:
+        """The sum of the named costs (N,)."""
+        first, *rest = self.terms.values()
+        return sum(rest, first)
+
+
+@dataclass(frozen=True)
 class LevelDraws:
     """Costs at sampled levels, never a ledger: `values` (N,) nats at `level` (N,), and `weight` (N,) = 1/π (MATH (22)).
 

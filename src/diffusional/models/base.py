@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from diffusional.ledger import Ledger
+from diffusional.ledger import Costs, Ledger
+from diffusional.levels import LevelSampler, Stratified
 from diffusional.space import Continuous, Space
 
 
@@ -45,8 +46,39 @@ class LatentVariableModel(nn.Module, ABC):
         """One draw of every cost, the noise drawn from `generator`."""
 
     @abstractmethod
-    def loss(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
-        """An unbiased draw of the batch's mean NELBO in nats, a scalar to differentiate."""
+    def draw(
+        self,
+        x: Tensor,
+        sampler: LevelSampler | None = None,
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Everything random in the loss of n items like those of x (len(x) unless given), by name, each (n, …).
+
+        Rows of it go with rows of a batch: a batch in parts, or on several processes, has the loss of the whole. Raises
+        DiffusionalError for items that the space refuses.
+        """
+
+    @abstractmethod
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+        """The costs of x (N, …) at what `draw` gave: unbiased draws of each item's NELBO, to differentiate."""
+
+    def loss(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
+        sampler: LevelSampler | None = None,
+    ) -> Tensor:
+        """An unbiased draw of the batch's mean NELBO in nats, a scalar to differentiate.
+
+        Levels that are visited at random, MATH (22), come from `sampler` (stratified over the batch unless given), which
+        learns from their costs. `generator` must be on x's device. Raises DiffusionalError for items that the space refuses.
+        """
+        sampler = sampler or Stratified()
+        costs = self.costs(x, self.draw(x, sampler, generator), condition)
+        sampler.update(costs.position, costs.density)
+        return costs.total().mean()
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:

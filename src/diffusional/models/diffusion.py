@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
-from diffusional.ledger import Ledger, LevelDraws
+from diffusional.ledger import Costs, Ledger, LevelDraws
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
 from diffusional.models.base import LatentVariableModel
@@ -266,50 +266,54 @@ class DiffusionModel(LatentVariableModel):
 
     # Training, MATH (22).
 
-    def loss(
+    def draw(
         self,
         x: Tensor,
-        generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
         sampler: LevelSampler | None = None,
-    ) -> Tensor:
-        """An unbiased draw of the batch's mean NELBO, nats, with one network evaluation per item (MATH (22)).
-
-        Each item visits one level from `sampler` (stratified over the batch unless given), weighted 1/π_t. Where the
-        decoder needs the network, a random 1/32 of the items draws −ln p(x|z_1) instead, weighted likewise; otherwise
-        that cost is added for every item. KL_T is exact.
-
-        `generator` must be on x's device. Raises DiffusionalError for items that the space refuses.
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """A level of `sampler` for each item with its weight 1/π_t, and ε. Where the decoder needs the network a random 1/32 of
+        the items, "first", looks at z_1 instead; otherwise every item does so beside, with the ε "first_noise".
         """
         self.space.check(x)
-        sampler = sampler or Stratified()
-        n = x.shape[0]
-        drawn = sampler.sample(n, self.levels, generator)
-        level, weight = drawn.level.to(x.device), drawn.weight.to(x.device)
-        noise = torch.empty_like(x).normal_(generator=generator)
-        gamma = self.noisy_gamma(level)
+        n = len(x) if n is None else n
+        drawn = (sampler or Stratified()).sample(n, self.levels, generator)
+        out = {
+            "level": drawn.level.to(x.device),
+            "weight": drawn.weight.to(x.device),
+            "noise": _normal(x, n, generator),
+        }
+        if self.likelihood.uses_network:
+            # Stratified, so that the number of them hardly varies.
+            out["first"] = Stratified().sample(n, None, generator).level.to(x.device) < RECONSTRUCTION_SHARE
+        else:
+            out["first_noise"] = _normal(x, n, generator)
+        return out
+
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+        """MATH (22) with one network evaluation per item. KL_T is exact."""
+        level, weight, noise = draws["level"], draws["weight"], draws["noise"]
+        terms = {"prior": self.prior(x)} | self.extra(x)
         if not self.likelihood.uses_network:
             kl = self._kl_at(x, level, noise, condition)
-            fixed = self.reconstruction(x, torch.empty_like(x).normal_(generator=generator)) + self.prior(x)
-            draws = LevelDraws(kl, level, weight)
-            sampler.update(position(level, self.levels), self._per_unit(kl))
-            return (draws.estimate() + fixed).mean() + self.space.log_jacobian()
+            terms["reconstruction"] = self.reconstruction(x, draws["first_noise"])
+            terms["kl"] = LevelDraws(kl, level, weight).estimate()
+            return Costs(terms, position(level, self.levels), self._per_unit(kl))
 
-        # A random part of the batch looks at z_1; stratified, so that its size hardly varies.
-        chosen = Stratified().sample(n, None, generator).level.to(x.device) < RECONSTRUCTION_SHARE
-        gamma = torch.where(chosen, self.process.schedule.ends()[0], gamma)
+        first = draws["first"]
+        gamma = torch.where(first, self.process.schedule.ends()[0], self.noisy_gamma(level))
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
-        visits = (~chosen).nonzero().squeeze(1)
+        visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         # ‖ε − ε̂‖² of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
         kl = self.kl_from(prediction.squared_error(x, noise)[visits], level[visits])
-        draws = LevelDraws(kl, level[visits], weight[visits] / (1 - RECONSTRUCTION_SHARE))
-        sampler.update(position(level[visits], self.levels), self._per_unit(kl))
-        total = draws.estimate().sum() + self.prior(x).sum()
-        firsts = chosen.nonzero().squeeze(1)
+        visited = LevelDraws(kl, level[visits], weight[visits] / (1 - RECONSTRUCTION_SHARE))
+        nothing = kl.new_zeros(len(x))
+        terms["kl"] = nothing.index_copy(0, visits, visited.estimate())
         if len(firsts):
-            log_prob = self.likelihood.log_prob(x[firsts], prediction[firsts]).double()
-            total = total - log_prob.sum() / RECONSTRUCTION_SHARE
-        return total / n + self.space.log_jacobian()
+            log_prob = self.likelihood.log_prob(x[firsts], prediction[firsts]).to(kl.dtype)
+            terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
+        return Costs(terms, position(level[visits], self.levels), self._per_unit(kl))
 
     def _per_unit(self, kl: Tensor) -> Tensor:
         """Costs per unit of u: what a uniform sampler's weight would make of them."""
@@ -323,14 +327,24 @@ class DiffusionModel(LatentVariableModel):
         It drops every weight of MATH (8), the reconstruction and the prior: a training objective for sample quality. The
         number says nothing about ln p(x).
         """
+        return self.simple_costs(x, self.simple_draw(x, generator), condition).total().mean()
+
+    def simple_draw(
+        self, x: Tensor, generator: torch.Generator | None = None, n: int | None = None
+    ) -> dict[str, Tensor]:
+        """What is random in the `simple_loss` of n items: a latent's t for each, or u, and ε."""
         self.space.check(x)
-        levels = self.steps
-        drawn = Stratified().sample(x.shape[0], levels, generator).level.to(x.device)
-        schedule = self.process.schedule
-        gamma = schedule.gamma(drawn) if levels is None else schedule.grid()[drawn - 1]
-        noise = torch.empty_like(x).normal_(generator=generator)
-        prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
-        return prediction.squared_error(x, noise).mean() / self.space.dimensions
+        n = len(x) if n is None else n
+        level = Stratified().sample(n, self.steps, generator).level.to(x.device)
+        return {"level": level, "noise": _normal(x, n, generator)}
+
+    def simple_costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+        """‖ε − ε̂‖²/D of every item at what `simple_draw` gave."""
+        level, schedule = draws["level"], self.process.schedule
+        gamma = schedule.gamma(level) if self.steps is None else schedule.grid()[level - 1]
+        prediction = self.denoiser(diffuse(x, gamma, draws["noise"]), gamma, condition)
+        error = prediction.squared_error(x, draws["noise"]) / self.space.dimensions
+        return Costs({"squared_error": error}, error.new_zeros(0), error.new_zeros(0))
 
     # Sampling.
 
@@ -398,3 +412,8 @@ class DiffusionModel(LatentVariableModel):
             z = p.sample(generator)
             yield z
         yield self.likelihood.sample(self._seen(z, grid[0].expand(n), condition), generator)
+
+
+def _normal(x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """ε (n, …) like the items of x."""
+    return torch.empty(n, *x.shape[1:], dtype=x.dtype, device=x.device).normal_(generator=generator)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
-from diffusional.ledger import Ledger
+from diffusional.ledger import Costs, Ledger
 from diffusional.levels import LevelSampler
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Head, read
@@ -41,6 +41,10 @@ from diffusional.space import Continuous, Discrete, Space
 
 # ln σ of a learned Gaussian stays within ± this: beyond it, e^{2 ln σ} says nothing in float32.
 _LOG_STD = 7.0
+# Of a loss that visits no levels.
+_NO_VISITS = (torch.zeros(0), torch.zeros(0))
+# A diffusion prior's costs among those of its VAE.
+_NAMES = {"reconstruction": "latent_reconstruction", "jacobian": "latent_jacobian"}
 
 
 def bounded(mean: Tensor, log_std: Tensor) -> Gaussian:
@@ -153,9 +157,41 @@ class Autoencoder(LatentVariableModel):
         """MATH (8), one draw of the latents from `generator`; one network evaluation per item."""
         return self.terms(x, self._noise(x, generator), condition)
 
-    def loss(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
-        """An unbiased draw of the batch's mean NELBO, nats (the reparameterised gradient)."""
-        return self.elbo(x, generator, condition).nelbo.mean()
+    def draw(
+        self,
+        x: Tensor,
+        sampler: LevelSampler | None = None,
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """ε of the latents; no levels."""
+        self.space.check(x)
+        shape = (len(x) if n is None else n, sum(self.latents))
+        return {"noise": x.new_empty(shape).normal_(generator=generator)}
+
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+        """MATH (8) at one draw of the latents (the reparameterised gradient): "kl_1" … "kl_L−1", and "prior" for KL_L."""
+        ledger = self.terms(x, draws["noise"], condition)
+        below = {f"kl_{i + 1}": kl for i, kl in enumerate(ledger.kl.unbind(1))}
+        terms = {"reconstruction": ledger.reconstruction, **below, "prior": ledger.prior, **ledger.extra}
+        return Costs(terms, *_NO_VISITS)
+
+    def layers(self, costs: Costs) -> list[tuple[str, ...]]:
+        """Which named costs make up the KL of each layer, z_1 first."""
+        return [*((f"kl_{i}",) for i in range(1, len(self.latents))), ("prior",)]
+
+    def objective(self, costs: Costs, weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
+        """A training objective that keeps latents alive; a bound only at weight = 1 without free bits.
+
+            mean[reconstruction + extras] + Σ_l max(weight · mean KL_l, free_bits)
+
+        `weight` is KL warm-up (Bowman et al. 2016; Sønderby et al. 2016), `free_bits` λ nats for each layer (Kingma et al. 2016).
+        """
+        layers = self.layers(costs)
+        means = {name: term.mean() for name, term in costs.terms.items()}
+        kl = weight * torch.stack([torch.stack([means.pop(name) for name in names]).sum() for names in layers])
+        rest = torch.stack(list(means.values())).sum()
+        return rest + (kl.clamp(min=free_bits) if free_bits else kl).sum()
 
     def warmed_loss(
         self,
@@ -164,19 +200,9 @@ class Autoencoder(LatentVariableModel):
         condition: Tensor | None = None,
         weight: float = 1.0,
         free_bits: float = 0.0,
-        sampler: LevelSampler | None = None,
     ) -> Tensor:
-        """A training objective that keeps latents alive; a bound only at weight = 1 without free bits.
-
-            mean[reconstruction + extras] + Σ_l max(weight · mean KL_l, free_bits)
-
-        `weight` is KL warm-up (Bowman et al. 2016; Sønderby et al. 2016), `free_bits` λ nats for each layer (Kingma et al. 2016).
-        `sampler` chooses the levels of a diffusion prior.
-        """
-        ledger = self.elbo(x, generator, condition)
-        kl = weight * torch.cat([ledger.kl, ledger.prior.unsqueeze(1)], 1).mean(0)
-        rest = ledger.nelbo - ledger.kl.sum(1) - ledger.prior
-        return rest.mean() + (kl.clamp(min=free_bits) if free_bits else kl).sum()
+        """`objective` at a draw from `generator`."""
+        return self.objective(self.costs(x, self.draw(x, None, generator), condition), weight, free_bits)
 
     def log_weight(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> PerItem:
         """ln p(x, z)/q(z|x) (B,), nats, at one draw of z: the path form, MATH (7). Its expectation is the ELBO, and that of its
@@ -314,31 +340,43 @@ class VAE(Autoencoder):
         drawn = self._inferred(x, generator, condition)
         return self._joined(x, drawn, self.chain.elbo(drawn.z[0], generator))
 
-    def loss(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
-        """An unbiased draw of the batch's mean NELBO, nats; a diffusion prior visits one level per item, MATH (22)."""
-        return self.warmed_loss(x, generator, condition)
-
-    def warmed_loss(
+    def draw(
         self,
         x: Tensor,
-        generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
-        weight: float = 1.0,
-        free_bits: float = 0.0,
         sampler: LevelSampler | None = None,
-    ) -> Tensor:
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """ε of z; and, as "prior_…", what a diffusion prior draws."""
+        out = super().draw(x, None, generator, n)
+        if self.chain is not None:
+            inner = self.chain.draw(out["noise"], sampler, generator)
+            out |= {f"prior_{name}": value for name, value in inner.items()}
+        return out
+
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+        """As an autoencoder's; of a diffusion prior the costs of MATH (22), one level per item, and −H[q(z|x)]."""
         if self.chain is None:
-            return super().warmed_loss(x, generator, condition, weight, free_bits)
-        if free_bits:
+            return super().costs(x, draws, condition)
+        drawn = self.infer(x, draws["noise"], condition)
+        inner = {name.removeprefix("prior_"): value for name, value in draws.items() if name.startswith("prior_")}
+        chain = self.chain.costs(drawn.z[0], inner)
+        terms = {"reconstruction": self._reconstruction(x, drawn), **self.extra(x)}
+        terms |= {_NAMES.get(name, name): value for name, value in chain.terms.items()}
+        terms["encoder_entropy"] = -drawn.q[0].entropy().double()
+        return Costs(terms, chain.position, chain.density)
+
+    def layers(self, costs: Costs) -> list[tuple[str, ...]]:
+        # −H[q] + NELBO of z bounds KL[q(z|x) ‖ p(z)]. A draw of it may be negative.
+        outer = ("reconstruction", "jacobian")
+        return super().layers(costs) if self.chain is None else [tuple(n for n in costs.terms if n not in outer)]
+
+    def objective(self, costs: Costs, weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
+        if self.chain is not None and free_bits:
             raise DiffusionalError(
                 f"free_bits={free_bits} came with a diffusion prior, whose KL is known to one level's draw only; use warm-up"
             )
-        self.space.check(x)
-        drawn = self._inferred(x, generator, condition)
-        # −H[q] + NELBO of z bounds KL[q(z|x) ‖ p(z)]: it is what warm-up speaks of. A draw of it may be negative.
-        kl = self.chain.loss(drawn.z[0], generator, sampler=sampler) - drawn.q[0].entropy().double().mean()
-        rest = self._reconstruction(x, drawn).mean() + self.space.log_jacobian()
-        return rest + weight * kl
+        return super().objective(costs, weight, free_bits)
 
     def _inferred(self, x: Tensor, generator: torch.Generator | None, condition: Tensor | None) -> Inference:
         noise = torch.empty(len(x), self.latents[0], dtype=x.dtype, device=x.device).normal_(generator=generator)
