@@ -12,7 +12,9 @@ What `load` takes:
 from pathlib import Path
 
 from diffusional.data import arrays, digits, idx
+from diffusional.data.checks import to_dataset
 from diffusional.data.dataset import Dataset
+from diffusional.data.splits import split_at_random
 from diffusional.errors import DiffusionalError
 
 __all__ = ["Dataset", "load"]
@@ -56,7 +58,7 @@ def load(
     elif path.suffix in (".npy", ".npz"):
         parts = arrays.choose_splits(arrays.read_numpy(path), str(path), split, seed)
     elif path.name.removesuffix(".gz").endswith(("-ubyte", ".idx")):
-        parts = arrays.split_at_random(idx.read_idx(path), str(path), split, seed)
+        parts = split_at_random(idx.read_idx(path), str(path), split, seed)
     else:
         raise DiffusionalError(f"{path} is of no known kind; expected {_ACCEPTED}")
-    return arrays.to_dataset(path.resolve().name, parts, levels)
+    return to_dataset(path.resolve().name, parts, levels)

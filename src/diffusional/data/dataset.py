@@ -1,13 +1,19 @@
 """A data set: one space and three splits of raw values, as the file stored them.
 
 Raw values become the model's by the space's `encode`, and nowhere else. A split is known by its fingerprint,
-a hash of what the values are (not of how many bytes stored them), so that two results can be compared only if
-they speak of the same data.
+a hash of what the values are (not of how many bytes stored them, nor where), so that two results can be
+compared only if they speak of the same data.
+
+A split is a Tensor, or `Items` that are read when asked for; a train split may also be a `Stream`, which is
+known from its beginning on only.
 """
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,13 +22,72 @@ from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete, Space
 
 SPLITS = ("train", "validation", "test")
-_CHUNK = 1024  # items hashed at a time, so that hashing 8-byte values does not take 8 times the data's memory
+_BLOCK = 2**19  # values read at a time: 4 MiB as float64, so that a pass over a split takes little memory
+_HEAD = 256  # items of a stream that its fingerprint hashes
+
+
+@runtime_checkable
+class Items(Protocol):
+    """Raw values of shape (N, *dims), read when asked for. A Tensor is such items; so are `data.rows.Rows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, *dims)."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what `[…]` gives."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
+        """The items of rows int64 (n,), or of a slice: (n, *dims)."""
+        ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """A train split that is read from its beginning, epoch by epoch, and has no length that is known."""
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of one item."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the items."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What tells this stream from others (name, config, revision, …); part of the fingerprint."""
+        ...
+
+    def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+        """Raw items of an epoch, from item `skip` on, in an order that is a function of (seed, epoch)."""
+        ...
+
+    def head(self, n: int) -> Tensor:
+        """The first n items as they are stored, or all if there are fewer."""
+        ...
+
+
+def block_rows(shape: tuple[int, ...]) -> int:
+    """How many items of a shape make one block of a pass over a split.
+
+    >>> block_rows((3, 32, 32)), block_rows((3, 1024, 1024))
+    (170, 1)
+    """
+    return max(1, _BLOCK // max(1, math.prod(shape)))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Raw values `train`, `validation` and `test`, each (N, *space.shape): integers for a discrete space,
-    float32 or float64 for a continuous one.
+    float32 or float64 for a continuous one. `labels` names the positions of an item, if its file did.
 
     Raises DiffusionalError for a split that is empty or whose shape or type is not the space's; the values
     themselves are checked as they are encoded.
@@ -35,20 +100,22 @@ class Dataset:
 
     name: str
     space: Space
-    train: Tensor
-    validation: Tensor
-    test: Tensor
+    train: Tensor | Items | Stream
+    validation: Tensor | Items
+    test: Tensor | Items
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         discrete = isinstance(self.space, Discrete)
         for split in SPLITS:
-            raw: Tensor = getattr(self, split)
-            if tuple(raw.shape[1:]) != self.space.shape:
+            raw: Items | Stream = getattr(self, split)
+            shape = ("…", *raw.item_shape) if isinstance(raw, Stream) else tuple(raw.shape)
+            if shape[1:] != self.space.shape:
                 raise DiffusionalError(
-                    f"{self.name}: the {split} split has shape {tuple(raw.shape)}; expected (N, "
+                    f"{self.name}: the {split} split has shape {shape}; expected (N, "
                     f"{', '.join(map(str, self.space.shape))}), the space's items"
                 )
-            if raw.shape[0] == 0:
+            if shape[0] == 0:
                 raise DiffusionalError(f"{self.name}: the {split} split is empty; give it at least one item")
             integer = not (raw.dtype.is_floating_point or raw.dtype.is_complex or raw.dtype == torch.bool)
             if not (integer if discrete else raw.dtype in (torch.float32, torch.float64)):
@@ -58,28 +125,66 @@ class Dataset:
                     f"{'discrete' if discrete else 'continuous'} space takes {expected}: convert it first"
                 )
 
-    def encode(self, split: str) -> Tensor:
-        """The model's values of a split, (N, *space.shape) float32.
+    def items(self, split: str) -> Tensor | Items:
+        """The raw items of a split, to be read by rows. Raises DiffusionalError for an unknown split and a stream."""
+        raw = self._raw(split)
+        if isinstance(raw, Stream):
+            raise DiffusionalError(
+                f"{self.name}: {split} is a stream, whose items come one after another and have no rows; take them "
+                "from dataset.train.items(epoch), or load the data without streaming"
+            )
+        return raw
 
-        Raises DiffusionalError for an unknown split and for what the space's `encode` refuses.
+    def tensor(self, split: str) -> Tensor:
+        """The raw values of a split in memory, all of them. Raises as `items` does.
 
-        >>> data = Dataset("two", Discrete((1,), levels=2), *[torch.tensor([[1]])] * 3)
+        >>> raw = torch.arange(6).reshape(3, 2)
+        >>> Dataset("six", Discrete((2,), levels=6), raw, raw, raw).tensor("train") is raw
+        True
+        """
+        raw = self.items(split)
+        return raw if isinstance(raw, Tensor) else raw[:]
+
+    def encode(self, split: str, rows: Tensor | slice | None = None) -> Tensor:
+        """The model's values of a split, (N, *space.shape) float32, or those of its `rows` alone.
+
+        Raises DiffusionalError for an unknown split, a stream, and what the space's `encode` refuses.
+
+        >>> data = Dataset("two", Discrete((1,), levels=2), *[torch.tensor([[1], [0]])] * 3)
+        >>> data.encode("test", torch.tensor([1]))
+        tensor([[-1.]])
         >>> data.encode("training")
         Traceback (most recent call last):
             ...
         diffusional.errors.DiffusionalError: split 'training' came; expected one of train, validation, test
         """
-        raw = self._raw(split)
-        try:
-            return self.space.encode(raw)
-        except DiffusionalError as error:
-            raise DiffusionalError(f"{self.name}, split {split}: {error}") from error
+        if rows is not None:
+            return self._encoded(split, self.items(split)[rows])
+        size, n = block_rows(self.space.shape), len(self.items(split))
+        if n <= size:
+            return self._encoded(split, self.tensor(split))
+        # Filled block by block: the encoding works in float64, which for all items at once would take thrice the memory.
+        out = torch.empty((n, *self.space.shape))
+        for first, block in zip(range(0, n, size), self.blocks(split, size), strict=True):
+            out[first : first + size] = block
+        return out
+
+    def blocks(self, split: str, size: int) -> Iterator[Tensor]:
+        """The model's values of a split, `size` items at a time, in order. Raises as `encode` does.
+
+        >>> data = Dataset("two", Discrete((1,), levels=2), *[torch.tensor([[1], [0], [1]])] * 3)
+        >>> [len(block) for block in data.blocks("train", 2)]
+        [2, 1]
+        """
+        for first, block in self._raw_blocks(split, size):
+            yield self._encoded(split, block, first)
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 (64 hexadecimal digits) of a split: its shape, its space, and its values in order.
 
         Values are hashed as little-endian int64 (discrete) or float64 (continuous), so that the same values
-        stored in another type have the same fingerprint. Raises DiffusionalError for an unknown split.
+        stored in another type, or on disk, have the same fingerprint. Of a stream its identity is hashed in
+        place of its length, and its first 256 items in place of all. Raises DiffusionalError for an unknown split.
 
         >>> space, raw = Discrete((2,), levels=6), torch.arange(6).reshape(3, 2)
         >>> wide, narrow = Dataset("a", space, raw, raw, raw), Dataset("b", space, *[raw.to(torch.uint8)] * 3)
@@ -87,14 +192,35 @@ class Dataset:
         True
         """
         raw = self._raw(split)
-        what = {"shape": list(raw.shape), "space": self.space.to_dict()}
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
         dtype = "<i8" if isinstance(self.space, Discrete) else "<f8"
-        for chunk in raw.split(_CHUNK):
-            digest.update(chunk.cpu().numpy().astype(dtype).tobytes())
+        if isinstance(raw, Stream):
+            what = {"stream": raw.identity, "space": self.space.to_dict()}
+            blocks = iter([raw.head(_HEAD)])
+        else:
+            what = {"shape": list(raw.shape), "space": self.space.to_dict()}
+            blocks = (block for _, block in self._raw_blocks(split, block_rows(self.space.shape)))
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+        for block in blocks:
+            digest.update(block.cpu().numpy().astype(dtype).tobytes())
         return digest.hexdigest()
 
-    def _raw(self, split: str) -> Tensor:
+    def _raw(self, split: str) -> Tensor | Items | Stream:
         if split not in SPLITS:
             raise DiffusionalError(f"split {split!r} came; expected one of {', '.join(SPLITS)}")
         return getattr(self, split)
+
+    def _raw_blocks(self, split: str, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of `size` raw items, each with the row of its first."""
+        if size < 1:
+            raise DiffusionalError(f"blocks of {size} items came; give at least 1")
+        raw = self.items(split)
+        for first in range(0, len(raw), size):
+            yield first, raw[first : first + size]
+
+    def _encoded(self, split: str, raw: Tensor, first: int = 0) -> Tensor:
+        try:
+            return self.space.encode(raw)
+        except DiffusionalError as error:
+            # The space counts from the first item that it was shown.
+            after = f", counted from item {first}" if first else ""
+            raise DiffusionalError(f"{self.name}, split {split}{after}: {error}") from error

@@ -32,10 +32,9 @@ def build_dataset(config: DataConfig) -> Dataset:
     dataset = load(config.name, levels=config.levels, seed=config.split_seed)
     if not config.warps:
         return dataset
-    copies = warped(dataset.train, config.warps, config.split_seed)
-    return dataclasses.replace(
-        dataset, train=torch.cat([dataset.train.repeat(config.warps, 1, 1, 1), copies.to(dataset.train)])
-    )
+    originals = dataset.tensor("train")
+    copies = warped(originals, config.warps, config.split_seed).to(originals)
+    return dataclasses.replace(dataset, train=torch.cat([originals.repeat(config.warps, 1, 1, 1), copies]))
 
 
 def build_schedule(config: ScheduleConfig) -> schedules.Schedule:

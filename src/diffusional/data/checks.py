@@ -1,0 +1,217 @@
+"""From the parts of a file to a Dataset: lay out, check, declare the space.
+
+Everything is refused that would have to be guessed: integers without declared levels, values that are not
+finite. An error names the file, the split, and the item by its row in the file. One pass over each array, in
+its own order and in blocks, finds all there is to know, so that a file larger than memory is read once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from diffusional.data.dataset import Dataset, block_rows
+from diffusional.data.rows import Rows, integers, reals
+from diffusional.data.splits import Part, check_axes
+from diffusional.errors import DiffusionalError
+from diffusional.space import Continuous, Discrete, Space
+
+IN_MEMORY = 2**26  # 64 MiB: splits that are smaller together are tensors, others are views of what holds them
+
+
+def to_dataset(name: str, parts: dict[str, Part], levels: int | None) -> Dataset:
+    """A Dataset of three parts: images get their channel axis, values are checked, the space is declared.
+
+    Booleans and integers (or whole floats, with `levels`) become Discrete; other floats become Continuous,
+    standardised by the train part's mean and standard deviation (of the population) at each position.
+
+    Raises DiffusionalError for empty, 1-D, non-numeric or non-finite values, parts that do not match,
+    integers without `levels` or outside them, fractions with `levels`, and constant columns.
+
+    >>> from diffusional.data.splits import split_at_random
+    >>> parts = split_at_random(np.arange(20.0).reshape(10, 2), "file.npy", (0.8, 0.1, 0.1), seed=0)
+    >>> to_dataset("file", parts, levels=None).space.shape
+    (2,)
+    """
+    # Parts of one array must stay parts of one array, for it to be read once.
+    laid = {id(part.array): channels_first(part.array, part.source) for part in parts.values()}
+    parts = {split: replace(part, array=laid[id(part.array)]) for split, part in parts.items()}
+    kinds = {_kind(part) for part in parts.values()}
+    if len(kinds) > 1:
+        raise DiffusionalError(
+            f"{name}: the splits are of different kinds ({', '.join(sorted(kinds))}); store all in one type"
+        )
+    shape = parts["train"].array.shape[1:]
+    for split, part in parts.items():
+        if part.array.shape[1:] != shape:
+            raise DiffusionalError(
+                f"{part.source}: the items of split {split} have shape {part.array.shape[1:]}, those of "
+                f"train {shape}; all splits must have items of one shape"
+            )
+        if len(part) == 0 or part.array.size == 0:
+            raise DiffusionalError(f"{part.source}: split {split} is empty, of shape {(len(part), *shape)}; give data")
+    (kind,) = kinds
+    if kind == "boolean":
+        if levels not in (None, 2):
+            raise DiffusionalError(f"{name}: booleans came with levels={levels}; they have 2 (leave levels out)")
+        return declared(name, Discrete(shape, 2), parts)
+    space = None if levels is None else Discrete(shape, levels)
+    found = _scan(parts, space)
+    if space is not None:
+        _check_levels(found, space)
+        return declared(name, space, parts)
+    if kind == "integer":
+        raise DiffusionalError(_levels_needed(name, found))
+    return declared(name, _standardised(parts["train"], found), parts)
+
+
+def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
+    """A Dataset of parts that are known to fit their space: tensors if they are small, else views."""
+    convert = integers if isinstance(space, Discrete) else reals
+    rows = {split: Rows(part.array, part.rows, convert) for split, part in parts.items()}
+    size = sum(len(items) * space.dimensions * items.dtype.itemsize for items in rows.values())
+    splits = {split: items[:] if size <= IN_MEMORY else items for split, items in rows.items()}
+    return Dataset(name, space, **splits, labels=parts["train"].labels)
+
+
+def channels_first(values: np.ndarray, source: str) -> np.ndarray:
+    """Images N×H×W as N×1×H×W, and N×H×W×C as N×C×H×W if C is 1, 3 or 4 and H and W exceed 4.
+
+    Anything else stays as it is. Raises DiffusionalError for fewer than two axes.
+
+    >>> channels_first(np.zeros((10, 28, 28)), "a").shape, channels_first(np.zeros((10, 8, 8, 3)), "b").shape
+    ((10, 1, 28, 28), (10, 3, 8, 8))
+    """
+    check_axes(values, source)
+    if values.ndim == 3:
+        return values[:, None]
+    if values.ndim == 4 and values.shape[3] in (1, 3, 4) and min(values.shape[1:3]) > 4:
+        return np.moveaxis(values, 3, 1)
+    return values
+
+
+@dataclass
+class _Scan:
+    """What one pass over all parts found: the range of all; faults, the first of each kind with its place; of the
+    train part the number, mean, sum of squared deviations, least and most at each position."""
+
+    least: float = np.inf
+    most: float = -np.inf
+    faults: dict[str, str] = field(default_factory=dict)
+    n: int = 0
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    low: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    high: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, x: np.ndarray) -> None:
+        """Take in train items (n, …): means and squares of blocks are merged, which loses no digits (Chan et al. 1979)."""
+        x = x.astype(np.float64, copy=False)
+        n, mean = len(x), x.mean(0)
+        squares = ((x - mean) ** 2).sum(0)
+        if self.n == 0:
+            self.n, self.mean, self.squares, self.low, self.high = n, mean, squares, x.min(0), x.max(0)
+            return
+        apart, total = mean - self.mean, self.n + n
+        self.mean = self.mean + apart * (n / total)
+        self.squares = self.squares + squares + apart**2 * (self.n * n / total)
+        self.n, self.low, self.high = total, np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
+
+
+def _scan(parts: dict[str, Part], space: Discrete | None) -> _Scan:
+    """Everything that the checks need, from one pass. Raises DiffusionalError for the first value that is not finite."""
+    found = _Scan()
+    for part, split, rows, block in _blocks(parts):
+        real = block.dtype.kind == "f"
+        if real:
+            _note(found, part, split, rows, ~np.isfinite(block), "infinite")
+            if "infinite" in found.faults:
+                raise DiffusionalError(f"{found.faults['infinite']} a value that is not finite; mend or drop the item")
+        least, most = (block.min().item(), block.max().item())
+        found.least, found.most = min(found.least, least), max(found.most, most)
+        if space is None:
+            if real and split == "train":
+                found.add(block)
+            continue
+        if real and "fraction" not in found.faults:
+            _note(found, part, split, rows, block != np.floor(block), "fraction")
+        if (least < 0 or most >= space.levels) and "outside" not in found.faults:
+            _note(found, part, split, rows, (block < 0) | (block >= space.levels), "outside")
+    return found
+
+
+def _blocks(parts: dict[str, Part]) -> Iterator[tuple[Part, str, np.ndarray, np.ndarray]]:
+    """Every item once, by blocks of one split: (part, split, rows in the array, values). Arrays are read in their order."""
+    for array in {id(part.array): part.array for part in parts.values()}.values():
+        here = [(split, part) for split, part in parts.items() if part.array is array]
+        owner = np.full(len(array), len(here), np.uint8)
+        for number, (_, part) in enumerate(here):
+            owner[part.rows] = number
+        size = block_rows(array.shape[1:])
+        for first in range(0, len(array), size):
+            block, whose = array[first : first + size], owner[first : first + size]
+            for number, (split, part) in enumerate(here):
+                mine = np.flatnonzero(whose == number)
+                if len(mine):
+                    yield part, split, first + mine, block if len(mine) == len(block) else block[mine]
+
+
+def _note(found: _Scan, part: Part, split: str, rows: np.ndarray, bad: np.ndarray, fault: str) -> None:
+    items = bad.reshape(len(bad), -1).any(1)
+    if items.any():
+        found.faults[fault] = f"{part.source}: item {rows[items.argmax()]} (split {split}) has"
+
+
+def _kind(part: Part) -> str:
+    kind = {"b": "boolean", "u": "integer", "i": "integer", "f": "real"}.get(part.array.dtype.kind)
+    if kind is None:
+        raise DiffusionalError(
+            f"{part.source} is of type {part.array.dtype}; expected booleans, integers or real floats"
+        )
+    return kind
+
+
+def _levels_needed(name: str, found: _Scan) -> str:
+    least, most = int(found.least), int(found.most)
+    if least < 0:
+        advice = f"Levels count from 0: add {-least} to all, then declare at least levels={most - least + 1}"
+    else:
+        advice = (
+            f"The largest value is {most}, so at least levels={max(most + 1, 2)} fit; "
+            "for 8-bit images: levels=256 (--levels 256)"
+        )
+    return f"{name}: integers came without their number of levels, which is never assumed. {advice}"
+
+
+def _check_levels(found: _Scan, space: Discrete) -> None:
+    if "fraction" in found.faults:
+        raise DiffusionalError(
+            f"{found.faults['fraction']} a fraction, but levels={space.levels} declares whole numbers. For real-valued "
+            "data leave levels out (levels=None); images stored as fractions of 1 are rescaled by "
+            f"np.rint({space.levels - 1} * x)"
+        )
+    if "outside" in found.faults:
+        least, most = int(found.least), int(found.most)
+        advice = "levels count from 0: shift the data" if least < 0 else f"declare at least levels={most + 1}"
+        raise DiffusionalError(
+            f"{found.faults['outside']} a value outside the declared levels 0 … {space.levels - 1} "
+            f"(values: {least} to {most}); {advice}"
+        )
+
+
+def _standardised(train: Part, found: _Scan) -> Continuous:
+    constant = np.argwhere(found.low == found.high)
+    if len(constant):
+        named = [
+            train.labels[p[0]] if train.labels else str(tuple(p) if len(p) > 1 else p[0]) for p in constant[:5].tolist()
+        ]
+        more = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
+        raise DiffusionalError(
+            f"{train.source}: {len(constant)} of {found.low.size} positions are constant over the "
+            f"{found.n} train items: {', '.join(named)}{more}. A constant has no density: drop these columns; "
+            "if the values are pixels, store integers and declare their levels"
+        )
+    scale = np.sqrt(found.squares / found.n)
+    return Continuous(
+        train.array.shape[1:], shift=tuple(found.mean.ravel().tolist()), scale=tuple(scale.ravel().tolist())
+    )

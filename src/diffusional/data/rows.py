@@ -1,0 +1,118 @@
+"""A split as a view: which rows of an array it is, in which order. Nothing is copied until items are asked for.
+
+The array may be larger than memory, a file that the system maps; it then travels to other processes by its name.
+"""
+
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+
+Where = np.ndarray | slice
+
+
+def integers(values: np.ndarray) -> np.ndarray:
+    """A copy with bytes as they are, all else as int64: torch's wider unsigned integers lack most operations."""
+    return values.astype(np.uint8 if values.dtype.kind == "b" or values.dtype == np.uint8 else np.int64)
+
+
+def reals(values: np.ndarray) -> np.ndarray:
+    """A copy in float32, or in float64 if the values are wider."""
+    return values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Items array[rows[i]], passed through `convert`, which gives new memory: `integers` or `reals`.
+
+    >>> items = Rows(np.arange(10.0)[:, None], np.array([7, 2, 5]), reals)
+    >>> items.shape, items.dtype
+    ((3, 1), torch.float64)
+    >>> items[torch.tensor([2, 0])].flatten().tolist(), items[1:].flatten().tolist()
+    ([5.0, 7.0], [2.0, 5.0])
+    """
+
+    array: np.ndarray
+    rows: Where
+    convert: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, *dims)."""
+        return (len(self), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type after `convert`."""
+        return torch.from_numpy(self.convert(self.array[:0])).dtype
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the array is a file, read as needed."""
+        return _mapping(self.array) is not None
+
+    def __len__(self) -> int:
+        return len(self._range()) if isinstance(self.rows, slice) else len(self.rows)
+
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
+        """The items of rows int64 (n,), or of a slice: (n, *dims), in memory of their own."""
+        values = self.convert(self.array[self._where(rows)])
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    def _range(self) -> range:
+        assert isinstance(self.rows, slice)
+        return range(*self.rows.indices(len(self.array)))
+
+    def _where(self, rows: Tensor | slice) -> Where:
+        if isinstance(rows, Tensor):
+            if rows.dtype != torch.int64:
+                raise DiffusionalError(f"rows of type {rows.dtype} came; give int64 (a mask by its .nonzero()[:, 0])")
+            chosen = rows.cpu().numpy()
+            # np.arange of the slice would be one number for every item.
+            if isinstance(self.rows, slice):
+                chosen = np.where(chosen < 0, chosen + len(self), chosen)
+                if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
+                    raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} items")
+                whole = self._range()
+                return whole.start + whole.step * chosen
+            return self.rows[chosen]
+        if isinstance(self.rows, slice):
+            part = self._range()[rows]
+            # A slice that runs down to row 0 ends at −1, which as a slice's stop would be the last row.
+            return slice(part.start, part.stop if part.stop >= 0 else None, part.step) if part else slice(0, 0)
+        return self.rows[rows]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        found = _mapping(self.array)
+        if found is None:
+            return Rows, (self.array, self.rows, self.convert)
+        # NumPy would pickle the file's values; its name and the view's place in it are enough.
+        array = self.array
+        place = array.__array_interface__["data"][0] - found.__array_interface__["data"][0] + found.offset
+        layout = (array.dtype, array.shape, array.strides)
+        return _reopened, (Path(str(found.filename)), place, layout, self.rows, self.convert)
+
+
+def _mapping(array: np.ndarray) -> np.memmap | None:
+    """The mapped file under an array or view, if there is one."""
+    base: Any = array
+    while base is not None:
+        if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):
+            return base
+        base = getattr(base, "base", None)
+    return None
+
+
+def _reopened(path: Path, place: int, layout: tuple[Any, ...], rows: Where, convert: Any) -> Rows:
+    dtype, shape, strides = layout
+    if not path.exists():
+        raise DiffusionalError(f"{path} is gone, whose values were to be read; keep data files while they are in use")
+    file = np.memmap(path, np.uint8, mode="r")
+    return Rows(np.ndarray(shape, dtype, file, place, strides), rows, convert)

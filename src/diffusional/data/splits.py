@@ -1,0 +1,154 @@
+"""Which items are train, validation and test: as the files say, or by a permutation drawn from a seed.
+
+A part is a view of an array: its rows, in order. Splitting copies nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffusional.data.rows import Where
+from diffusional.errors import DiffusionalError
+
+Fractions = tuple[float, float, float]
+
+_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One split on its way in: rows of an array (N, …); for errors, what it is called and its columns' names."""
+
+    array: np.ndarray
+    rows: Where
+    source: str
+    labels: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(range(*self.rows.indices(len(self.array)))) if isinstance(self.rows, slice) else len(self.rows)
+
+    def row(self, item: int) -> int:
+        """Of an item of this part, the row in the array."""
+        return range(len(self.array))[self.rows][item] if isinstance(self.rows, slice) else int(self.rows[item])
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder or file of this name is: its first word, or None.
+
+    >>> split_named("Train"), split_named("val"), split_named("test-00000-of-00001"), split_named("trainer")
+    ('train', 'validation', 'test', None)
+    """
+    word = name.lower()
+    for mark in "-_. ":
+        word = word.split(mark)[0]
+    return _NAMES.get(word)
+
+
+def split_at_random(values: np.ndarray, source: str, fractions: Fractions, seed: int) -> dict[str, Part]:
+    """Three disjoint parts of values (N, …), by a permutation drawn from `seed`.
+
+    Validation and test have N · fraction items, rounded; train has the rest. Raises DiffusionalError for
+    fractions that are not positive or do not add up to 1, and when a part would be empty.
+
+    >>> parts = split_at_random(np.zeros((10, 3)), "file.npy", (0.5, 0.3, 0.2), seed=0)
+    >>> [len(part) for part in parts.values()]
+    [5, 3, 2]
+    """
+    check_axes(values, source)
+    return {
+        split: Part(values, rows, source)
+        for split, rows in random_rows({"train": np.arange(len(values))}, source, fractions, seed).items()
+    }
+
+
+def random_rows(given: dict[str, np.ndarray], source: str, fractions: Fractions, seed: int) -> dict[str, np.ndarray]:
+    """Rows of "train", "validation" and "test"; splits that `given` lacks are drawn from its train at random.
+
+    Each takes its fraction of train's items, rounded. Raises DiffusionalError for wrong fractions, a negative
+    seed, and when a part would be empty.
+
+    >>> rows = random_rows({"train": np.arange(10), "test": np.arange(10, 14)}, "folder", (0.7, 0.2, 0.1), seed=0)
+    >>> [len(rows[split]) for split in ("train", "validation", "test")]
+    [8, 2, 4]
+    """
+    check_fractions(fractions)
+    if seed < 0:
+        raise DiffusionalError(f"seed {seed} came; seeds are 0 or larger")
+    if set(given) == {"train", "validation", "test"}:
+        return given
+    train = given["train"]
+    n = len(train)
+    sizes = [
+        0,
+        *(
+            0 if split in given else round(n * f)
+            for split, f in zip(("validation", "test"), fractions[1:], strict=True)
+        ),
+    ]
+    sizes[0] = n - sum(sizes)
+    if sizes[0] < 1 or any(
+        size < 1 for split, size in zip(("validation", "test"), sizes[1:], strict=True) if split not in given
+    ):
+        raise DiffusionalError(
+            f"{source}: {n} items, split by {fractions}, leave {sizes[0]} train, {sizes[1]} validation and "
+            f"{sizes[2]} test items; each needs at least one. Give more items or other fractions"
+        )
+    pieces = np.split(train[np.random.default_rng(seed).permutation(n)], np.cumsum(sizes)[:2])
+    return {
+        split: given[split] if split in given and split != "train" else piece
+        for split, piece in zip(("train", "validation", "test"), pieces, strict=True)
+    }
+
+
+def split_off_validation(parts: dict[str, Part], fractions: Fractions, count: int | None = None) -> dict[str, Part]:
+    """Parts with a validation part taken off the end of train, a whole array.
+
+    It has `count` items, or the fraction `fractions[1]` of train if no count came. Raises DiffusionalError
+    for wrong fractions, and when train or validation would be empty.
+
+    >>> parts = {split: whole(np.arange(10)[:, None], "a.npz") for split in ("train", "test")}
+    >>> split_off_validation(parts, (0.7, 0.2, 0.1))["validation"].rows
+    slice(8, 10, None)
+    """
+    check_fractions(fractions)
+    train = parts["train"]
+    n = len(train)
+    count = round(n * fractions[1]) if count is None else count
+    if not 0 < count < n:
+        raise DiffusionalError(
+            f"{train.source}: {n} items, of which {count} are to be split off for validation, leave "
+            f"{'train' if count else 'validation'} empty; give more items or another fraction "
+            f"than {fractions[1]}"
+        )
+    head, tail = (Part(train.array, piece, train.source) for piece in (slice(0, n - count), slice(n - count, n)))
+    return {"train": head, "validation": tail, "test": parts["test"]}
+
+
+def whole(values: np.ndarray, source: str) -> Part:
+    """A part of all rows. Raises DiffusionalError for fewer than two axes."""
+    check_axes(values, source)
+    return Part(values, slice(0, len(values)), source)
+
+
+def check_axes(values: np.ndarray, source: str) -> None:
+    """Raise DiffusionalError for fewer than two axes."""
+    if values.ndim < 2:
+        raise DiffusionalError(
+            f"{source} has shape {values.shape}; expected items along the first axis and their positions "
+            "along the others: (N, D), (N, H, W), … Of N single numbers, make (N, 1)"
+        )
+
+
+def check_fractions(fractions: Fractions) -> None:
+    """Raise DiffusionalError unless the three fractions are positive and add up to 1.
+
+    >>> check_fractions((0.8, 0.2, 0.0))
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: split (0.8, 0.2, 0.0) came; give positive fractions of train, ...
+    """
+    if not (all(f > 0 for f in fractions) and abs(sum(fractions) - 1) < 1e-6):
+        raise DiffusionalError(
+            f"split {fractions} came; give positive fractions of train, validation and test that add up to "
+            "1, such as (0.8, 0.1, 0.1)"
+        )
