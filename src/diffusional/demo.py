@@ -3,7 +3,6 @@ and what each one's latents know of the data as training proceeds.
 """
 
 import dataclasses
-import json
 import math
 import tempfile
 from collections.abc import Mapping
@@ -27,11 +26,11 @@ from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import Autoencoder
 from diffusional.report import figures, tables
 from diffusional.space import Discrete
-from diffusional.training import checkpoint, recipes
+from diffusional.training import checkpoint, journal, recipes
 from diffusional.training.build import build_dataset
 from diffusional.training.config import Config
 from diffusional.training.loop import train
-from diffusional.training.run import CHECKPOINTS, METRICS
+from diffusional.training.run import CHECKPOINTS
 
 # Monte Carlo error of the bounds, bits/dim.
 _ERROR = 0.003
@@ -131,8 +130,7 @@ def _for_as_long(recipe: Config, like: Config, dataset: Dataset, seconds: float)
     short = dataclasses.replace(chosen, steps=_TIMED, validate_every=_TIMED, checkpoint_every=_TIMED)
     with tempfile.TemporaryDirectory() as folder:
         train(short, Path(folder) / "run", dataset, console=Console(quiet=True))
-        lines = [json.loads(line) for line in (Path(folder) / "run" / METRICS).read_text().splitlines()]
-    told = [line for line in lines if "loss" in line]
+        told = journal.read(Path(folder) / "run", journal.TIMING)[:-1]  # the last is the validation's
     per_step = (told[-1]["seconds"] - told[0]["seconds"]) / (told[-1]["step"] - told[0]["step"])
     steps = max(1, round(seconds / per_step))
     return dataclasses.replace(chosen, steps=steps, validate_every=-(-steps // 10), checkpoint_every=steps)
@@ -237,4 +235,4 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, disable=not console.is_terminal)

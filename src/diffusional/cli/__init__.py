@@ -1,26 +1,32 @@
-"""The command line: demo, train, evaluate, sample, information, claims. Importing it imports no torch, so that `--help` is instant.
+"""The command line: a folder of small files, one for each command. Importing it imports no torch, so that `--help` is instant.
 
 Bad input ends with a message that says what came, what was expected and what to do, and exit status 2.
 """
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from diffusional.cli import commands
-from diffusional.cli.commands import Train
+from diffusional.cli.completion import script
 from diffusional.cli.console import check_target
+from diffusional.cli.parse import parse
 from diffusional.errors import DiffusionalError
-from diffusional.training.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exits with 1 where a claim does not hold, 2 on bad input, 3 where an evaluation can't vouch for its target, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if args == ["--version"]:
+        import diffusional
+
+        print(f"diffusional {diffusional.__version__}")
+        return
     try:
-        command = _parsed(args)
+        command = parse(args)
+        if isinstance(command, commands.Completion):
+            print(script(command.shell), end="")
+            return
         if command.json is not None:
             check_target("--json", command.json)
         record = _done(command)
@@ -31,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if record.get("reached") is False:
             print(f"diffusional: not reached: {_why(record)}", file=sys.stderr)
             raise SystemExit(3)
+        if record.get("works") is False:
+            raise SystemExit(1)
         if not all(claim["holds"] and claim["control_fails"] for claim in record.get("claims", ())):
             raise SystemExit(1)
     except (DiffusionalError, OSError) as error:
@@ -64,31 +72,19 @@ def _done(command: Any) -> dict[str, Any]:
             from diffusional.cli import information
 
             return information.run(command)
+        case commands.Data():
+            from diffusional.cli import data
+
+            return data.run(command)
+        case commands.Doctor():
+            from diffusional.cli import doctor
+
+            return doctor.run(command)
         case commands.Claims():
             from diffusional.cli import claims
 
             return claims.run(command)
     raise TypeError(f"{command!r} is no command")
-
-
-def _parsed(args: list[str]) -> Any:
-    command = _parse(args, commands.Command)
-    if isinstance(command, Train) and command.resume and (command.run / "config.json").is_file():
-        # The resumed run's own config is the default, so that only what one types can differ from it.
-        saved = Train(run=command.run, config=Config.load(command.run / "config.json"))
-        resumed = Annotated[Train, tyro.conf.subcommand("train", default=saved)]
-        return _parse(args, resumed | Annotated[commands.Demo, tyro.conf.subcommand("demo")])
-    return command
-
-
-def _parse(args: list[str], commands: Any) -> Any:
-    return tyro.cli(
-        commands,
-        prog="diffusional",
-        args=args,
-        description="The honest likelihood of diffusion models: the ELBO, itemised to the last nat, with error bars.",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
 
 
 def _why(record: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ def run(command: Claims) -> dict[str, Any]:
     from diffusional import claims
     from diffusional.report.tables import claims_table
 
-    with console().status("") as status:
+    with console(stderr=True).status("") as status:
         found = claims.run(command.only, command.seed, progress=lambda said: status.update(escape(said)))
     versions = {
         "diffusional": diffusional.__version__,

@@ -6,17 +6,26 @@ from typing import Annotated, Literal
 
 import tyro
 
-from diffusional.training.config import Config
+from diffusional.training.config import Config, DataConfig
 
 # Where a command leaves its result as JSON.
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON.")]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run folder.")]
 
 
+# What each preset is, in the help of --preset.
+_PRESETS = """A config that was found to work; options typed beside it override it.
+digits: a diffusion model of the embedded digits, about a minute.
+digits-vae: a VAE, for as long.
+digits-hierarchical-vae: two layers of latents.
+digits-diffusion-prior: the VAE with a diffusion over its latent.
+"""
+
+
 @dataclass(frozen=True)
 class Demo:
-    """Train a diffusion model, a VAE and a hierarchical VAE on real digits and itemise their bounds: under five minutes on two
-    cores, --quick under two."""
+    """Train three models on real digits and itemise their bounds. A diffusion model, a VAE and a hierarchical VAE: under five
+    minutes on two cores, --quick under two."""
 
     out: Path = Path("runs/demo")
     """Folder for the run and its pictures; an existing one is left alone and a number is added."""
@@ -25,6 +34,7 @@ class Demo:
     quick: bool = False
     """A shorter training, for bounds that are a little worse."""
     seed: int = 0
+    """Of weights, batches and noise."""
     max_seconds: float | None = None
     """May stop the training early."""
     json: Json = None
@@ -32,10 +42,14 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model by its ELBO: a diffusion model, or a VAE (--model.kind). A run is a folder; --resume continues it."""
+    """Train a model by its ELBO. A diffusion model, or a VAE (--model.kind). A run is a folder; --resume continues it."""
 
     run: Run
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    preset: Annotated[
+        Literal["digits", "digits-vae", "digits-hierarchical-vae", "digits-diffusion-prior"] | None,
+        tyro.conf.arg(metavar="NAME", help=_PRESETS),
+    ] = None
     resume: bool = False
     """Continue the run in the folder, with its own config."""
     json: Json = None
@@ -43,11 +57,16 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The NELBO of a data set under a trained model, itemised, to a stated error. Two runs: their difference, paired."""
+    """The bound of a data set, itemised, to a stated error. The NELBO under a trained model; of two runs their difference, paired."""
 
     run: Run
-    other: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN B]")] = None
-    """A second run: the difference RUN − RUN B is evaluated, with common noise."""
+    other: Annotated[
+        Path | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="[RUN B]", help="A second run: the difference RUN − RUN B is evaluated, with common noise."
+        ),
+    ] = None
     data: str | None = None
     """A data set, as for train; that of the run unless given."""
     levels: int | None = None
@@ -83,21 +102,25 @@ class Evaluate:
     no_audit: bool = False
     """Don't look at every level once for costs that the plan doesn't expect."""
     seed: int = 0
+    """Of the noise; the same seed gives the same number."""
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw from a trained model, by its own chain or by DDIM."""
+    """Draw from a trained model. By its own chain or by DDIM."""
 
     run: Run
     n: int = 16
+    """How many."""
     method: Literal["ancestral", "ddim"] = "ancestral"
+    """ancestral: the model's own chain."""
     steps: int | None = None
     """Another T than the run's own (250 for runs in continuous time)."""
     eta: float = 0.0
     """Noise of DDIM, 0 to 1."""
     seed: int = 0
+    """Of the noise; the same seed gives the same samples."""
     out: Path | None = None
     """An .npz file for the samples, as raw data; RUN/samples.npz unless given. Images also become a .png beside it."""
     json: Json = None
@@ -105,8 +128,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Information:
-    """What the latents of a schedule know of a data set, I(x; z_t), before any training. Of a run: where its nats go,
-    beside another's; of a VAE's run, what its latents know."""
+    """What latents know of the data, I(x; z_t). Of a data set and a schedule, before any training; of a run, where its nats
+    go, beside another's; of a VAE's run, what its latents know."""
 
     data: Annotated[
         str,
@@ -118,6 +141,7 @@ class Information:
     reference: Path | None = None
     """For a run: a second run, whose costs its own are compared with, level by level, under the same noise."""
     schedule: Literal["linear", "cosine", "log_snr_linear"] = "linear"
+    """DDPM's linear, improved DDPM's cosine, or linear in log SNR."""
     steps: int | None = None
     """T latents; 1000 unless given, and continuous time for log_snr_linear."""
     gamma_min: float | None = None
@@ -137,13 +161,14 @@ class Information:
     samples: int = 2000
     """Draws of an item and its noise; each is looked at on every level."""
     seed: int = 0
+    """Of the draws."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Draw the curve, as .png.")] = None
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Measure the claims C1 to C9 about the bound, each beside a control that must fail; exit status 1 where one is not so."""
+    """Measure nine claims about the bound, with controls. C1 to C9, each beside a control that must fail; exit status 1 where one is not so."""
 
     only: tuple[str, ...] | None = None
     """Some of them, such as C1 C5."""
@@ -152,11 +177,58 @@ class Claims:
     json: Json = None
 
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[Information, tyro.conf.subcommand("information")]
-    | Annotated[Claims, tyro.conf.subcommand("claims")]
-)
+@dataclass(frozen=True)
+class NamedData(DataConfig):
+    """The options of data, as train has them after --data."""
+
+    name: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="NAME", help="What to look at, as for train's --data.name; the embedded digits unless given."
+        ),
+    ] = "digits"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is understood of data, before training on them. Splits, shape, type, range, levels, and what looks wrong."""
+
+    config: Annotated[NamedData, tyro.conf.arg(name="")] = field(default_factory=NamedData)
+    figure: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="Draw items, or of a table its columns, as .png.")
+    ] = None
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What works here: versions, devices, features, folders. Exit status 1 where something essential doesn't."""
+
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print a shell's completion script. Save it where the shell looks, as below, and open a new shell."""
+
+    shell: Annotated[
+        Literal["bash", "zsh", "fish"],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="SHELL", help="bash, zsh or fish."),
+    ]
+
+
+# In the order of the help.
+COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "train": Train,
+    "evaluate": Evaluate,
+    "sample": Sample,
+    "information": Information,
+    "data": Data,
+    "claims": Claims,
+    "doctor": Doctor,
+    "completion": Completion,
+}
+Command = Demo | Train | Evaluate | Sample | Information | Data | Claims | Doctor | Completion

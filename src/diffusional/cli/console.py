@@ -1,5 +1,10 @@
-"""What the commands share: where they print and compute, what they show meanwhile, and which files they may write."""
+"""What the commands share: where they print and compute, what they show meanwhile, and which files they may write.
 
+On a terminal, bars and spinners move on standard error, so that standard output can go to a file. Elsewhere nothing moves,
+there are no colours, and tables are 100 columns wide.
+"""
+
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +16,22 @@ from diffusional.errors import DiffusionalError
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
     from diffusional.evaluation.evaluation import Watch
 
+# Columns of a table that nobody sees being printed.
+_WIDTH = 100
 
-def console() -> "Console":
-    """Where results are printed."""
+
+def console(stderr: bool = False) -> "Console":
+    """Where results are printed; with `stderr`, where progress is shown."""
     from rich.console import Console
 
-    return Console()
+    stream = sys.stderr if stderr else sys.stdout
+    # NO_COLOR: rich alone would still write bold and dim.
+    plain: dict[str, Any] = {"color_system": None} if "NO_COLOR" in os.environ else {}
+    return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH, **plain)
 
 
 def device() -> "torch.device":
@@ -35,6 +47,13 @@ def check_target(option: str, path: Path) -> None:
         raise DiffusionalError(f"{option} {path}: this is a folder; give a file")
     if not path.resolve().parent.is_dir():
         raise DiffusionalError(f"{option} {path}: the folder {path.resolve().parent} does not exist")
+
+
+def check_figure(option: str, path: Path) -> None:
+    """As `check_target`, for a picture."""
+    if path.suffix != ".png":
+        raise DiffusionalError(f"{option} {path} came; figures are drawn as .png")
+    check_target(option, path)
 
 
 def numbered(path: Path) -> Path:
@@ -57,10 +76,29 @@ def plainly() -> Iterator[None]:
         print(f"diffusional: warning: {one.message}", file=sys.stderr)
 
 
+def bar(*columns: "ProgressColumn", transient: bool = False) -> "Progress":
+    """A progress bar on standard error where that is a terminal; nothing elsewhere."""
+    from rich.progress import Progress
+
+    shown = console(stderr=True)
+    return Progress(*columns, console=shown, transient=transient, disable=not shown.is_terminal)
+
+
+@contextmanager
+def working(said: str) -> Iterator[None]:
+    """A spinner and the seconds so far, for what takes a while and can't say how long."""
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with bar(*columns, transient=True) as shown:
+        shown.add_task(said, total=None)
+        yield
+
+
 @contextmanager
 def watching(unit: str, dimensions: int) -> "Iterator[Watch]":
     """A progress bar with the estimate so far."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -69,11 +107,11 @@ def watching(unit: str, dimensions: int) -> "Iterator[Watch]":
         TextColumn("evaluations"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console()) as bar:
-        task = bar.add_task("evaluating", total=None)
+    with bar(*columns) as shown:
+        task = shown.add_task("evaluating", total=None)
 
         def watch(now: Any) -> None:
             said = "evaluating" if now.estimate is None else str(now.estimate.to(unit, dimensions)).split(" (")[0]
-            bar.update(task, description=said, completed=now.evaluations, total=now.expected)
+            shown.update(task, description=said, completed=now.evaluations, total=now.expected)
 
         yield watch

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Evaluate
-from diffusional.cli.console import check_target, console, device, plainly, watching
+from diffusional.cli.console import check_target, console, device, plainly, watching, working
 from diffusional.cli.items import items, reference_items
 from diffusional.errors import DiffusionalError
 
@@ -82,7 +82,8 @@ def run(command: Evaluate) -> dict[str, Any]:
     )
     if command.importance_weighted is not None:
         assert isinstance(model, Autoencoder)
-        tighter = importance_weighted(model, x, command.importance_weighted, command.seed)
+        with working(f"drawing {command.importance_weighted} latents of every item"):
+            tighter = importance_weighted(model, x, command.importance_weighted, command.seed)
         said = tighter.to("bits/dim", model.space.dimensions)
         console().print(f"importance-weighted bound, K = {command.importance_weighted}: {said}", soft_wrap=True)
         out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted}
@@ -112,7 +113,8 @@ def _plan(record: "RunRecord", model: "DiffusionModel", command: Evaluate) -> "t
     reference = reference_items(record)
     if reference is None:
         return None, None
-    plan = Plan.fit(model, reference, seed=command.seed)
+    with working("learning a plan on the run's training data"):
+        plan = Plan.fit(model, reference, seed=command.seed)
     plan.save(path)
     console().print(
         f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data", soft_wrap=True

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Information
-from diffusional.cli.console import check_target, console
+from diffusional.cli.console import bar, check_figure, console, working
 from diffusional.cli.items import items
 from diffusional.errors import DiffusionalError
 from diffusional.training.config import ScheduleConfig
@@ -35,23 +35,22 @@ def run(command: Information) -> dict[str, Any]:
         )
     split = command.split or "train"
     if command.figure is not None:
-        if command.figure.suffix != ".png":
-            raise DiffusionalError(f"--figure {command.figure} came; figures are drawn as .png")
-        check_target("--figure", command.figure)
+        check_figure("--figure", command.figure)
     config = _schedule(command)
     schedule = build_schedule(config)
-    dataset = load(command.data, levels=command.levels)
+    with working(f"reading {command.data}"):
+        dataset = load(command.data, levels=command.levels)
     splits = ("train", "validation", "test") if split == "all" else (split,)
     x = torch.cat([dataset.encode(split) for split in splits])
-    with Progress(console=console(), transient=True) as bar:
-        task = bar.add_task("drawing", total=command.samples)
+    with bar(*Progress.get_default_columns(), transient=True) as shown:
+        task = shown.add_task("drawing", total=command.samples)
         found = curve(
             x,
             schedule,
             command.levels_shown,
             command.samples,
             torch.Generator().manual_seed(command.seed),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: shown.update(task, completed=done, total=total),
         )
     prior = float(prior_kl(x, schedule.ends()[1]).mean())
     marks, wasted = (0.1, 0.5, 0.9), found.wasted()
@@ -144,7 +143,7 @@ def _budget(command: Information) -> dict[str, Any]:
     if theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(f"the {split} split of {command.reference} is not that of {command.data}")
     generator = torch.Generator().manual_seed(command.seed)
-    with torch.no_grad():
+    with torch.no_grad(), working(f"drawing {command.samples} times, with both models"):
         found = budget(model, x, other, command.levels_shown, command.samples, generator)
     out = found.to_json() | {"runs": [command.data, str(command.reference)], "data": name, "split": split}
     title = f"{name}, {split}: {found.samples} draws of {len(x)} items, {command.data} relative to {command.reference}"
@@ -162,7 +161,8 @@ def _latents(command: Information, record: "RunRecord", model: "Autoencoder") ->
     if command.reference is not None:
         raise DiffusionalError(f"--reference came with {command.data}, which is no diffusion model; leave it out")
     name, split, x = items(record, split=command.split or "train")
-    found = aggregated(model, x, command.samples, torch.Generator().manual_seed(command.seed))
+    with working(f"drawing {command.samples} latents"):
+        found = aggregated(model, x, command.samples, torch.Generator().manual_seed(command.seed))
     out = found.to_json() | {
         "run": command.data,
         "data": name,

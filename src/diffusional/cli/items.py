@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from diffusional.cli.console import working
 from diffusional.errors import DiffusionalError
 from diffusional.training.config import DataConfig
 
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusional.training.run import RunRecord
+
+# Items of a stream that a plan is learned on.
+_HEAD = 4096
 
 
 def items(
@@ -24,10 +28,11 @@ def items(
     own: DataConfig = record.config.data
     name, split = data or own.name, split or ("test" if data is None else "all")
     splits = ("train", "validation", "test") if split == "all" else (split,)
-    if data is None and levels is None:
-        dataset = build_dataset(own)
-    else:
-        dataset = load(name, levels=record.space.levels if levels is None else levels, seed=own.split_seed)
+    with working(f"reading {name}"):
+        if data is None and levels is None:
+            dataset = build_dataset(own)
+        else:
+            dataset = load(name, levels=record.space.levels if levels is None else levels, seed=own.split_seed)
     if data is None and (
         changed := [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
     ):
@@ -46,17 +51,20 @@ def items(
             f"{name} is {dataset.space}; the run was trained on {record.space}: their bounds do not compare"
         )
     # A run standardises new data as it did its own.
-    return name, split, record.space.encode(torch.cat([getattr(dataset, part) for part in splits]))
+    return name, split, record.space.encode(torch.cat([dataset.tensor(part) for part in splits]))
 
 
 def reference_items(record: "RunRecord") -> "Tensor | None":
-    """The run's training items, encoded; None where they can't be had again, or are not the same."""
+    """The run's training items, encoded, of a stream its first; None where they can't be had again, or are not the same."""
+    from diffusional.data.dataset import Stream
     from diffusional.training.build import build_dataset
 
     try:
-        dataset = build_dataset(record.config.data)
+        with working("reading the run's training data"):
+            dataset = build_dataset(record.config.data)
     except (DiffusionalError, OSError):
         return None
     if dataset.fingerprint("train") != record.fingerprints.get("train"):
         return None
-    return record.space.encode(dataset.train)
+    raw = dataset.train.head(_HEAD) if isinstance(dataset.train, Stream) else dataset.tensor("train")
+    return record.space.encode(raw)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from diffusional.cli.commands import Sample
-from diffusional.cli.console import console, device, numbered
+from diffusional.cli.console import console, device, numbered, working
 from diffusional.errors import DiffusionalError
 
 
@@ -27,7 +27,8 @@ def run(command: Sample) -> dict[str, Any]:
     place = device()
     model, generator = model.to(place), torch.Generator(place).manual_seed(command.seed)
     if isinstance(model, DiffusionModel):
-        x = model.sample(command.n, generator, method=command.method, steps=command.steps, eta=command.eta).cpu()
+        with working(f"drawing {command.n} samples"):
+            x = model.sample(command.n, generator, method=command.method, steps=command.steps, eta=command.eta).cpu()
     elif command.method != "ancestral" or command.steps is not None or command.eta:
         raise DiffusionalError(
             f"--method, --steps or --eta came for {command.run}, which is no diffusion model; leave them out"

@@ -12,7 +12,7 @@ def run(command: Train) -> dict[str, Any]:
     from diffusional.training.loop import train
     from diffusional.training.run import CHECKPOINTS, read_run
 
-    model = train(command.config, command.run, resume=command.resume)
+    model = train(command.config, command.run, resume=command.resume, console=console(stderr=True))
     progress = restore_progress(command.run / CHECKPOINTS)
     best = progress.best / per_unit("bits/dim", model.space.dimensions)
     console().print(

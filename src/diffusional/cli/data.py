@@ -1,0 +1,22 @@
+"""`diffusional data`: what was understood of data, before anything is trained on them."""
+
+import dataclasses
+from typing import Any
+
+from diffusional.cli.commands import Data
+from diffusional.cli.console import check_figure, plainly, working
+from diffusional.training.config import DataConfig
+
+
+def run(command: Data) -> dict[str, Any]:
+    """Load as train would, print what was found, and draw it if asked to."""
+    from diffusional.data.inspection import inspect
+    from diffusional.training.build import build_dataset
+
+    if command.figure is not None:
+        check_figure("--figure", command.figure)
+    names = [field.name for field in dataclasses.fields(DataConfig)]
+    config = DataConfig(**{name: getattr(command.config, name) for name in names})
+    with working(f"reading {config.name}"), plainly():
+        found = inspect(build_dataset(config))
+    return found.to_json()

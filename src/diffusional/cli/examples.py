@@ -1,0 +1,58 @@
+"""What the help of each command ends with: lines to copy. Every one of them parses, by test."""
+
+from collections.abc import Sequence
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("diffusional demo", "diffusional demo --quick --out runs/quick"),
+    "train": (
+        "diffusional train runs/digits --preset digits",
+        "diffusional train runs/vae --preset digits-vae --steps 500 --optimizer.lr 0.001",
+        "diffusional train runs/mine --data.name images.npy --data.levels 256",
+        "diffusional train runs/digits --resume",
+    ),
+    "evaluate": (
+        "diffusional evaluate runs/digits",
+        "diffusional evaluate runs/digits --error 0.002 --json bound.json",
+        "diffusional evaluate runs/digits runs/vae",
+        "diffusional evaluate runs/digits --visits 8 --per-item scores.csv",
+    ),
+    "sample": (
+        "diffusional sample runs/digits --n 100",
+        "diffusional sample runs/digits --method ddim --steps 50 --out fast.npz",
+    ),
+    "information": (
+        "diffusional information digits --figure curve.png",
+        "diffusional information images.npy --levels 256 --schedule cosine --steps 500",
+        "diffusional information runs/digits --reference runs/other",
+    ),
+    "claims": ("diffusional claims", "diffusional claims --only C1 C5 --json claims.json"),
+    "data": (
+        "diffusional data digits --figure digits.png",
+        "diffusional data images.npy --levels 256",
+        "diffusional data images.npy --levels 256 --json data.json",
+    ),
+    "doctor": ("diffusional doctor", "diffusional doctor --json doctor.json"),
+    "completion": (
+        "diffusional completion bash > ~/.local/share/bash-completion/completions/diffusional",
+        "diffusional completion zsh > ~/.diffusional.zsh && echo 'source ~/.diffusional.zsh' >> ~/.zshrc",
+        "diffusional completion fish > ~/.config/fish/completions/diffusional.fish",
+    ),
+    "": (
+        "diffusional demo --quick",
+        "diffusional train runs/digits --preset digits",
+        "diffusional evaluate runs/digits",
+        "diffusional train --help",
+    ),
+}
+
+
+def examples(args: Sequence[str]) -> str:
+    """The examples that belong to the help that `args` asked for.
+
+    >>> print(examples(["claims", "--help"]), end="")
+    examples:
+      diffusional claims
+      diffusional claims --only C1 C5 --json claims.json
+    """
+    lines = EXAMPLES.get(args[0] if args else "", EXAMPLES[""])
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)]) + "\n"

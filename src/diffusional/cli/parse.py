@@ -1,0 +1,99 @@
+"""From what was typed to a command: presets and resumed runs as defaults, help that ends with examples, one-line refusals."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import operator
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from diffusional.cli import presets
+from diffusional.cli.commands import COMMANDS, Command, Train
+from diffusional.cli.examples import examples
+from diffusional.cli.mistakes import mistake
+from diffusional.errors import DiffusionalError
+from diffusional.training.config import Config
+
+_OPTIONS: dict[str, Any] = {
+    "prog": "diffusional",
+    "description": "The honest likelihood of diffusion models: the ELBO, itemised to the last nat, with error bars.",
+    "config": (tyro.conf.FlagCreatePairsOff,),
+}
+
+
+def parse(args: Sequence[str]) -> Command:
+    """The command that was typed. Raises DiffusionalError for what can't be understood, SystemExit after --help.
+
+    >>> parse(["train", "runs/a", "--preset", "digits-vae", "--steps", "7"]).config.model.kind
+    'vae'
+    >>> parse(["trian", "runs/a"])
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: unknown command 'trian'; did you mean train? See diffusional --help
+    """
+    command = _parsed(args, presets.named(args) if args[:1] == ["train"] else Config())
+    if isinstance(command, Train) and command.resume and command.preset is None:
+        path = command.run / "config.json"
+        if path.is_file():
+            # The resumed run's own config is the default, so that only what one types can differ from it.
+            return _parsed(args, Config.load(path))
+    return command
+
+
+def _commands(config: Config, brief: bool) -> Any:
+    """The union of all commands, `train` with this config as its default; described by their first sentence, if `brief`."""
+
+    def said(kind: type) -> str:
+        words = " ".join((kind.__doc__ or "").split())
+        return words.partition(". ")[0].rstrip(".") if brief else words
+
+    flat = Annotated[Config, tyro.conf.arg(name="")]
+    train = dataclasses.make_dataclass(
+        "Train",
+        [("config", flat, dataclasses.field(default=config))],
+        bases=(Train,),
+        namespace={"__doc__": Train.__doc__},
+        frozen=True,
+    )
+    kinds = (
+        Annotated[kind, tyro.conf.subcommand(name, description=said(kind))]
+        for name, kind in (COMMANDS | {"train": train}).items()
+    )
+    return functools.reduce(operator.or_, kinds)
+
+
+def _parsed(args: Sequence[str], config: Config) -> Any:
+    kinds = _commands(config, brief=args[:1] == ["--help"] or args[:1] == ["-h"])
+    said, shown = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), _plain(shown):
+            return tyro.cli(kinds, args=list(args), **_OPTIONS)
+    except SystemExit as stop:
+        if not stop.code:
+            print(shown.getvalue() + examples(args), end="")
+            raise
+        raise _refusal(stop, args, said.getvalue()) from None
+
+
+@contextlib.contextmanager
+def _plain(shown: io.StringIO) -> Any:
+    """Help without colours where NO_COLOR asks for none: the parser colours what goes to a terminal alone."""
+    if "NO_COLOR" in os.environ:
+        with contextlib.redirect_stdout(shown):
+            yield
+    else:
+        yield
+
+
+def _refusal(stop: SystemExit, args: Sequence[str], said: str) -> DiffusionalError:
+    """In one line, why the parser stopped: the word of a config that refuses a value, or what was mistyped."""
+    cause: BaseException | None = stop
+    while cause is not None:
+        if isinstance(cause, DiffusionalError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return DiffusionalError(mistake(args, COMMANDS) or " ".join(said.split()))

@@ -1,0 +1,32 @@
+"""What `train --preset NAME` means: the recipes that were found to work, by the name that one types. Imports no torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from diffusional.training import recipes
+from diffusional.training.config import Config
+
+# Looked up when asked for, so that a recipe exchanged in its module is exchanged here.
+PRESETS: Mapping[str, Callable[[], Config]] = {
+    "digits": lambda: recipes.digits(),
+    "digits-vae": lambda: recipes.digits_vae(),
+    "digits-hierarchical-vae": lambda: recipes.digits_hierarchical_vae(),
+    "digits-diffusion-prior": lambda: recipes.digits_diffusion_prior(),
+}
+
+
+def named(args: Sequence[str]) -> Config:
+    """The config that options typed after `train` override: that of the last --preset, or the default one.
+
+    A preset that doesn't exist is left to the parser, which refuses it with the names that do.
+
+    >>> named(["runs/a", "--preset", "digits-vae"]).model.kind
+    'vae'
+    >>> named(["runs/a", "--preset=nothing"]) == Config()
+    True
+    """
+    chosen = None
+    for here, after in zip(args, [*args[1:], None], strict=True):
+        option, equals, value = here.partition("=")
+        if option == "--preset":
+            chosen = value if equals else after
+    return PRESETS.get(chosen or "", Config)()
