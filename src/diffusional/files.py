@@ -1,5 +1,6 @@
 """Tensors and records on disk: safetensors and JSON, never a pickle; written whole or not at all."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,8 +20,39 @@ def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
     from safetensors.torch import save_file
 
     temporary = path.with_name(path.name + ".partial")
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
+    own, seen = {}, set()
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        storage = stored.untyped_storage()
+        # The format refuses tensors that share memory; a copy of those alone, since a model may fill half of it.
+        if storage.data_ptr() in seen or storage.nbytes() != stored.nbytes:
+            stored = stored.clone()
+        seen.add(stored.untyped_storage().data_ptr())
+        own[name] = stored
+    save_file(own, temporary)
+    settle(temporary, path)
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Give a finished file or folder its name, on disk before anything that counts on it is."""
+    for written in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
+        _sync(written)
     os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
@@ -50,7 +82,7 @@ def save_json(path: Path, record: Any) -> None:
     """Write JSON, to a temporary name first."""
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    settle(temporary, path)
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -59,7 +91,10 @@ def load_json(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise DiffusionalError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, no text, a number of thousands of digits, or nested too deeply
         raise DiffusionalError(f"{path} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DiffusionalError(f"{path} holds a {type(record).__name__}; expected a JSON object")

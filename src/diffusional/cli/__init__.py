@@ -11,11 +11,12 @@ from diffusional.cli import commands
 from diffusional.cli.completion import script
 from diffusional.cli.console import check_target
 from diffusional.cli.parse import parse
-from diffusional.errors import DiffusionalError
+from diffusional.errors import DiffusionalError, Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; exits with 1 where a claim does not hold, 2 on bad input, 3 where an evaluation can't vouch for its target, 130 when interrupted."""
+    """Run a command; exits with 1 where a claim does not hold, 2 on bad input, 3 where an evaluation can't vouch for its target, and 128 and the
+    signal's number when interrupted (130 by Ctrl-C)."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args == ["--version"]:
         import diffusional
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (DiffusionalError, OSError) as error:
         print(f"diffusional: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Interrupted as stop:
+        print(f"diffusional: {stop}", file=sys.stderr)
+        raise SystemExit(128 + stop.signal) from None
     except KeyboardInterrupt:
         print("diffusional: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

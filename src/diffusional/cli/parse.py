@@ -36,11 +36,14 @@ def parse(args: Sequence[str]) -> Command:
     diffusional.errors.DiffusionalError: unknown command 'trian'; did you mean train? See diffusional --help
     """
     command = _parsed(args, presets.named(args) if args[:1] == ["train"] else Config())
-    if isinstance(command, Train) and command.resume and command.preset is None:
-        path = command.run / "config.json"
-        if path.is_file():
-            # The resumed run's own config is the default, so that only what one types can differ from it.
-            return _parsed(args, Config.load(path))
+    if not isinstance(command, Train):
+        return command
+    path = command.run / "config.json"
+    if command.resume and command.preset is None and path.is_file():
+        # The resumed run's own config is the default, so that only what one types can differ from it.
+        command = _parsed(args, Config.load(path))
+    # What could not be read back, such as an infinite number, is refused before a folder is made for it.
+    Config.from_dict(command.config.to_dict())
     return command
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -25,16 +26,34 @@ class DataConfig:
     """Which data, and what they are."""
 
     name: str = "digits"
-    """"digits" (embedded), or a path: .npy, .npz, an IDX file, or a folder of MNIST's files."""
+    """"digits" (embedded); a path: .npy, .npz, IDX, .csv, .parquet, a folder of images or tables; or hf:owner/name."""
     levels: int | None = None
-    """How many integer levels the data have (256 for 8-bit images); real-valued data have none."""
+    """How many integer levels arrays and tables have (256 for 8-bit images); real-valued data have none."""
     split_seed: int = 0
     """Seed of the split, where the file has none of its own."""
     warps: int = 0
     """Train on this many warped copies of each image and as many of the image itself (digits only)."""
+    size: int | None = None
+    """Side of images in pixels; without it all must be of one size."""
+    fit: Literal["crop", "resize"] = "crop"
+    """To this size: the centre square of an image, or all of it, whatever its aspect."""
+    grey: Literal["auto", "yes", "no"] = "auto"
+    """Make images greyscale, or RGB; auto takes them as they are, and refuses a mixture."""
+    columns: tuple[str, ...] | None = None
+    """Columns of a table, by name; None takes all."""
+    column: str | None = None
+    """The column of a Hub data set that holds the items; None takes the only one that can."""
+    streaming: bool = False
+    """Read a Hub data set while training, rather than download it first."""
+    holdout: int = 1000
+    """Items of a streamed data set's validation and test splits (taken off train where it has none)."""
 
     def __post_init__(self) -> None:
         _require("data", self, "warps", lambda v: v >= 0, "0 or more")
+        _require("data", self, "split_seed", lambda v: v >= 0, "0 or more")
+        _require("data", self, "size", lambda v: v is None or v >= 1, "at least 1 pixel")
+        _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one name or more")
+        _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
         if self.warps and self.name != "digits":
             raise DiffusionalError(
                 f"data.warps={self.warps} came for {self.name}; only the embedded digits can be warped"
@@ -140,6 +159,23 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class SystemConfig:
+    """How the machine does it: changes speed and memory, results to rounding only, so that a run may be resumed with others."""
+
+    accumulate: int = 1
+    """Parts that each process cuts its share of the batch into, one after the other, for want of memory."""
+    compile: bool = False
+    """torch.compile of the networks. Pays on a GPU; on a CPU it has not."""
+    channels_last: bool = False
+    """Image tensors in memory as N×H×W×C. Pays on a GPU with bf16."""
+    recompute: bool = False
+    """Activation checkpointing: blocks are computed again in the backward pass in place of being kept; a third more time."""
+
+    def __post_init__(self) -> None:
+        _require("system", self, "accumulate", lambda v: v >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
 
@@ -148,6 +184,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
     objective: Literal["elbo", "simple"] = "elbo"
     """"simple" is DDPM's L_simple, which is not a bound."""
     sampler: Literal["stratified", "adaptive", "uniform"] = "adaptive"
@@ -157,6 +194,7 @@ class Config:
     max_seconds: float | None = None
     """May only stop the run early."""
     batch: int = 128
+    """Items of a step, over all processes and parts of it."""
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the network; schedules and costs stay float64."""
@@ -164,11 +202,16 @@ class Config:
     patience: int = 0
     """Stop after this many validations without a better bound; 0 never stops. The best weights are kept either way."""
     checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    """How many of the newest stay."""
+    skip_nonfinite: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite, and count them; 0 stops at the first."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "validate_every", "checkpoint_every"):
+        for name in ("steps", "batch", "validate_every", "checkpoint_every", "keep_checkpoints"):
             _require("", self, name, lambda v: v >= 1, "at least 1")
-        _require("", self, "patience", lambda v: v >= 0, "0 or more")
+        for name in ("patience", "skip_nonfinite"):
+            _require("", self, name, lambda v: v >= 0, "0 or more")
         _require("", self, "seed", lambda v: 0 <= v < 2**32, "0 to 2³² − 1")
         _require("", self, "max_seconds", lambda v: v is None or v >= 0, "0 or more")
         if self.schedule.kind != "log_snr_linear" and self.schedule.steps is None:
@@ -236,6 +279,19 @@ def differences(a: Config, b: Config) -> list[str]:
     return [f"{key}: {left[key]} → {right[key]}" for key in left if left[key] != right[key]]
 
 
+# What may differ when a run is resumed: when it ends, what it leaves, how the machine does it.
+_FREE = ("max_seconds", "patience", "checkpoint_every", "keep_checkpoints", "skip_nonfinite", "system.")
+
+
+def matter(found: list[str]) -> list[str]:
+    """Those of `differences` that would make another run of it.
+
+    >>> matter(["steps: 2000 → 7", "max_seconds: None → 60.0"])
+    ['steps: 2000 → 7']
+    """
+    return [line for line in found if not line.startswith(_FREE)]
+
+
 def _build(kind: type[Any], record: dict[str, Any], prefix: str) -> Any:
     import difflib
 
@@ -244,13 +300,13 @@ def _build(kind: type[Any], record: dict[str, Any], prefix: str) -> Any:
         if key not in hints:
             close = difflib.get_close_matches(key, hints, n=1)
             hint = f"did you mean '{prefix}{close[0]}'?" if close else f"known are {', '.join(hints)}"
-            raise DiffusionalError(f"unknown config key '{prefix}{key}'; {hint}")
+            raise DiffusionalError(f"unknown config key {reprlib.repr(prefix + key)}; {hint}")
     values = {}
     for key, value in record.items():
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
-                raise DiffusionalError(f"config key '{prefix}{key}' is {value!r}; expected an object")
+                raise DiffusionalError(f"config key '{prefix}{key}' is {reprlib.repr(value)}; expected an object")
             values[key] = _build(typing.cast(type[Any], hint), value, f"{prefix}{key}.")
         else:
             values[key] = _checked(hint, value, prefix + key)
@@ -266,14 +322,22 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         return _checked(hint, value, name)
     if origin is Literal:
         if value not in options:
-            raise DiffusionalError(f"config key '{name}' is {value!r}; expected one of {', '.join(map(repr, options))}")
+            raise DiffusionalError(
+                f"config key '{name}' is {reprlib.repr(value)}; expected one of {', '.join(map(repr, options))}"
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise DiffusionalError(f"config key '{name}' is {value!r}; expected a list")
+            raise DiffusionalError(f"config key '{name}' is {reprlib.repr(value)}; expected a list")
         return tuple(_checked(options[0], v, name) for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):  # JSON has no such number, so that a run could not be saved with it
+            raise DiffusionalError(f"config key '{name}' is {reprlib.repr(value)}; expected a finite number")
+        return number
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise DiffusionalError(f"config key '{name}' is {value!r}; expected {hint.__name__}")
+        raise DiffusionalError(f"config key '{name}' is {reprlib.repr(value)}; expected {hint.__name__}")
     return value
