@@ -356,7 +356,7 @@ def test_digits_as_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load(Path("digits"))
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.png", "a.npy.gz", "a"])
+@pytest.mark.parametrize("name", ["a.docx", "a.png", "a.npy.gz", "a"])
 def test_unknown_extensions(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"1,2,3")
     with pytest.raises(DiffusionalError, match=r"is of no known kind; expected .digits., an array in .npy or .npz"):

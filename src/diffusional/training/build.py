@@ -29,7 +29,18 @@ def build_dataset(config: DataConfig) -> Dataset:
     >>> len(build_dataset(DataConfig(warps=1)).train)
     2000
     """
-    dataset = load(config.name, levels=config.levels, seed=config.split_seed)
+    dataset = load(
+        config.name,
+        levels=config.levels,
+        seed=config.split_seed,
+        size=config.size,
+        fit=config.fit,
+        grey={"auto": None, "yes": True, "no": False}[config.grey],
+        columns=config.columns,
+        column=config.column,
+        streaming=config.streaming,
+        holdout=config.holdout,
+    )
     if not config.warps:
         return dataset
     originals = dataset.tensor("train")

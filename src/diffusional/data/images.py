@@ -1,0 +1,169 @@
+"""A folder of images: which file is in which split, and all of them decoded into one array.
+
+    folder/train/…, folder/validation/… (or val), folder/test/…     splits, as they are
+    folder/…                                                        split at random
+
+Folders within are descended and mean nothing more; files are taken in the order of their relative paths.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusional.data.checks import declared
+from diffusional.data.dataset import SPLITS, Dataset
+from diffusional.data.kinds import IMAGES
+from diffusional.data.pictures import Options, Picture, check_alike, decode
+from diffusional.data.progress import watched
+from diffusional.data.splits import Fractions, Part, random_rows, split_named
+from diffusional.data.storage import store
+from diffusional.errors import DiffusionalError
+from diffusional.space import Discrete
+
+# What lies beside images and is none.
+_BESIDE = {
+    ".txt",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".rst",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".db",
+    ".ini",
+    "",
+}
+_CHUNK = 64  # images that a thread takes at a time
+
+Read = Callable[[int], tuple[Path | bytes, str]]
+
+
+def load_images(folder: Path, levels: int | None, fractions: Fractions, seed: int, options: Options) -> Dataset:
+    """The Dataset of a folder's images, Discrete with the levels of their format, 256 for 8 bits.
+
+    Raises DiffusionalError for images that differ in size or kind, cannot be read, or would have to be changed.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(10):
+    ...         Image.new("L", (6, 4), i).save(f"{folder}/{i}.png")
+    ...     load_images(Path(folder), None, (0.8, 0.1, 0.1), 0, Options()).space
+    Discrete(shape=(1, 4, 6), levels=256, low=-1.0, high=1.0)
+    """
+    files = list_images(folder)
+    names = [name for split in SPLITS for name in files.get(split, [])]
+
+    def read(i: int) -> tuple[Path, str]:
+        return folder / names[i], str(folder / names[i])
+
+    def made_from() -> Any:
+        stats = [(folder / name).stat() for name in names]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+
+    ends = np.cumsum([len(files.get(split, [])) for split in SPLITS])
+    given = {
+        split: np.arange(end - len(files[split]), end)
+        for split, end in zip(SPLITS, ends, strict=True)
+        if split in files
+    }
+    rows = random_rows(given, str(folder), fractions, seed)
+    values, stored = decode_all(len(names), read, options, made_from)
+    check_levels(levels, stored, str(folder))
+    parts = {split: Part(values, rows[split], str(folder)) for split in SPLITS}
+    return declared(folder.name, Discrete(values.shape[1:], stored), parts)
+
+
+def list_images(folder: Path) -> dict[str, list[str]]:
+    """Paths of images relative to a folder, sorted, by split; all under "train" if the folder names no splits.
+
+    Raises DiffusionalError for a file that is neither an image nor known to lie beside them, for images
+    outside the splits, and for no images at all.
+    """
+    found = sorted(_walk(folder, ""))
+    if not found:
+        raise DiffusionalError(f"{folder} holds no images; expected files {', '.join(IMAGES)} in it or below")
+    top: dict[str, list[str]] = {}
+    for name in found:
+        top.setdefault(name.split("/")[0] if "/" in name else "", []).append(name)
+    splits = {head: split_named(head) if head.lower() in _SPLIT_FOLDERS else None for head in top}
+    if "train" not in splits.values() or set(splits.values()) == {"train"}:
+        return {"train": found}
+    outside = [names[0] for head, names in top.items() if splits[head] is None]
+    twice = len(set(splits.values())) < len(splits)
+    if outside or twice:
+        raise DiffusionalError(
+            f"{folder} has folders for splits, {', '.join(sorted(head for head in top if splits[head]))}, "
+            + (
+                f"and images outside them, such as {outside[0]}; move them in or out"
+                if outside
+                else "two for one split; keep one"
+            )
+        )
+    return {split: top[head] for head, split in splits.items() if split is not None}
+
+
+_SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
+
+
+def decode_all(n: int, read: Read, options: Options, made_from: Callable[[], Any]) -> tuple[np.ndarray, int]:
+    """n pictures (n, C, H, W) uint8 and their levels, decoded in threads, in memory or mapped.
+
+    `read` gives a picture's file or content, and its name; `made_from` what tells the pictures from others.
+    Raises DiffusionalError for the first that cannot be read or differs from the first of all.
+    """
+    first = decode(*read(0), options)
+
+    def fill(out: np.ndarray) -> None:
+        def work(start: int) -> None:
+            for i in range(start, min(start + _CHUNK, n)):
+                picture: Picture = decode(*read(i), options)
+                check_alike(first, picture)
+                out[i] = picture.values
+
+        starts = range(0, n, _CHUNK)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                for _ in watched(pool.map(work, starts), len(starts), "decoding images"):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    values = store((n, *first.values.shape), "uint8", lambda: [asdict(options), made_from()], fill)
+    return values, first.levels
+
+
+def check_levels(levels: int | None, stored: int, source: str) -> None:
+    """Raise DiffusionalError for declared levels that are not those of the images' format."""
+    if levels not in (None, stored):
+        raise DiffusionalError(
+            f"levels={levels} came for {source}, whose images have {stored} by their format; leave levels out, or "
+            "give an array (.npy) of the levels you mean"
+        )
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[str]:
+    """Relative paths of the images below a folder; hidden files and macOS's shadows are passed over."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name, suffix = entry.name, os.path.splitext(entry.name)[1].lower()
+            if name.startswith((".", "__")):
+                continue
+            if entry.is_dir():
+                yield from _walk(folder / name, f"{prefix}{name}/")
+            elif suffix in IMAGES:
+                yield prefix + name
+            elif suffix not in _BESIDE:
+                raise DiffusionalError(
+                    f"{folder / name} is no image of a known kind ({', '.join(IMAGES)}); take it out of the folder"
+                )

@@ -1,0 +1,29 @@
+"""A bar on the terminal for work that turns out to be long."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import Progress
+
+T = TypeVar("T")
+_PATIENCE = 2.0  # seconds that need no explanation
+
+
+def watched(steps: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The same steps; after two seconds a bar on stderr shows how many of `total` are done, if it is a terminal.
+
+    >>> list(watched(range(3), 3, "counting"))
+    [0, 1, 2]
+    """
+    if not sys.stderr.isatty():
+        yield from steps
+        return
+    began = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True, disable=False) as bar:
+        task = bar.add_task(what, total=total, visible=False)
+        for step in steps:
+            yield step
+            bar.update(task, advance=1, visible=time.monotonic() - began > _PATIENCE)

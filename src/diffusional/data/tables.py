@@ -1,0 +1,271 @@
+"""Tables of real numbers, from .csv, .tsv and .parquet: items are rows, positions are columns, with their names.
+
+Columns are chosen by name; by default all are, and all must be numbers. Nothing is filled in: a missing value is
+refused with its place. Integers are numbers like any other, unless `levels` declares them to be levels.
+"""
+
+import codecs
+import csv
+import difflib
+import gzip
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from diffusional.data.checks import to_dataset
+from diffusional.data.dataset import SPLITS, Dataset
+from diffusional.data.kinds import TABLES
+from diffusional.data.splits import Fractions, Part, random_rows, split_named
+from diffusional.errors import DiffusionalError
+
+_PARQUET = ".parquet"
+_SAMPLE = 2**16  # bytes of a file from which its delimiter is told
+_BLOCK = 2**22  # bytes of text parsed at a time
+
+
+def load_table(
+    path: Path, levels: int | None, fractions: Fractions, seed: int, columns: tuple[str, ...] | None
+) -> Dataset:
+    """The Dataset of a table, or of a folder of its parts, in the order of their names.
+
+    Parts in folders train, validation, test, or named so (train-00000.parquet), are those splits; other tables
+    are split at random. Raises DiffusionalError for what is no table of numbers, naming file, column and row.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.csv"
+    ...     _ = path.write_text("x,y\\n" + "".join(f"{i},{i * i}\\n" for i in range(10)))
+    ...     data = load_table(path, None, (0.8, 0.1, 0.1), 0, columns=("y",))
+    >>> data.labels, data.train.shape
+    (('y',), torch.Size([8, 1]))
+    """
+    files = _parts(path) if path.is_dir() else {"train": [path]}
+    ordered = [file for split in SPLITS for file in files.get(split, [])]
+    chosen = _choose(ordered, columns)
+    blocks, counts = [], []
+    for file in ordered:
+        found = [block for block in _read(file, chosen) if len(block)]
+        counts.append(sum(map(len, found)))
+        blocks += found
+    values = _joined(blocks, len(chosen))
+    if not len(values):
+        raise DiffusionalError(f"{path} has a header and no rows; give data")
+    ends = np.cumsum(
+        [sum(n for file, n in zip(ordered, counts, strict=True) if file in files.get(split, [])) for split in SPLITS]
+    )
+    starts = [0, *ends[:-1]]
+    given = {
+        split: np.arange(start, end) for split, start, end in zip(SPLITS, starts, ends, strict=True) if split in files
+    }
+    rows = random_rows(given, str(path), fractions, seed)
+    parts = {split: Part(values, rows[split], str(path), chosen) for split in SPLITS}
+    return to_dataset(path.name, parts, levels)
+
+
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    """The tables of a folder, sorted, by split; all under "train" if none is named."""
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name.lower().endswith(TABLES) and file.name[0] != "."
+    ]
+    splits = {file: split_named(file.relative_to(folder).parts[0]) for file in files}
+    if "train" not in splits.values() or set(splits.values()) == {"train"}:
+        named = next((file.name for file, split in splits.items() if split not in (None, "train")), None)
+        if named is not None:
+            raise DiffusionalError(f"{folder} holds {named} and no train part; name the others train-… to make splits")
+        return {"train": files}
+    if None in splits.values():
+        other = next(file.name for file, split in splits.items() if split is None)
+        raise DiffusionalError(f"{folder} holds train parts and {other}; name all parts by their split, or none")
+    return {split: [file for file in files if splits[file] == split] for split in SPLITS if split in splits.values()}
+
+
+def _choose(files: list[Path], columns: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The columns to read, of the first file and all others."""
+    kinds = _columns(files[0])
+    chosen = columns or tuple(kinds)
+    for name in chosen:
+        if name not in kinds:
+            close = difflib.get_close_matches(name, list(kinds), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {_listed(list(kinds))}"
+            raise DiffusionalError(f"{files[0]} has no column {name!r}; {hint}")
+    if len(set(chosen)) < len(chosen):
+        raise DiffusionalError(f"columns {_listed(list(chosen))} came; name each once")
+    words = [name for name in chosen if not kinds[name]]
+    if words:
+        numbers = [name for name in kinds if kinds[name]]
+        rest = (
+            f"choose with columns={tuple(numbers)} (--data.columns {' '.join(numbers[:8])})" if numbers else "none is"
+        )
+        raise DiffusionalError(f"{files[0]}: column{'s' * (len(words) > 1)} {_listed(words)} are not numbers; {rest}")
+    for file in files[1:]:
+        other = _columns(file)
+        if columns is None and set(other) != set(kinds):
+            raise DiffusionalError(
+                f"{file} has columns {_listed(list(other))}, {files[0].name} has {_listed(list(kinds))}; parts must "
+                "have the same, or choose common ones (--data.columns a b c)"
+            )
+        missing = [name for name in chosen if not other.get(name)]
+        if missing:
+            raise DiffusionalError(f"{file} has no column of numbers {missing[0]!r}, as {files[0].name} has")
+    return chosen
+
+
+def _columns(file: Path) -> dict[str, bool]:
+    """The columns of a file, and which of them are numbers."""
+    if file.name.lower().endswith(_PARQUET):
+        schema = _parquet(file).schema_arrow
+    else:
+        with _text(file, None) as reader:
+            schema = reader.schema
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise DiffusionalError(f"{file} has more than one column {_listed(twice)}; give each its own name")
+    return {column.name: _numeric(column.type) for column in schema}
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    # A column whose first rows are all empty is of type null: its gaps are named when it is read.
+    return any(
+        test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    )
+
+
+def _read(file: Path, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
+    """The rows of a file (n, D), block by block, float32 if all columns are, else float64."""
+    if file.name.lower().endswith(_PARQUET):
+        opened = _parquet(file)
+        narrow = all(pa.types.is_float32(opened.schema_arrow.field(name).type) for name in columns)
+        rows = max(1, _BLOCK // (8 * len(columns)))
+        try:
+            yield from _arrays(
+                file, opened.iter_batches(rows, columns=list(columns)), columns, "f4" if narrow else "f8"
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise DiffusionalError(f"{file} could not be read ({error}); write it again") from error
+    else:
+        with _text(file, columns) as reader:
+            try:
+                yield from _arrays(file, reader, columns, "f8")
+            except pa.ArrowException as error:
+                raise DiffusionalError(f"{file}: {_advice(str(error))}") from error
+
+
+def _arrays(file: Path, batches: Any, columns: tuple[str, ...], dtype: str) -> Iterator[np.ndarray]:
+    first = 0
+    for batch in batches:
+        out = np.empty((batch.num_rows, len(columns)), dtype)
+        for j, name in enumerate(columns):
+            column = batch.column(name)
+            values = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
+            out[:, j] = values.to_numpy(zero_copy_only=False)
+            gaps = ~np.isfinite(out[:, j])
+            if gaps.any():
+                i = int(gaps.argmax())
+                what = "is missing" if not column[i].is_valid else f"is {out[i, j]}"
+                raise DiffusionalError(
+                    f"{file}: the value of column {name!r} in row {first + i + 1} (after the header) {what}; "
+                    "mend or drop the row, or choose other columns (--data.columns a b c)"
+                )
+        yield out
+        first += batch.num_rows
+
+
+def _joined(blocks: list[np.ndarray], width: int) -> np.ndarray:
+    """All rows in one array (N, D). Blocks are freed as they are taken, so that values are held once."""
+    out = np.empty((sum(map(len, blocks)), width), np.result_type(*blocks) if blocks else np.float64)
+    end = len(out)
+    while blocks:
+        block = blocks.pop()
+        out[end - len(block) : end] = block
+        end -= len(block)
+    return out
+
+
+def _parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DiffusionalError(f"{file} could not be read as Parquet ({error}); write it again") from error
+
+
+def _text(file: Path, columns: tuple[str, ...] | None) -> pa_csv.CSVStreamingReader:
+    """A reader of a text table: of `columns` as reals, or to see what its columns are."""
+    delimiter, comma = _dialect(file)
+    convert = pa_csv.ConvertOptions(
+        include_columns=list(columns or ()),
+        column_types=dict.fromkeys(columns or (), pa.float64()),
+        decimal_point="," if comma else ".",
+    )
+    try:
+        return pa_csv.open_csv(
+            file,
+            read_options=pa_csv.ReadOptions(block_size=_BLOCK),
+            parse_options=pa_csv.ParseOptions(delimiter=delimiter),
+            convert_options=convert,
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise DiffusionalError(f"{file}: {_advice(str(error))}") from error
+
+
+def _dialect(file: Path) -> tuple[str, bool]:
+    """The delimiter, and whether the decimal point is a comma, from the beginning of the file; checks the header."""
+    try:
+        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as opened:
+            sample = opened.read(_SAMPLE)
+    except (OSError, EOFError) as error:
+        raise DiffusionalError(f"{file} could not be read ({error}); get it again") from error
+    if not sample.strip():
+        raise DiffusionalError(f"{file} is empty; give a table with a header")
+    if sample[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in sample:
+        raise DiffusionalError(f"{file} is not UTF-8 text (it looks like UTF-16 or a binary file); save it as UTF-8")
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(sample)  # the sample may end within a character
+    except UnicodeDecodeError as error:
+        raise DiffusionalError(f"{file}: {_advice(f'UTF-8: {error}')}") from error
+    line = text.splitlines()[0]
+    delimiter = "\t" if ".tsv" in file.name.lower() else next(d for d in ";\t," if d in line or d == ",")
+    names = next(csv.reader(io.StringIO(text), delimiter=delimiter))
+    comma = delimiter != "," and re.search(rf"(^|{delimiter})\"?-?\d+,\d+\"?({delimiter}|$)", text, re.MULTILINE)
+    numbers = [_is_number(name, bool(comma)) for name in names]
+    if all(numbers):
+        raise DiffusionalError(
+            f"{file} begins with numbers ({_listed(names)}) and has no header; write the columns' names as its first line"
+        )
+    if "" in (name.strip() for name in names):
+        place = [name.strip() for name in names].index("") + 1
+        raise DiffusionalError(
+            f"{file}: column {place} has no name; name it, or drop it if it numbers the rows (pandas: index=False)"
+        )
+    return delimiter, bool(comma)
+
+
+def _is_number(text: str, comma: bool) -> bool:
+    try:
+        float(text.replace(",", ".") if comma else text)
+    except ValueError:
+        return False
+    return True
+
+
+def _advice(error: str) -> str:
+    if "UTF8" in error or "UTF-8" in error:
+        return f"it is not UTF-8 text ({error}); save it as UTF-8"
+    if "Expected" in error and "columns" in error:
+        return f"its rows differ in length ({error}); mend the row, or quote values that hold the delimiter"
+    if "conversion error" in error:
+        return f"a value is not a number ({error}); mend it, or choose other columns (--data.columns a b c)"
+    return f"it could not be read as a table ({error}); mend it"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:8]))
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
