@@ -1,5 +1,6 @@
 """What is on disk: written whole or not at all, and no pickle is ever opened."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -33,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=2,
         batch=8,
         validate_every=2,
-        checkpoint_every=1,
+        checkpoint_every=2,
     )
     loop.train(config, folder / "run", console=QUIET)
     return folder / "run"
@@ -51,6 +52,13 @@ def weights(run: Path) -> Path:
 
 def newest(run: Path) -> Path:
     return run / "checkpoints" / "step-00000002" / "state.safetensors"
+
+
+def vouch(path: Path) -> None:
+    """Have the checkpoint's manifest agree with a file of it, as one that was made elsewhere would."""
+    manifest = files.load_json(path.parent / "manifest.json")
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    files.save_json(path.parent / "manifest.json", manifest)
 
 
 def resume(run: Path) -> None:
@@ -93,6 +101,8 @@ def test_a_pickle_is_refused_and_never_opened(kind: str, place: Callable, run: P
     path = place(run)
     PICKLES[kind](Malicious(marker), path)
     expected = "is corrupt or no safetensors" if kind in ("protocol 0", "protocol 1") else "is a pickle, which can run"
+    if place is newest:
+        vouch(path)
     with pytest.raises(DiffusionalError, match=expected) as raised:
         load(run) if place is weights else resume(run)
     assert str(path) in str(raised.value)
@@ -127,7 +137,8 @@ def test_nothing_in_a_run_is_a_pickle(trained: Path) -> None:
 def test_a_truncated_file_is_refused(kept: int, place: Callable, run: Path) -> None:
     path = place(run)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(DiffusionalError, match="is corrupt or no safetensors file") as raised:
+    expected = "is corrupt or no safetensors file" if place is weights else "is damaged .* no checkpoint .* is whole"
+    with pytest.raises(DiffusionalError, match=expected) as raised:
         load(run) if place is weights else resume(run)
     assert str(path) in str(raised.value)
 
@@ -167,6 +178,7 @@ def test_a_long_list_of_foreign_weights_is_cut(run: Path) -> None:
 
 def test_a_foreign_checkpoint_is_refused(run: Path) -> None:
     save_file({"a": torch.zeros(1)}, newest(run))
+    vouch(newest(run))
     with pytest.raises(DiffusionalError, match="does not fit this run"):
         resume(run)
 
@@ -186,6 +198,8 @@ def test_a_foreign_checkpoint_is_refused(run: Path) -> None:
 def test_broken_records_are_refused(name: str, content: str, message: str, run: Path) -> None:
     config = read_run(run).config
     (run / name).write_text(content)
+    if "/" in name:
+        vouch(run / name)
     with pytest.raises(DiffusionalError, match=message):
         load(run) if "/" not in name else loop.train(config, run, resume=True, console=QUIET)
 
@@ -235,29 +249,36 @@ def test_an_interrupted_write_of_json_leaves_the_old_file(tmp_path: Path) -> Non
     assert files.load_json(path) == {"a": 1}
 
 
-@pytest.mark.parametrize("failing", ["save_tensors", "save_json"])
+@pytest.mark.parametrize("failing", ["save_tensors", "save_json", "settle"])
 def test_an_interrupted_checkpoint_leaves_the_one_before(
     failing: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file() and p.name != "manifest.json"}
 
-    def broken(path: Path, what: Any) -> None:
-        path.write_bytes(b"half")
+    def broken(path: Path, *_: Any) -> None:
+        (path / "half" if path.is_dir() else path.with_name("half")).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, failing, broken)
-    config = read_run(run).config
-    monkeypatch.setattr(loop, "_finished", lambda config, progress: progress.step >= 3)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(config, run, resume=True, console=QUIET)
-    assert {p: p.read_bytes() for p in (run / "checkpoints").glob("step-*/*")} == before
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, failing, broken)
+        with pytest.raises(KeyboardInterrupt):
+            further(run)
+    left = {p: p.read_bytes() for p in (run / "checkpoints").glob("step-*/*") if p.name != "manifest.json"}
+    assert left == before
     assert checkpoint.restore_progress(run / "checkpoints").step == 2
-    monkeypatch.undo()
-    resume(run)
+    further(run)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
 
 
-def test_a_new_checkpoint_replaces_the_old_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_finished", lambda config, progress: progress.step >= 3)
-    resume(run)
-    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000003"]
+def further(run: Path) -> None:
+    """A step more than the run's config has."""
+    config = read_run(run).config
+    for path in (run / "config.json", *run.glob("checkpoints/*/manifest.json")):
+        path.write_text(path.read_text().replace('"steps": 2', '"steps": 3'))
+    loop.train(dataclasses.replace(config, steps=3), run, resume=True, console=QUIET)
+
+
+def test_the_newest_checkpoints_stay(run: Path) -> None:
+    further(run)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
     assert checkpoint.restore_progress(run / "checkpoints").step == 3

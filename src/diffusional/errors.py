@@ -1,4 +1,4 @@
-"""The one exception that bad input raises: it says what came, what was expected and what to do."""
+"""What this package raises: bad input says what came, what was expected and what to do; an interruption, where things are."""
 
 
 class DiffusionalError(ValueError):
@@ -9,3 +9,15 @@ class DiffusionalError(ValueError):
         ...
     diffusional.errors.DiffusionalError: levels=1 came, at least 2 are needed
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for the end, and all is saved: the message says where things are. `signal` is its number.
+
+    >>> Interrupted("stopped after step 7", 15).signal
+    15
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

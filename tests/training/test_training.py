@@ -6,12 +6,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -23,7 +21,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import evaluate
 from diffusional.files import load_tensors
 from diffusional.models.diffusion import DiffusionModel
-from diffusional.training import loop
+from diffusional.training import feed, journal, loop
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.run import load, read_run
 
@@ -72,8 +70,11 @@ def validations(run: Path) -> dict[int, float]:
 
 
 def checkpoint_of(run: Path) -> dict[str, Tensor]:
-    (only,) = (run / "checkpoints").iterdir()
-    return load_tensors(only / "state.safetensors")
+    return load_tensors(max((run / "checkpoints").iterdir()) / "state.safetensors")
+
+
+def names(run: Path) -> list[str]:
+    return sorted(p.name for p in (run / "checkpoints").iterdir())
 
 
 def identical(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -91,6 +92,7 @@ def test_a_run_folder_holds_what_it_should(run: Path, config: Config) -> None:
         "data.json",
         "model.safetensors",
         "metrics.jsonl",
+        "timing.jsonl",
         "checkpoints",
     }
     record = read_run(run)
@@ -99,8 +101,13 @@ def test_a_run_folder_holds_what_it_should(run: Path, config: Config) -> None:
     dataset = datasets.load(config.data.name, levels=5)
     assert record.fingerprints == {s: dataset.fingerprint(s) for s in ("train", "validation", "test")}
     assert json.loads((run / "data.json").read_text())["items"] == {"train": 32, "validation": 4, "test": 4}
-    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000040"]
-    assert {p.name for p in (run / "checkpoints" / "step-00000040").iterdir()} == {"state.safetensors", "progress.json"}
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000030", "step-00000040"]
+    assert {p.name for p in (run / "checkpoints" / "step-00000040").iterdir()} == {
+        "state.safetensors",
+        "best.safetensors",
+        "progress.json",
+        "manifest.json",
+    }
 
 
 def test_metrics_have_a_line_per_ten_steps_and_per_validation(run: Path) -> None:
@@ -109,11 +116,11 @@ def test_metrics_have_a_line_per_ten_steps_and_per_validation(run: Path) -> None
         (s, k) for s in (10, 20, 30, 40) for k in (True, False)
     ]
     for line in lines:
-        assert set(line) == (
-            {"step", "loss", "lr", "norm", "seconds"} if "loss" in line else {"step", "validation", "seconds"}
-        )
+        assert set(line) == ({"step", "loss", "lr", "norm"} if "loss" in line else {"step", "validation"})
         assert all(math.isfinite(v) for v in line.values())
-    seconds = [line["seconds"] for line in lines]
+    timing = journal.read(run, journal.TIMING)
+    assert [line["step"] for line in timing] == [line["step"] for line in lines]
+    seconds = [line["seconds"] for line in timing]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
 
@@ -124,10 +131,11 @@ def test_the_loss_in_the_metrics_is_the_mean_of_its_steps(
     losses = []
     forward = loop._Objective.forward
 
-    def recorded(self: Any, x: Tensor, generator: torch.Generator, part: float) -> Tensor:
-        loss = forward(self, x, generator, part)
-        losses.append(float(loss.detach()) / BITS)
-        return loss
+    def recorded(self: Any, x: Tensor, draws: Any, part: float | None) -> Any:
+        loss, costs = forward(self, x, draws, part)
+        if part is not None:
+            losses.append(float(loss.detach()) / BITS)
+        return loss, costs
 
     monkeypatch.setattr(loop._Objective, "forward", recorded)
     loop.train(dataclasses.replace(config, steps=14), tmp_path / "run", console=QUIET)
@@ -155,7 +163,7 @@ def test_the_best_weights_stay_when_later_ones_are_worse(
     made_up = iter([3.0, 1.0, 2.0, 5.0])
     averages = []
 
-    def validate(model: DiffusionModel, dataset: Dataset, seed: int) -> float:
+    def validate(model: DiffusionModel, *_: Any) -> float:
         averages.append({name: t.clone() for name, t in model.state_dict().items()})
         return next(made_up)
 
@@ -235,7 +243,7 @@ def test_steps_follow_their_formulas(config: Config, tmp_path: Path, monkeypatch
         average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
     saved = checkpoint_of(tmp_path / "run")
     for name, wanted_average in average.items():
-        torch.testing.assert_close(saved[f"average.module.{name}"].double(), wanted_average, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(saved[f"average.{name}"].double(), wanted_average, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(saved[f"model.{name}"].double(), seen["weights"][-1][name], rtol=0, atol=0)
 
 
@@ -271,27 +279,19 @@ def test_learning_rate_without_warm_up_or_plateau() -> None:
     assert loop.learning_rate(OptimizerConfig(lr=1.0, warmup=0, flat=1.0), 99, 100) == 1.0
 
 
-def accelerator(processes: int = 1, index: int = 0) -> Any:
-    return Mock(spec=Accelerator, num_processes=processes, process_index=index)
-
-
-@pytest.mark.parametrize(("batch", "processes"), [(7, 1), (32, 1), (50, 1), (5, 3)])
+@pytest.mark.parametrize(("batch", "processes"), [(7, 1), (32, 1), (50, 1), (15, 3)])
 def test_each_epoch_has_every_item_exactly_once(batch: int, processes: int) -> None:
     items = torch.arange(32).reshape(-1, 1)
     dataset = Dataset("numbers", df.Discrete((1,), 32), items, items, items)
-    config = Config(batch=batch, seed=4)
-    stream = torch.cat(
-        [
-            dataset.space.decode(loop._batch(dataset, config, step, accelerator(processes, index)))
-            for step in range(32)
-            for index in range(processes)
-        ]
-    ).flatten()
-    assert len(stream) == 32 * batch * processes
+    size = batch // processes
+    feeds = [feed.Feed(dataset, 4, batch, slice(i * size, (i + 1) * size)) for i in range(processes)]
+    drawn = [one(step) for step in range(32) for one in feeds]
+    stream = torch.cat([dataset.space.decode(x).flatten() for x, _ in drawn])
+    assert torch.equal(stream, torch.cat([rows for _, rows in drawn]))
     epochs = stream.reshape(-1, 32)
     assert torch.equal(epochs.sort(1).values, torch.arange(32).expand_as(epochs))
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
-    other = loop._batch(dataset, dataclasses.replace(config, seed=5), 0, accelerator(processes))
+    other, _ = feed.Feed(dataset, 5, batch, slice(0, batch))(0)
     assert not torch.equal(dataset.space.decode(other).flatten(), stream[:batch])
 
 
@@ -299,18 +299,15 @@ def test_each_epoch_has_every_item_exactly_once(batch: int, processes: int) -> N
 
 
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = loop._batch
+    """As if killed: nothing is saved on the way out."""
+    call = feed.Feed.__call__
 
-    def interrupting(dataset: Dataset, config: Config, at: int, accelerator: Any) -> Tensor:
+    def interrupting(self: feed.Feed, at: int) -> Any:
         if at == step:
             raise KeyboardInterrupt
-        return batch(dataset, config, at, accelerator)
+        return call(self, at)
 
-    monkeypatch.setattr(loop, "_batch", interrupting)
-
-
-def lines_without_time(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(run)]
+    monkeypatch.setattr(feed.Feed, "__call__", interrupting)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +346,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
     identical(checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "broken"))
     identical(*(load_tensors(tmp_path / name / "model.safetensors") for name in ("whole", "broken")))
-    assert lines_without_time(tmp_path / "whole") == lines_without_time(tmp_path / "broken")
+    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "broken/metrics.jsonl").read_bytes()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(run: Path, config: Config, tmp_path: Path) -> None:
@@ -357,7 +354,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(run: Path, config:
     loop.train(config, tmp_path / "same", console=QUIET)
     identical(checkpoint_of(run), checkpoint_of(tmp_path / "same"))
     loop.train(dataclasses.replace(config, seed=1, steps=10), tmp_path / "other", console=QUIET)
-    assert lines_without_time(tmp_path / "other")[0]["loss"] != lines_without_time(run)[0]["loss"]
+    assert metrics(tmp_path / "other")[0]["loss"] != metrics(run)[0]["loss"]
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -459,7 +456,7 @@ def test_a_config_that_makes_no_model_leaves_no_folder(config: Config, tmp_path:
 def test_a_time_limit_stops_early_with_a_bound_and_a_checkpoint(config: Config, tmp_path: Path) -> None:
     loop.train(dataclasses.replace(config, max_seconds=1e-9), tmp_path / "run", console=QUIET)
     assert [(line["step"], "loss" in line) for line in metrics(tmp_path / "run")] == [(1, True), (1, False)]
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert names(tmp_path / "run") == ["step-00000001"]
 
 
 def test_a_time_limit_that_is_not_reached_changes_nothing(run: Path, config: Config, tmp_path: Path) -> None:
@@ -476,7 +473,7 @@ def test_patience(patience: int, stopped: int, config: Config, tmp_path: Path, m
     )
     loop.train(config, tmp_path / "run", console=QUIET)
     assert metrics(tmp_path / "run")[-1]["step"] == stopped
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+    assert names(tmp_path / "run")[-1] == f"step-{stopped:08d}"
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -485,14 +482,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
 ) -> None:
     forward, calls = loop._Objective.forward, []
 
-    def poisoned(self: Any, x: Tensor, generator: torch.Generator, part: float) -> Tensor:
-        calls.append(1)
-        loss = forward(self, x, generator, part)
+    def poisoned(self: Any, x: Tensor, draws: Any, part: float | None) -> Any:
+        loss, costs = forward(self, x, draws, part)
+        calls.extend([1] if part is not None else [])
         if len(calls) < 9:
-            return loss
+            return loss, costs
         if what == "loss":
-            return loss * math.nan
-        return loss + torch.sqrt(sum(p.sum() for p in self.parameters()) * 0)  # type: ignore[arg-type]
+            return loss * math.nan, costs
+        return loss + torch.sqrt(sum(p.sum() for p in self.parameters()) * 0), costs  # type: ignore[arg-type]
 
     config = dataclasses.replace(config, steps=12, checkpoint_every=6, validate_every=6)
     with monkeypatch.context() as patched:
@@ -500,7 +497,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
         expected = r"step 9: the loss is nan" if what == "loss" else r"step 9: the loss is \S+ and .* norm (nan|inf)"
         with pytest.raises(DiffusionalError, match=expected):
             loop.train(config, tmp_path / "run", console=QUIET)
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000006"]
+    assert names(tmp_path / "run") == ["step-00000006"]
     assert all(bool(t.isfinite().all()) for t in checkpoint_of(tmp_path / "run").values() if t.is_floating_point())
     assert not load(tmp_path / "run").training
     loop.train(config, tmp_path / "run", resume=True, console=QUIET)
@@ -547,17 +544,20 @@ def test_kinds_of_runs(kind: str, config: Config, tmp_path: Path) -> None:
         assert not any("loss" in line for line in metrics(tmp_path / "run"))
 
 
-def test_l_simple_of_the_metrics_is_simple_loss(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = []
-    monkeypatch.setattr(
-        DiffusionModel, "simple_loss", lambda self, x, g: said.append(1) or next(self.parameters()).sum() * 0 + 0.7
+def test_l_simple_of_the_metrics_is_simple_loss(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        config, steps=1, objective="simple", model=dataclasses.replace(config.model, dropout=0.0)
     )
-    monkeypatch.setattr(loop, "validate", lambda *_: 1.0)
-    loop.train(dataclasses.replace(config, steps=2, objective="simple"), tmp_path / "run", console=QUIET)
-    assert len(said) == 2
-    assert metrics(tmp_path / "run")[0]["simple_loss"] == pytest.approx(0.7, rel=1e-6)
+    loop.train(config, tmp_path / "run", console=QUIET)
+    dataset = datasets.load(config.data.name, levels=5)
+    torch.manual_seed(config.seed)
+    model = loop.build_model(config, dataset.space)
+    assert isinstance(model, DiffusionModel)
+    x, _ = feed.Feed(dataset, config.seed, config.batch, slice(0, config.batch))(0)
+    generator = torch.Generator().manual_seed(loop.seed_of(config.seed, "draws", 0))
+    assert metrics(tmp_path / "run")[0]["simple_loss"] == pytest.approx(
+        float(model.simple_loss(x, generator)), rel=1e-5
+    )
 
 
 def test_bernoulli_on_bits(tmp_path: Path, config: Config) -> None:

@@ -158,10 +158,9 @@ def average(
             enough, wanted = len(items) == 0, math.ceil(1.4 * each)
         else:
             ratio = 1.0 if target is None else (now.error / target) ** 2
-            enough, wanted = (
-                allowed == each and ratio <= 1,
-                max(each + 1, min(math.ceil(1.02 * each * ratio), 8 * each)),
-            )
+            # A target may be reached by the draws that the budget still allowed.
+            enough = allowed == each if target is None else ratio <= 1
+            wanted = max(each + 1, min(math.ceil(1.02 * each * ratio), 8 * each))
         if told is not None:
             told(now, sums.evaluations, sums.evaluations if enough else n * wanted * model.evaluations)
         if enough or allowed < each:

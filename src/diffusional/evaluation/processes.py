@@ -11,7 +11,7 @@ def share(rows: int) -> Tensor:
     >>> share(3)
     tensor([0, 1, 2])
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
     return torch.arange(rows)[rank::world]
 
 
@@ -21,7 +21,7 @@ def collect(values: Tensor) -> Tensor:
     >>> collect(torch.ones(2))
     tensor([1., 1.])
     """
-    if not _several():
+    if not several():
         return values
     shared = values.to(torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu"))
     dist.all_reduce(shared)
@@ -34,8 +34,13 @@ def is_main() -> bool:
     >>> is_main()
     True
     """
-    return not _several() or dist.get_rank() == 0
+    return not several() or dist.get_rank() == 0
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether this process has others beside it.
+
+    >>> several()
+    False
+    """
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

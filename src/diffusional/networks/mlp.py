@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from diffusional.networks.embedding import LogSNREmbedding
+from diffusional.networks.recompute import through
 
 
 class MLP(nn.Module):
@@ -30,6 +31,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.out_shape = (outputs * shape[0], *shape[1:])
+        self.recompute = False  # activation checkpointing of the residual blocks
         self.embedding = LogSNREmbedding(128, condition_dim)
         self.first = nn.Linear(math.prod(shape), hidden)
         self.blocks = nn.ModuleList(_Block(hidden, dropout) for _ in range(depth))
@@ -39,7 +41,7 @@ class MLP(nn.Module):
         embedding = self.embedding(log_snr, condition)
         h = self.first(z.flatten(1))
         for block in self.blocks:
-            h = block(h, embedding)
+            h = through(block, h, embedding, recompute=self.recompute)
         return self.last(h).unflatten(1, self.out_shape)
 
 

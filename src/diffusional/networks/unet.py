@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from diffusional.errors import DiffusionalError
 from diffusional.networks.embedding import LogSNREmbedding
+from diffusional.networks.recompute import through
 
 
 class UNet(nn.Module):
@@ -38,6 +39,7 @@ class UNet(nn.Module):
         super().__init__()
         if not widths or any(w % 8 for w in widths):
             raise DiffusionalError(f"widths {widths} came; each must be a multiple of 8 (group normalisation)")
+        self.recompute = False  # activation checkpointing of the residual blocks
         self.embedding = LogSNREmbedding(128, condition_dim)
         self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -56,17 +58,17 @@ class UNet(nn.Module):
         h = self.first(torch.cat([z, _coordinates(z)], dim=1))
         skips = []
         for block, shrink in zip(self.down, self.shrink, strict=True):
-            h = block(h, embedding)
+            h = through(block, h, embedding, recompute=self.recompute)
             skips.append(h)
             h = shrink(h)
         for block in self.middle:
-            h = block(h, embedding)
+            h = through(block, h, embedding, recompute=self.recompute)
         for grow, blocks in zip(reversed(self.grow), reversed(self.up), strict=True):
             skip = skips.pop()
             h = interpolate(grow(h), size=skip.shape[-2:], mode="nearest")
             h = torch.cat([h, skip], dim=1)
             for block in blocks:  # type: ignore[attr-defined]
-                h = block(h, embedding)
+                h = through(block, h, embedding, recompute=self.recompute)
         return self.last(h)
 
 

@@ -20,7 +20,7 @@ from diffusional.models.hvae import HierarchicalVAE
 from diffusional.models.vae import VAE, Autoencoder, spoken
 from diffusional.networks import MLP, Ladder, ResidualMLP, UNet
 from diffusional.space import Continuous, Discrete, Space
-from diffusional.training.config import Config, DataConfig, ScheduleConfig
+from diffusional.training.config import Config, DataConfig, ScheduleConfig, SystemConfig
 
 
 def build_dataset(config: DataConfig) -> Dataset:
@@ -148,3 +148,29 @@ def _network(config: Config, space: Space, outputs: int) -> nn.Module:
 def build_sampler(config: Config) -> LevelSampler:
     """The sampler of noise levels of a config."""
     return {"uniform": Uniform, "stratified": Stratified, "adaptive": Adaptive}[config.sampler]()
+
+
+def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: torch.device) -> None:
+    """See to it that a model's networks compute as `system` says; what they compute stays.
+
+    >>> model = build_model(Config(), Discrete((1, 8, 8), 17))
+    >>> prepare_networks(model, SystemConfig(recompute=True), torch.device("cpu"))
+    >>> model.denoiser.module.recompute
+    True
+    """
+    networks = [module for name, module in model.named_modules() if name in _NETWORKS]
+    for network in networks:
+        if system.recompute:
+            if not hasattr(network, "recompute"):
+                raise DiffusionalError(
+                    f"system.recompute came for a {type(network).__name__}, which can't recompute its blocks; leave it out"
+                )
+            network.recompute = True
+        if system.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if system.compile:
+            network.compile(dynamic=False if device.type == "cuda" else None)
+
+
+# Where models keep their networks.
+_NETWORKS = ("denoiser.module", "encoder", "decoder", "ladder", "chain.denoiser.module")

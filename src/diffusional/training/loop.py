@@ -1,38 +1,50 @@
-"""The training loop, on Accelerate: sample levels, take a step, average the weights, validate now and then."""
+"""The training loop, on Accelerate: sample levels, take a step, average the weights, validate now and then.
 
-import json
+Everything random in a step is a function of (seed, step) and of an item's place in the batch: a run of several processes, or of
+batches in parts, takes the same steps as a run of one, its levels stratified over all of them.
+"""
+
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from diffusional.data.dataset import Dataset
-from diffusional.errors import DiffusionalError
-from diffusional.files import save_tensors
-from diffusional.ledger import per_unit
-from diffusional.levels import LevelSampler
+from diffusional.errors import DiffusionalError, Interrupted
+from diffusional.evaluation import processes
+from diffusional.files import save_json, save_tensors
+from diffusional.ledger import Costs, per_unit
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel, batch_rows
 from diffusional.models.vae import Autoencoder
 from diffusional.training import checkpoint
-from diffusional.training.build import build_dataset, build_model, build_sampler
+from diffusional.training.average import WeightAverage
+from diffusional.training.build import build_dataset, build_model, build_sampler, prepare_networks
 from diffusional.training.config import Config, OptimizerConfig
-from diffusional.training.run import CHECKPOINTS, METRICS, WEIGHTS, begin, load
+from diffusional.training.diagnosis import diagnose
+from diffusional.training.feed import Feed
+from diffusional.training.journal import Journal
+from diffusional.training.run import CHECKPOINTS, PROFILE, WEIGHTS, begin, load
+from diffusional.training.seeds import seed_of
+from diffusional.training.stopping import Stopping
+from diffusional.training.stopwatch import Stopwatch
 
 # Draws per validation item. They are the same at every validation, so that bounds compare with little noise.
 _VALIDATION_DRAWS = 16
 # Fewer where the validation split is large: its size does then what draws would.
 _VALIDATION_ROWS = 8_192
-_LOG_EVERY = 10
+
+Draws = dict[str, Tensor]
 
 
 def train(
@@ -42,19 +54,23 @@ def train(
     resume: bool = False,
     console: Console | None = None,
     watch: Callable[[int, LatentVariableModel], None] | None = None,
+    profile: bool = False,
 ) -> LatentVariableModel:
     """Train a model by its ELBO and leave everything in the folder `run`; returns the best model, as `load(run)` does.
 
     The metrics go to metrics.jsonl, a line per 10 steps and per validation; the averaged weights with the best validation
-    bound to model.safetensors. `resume` continues a run with the same config and data.
+    bound to model.safetensors. `resume` continues a run with the same config and data, to the same bits on the same machine.
+    Under `accelerate launch` or torchrun every process calls this; `config.batch` is that of all of them together.
 
     Args:
         data: a Dataset in hand; `config.data` is loaded unless given.
         console: where the progress bar goes; standard error unless given.
         watch: called with (step, averaged model) before the first step and after each validation; its time doesn't count.
+        profile: write profile.json, where a step's time goes (on a GPU this makes steps wait for one another).
 
-    Raises DiffusionalError for a used folder without `resume`, another config or other data with it, and a loss that is
-    not finite (the last good checkpoint stays).
+    Raises DiffusionalError for a used folder without `resume`, another config or other data with it, another process that
+    trains in the folder, a disk that takes no more, and a loss that is not finite (the last good checkpoint stays in every
+    case); Interrupted, after a checkpoint, on SIGINT and SIGTERM.
 
     >>> import tempfile
     >>> from diffusional.training.config import ModelConfig
@@ -65,155 +81,248 @@ def train(
     """
     run = Path(run)
     console = console or Console(stderr=True)
-    dataset = data or build_dataset(config.data)
     accelerator = Accelerator(mixed_precision="no")  # the network alone is cast: see _Objective
+    share = _share(config, accelerator)
+    dataset = data or build_dataset(config.data)
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
     model = build_model(config, dataset.space)
     optimizer = _optimizer(model, config.optimizer)
-    if accelerator.is_main_process:
-        begin(run, config, dataset, resume)
-    accelerator.wait_for_everyone()
-    sampler = build_sampler(config)
-    average = AveragedModel(model, device=accelerator.device, multi_avg_fn=_ema(config.optimizer.ema))
-    objective, optimizer = accelerator.prepare(_Objective(model, config, sampler), optimizer)
-    # Every process draws levels and noise of its own.
-    generator = torch.Generator(accelerator.device)
-    generator.manual_seed(_seed(config.seed, accelerator.process_index))
-    state = checkpoint.State(model, average, optimizer, sampler, generator)
-    progress = checkpoint.restore(run / CHECKPOINTS, state)
-    if accelerator.num_processes > 1 and progress.step:
-        # The checkpoint has the main process's stream; no two may share one.
-        generator.manual_seed(_seed(config.seed, accelerator.process_index + 1000 * progress.step))
-
-    unit = per_unit("bits/dim", dataset.space.dimensions)
-    # L_simple is already per dimension, and no bound: its number gets no unit.
-    scale = 1.0 if config.objective == "simple" else unit
-    averaged = average.module
-    assert isinstance(averaged, LatentVariableModel)
-    if watch is not None and progress.step == 0:
-        watch(0, averaged)
-    started = time.monotonic() - progress.seconds
-    with _Journal(run / METRICS, config, progress, console, accelerator.is_main_process) as journal:
-        while not _finished(config, progress):
-            rate = learning_rate(config.optimizer, progress.step, config.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            x = _batch(dataset, config, progress.step, accelerator).to(accelerator.device)
-            loss = objective(x, generator, progress.step / config.steps)
-            optimizer.zero_grad()
-            accelerator.backward(loss / scale)  # bits/dim: gradients of order one, whatever D
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-            value, size = float(loss.detach()) / scale, float(torch.as_tensor(norm))
-            if not (math.isfinite(value) and math.isfinite(size)):
-                raise DiffusionalError(
-                    f"step {progress.step + 1}: the loss is {value:g} and the gradient's norm {size:g}; the last good "
-                    f"checkpoint in {run / CHECKPOINTS} is intact. Try a lower optimizer.lr or optimizer.clip"
-                )
-            optimizer.step()
-            average.update_parameters(model)
-            progress.step += 1
-            progress.seconds = time.monotonic() - started
-
-            last = _finished(config, progress)
-            journal.step(value, rate, size, last)
-            if last or progress.step % config.validate_every == 0:
-                bound = validate(averaged, dataset, config.seed)
-                progress.record(bound)
-                if progress.stale == 0 and accelerator.is_main_process:
-                    save_tensors(run / WEIGHTS, averaged.state_dict())
-                journal.validation(bound / unit, progress.best / unit)
-                if watch is not None:
-                    paused = time.monotonic()
-                    watch(progress.step, averaged)
-                    started += time.monotonic() - paused
-            if _finished(config, progress) or progress.step % config.checkpoint_every == 0:
-                journal.flush()
-                if accelerator.is_main_process:
-                    checkpoint.save(run / CHECKPOINTS, state, progress)
-    accelerator.wait_for_everyone()
+    with begin(run, config, dataset, resume, accelerator.is_main_process), _lost_process_named(run):
+        accelerator.wait_for_everyone()
+        prepare_networks(model, config.system, accelerator.device)
+        objective, optimizer = accelerator.prepare(_Objective(model, config), optimizer)
+        whole = accelerator.unwrap_model(objective).model
+        state = checkpoint.State(whole, WeightAverage(whole, config.optimizer.ema), optimizer, build_sampler(config))
+        progress = checkpoint.Progress()
+        if (found := checkpoint.newest(run / CHECKPOINTS)) is not None:
+            progress = checkpoint.restore(found, state, config, accelerator.num_processes)
+            if accelerator.is_main_process:
+                checkpoint.put_back_best(found)
+        feed = Feed(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
+        feed.seek(progress.step, (progress.epoch, progress.of_epoch))
+        trainer = _Trainer(config, run, dataset, accelerator, objective, state, progress, feed, share)
+        try:
+            trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device))
+        finally:
+            feed.close()
+        accelerator.wait_for_everyone()
     return load(run)
 
 
-class _Journal:
-    """What a run says while it goes: lines of metrics.jsonl, and a progress bar with rate, remaining time and bound."""
+@dataclass
+class _Trainer:
+    """A run in motion."""
 
-    def __init__(
-        self, path: Path, config: Config, progress: checkpoint.Progress, console: Console, speaks: bool
+    config: Config
+    run: Path
+    dataset: Dataset
+    accelerator: Accelerator
+    objective: nn.Module
+    state: checkpoint.State
+    progress: checkpoint.Progress
+    feed: Feed
+    share: slice
+
+    def run_to_the_end(
+        self, console: Console, watch: Callable[[int, LatentVariableModel], None] | None, stopwatch: Stopwatch
     ) -> None:
-        self.path, self.progress, self.speaks = path, progress, speaks
-        self.key, self.label = ("simple_loss", "L_simple") if config.objective == "simple" else ("loss", "bits/dim")
-        self.validated = False
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[bound]}"),
-        )
-        self.bar = Progress(*columns, console=console, disable=not speaks)
-        self.task = self.bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
+        """Steps, validations and checkpoints until the run has ended or is asked to stop."""
+        config, progress, main = self.config, self.progress, self.accelerator.is_main_process
+        unit = per_unit("bits/dim", self.dataset.space.dimensions)
+        # L_simple is already per dimension, and no bound: its number gets no unit.
+        scale = 1.0 if config.objective == "simple" else unit
+        clock = _Clock(progress.seconds)
+        if watch is not None and progress.step == 0:
+            with clock.paused():
+                self._watched(watch)
+        taken = 0
+        with Stopping() as stopping, Journal(self.run, config, progress, console, main) as journal:
+            while not self._finished() and not stopping.asked:
+                rate = learning_rate(config.optimizer, progress.step, config.steps)
+                loss, norm, asked = self._step(rate, scale, stopwatch, stopping.asked)
+                stopping.asked = asked
+                progress.step += 1
+                progress.epoch, progress.of_epoch = self.feed.place(progress.step)
+                progress.seconds = self._agreed(clock.seconds())
+                taken += 1
+                last = self._finished()
+                journal.step(loss, rate, norm, last)
+                if last or progress.step % config.validate_every == 0:
+                    with stopwatch("validation"):
+                        self._validate(unit, journal)
+                    if watch is not None:
+                        with clock.paused():
+                            self._watched(watch)
+                if self._finished() or stopping.asked or progress.step % config.checkpoint_every == 0:
+                    with stopwatch("checkpoint"):
+                        journal.flush()
+                        self._save()
+        if stopwatch.on and main and taken:
+            _write_profile(self.run, stopwatch, taken)
+        if stopping.asked and not self._finished():
+            raise Interrupted(
+                f"stopped after step {progress.step} of {config.steps}, with a checkpoint; go on with --resume",
+                stopping.asked,
+            )
 
-    def __enter__(self) -> "_Journal":
-        if self.speaks:
-            _truncate(self.path, self.progress.step)
-        # By lines, so that a killed run leaves whole ones.
-        self.file = (self.path if self.speaks else Path(os.devnull)).open("a", buffering=1)
-        self.bar.start()
-        return self
+    def _step(self, rate: float, scale: float, stopwatch: Stopwatch, asked: int) -> tuple[float | None, float, int]:
+        """One optimiser step: its loss over all processes (None where it was skipped), its gradient's norm, and a signal that
+        any process was sent.
+        """
+        config, progress, state, accelerator = self.config, self.progress, self.state, self.accelerator
+        step, parts = progress.step, config.system.accumulate
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        with stopwatch("data"):
+            x, rows = self.feed(step)
+        with stopwatch("draws"):
+            # For the whole batch, on every process the same: a share of it is then a share of one stratified sample.
+            generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, "draws", step))
+            draws = {name: value[self.share] for name, value in self._draw(x, generator).items()}
+            torch.manual_seed(seed_of(config.seed, "dropout", step, accelerator.process_index))
+        state.optimizer.zero_grad()
+        total, seen = 0.0, []
+        for i in range(parts):
+            part = slice(i * len(x) // parts, (i + 1) * len(x) // parts)
+            mine = {name: value[part] for name, value in draws.items()}
+            with accelerator.no_sync(self.objective) if i < parts - 1 else nullcontext():
+                with stopwatch("forward"):
+                    loss, costs = self.objective(x[part], mine, step / config.steps)
+                with stopwatch("backward"):
+                    accelerator.backward(loss / (scale * parts))  # bits/dim: gradients of order one, whatever D
+            total += float(loss.detach()) / (scale * parts)
+            seen.append(costs)
+        with stopwatch("clip"):
+            norm = accelerator.clip_grad_norm_(state.model.parameters(), config.optimizer.clip)
+            norm = float(checkpoint.whole(torch.as_tensor(norm)))
+        costs = _joined(seen)
+        with stopwatch("processes"):
+            loss_of_all, asked = self._together(total, asked)
+        if not (math.isfinite(loss_of_all) and math.isfinite(norm)):
+            self._skip_or_stop(loss_of_all, norm, costs, draws, rows)
+            return None, norm, asked
+        with stopwatch("optimiser"):
+            state.optimizer.step()
+        with stopwatch("average"):
+            state.average.update()
+        with stopwatch("level sampler"):
+            state.sampler.update(*self._gathered(costs))
+        return loss_of_all, norm, asked
 
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-        self.file.close()
+    def _draw(self, x: Tensor, generator: torch.Generator) -> Draws:
+        model, n = self.state.model, self.config.batch
+        if self.config.objective == "simple":
+            assert isinstance(model, DiffusionModel)
+            return model.simple_draw(x, generator, n)
+        assert isinstance(model, LatentVariableModel)
+        return model.draw(x, self.state.sampler, generator, n)
 
-    def step(self, loss: float, rate: float, norm: float, last: bool) -> None:
-        """A step's loss, in bits/dim if it is a bound; every tenth step the mean since the last line is written."""
-        losses = self.progress.losses
-        losses.append(loss)
-        if not last and self.progress.step % _LOG_EVERY:
+    def _skip_or_stop(self, loss: float, norm: float, costs: Costs, draws: Draws, rows: Tensor) -> None:
+        """Leave the step out while `skip_nonfinite` allows it; else say what was not finite, and where."""
+        progress, allowed = self.progress, self.config.skip_nonfinite
+        if progress.skipped < allowed:
+            progress.skipped += 1
             return
-        recent = sum(losses) / len(losses)
-        losses.clear()
-        self._write({self.key: recent, "lr": rate, "norm": norm})
-        speed = f"{self.progress.step / self.progress.seconds:.1f} steps/s"
-        self.bar.update(self.task, completed=self.progress.step, rate=speed)
-        if not self.validated:
-            self.bar.update(self.task, bound=f"{recent:.3f} {self.label}")
+        found = diagnose(costs, draws, rows, self.state.model)
+        if self.accelerator.num_processes > 1:
+            found = [line for lines in _gathered_objects(found) for line in lines]
+        enough = f" ({allowed} such steps were skipped before it)" if allowed else ""
+        raise DiffusionalError(
+            f"step {progress.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}{enough}: {'; '.join(found)}. The "
+            f"last good checkpoint in {self.run / CHECKPOINTS} is intact. Try a lower optimizer.lr or optimizer.clip, or leave "
+            "out such steps with skip_nonfinite"
+        )
 
-    def validation(self, bound: float, best: float) -> None:
-        """A validation bound in bits/dim."""
-        self.validated = True
-        self._write({"validation": bound})
-        self.bar.update(self.task, bound=f"{bound:.3f} bits/dim (validation; best {best:.3f})")
+    # Between steps.
 
-    def flush(self) -> None:
-        """Bring the metrics to disk before a checkpoint that counts on them."""
-        self.file.flush()
+    def _validate(self, unit: float, journal: Journal) -> None:
+        with self.state.average.in_place():
+            bound = validate(self.state.model, self.dataset, self.config.seed, self.objective)
+        self.progress.record(bound)
+        if self.progress.stale == 0:
+            best = self.state.averaged()
+            if self.accelerator.is_main_process:
+                save_tensors(self.run / WEIGHTS, best)
+        journal.validation(bound / unit, self.progress.best / unit)
 
-    def _write(self, values: dict[str, float]) -> None:
-        line = {"step": self.progress.step, **values, "seconds": round(self.progress.seconds, 3)}
-        self.file.write(json.dumps(line) + "\n")
+    def _watched(self, watch: Callable[[int, LatentVariableModel], None]) -> None:
+        assert isinstance(self.state.model, LatentVariableModel)
+        # The weights move on: what is watched has a copy of today's.
+        with self.state.average.in_place():
+            watch(self.progress.step, self.state.model)
+
+    def _save(self) -> None:
+        tensors = self.state.tensors()
+        fault = None
+        if self.accelerator.is_main_process:
+            try:
+                checkpoint.save(
+                    self.run / CHECKPOINTS, tensors, self.progress, self.config, self.accelerator.num_processes
+                )
+            except DiffusionalError as error:
+                fault = error
+        if self.accelerator.num_processes > 1:
+            # All end together where the one that writes could not.
+            fault = next((f for f in _gathered_objects(fault) if f is not None), None)
+        if fault is not None:
+            raise fault
+
+    def _finished(self) -> bool:
+        """All steps taken, out of time, or out of patience; so that resuming a run that has ended changes nothing."""
+        config, progress = self.config, self.progress
+        out_of_time = config.max_seconds is not None and progress.step > 0 and progress.seconds >= config.max_seconds
+        return progress.step >= config.steps or out_of_time or 0 < config.patience <= progress.stale
+
+    # Between processes.
+
+    def _together(self, loss: float, asked: int) -> tuple[float, int]:
+        """The mean loss of all processes, and the largest number of a signal that one was sent."""
+        n = self.accelerator.num_processes
+        if n == 1:
+            return loss, asked
+        told = torch.tensor([[loss, float(asked)]], dtype=torch.float64, device=self.accelerator.device)
+        everyone = self.accelerator.gather(told)
+        assert isinstance(everyone, Tensor)
+        return float(everyone[:, 0].mean()), int(everyone[:, 1].max())
+
+    def _agreed(self, seconds: float) -> float:
+        """The main process's clock where a time limit hangs on it: all must stop at the same step."""
+        if self.accelerator.num_processes == 1 or self.config.max_seconds is None:
+            return seconds
+        told = torch.tensor([seconds], dtype=torch.float64, device=self.accelerator.device)
+        dist.broadcast(told, 0)
+        return float(told)
+
+    def _gathered(self, costs: Costs) -> tuple[Tensor, Tensor]:
+        """Positions and densities of all processes' visits, in the order of the batch: one proposal for all."""
+        position, density = costs.position.detach().cpu(), costs.density.detach().cpu()
+        if self.accelerator.num_processes == 1:
+            return position, density
+        parts = _gathered_objects((position, density))
+        return torch.cat([p for p, _ in parts]), torch.cat([d for _, d in parts])
 
 
 class _Objective(nn.Module):
-    """The loss as a forward pass, which is what wrappers of modules hook into."""
+    """The loss as a forward pass, which is what wrappers of modules hook into; and the costs that it is made of."""
 
-    def __init__(self, model: LatentVariableModel, config: Config, sampler: LevelSampler) -> None:
+    def __init__(self, model: LatentVariableModel, config: Config) -> None:
         super().__init__()
-        self.model, self.sampler, self.latent = model, sampler, config.latent
+        self.model, self.latent = model, config.latent
         self.simple, self.bf16 = config.objective == "simple", config.precision == "bf16"
 
-    def forward(self, x: Tensor, generator: torch.Generator, part: float) -> Tensor:
-        """`part` of the run lies behind."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            if isinstance(self.model, Autoencoder):
+    def forward(self, x: Tensor, draws: Draws, part: float | None) -> tuple[Tensor, Costs]:
+        """`part` of the run lies behind; None: the plain bound in full precision, for a validation."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 and part is not None):
+            if self.simple and part is not None:
+                assert isinstance(self.model, DiffusionModel)
+                costs = self.model.simple_costs(x, draws)
+            else:
+                costs = self.model.costs(x, draws)
+            if isinstance(self.model, Autoencoder) and part is not None:
                 weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
-                return self.model.warmed_loss(x, generator, None, weight, self.latent.free_bits, self.sampler)
-            assert isinstance(self.model, DiffusionModel)
-            if self.simple:
-                return self.model.simple_loss(x, generator)
-            return self.model.loss(x, generator, sampler=self.sampler)
+                return self.model.objective(costs, weight, self.latent.free_bits), costs
+            return costs.total().mean(), costs
 
 
 def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -221,7 +330,7 @@ def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -235,68 +344,101 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr * min(1.0, (step + 1) / max(1, config.warmup)) * decay
 
 
-def validate(model: LatentVariableModel, dataset: Dataset, seed: int) -> float:
-    """The validation NELBO in nats: up to 16 draws of the noise (and of stratified t) per item, the same at every call."""
+def validate(
+    model: nn.Module, dataset: Dataset, seed: int, objective: Callable[..., tuple[Tensor, Costs]] | None = None
+) -> float:
+    """The validation NELBO in nats: up to 16 draws of the noise (and of stratified t) per item, the same at every call.
+
+    Several processes share the blocks of items, each counted once. `objective` is what sharded weights are called through.
+    """
+    assert isinstance(model, LatentVariableModel)
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(_seed(seed, -1))
     was_training = model.training
     model.eval()
-    x = dataset.encode("validation")
-    draws = max(1, min(_VALIDATION_DRAWS, _VALIDATION_ROWS // len(x)))
-    total = 0.0
+    n = len(dataset.validation)
+    draws = max(1, min(_VALIDATION_DRAWS, _VALIDATION_ROWS // n))
+    size = max(1, batch_rows(model.space) // draws)
+    blocks = -(-n // size)
+    totals = torch.zeros(blocks, dtype=torch.float64)
+    mine = processes.share(blocks).tolist()
+    # Sharded weights are gathered by all at once: a process that has no block left computes its last again.
+    rounds = -(-blocks // dist.get_world_size()) if processes.several() else blocks
     with torch.inference_mode():
-        for block in x.split(max(1, batch_rows(model.space) // draws)):
-            block = block.to(device)
-            repeated = block.repeat(draws, *(1,) * (x.ndim - 1))
-            total += float(model.loss(repeated, generator)) * len(block)
+        for i in range(rounds):
+            block = mine[i] if i < len(mine) else blocks - 1
+            x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
+            repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
+            generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
+            random = model.draw(repeated, None, generator)
+            costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
+            if i < len(mine):
+                totals[block] = float(costs.total().mean()) * len(x)
     model.train(was_training)
-    return total / len(x)
+    return float(processes.collect(totals).sum()) / n
 
 
-def _batch(dataset: Dataset, config: Config, step: int, accelerator: Accelerator) -> Tensor:
-    """Items of a step, encoded: the stream of epochs is a function of (seed, step), cut among the processes."""
-    n = len(dataset.train)
-    size = config.batch
-    first = (step * accelerator.num_processes + accelerator.process_index) * size
-    wanted = range(first, first + size)
-    parts = []
-    for epoch in range(wanted[0] // n, wanted[-1] // n + 1):
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(_seed(config.seed, 1_000_000 + epoch)))
-        parts.append(order[max(0, first - epoch * n) : min(n, first + size - epoch * n)])
-    return dataset.space.encode(dataset.train[torch.cat(parts)])
+class _Clock:
+    """Seconds of training, those of earlier sessions included."""
+
+    def __init__(self, before: float) -> None:
+        self._started = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        since = time.monotonic()
+        yield
+        self._started += time.monotonic() - since
 
 
-def _seed(seed: int, stream: int) -> int:
-    """Seeds of independent streams of one run."""
-    return (seed * 0x9E3779B1 + (stream + 2) * 0x85EBCA77) % 2**63
+def _share(config: Config, accelerator: Accelerator) -> slice:
+    """The part of every batch that is this process's."""
+    n, parts = accelerator.num_processes, config.system.accumulate
+    if config.batch % (n * parts):
+        raise DiffusionalError(
+            f"batch={config.batch} came with {n} processes and system.accumulate={parts}; it is cut into equal parts: give a "
+            f"multiple of {n * parts}"
+        )
+    size = config.batch // n
+    return slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
 
 
-def _ema(decay: float) -> Callable[..., None]:
-    def update(averages: Sequence[Tensor], parameters: Sequence[Tensor], count: Tensor | int) -> None:
-        weight = min(decay, (1 + float(count)) / (10 + float(count)))
-        for averaged, parameter in zip(averages, parameters, strict=True):
-            averaged.lerp_(parameter, 1 - weight)
+def _joined(parts: list[Costs]) -> Costs:
+    """The costs of a batch, from those of its parts, without their graph."""
+    if len(parts) == 1:
+        (only,) = parts
+        terms = {name: term.detach() for name, term in only.terms.items()}
+        return Costs(terms, only.position.detach(), only.density.detach())
+    names = dict.fromkeys(name for part in parts for name in part.terms)
+    zero = [torch.zeros_like(part.total()) for part in parts]
+    terms = {
+        name: torch.cat([p.terms.get(name, z).detach() for p, z in zip(parts, zero, strict=True)]) for name in names
+    }
+    return Costs(terms, torch.cat([p.position for p in parts]).detach(), torch.cat([p.density for p in parts]).detach())
 
-    return update
+
+def _gathered_objects(mine: Any) -> list[Any]:
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
 
 
-def _finished(config: Config, progress: checkpoint.Progress) -> bool:
-    """All steps taken, out of time, or out of patience; so that resuming a run that has ended changes nothing."""
-    out_of_time = config.max_seconds is not None and progress.step > 0 and progress.seconds >= config.max_seconds
-    return progress.step >= config.steps or out_of_time or 0 < config.patience <= progress.stale
+@contextmanager
+def _lost_process_named(run: Path) -> Iterator[None]:
+    """A process that died takes the others' next exchange with it; say so, in place of a transport's error."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "Socket Timeout")
+        if processes.several() and any(word in str(error) for word in lost):
+            raise DiffusionalError(
+                f"another process of this run has ended ({str(error).splitlines()[0]}); the last good checkpoint in "
+                f"{run / CHECKPOINTS} is intact: go on with --resume, on as many processes as there are"
+            ) from error
+        raise
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Drop metrics of steps after the checkpoint: they will be taken again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:  # cut short when the run was killed; what it said will be said again
-            break
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+def _write_profile(run: Path, stopwatch: Stopwatch, steps: int) -> None:
+    save_json(run / PROFILE, {"steps": steps, "seconds": stopwatch.seconds})

@@ -1,24 +1,28 @@
 """A run is a folder: config.json, data.json, model.safetensors, metrics.jsonl, checkpoints/, and what evaluations add."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusional import space as spaces
-from diffusional.data.dataset import Dataset
+from diffusional.data.dataset import SPLITS, Dataset, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, load_tensors, save_json
 from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
 from diffusional.training.build import build_model
-from diffusional.training.config import Config, differences
+from diffusional.training.config import Config, differences, matter
 
-CONFIG, DATA, WEIGHTS, METRICS, CHECKPOINTS = (
+CONFIG, DATA, WEIGHTS, CHECKPOINTS, PROFILE = (
     "config.json",
     "data.json",
     "model.safetensors",
-    "metrics.jsonl",
     "checkpoints",
+    "profile.json",
 )
 
 
@@ -33,12 +37,13 @@ class RunRecord:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """The data.json of a dataset."""
+    """The data.json of a dataset; a stream has no number of items."""
+    splits = {split: getattr(dataset, split) for split in SPLITS}
     return {
         "name": dataset.name,
         "space": dataset.space.to_dict(),
-        "items": {split: len(getattr(dataset, split)) for split in ("train", "validation", "test")},
-        "sha256": {split: dataset.fingerprint(split) for split in ("train", "validation", "test")},
+        "items": {split: None if isinstance(raw, Stream) else len(raw) for split, raw in splits.items()},
+        "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
     }
 
 
@@ -54,23 +59,55 @@ def read_run(path: str | Path) -> RunRecord:
         raise DiffusionalError(f"{path / DATA} has no {error}; was it edited by hand?") from error
 
 
-def begin(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
-    """Claim a run folder for a config, or check that it may be resumed. Nothing that exists is ever overwritten.
+@contextmanager
+def begin(path: Path, config: Config, dataset: Dataset, resume: bool, main: bool = True) -> Iterator[None]:
+    """Claim a run folder for a config, or check that it may be resumed, and hold it while entered; by the `main` process alone.
 
-    Raises DiffusionalError for a used folder without `resume`, and for a resume with another config or other data.
+    Nothing that exists is ever overwritten. Raises DiffusionalError for a used folder without `resume`, a resume with another
+    config or other data, a folder that another process holds, and one that can't be written.
     """
+    if not main:
+        yield
+        return
+    try:
+        _claim(path, config, dataset, resume)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DiffusionalError(f"{path} can't be written ({error}); name a folder where that is allowed") from error
+    try:
+        _hold(handle, path)
+        # Only now: what a process that trains here has written of its config stays.
+        save_json(path / CONFIG, config.to_dict())
+        yield
+    finally:
+        os.close(handle)
+
+
+def _hold(handle: int, path: Path) -> None:
+    """Of the processes that open a folder one has it at a time; the system frees it when that one ends, however it does."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DiffusionalError(
+            f"another process is training in {path}; wait for it, stop it, or name another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        return
+
+
+def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     used = (path / CONFIG).exists()
     if path.exists() and not path.is_dir():
         raise DiffusionalError(f"{path} is a file; give a folder for the run")
     if used and not resume:
         raise DiffusionalError(f"{path} already holds a run; continue it with --resume, or name another folder")
-    if not used and path.exists() and any(path.iterdir()):
+    # A run that was killed while it began may have left these.
+    own = {DATA, f"{DATA}.partial", f"{CONFIG}.partial"}
+    if not used and path.exists() and any(p.name not in own for p in path.iterdir()):
         raise DiffusionalError(f"{path} is not empty and holds no run; name a new folder")
     if used:
         record = read_run(path)
-        # What only ends a run may differ: a run that ran out of time is continued with more.
-        changed = [d for d in differences(record.config, config) if not d.startswith(("max_seconds:", "patience:"))]
-        if changed:
+        if changed := matter(differences(record.config, config)):
             raise DiffusionalError(
                 f"{path} was begun with another config; resume with the same, or name another folder. Differences "
                 "(there → here): " + "; ".join(changed)
@@ -78,13 +115,11 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
         now = describe(dataset)["sha256"]
         if changed := [split for split in now if record.fingerprints.get(split) != now[split]]:
             raise DiffusionalError(f"the data have changed since {path} was begun: {', '.join(changed)} differ")
-        save_json(path / CONFIG, config.to_dict())
         return
     if resume:
         raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
     path.mkdir(parents=True, exist_ok=True)
     save_json(path / DATA, describe(dataset))
-    save_json(path / CONFIG, config.to_dict())
 
 
 def load(run: str | Path) -> LatentVariableModel:

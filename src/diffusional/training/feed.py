@@ -1,0 +1,123 @@
+"""The items of a step's batch: a function of (seed, step), whatever the number of processes and wherever the run was resumed."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from diffusional.data.dataset import Dataset, Stream
+from diffusional.errors import DiffusionalError
+from diffusional.training.seeds import seed_of
+
+
+class Feed:
+    """The endless stream of epochs, each a permutation of the train split drawn from (seed, epoch); step s has the items from
+    s · batch on, and a process its share of them.
+
+    Data that are not in memory, or go to a GPU, are fetched a step ahead, in a thread. A data set that is streamed comes in its
+    own order.
+
+    >>> from diffusional.data import load
+    >>> feed = Feed(load("digits"), seed=0, batch=128, share=slice(0, 64))
+    >>> x, rows = feed(step=0)
+    >>> x.shape, rows.shape
+    (torch.Size([64, 1, 8, 8]), torch.Size([64]))
+    """
+
+    def __init__(
+        self, dataset: Dataset, seed: int, batch: int, share: slice, device: torch.device | None = None, last: int = 0
+    ) -> None:
+        self.dataset, self.seed, self.batch, self.share = dataset, seed, batch, share
+        self.device = device or torch.device("cpu")
+        ahead = self.device.type == "cuda" or not isinstance(dataset.train, Tensor)
+        self._pool = ThreadPoolExecutor(1) if ahead and last else None
+        self._last, self._waiting = last, dict[int, Future]()
+        self._orders: dict[int, Tensor] = {}
+        self._tape: _Tape | None = None
+        self._starts: dict[int, tuple[int, int]] = {}
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Where in a stream a step begins, (epoch, items of it before): what resuming there needs. (0, 0) for other data."""
+        return self._starts.get(step, (0, 0))
+
+    def seek(self, step: int, place: tuple[int, int]) -> None:
+        """Go on with `step`, from the `place` that was its own."""
+        self._starts = {step: place}
+        self._tape = None
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's items of a step, encoded, and their rows in the split (of a stream: how many came before each)."""
+        if self._pool is None:
+            x, rows = self._load(step)
+        else:
+            waiting = self._waiting.pop(step, None)
+            # In the one thread either way: a stream has one place.
+            x, rows = (waiting or self._pool.submit(self._load, step)).result()
+            if step + 1 < self._last:
+                self._waiting[step + 1] = self._pool.submit(self._load, step + 1)
+        return x.to(self.device, non_blocking=True), rows
+
+    def close(self) -> None:
+        """Leave the thread."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _load(self, step: int) -> tuple[Tensor, Tensor]:
+        places = torch.arange(step * self.batch, (step + 1) * self.batch)[self.share]
+        if not isinstance(self.dataset.train, Stream):
+            rows = self._rows(places)
+            x = self.dataset.encode("train", rows)
+        else:
+            rows = places
+            x = self.dataset.space.encode(self._next(step))
+        return (x.pin_memory() if self.device.type == "cuda" else x), rows
+
+    def _rows(self, places: Tensor) -> Tensor:
+        """Rows of the train split at places of the endless stream."""
+        n = len(self.dataset.items("train"))
+        epochs = torch.div(places, n, rounding_mode="floor")
+        rows = torch.empty_like(places)
+        for epoch in epochs.unique().tolist():
+            here = epochs == epoch
+            rows[here] = self._order(epoch, n)[places[here] - epoch * n]
+        return rows
+
+    def _order(self, epoch: int, n: int) -> Tensor:
+        """An epoch's permutation; the newest two are kept, since drawing one of 10⁶ items takes longer than a step."""
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+            self._orders[epoch] = torch.randperm(n, generator=generator)
+        return self._orders[epoch]
+
+    def _next(self, step: int) -> Tensor:
+        """The share of a step's items of a stream, which is read on past the other processes'."""
+        assert isinstance(self.dataset.train, Stream)
+        if self._tape is None:
+            self._tape = _Tape(self.dataset.train, *self.place(step))
+        items = self._tape.take(self.batch)[self.share]
+        self._starts = {s: place for s, place in self._starts.items() if s >= step} | {step + 1: self._tape.place}
+        return torch.stack(items)
+
+
+class _Tape:
+    """A stream's epochs one after another, and the place in them."""
+
+    def __init__(self, stream: Stream, epoch: int, index: int) -> None:
+        self.stream, self.place = stream, (epoch, index)
+        self._items = stream.items(epoch, index)
+
+    def take(self, n: int) -> list[Tensor]:
+        out: list[Tensor] = []
+        while len(out) < n:
+            epoch, index = self.place
+            item = next(self._items, None)
+            if item is not None:
+                out.append(item)
+                self.place = (epoch, index + 1)
+            elif index == 0:
+                raise DiffusionalError(f"the stream {self.stream.identity} has no items in epoch {epoch}")
+            else:
+                self.place = (epoch + 1, 0)
+                self._items = self.stream.items(epoch + 1)
+        return out

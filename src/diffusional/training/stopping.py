@@ -1,0 +1,42 @@
+"""SIGINT and SIGTERM: the first asks for a checkpoint and an end, the second ends at once."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+class Stopping:
+    """While entered, `asked` is the number of the signal that came, 0 before. Only a process's main thread can listen.
+
+    >>> with Stopping() as stopping:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     stopping.asked == signal.SIGTERM
+    True
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            # No clean-up, which is what hangs; of a terminal only the cursor that a progress bar hid.
+            if sys.stderr.isatty():
+                os.write(2, _SHOW_CURSOR.encode())
+            os._exit(128 + number)
+        self.asked = number
