@@ -103,6 +103,7 @@ class ModelConfig:
     hidden: int = 256
     """Width of the mlp."""
     dropout: float = 0.2
+    """Part of the activations set to 0 in training."""
 
     def __post_init__(self) -> None:
         _require("model", self, "dropout", lambda v: 0 <= v < 1, "0 to below 1")
@@ -136,9 +137,13 @@ class OptimizerConfig:
     """AdamW with warm-up, a plateau, and a cosine to zero."""
 
     lr: float = 2e-3
+    """The largest learning rate."""
     beta1: float = 0.9
+    """Decay of the gradients' mean."""
     beta2: float = 0.99
+    """Decay of their squares' mean."""
     weight_decay: float = 0.01
+    """Decoupled, per unit of learning rate."""
     warmup: int = 200
     """Steps from 0 to lr."""
     flat: float = 0.3
@@ -196,12 +201,15 @@ class Config:
     batch: int = 128
     """Items of a step, over all processes and parts of it."""
     seed: int = 0
+    """Of weights, batches, levels and noise."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the network; schedules and costs stay float64."""
     validate_every: int = 250
+    """Steps from one validation bound to the next."""
     patience: int = 0
     """Stop after this many validations without a better bound; 0 never stops. The best weights are kept either way."""
     checkpoint_every: int = 500
+    """Steps from one checkpoint to the next."""
     keep_checkpoints: int = 2
     """How many of the newest stay."""
     skip_nonfinite: int = 0
