@@ -61,7 +61,7 @@ def findings() -> Iterator[Finding]:
     yield from _guarded("device", "step", _step)
     for name, folder in (("this folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
         yield _folder(name, folder, essential=True)
-    yield _folder("cache folder", _cache(), essential=False)
+    yield from _guarded("folder", "cache folder", _caches)
     told = [f"{name}={os.environ[name]}" for name in _LAUNCHED if name in os.environ]
     yield Finding("launch", "processes", "ok", ", ".join(told) or "one: not under torchrun or accelerate launch")
 
@@ -166,10 +166,13 @@ def _step() -> list[Finding]:
     ]
 
 
-def _cache() -> Path:
-    """Where the hub's packages keep what they download."""
-    home = os.environ.get("HF_HOME")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+def _caches() -> list[Finding]:
+    """Where decoded data that don't fit memory are kept, and where the hub's packages keep what they download."""
+    from diffusional.data.storage import cache_folder
+
+    own = cache_folder()
+    hub = Path(os.environ.get("HF_HOME") or own.parent / "huggingface")
+    return [_folder("cache folder", own, essential=False), _folder("hub's cache", hub, essential=False)]
 
 
 def _folder(name: str, folder: Path, essential: bool) -> Finding:

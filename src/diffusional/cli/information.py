@@ -38,8 +38,7 @@ def run(command: Information) -> dict[str, Any]:
         check_figure("--figure", command.figure)
     config = _schedule(command)
     schedule = build_schedule(config)
-    with working(f"reading {command.data}"):
-        dataset = load(command.data, levels=command.levels)
+    dataset = load(command.data, levels=command.levels)
     splits = ("train", "validation", "test") if split == "all" else (split,)
     x = torch.cat([dataset.encode(split) for split in splits])
     with bar(*Progress.get_default_columns(), transient=True) as shown:

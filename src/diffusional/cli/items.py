@@ -1,8 +1,9 @@
 """Which items a command looks at: a run's own splits, or other data of the same space."""
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusional.cli.console import working
 from diffusional.errors import DiffusionalError
 from diffusional.training.config import DataConfig
 
@@ -21,18 +22,15 @@ def items(
     """Name, split and items to evaluate, encoded by the run's own space."""
     import torch
 
-    from diffusional.data import load
     from diffusional.space import Discrete
     from diffusional.training.build import build_dataset
 
     own: DataConfig = record.config.data
     name, split = data or own.name, split or ("test" if data is None else "all")
     splits = ("train", "validation", "test") if split == "all" else (split,)
-    with working(f"reading {name}"):
-        if data is None and levels is None:
-            dataset = build_dataset(own)
-        else:
-            dataset = load(name, levels=record.space.levels if levels is None else levels, seed=own.split_seed)
+    dataset = build_dataset(
+        own if data is None and levels is None else _other(own, name, record.space.levels if levels is None else levels)
+    )
     if data is None and (
         changed := [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
     ):
@@ -54,14 +52,25 @@ def items(
     return name, split, record.space.encode(torch.cat([dataset.tensor(part) for part in splits]))
 
 
+def _other(own: DataConfig, name: str, levels: int | None) -> DataConfig:
+    """Other data, read as the run's own where they are of the same kind."""
+    from diffusional.data.kinds import kind_of
+
+    def kind(name: str) -> str:
+        return name if name == "digits" else "hub" if name.startswith("hf:") else kind_of(Path(name).expanduser())
+
+    if kind(name) == kind(own.name):
+        return dataclasses.replace(own, name=name, levels=levels, warps=0)
+    return DataConfig(name, levels, own.split_seed)
+
+
 def reference_items(record: "RunRecord") -> "Tensor | None":
     """The run's training items, encoded, of a stream its first; None where they can't be had again, or are not the same."""
     from diffusional.data.dataset import Stream
     from diffusional.training.build import build_dataset
 
     try:
-        with working("reading the run's training data"):
-            dataset = build_dataset(record.config.data)
+        dataset = build_dataset(record.config.data)
     except (DiffusionalError, OSError):
         return None
     if dataset.fingerprint("train") != record.fingerprints.get("train"):

@@ -47,34 +47,43 @@ def parse(args: Sequence[str]) -> Command:
     return command
 
 
-def _commands(config: Config, brief: bool) -> Any:
-    """The union of all commands, `train` with this config as its default; described by their first sentence, if `brief`."""
+def _commands(args: Sequence[str], config: Config) -> Any:
+    """The union of the commands that `args` may mean, `train` with this config as its default.
 
-    def said(kind: type) -> str:
-        words = " ".join((kind.__doc__ or "").split())
-        return words.partition(". ")[0].rstrip(".") if brief else words
-
-    flat = Annotated[Config, tyro.conf.arg(name="")]
-    train = dataclasses.make_dataclass(
-        "Train",
-        [("config", flat, dataclasses.field(default=config))],
-        bases=(Train,),
-        namespace={"__doc__": Train.__doc__},
-        frozen=True,
-    )
-    kinds = (
-        Annotated[kind, tyro.conf.subcommand(name, description=said(kind))]
-        for name, kind in (COMMANDS | {"train": train}).items()
-    )
+    Where a command was named it is that one, with all that is said of it, and a small one, since a union has two; else all,
+    each with its first sentence.
+    """
+    named = {args[0], "completion", "doctor"} if args and args[0] in COMMANDS else set(COMMANDS)
+    kinds = [
+        Annotated[
+            _train(config) if name == "train" else kind,
+            tyro.conf.subcommand(name, description=_said(kind, brief=len(named) == len(COMMANDS))),
+        ]
+        for name, kind in COMMANDS.items()
+        if name in named
+    ]
     return functools.reduce(operator.or_, kinds)
 
 
+def _train(config: Config) -> type:
+    """`Train` with another default."""
+    flat = Annotated[Config, tyro.conf.arg(name="")]
+    field = ("config", flat, dataclasses.field(default=config))
+    return dataclasses.make_dataclass(
+        "Train", [field], bases=(Train,), namespace={"__doc__": Train.__doc__}, frozen=True
+    )
+
+
+def _said(kind: type, brief: bool) -> str:
+    words = " ".join((kind.__doc__ or "").split())
+    return words.partition(". ")[0].rstrip(".") if brief else words
+
+
 def _parsed(args: Sequence[str], config: Config) -> Any:
-    kinds = _commands(config, brief=args[:1] == ["--help"] or args[:1] == ["-h"])
     said, shown = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _plain(shown):
-            return tyro.cli(kinds, args=list(args), **_OPTIONS)
+            return tyro.cli(_commands(args, config), args=list(args), **_OPTIONS)
     except SystemExit as stop:
         if not stop.code:
             print(shown.getvalue() + examples(args), end="")
