@@ -19,12 +19,14 @@ from typing import Any
 from diffusional.data import arrays, digits, idx, images
 from diffusional.data.checks import to_dataset
 from diffusional.data.dataset import Dataset
+from diffusional.data.hub import load_hub
 from diffusional.data.kinds import kind_of
 from diffusional.data.pictures import Fit, Options
+from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import split_at_random
 from diffusional.errors import DiffusionalError
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Dataset", "from_torch", "load"]
 
 _HUB = "hf:"
 # Which kinds of data an option is for, and its default.
@@ -88,6 +90,8 @@ def load(
     kind = "hub" if name.startswith(_HUB) else kind_of(path)
     _refuse_others(given, kind)
     options = Options(size, fit, grey)
+    if kind == "hub":
+        return load_hub(name, levels, split, seed, options, column, streaming, holdout)
     if kind == "images":
         return images.load_images(path.resolve(), levels, split, seed, options)
     if kind == "table":

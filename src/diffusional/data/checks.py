@@ -16,6 +16,9 @@ from diffusional.data.splits import Part, check_axes
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete, Space
 
+# Some items of one split: where they came from, the split, their rows there, and their values.
+Block = tuple[str, str, np.ndarray, np.ndarray]
+
 IN_MEMORY = 2**26  # 64 MiB: splits that are smaller together are tensors, others are views of what holds them
 
 
@@ -36,7 +39,7 @@ def to_dataset(name: str, parts: dict[str, Part], levels: int | None) -> Dataset
     # Parts of one array must stay parts of one array, for it to be read once.
     laid = {id(part.array): channels_first(part.array, part.source) for part in parts.values()}
     parts = {split: replace(part, array=laid[id(part.array)]) for split, part in parts.items()}
-    kinds = {_kind(part) for part in parts.values()}
+    kinds = {kind_of_values(part.array.dtype, part.source) for part in parts.values()}
     if len(kinds) > 1:
         raise DiffusionalError(
             f"{name}: the splits are of different kinds ({', '.join(sorted(kinds))}); store all in one type"
@@ -51,18 +54,36 @@ def to_dataset(name: str, parts: dict[str, Part], levels: int | None) -> Dataset
         if len(part) == 0 or part.array.size == 0:
             raise DiffusionalError(f"{part.source}: split {split} is empty, of shape {(len(part), *shape)}; give data")
     (kind,) = kinds
+    train = parts["train"]
+    space = find_space(name, kind, shape, levels, _blocks(parts), train.source, train.labels)
+    return declared(name, space, parts)
+
+
+def find_space(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    levels: int | None,
+    blocks: Iterator[Block],
+    source: str,
+    labels: tuple[str, ...] = (),
+) -> Space:
+    """The space of "boolean", "integer" or "real" values, which `blocks` give once, each with its place.
+
+    `source` and `labels` name the train split and its positions in errors. Raises DiffusionalError as `to_dataset` does.
+    """
     if kind == "boolean":
         if levels not in (None, 2):
             raise DiffusionalError(f"{name}: booleans came with levels={levels}; they have 2 (leave levels out)")
-        return declared(name, Discrete(shape, 2), parts)
+        return Discrete(shape, 2)
     space = None if levels is None else Discrete(shape, levels)
-    found = _scan(parts, space)
+    found = _scan(blocks, space)
     if space is not None:
         _check_levels(found, space)
-        return declared(name, space, parts)
+        return space
     if kind == "integer":
         raise DiffusionalError(_levels_needed(name, found))
-    return declared(name, _standardised(parts["train"], found), parts)
+    return _standardised(found, shape, source, labels)
 
 
 def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
@@ -118,13 +139,13 @@ class _Scan:
         self.n, self.low, self.high = total, np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
 
 
-def _scan(parts: dict[str, Part], space: Discrete | None) -> _Scan:
+def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
     """Everything that the checks need, from one pass. Raises DiffusionalError for the first value that is not finite."""
     found = _Scan()
-    for part, split, rows, block in _blocks(parts):
+    for source, split, rows, block in blocks:
         real = block.dtype.kind == "f"
         if real:
-            _note(found, part, split, rows, ~np.isfinite(block), "infinite")
+            _note(found, source, split, rows, ~np.isfinite(block), "infinite")
             if "infinite" in found.faults:
                 raise DiffusionalError(f"{found.faults['infinite']} a value that is not finite; mend or drop the item")
         least, most = (block.min().item(), block.max().item())
@@ -134,14 +155,14 @@ def _scan(parts: dict[str, Part], space: Discrete | None) -> _Scan:
                 found.add(block)
             continue
         if real and "fraction" not in found.faults:
-            _note(found, part, split, rows, block != np.floor(block), "fraction")
+            _note(found, source, split, rows, block != np.floor(block), "fraction")
         if (least < 0 or most >= space.levels) and "outside" not in found.faults:
-            _note(found, part, split, rows, (block < 0) | (block >= space.levels), "outside")
+            _note(found, source, split, rows, (block < 0) | (block >= space.levels), "outside")
     return found
 
 
-def _blocks(parts: dict[str, Part]) -> Iterator[tuple[Part, str, np.ndarray, np.ndarray]]:
-    """Every item once, by blocks of one split: (part, split, rows in the array, values). Arrays are read in their order."""
+def _blocks(parts: dict[str, Part]) -> Iterator[Block]:
+    """Every item once, by blocks of one split. Arrays are read in their own order."""
     for array in {id(part.array): part.array for part in parts.values()}.values():
         here = [(split, part) for split, part in parts.items() if part.array is array]
         owner = np.full(len(array), len(here), np.uint8)
@@ -153,21 +174,24 @@ def _blocks(parts: dict[str, Part]) -> Iterator[tuple[Part, str, np.ndarray, np.
             for number, (split, part) in enumerate(here):
                 mine = np.flatnonzero(whose == number)
                 if len(mine):
-                    yield part, split, first + mine, block if len(mine) == len(block) else block[mine]
+                    yield part.source, split, first + mine, block if len(mine) == len(block) else block[mine]
 
 
-def _note(found: _Scan, part: Part, split: str, rows: np.ndarray, bad: np.ndarray, fault: str) -> None:
+def _note(found: _Scan, source: str, split: str, rows: np.ndarray, bad: np.ndarray, fault: str) -> None:
     items = bad.reshape(len(bad), -1).any(1)
     if items.any():
-        found.faults[fault] = f"{part.source}: item {rows[items.argmax()]} (split {split}) has"
+        found.faults[fault] = f"{source}: item {rows[items.argmax()]} (split {split}) has"
 
 
-def _kind(part: Part) -> str:
-    kind = {"b": "boolean", "u": "integer", "i": "integer", "f": "real"}.get(part.array.dtype.kind)
+def kind_of_values(dtype: np.dtype, source: str) -> str:
+    """ "boolean", "integer" or "real". Raises DiffusionalError for other types.
+
+    >>> kind_of_values(np.dtype("uint8"), "a.npy")
+    'integer'
+    """
+    kind = {"b": "boolean", "u": "integer", "i": "integer", "f": "real"}.get(dtype.kind)
     if kind is None:
-        raise DiffusionalError(
-            f"{part.source} is of type {part.array.dtype}; expected booleans, integers or real floats"
-        )
+        raise DiffusionalError(f"{source} is of type {dtype}; expected booleans, integers or real floats")
     return kind
 
 
@@ -199,19 +223,15 @@ def _check_levels(found: _Scan, space: Discrete) -> None:
         )
 
 
-def _standardised(train: Part, found: _Scan) -> Continuous:
+def _standardised(found: _Scan, shape: tuple[int, ...], source: str, labels: tuple[str, ...]) -> Continuous:
     constant = np.argwhere(found.low == found.high)
     if len(constant):
-        named = [
-            train.labels[p[0]] if train.labels else str(tuple(p) if len(p) > 1 else p[0]) for p in constant[:5].tolist()
-        ]
+        named = [labels[p[0]] if labels else str(tuple(p) if len(p) > 1 else p[0]) for p in constant[:5].tolist()]
         more = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
         raise DiffusionalError(
-            f"{train.source}: {len(constant)} of {found.low.size} positions are constant over the "
+            f"{source}: {len(constant)} of {found.low.size} positions are constant over the "
             f"{found.n} train items: {', '.join(named)}{more}. A constant has no density: drop these columns; "
             "if the values are pixels, store integers and declare their levels"
         )
     scale = np.sqrt(found.squares / found.n)
-    return Continuous(
-        train.array.shape[1:], shift=tuple(found.mean.ravel().tolist()), scale=tuple(scale.ravel().tolist())
-    )
+    return Continuous(shape, shift=tuple(found.mean.ravel().tolist()), scale=tuple(scale.ravel().tolist()))

@@ -1,0 +1,352 @@
+"""Data sets of the Hugging Face Hub, by the library `datasets`: downloaded and decoded once, or streamed.
+
+    "hf:owner/name"  "hf:owner/name:config"  "hf:/folder"         a folder as load_dataset takes it
+
+One column holds the items: of images, or of arrays of one shape. Its splits train, validation and test are
+taken as they are; what is missing is drawn from train. Other splits are left aside.
+
+A stream is shuffled in a buffer that is filled in the order of the files, so that its order is random only as
+far as the buffer reaches; it is a function of (seed, epoch). Its validation and test items are the first of
+their splits, or else the first of train, which then begins after them: data sorted by class need a split of
+their own. Real-valued streams are standardised by the first 10,000 items, which any shift and scale may be.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusional.data.checks import channels_first, declared, to_dataset
+from diffusional.data.dataset import SPLITS, Dataset, block_rows
+from diffusional.data.images import check_levels, decode_all
+from diffusional.data.pictures import Options, Picture, check_alike, decode
+from diffusional.data.rows import integers, reals
+from diffusional.data.splits import Fractions, Part, random_rows
+from diffusional.data.storage import store
+from diffusional.errors import DiffusionalError
+from diffusional.space import Discrete
+
+_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+_BUFFER = 4096  # items among which a stream is shuffled
+_HEAD = 10_000  # items of a stream that standardise it
+
+
+def load_hub(
+    name: str,
+    levels: int | None,
+    fractions: Fractions,
+    seed: int,
+    options: Options,
+    column: str | None,
+    streaming: bool,
+    holdout: int,
+) -> Dataset:
+    """The Dataset of "hf:…". `column` names the items' column, if several could be; `holdout` is how many items
+    of a stream are its validation, and its test.
+
+    Raises DiffusionalError when `datasets` is not installed, for names it cannot find, columns that could be
+    several or none, and whatever images and arrays raise.
+    """
+    path, _, config = name.removeprefix("hf:").partition(":")
+    found, revision = _open(path, config or None, streaming)
+    column = _choose(name, found["train"].features, column)
+    picture = _is_image(found["train"].features[column])
+    dtype = None if picture else _dtype(found["train"].features[column])
+    found = {split: _only(rows, column, dtype, streaming) for split, rows in found.items()}
+    source = f"{name}, column {column!r}"
+    if not streaming:
+        return (_pictures if picture else _arrays)(name, source, found, column, levels, fractions, seed, options)
+    identity = json.dumps([name, column, revision, asdict(options), holdout, seed])
+    return _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity)
+
+
+@dataclass(frozen=True, eq=False)
+class HubStream:
+    """A train split read from its beginning: rows of an IterableDataset, each turned into an item by `convert`."""
+
+    rows: Any
+    convert: Callable[[int, dict[str, Any]], np.ndarray]
+    item_shape: tuple[int, ...]
+    dtype: torch.dtype
+    identity: str
+    seed: int
+
+    def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+        """Raw items of an epoch, from item `skip` on; those before it are not decoded."""
+        rows = self.rows.shuffle(seed=self.seed, buffer_size=_BUFFER).skip(skip)
+        rows.set_epoch(epoch)  # last: `skip` would forget it
+        return self._converted(rows, skip)
+
+    def head(self, n: int) -> Tensor:
+        """The first n items as they are stored, or all if there are fewer."""
+        return torch.stack(list(self._converted(self.rows.take(n), 0)))
+
+    def _converted(self, rows: Any, first: int) -> Iterator[Tensor]:
+        for i, row in enumerate(_unbroken(rows, self.identity), first):
+            yield torch.from_numpy(self.convert(i, row))
+
+
+def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any], str]:
+    """The splits by our names, and what tells this version of the data from others."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DiffusionalError(
+            f'hf:{path} needs the library datasets, which is not installed; pip install "diffusional[hub]"'
+        ) from error
+    local = str(Path(path).expanduser()) if path.startswith(("/", ".", "~")) else path
+    if path.startswith(("/", ".", "~")) and not Path(local).exists():
+        raise DiffusionalError(f"hf:{path} does not exist; give a folder, or owner/name for a data set of the Hub")
+    try:
+        builder = datasets.load_dataset_builder(local, config)
+        if streaming:
+            found: Any = builder.as_streaming_dataset()
+        else:
+            builder.download_and_prepare()
+            found = builder.as_dataset()
+    except Exception as error:  # the library raises of every kind, from its own to those of its transport
+        raise DiffusionalError(
+            f"hf:{path}{f':{config}' if config else ''} could not be loaded ({type(error).__name__}: {error}); check "
+            "the name, the config after a colon, and the connection; a private data set needs `hf auth login`"
+        ) from error
+    splits = {_NAMES[str(name).lower()]: rows for name, rows in found.items() if str(name).lower() in _NAMES}
+    if "train" not in splits:
+        raise DiffusionalError(
+            f"hf:{path} has no train split (it has {', '.join(map(str, found))}); choose another config"
+        )
+    return splits, str(builder.hash)
+
+
+def _choose(name: str, features: Any, column: str | None) -> str:
+    if features is None:
+        raise DiffusionalError(f"{name} does not say what its columns are; load it without streaming")
+    fitting = [key for key, feature in features.items() if _is_image(feature) or _shape(feature)]
+    described = ", ".join(f"{key} ({_described(feature)})" for key, feature in features.items())
+    if column is None and len(fitting) == 1:
+        return fitting[0]
+    if column is None:
+        which = "several columns could be" if fitting else "no column can be"
+        raise DiffusionalError(
+            f"{name}: {which} the items; it has {described}. Choose one of images or of arrays of one shape with "
+            "column=… (--data.column NAME); columns of single numbers are a table: save them as .parquet"
+        )
+    if column not in fitting:
+        raise DiffusionalError(
+            f"{name}: column={column!r} came, which is {'no column of images or fixed arrays' if column in features else 'none of its columns'}; "
+            f"it has {described}"
+        )
+    return column
+
+
+def _described(feature: Any) -> str:
+    shape = _shape(feature)
+    kind = type(feature).__name__
+    return f"{kind} {shape}" if shape else f"{kind} {getattr(feature, 'dtype', '') or ''}".strip()
+
+
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ == "Image"
+
+
+def _shape(feature: Any) -> tuple[int, ...]:
+    """The shape of a feature that holds numbers of one shape, or ()."""
+    if type(feature).__name__.startswith("Array"):
+        return tuple(feature.shape) if None not in feature.shape else ()
+    length, inner = getattr(feature, "length", -1), getattr(feature, "feature", None)
+    if inner is None or length < 1:
+        return ()
+    if type(inner).__name__ == "Value":
+        return (length,) if np.dtype(_plain(inner.dtype)).kind in "buif" else ()
+    deeper = _shape(inner)
+    return (length, *deeper) if deeper else ()
+
+
+def _plain(dtype: str) -> str:
+    return dtype if dtype.startswith(("int", "uint", "float", "bool")) else "O"
+
+
+def _dtype(feature: Any) -> str:
+    """The type of a feature's numbers."""
+    inner = getattr(feature, "feature", None)
+    return str(feature.dtype) if inner is None else _dtype(inner)
+
+
+def _only(rows: Any, column: str, dtype: str | None, streaming: bool) -> Any:
+    """Rows of one column: arrays of a type, or pictures (None) as the bytes they are, since we decode ourselves."""
+    import datasets
+
+    rows = rows.select_columns([column])
+    if dtype is None:
+        return rows.cast_column(column, datasets.Image(decode=False))
+    # The format's own type would be float32, whatever is stored. A stream has none to give: see _ArrayRow.
+    return rows if streaming else rows.with_format("numpy", dtype=np.dtype(dtype))
+
+
+def _content(stored: dict[str, Any]) -> Path | bytes:
+    if stored["bytes"] is not None:
+        return stored["bytes"]
+    if Path(stored["path"]).exists():
+        return Path(stored["path"])
+    import fsspec  # comes with datasets; reads what it streams: hf://, https://, zip://
+
+    with fsspec.open(stored["path"], "rb") as opened:
+        return opened.read()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _pictures(
+    name: str,
+    source: str,
+    found: dict[str, Any],
+    column: str,
+    levels: int | None,
+    fractions: Fractions,
+    seed: int,
+    options: Options,
+) -> Dataset:
+    given, whole = _ranges(found)
+    rows = random_rows(given, source, fractions, seed)
+
+    def read(i: int) -> tuple[Path | bytes, str]:
+        split, item = whole(i)
+        return _content(found[split][item][column]), f"{source}, {split} item {item}"
+
+    n = sum(map(len, found.values()))
+    values, stored = decode_all(n, read, options, lambda: [[split, part._fingerprint] for split, part in found.items()])
+    check_levels(levels, stored, source)
+    parts = {split: Part(values, rows[split], source) for split in SPLITS}
+    return declared(name, Discrete(values.shape[1:], stored), parts)
+
+
+def _arrays(
+    name: str,
+    source: str,
+    found: dict[str, Any],
+    column: str,
+    levels: int | None,
+    fractions: Fractions,
+    seed: int,
+    options: Options,
+) -> Dataset:
+    _refuse_picture_options(options, source)
+    given, _ = _ranges(found)
+    rows = random_rows(given, source, fractions, seed)
+    first = np.asarray(found["train"][:1][column])
+    size = block_rows(first.shape[1:])
+
+    def fill(out: np.ndarray) -> None:
+        start = 0
+        for split in found.values():
+            for i in range(0, len(split), size):
+                block = np.asarray(split[i : i + size][column])
+                out[start : start + len(block)] = block
+                start += len(block)
+
+    shape = (sum(map(len, found.values())), *first.shape[1:])
+    values = store(shape, first.dtype.str, lambda: [[split, part._fingerprint] for split, part in found.items()], fill)
+    return to_dataset(name, {split: Part(values, rows[split], source) for split in SPLITS}, levels)
+
+
+def _ranges(found: dict[str, Any]) -> tuple[dict[str, np.ndarray], Callable[[int], tuple[str, int]]]:
+    """All splits one after the other: the rows of each, and of a row the split and its item there."""
+    splits = list(found)
+    ends = np.cumsum([len(found[split]) for split in splits])
+    starts = ends - [len(found[split]) for split in splits]
+
+    def whole(i: int) -> tuple[str, int]:
+        k = int(np.searchsorted(ends, i, side="right"))
+        return splits[k], int(i - starts[k])
+
+    return {split: np.arange(start, end) for split, start, end in zip(splits, starts, ends, strict=True)}, whole
+
+
+def _streamed(
+    name: str,
+    source: str,
+    found: dict[str, Any],
+    column: str,
+    dtype: str | None,
+    levels: int | None,
+    seed: int,
+    options: Options,
+    holdout: int,
+    identity: str,
+) -> Dataset:
+    rows, taken = dict(found), 0
+    for split in ("validation", "test"):
+        if split in found:
+            rows[split] = found[split].take(holdout)
+        else:
+            rows[split] = found["train"].skip(taken).take(holdout)
+            taken += holdout
+    rows["train"] = found["train"].skip(taken)
+    head = {
+        split: list(_unbroken(part.take(1 if dtype is None else _HEAD), source))
+        for split, part in rows.items()
+        if split == "train"
+    }
+    head |= {split: list(_unbroken(rows[split], source)) for split in ("validation", "test")}
+    for split, held in head.items():
+        if not held:
+            raise DiffusionalError(
+                f"{source}: the stream leaves no {split} items ({taken} of train are held out); give a smaller "
+                "holdout (--data.holdout), or load without streaming"
+            )
+    if dtype is None:
+        first = decode(_content(head["train"][0][column]), f"{source}, train item 0", options)
+        check_levels(levels, first.levels, source)
+        convert: Any = _DecodeRow(column, source, options, first)
+        known = declared(name, Discrete(first.values.shape, first.levels), _held(head, convert, source))
+    else:
+        _refuse_picture_options(options, source)
+        convert = _ArrayRow(column, source, dtype)
+        known = to_dataset(name, _held(head, convert, source), levels)
+    kind = known.items("train").dtype
+    return replace(known, train=HubStream(rows["train"], convert, known.space.shape, kind, identity, seed))
+
+
+def _held(head: dict[str, list[Any]], convert: Any, source: str) -> dict[str, Part]:
+    parts = {split: np.stack([convert(i, row) for i, row in enumerate(held)]) for split, held in head.items()}
+    return {split: Part(array, slice(0, len(array)), f"{source}, {split}") for split, array in parts.items()}
+
+
+def _refuse_picture_options(options: Options, source: str) -> None:
+    if options != Options():
+        raise DiffusionalError(f"{options} came for {source}, which holds arrays; size, fit and grey are for images")
+
+
+@dataclass(frozen=True, eq=False)
+class _DecodeRow:
+    column: str
+    source: str
+    options: Options
+    first: Picture
+
+    def __call__(self, i: int, row: dict[str, Any]) -> np.ndarray:
+        picture = decode(_content(row[self.column]), f"{self.source}, item {i}", self.options)
+        check_alike(self.first, picture)
+        return np.ascontiguousarray(picture.values)
+
+
+@dataclass(frozen=True, eq=False)
+class _ArrayRow:
+    column: str
+    source: str
+    dtype: str
+
+    def __call__(self, i: int, row: dict[str, Any]) -> np.ndarray:
+        values = channels_first(np.asarray(row[self.column], self.dtype)[None], self.source)
+        return np.ascontiguousarray((reals if values.dtype.kind == "f" else integers)(values)[0])
+
+
+def _unbroken(rows: Any, source: str) -> Iterator[Any]:
+    try:
+        yield from rows
+    except OSError as error:
+        raise DiffusionalError(
+            f"{source}: the stream broke off ({error}); check the connection and resume, or load without streaming"
+        ) from error

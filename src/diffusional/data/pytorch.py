@@ -1,0 +1,156 @@
+"""Any map-style Dataset of PyTorch as a Dataset of this library: items are asked for by number, when they are needed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from diffusional.data.checks import Block, channels_first, find_space, kind_of_values
+from diffusional.data.dataset import SPLITS, Dataset, block_rows
+from diffusional.data.pictures import Options, from_image
+from diffusional.data.rows import integers, reals
+from diffusional.data.splits import Fractions, random_rows
+from diffusional.errors import DiffusionalError
+from diffusional.space import Discrete
+
+
+def from_torch(
+    train: Any,
+    validation: Any = None,
+    test: Any = None,
+    levels: int | None = None,
+    split: Fractions = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    key: str | None = None,
+    name: str = "dataset",
+) -> Dataset:
+    """A Dataset over objects with `len` and `[i]`: a torch Dataset, a list of tensors, ….
+
+    An item is a tensor, an array or a Pillow image, or the first of a tuple, or what a dict has under `key`.
+    Images have the levels of their mode, 256 for 8 bits; integers need `levels`, and
+    H×W and H×W×C become 1×H×W and C×H×W, as in `load`. Splits that are not given are drawn from train by `seed`, with the fractions `split`.
+
+    Every item is read once, for its values to be checked. Raises DiffusionalError, naming the item, for items that
+    differ in shape or type, and for a data set that gives other values when asked again (random augmentation).
+
+    >>> data = from_torch([(torch.tensor([i, 1]), "label") for i in range(10)], levels=10)
+    >>> data.space.shape, len(data.train), data.tensor("test").tolist()
+    ((2,), 8, [[1, 1]])
+    """
+    objects = {part: given for part, given in zip(SPLITS, (train, validation, test), strict=True) if given is not None}
+    for part, given in objects.items():
+        if isinstance(given, IterableDataset) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+            raise DiffusionalError(
+                f"{name}: {part} is of type {type(given).__name__}, whose items have no numbers; give a map-style "
+                "data set (with len and [i]), or list(…) of it if it is small; data sets of the Hub are streamed by "
+                'load("hf:owner/name", streaming=True)'
+            )
+        if len(given) == 0:
+            raise DiffusionalError(f"{name}: {part} has no items; give data")
+    rows = random_rows({part: np.arange(len(given)) for part, given in objects.items()}, name, split, seed)
+    first = _value(train, 0, f"{name}, train item 0", key)
+    again = _value(train, 0, f"{name}, train item 0", key)
+    if not np.array_equal(first, again):
+        raise DiffusionalError(
+            f"{name}: item 0 had other values when it was read again; leave random augmentation out, since a "
+            "likelihood is of the data themselves"
+        )
+    kind = kind_of_values(first.dtype, f"{name}, train item 0")
+    if isinstance(_bare(train[0], key), Image.Image):
+        stored = 2 if first.dtype == np.bool_ else 256
+        if levels not in (None, stored):
+            raise DiffusionalError(f"{name}: levels={levels} came for images of {stored} levels; leave levels out")
+        levels = stored
+
+    def items(part: str, convert: Callable[[np.ndarray], np.ndarray]) -> TorchItems:
+        source = f"{name}, {part if part in objects else 'train'}"
+        return TorchItems(objects.get(part, train), rows[part], source, key, first, convert)
+
+    blocks = _blocks({part: items(part, reals) for part in SPLITS})
+    space = find_space(name, kind, first.shape, levels, blocks, f"{name}, train")
+    convert = integers if isinstance(space, Discrete) else reals
+    return Dataset(name, space, items("train", convert), items("validation", convert), items("test", convert))
+
+
+@dataclass(frozen=True, eq=False)
+class TorchItems:
+    """Items source[rows[i]], each of the shape and type of `like`, passed through `convert`."""
+
+    source: Any
+    rows: np.ndarray
+    name: str
+    key: str | None
+    like: np.ndarray
+    convert: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, *dims)."""
+        return (len(self.rows), *self.like.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type after `convert`."""
+        return torch.from_numpy(self.convert(self.like[:0])).dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
+        """The items of rows int64 (n,), or of a slice: (n, *dims)."""
+        chosen = self.rows[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        return torch.from_numpy(self.convert(self.read(chosen)))
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Items of rows of the source, as they came."""
+        out = np.empty((len(rows), *self.like.shape), self.like.dtype)
+        for place, row in enumerate(rows.tolist()):
+            where = f"{self.name} item {row}"
+            value = _value(self.source, row, where, self.key)
+            if (value.shape, value.dtype) != (self.like.shape, self.like.dtype):
+                raise DiffusionalError(
+                    f"{where} has shape {value.shape} and type {value.dtype}, the first item {self.like.shape} and "
+                    f"{self.like.dtype}; make all alike"
+                )
+            out[place] = value
+        return out
+
+
+def _blocks(items: dict[str, TorchItems]) -> Iterator[Block]:
+    for split, part in items.items():
+        size = block_rows(part.like.shape)
+        for first in range(0, len(part), size):
+            rows = part.rows[first : first + size]
+            yield part.name, split, rows, part.read(rows)
+
+
+def _bare(item: Any, key: str | None) -> Any:
+    """The values of an item that may come with labels; None if they cannot be told."""
+    if isinstance(item, Mapping):
+        return item.get(key)
+    return item[0] if isinstance(item, tuple | list) and len(item) else item
+
+
+def _value(source: Any, row: int, where: str, key: str | None) -> np.ndarray:
+    item = source[row]
+    if isinstance(item, Mapping) and key not in item:
+        raise DiffusionalError(
+            f"{where} is a dict with {', '.join(map(repr, item))}; name the values: key={next(iter(item), '')!r}"
+        )
+    value = _bare(item, key)
+    if isinstance(value, Image.Image):
+        picture = from_image(value, where, Options())
+        return picture.values.astype(bool) if picture.levels == 2 else picture.values
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray | np.generic) or np.ndim(value) == 0:
+        raise DiffusionalError(
+            f"{where} is of type {type(value).__name__}, shape {np.shape(value)}; expected a tensor, an array or an "
+            "image, alone or first of a tuple"
+        )
+    return channels_first(np.asarray(value)[None], where)[0]
