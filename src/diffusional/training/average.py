@@ -47,4 +47,5 @@ class WeightAverage:
 
 @torch.no_grad()
 def _copy(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
-    torch._foreach_copy_(list(to), list(of))
+    for target, source in zip(to, of, strict=True):
+        target.copy_(source)

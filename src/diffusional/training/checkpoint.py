@@ -155,7 +155,7 @@ def save(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: C
     final, partial = folder / f"step-{progress.step:08d}", folder / f".partial-{progress.step:08d}"
     try:
         folder.mkdir(exist_ok=True)
-        tidy(folder)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save_tensors(partial / _STATE, tensors)
         save_json(partial / _PROGRESS, asdict(progress) | {"best": _finite(progress.best)})
@@ -175,8 +175,7 @@ def save(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: C
             f"the checkpoint of step {progress.step} could not be written to {folder} ({error}); {there}. Make room, or see to "
             "the folder's permissions, and go on with --resume"
         ) from error
-    for old in sorted(folder.glob("step-*"))[: -config.keep_checkpoints]:
-        _drop(old)
+    tidy(final, config.keep_checkpoints)
 
 
 def restore(found: Path, state: State, config: Config, processes: int = 1) -> Progress:
@@ -247,10 +246,13 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def tidy(folder: Path) -> None:
-    """Clear away what a crash left half-written or half-dropped."""
+def tidy(newest: Path, keep: int) -> None:
+    """Drop the checkpoints older than the `keep` newest, up to `newest`; and what a crash left half-written or half-dropped."""
+    folder = newest.parent
     for left in [*folder.glob(".partial-*"), *folder.glob(".dropped-*")]:
         shutil.rmtree(left)
+    for old in sorted(c for c in folder.glob("step-*") if c.name <= newest.name)[:-keep]:
+        _drop(old)
 
 
 def _fault(checkpoint: Path) -> str | None:

@@ -81,7 +81,8 @@ def train(
     """
     run = Path(run)
     console = console or Console(stderr=True)
-    accelerator = Accelerator(mixed_precision="no")  # the network alone is cast: see _Objective
+    # The network alone is cast: see _Objective. Without a GPU, Accelerate sees several processes only if told that it is so.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     share = _share(config, accelerator)
     dataset = data or build_dataset(config.data)
     set_seed(config.seed)
@@ -98,6 +99,7 @@ def train(
         if (found := checkpoint.newest(run / CHECKPOINTS)) is not None:
             progress = checkpoint.restore(found, state, config, accelerator.num_processes)
             if accelerator.is_main_process:
+                checkpoint.tidy(found, config.keep_checkpoints)
                 checkpoint.put_back_best(found)
         feed = Feed(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
         feed.seek(progress.step, (progress.epoch, progress.of_epoch))

@@ -1,0 +1,163 @@
+"""Several processes take the steps of one: the same batches, levels stratified over all, one checkpoint format, no hanging on
+the dead. Each test starts processes of its own, as `accelerate launch` and torchrun do.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from battery import environment
+from diffusional.files import load_json, load_tensors
+from diffusional.training import journal, loop
+from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, SystemConfig
+from diffusional.training.run import load
+
+QUIET = Console(quiet=True)
+STEPS = 24
+
+# The same for all; what a test adds comes before it.
+SCRIPT = """
+import os, signal, sys
+from rich.console import Console
+from diffusional.training import loop
+from diffusional.training.config import Config
+from pathlib import Path
+
+config, run, resume = Config.load(Path(sys.argv[1])), sys.argv[2], "--resume" in sys.argv
+rank = int(os.environ["RANK"])
+{before}
+loop.train(config, run, resume=resume, console=Console(quiet=True), watch={watch})
+"""
+
+# As Accelerate shards, which it does on GPUs alone: torch's own fully_shard, with the optimiser on the shards.
+SHARDED = """
+import accelerate
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+def prepare(self, objective, optimizer):
+    names = {id(p): name for name, p in objective.named_parameters()}
+    wanted = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    mesh = init_device_mesh("cpu", (2,))
+    for block in objective.modules():
+        if type(block).__name__ == "_ResBlock":
+            fully_shard(block, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+    shards = dict(objective.named_parameters())
+    for group, own in zip(optimizer.param_groups, wanted):
+        group["params"] = [shards[name] for name in own]
+    return objective, optimizer
+
+accelerate.Accelerator.prepare = prepare
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    path = tmp_path_factory.mktemp("data") / "tiny.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 5, (200, 1, 8, 8)).astype(np.uint8))
+    return Config(
+        data=DataConfig(name=str(path), levels=5),
+        model=ModelConfig(widths=(8, 8), blocks=1, dropout=0.0),
+        optimizer=OptimizerConfig(lr=1e-2, warmup=5),
+        steps=STEPS,
+        batch=16,
+        validate_every=8,
+        checkpoint_every=6,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, its batches whole."""
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    loop.train(config, folder, console=QUIET)
+    return folder
+
+
+def together(
+    config: Config, run: Path, *options: str, before: str = "", watch: str = "None", processes: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """Train on several processes of this machine."""
+    saved = run.with_name("together.json")
+    saved.write_text(json.dumps(config.to_dict()))
+    script = run.with_name("script.py")
+    script.write_text(SCRIPT.format(before=before, watch=watch))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), str(saved), str(run), *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment() | {"OMP_NUM_THREADS": "1"}, timeout=200
+    )
+
+
+def same_curve(a: Path, b: Path) -> None:
+    """To float tolerance, which grows along a run."""
+    ours, theirs = journal.read(a), journal.read(b)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert ours[-1]["step"] == STEPS
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3), mine["step"]
+    first, other = (next(line["loss"] for line in lines if "loss" in line) for lines in (ours, theirs))
+    assert first == pytest.approx(other, rel=1e-5)
+
+
+def test_parts_of_a_batch_are_the_batch(alone: Path, config: Config, tmp_path: Path) -> None:
+    parts = dataclasses.replace(config, system=SystemConfig(accumulate=4))
+    loop.train(parts, tmp_path / "run", console=QUIET)
+    same_curve(alone, tmp_path / "run")
+
+
+def test_two_processes_are_one_and_go_on_as_one(alone: Path, config: Config, tmp_path: Path) -> None:
+    # Killed after the checkpoint of step 18, when the bound of step 16 had been told.
+    ending = "lambda step, model: os.kill(os.getpid(), signal.SIGKILL) if step == 16 and rank == 1 else None"
+    started = time.monotonic()
+    done = together(config, tmp_path / "run", watch=ending)
+    assert done.returncode != 0
+    assert time.monotonic() - started < 100
+    assert "another process of this run has ended" in done.stderr
+    assert "go on with --resume, on as many processes as there are" in done.stderr
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    assert newest.name == "step-00000012"
+    assert load_json(newest / "manifest.json")["made"]["processes"] == 2
+    with pytest.warns(UserWarning, match="the run goes on elsewhere than it was .*processes 2 → 1"):
+        loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    same_curve(alone, tmp_path / "run")
+    ours, theirs = load(tmp_path / "run").state_dict(), load(alone).state_dict()
+    assert all((ours[name] - theirs[name]).norm() < 0.02 * theirs[name].norm() + 0.02 for name in theirs)
+
+
+@pytest.mark.slow
+def test_sharded_weights_take_the_same_steps_and_leave_the_same_checkpoint(
+    alone: Path, config: Config, tmp_path: Path
+) -> None:
+    half = dataclasses.replace(config, max_seconds=None, system=SystemConfig(accumulate=2))
+    ending = "lambda step, model: os.kill(os.getpid(), signal.SIGTERM) if step == 8 else None"
+    done = together(half, tmp_path / "run", before=SHARDED, watch=ending)
+    assert "stopped after step 8 of 24, with a checkpoint" in done.stderr, done.stderr
+    ours = load_tensors(max((tmp_path / "run/checkpoints").iterdir()) / "state.safetensors")
+    theirs = load_tensors(max((alone / "checkpoints").iterdir()) / "state.safetensors")
+    assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {
+        name: (t.shape, t.dtype) for name, t in theirs.items()
+    }
+    # From one shard to the other, and from both to none.
+    done = together(half, tmp_path / "run", "--resume", before=SHARDED, watch=ending.replace("8", "16"))
+    assert "stopped after step 16 of 24, with a checkpoint" in done.stderr, done.stderr
+    with pytest.warns(UserWarning, match="processes 2 → 1"):
+        loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    same_curve(alone, tmp_path / "run")
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(config: Config, tmp_path: Path) -> None:
+    uneven = dataclasses.replace(config, batch=9, system=SystemConfig(accumulate=2))
+    with pytest.raises(
+        loop.DiffusionalError, match=r"batch=9 came with 1 processes and system.accumulate=2; .* multiple of 2"
+    ):
+        loop.train(uneven, tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()

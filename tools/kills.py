@@ -1,0 +1,183 @@
+"""Does a run survive SIGKILL? Kill one again and again, resume it each time, and compare what it leaves with a run left in peace.
+
+    python tools/kills.py                           # 100 random moments and every write boundary: some minutes on two cores
+    python tools/kills.py --random 4 --boundaries 8 # a sample, as the tests take it
+
+A run is killed at a random moment of its life, or right before the k-th time that it opens a file of its folder for writing, makes,
+renames, links or removes something there (Python's audit events). Then it is resumed, killed again, in a quarter of the trials, and
+resumed to its end. Weights, their average, the optimiser, the best model and the metrics must have the same bytes.
+
+Exit status: 0 if every trial ended the same, 1 if not.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from diffusional.training import checkpoint
+from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from diffusional.training.loop import train
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPARED = ("model.safetensors", "metrics.jsonl", "config.json", "data.json")
+CHANGES = ("os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "shutil.rmtree")
+
+
+def config_of(folder: Path) -> Config:
+    """A small run with everything that a run has: dropout, an adaptive proposal, validations and checkpoints out of step."""
+    np.save(folder / "tiny.npy", np.random.default_rng(0).integers(0, 5, (64, 1, 8, 8)).astype(np.uint8))
+    return Config(
+        data=DataConfig(name=str(folder / "tiny.npy"), levels=5),
+        model=ModelConfig(widths=(8, 8), blocks=1, dropout=0.1),
+        optimizer=OptimizerConfig(lr=1e-2, warmup=5),
+        steps=36,
+        batch=16,
+        validate_every=8,
+        checkpoint_every=5,
+    )
+
+
+def in_child(run: Path, config: Config, boundary: int | None = None, counted: Path | None = None) -> int:
+    """Fork a process that begins the run or resumes it; it kills itself at the `boundary`-th change of the folder."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _watch_changes(run, boundary, counted)
+        resume = (run / "config.json").exists()
+        train(config, run, resume=resume, console=Console(quiet=True))
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(70)
+
+
+def _watch_changes(run: Path, boundary: int | None, counted: Path | None) -> None:
+    seen, inside = 0, str(run)
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        changing = event in CHANGES or (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if not changing or not str(args[0]).startswith(inside):
+            return
+        seen += 1
+        if counted is not None:
+            counted.write_text(str(seen))
+        if seen == boundary:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def ended(pid: int) -> int:
+    """0 for a process that came to its end, −9 for one that was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def left(run: Path) -> dict[str, bytes]:
+    """What must be the same, by name."""
+    last = checkpoint.newest(run / "checkpoints")
+    assert last is not None
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    found = {name: (run / name).read_bytes() for name in COMPARED}
+    found |= {name: (last / name).read_bytes() for name in ("state.safetensors", "best.safetensors")}
+    return found | {
+        "checkpoints": ",".join(names).encode(),
+        "files": ",".join(sorted(p.name for p in run.iterdir())).encode(),
+    }
+
+
+def trial(
+    name: str, run: Path, config: Config, kills: list[Callable[[], int]], wanted: dict[str, bytes]
+) -> dict[str, Any]:
+    """Each of `kills` begins or resumes the run and returns how it ended; then it is resumed to the end."""
+    record: dict[str, Any] = {"trial": name, "killed": 0, "failed": None, "different": []}
+    for kill in kills:
+        status = kill()
+        record["killed"] += status == -signal.SIGKILL
+        if status not in (0, -signal.SIGKILL):
+            record["failed"] = f"status {status} where it was to be killed"
+    if ended(in_child(run, config)) != 0:
+        record["failed"] = "could not be resumed"
+    else:
+        now = left(run)
+        record["different"] = [key for key in wanted if now[key] != wanted[key]]
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--random", type=int, default=100, help="kills at random moments")
+    parser.add_argument("--boundaries", type=int, default=0, help="of the write boundaries, evenly chosen; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng, records = random.Random(args.seed), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config, count = config_of(folder), folder / "count"
+        started = time.monotonic()
+        assert ended(in_child(folder / "whole", config, counted=count)) == 0
+        lifetime, boundaries = time.monotonic() - started, int(count.read_text())
+        wanted = left(folder / "whole")
+
+        def at_random(run: Path) -> Callable[[], int]:
+            moment = rng.uniform(0, lifetime)
+
+            def kill() -> int:
+                pid = in_child(run, config)
+                time.sleep(moment)
+                os.kill(pid, signal.SIGKILL)
+                return ended(pid)
+
+            return kill
+
+        trials: dict[str, list[Callable[[], int]]] = {}
+        for i in range(args.random):
+            run = folder / f"random-{i}"
+            trials[run.name] = [at_random(run) for _ in range(2 if i % 4 == 3 else 1)]
+        some = args.boundaries or boundaries
+        for k in sorted({1 + round(i * (boundaries - 1) / max(1, some - 1)) for i in range(some)}):
+            run = folder / f"boundary-{k}"
+            trials[run.name] = [lambda run=run, k=k: ended(in_child(run, config, boundary=k))]
+        for key, kills in trials.items():
+            records.append(trial(key, folder / key, config, kills, wanted))
+            if records[-1]["failed"] or records[-1]["different"]:
+                print(json.dumps(records[-1]), flush=True)
+    bad = [r for r in records if r["failed"] or r["different"]]
+    out = {
+        "command": " ".join(["python", *sys.argv]),
+        "torch": torch.__version__,
+        "kills": sum(r["killed"] for r in records),
+        "at_random_moments": sum(r["killed"] for r in records if r["trial"].startswith("random")),
+        "at_write_boundaries": sum(r["killed"] for r in records if r["trial"].startswith("boundary")),
+        "write_boundaries_of_a_run": boundaries,
+        "seconds_of_a_run": round(lifetime, 2),
+        "lost": [r["trial"] for r in bad if r["failed"]],
+        "different": [r["trial"] for r in bad if r["different"]],
+    }
+    print(json.dumps(out, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(out, indent=1) + "\n")
+    raise SystemExit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
