@@ -1,0 +1,258 @@
+"""What was understood of data, and what looks wrong with them, before anything is trained.
+
+A likelihood does not complain: undeclared levels, copies of train items in the test split or a column of whole
+numbers give better figures, not errors. Each finding says what was seen and what to do about it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from diffusional.data.dataset import SPLITS, Dataset, Stream
+from diffusional.data.rows import Rows
+from diffusional.data.survey import Survey, survey
+from diffusional.space import Continuous, Discrete, Space
+
+_PICTURE = 64  # items that are shown
+_FEW = 100  # items of a split below which its error bars are wide
+_FAR = 20.0  # standard deviations
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What `inspect` found. `items`, `looked_at` and `ranges` are by split; of a stream the number of items is None.
+
+    Attributes:
+        looked_at: how many items of each split were looked at, all of them unless the split is large or a stream.
+        ranges: the least and the most of the raw values that were looked at.
+        distinct: how many of the declared levels occur; None for real-valued data.
+        held: where train is: "in memory", "memory-mapped", "streamed", or "read item by item".
+        bytes: of all raw values together; a stream's are not counted.
+        picture: raw values (≤ 64, *shape) of the first train items.
+    """
+
+    name: str
+    space: Space
+    items: dict[str, int | None]
+    looked_at: dict[str, int]
+    raw_type: str
+    ranges: dict[str, tuple[float, float]]
+    distinct: int | None
+    held: str
+    bytes: int
+    fingerprints: dict[str, str]
+    findings: tuple[str, ...]
+    picture: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """The record without its picture, JSON-ready."""
+        return {
+            "name": self.name,
+            "space": self.space.to_dict(),
+            "items": self.items,
+            "looked_at": self.looked_at,
+            "raw_type": self.raw_type,
+            "ranges": {split: list(pair) for split, pair in self.ranges.items()},
+            "distinct": self.distinct,
+            "held": self.held,
+            "bytes": self.bytes,
+            "fingerprints": self.fingerprints,
+            "findings": list(self.findings),
+        }
+
+
+def inspect(dataset: Dataset) -> Inspection:
+    """Look at a Dataset: every item once, or of splits above 2 GiB and streams a sample, as the findings then say.
+
+    >>> from diffusional.data import load
+    >>> found = inspect(load("digits"))
+    >>> found.items, found.distinct, found.held
+    ({'train': 1000, 'validation': 350, 'test': 447}, 17, 'in memory')
+    >>> found.findings
+    ('3 of 64 positions never change over the train items; they cost next to nothing and lower the bits per dimension',)
+    """
+    seen = {split: survey(dataset, split) for split in SPLITS}
+    train, space = dataset.train, dataset.space
+    lengths = {split: None if isinstance(raw := getattr(dataset, split), Stream) else len(raw) for split in SPLITS}
+    return Inspection(
+        dataset.name,
+        space,
+        lengths,
+        {split: len(s.rows) for split, s in seen.items()},
+        str(train.dtype).removeprefix("torch."),
+        {split: (s.least, s.most) for split, s in seen.items()},
+        int(np.count_nonzero(np.sum([s.counts for s in seen.values()], axis=0)))
+        if isinstance(space, Discrete)
+        else None,
+        _held(train),
+        sum((n or 0) * space.dimensions * getattr(dataset, split).dtype.itemsize for split, n in lengths.items()),
+        {split: dataset.fingerprint(split) for split in SPLITS},
+        tuple(_findings(dataset, seen)),
+        train.head(_PICTURE) if isinstance(train, Stream) else train[:_PICTURE],
+    )
+
+
+def _held(train: Any) -> str:
+    if isinstance(train, Stream):
+        return "streamed"
+    if isinstance(train, Rows):
+        return "memory-mapped" if train.mapped else "in memory"
+    return "in memory" if isinstance(train, Tensor) else "read item by item"
+
+
+def _findings(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
+    some = [f"{len(s.rows)} of {split}" for split, s in seen.items() if not s.whole]
+    if some:
+        yield f"only some items were looked at ({', '.join(some)}), so what follows may not be all"
+    yield from _broken(dataset, seen)
+    if isinstance(dataset.space, Discrete):
+        yield from _levels(dataset.space, seen)
+        yield from _constant(seen["train"])
+    else:
+        yield from _columns(dataset, seen["train"])
+        yield from _outliers(dataset, dataset.space, seen)
+    yield from _duplicates(seen)
+    yield from _small(seen)
+    yield from _apart(dataset, seen)
+
+
+def _broken(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
+    for split, s in seen.items():
+        if s.infinite:
+            yield f"{split} has {s.infinite} values that are not finite; mend or drop their items"
+        if isinstance(dataset.space, Discrete) and (s.least < 0 or s.most >= dataset.space.levels):
+            yield (
+                f"{split} has values from {s.least:g} to {s.most:g}, outside the declared levels 0 … "
+                f"{dataset.space.levels - 1}; mend the data or declare their levels"
+            )
+
+
+def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
+    """Levels that were declared and do not occur: a coarser scale, or one that is too long."""
+    counts: np.ndarray = np.sum([s.counts for s in seen.values()], axis=0)
+    values = np.flatnonzero(counts)
+    if len(values) < 2:
+        return
+    step, most = math.gcd(*values.tolist()), int(values[-1])
+    told = f"{len(values)} of {space.levels} declared levels occur"
+    if step > 1:
+        yield (
+            f"{told}, all multiples of {step}: these are data of {most // step + 1} levels, scaled; divide them by "
+            f"{step} and declare levels={most // step + 1}, or the model learns the gaps and the bound flatters it"
+        )
+    elif 2 * len(values) <= space.levels and most + 1 == len(values):
+        yield f"{told}, 0 to {most}; declare levels={most + 1}, or levels that never occur take some of the probability"
+    elif 2 * len(values) <= space.levels:
+        yield (
+            f"{told}; if the data were scaled from fewer levels, map them back to 0 … {len(values) - 1} and declare "
+            f"levels={len(values)}, or the model learns the gaps and the bound flatters it"
+        )
+
+
+def _constant(train: Survey) -> Iterator[str]:
+    constant = int((train.low == train.high).sum())
+    if constant:
+        yield (
+            f"{constant} of {len(train.low)} positions never change over the train items; they cost next to nothing "
+            "and lower the bits per dimension"
+        )
+
+
+def _columns(dataset: Dataset, train: Survey) -> Iterator[str]:
+    """Columns of real-valued data that take a value more than now and then: a density of them has no bound."""
+    x = train.columns
+    if len(x) < 20:
+        return
+    few, often = [], []
+    for j in range(x.shape[1]):
+        values, counts = np.unique(x[:, j], return_counts=True)
+        if len(values) <= len(x) / 10:
+            few.append(f"{_place(dataset, j)} ({len(values)} distinct)")
+        elif counts.max() > len(x) / 10:
+            often.append(f"{_place(dataset, j)} ({values[counts.argmax()]:g} in {counts.max() / len(x):.0%})")
+    advice = "a density of discrete values has no upper bound, so their likelihood means nothing: drop them"
+    if few:
+        yield f"columns of few values among {len(x)} train items: {_first(few)}; {advice}, or declare levels"
+    if often:
+        yield f"columns with one value again and again: {_first(often)}; {advice}, or model that value apart"
+
+
+def _outliers(dataset: Dataset, space: Continuous, seen: dict[str, Survey]) -> Iterator[str]:
+    shift, scale = (np.broadcast_to(np.array(v), space.dimensions) for v in (space.shift, space.scale))
+    for split, s in seen.items():
+        far = np.maximum(np.abs(s.low - shift), np.abs(s.high - shift)) / scale
+        places = np.flatnonzero(far > _FAR)
+        if len(places):
+            worst = int(far.argmax())
+            yield (
+                f"{split} has values more than {_FAR:g} standard deviations from the train mean in {len(places)} of "
+                f"{len(far)} positions, the farthest {far[worst]:.0f} at {_place(dataset, worst)}; check them, or take "
+                "logarithms: so few items would decide the likelihood of all"
+            )
+
+
+def _duplicates(seen: dict[str, Survey]) -> Iterator[str]:
+    """Items that are equal in every value, within train and between the splits."""
+    train = Counter(seen["train"].digests)
+    twice = sum(n - 1 for n in train.values())
+    if twice:
+        digest = next(d for d, n in train.items() if n > 1)
+        a, b = [int(row) for row, d in zip(seen["train"].rows, seen["train"].digests, strict=True) if d == digest][:2]
+        yield f"{twice} train items repeat another, such as items {a} and {b}; drop the copies if they are no true repeats"
+    for former, latter in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        where = {d: int(row) for row, d in zip(seen[former].rows, seen[former].digests, strict=True)}
+        again = [
+            (int(row), where[d]) for row, d in zip(seen[latter].rows, seen[latter].digests, strict=True) if d in where
+        ]
+        if again:
+            yield (
+                f"{len(again)} {latter} items are also in {former}, such as {latter} item {again[0][0]} and {former} item "
+                f"{again[0][1]}; drop them from one of the two, or the bound rewards memory"
+            )
+
+
+def _small(seen: dict[str, Survey]) -> Iterator[str]:
+    for split in ("validation", "test"):
+        n = len(seen[split].rows)
+        if n < _FEW:
+            yield f"{split} has {n} item{'s' * (n != 1)}; with fewer than {_FEW} the error bars over items will be wide"
+
+
+def _apart(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
+    """Splits whose means differ by more than a deviation of train's and six standard errors."""
+    train = seen["train"]
+    for split in ("validation", "test"):
+        s = seen[split]
+        error = math.sqrt(1 / len(s.rows) + 1 / len(train.rows))
+        bound = max(1.0, 6 * error)
+        if len(dataset.space.shape) == 3:  # an image's pixels vary too much alone for a change of light to show
+            away = np.array([abs(s.brightness[0] - train.brightness[0]) / max(train.brightness[1], 1e-300)])
+        else:
+            deviation = np.where(train.deviation > 0, train.deviation, np.inf)
+            away = np.abs(s.mean - train.mean) / deviation
+        if away.max() > bound:
+            where = (
+                "of an item"
+                if len(away) == 1 < dataset.space.dimensions
+                else f"at {_place(dataset, int(away.argmax()))}"
+            )
+            yield (
+                f"the mean {where} differs by {away.max():.1f} standard deviations between train and {split}; if they "
+                "should be alike, split the data at random, with one file for all"
+            )
+
+
+def _place(dataset: Dataset, j: int) -> str:
+    if dataset.labels:
+        return repr(dataset.labels[j])
+    place = np.unravel_index(j, dataset.space.shape)
+    return str(tuple(map(int, place)) if len(place) > 1 else j)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,101 @@
+"""The numbers that an inspection is made of: one pass over the items of a split, in blocks."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from diffusional.data.dataset import Dataset, Stream, block_rows
+from diffusional.space import Discrete
+
+ALL = 2**31  # bytes of a split up to which every item is looked at
+_SAMPLE = 2**28  # bytes of items, evenly spaced, that are looked at of a larger one
+_OF_STREAM = 1000  # items, the first, that are looked at of a stream
+_COLUMNS = 2**22  # values of which the distinct ones are counted, column by column
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What was seen of a split: its values flat as (n, D), their rows in the split, and moments at each position."""
+
+    whole: bool
+    rows: np.ndarray  # (n,)
+    digests: tuple[bytes, ...]  # (n,), one for each item
+    counts: np.ndarray  # (K,) of each level, for discrete data, else (0,)
+    infinite: int
+    least: float
+    most: float
+    mean: np.ndarray  # (D,)
+    deviation: np.ndarray  # (D,)
+    low: np.ndarray  # (D,)
+    high: np.ndarray  # (D,)
+    brightness: tuple[float, float]  # mean and deviation over items of the mean over positions
+    columns: np.ndarray  # some of the values (m, D), for continuous data, else (0, D)
+
+
+def survey(dataset: Dataset, split: str) -> Survey:
+    """Look at a split: at all of its items, or if it is larger than 2 GiB or a stream, at some.
+
+    >>> from diffusional.data import load
+    >>> seen = survey(load("digits"), "train")
+    >>> seen.most, len(seen.rows), int(seen.counts.sum())
+    (16.0, 1000, 64000)
+    """
+    raw = getattr(dataset, split)
+    space = dataset.space
+    if isinstance(raw, Stream):
+        items = raw.head(_OF_STREAM)
+        rows, whole = np.arange(len(items)), False
+    else:
+        items = raw
+        size = max(1, space.dimensions * raw.dtype.itemsize)
+        whole = len(raw) * size <= ALL
+        step = 1 if whole else max(1, len(raw) * size // _SAMPLE)
+        rows = np.arange(0, len(raw), step)
+    discrete = isinstance(space, Discrete)
+    d, n = space.dimensions, len(rows)
+    counts = np.zeros(space.levels if isinstance(space, Discrete) else 0, np.int64)
+    total, squares = np.zeros(d), np.zeros(d)
+    low, high = np.full(d, np.inf), np.full(d, -np.inf)
+    centre = None
+    digests: list[bytes] = []
+    means, kept, infinite = [], [], 0
+    every = max(1, -(-n * d // _COLUMNS))
+    for first in range(0, n, block_rows(space.shape)):
+        chosen = rows[first : first + block_rows(space.shape)]
+        x = items[torch.from_numpy(chosen)].cpu().numpy().reshape(len(chosen), d)
+        # The bytes of the widest type: the same values are the same item, however a split stores them; + 0 makes −0 be 0.
+        wide = np.ascontiguousarray(x.astype("<i8" if discrete else "<f8") + 0)
+        digests += [hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in wide]
+        if discrete:
+            inside = wide[(wide >= 0) & (wide < len(counts))]
+            counts += np.bincount(inside, minlength=len(counts))
+        finite = np.isfinite(wide)
+        infinite += int((~finite).sum())
+        real = np.where(finite, wide, 0.0)
+        # Sums about the first item keep their digits where values are large and differ little.
+        centre = real[0].copy() if centre is None else centre
+        total, squares = total + (real - centre).sum(0), squares + ((real - centre) ** 2).sum(0)
+        low, high = np.minimum(low, real.min(0)), np.maximum(high, real.max(0))
+        means.append(real.mean(1))
+        if not discrete:
+            kept.append(x[-first % every :: every])
+    assert centre is not None  # a dataset has no empty split
+    mean = total / n
+    brightness = np.concatenate(means)
+    return Survey(
+        whole,
+        rows,
+        tuple(digests),
+        counts,
+        infinite,
+        float(low.min()),
+        float(high.max()),
+        centre + mean,
+        np.sqrt(np.maximum(0.0, squares / n - mean**2)),
+        low,
+        high,
+        (float(brightness.mean()), float(brightness.std())),
+        np.concatenate(kept) if kept else np.zeros((0, d)),
+    )
