@@ -1,25 +1,96 @@
 """`diffusional data`: what was understood of data, before anything is trained on them."""
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Data
-from diffusional.cli.console import check_figure, plainly, working
+from diffusional.cli.console import check_figure, console, plainly, working
 from diffusional.training.config import DataConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from diffusional.data import Dataset
+    from diffusional.data.inspection import Inspection
+
+# Items behind a histogram.
+_ROWS = 10_000
 
 
 def run(command: Data) -> dict[str, Any]:
     """Load as train would, print what was found, and draw it if asked to."""
-    from diffusional.training.build import build_dataset
-
     if command.figure is not None:
         check_figure("--figure", command.figure)
     names = [field.name for field in dataclasses.fields(DataConfig)]
     config = DataConfig(**{name: getattr(command.config, name) for name in names})
+
+    from diffusional.data.inspection import inspect
+    from diffusional.training.build import build_dataset
+
     with plainly():
         dataset = build_dataset(config)
-    from diffusional.data.inspection import inspect
+        with working(f"looking at {dataset.name}"):
+            found = inspect(dataset)
+    _say(f"{found.name}: {_kind(found)}")
+    console().print(_table(found))
+    size = f"{found.bytes / 2**20:,.1f} MiB" if found.bytes >= 2**20 else f"{found.bytes:,} bytes"
+    _say(f"raw values of type {found.raw_type}, {size}; train is {found.held}")
+    for finding in found.findings:
+        _say(f"warning: {finding}")
+    if command.figure is not None:
+        _draw(command.figure, dataset, found)
+        _say(f"drawn in {command.figure}")
+    return found.to_json() | {"config": dataclasses.asdict(config)}
 
-    with working(f"looking at {config.name}"), plainly():
-        found = inspect(dataset)
-    return found.to_json()
+
+def _say(text: str) -> None:
+    console().print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(found: "Inspection") -> "Table":
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("split")
+    for column in ("items", "least", "most"):
+        table.add_column(column, justify="right")
+    table.add_column("fingerprint")
+    for split, n in found.items.items():
+        looked = found.looked_at[split]
+        items = f"{n:,}" if n is not None else "a stream"
+        items += "" if n == looked else f" ({looked:,} looked at)"
+        least, most = (f"{value:.6g}" for value in found.ranges[split])
+        table.add_row(split, items, least, most, found.fingerprints[split][:12])
+    return table
+
+
+def _kind(found: "Inspection") -> str:
+    """What an item is: its shape, and the values it can have."""
+    from diffusional.space import Discrete
+
+    shape = " × ".join(map(str, found.space.shape))
+    what = {1: f"{shape} numbers", 3: f"images of {shape} (channels × height × width)"}
+    item = what.get(len(found.space.shape), f"arrays of {shape}")
+    if isinstance(found.space, Discrete):
+        return f"{item}, {found.space.levels} levels, of which {found.distinct} occur"
+    return f"{item}, real-valued"
+
+
+def _draw(path: Path, dataset: "Dataset", found: "Inspection") -> None:
+    """The first images, or of anything else a histogram for each position of an item."""
+    from diffusional.data.dataset import Stream
+    from diffusional.report.figures import grid, histograms
+    from diffusional.space import Discrete
+
+    if len(found.space.shape) == 3:
+        images = found.picture.numpy()
+        low, high = float(images.min()), float(images.max())
+        if isinstance(found.space, Discrete):
+            low, high = 0.0, found.space.levels - 1.0
+        grid(path, images, f"{found.name}: the first {len(images)} train items", low=low, high=max(high, low + 1e-12))
+        return
+    rows = dataset.train.head(_ROWS) if isinstance(dataset.train, Stream) else dataset.items("train")[:_ROWS]
+    columns = rows.flatten(1).numpy()
+    labels = dataset.labels or tuple(map(str, range(columns.shape[1])))
+    histograms(path, columns, labels, f"{found.name}: {len(columns)} train items")

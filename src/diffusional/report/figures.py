@@ -56,6 +56,35 @@ def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: flo
     figure.savefig(path, dpi=150)
 
 
+def histograms(path: Path, columns: np.ndarray, labels: Sequence[str], title: str, most: int = 20) -> None:
+    """A histogram of each column of (N, D), of the first `most` of them.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "columns.png"
+    >>> histograms(target, np.arange(30.0).reshape(10, 3), ["a", "b", "c"], "three")
+    >>> target.stat().st_size > 1000
+    True
+    """
+    shown = min(columns.shape[1], most)
+    across = min(shown, 5)
+    down = -(-shown // across)
+    figure = _figure(2.0 * max(across, 2), 1.5 * down + 0.5)
+    axes = figure.subplots(down, across, squeeze=False)
+    for index, place in enumerate(axes.flat):
+        if index >= shown:
+            place.axis("off")
+            continue
+        place.hist(np.asarray(columns[:, index], dtype=float), bins=40, color=_KL)
+        place.set_title(labels[index], fontsize=8, color=_INK)
+        place.set_yticks([])
+        place.tick_params(labelsize=6)
+        for side in ("top", "right", "left"):
+            place.spines[side].set_visible(False)
+    left_out = f", {shown} of {columns.shape[1]} columns" if shown < columns.shape[1] else ""
+    figure.suptitle(title + left_out, fontsize=11, color=_INK)
+    figure.savefig(path, dpi=150)
+
+
 def paths(
     path: Path,
     rows: Sequence[np.ndarray],
