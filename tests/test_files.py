@@ -236,9 +236,12 @@ def test_an_interrupted_write_of_tensors_leaves_the_old_file(tmp_path: Path, mon
     path = tmp_path / "a.safetensors"
     files.save_tensors(path, {"a": torch.ones(2)})
     monkeypatch.setattr("safetensors.torch.save_file", _half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(
+        DiffusionalError, match=r"a\.safetensors could not be written \(disk full\); what was there is as it"
+    ):
         files.save_tensors(path, {"a": torch.zeros(2)})
     assert torch.equal(files.load_tensors(path)["a"], torch.ones(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_an_interrupted_write_of_json_leaves_the_old_file(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
-    """Write tensors as safetensors, to a temporary name first."""
+    """Write tensors as safetensors, to a temporary name first. Raises DiffusionalError where the disk takes no more."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = path.with_name(path.name + ".partial")
@@ -29,8 +30,24 @@ def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
             stored = stored.clone()
         seen.add(stored.untyped_storage().data_ptr())
         own[name] = stored
-    save_file(own, temporary)
-    settle(temporary, path)
+    try:
+        save_file(own, temporary)
+        settle(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> DiffusionalError:
+    """What to say of a file that could not be written; whatever had its name is as it was.
+
+    >>> not_written(Path("runs/a/model.safetensors"), OSError("disk full")).args[0][:60]
+    'runs/a/model.safetensors could not be written (disk full); w'
+    """
+    return DiffusionalError(
+        f"{path} could not be written ({error}); what was there is as it was. Make room, or see to the folder's permissions, "
+        "and do it again (a run: with --resume)"
+    )
 
 
 def settle(temporary: Path, path: Path) -> None:
@@ -79,10 +96,15 @@ def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
 
 
 def save_json(path: Path, record: Any) -> None:
-    """Write JSON, to a temporary name first."""
+    """Write JSON, to a temporary name first. Raises DiffusionalError where the disk takes no more."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    settle(temporary, path)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    try:
+        temporary.write_text(text)
+        settle(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from error
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -31,7 +31,9 @@ class WeightAverage:
         """Take in the weights as they are now."""
         i = self.updates
         keep = min(self.decay, (1 + i) / (10 + i)) if i else 0.0
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._live.values()), 1 - keep)
+        torch._foreach_lerp_(  # type: ignore[attr-defined]
+            list(self.tensors.values()), list(self._live.values()), 1 - keep
+        )
         self.updates += 1
 
     @contextmanager

@@ -165,9 +165,9 @@ def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: t
                 raise DiffusionalError(
                     f"system.recompute came for a {type(network).__name__}, which can't recompute its blocks; leave it out"
                 )
-            network.recompute = True
+            setattr(network, "recompute", True)  # noqa: B010
         if system.channels_last:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if system.compile:
             network.compile(dynamic=False if device.type == "cuda" else None)
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -84,7 +83,7 @@ class State:
     def averaged(self) -> dict[str, Tensor]:
         """The model's state with averaged weights, whole: what is evaluated, and kept as model.safetensors."""
         own = self.model.state_dict()
-        return {name: whole(self.average.tensors.get(name, value)) for name, value in own.items()}
+        return {name: whole(value) for name, value in (own | self.average.tensors).items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
@@ -95,15 +94,13 @@ class State:
         _fill(self.model.state_dict(), under("model."))
         _fill(self.average.tensors, under("average."))
         self.average.updates = int(tensors["average_updates"])
-        saved, moments = under("optimizer."), {}
-        parameters = dict(self.model.named_parameters())
-        for index, name in self._names():
-            keys = [k for k in saved if k.rpartition(".")[0] == name]
-            moments[index] = {k.rpartition(".")[2]: _like(parameters[name], saved.pop(k)) for k in keys}
-        if saved:
-            raise KeyError(f"optimizer.{next(iter(saved))} belongs to no weight")
+        parameters, saved = dict(self.model.named_parameters()), dict[str, dict[str, Tensor]]()
+        for key, value in under("optimizer.").items():
+            name, _, moment = key.rpartition(".")
+            saved.setdefault(name, {})[moment] = _like(parameters[name], value)
+        moments = {index: saved[name] for index, name in self._names() if name in saved}
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": {i: m for i, m in moments.items() if m}, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if isinstance(self.sampler, Adaptive):
             self.sampler.load_state(under("sampler."))
 
@@ -167,7 +164,7 @@ def save(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: C
         if final.exists():
             _drop(final)
         settle(partial, final)
-    except (OSError, SafetensorError) as error:
+    except (OSError, DiffusionalError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         newest = max((p.name for p in folder.glob("step-*")), default=None) if folder.is_dir() else None
         there = f"{folder / newest} is intact" if newest else "there is none before it"

@@ -19,7 +19,8 @@ def diagnose(costs: Costs, draws: dict[str, Tensor], rows: Tensor, model: nn.Mod
     found = []
     level = draws.get("level", draws.get("prior_level"))
     first = draws.get("first", draws.get("prior_first"))
-    for name, values in costs.terms.items():
+    for name, term in costs.terms.items():
+        values = term.detach()
         bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
         if not bad:
             continue

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffusional.files import settle
+from diffusional.files import not_written, settle
 from diffusional.training import checkpoint
 from diffusional.training.config import Config
 
@@ -89,7 +89,10 @@ class Journal:
         timing = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3)}
         for name, record in ((METRICS, {"step": self.progress.step} | values), (TIMING, timing)):
             if name in self.files:
-                self.files[name].write(json.dumps(record) + "\n")
+                try:
+                    self.files[name].write(json.dumps(record) + "\n")
+                except OSError as error:
+                    raise not_written(self.run / name, error) from error
 
 
 def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:

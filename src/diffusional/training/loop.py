@@ -138,12 +138,11 @@ class _Trainer:
         if watch is not None and progress.step == 0:
             with clock.paused():
                 self._watched(watch)
-        taken = 0
+        taken = agreed = 0
         with Stopping() as stopping, Journal(self.run, config, progress, console, main) as journal:
-            while not self._finished() and not stopping.asked:
+            while not self._finished() and not agreed:
                 rate = learning_rate(config.optimizer, progress.step, config.steps)
-                loss, norm, asked = self._step(rate, scale, stopwatch, stopping.asked)
-                stopping.asked = asked
+                loss, norm, agreed = self._step(rate, scale, stopwatch, stopping)
                 progress.step += 1
                 progress.epoch, progress.of_epoch = self.feed.place(progress.step)
                 progress.seconds = self._agreed(clock.seconds())
@@ -156,21 +155,23 @@ class _Trainer:
                     if watch is not None:
                         with clock.paused():
                             self._watched(watch)
-                if self._finished() or stopping.asked or progress.step % config.checkpoint_every == 0:
+                if self._finished() or agreed or progress.step % config.checkpoint_every == 0:
                     with stopwatch("checkpoint"):
                         journal.flush()
                         self._save()
         if stopwatch.on and main and taken:
             _write_profile(self.run, stopwatch, taken)
-        if stopping.asked and not self._finished():
+        if agreed and not self._finished():
             raise Interrupted(
                 f"stopped after step {progress.step} of {config.steps}, with a checkpoint; go on with --resume",
-                stopping.asked,
+                agreed,
             )
 
-    def _step(self, rate: float, scale: float, stopwatch: Stopwatch, asked: int) -> tuple[float | None, float, int]:
-        """One optimiser step: its loss over all processes (None where it was skipped), its gradient's norm, and a signal that
-        any process was sent.
+    def _step(
+        self, rate: float, scale: float, stopwatch: Stopwatch, stopping: Stopping
+    ) -> tuple[float | None, float, int]:
+        """One optimiser step: its loss over all processes (None where it was skipped), its gradient's norm, and the number of a
+        signal that any process was sent: all stop at the same step.
         """
         config, progress, state, accelerator = self.config, self.progress, self.state, self.accelerator
         step, parts = progress.step, config.system.accumulate
@@ -200,7 +201,7 @@ class _Trainer:
             norm = float(checkpoint.whole(torch.as_tensor(norm)))
         costs = _joined(seen)
         with stopwatch("processes"):
-            loss_of_all, asked = self._together(total, asked)
+            loss_of_all, asked = self._together(total, stopping.asked)
         if not (math.isfinite(loss_of_all) and math.isfinite(norm)):
             self._skip_or_stop(loss_of_all, norm, costs, draws, rows)
             return None, norm, asked

@@ -73,7 +73,7 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool, main: bool
         _claim(path, config, dataset, resume)
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise DiffusionalError(f"{path} can't be written ({error}); name a folder where that is allowed") from error
+        raise DiffusionalError(f"{path} can't be made ({error}); name a folder where that is allowed") from error
     try:
         _hold(handle, path)
         # Only now: what a process that trains here has written of its config stays.

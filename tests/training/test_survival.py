@@ -1,0 +1,540 @@
+"""What a run meets in its life: signals, damage, a full disk, edits by hand, a second process, numbers that are not finite."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import diffusional as df
+from battery import environment
+from diffusional.data.dataset import Dataset
+from diffusional.errors import DiffusionalError, Interrupted
+from diffusional.files import load_json, load_tensors
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.training import checkpoint, feed, journal, loop, run
+from diffusional.training.average import WeightAverage
+from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, SystemConfig
+from diffusional.training.seeds import seed_of
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    path = tmp_path_factory.mktemp("data") / "tiny.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 5, (60, 1, 4, 4)).astype(np.uint8))
+    return Config(
+        data=DataConfig(name=str(path), levels=5),
+        model=ModelConfig(widths=(8, 8), blocks=1, dropout=0.1),
+        optimizer=OptimizerConfig(lr=1e-2, warmup=5),
+        steps=20,
+        batch=8,
+        validate_every=5,
+        checkpoint_every=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    loop.train(config, folder, console=QUIET)
+    return folder
+
+
+@pytest.fixture
+def half(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was killed after step 14: checkpoints of steps 8 and 12, a best model of step 10 or 5."""
+    at_step(14, KeyboardInterrupt, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path / "run", console=QUIET)
+    monkeypatch.undo()
+    return tmp_path / "run"
+
+
+def at_step(step: int, happens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise an exception, or a signal, before a step."""
+    call = feed.Feed.__call__
+
+    def patched(self: feed.Feed, at: int) -> Any:
+        if at == step:
+            if isinstance(happens, int):
+                signal.raise_signal(happens)
+            else:
+                raise happens
+        return call(self, at)
+
+    monkeypatch.setattr(feed.Feed, "__call__", patched)
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").iterdir())
+
+
+def same(a: Path, b: Path) -> None:
+    """The same to the bit, whatever happened on the way."""
+    for name in ("model.safetensors", "metrics.jsonl", "config.json", "data.json"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    for name in ("state.safetensors", "best.safetensors"):
+        assert (newest(a) / name).read_bytes() == (newest(b) / name).read_bytes(), name
+    assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_checkpoint(
+    number: int, whole: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        at_step(9, number, patched)
+        with pytest.raises(
+            Interrupted, match="stopped after step 10 of 20, with a checkpoint; go on with --resume"
+        ) as stop:
+            loop.train(config, tmp_path / "run", console=QUIET)
+    assert stop.value.signal == number
+    assert signal.getsignal(number) is before
+    assert newest(tmp_path / "run").name == "step-00000010"
+    loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    same(whole, tmp_path / "run")
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    code = "import signal\nfrom diffusional.training.stopping import Stopping\n"
+    code += "with Stopping() as s:\n    signal.raise_signal({0})\n    print('heard', s.asked)\n    signal.raise_signal({0})\n    print('late')"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = [sys.executable, "-u", "-c", code.format(int(number))]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (128 + number, f"heard {int(number)}\n", "")
+
+
+def test_the_command_line_says_how_to_go_on(config: Config, tmp_path: Path) -> None:
+    code = "import os, signal, sys\nfrom diffusional.training import feed\ncall = feed.Feed.__call__\n"
+    code += "def f(self, at):\n    at == 3 and os.kill(os.getpid(), signal.SIGTERM)\n    return call(self, at)\nfeed.Feed.__call__ = f\n"
+    code += "from diffusional.cli import main\nmain(sys.argv[1:])"
+    args = ["train", str(tmp_path / "run"), "--data.name", config.data.name, "--data.levels", "5", "--steps", "9"]
+    args += ["--model.widths", "8", "8", "--batch", "8"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, env=environment(), timeout=120
+    )
+    assert done.returncode == 143
+    assert done.stderr == "diffusional: stopped after step 4 of 9, with a checkpoint; go on with --resume\n"
+
+
+# Damage.
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGE = {
+    "a flipped byte of the state": (lambda c: flip(c / "state.safetensors"), "state.safetensors is damaged"),
+    "a flipped byte of the progress": (lambda c: flip(c / "progress.json"), "progress.json is damaged"),
+    "a flipped byte of the best model": (lambda c: flip(c / "best.safetensors"), "best.safetensors is damaged"),
+    "a missing file": (lambda c: (c / "state.safetensors").unlink(), "state.safetensors is missing"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json does not exist"),
+    "half a manifest": (lambda c: (c / "manifest.json").write_text('{"made":'), "manifest.json is not JSON"),
+    "an empty manifest": (lambda c: (c / "manifest.json").write_text("{}"), "is damaged"),
+    "another format": (
+        lambda c: (c / "manifest.json").write_text(
+            (c / "manifest.json").read_text().replace('"format": 2', '"format": 9')
+        ),
+        "is of format 9, this version reads 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(kind: str, half: Path, whole: Path, config: Config) -> None:
+    damage, said = DAMAGE[kind]
+    # A hard link would have the best model damaged twice.
+    best = half / "model.safetensors"
+    best.write_bytes(best.read_bytes())
+    damage(newest(half))
+    with pytest.warns(UserWarning, match=f"{said}.*: going on from .*step-00000008, which is whole"):
+        loop.train(config, half, resume=True, console=QUIET)
+    same(whole, half)
+
+
+def test_where_all_are_damaged_nothing_is_lost(half: Path, config: Config) -> None:
+    for one in (half / "checkpoints").iterdir():
+        flip(one / "state.safetensors")
+    before = everything(half)
+    with pytest.raises(
+        DiffusionalError, match=r"no checkpoint in .* is whole. Put back a copy of it, or begin another run"
+    ):
+        loop.train(config, half, resume=True, console=QUIET)
+    assert everything(half) == before
+
+
+def test_a_best_model_that_went_missing_comes_back(half: Path, whole: Path, config: Config) -> None:
+    (half / "model.safetensors").unlink()
+    loop.train(config, half, resume=True, console=QUIET)
+    same(whole, half)
+
+
+def test_a_run_that_is_ended_early_has_the_best_model_of_its_steps(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at step 7, after a validation at 5 that the checkpoint of step 4 doesn't know; then ended at once."""
+    at_step(7, KeyboardInterrupt, monkeypatch)
+    eager = dataclasses.replace(config, validate_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(eager, tmp_path / "run", console=QUIET)
+    monkeypatch.undo()
+    at_four = (newest(tmp_path / "run") / "best.safetensors").read_bytes()
+    assert (tmp_path / "run/model.safetensors").read_bytes() != at_four
+    monkeypatch.setattr(loop._Trainer, "_finished", lambda self: True)
+    loop.train(eager, tmp_path / "run", resume=True, console=QUIET)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == at_four
+
+
+def test_a_config_that_was_edited_by_hand_is_refused(half: Path, config: Config) -> None:
+    path = half / "config.json"
+    path.write_text(path.read_text().replace('"lr": 0.01', '"lr": 0.02'))
+    before = everything(half)
+    with pytest.raises(
+        DiffusionalError, match=r"config.json was edited since .* \(there → here\): optimizer.lr: 0.01 → 0.02"
+    ):
+        loop.train(Config.load(path), half, resume=True, console=QUIET)
+    assert everything(half) == before
+
+
+def test_data_that_changed_are_refused(half: Path, config: Config, tmp_path: Path) -> None:
+    items = np.load(config.data.name)
+    items[7] = 4 - items[7]
+    np.save(tmp_path / "other.npy", items)
+    dataset = df.data.load(tmp_path / "other.npy", levels=5)
+    before = everything(half)
+    with pytest.raises(DiffusionalError, match=r"the data have changed since .* was begun: \w+ differ"):
+        loop.train(config, half, dataset, resume=True, console=QUIET)
+    assert everything(half) == before
+
+
+def test_elsewhere_it_is_said_that_the_bits_may_differ(half: Path, config: Config) -> None:
+    manifest = newest(half) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"threads": {torch.get_num_threads()}', '"threads": 31'))
+    with pytest.warns(
+        UserWarning, match=r"goes on elsewhere than it was \(threads 31 → \d+\): as good, but not the same"
+    ):
+        loop.train(config, half, resume=True, console=QUIET)
+
+
+def test_what_ends_a_run_or_how_the_machine_does_it_may_change(half: Path, config: Config, whole: Path) -> None:
+    changed = dataclasses.replace(
+        config, keep_checkpoints=1, checkpoint_every=7, system=SystemConfig(recompute=True), skip_nonfinite=3
+    )
+    loop.train(changed, half, resume=True, console=QUIET)
+    assert [p.name for p in (half / "checkpoints").iterdir()] == ["step-00000020"]
+    assert journal.read(half)[-1] == pytest.approx(journal.read(whole)[-1], rel=1e-3)
+
+
+# The folder.
+
+
+def test_two_runs_in_one_folder(config: Config, half: Path) -> None:
+    dataset = df.data.load(config.data.name, levels=5)
+    before = everything(half)
+    with run.begin(half, config, dataset, resume=True):
+        with pytest.raises(
+            DiffusionalError, match=r"another process is training in .*run; wait for it, stop it, or name"
+        ):
+            loop.train(config, half, resume=True, console=QUIET)
+        assert everything(half) == before
+    loop.train(config, half, resume=True, console=QUIET)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 40 kB; a state takes ten times that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("validate_every", "said"),
+    [
+        (
+            100,
+            r"the checkpoint of step 16 could not be written to .*File too large.*step-00000012 is intact. Make room",
+        ),
+        (5, r"model\.safetensors could not be written .*File too large.*; what was there is as it was. Make room"),
+    ],
+)
+def test_a_full_disk(
+    validate_every: int, said: str, half: Path, whole: Path, config: Config, request: pytest.FixtureRequest
+) -> None:
+    for path in (half / "config.json", *half.glob("checkpoints/*/manifest.json")):
+        path.write_text(path.read_text().replace('"validate_every": 5', f'"validate_every": {validate_every}'))
+    before = everything(half / "checkpoints")
+    request.getfixturevalue("small_disk")
+    with pytest.raises(DiffusionalError, match=said):
+        loop.train(dataclasses.replace(config, validate_every=validate_every), half, resume=True, console=QUIET)
+    assert everything(half / "checkpoints") == before
+    assert not list(half.rglob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_made(config: Config) -> None:
+    with pytest.raises(
+        DiffusionalError, match=r"/proc/nowhere/run can't be made \(.*\); name a folder where that is allowed"
+    ):
+        loop.train(config, "/proc/nowhere/run", console=QUIET)
+
+
+# Numbers that are not finite.
+
+
+def poison(steps: set[int], monkeypatch: pytest.MonkeyPatch, term: str = "kl") -> list[int]:
+    """Make a cost of the batch's third item NaN at some steps, counted from 1; returns these items' rows in the end."""
+    costs, seen, rows = DiffusionModel.costs, [0], []
+    call = feed.Feed.__call__
+
+    def told(self: feed.Feed, at: int) -> Any:
+        x, where = call(self, at)
+        seen[0] = at + 1
+        if at + 1 in steps:
+            rows.append(int(where[2]))
+        return x, where
+
+    def patched(self: DiffusionModel, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Any:
+        found = costs(self, x, draws, condition)
+        if seen[0] in steps and len(x) == 8:
+            spoilt = found.terms[term].clone()
+            spoilt[2] = float("nan")
+            found = dataclasses.replace(found, terms={**found.terms, term: spoilt})
+        return found
+
+    monkeypatch.setattr(feed.Feed, "__call__", told)
+    monkeypatch.setattr(DiffusionModel, "costs", patched)
+    return rows
+
+
+def test_the_cost_the_item_and_the_level_are_named(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = poison({7}, monkeypatch)
+    with pytest.raises(DiffusionalError) as raised:
+        loop.train(config, tmp_path / "run", console=QUIET)
+    said = str(raised.value)
+    assert said.startswith("step 7: the loss is nan and the gradient's norm ")
+    assert ": the cost kl of 1 of 8 items is not finite: " in said
+    assert f"train item {rows[0]} at " in said
+    dataset = df.data.load(config.data.name, levels=5)
+    _, where = feed.Feed(dataset, config.seed, config.batch, slice(0, 8))(6)
+    assert int(where[2]) == rows[0]
+    assert newest(tmp_path / "run").name == "step-00000004"
+    assert "leave out such steps with skip_nonfinite" in said
+
+
+def test_steps_that_are_not_finite_can_be_left_out_and_are_counted(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison({7, 12}, monkeypatch)
+    model = loop.train(dataclasses.replace(config, skip_nonfinite=2), tmp_path / "run", console=QUIET)
+    lines = [line for line in journal.read(tmp_path / "run") if "loss" in line]
+    assert [(line["step"], line["skipped"]) for line in lines] == [(10, 1), (20, 2)]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    state = load_tensors(newest(tmp_path / "run") / "state.safetensors")
+    assert int(state["average_updates"]) == 18
+    assert all(int(v) == 18 for name, v in state.items() if name.endswith(".step"))
+    assert load_json(newest(tmp_path / "run") / "progress.json")["skipped"] == 2
+
+
+def test_one_more_than_may_be_left_out(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison({3, 5}, monkeypatch, "prior")
+    with pytest.raises(
+        DiffusionalError, match=r"step 5: .* \(1 such steps were skipped before it\): the cost prior of 1"
+    ):
+        loop.train(dataclasses.replace(config, skip_nonfinite=1), tmp_path / "run", console=QUIET)
+
+
+def test_weights_that_went_wrong_before_are_named(half: Path, config: Config) -> None:
+    model = loop.build_model(config, run.read_run(half).space)
+    with torch.no_grad():
+        model.denoiser.module.last[-1].bias[0] = float("nan")  # type: ignore[union-attr]
+    x = df.data.load(config.data.name, levels=5).encode("train")[:4]
+    draws = model.draw(x, None, torch.Generator().manual_seed(0))
+    first, *_ = loop.diagnose(model.costs(x, draws), draws, torch.arange(4), model)
+    assert first == "the weights denoiser.module.last.2.bias were not finite before the step"
+
+
+# Parts.
+
+
+def test_the_average_in_place_and_back() -> None:
+    layer = torch.nn.Linear(3, 2)
+    average = WeightAverage(layer, 0.5)
+    for value in (1.0, 2.0, 4.0):
+        torch.nn.init.constant_(layer.weight, value)
+        average.update()
+    # 1, then 1 · 2/11 + 2 · 9/11, then d = 3/12.
+    second = 2 / 11 + 2 * 9 / 11
+    wanted = 0.25 * second + 0.75 * 4
+    with average.in_place():
+        torch.testing.assert_close(layer.weight, torch.full((2, 3), wanted))
+    assert torch.equal(layer.weight, torch.full((2, 3), 4.0))
+
+
+def test_seeds_of_purposes_never_meet() -> None:
+    purposes = ("order", "draws", "dropout", "validation")
+    seeds = [seed_of(seed, p, n) for seed in range(4) for p in purposes for n in range(500)]
+    assert len({s % 2**32 for s in seeds}) >= len(seeds) - 1  # a birthday among 8,000 of 2³² comes once in 130 times
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+class Mapped:
+    """Items that are not a tensor, as those of a file."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.shape, self.dtype = values, tuple(values.shape), values.dtype
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
+        return self.values[rows]
+
+
+class Counting:
+    """A stream of 23 items in another order every epoch."""
+
+    item_shape, dtype, identity = (1,), torch.int64, "counting"
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, int]] = []
+
+    def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+        self.begun.append((epoch, skip))
+        order = torch.randperm(23, generator=torch.Generator().manual_seed(epoch))
+        return iter(order[skip:, None])
+
+    def head(self, n: int) -> Tensor:
+        return torch.arange(min(n, 23))[:, None]
+
+
+def numbers(train: Any) -> Dataset:
+    rest = torch.arange(4)[:, None]
+    return Dataset("numbers", df.Discrete((1,), 32), train, rest, rest)
+
+
+def test_items_fetched_ahead_are_those_of_a_tensor() -> None:
+    values = torch.arange(32)[:, None]
+    plain = feed.Feed(numbers(values), 3, 10, slice(2, 7))
+    ahead = feed.Feed(numbers(Mapped(values)), 3, 10, slice(2, 7), last=9)
+    for step in range(9):
+        for a, b in zip(plain(step), ahead(step), strict=True):
+            assert torch.equal(a, b)
+    ahead.close()
+
+
+def test_a_stream_goes_on_where_it_was() -> None:
+    space = df.Discrete((1,), 32)
+    whole = feed.Feed(numbers(Counting()), 0, 10, slice(0, 10), last=12)
+    steps = [space.decode(whole(step)[0]).flatten().tolist() for step in range(12)]
+    drawn = [x for step in steps for x in step]
+    for epoch in range(5):
+        assert sorted(drawn[23 * epoch : 23 * epoch + 23]) == list(range(23))
+    whole.close()
+    # Two processes read it side by side, each from where step 7 began: item 70 = 3 · 23 + 1.
+    place = None
+    first = feed.Feed(numbers(Counting()), 0, 10, slice(0, 10), last=12)
+    for step in range(7):
+        first(step)
+        place = first.place(step + 1)
+    first.close()
+    assert place == (3, 1)
+    shares = []
+    for share in (slice(0, 5), slice(5, 10)):
+        stream = Counting()
+        later = feed.Feed(numbers(stream), 0, 10, share, last=12)
+        later.seek(7, place)
+        shares.append([space.decode(later(step)[0]).flatten().tolist() for step in range(7, 12)])
+        later.close()
+        assert stream.begun[0] == (3, 1)
+    assert [a + b for a, b in zip(*shares, strict=True)] == steps[7:]
+
+
+def test_a_run_on_a_stream_is_resumed_to_the_same_bits(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = dataclasses.replace(config, model=ModelConfig(network="mlp", hidden=8, blocks=1))
+    loop.train(chosen, tmp_path / "whole", numbers(Counting()), console=QUIET)
+    with monkeypatch.context() as patched:
+        at_step(14, KeyboardInterrupt, patched)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(chosen, tmp_path / "run", numbers(Counting()), console=QUIET)
+    stream = Counting()
+    loop.train(chosen, tmp_path / "run", numbers(stream), resume=True, console=QUIET)
+    assert stream.begun[0] == (4, 4)  # step 12 begins with item 96
+    same(tmp_path / "whole", tmp_path / "run")
+    assert load_json(tmp_path / "run/data.json")["items"]["train"] is None
+
+
+# How the machine does it.
+
+
+def test_recomputed_blocks_are_the_same_to_the_bit(whole: Path, config: Config, tmp_path: Path) -> None:
+    loop.train(dataclasses.replace(config, system=SystemConfig(recompute=True)), tmp_path / "run", console=QUIET)
+    ours, theirs = load_tensors(tmp_path / "run/model.safetensors"), load_tensors(whole / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_channels_last_changes_rounding_alone(whole: Path, config: Config, tmp_path: Path) -> None:
+    loop.train(dataclasses.replace(config, system=SystemConfig(channels_last=True)), tmp_path / "run", console=QUIET)
+    assert journal.read(tmp_path / "run")[0] == pytest.approx(journal.read(whole)[0], rel=1e-3)
+    kept = load_tensors(tmp_path / "run/model.safetensors")
+    assert all(t.is_contiguous() for t in kept.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_takes_the_same_steps(config: Config, tmp_path: Path) -> None:
+    short = dataclasses.replace(config, steps=3, model=dataclasses.replace(config.model, dropout=0.0))
+    loop.train(short, tmp_path / "plain", console=QUIET)
+    loop.train(dataclasses.replace(short, system=SystemConfig(compile=True)), tmp_path / "run", console=QUIET)
+    assert journal.read(tmp_path / "run")[0] == pytest.approx(journal.read(tmp_path / "plain")[0], rel=1e-3)
+    names = load_tensors(tmp_path / "run/model.safetensors").keys()
+    assert names == load_tensors(tmp_path / "plain/model.safetensors").keys()
+
+
+def test_a_profile_tells_where_the_time_goes(config: Config, tmp_path: Path) -> None:
+    loop.train(config, tmp_path / "run", console=QUIET, profile=True)
+    record = load_json(tmp_path / "run/profile.json")
+    assert record["steps"] == 20
+    phases = {"data", "draws", "forward", "backward", "clip", "optimiser", "average", "level sampler"}
+    assert phases | {"validation", "checkpoint", "processes"} == set(record["seconds"])
+    assert all(seconds >= 0 for seconds in record["seconds"].values())
+    told = json.loads((tmp_path / "run/timing.jsonl").read_text().splitlines()[-1])["seconds"]
+    assert 0.5 * told < sum(record["seconds"].values()) < 1.5 * told + 1
+
+
+def test_environment_of_checkpoints(whole: Path) -> None:
+    made = load_json(newest(whole) / "manifest.json")["made"]
+    assert made["format"] == 2
+    assert (made["torch"], made["processes"]) == (torch.__version__, 1)
+    assert made["threads"] == checkpoint.environment()["threads"] == torch.get_num_threads()
+    assert os.path.samefile(newest(whole) / "best.safetensors", whole / "model.safetensors")
