@@ -391,8 +391,8 @@ def test_twenty_thousand_small_images(tmp_path: Path) -> None:
     )
     seconds, grown = map(float, ran.stdout.split())
     size = 20_000 * 32 * 32 * 3
-    assert seconds < 40, ran.stderr  # about 5 on an idle core
-    assert grown * 1024 < 2.6 * size  # the array, its tensors, and some
+    assert seconds < 40, ran.stderr  # 7 on one busy core
+    assert grown * 1024 < 2.1 * size + 2**26  # the array and the tensors made of it, and Pillow
 
 
 def _png(values: np.ndarray, bits: int = 8) -> bytes:

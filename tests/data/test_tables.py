@@ -292,5 +292,5 @@ def test_a_million_rows(tmp_path: Path, name: str) -> None:
     )
     seconds, grown, gather = map(float, ran.stdout.split())
     assert seconds < 30, ran.stderr
-    assert grown * 1024 < 2.0 * values.nbytes
+    assert grown * 1024 < 1.7 * values.nbytes + 2**26  # 64 MiB for pyarrow's own libraries
     assert gather < 2e-3

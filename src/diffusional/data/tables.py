@@ -25,9 +25,9 @@ from diffusional.data.kinds import TABLES
 from diffusional.data.splits import Fractions, Part, random_rows, split_named
 from diffusional.errors import DiffusionalError
 
-_PARQUET = ".parquet"
 _SAMPLE = 2**16  # bytes of a file from which its delimiter is told
-_BLOCK = 2**22  # bytes of text parsed at a time
+_BLOCK = 2**20  # bytes parsed at a time
+_BUFFER = 2**16  # bytes of each column of a Parquet file read at a time
 
 
 def load_table(
@@ -49,12 +49,7 @@ def load_table(
     files = _parts(path) if path.is_dir() else {"train": [path]}
     ordered = [file for split in SPLITS for file in files.get(split, [])]
     chosen = _choose(ordered, columns)
-    blocks, counts = [], []
-    for file in ordered:
-        found = [block for block in _read(file, chosen) if len(block)]
-        counts.append(sum(map(len, found)))
-        blocks += found
-    values = _joined(blocks, len(chosen))
+    values, counts = _filled(ordered, chosen)
     if not len(values):
         raise DiffusionalError(f"{path} has a header and no rows; give data")
     ends = np.cumsum(
@@ -121,7 +116,7 @@ def _choose(files: list[Path], columns: tuple[str, ...] | None) -> tuple[str, ..
 
 def _columns(file: Path) -> dict[str, bool]:
     """The columns of a file, and which of them are numbers."""
-    if file.name.lower().endswith(_PARQUET):
+    if _is_parquet(file):
         schema = _parquet(file).schema_arrow
     else:
         with _text(file, None) as reader:
@@ -139,30 +134,62 @@ def _numeric(kind: pa.DataType) -> bool:
     )
 
 
+def _filled(files: list[Path], columns: tuple[str, ...]) -> tuple[np.ndarray, list[int]]:
+    """The rows of all files in one array (N, D), float32 if all columns are so in all files; how many each file has."""
+    narrow = all(_is_parquet(file) and _narrow(file, columns) for file in files)
+    # Memory that is never written to takes none, so a guess that is too large costs nothing; one that is too small a copy.
+    out = np.empty((sum(map(_expected, files)), len(columns)), np.float32 if narrow else np.float64)
+    n, counts = 0, []
+    for file in files:
+        first = n
+        for block in _read(file, columns):
+            if n + len(block) > len(out):
+                out = np.concatenate([out[:n], np.empty((max(len(block), n // 2), len(columns)), out.dtype)])
+            out[n : n + len(block)] = block
+            n += len(block)
+        counts.append(n - first)
+    return out[:n], counts
+
+
+def _expected(file: Path) -> int:
+    """How many rows a file has, or may have, told by its beginning."""
+    if _is_parquet(file):
+        return _parquet(file).metadata.num_rows
+    sample = _sample(file)
+    lines = max(1, sample.count(b"\n"))
+    size = file.stat().st_size * (5 if file.name.lower().endswith(".gz") else 1)
+    return int(1.1 * size / (len(sample) / lines)) + 1
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.name.lower().endswith(".parquet")
+
+
+def _narrow(file: Path, columns: tuple[str, ...]) -> bool:
+    schema = _parquet(file).schema_arrow
+    return all(pa.types.is_float32(schema.field(name).type) for name in columns)
+
+
 def _read(file: Path, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
-    """The rows of a file (n, D), block by block, float32 if all columns are, else float64."""
-    if file.name.lower().endswith(_PARQUET):
-        opened = _parquet(file)
-        narrow = all(pa.types.is_float32(opened.schema_arrow.field(name).type) for name in columns)
+    """The rows of a file (n, D) float64, block by block."""
+    if _is_parquet(file):
         rows = max(1, _BLOCK // (8 * len(columns)))
         try:
-            yield from _arrays(
-                file, opened.iter_batches(rows, columns=list(columns)), columns, "f4" if narrow else "f8"
-            )
+            yield from _arrays(file, _parquet(file).iter_batches(rows, columns=list(columns)), columns)
         except (pa.ArrowException, OSError) as error:
             raise DiffusionalError(f"{file} could not be read ({error}); write it again") from error
     else:
         with _text(file, columns) as reader:
             try:
-                yield from _arrays(file, reader, columns, "f8")
+                yield from _arrays(file, reader, columns)
             except pa.ArrowException as error:
                 raise DiffusionalError(f"{file}: {_advice(str(error))}") from error
 
 
-def _arrays(file: Path, batches: Any, columns: tuple[str, ...], dtype: str) -> Iterator[np.ndarray]:
+def _arrays(file: Path, batches: Any, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
     first = 0
     for batch in batches:
-        out = np.empty((batch.num_rows, len(columns)), dtype)
+        out = np.empty((batch.num_rows, len(columns)))
         for j, name in enumerate(columns):
             column = batch.column(name)
             values = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
@@ -179,20 +206,10 @@ def _arrays(file: Path, batches: Any, columns: tuple[str, ...], dtype: str) -> I
         first += batch.num_rows
 
 
-def _joined(blocks: list[np.ndarray], width: int) -> np.ndarray:
-    """All rows in one array (N, D). Blocks are freed as they are taken, so that values are held once."""
-    out = np.empty((sum(map(len, blocks)), width), np.result_type(*blocks) if blocks else np.float64)
-    end = len(out)
-    while blocks:
-        block = blocks.pop()
-        out[end - len(block) : end] = block
-        end -= len(block)
-    return out
-
-
 def _parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        # Read through a buffer: otherwise a whole row group, which may be the whole file, is held beside the array.
+        return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise DiffusionalError(f"{file} could not be read as Parquet ({error}); write it again") from error
 
@@ -218,11 +235,7 @@ def _text(file: Path, columns: tuple[str, ...] | None) -> pa_csv.CSVStreamingRea
 
 def _dialect(file: Path) -> tuple[str, bool]:
     """The delimiter, and whether the decimal point is a comma, from the beginning of the file; checks the header."""
-    try:
-        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as opened:
-            sample = opened.read(_SAMPLE)
-    except (OSError, EOFError) as error:
-        raise DiffusionalError(f"{file} could not be read ({error}); get it again") from error
+    sample = _sample(file)
     if not sample.strip():
         raise DiffusionalError(f"{file} is empty; give a table with a header")
     if sample[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in sample:
@@ -246,6 +259,15 @@ def _dialect(file: Path) -> tuple[str, bool]:
             f"{file}: column {place} has no name; name it, or drop it if it numbers the rows (pandas: index=False)"
         )
     return delimiter, bool(comma)
+
+
+def _sample(file: Path) -> bytes:
+    """The beginning of a text table, unpacked."""
+    try:
+        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as opened:
+            return opened.read(_SAMPLE)
+    except (OSError, EOFError) as error:
+        raise DiffusionalError(f"{file} could not be read ({error}); get it again") from error
 
 
 def _is_number(text: str, comma: bool) -> bool:
