@@ -487,7 +487,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a folder that can't be made": (
         lambda f: ["train", f / "tiny.npy/run", "--data.name", f / "tiny.npy", *TINY],
-        "TMP/tiny.npy/run can't be written ([Errno 20] Not a directory: 'TMP/tiny.npy/run'); name a folder where "
+        "TMP/tiny.npy/run can't be made ([Errno 20] Not a directory: 'TMP/tiny.npy/run'); name a folder where "
         "that is allowed",
     ),
     "widths that norms can't divide": (

@@ -112,7 +112,7 @@ def test_devices_are_named_and_a_driver_that_fails_is_told(monkeypatch: pytest.M
 def test_a_launcher_s_words(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     _, found, _ = run(capsys, tmp_path)
-    assert found["processes"]["said"] == "RANK=1, WORLD_SIZE=4"
+    assert found["processes"]["said"] == "RANK=0, WORLD_SIZE=4"

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusional.cli import commands
 from diffusional.cli.completion import script
-from diffusional.cli.console import check_target
+from diffusional.cli.console import check_target, first
 from diffusional.cli.parse import parse
 from diffusional.errors import DiffusionalError, Interrupted
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command.json is not None:
             check_target("--json", command.json)
         record = _done(command)
-        if command.json is not None:
+        if command.json is not None and first():
             from diffusional.files import save_json
 
             save_json(command.json, record)

@@ -24,14 +24,19 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 
+def first() -> bool:
+    """Whether this process speaks and writes for all that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def console(stderr: bool = False) -> "Console":
-    """Where results are printed; with `stderr`, where progress is shown."""
+    """Where results are printed, by the first process alone; with `stderr`, where progress is shown."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     # NO_COLOR: rich alone would still write bold and dim.
     plain: dict[str, Any] = {"color_system": None} if "NO_COLOR" in os.environ else {}
-    return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH, **plain)
+    return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH, quiet=not first(), **plain)
 
 
 def device() -> "torch.device":

@@ -19,8 +19,11 @@ _CORE = ("torch", "numpy", "scipy", "safetensors", "accelerate", "diffusers", "s
 # What only some features need: the module, what for, and how to get it.
 _OPTIONAL = (
     ("datasets", "data of the Hugging Face hub", 'pip install "diffusional[hub]"'),
-    ("pyarrow", "tables in Parquet", "pip install pyarrow"),
+    ("pyarrow", "tables", "pip install pyarrow"),
+    ("PIL", "folders of images", "pip install pillow"),
 )
+# Where a package goes by another name than its module.
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 # What a launcher (torchrun, accelerate launch) tells its processes.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _GIB = 2**30
@@ -77,8 +80,8 @@ def _package(name: str) -> Finding:
     try:
         importlib.import_module(name)
     except Exception as error:
-        distribution = {"sklearn": "scikit-learn"}.get(name, name)
-        return Finding("version", name, "broken", f"{_brief(error)}. Try: pip install --force-reinstall {distribution}")
+        remedy = f"pip install --force-reinstall {_DISTRIBUTIONS.get(name, name)}"
+        return Finding("version", name, "broken", f"{_brief(error)}. Try: {remedy}")
     return Finding("version", name, "ok", _version(name))
 
 
@@ -93,7 +96,7 @@ def _feature(name: str, purpose: str, remedy: str) -> Finding:
 
 def _version(name: str) -> str:
     try:
-        return importlib.metadata.version({"sklearn": "scikit-learn"}.get(name, name))
+        return importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
     except importlib.metadata.PackageNotFoundError:
         return "version unknown"
 

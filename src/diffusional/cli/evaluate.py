@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Evaluate
-from diffusional.cli.console import check_target, console, device, plainly, watching, working
+from diffusional.cli.console import check_target, console, device, first, plainly, watching, working
 from diffusional.cli.items import items, reference_items
 from diffusional.errors import DiffusionalError
 
@@ -87,11 +87,11 @@ def run(command: Evaluate) -> dict[str, Any]:
         said = tighter.to("bits/dim", model.space.dimensions)
         console().print(f"importance-weighted bound, K = {command.importance_weighted}: {said}", soft_wrap=True)
         out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted}
-    if command.per_item is not None:
+    if command.per_item is not None and first():
         _write_scores(command.per_item, result)
     # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
     plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
-    if dataclasses.replace(command, per_item=None, json=None) == plain:
+    if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
         save_json(command.run / f"evaluation-{split}.json", out)
     return out
 
