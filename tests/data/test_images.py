@@ -137,6 +137,13 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_linked_folders_are_descended(tmp_path: Path) -> None:
+    values = folder_of(tmp_path / "elsewhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "here").symlink_to(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(in_order(load(tmp_path / "data"), 10), np.moveaxis(values, 3, 1))
+
+
 # ------------------------------------------------------------------------------------------------- size and fit
 
 

@@ -43,7 +43,7 @@ def _kind_of_folder(folder: Path) -> str:
     if any(name.endswith(_MNIST) for name in names):
         return "mnist"
     tables = False
-    for _, folders, files in os.walk(folder):
+    for _, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if name[0] != "."]
         visible = [name.lower() for name in files if name[0] != "."]
         # The first image settles it: a folder of a million is not walked to its end.

@@ -22,7 +22,7 @@ def watched(steps: Iterable[T], total: int, what: str) -> Iterator[T]:
         yield from steps
         return
     began = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True, disable=False) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total, visible=False)
         for step in steps:
             yield step
