@@ -344,8 +344,9 @@ def test_what_exceeds_memory_is_cached(small_memory: Path, tmp_path: Path, monke
     again = load(tmp_path / "data", seed=1)
     assert file.stat().st_mtime_ns == made  # not decoded twice, whatever the split
     np.testing.assert_array_equal(in_order(again, 10, seed=1), np.moveaxis(values, 3, 1))
-    load(tmp_path / "data", size=4)
-    assert len(list(small_memory.iterdir())) == 2
+    cropped, stretched = (load(tmp_path / "data", size=4, fit=fit) for fit in ("crop", "resize"))
+    assert not torch.equal(cropped.tensor("train"), stretched.tensor("train"))
+    assert len(list(small_memory.iterdir())) == 3
     # A file that changed makes another cache.
     save(tmp_path / "data" / "00.png", 255 - values[0])
     os.utime(tmp_path / "data" / "00.png", ns=(1, 1))

@@ -103,6 +103,15 @@ def test_integers_that_turn_into_fractions_late(tmp_path: Path, monkeypatch: pyt
     np.testing.assert_array_equal(in_order(load(write(tmp_path, content))), values)
 
 
+@pytest.mark.parametrize("expected", [0, 1, 60, 10_000])
+def test_the_guessed_number_of_rows_does_not_matter(
+    tmp_path: Path, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_BLOCK", 300)
+    monkeypatch.setattr(tables, "_expected", lambda file: expected)
+    np.testing.assert_array_equal(in_order(load(write(tmp_path, text()))), VALUES)
+
+
 def test_float32_stays_so_and_decimals_are_numbers(tmp_path: Path) -> None:
     data = load(parquet(tmp_path / "a.parquet", VALUES.astype(np.float32)))
     assert data.train.dtype == torch.float32
