@@ -93,8 +93,9 @@ class Discrete:
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
             raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
-        off = (x.double() - (self.low + self.width * self.index(x.double()).double())).abs() / self.width
-        bad = ~(off.flatten(1) <= 0.01)
+        place = (x.double() - self.low) / self.width
+        nearest = place.round().clamp_(0, self.levels - 1)
+        bad = ~((place - nearest).abs_() <= 0.01).flatten(1)
         if bad.any():
             item = int(bad.any(1).nonzero()[0])
             raise DiffusionalError(

@@ -140,7 +140,7 @@ def test_sharded_weights_take_the_same_steps_and_leave_the_same_checkpoint(
     half = dataclasses.replace(config, max_seconds=None, system=SystemConfig(accumulate=2))
     ending = "lambda step, model: os.kill(os.getpid(), signal.SIGTERM) if step == 8 else None"
     done = together(half, tmp_path / "run", before=SHARDED, watch=ending)
-    assert "stopped after step 8 of 24, with a checkpoint" in done.stderr, done.stderr
+    assert "stopped after step 9 of 24, with a checkpoint" in done.stderr, done.stderr
     ours = load_tensors(max((tmp_path / "run/checkpoints").iterdir()) / "state.safetensors")
     theirs = load_tensors(max((alone / "checkpoints").iterdir()) / "state.safetensors")
     assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {
@@ -148,7 +148,7 @@ def test_sharded_weights_take_the_same_steps_and_leave_the_same_checkpoint(
     }
     # From one shard to the other, and from both to none.
     done = together(half, tmp_path / "run", "--resume", before=SHARDED, watch=ending.replace("8", "16"))
-    assert "stopped after step 16 of 24, with a checkpoint" in done.stderr, done.stderr
+    assert "stopped after step 17 of 24, with a checkpoint" in done.stderr, done.stderr
     with pytest.warns(UserWarning, match="processes 2 → 1"):
         loop.train(config, tmp_path / "run", resume=True, console=QUIET)
     same_curve(alone, tmp_path / "run")
@@ -161,3 +161,23 @@ def test_a_batch_that_cannot_be_cut_is_refused(config: Config, tmp_path: Path) -
     ):
         loop.train(uneven, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_evaluate_every_item_once(alone: Path, tmp_path: Path) -> None:
+    args = ["evaluate", str(alone), "--split", "all", "--visits", "6", "--no-audit", "--json"]
+    for name in ("one", "two"):
+        launcher = (
+            ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"] if name == "two" else []
+        )
+        command = [sys.executable, *launcher, "-m", "diffusional", *args, str(tmp_path / f"{name}.json")]
+        env = environment() | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("NELBO") == 1
+        for plan in alone.glob("plan*.json"):
+            plan.unlink()
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert two["items"] == 200
+    assert two["network_evaluations"] == one["network_evaluations"] == 1200
+    numbers = ("value", "error", "item_error")
+    assert [two["nelbo"][k] for k in numbers] == pytest.approx([one["nelbo"][k] for k in numbers], rel=1e-6)

@@ -406,6 +406,25 @@ def test_seeds_of_purposes_never_meet() -> None:
     assert all(0 <= s < 2**63 for s in seeds)
 
 
+def test_the_draws_of_every_step_are_its_own(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs, noise = DiffusionModel.costs, []
+
+    def told(self: DiffusionModel, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Any:
+        if len(x) == 8:
+            noise.append(draws["noise"][0].flatten().tolist())
+        return costs(self, x, draws, condition)
+
+    monkeypatch.setattr(DiffusionModel, "costs", told)
+    loop.train(config, tmp_path / "run", console=QUIET)
+    assert len(noise) == 20
+    assert len({tuple(values) for values in noise}) == 20
+    # As good as independent: 320 numbers of variance 1, no two steps alike.
+    values = torch.tensor(noise)
+    assert abs(float(values.var()) - 1) < 0.35
+    products = values @ values.T / 16
+    assert float((products - products.diag().diag()).abs().max()) < 1.3
+
+
 class Mapped:
     """Items that are not a tensor, as those of a file."""
 

@@ -52,6 +52,8 @@ class Train:
     ] = None
     resume: bool = False
     """Continue the run in the folder, with its own config."""
+    profile: bool = False
+    """Show where a step's time goes, and write it to RUN/profile.json."""
     json: Json = None
 
 

@@ -43,7 +43,7 @@ def device() -> "torch.device":
     """Where a model is evaluated: the accelerator, where there is one."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def check_target(option: str, path: Path) -> None:

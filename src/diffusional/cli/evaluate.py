@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 
 def run(command: Evaluate) -> dict[str, Any]:
+    """On every process that a launcher started, each item looked at by one of them."""
+    from diffusional.evaluation.processes import launched
+
+    with launched():
+        return _evaluate(command)
+
+
+def _evaluate(command: Evaluate) -> dict[str, Any]:
     from diffusional.evaluation import evaluate, importance_weighted
     from diffusional.evaluation.evaluation import check_targets, regridded
     from diffusional.files import save_json
@@ -115,7 +123,8 @@ def _plan(record: "RunRecord", model: "DiffusionModel", command: Evaluate) -> "t
         return None, None
     with working("learning a plan on the run's training data"):
         plan = Plan.fit(model, reference, seed=command.seed)
-    plan.save(path)
+    if first():
+        plan.save(path)
     console().print(
         f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data", soft_wrap=True
     )

@@ -9,6 +9,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional train runs/vae --preset digits-vae --steps 500 --optimizer.lr 0.001",
         "diffusional train runs/mine --data.name images.npy --data.levels 256",
         "diffusional train runs/digits --resume",
+        "diffusional train runs/speed --preset digits --steps 100 --profile",
     ),
     "evaluate": (
         "diffusional evaluate runs/digits",

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from diffusional.training.run import RunRecord
 
-# Items of a stream that a plan is learned on.
-_HEAD = 4096
+# Items that a plan is learned on where they are not in memory: the first of a stream, a random sample of a file.
+_HEAD, _SAMPLE = 4096, 65_536
 
 
 def items(
@@ -66,6 +66,8 @@ def _other(own: DataConfig, name: str, levels: int | None) -> DataConfig:
 
 def reference_items(record: "RunRecord") -> "Tensor | None":
     """The run's training items, encoded, of a stream its first; None where they can't be had again, or are not the same."""
+    import torch
+
     from diffusional.data.dataset import Stream
     from diffusional.training.build import build_dataset
 
@@ -75,5 +77,10 @@ def reference_items(record: "RunRecord") -> "Tensor | None":
         return None
     if dataset.fingerprint("train") != record.fingerprints.get("train"):
         return None
-    raw = dataset.train.head(_HEAD) if isinstance(dataset.train, Stream) else dataset.tensor("train")
-    return record.space.encode(raw)
+    if isinstance(dataset.train, Stream):
+        return record.space.encode(dataset.train.head(_HEAD))
+    n = len(dataset.items("train"))
+    if isinstance(dataset.train, torch.Tensor) or n <= _SAMPLE:
+        return dataset.encode("train")
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_SAMPLE]
+    return dataset.encode("train", rows.sort().values)

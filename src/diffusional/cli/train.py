@@ -7,17 +7,23 @@ from diffusional.cli.console import console
 
 
 def run(command: Train) -> dict[str, Any]:
+    from diffusional.files import load_json
     from diffusional.ledger import per_unit
+    from diffusional.report.tables import profile_table
     from diffusional.training.checkpoint import restore_progress
     from diffusional.training.loop import train
-    from diffusional.training.run import CHECKPOINTS, read_run
+    from diffusional.training.run import CHECKPOINTS, PROFILE, read_run
 
-    model = train(command.config, command.run, resume=command.resume, console=console(stderr=True))
+    model = train(
+        command.config, command.run, resume=command.resume, console=console(stderr=True), profile=command.profile
+    )
     progress = restore_progress(command.run / CHECKPOINTS)
     best = progress.best / per_unit("bits/dim", model.space.dimensions)
     console().print(
         f"{command.run}: best validation bound {best:.4f} bits/dim at step {progress.best_step} of {progress.step}"
     )
+    if command.profile:
+        console().print(profile_table(load_json(command.run / PROFILE)))
     record = read_run(command.run)
     return {
         "run": str(command.run),

@@ -162,6 +162,25 @@ def _brief(value: float, error: float) -> tuple[str, str]:
     return f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.0e}", f"{error:.0e}"
 
 
+def profile_table(record: Mapping[str, Any]) -> Table:
+    """Where a step's time went (a run's profile.json), the dearest first; validations and checkpoints spread over the steps.
+
+    >>> profile_table({"steps": 10, "seconds": {"forward": 0.3, "backward": 0.6}}).row_count
+    3
+    """
+    steps, seconds = record["steps"], record["seconds"]
+    total = sum(seconds.values())
+    table = Table(title=f"Where a step's time goes, {steps} steps", title_justify="left", title_style="bold")
+    table.add_column("phase")
+    for column in ("ms/step", "share"):
+        table.add_column(column, justify="right")
+    for name, spent in sorted(seconds.items(), key=lambda pair: -pair[1]):
+        table.add_row(name, f"{1000 * spent / steps:.2f}", f"{spent / total:.1%}")
+    table.add_section()
+    table.add_row("step", f"{1000 * total / steps:.2f}", "", style="bold")
+    return table
+
+
 def claims_table(result: Mapping[str, Any], title: str) -> Table:
     """Claims and controls, what `diffusional claims --json` writes: of each the check that decides.
 

@@ -63,24 +63,24 @@ class Feed:
             self._pool.shutdown(cancel_futures=True)
 
     def _load(self, step: int) -> tuple[Tensor, Tensor]:
-        places = torch.arange(step * self.batch, (step + 1) * self.batch)[self.share]
+        places = range(step * self.batch, (step + 1) * self.batch)[self.share]
         if not isinstance(self.dataset.train, Stream):
             rows = self._rows(places)
             x = self.dataset.encode("train", rows)
         else:
-            rows = places
+            rows = torch.arange(places.start, places.stop)
             x = self.dataset.space.encode(self._next(step))
         return (x.pin_memory() if self.device.type == "cuda" else x), rows
 
-    def _rows(self, places: Tensor) -> Tensor:
+    def _rows(self, places: range) -> Tensor:
         """Rows of the train split at places of the endless stream."""
         n = len(self.dataset.items("train"))
-        epochs = torch.div(places, n, rounding_mode="floor")
-        rows = torch.empty_like(places)
-        for epoch in epochs.unique().tolist():
-            here = epochs == epoch
-            rows[here] = self._order(epoch, n)[places[here] - epoch * n]
-        return rows
+        first, last = places.start, places.stop
+        parts = [
+            self._order(epoch, n)[max(0, first - epoch * n) : last - epoch * n]
+            for epoch in range(first // n, -(-last // n))
+        ]
+        return torch.cat(parts)
 
     def _order(self, epoch: int, n: int) -> Tensor:
         """An epoch's permutation; the newest two are kept, since drawing one of 10⁶ items takes longer than a step."""

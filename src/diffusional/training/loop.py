@@ -34,7 +34,7 @@ from diffusional.training.config import Config, OptimizerConfig
 from diffusional.training.diagnosis import diagnose
 from diffusional.training.feed import Feed
 from diffusional.training.journal import Journal
-from diffusional.training.run import CHECKPOINTS, PROFILE, WEIGHTS, begin, load
+from diffusional.training.run import CHECKPOINTS, CONFIG, PROFILE, WEIGHTS, begin, load
 from diffusional.training.seeds import seed_of
 from diffusional.training.stopping import Stopping
 from diffusional.training.stopwatch import Stopwatch
@@ -101,6 +101,9 @@ def train(
             if accelerator.is_main_process:
                 checkpoint.tidy(found, config.keep_checkpoints)
                 checkpoint.put_back_best(found)
+        if accelerator.is_main_process:
+            # What may differ, does from now on.
+            save_json(run / CONFIG, config.to_dict())
         feed = Feed(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
         feed.seek(progress.step, (progress.epoch, progress.of_epoch))
         trainer = _Trainer(config, run, dataset, accelerator, objective, state, progress, feed, share)
@@ -183,7 +186,7 @@ class _Trainer:
             # For the whole batch, on every process the same: a share of it is then a share of one stratified sample.
             generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, "draws", step))
             draws = {name: value[self.share] for name, value in self._draw(x, generator).items()}
-            torch.manual_seed(seed_of(config.seed, "dropout", step, accelerator.process_index))
+            _seed_dropout(seed_of(config.seed, "dropout", step, accelerator.process_index), x.device)
         state.optimizer.zero_grad()
         total, seen = 0.0, []
         for i in range(parts):
@@ -406,6 +409,14 @@ def _share(config: Config, accelerator: Accelerator) -> slice:
         )
     size = config.batch // n
     return slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for one device: that of all keeps a note of every call until a GPU is first used."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def _joined(parts: list[Costs]) -> Costs:

@@ -76,8 +76,8 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool, main: bool
         raise DiffusionalError(f"{path} can't be made ({error}); name a folder where that is allowed") from error
     try:
         _hold(handle, path)
-        # Only now: what a process that trains here has written of its config stays.
-        save_json(path / CONFIG, config.to_dict())
+        if not (path / CONFIG).exists():
+            save_json(path / CONFIG, config.to_dict())
         yield
     finally:
         os.close(handle)
