@@ -356,7 +356,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a truncated npy": (
         truncated_npy,
-        "TMP/cut.npy could not be read (mmap length is greater than file size); save it again",
+        "TMP/cut.npy could not be read (its header declares shape (40, 4) of float64, 1250 bytes of values came); save it again",
     ),
     "a truncated IDX": (
         truncated_idx,
@@ -380,7 +380,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "integers without levels": (
         lambda f: train(f / "tiny.npy"),
         "tiny.npy: integers came without their number of levels, which is never assumed. The largest value is 4, "
-        "so at least levels=5 fit; for 8-bit images: levels=256 (--levels 256)",
+        "so at least levels=5 fit; for 8-bit images: levels=256 (--levels 256; for train --data.levels 256)",
     ),
     "values outside the levels": (
         lambda f: train(f / "tiny.npy", "--data.levels", 4),
@@ -584,19 +584,19 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "data without levels": (
         lambda f: ["data", f / "tiny.npy"],
         "tiny.npy: integers came without their number of levels, which is never assumed. The largest value is 4, "
-        "so at least levels=5 fit; for 8-bit images: levels=256 (--levels 256)",
+        "so at least levels=5 fit; for 8-bit images: levels=256 (--levels 256; for train --data.levels 256)",
     ),
     "a side for what are no images": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--size", 8],
-        "size=8 came for numpy, but it is for images and hub; leave it out",
+        "size=8 came for an array (.npy, .npz, IDX), but it is for images and the Hub; leave it out",
     ),
     "columns of what is no table": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--columns", "a"],
-        "columns=('a',) came for numpy, but it is for table; leave it out",
+        "columns=('a',) came for an array (.npy, .npz, IDX), but it is for a table; leave it out",
     ),
     "a stream of a file": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--streaming"],
-        "streaming=True came for numpy, but it is for hub; leave it out",
+        "streaming=True came for an array (.npy, .npz, IDX), but it is for the Hub; leave it out",
     ),
     "a side of no pixels": (
         lambda f: ["data", f / "tiny.npy", "--size", 0],
@@ -628,12 +628,12 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a table with a word": (
         lambda f: ["data", raw(f / "a.csv", b"a,b\n" + b"1,2\n" * 30 + b"3,four\n")],
-        "TMP/a.csv: column 'b' are not numbers; choose with columns=('a',) (--data.columns a)",
+        "TMP/a.csv: column 'b' is not numeric; choose columns=('a',) (--columns a; for train --data.columns a)",
     ),
     "a table with a gap": (
         lambda f: ["data", raw(f / "a.csv", b"a,b\n" + b"1,2\n" * 30 + b"3,\n")],
-        "TMP/a.csv: the value of column 'b' in row 31 (after the header) is missing; mend or drop the row, or "
-        "choose other columns (--data.columns a b c)",
+        "TMP/a.csv: the value of column 'b' in row 31 (after the header) is missing (empty, NA or NaN); mend or drop "
+        "the row, or choose the columns without gaps: columns=('a',) (--columns a; for train --data.columns a)",
     ),
     "a table without the column": (
         lambda f: ["data", raw(f / "a.csv", b"a,b\n" + b"1,2\n" * 30), "--columns", "c"],

@@ -54,7 +54,7 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
     space = dataset.space
     assert isinstance(space, Discrete)
     console.print(
-        f"[bold]digits[/]: {len(plain.train)} train (and warped copies of them), {len(dataset.validation)} validation, {len(dataset.test)} test images, "
+        f"[bold]digits[/]: {len(plain.items('train'))} train (and warped copies of them), {len(dataset.validation)} validation, {len(dataset.test)} test images, "
         f"{space.dimensions} dimensions of {space.levels} levels."
     )
     x, originals = dataset.encode("test"), plain.encode("train")
@@ -173,12 +173,12 @@ def yardsticks(dataset: Dataset) -> dict[str, Any]:
     """Baselines fitted on the train split (validation chooses their smoothing), scored on the test split."""
     space = dataset.space
     assert isinstance(space, Discrete)
-    train_items, validation = dataset.train, dataset.validation
+    train_items, validation = dataset.tensor("train"), dataset.tensor("validation")
     fitted = {
         "mixture of 10 categoricals": baselines.CategoricalMixture.fit(train_items, space, validation),
         "factorised categorical": baselines.FactorizedCategorical.fit(train_items, space, validation),
     }
-    return {name: _entry(-model.log_prob(dataset.test), space) for name, model in fitted.items()}
+    return {name: _entry(-model.log_prob(dataset.tensor("test")), space) for name, model in fitted.items()}
 
 
 def _entry(nats: Tensor, space: Discrete) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import gzip
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -201,7 +203,9 @@ def test_integers_need_levels(tmp_path: Path) -> None:
     values = INTS.copy()
     values[7, 3] = 200
     message = r"a.npy: integers came .* never assumed. The largest value is 200, so at least levels=201 fit; "
-    with pytest.raises(DiffusionalError, match=message + r"for 8-bit images: levels=256 \(--levels 256\)"):
+    with pytest.raises(
+        DiffusionalError, match=message + r"for 8-bit images: levels=256 \(--levels 256; for train --data.levels 256\)"
+    ):
         npy(tmp_path, values)
     with pytest.raises(DiffusionalError, match=r"add 5 to all, then declare at least levels=17"):
         npy(tmp_path, INTS.astype(int) - 5)
@@ -379,9 +383,9 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=trap)
     (tmp_path / "b.npy").write_bytes(pickle.dumps(trap))
     (tmp_path / "b.npz").write_bytes(pickle.dumps(trap))
-    for name in ("a.npy", "a.npz", "b.npy", "b.npz"):
+    for name in ("a.npy", "'x.npy' in .*a.npz", "b.npy", "b.npz"):
         with pytest.raises(DiffusionalError, match=rf"{name} holds Python objects.* a pickle is never loaded"):
-            load(tmp_path / name)
+            load(tmp_path / name[-5:])
     assert not (tmp_path / "sprung").exists()
 
 
@@ -402,3 +406,116 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DiffusionalError, match=r"a.npz could not be read"):
         load(tmp_path / "a.npz")
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+def declares(shape: str) -> bytes:
+    return header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n")
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DiffusionalError) as caught:
+        load(path)
+    return str(caught.value).replace(str(path.parent), "TMP")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (declares(f"({2**63},)"), f"its header declares shape ({2**63},) of float64, 0 bytes of values came"),
+        (declares("(-2, 4)"), "its header declares shape (-2, 4) of float64, 0 bytes of values came"),
+        (declares("(-1, -1)") + bytes(8), "its header declares shape (-1, -1) of float64, 8 bytes of values came"),
+        (declares("(3, 5)") + bytes(119), "its header declares shape (3, 5) of float64, 119 bytes of values came"),
+        (declares("(3,)" + " " * 20_000), "Header info length (20056) is large and may not be safe to load securely. To allow loading, adjust `max_header_size` or fully trust the `.npy`"),
+        (header("{"), "('EOF in multi-line statement', (2, 0))"),
+        (header("{}"), "Header does not contain the correct keys: []"),
+    ],
+)  # fmt: skip
+def test_npy_files_that_are_not_what_they_say(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", content)
+    for path, name in ((tmp_path / "a.npy", "TMP/a.npy"), (tmp_path / "a.npz", "'x.npy' in TMP/a.npz")):
+        told = refusal(path)
+        assert told.startswith(f"{name} could not be read ({why}")
+        assert told.endswith("); save it again")
+        assert len(told) < 300
+
+
+def test_an_unknown_version_of_the_format(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x09\x07")
+    assert refusal(tmp_path / "a.npy") == "TMP/a.npy is of version 9.7 of its format; save it in 1.0 to 3.0"
+
+
+def zipped(path: Path, **flags: int) -> Path:
+    """An .npz of one member, with other bytes at their places in its two headers: 6 and 8 are flags, 8 and 10 the method."""
+    np.savez(path, x=INTS)
+    content = bytearray(path.read_bytes())
+    for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        at = content.index(mark) + shift
+        content[at + 6] |= flags.get("flag", 0)
+        content[at + 8] = flags.get("method", content[at + 8])
+    path.write_bytes(content)
+    return path
+
+
+def test_archives_that_zipfile_does_not_read(tmp_path: Path) -> None:
+    assert load(zipped(tmp_path / "a.npz"), levels=17).space.shape == (6,)
+    assert refusal(zipped(tmp_path / "a.npz", method=99)) == (
+        "'x.npy' in TMP/a.npz could not be read (That compression method is not supported); save it again"
+    )
+    assert refusal(zipped(tmp_path / "a.npz", flag=1)) == (
+        "'x.npy' in TMP/a.npz is encrypted; save it without a password"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.npy", b""), ("a.txt", b"hello"), ("a/", b""), ("a.npy", b"\x93NUMP")]
+)
+def test_archives_of_other_things(tmp_path: Path, name: str, content: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr(name, content)
+    assert refusal(tmp_path / "a.npz") == (f"'{name}' in TMP/a.npz is no array; save nothing but arrays, with np.savez")
+
+
+def test_an_archive_with_a_key_twice(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", declares("(0, 1)"))
+        file.writestr("x", declares("(0, 1)"))
+    assert refusal(tmp_path / "a.npz") == "'x' in TMP/a.npz is there twice; give each array a key of its own"
+
+
+def test_an_archive_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    np.savez(tmp_path / "a.npz", x=INTS)
+    monkeypatch.setattr(np.lib.format, "read_array", full)
+    assert refusal(tmp_path / "a.npz") == (
+        "'x.npy' in TMP/a.npz does not fit into memory; save each array as an .npy file, which is read as needed"
+    )
+
+
+def test_every_version_of_the_format_and_fortran_order(tmp_path: Path) -> None:
+    for version in ((1, 0), (2, 0), (3, 0)):
+        with (tmp_path / "a.npy").open("wb") as file:
+            np.lib.format.write_array(file, np.asfortranarray(INTS), version=version)
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(tmp_path / "a.npy", "x.npy")
+        mapped, unpacked = (load(tmp_path / name, levels=17) for name in ("a.npy", "a.npz"))
+        assert mapped.fingerprint("train") == unpacked.fingerprint("train")
+        together = torch.cat(splits(mapped)).numpy()
+        np.testing.assert_array_equal(together, INTS[np.random.default_rng(0).permutation(50)])
+
+
+def test_options_of_others_name_what_came(tmp_path: Path) -> None:
+    for name in ("a.npy", "a.npz"):
+        (np.save if name == "a.npy" else np.savez)(tmp_path / name, INTS)
+        with pytest.raises(DiffusionalError) as caught:
+            load(tmp_path / name, size=8)
+        assert str(caught.value) == (
+            "size=8 came for an array (.npy, .npz, IDX), but it is for images and the Hub; leave it out"
+        )

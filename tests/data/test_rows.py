@@ -27,9 +27,10 @@ IMAGES = RNG.integers(0, 256, (60, 6, 5, 3)).astype(np.uint8)
 
 @pytest.fixture
 def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is small: every split stays a view, and is read three items or so at a time."""
+    """Nothing is small: every split stays a view, is read three items or so at a time, and gathered twenty at a time."""
     monkeypatch.setattr(checks, "IN_MEMORY", 0)
     monkeypatch.setattr(dataset_file, "_BLOCK", 11)
+    monkeypatch.setattr(dataset_file, "_GATHER", 500)
 
 
 def both(path: Path, monkeypatch: pytest.MonkeyPatch, **options) -> tuple[Dataset, Dataset]:
@@ -126,6 +127,56 @@ def test_blocks_are_the_split_in_order(lazy: None, tmp_path: Path) -> None:
     assert torch.equal(data.encode("train"), whole)  # itself by blocks, here
     with pytest.raises(DiffusionalError, match="blocks of 0 items came"):
         next(data.blocks("train", 0))
+
+
+class Watched:
+    """Rows that remember how many were asked for at a time."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.asked = rows, []
+
+    def __getattr__(self, name: str):
+        return getattr(self.rows, name)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        items = self.rows[rows]
+        self.asked.append(len(items))
+        return items
+
+
+def test_a_fingerprint_gathers_more_than_it_hashes_at_a_time(lazy: None, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", TABLE)
+    data = load(tmp_path / "a.npy")
+    watched = Watched(data.items("train"))
+    again = Dataset("a", data.space, watched, data.validation, data.test)
+    held = Dataset("a", data.space, *(data.tensor(split) for split in ("train", "validation", "test")))
+    assert again.fingerprint("train") == held.fingerprint("train")
+    assert watched.asked == [18] * 8 + [16]  # 500 bytes are six blocks of three rows of 24 bytes
+    watched.asked.clear()
+    assert [len(block) for block in again.blocks("train", 50)] == [50, 50, 50, 10]  # never less than a block
+
+
+def test_a_mapped_file_is_read_forwards(tmp_path: Path) -> None:
+    """Whatever rows come, in whatever order and however often: those, and the file is asked for them in its own order."""
+    np.save(tmp_path / "a.npy", TABLE)
+    asked = []
+
+    class Spy(np.memmap):
+        def __getitem__(self, where):
+            asked.append(where)
+            return super().__getitem__(where)
+
+    array = np.load(tmp_path / "a.npy", mmap_mode="r").view(Spy)
+    rows = RNG.permutation(200)[:50]
+    wanted = torch.tensor([7, 3, 3, 49, -1, 0])
+    np.testing.assert_array_equal(Rows(array, rows, reals)[wanted].numpy(), TABLE[rows[wanted.numpy()]])
+    np.testing.assert_array_equal(Rows(array, slice(10, 60), reals)[wanted].numpy(), TABLE[10:60][wanted.numpy()])
+    assert len(asked) == 2
+    for where in asked:
+        assert (np.diff(where) >= 0).all()
 
 
 def test_moments_are_numpy_s_whatever_the_blocks(lazy: None, tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_parts_that_are_unclear(tmp_path: Path) -> None:
 def test_parts_of_other_columns(tmp_path: Path) -> None:
     parquet(tmp_path / "0.parquet")
     parquet(tmp_path / "1.parquet", names=("height", "weight", "years"))
-    with pytest.raises(DiffusionalError, match=r"1.parquet has columns 'height', 'weight', 'years', 0.parquet has"):
+    with pytest.raises(
+        DiffusionalError, match=r"or choose common ones: columns=\('height', 'weight'\) \(--columns height weight; for"
+    ):
         load(tmp_path)
     with pytest.raises(DiffusionalError, match=r"1.parquet has no column of numbers 'age', as 0.parquet has"):
         load(tmp_path, columns=("age",))
@@ -185,6 +187,9 @@ def test_parts_of_other_columns(tmp_path: Path) -> None:
     [
         ("", r"a.csv is empty; give a table with a header"),
         (" \n", r"a.csv is empty"),
+        ("\u0085", r"a.csv is empty"),
+        (b"\xef\xbb\xbf", r"a.csv is empty; give a table with a header"),
+        (b"\xc2", r"a.csv: it is not UTF-8 text \(UTF-8: .*unexpected end of data\); save it as UTF-8"),
         ("a,b\n", r"a.csv has a header and no rows"),
         ("1.5,2\n3,4\n", r"begins with numbers \('1.5', '2'\) and has no header"),
         ("1,5;2,5\n3,5;4,5\n", r"begins with numbers .* has no header"),
@@ -192,14 +197,17 @@ def test_parts_of_other_columns(tmp_path: Path) -> None:
         ("a,b\n1,2\n3,4,5\n", r"its rows differ in length"),
         ("a,a\n1,2\n", r"more than one column 'a'"),
         (",a\n0,1\n", r"column 1 has no name; .*index=False"),
-        ("a,b\n1,x\n2,y\n", r"column 'b' are not numbers; choose with columns=\('a',\) \(--data.columns a\)"),
-        ("a,b\nu,x\n", r"columns 'a', 'b' are not numbers; none is"),
+        (
+            "a,b\n1,x\n2,y\n",
+            r"column 'b' is not numeric; choose columns=\('a',\) \(--columns a; for train --data.columns a\)",
+        ),
+        ("a,b\nu,x\n", r"columns 'a', 'b' are not numeric; no column is"),
         ("a,b\n1,2\n3,\n", r"the value of column 'b' in row 2 \(after the header\) is missing"),
         ("a,b\n1,2\n3,NA\n", r"column 'b' in row 2 .* is missing"),
         ("a,b\n1,\n2,\n", r"column 'b' in row 1 .* is missing"),
         ("a,b\n1,2\n3,4\n-inf,1\n", r"column 'a' in row 3 .* is -inf; mend or drop"),
-        ("a,b\n1,true\n2,false\n", r"column 'b' are not numbers"),
-        ("a,b\n1,2020-01-01\n2,2020-01-02\n", r"column 'b' are not numbers"),
+        ("a,b\n1,true\n2,false\n", r"column 'b' is not numeric"),
+        ("a,b\n1,2020-01-01\n2,2020-01-02\n", r"column 'b' is not numeric"),
         ("größe,b\n1,2\n".encode("latin-1"), r"is not UTF-8 text \(.*\); save it as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), r"looks like UTF-16 or a binary file"),
         ("a,b\n" + "1,1\n2,1\n" * 20, r"1 of 2 positions are constant over the 32 train items: b\. A constant"),
@@ -208,6 +216,16 @@ def test_parts_of_other_columns(tmp_path: Path) -> None:
 def test_text_that_is_no_table(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(DiffusionalError, match=message):
         load(write(tmp_path, content))
+
+
+def test_a_quoted_row_is_one_short_line(tmp_path: Path) -> None:
+    with pytest.raises(DiffusionalError) as caught:
+        load(write(tmp_path, 'a,b\n1,2\n"3,4\n' + "1,2\n" * 100))
+    assert str(caught.value).startswith(
+        f"{tmp_path}/a.csv: its rows differ in length (CSV parse error: Row #3: Expected 2"
+    )
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
 
 def test_a_word_far_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +246,49 @@ def test_a_gap_far_down_is_counted_over_blocks(tmp_path: Path, monkeypatch: pyte
         load(tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"a.csv": "a,b\n1,2\n3,\n"},
+            "a.csv: the value of column 'b' in row 2 (after the header) is missing (empty, NA or NaN); mend or drop the row, "
+            "or choose the columns without gaps: columns=('a',) (--columns a; for train --data.columns a)",
+        ),
+        (
+            {"a.csv": "a,b c,d\n1,2,3\n3,-inf,\n5,6,7\n"},
+            "a.csv: the value of column 'b c' in row 2 (after the header) is -inf; mend or drop the row, "
+            "or choose the columns without gaps: columns=('a',) (--columns a; for train --data.columns a)",
+        ),
+        (  # the gap of `a` is in a part that was not read when that of `d` was met
+            {"0.csv": "a,b c,d\n1,2,\n", "1.csv": "a,b c,d\n,6,7\n"},
+            "0.csv: the value of column 'd' in row 1 (after the header) is missing (empty, NA or NaN); mend or drop the row, "
+            "or choose the columns without gaps: columns=('b c',) (--columns 'b c'; for train --data.columns 'b c')",
+        ),
+        (
+            {"a.csv": "a,b\n1,2\n3,\n,4\n"},
+            "a.csv: the value of column 'b' in row 2 (after the header) is missing (empty, NA or NaN); mend or drop the row",
+        ),
+    ],
+)
+def test_a_gap_names_the_columns_without(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, content in files.items():
+        write(tmp_path, content, name)
+    with pytest.raises(DiffusionalError) as caught:
+        load(tmp_path if len(files) > 1 else tmp_path / "a.csv")
+    assert str(caught.value) == f"{tmp_path}/{message}"
+
+
+def test_a_gap_before_another_fault_names_no_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_BLOCK", 64)
+    path = write(tmp_path, "a,b\n1,\n" + "1,2\n" * 100 + "oops,3\n")
+    with pytest.raises(DiffusionalError, match=r"column 'b' in row 1 .*; mend or drop the row$"):
+        load(path)
+
+
+def test_old_line_ends(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(in_order(load(write(tmp_path, text().replace("\n", "\r")))), VALUES)
+
+
 def test_unknown_columns(tmp_path: Path) -> None:
     path = write(tmp_path, text())
     with pytest.raises(DiffusionalError, match=r"has no column 'heigth'; did you mean 'height'\?"):
@@ -244,6 +305,16 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
         load(write(tmp_path, b"\x1f\x8bnonsense", name))
 
 
+def test_damage_within_a_gzip_file_and_a_name(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(text().encode()))
+    packed[12:30] = bytes(18)
+    with pytest.raises(DiffusionalError, match=r"a.csv.gz could not be read \(Error -3 .*\); get it again"):
+        load(write(tmp_path, bytes(packed), "a.csv.gz"))
+    content = parquet(tmp_path / "a.parquet", VALUES, ("größe", "b", "c")).read_bytes()
+    with pytest.raises(DiffusionalError, match=r"a.parquet could not be read as Parquet \(.*\); write it again"):
+        load(write(tmp_path, content.replace("größe".encode(), b"gr\xff\xff\xff\xffe"[:7]), "a.parquet"))
+
+
 def test_options_of_others_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, text())
     for options, name in (
@@ -251,9 +322,9 @@ def test_options_of_others_are_refused(tmp_path: Path) -> None:
         ({"grey": True}, "grey=True"),
         ({"streaming": True}, "streaming=True"),
     ):
-        with pytest.raises(DiffusionalError, match=rf"{name} came for table, but it is for"):
+        with pytest.raises(DiffusionalError, match=rf"{name} came for a table, but it is for"):
             load(path, **options)
-    with pytest.raises(DiffusionalError, match=r"columns=\('a',\) came for digits, but it is for table"):
+    with pytest.raises(DiffusionalError, match=r"columns=\('a',\) came for digits, but it is for a table"):
         load("digits", columns=("a",))
 
 

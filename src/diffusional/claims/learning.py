@@ -123,7 +123,7 @@ def c3(seed: int = 0, kind: Kind = "diffusion", steps: int = 240, kept: int = 6)
     q(z_1|x) as the checkpoint has it. `kind` "learned γ_1" lets training move the process, "VAE" its whole posterior.
     """
     data = load("digits")
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data.items("train")), generator=torch.Generator().manual_seed(seed))
     x = data.encode("train")[order[:_ITEMS]]
     information, nelbo = _measured(checkpoints(kind, data.space, x, seed, steps, kept), x, seed)
     entropy = math.log(len(x.flatten(1).unique(dim=0)))
@@ -189,7 +189,7 @@ def c7(
     the full gradient's own direction, found on other noise.
     """
     space = binary((64,))
-    x = space.encode((load("digits").train[:items].flatten(1) > 8).long())
+    x = space.encode((load("digits").tensor("train")[:items].flatten(1) > 8).long())
     generator = torch.Generator().manual_seed(seed)
     process = GaussianDiffusion(schedules.log_snr_linear(-0.5, 2.0, steps=7))
     model = DiffusionModel(process, Denoiser(_Tilted(64, generator), "v"), LevelPosterior(space))

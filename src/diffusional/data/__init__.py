@@ -29,6 +29,17 @@ from diffusional.errors import DiffusionalError
 __all__ = ["Dataset", "from_torch", "load"]
 
 _HUB = "hf:"
+_ARRAY = "an array (.npy, .npz, IDX)"
+# What the kinds of data are called in errors.
+_CALLED = {
+    "digits": "digits",
+    "numpy": _ARRAY,
+    "idx": _ARRAY,
+    "mnist": "MNIST's files",
+    "images": "images",
+    "table": "a table",
+    "hub": "the Hub",
+}
 # Which kinds of data an option is for, and its default.
 _OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "size": (("images", "hub"), None),
@@ -76,7 +87,7 @@ def load(
     >>> load("digits", size=32)
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: size=32 came for digits, but it is for images and hub; leave it out
+    diffusional.errors.DiffusionalError: size=32 came for digits, but it is for images and the Hub; leave it out
     """
     given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "column": column}
     given |= {"streaming": streaming, "holdout": holdout}
@@ -111,6 +122,7 @@ def _refuse_others(given: dict[str, Any], kind: str) -> None:
     """Raise DiffusionalError for an option that came and is for other kinds of data."""
     for option, (kinds, default) in _OPTIONS.items():
         if given[option] != default and kind not in kinds:
+            others = " and ".join(_CALLED[kind] for kind in kinds)
             raise DiffusionalError(
-                f"{option}={given[option]!r} came for {kind}, but it is for {' and '.join(kinds)}; leave it out"
+                f"{option}={given[option]!r} came for {_CALLED[kind]}, but it is for {others}; leave it out"
             )

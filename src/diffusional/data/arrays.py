@@ -1,15 +1,20 @@
 """NumPy's files: read without pickle, and which of their arrays is which split.
 
 An .npy is mapped, not read: its values are fetched from the file as they are needed, and may be larger than
-memory. An .npz is an archive, and is read whole.
+memory. An .npz is an archive, and is read whole. What a header declares is compared with what is there before any
+memory is taken for it.
 """
 
+import math
 import zipfile
-import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from diffusional.data.quoting import shortened
 from diffusional.data.splits import Fractions, Part, split_at_random, split_off_validation, whole
 from diffusional.errors import DiffusionalError
 
@@ -19,12 +24,19 @@ _KEYS = {
     "test": {"test", "x_test", "test_images"},
 }
 _LABEL_WORDS = {"y", "label", "labels", "target", "targets"}
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an archive without members
+# Version 3 differs from 2 in the encoding of fields' names alone, and arrays with fields are no data.
+_READERS: dict[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def read_numpy(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by key, or of an .npy file, mapped, under the key "".
 
-    Raises DiffusionalError for a damaged file and for one that would need pickle.
+    Raises DiffusionalError, naming the file and the member, for damaged ones, and for what would need pickle.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -32,19 +44,77 @@ def read_numpy(path: Path) -> dict[str, np.ndarray]:
     ...     read_numpy(Path(folder) / "a.npy")[""].shape
     (2, 2)
     """
+    with _refused(str(path)):
+        with path.open("rb") as file:
+            magic = file.read(6)
+            if magic[:4] in _ZIP:
+                return _members(path)
+            if magic and magic != np.lib.format.MAGIC_PREFIX:
+                raise DiffusionalError(_objects(str(path)))
+            file.seek(0)
+            _check_header(file, str(path), path.stat().st_size)
+        return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
+
+
+def _members(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive by key: the names of its members without .npy."""
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name, key = f"{member.filename!r} in {path}", member.filename.removesuffix(".npy")
+            with _refused(name):
+                if member.flag_bits & 1:
+                    raise DiffusionalError(f"{name} is encrypted; save it without a password")
+                with archive.open(member) as file:
+                    magic = file.read(6)
+                if magic != np.lib.format.MAGIC_PREFIX:
+                    raise DiffusionalError(f"{name} is no array; save nothing but arrays, with np.savez")
+                if key in arrays:
+                    raise DiffusionalError(f"{name} is there twice; give each array a key of its own")
+                with archive.open(member) as file:
+                    _check_header(file, name, member.file_size)
+                with archive.open(member) as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _check_header(file: Any, name: str, size: int) -> None:
+    """Raise DiffusionalError unless an .npy of so many bytes, open at its beginning, may hold what its header declares."""
+    version = np.lib.format.read_magic(file)
+    if version not in _READERS:
+        raise DiffusionalError(
+            f"{name} is of version {'.'.join(map(str, version))} of its format; save it in 1.0 to 3.0"
+        )
+    shape, _, dtype = _READERS[version](file)
+    if dtype.hasobject:
+        raise DiffusionalError(_objects(name))
+    came = size - file.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > came:
+        declared = shortened(f"its header declares shape {shape} of {dtype}")
+        raise DiffusionalError(f"{name} could not be read ({declared}, {came} bytes of values came); save it again")
+
+
+@contextmanager
+def _refused(name: str) -> Iterator[None]:
+    """DiffusionalError in place of what NumPy and zipfile raise: of damaged bytes that may be any exception."""
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error) or "Python objects" in str(error):
-            raise DiffusionalError(
-                f"{path} holds Python objects, or is no NumPy file at all; a pickle is never loaded. "
-                "Save plain arrays of numbers with np.save or np.savez"
-            ) from error
-        raise DiffusionalError(f"{path} could not be read ({error}); save it again") from error
+        yield
+    except DiffusionalError:
+        raise
+    except MemoryError as error:
+        raise DiffusionalError(
+            f"{name} does not fit into memory; save each array as an .npy file, which is read as needed"
+        ) from error
+    except Exception as error:
+        why = shortened(str(error)) or type(error).__name__
+        raise DiffusionalError(f"{name} could not be read ({why}); save it again") from error
+
+
+def _objects(name: str) -> str:
+    return (
+        f"{name} holds Python objects, or is no NumPy file at all; a pickle is never loaded. "
+        "Save plain arrays of numbers with np.save or np.savez"
+    )
 
 
 def choose_splits(arrays: dict[str, np.ndarray], source: str, fractions: Fractions, seed: int) -> dict[str, Part]:

@@ -202,7 +202,7 @@ def _levels_needed(name: str, found: _Scan) -> str:
     else:
         advice = (
             f"The largest value is {most}, so at least levels={max(most + 1, 2)} fit; "
-            "for 8-bit images: levels=256 (--levels 256)"
+            "for 8-bit images: levels=256 (--levels 256; for train --data.levels 256)"
         )
     return f"{name}: integers came without their number of levels, which is never assumed. {advice}"
 

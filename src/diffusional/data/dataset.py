@@ -23,6 +23,9 @@ from diffusional.space import Discrete, Space
 
 SPLITS = ("train", "validation", "test")
 _BLOCK = 2**19  # values read at a time: 4 MiB as float64, so that a pass over a split takes little memory
+_GATHER = (
+    2**26
+)  # bytes of items gathered at a time, of which blocks are then made: rows near each other are read together
 _HEAD = 256  # items of a stream that its fingerprint hashes
 
 
@@ -214,8 +217,12 @@ class Dataset:
         if size < 1:
             raise DiffusionalError(f"blocks of {size} items came; give at least 1")
         raw = self.items(split)
-        for first in range(0, len(raw), size):
-            yield first, raw[first : first + size]
+        bytes_of_block = size * max(1, math.prod(raw.shape[1:]) * raw.dtype.itemsize)
+        gathered = size * max(1, _GATHER // bytes_of_block)
+        for start in range(0, len(raw), gathered):
+            items = raw[start : start + gathered]
+            for first in range(0, len(items), size):
+                yield start + first, items[first : first + size]
 
     def _encoded(self, split: str, raw: Tensor, first: int = 0) -> Tensor:
         try:

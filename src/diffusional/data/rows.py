@@ -63,8 +63,14 @@ class Rows:
 
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
         """The items of rows int64 (n,), or of a slice: (n, *dims), in memory of their own."""
-        values = self.convert(self.array[self._where(rows)])
-        return torch.from_numpy(np.ascontiguousarray(values))
+        where = self._where(rows)
+        if isinstance(where, np.ndarray) and self.mapped:
+            # In the file's order: a disk is read forwards, and a page that several rows share once.
+            order = np.argsort(where, kind="stable")
+            values = np.empty((len(where), *self.array.shape[1:]), self.array.dtype)
+            values[order] = self.array[where[order]]
+            return torch.from_numpy(np.ascontiguousarray(self.convert(values)))
+        return torch.from_numpy(np.ascontiguousarray(self.convert(self.array[where])))
 
     def _range(self) -> range:
         assert isinstance(self.rows, slice)

@@ -10,6 +10,8 @@ import difflib
 import gzip
 import io
 import re
+import shlex
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from diffusional.data.checks import to_dataset
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.kinds import TABLES
+from diffusional.data.quoting import shortened
 from diffusional.data.splits import Fractions, Part, random_rows, split_named
 from diffusional.errors import DiffusionalError
 
@@ -97,16 +100,16 @@ def _choose(files: list[Path], columns: tuple[str, ...] | None) -> tuple[str, ..
     words = [name for name in chosen if not kinds[name]]
     if words:
         numbers = [name for name in kinds if kinds[name]]
-        rest = (
-            f"choose with columns={tuple(numbers)} (--data.columns {' '.join(numbers[:8])})" if numbers else "none is"
-        )
-        raise DiffusionalError(f"{files[0]}: column{'s' * (len(words) > 1)} {_listed(words)} are not numbers; {rest}")
+        are = "columns {} are" if len(words) > 1 else "column {} is"
+        rest = f"choose {_option(numbers)}" if numbers else "no column is"
+        raise DiffusionalError(f"{files[0]}: {are.format(_listed(words))} not numeric; {rest}")
     for file in files[1:]:
         other = _columns(file)
         if columns is None and set(other) != set(kinds):
+            common = [name for name in kinds if kinds[name] and other.get(name)]
             raise DiffusionalError(
                 f"{file} has columns {_listed(list(other))}, {files[0].name} has {_listed(list(kinds))}; parts must "
-                "have the same, or choose common ones (--data.columns a b c)"
+                f"have the same{f', or choose common ones: {_option(common)}' if common else ''}"
             )
         missing = [name for name in chosen if not other.get(name)]
         if missing:
@@ -143,12 +146,34 @@ def _filled(files: list[Path], columns: tuple[str, ...]) -> tuple[np.ndarray, li
     for file in files:
         first = n
         for block in _read(file, columns):
+            gaps = ~np.isfinite(block)
+            if gaps.any():
+                raise DiffusionalError(_gap(files, file, columns, n - first, block, gaps))
             if n + len(block) > len(out):
                 out = np.concatenate([out[:n], np.empty((max(len(block), n // 2), len(columns)), out.dtype)])
             out[n : n + len(block)] = block
             n += len(block)
         counts.append(n - first)
     return out[:n], counts
+
+
+def _gap(files: list[Path], file: Path, columns: tuple[str, ...], n: int, block: np.ndarray, gaps: np.ndarray) -> str:
+    """What is to be said of the first gap of a block, before which there were n rows; the columns without are looked for."""
+    i, j = (int(place) for place in np.argwhere(gaps)[0])
+    value = "is missing (empty, NA or NaN)" if np.isnan(block[i, j]) else f"is {block[i, j]}"
+    filled = np.ones(len(columns), bool)
+    try:
+        for other in files:
+            for rows in _read(other, columns):
+                filled &= np.isfinite(rows).all(0)
+    except DiffusionalError:  # another fault further on: what is without gaps is not known
+        filled[:] = False
+    whole = [name for name, all_there in zip(columns, filled, strict=True) if all_there]
+    rest = f", or choose the columns without gaps: {_option(whole)}" if whole else ""
+    return (
+        f"{file}: the value of column {columns[j]!r} in row {n + i + 1} (after the header) {value}; "
+        f"mend or drop the row{rest}"
+    )
 
 
 def _expected(file: Path) -> int:
@@ -171,47 +196,41 @@ def _narrow(file: Path, columns: tuple[str, ...]) -> bool:
 
 
 def _read(file: Path, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
-    """The rows of a file (n, D) float64, block by block."""
+    """The rows of a file (n, D) float64, block by block; what is missing is NaN."""
     if _is_parquet(file):
         rows = max(1, _BLOCK // (8 * len(columns)))
         try:
-            yield from _arrays(file, _parquet(file).iter_batches(rows, columns=list(columns)), columns)
+            yield from _arrays(_parquet(file).iter_batches(rows, columns=list(columns)), columns)
         except (pa.ArrowException, OSError) as error:
-            raise DiffusionalError(f"{file} could not be read ({error}); write it again") from error
+            raise DiffusionalError(f"{file} could not be read ({shortened(str(error))}); write it again") from error
     else:
         with _text(file, columns) as reader:
             try:
-                yield from _arrays(file, reader, columns)
+                yield from _arrays(reader, columns)
             except pa.ArrowException as error:
                 raise DiffusionalError(f"{file}: {_advice(str(error))}") from error
 
 
-def _arrays(file: Path, batches: Any, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
-    first = 0
+def _arrays(batches: Any, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
     for batch in batches:
         out = np.empty((batch.num_rows, len(columns)))
         for j, name in enumerate(columns):
             column = batch.column(name)
             values = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
             out[:, j] = values.to_numpy(zero_copy_only=False)
-            gaps = ~np.isfinite(out[:, j])
-            if gaps.any():
-                i = int(gaps.argmax())
-                what = "is missing" if not column[i].is_valid else f"is {out[i, j]}"
-                raise DiffusionalError(
-                    f"{file}: the value of column {name!r} in row {first + i + 1} (after the header) {what}; "
-                    "mend or drop the row, or choose other columns (--data.columns a b c)"
-                )
         yield out
-        first += batch.num_rows
 
 
 def _parquet(file: Path) -> pq.ParquetFile:
     try:
         # Read through a buffer: otherwise a whole row group, which may be the whole file, is held beside the array.
-        return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise DiffusionalError(f"{file} could not be read as Parquet ({error}); write it again") from error
+        opened = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+        _ = opened.schema_arrow.names  # decoded only when asked for
+        return opened
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DiffusionalError(
+            f"{file} could not be read as Parquet ({shortened(str(error))}); write it again"
+        ) from error
 
 
 def _text(file: Path, columns: tuple[str, ...] | None) -> pa_csv.CSVStreamingReader:
@@ -241,12 +260,15 @@ def _dialect(file: Path) -> tuple[str, bool]:
     if sample[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in sample:
         raise DiffusionalError(f"{file} is not UTF-8 text (it looks like UTF-16 or a binary file); save it as UTF-8")
     try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(sample)  # the sample may end within a character
+        # The sample may end within a character, the file may not.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(sample, final=len(sample) < _SAMPLE)
     except UnicodeDecodeError as error:
         raise DiffusionalError(f"{file}: {_advice(f'UTF-8: {error}')}") from error
+    if not text.strip():
+        raise DiffusionalError(f"{file} is empty; give a table with a header")
     line = text.splitlines()[0]
     delimiter = "\t" if ".tsv" in file.name.lower() else next(d for d in ";\t," if d in line or d == ",")
-    names = next(csv.reader(io.StringIO(text), delimiter=delimiter))
+    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     comma = delimiter != "," and re.search(rf"(^|{delimiter})\"?-?\d+,\d+\"?({delimiter}|$)", text, re.MULTILINE)
     numbers = [_is_number(name, bool(comma)) for name in names]
     if all(numbers):
@@ -266,7 +288,7 @@ def _sample(file: Path) -> bytes:
     try:
         with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as opened:
             return opened.read(_SAMPLE)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DiffusionalError(f"{file} could not be read ({error}); get it again") from error
 
 
@@ -279,13 +301,20 @@ def _is_number(text: str, comma: bool) -> bool:
 
 
 def _advice(error: str) -> str:
+    error = shortened(error)
     if "UTF8" in error or "UTF-8" in error:
         return f"it is not UTF-8 text ({error}); save it as UTF-8"
     if "Expected" in error and "columns" in error:
         return f"its rows differ in length ({error}); mend the row, or quote values that hold the delimiter"
     if "conversion error" in error:
-        return f"a value is not a number ({error}); mend it, or choose other columns (--data.columns a b c)"
+        return f"a value is not a number ({error}); mend it, or leave its column out (--data.columns)"
     return f"it could not be read as a table ({error}); mend it"
+
+
+def _option(names: list[str]) -> str:
+    """A choice of columns as Python's option and the command line's."""
+    typed = shlex.join(names)
+    return f"columns={tuple(names)} (--columns {typed}; for train --data.columns {typed})"
 
 
 def _listed(names: list[str]) -> str:
