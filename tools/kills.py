@@ -3,9 +3,14 @@
     python tools/kills.py                           # 100 random moments and every write boundary: some minutes on two cores
     python tools/kills.py --random 4 --boundaries 8 # a sample, as the tests take it
 
-A run is killed at a random moment of its life, or right before the k-th time that it opens a file of its folder for writing, makes,
-renames, links or removes something there (Python's audit events). Then it is resumed, killed again, in a quarter of the trials, and
-resumed to its end. Weights, their average, the optimiser, the best model and the metrics must have the same bytes.
+A run is killed at a random moment of its life, or at the k-th of its write boundaries, all in the order in which it comes to them:
+
+    before it opens a file of its folder for writing, makes, renames, links or removes something there (Python's audit events)
+    before a safetensors file is written (in Rust, which audits nothing), with half of its bytes written, and after
+    before anything is brought to disk (fsync), and with half of a line of the metrics written
+
+Then it is resumed, killed again, in a quarter of the trials, and resumed to its end. Weights, their average, the optimiser, the
+best model and the metrics must have the same bytes.
 
 Exit status: 0 if every trial ended the same, 1 if not.
 """
@@ -23,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from rich.console import Console
 
 from diffusional.training import checkpoint
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from diffusional.training.journal import METRICS, Journal
 from diffusional.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,12 +57,12 @@ def config_of(folder: Path) -> Config:
 
 
 def in_child(run: Path, config: Config, boundary: int | None = None, counted: Path | None = None) -> int:
-    """Fork a process that begins the run or resumes it; it kills itself at the `boundary`-th change of the folder."""
+    """Fork a process that begins the run or resumes it; it kills itself at the `boundary`-th of its write boundaries."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        _watch_changes(run, boundary, counted)
+        Boundaries(run, boundary, counted).watch()
         resume = (run / "config.json").exists()
         train(config, run, resume=resume, console=Console(quiet=True))
         os._exit(0)
@@ -66,23 +73,60 @@ def in_child(run: Path, config: Config, boundary: int | None = None, counted: Pa
         os._exit(70)
 
 
-def _watch_changes(run: Path, boundary: int | None, counted: Path | None) -> None:
-    seen, inside = 0, str(run)
+class Boundaries:
+    """Counts the write boundaries of this process in the folder `run`, and dies at the `last`."""
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal seen
+    def __init__(self, run: Path, last: int | None, counted: Path | None) -> None:
+        self.inside, self.last, self.counted, self.seen = f"{run}{os.sep}", last, counted, 0
+
+    def reached(self, half: Callable[[], None] | None = None) -> None:
+        """Another one. `half` leaves a write as it is in its middle, where this is the last."""
+        self.seen += 1
+        if self.counted is not None:
+            self.counted.write_text(str(self.seen))
+        if self.seen == self.last:
+            if half is not None:
+                half()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self) -> None:
+        """From now on, until this process ends."""
+        sys.addaudithook(self._audited)
+        save_file, fsync, write = safetensors.torch.save_file, os.fsync, Journal._write
+
+        def saved(tensors: Any, filename: Any, metadata: Any = None) -> None:
+            def half() -> None:
+                save_file(tensors, filename, metadata)
+                os.truncate(filename, os.path.getsize(filename) // 2)
+
+            self.reached()
+            self.reached(half)
+            save_file(tensors, filename, metadata)
+            self.reached()
+
+        def synced(handle: int) -> None:
+            self.reached()
+            fsync(handle)
+
+        def written(journal: Journal, values: dict[str, Any]) -> None:
+            path = journal.run / METRICS
+
+            def half() -> None:
+                before = path.stat().st_size
+                write(journal, values)
+                os.truncate(path, (before + path.stat().st_size) // 2)
+
+            self.reached(half)
+            write(journal, values)
+
+        safetensors.torch.save_file, os.fsync, Journal._write = saved, synced, written
+
+    def _audited(self, event: str, args: tuple[Any, ...]) -> None:
         changing = event in CHANGES or (
             event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
         )
-        if not changing or not str(args[0]).startswith(inside):
-            return
-        seen += 1
-        if counted is not None:
-            counted.write_text(str(seen))
-        if seen == boundary:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
+        if changing and f"{args[0]}{os.sep}".startswith(self.inside):
+            self.reached()
 
 
 def ended(pid: int) -> int:
