@@ -23,7 +23,7 @@ from diffusional import cli, demo
 from diffusional.cli import sample
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import with_error
-from diffusional.training import loop, recipes
+from diffusional.training import loop, objective, recipes
 from diffusional.training.config import Config, ModelConfig
 
 TINY = ["--data.levels", "5", "--model.widths", "8", "8", "--model.blocks", "1", "--batch", "8"]
@@ -745,7 +745,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr(demo, "_CHAIN", 11)
     monkeypatch.setattr(demo, "_SAMPLES", 20)
     monkeypatch.setattr(demo, "_TIMED", 20)
-    monkeypatch.setattr(loop, "_VALIDATION_DRAWS", 1)
+    monkeypatch.setattr(objective, "VALIDATION_DRAWS", 1)
     small = Config(model=ModelConfig(widths=(8, 8), blocks=1), batch=8)
     monkeypatch.setattr(recipes, "digits", lambda: small)
     for name in ("digits_vae", "digits_hierarchical_vae"):

@@ -58,7 +58,8 @@ def vouch(path: Path) -> None:
     """Have the checkpoint's manifest agree with a file of it, as one that was made elsewhere would."""
     manifest = files.load_json(path.parent / "manifest.json")
     manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-    files.save_json(path.parent / "manifest.json", manifest)
+    manifest.pop("sha256")
+    files.save_json(path.parent / "manifest.json", manifest | {"sha256": checkpoint._seal(manifest)})
 
 
 def resume(run: Path) -> None:
@@ -276,8 +277,11 @@ def test_an_interrupted_checkpoint_leaves_the_one_before(
 def further(run: Path) -> None:
     """A step more than the run's config has."""
     config = read_run(run).config
-    for path in (run / "config.json", *run.glob("checkpoints/*/manifest.json")):
-        path.write_text(path.read_text().replace('"steps": 2', '"steps": 3'))
+    (run / "config.json").write_text((run / "config.json").read_text().replace('"steps": 2', '"steps": 3'))
+    for path in run.glob("checkpoints/*/manifest.json"):
+        manifest = json.loads(path.read_text().replace('"steps": 2', '"steps": 3'))
+        manifest.pop("sha256")
+        files.save_json(path, manifest | {"sha256": checkpoint._seal(manifest)})
     loop.train(dataclasses.replace(config, steps=3), run, resume=True, console=QUIET)
 
 

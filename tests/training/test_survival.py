@@ -22,12 +22,14 @@ import diffusional as df
 from battery import environment
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError, Interrupted
-from diffusional.files import load_json, load_tensors
+from diffusional.files import load_json, load_tensors, save_json
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.training import checkpoint, feed, journal, loop, run
 from diffusional.training.average import WeightAverage
-from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, SystemConfig
+from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, SystemConfig
+from diffusional.training.diagnosis import diagnose_gradient, diagnose_weights
 from diffusional.training.seeds import seed_of
+from diffusional.training.stopping import Stopping
 
 QUIET = Console(quiet=True)
 
@@ -148,29 +150,32 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def reseal(saved: Path, old: str, new: str) -> None:
+    """Change what a checkpoint's manifest says, as if it had been written so."""
+    path = saved / "manifest.json"
+    manifest = json.loads(path.read_text().replace(old, new))
+    manifest.pop("sha256")
+    save_json(path, manifest | {"sha256": checkpoint._seal(manifest)})
+
+
 DAMAGE = {
     "a flipped byte of the state": (lambda c: flip(c / "state.safetensors"), "state.safetensors is damaged"),
     "a flipped byte of the progress": (lambda c: flip(c / "progress.json"), "progress.json is damaged"),
-    "a flipped byte of the best model": (lambda c: flip(c / "best.safetensors"), "best.safetensors is damaged"),
     "a missing file": (lambda c: (c / "state.safetensors").unlink(), "state.safetensors is missing"),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json does not exist"),
     "half a manifest": (lambda c: (c / "manifest.json").write_text('{"made":'), "manifest.json is not JSON"),
     "an empty manifest": (lambda c: (c / "manifest.json").write_text("{}"), "is damaged"),
-    "another format": (
-        lambda c: (c / "manifest.json").write_text(
-            (c / "manifest.json").read_text().replace('"format": 2', '"format": 9')
-        ),
-        "is of format 9, this version reads 2",
+    "a manifest that says something else": (
+        lambda c: (c / "manifest.json").write_text((c / "manifest.json").read_text().replace("0.01", "0.02")),
+        "manifest.json is damaged",
     ),
+    "a manifest of nothing": (lambda c: save_json(c / "manifest.json", {"made": {}, "files": {}}), "is damaged"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over(kind: str, half: Path, whole: Path, config: Config) -> None:
     damage, said = DAMAGE[kind]
-    # A hard link would have the best model damaged twice.
-    best = half / "model.safetensors"
-    best.write_bytes(best.read_bytes())
     damage(newest(half))
     with pytest.warns(UserWarning, match=f"{said}.*: going on from .*step-00000008, which is whole"):
         loop.train(config, half, resume=True, console=QUIET)
@@ -186,6 +191,94 @@ def test_where_all_are_damaged_nothing_is_lost(half: Path, config: Config) -> No
     ):
         loop.train(config, half, resume=True, console=QUIET)
     assert everything(half) == before
+
+
+def test_another_version_s_checkpoint_is_left_alone(half: Path, config: Config) -> None:
+    reseal(newest(half), '"format": 2', '"format": 9')
+    before = everything(half)
+    with pytest.raises(DiffusionalError, match="is of format 9, this version reads 2: go on with that version"):
+        loop.train(config, half, resume=True, console=QUIET)
+    assert everything(half) == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_not_counted(half: Path, config: Config) -> None:
+    flip(newest(half) / "state.safetensors")
+    with pytest.warns(UserWarning, match="going on from"):
+        loop.train(dataclasses.replace(config, checkpoint_every=5), half, resume=True, console=QUIET)
+    names = sorted(p.name for p in (half / "checkpoints").iterdir())
+    assert names == ["damaged-step-00000012", "step-00000015", "step-00000020"]
+
+
+def test_a_damaged_best_model_does_not_touch_the_run(half: Path, whole: Path, config: Config) -> None:
+    """Of the two copies either may be lost."""
+    flip(half / "model.safetensors")
+    loop.train(config, half, resume=True, console=QUIET)
+    same(whole, half)
+
+
+def test_the_run_s_own_copy_mends_a_checkpoint_s_best_model(half: Path, whole: Path, config: Config) -> None:
+    flip(newest(half) / "best.safetensors")
+    loop.train(config, half, resume=True, console=QUIET)
+    same(whole, half)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(
+    half: Path, whole: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256, bad = checkpoint.sha256, newest(half) / "state.safetensors"
+
+    def failing(path: Path) -> str:
+        if path == bad:
+            raise OSError(5, "Input/output error")
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "sha256", failing)
+    with pytest.warns(UserWarning, match=r"can't be read .*: going on from .*00000008"):
+        loop.train(config, half, resume=True, console=QUIET)
+    monkeypatch.undo()
+    same(whole, half)
+
+
+def test_a_run_that_never_validated_does_so_at_its_end(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = dataclasses.replace(config, validate_every=100)
+    at_step(6, KeyboardInterrupt, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(rare, tmp_path / "run", console=QUIET)
+    monkeypatch.undo()
+    loop.train(dataclasses.replace(rare, max_seconds=0.0), tmp_path / "run", resume=True, console=QUIET)
+    assert [line["step"] for line in journal.read(tmp_path / "run") if "validation" in line] == [4]
+
+
+@pytest.mark.parametrize("step", [9, 10])
+def test_a_validation_that_is_owed_is_done_when_the_run_goes_on(
+    step: int, whole: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the step before a validation: the checkpoint comes first."""
+    with monkeypatch.context() as patched:
+        at_step(step, signal.SIGTERM, patched)
+        with pytest.raises(Interrupted):
+            loop.train(config, tmp_path / "run", console=QUIET)
+    validated = [line["step"] for line in journal.read(tmp_path / "run") if "validation" in line]
+    assert validated == ([5] if step == 9 else [5, 10])
+    loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    same(whole, tmp_path / "run")
+
+
+def test_a_bound_that_is_not_finite_ends_the_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = DiffusionModel.costs
+
+    def patched(self: DiffusionModel, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Any:
+        found = costs(self, x, draws, condition)
+        return found if self.training else dataclasses.replace(found, terms={"kl": found.terms["kl"] * float("nan")})
+
+    monkeypatch.setattr(DiffusionModel, "costs", patched)
+    with pytest.raises(DiffusionalError, match=r"the validation bound is nan: .*Try a lower optimizer\.lr"):
+        loop.train(config, tmp_path / "run", console=QUIET)
+    assert newest(tmp_path / "run").name == "step-00000004"
 
 
 def test_a_best_model_that_went_missing_comes_back(half: Path, whole: Path, config: Config) -> None:
@@ -233,8 +326,7 @@ def test_data_that_changed_are_refused(half: Path, config: Config, tmp_path: Pat
 
 
 def test_elsewhere_it_is_said_that_the_bits_may_differ(half: Path, config: Config) -> None:
-    manifest = newest(half) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"threads": {torch.get_num_threads()}', '"threads": 31'))
+    reseal(newest(half), f'"threads": {torch.get_num_threads()}', '"threads": 31')
     with pytest.warns(
         UserWarning, match=r"goes on elsewhere than it was \(threads 31 → \d+\): as good, but not the same"
     ):
@@ -287,8 +379,9 @@ def small_disk() -> Iterator[None]:
 def test_a_full_disk(
     validate_every: int, said: str, half: Path, whole: Path, config: Config, request: pytest.FixtureRequest
 ) -> None:
-    for path in (half / "config.json", *half.glob("checkpoints/*/manifest.json")):
-        path.write_text(path.read_text().replace('"validate_every": 5', f'"validate_every": {validate_every}'))
+    reseal(newest(half), '"validate_every": 5', f'"validate_every": {validate_every}')
+    path = half / "config.json"
+    path.write_text(path.read_text().replace('"validate_every": 5', f'"validate_every": {validate_every}'))
     before = everything(half / "checkpoints")
     request.getfixturevalue("small_disk")
     with pytest.raises(DiffusionalError, match=said):
@@ -376,10 +469,56 @@ def test_weights_that_went_wrong_before_are_named(half: Path, config: Config) ->
     model = loop.build_model(config, run.read_run(half).space)
     with torch.no_grad():
         model.denoiser.module.last[-1].bias[0] = float("nan")  # type: ignore[union-attr]
-    x = df.data.load(config.data.name, levels=5).encode("train")[:4]
-    draws = model.draw(x, None, torch.Generator().manual_seed(0))
-    first, *_ = loop.diagnose(model.costs(x, draws), draws, torch.arange(4), model)
+    first, *_ = diagnose_weights(model)
     assert first == "the weights denoiser.module.last.2.bias were not finite before the step"
+
+
+def test_a_gradient_too_large_to_be_counted_is_told(config: Config, half: Path) -> None:
+    model = loop.build_model(config, run.read_run(half).space)
+    x = df.data.load(config.data.name, levels=5).encode("train")[:4]
+    costs = model.costs(x, model.draw(x, None, torch.Generator().manual_seed(0)))
+    largest = int(costs.total().argmax())
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e30)
+    (said,) = diagnose_gradient(model, costs, torch.arange(10, 14))
+    assert said.startswith(
+        "every cost is finite, the gradient's norm is too large to be counted; the dearest item is train"
+    )
+    assert f"train item {10 + largest} (" in said
+    first, parameter = next(iter(model.named_parameters()))
+    parameter.grad = torch.full_like(parameter, float("inf"))
+    (said,) = diagnose_gradient(model, costs, torch.arange(4))
+    assert said.startswith(f"every cost is finite, the gradient of {first} is not; ")
+
+
+def test_what_is_watched_is_in_evaluation_mode_and_training_goes_on(
+    whole: Path, config: Config, tmp_path: Path
+) -> None:
+    seen = []
+    loop.train(config, tmp_path / "run", console=QUIET, watch=lambda step, model: seen.append((step, model.training)))
+    assert seen == [(step, False) for step in (0, 5, 10, 15, 20)]
+    same(whole, tmp_path / "run")
+
+
+def test_free_bits_are_of_a_whole_batch(config: Config, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(
+        config,
+        model=ModelConfig(kind="vae", hidden=8, blocks=1),
+        latent=LatentConfig(sizes=(2,), free_bits=0.5),
+        system=SystemConfig(accumulate=2),
+    )
+    with pytest.raises(
+        DiffusionalError, match=r"free_bits=0.5 came with 1 processes and system.accumulate=2; they are of"
+    ):
+        loop.train(wrong, tmp_path / "run", console=QUIET)
+
+
+def test_an_echo_of_a_launcher_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with Stopping() as stopping:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stopping.asked == signal.SIGTERM
 
 
 # Parts.
@@ -555,5 +694,7 @@ def test_environment_of_checkpoints(whole: Path) -> None:
     made = load_json(newest(whole) / "manifest.json")["made"]
     assert made["format"] == 2
     assert (made["torch"], made["processes"]) == (torch.__version__, 1)
-    assert made["threads"] == checkpoint.environment()["threads"] == torch.get_num_threads()
-    assert os.path.samefile(newest(whole) / "best.safetensors", whole / "model.safetensors")
+    assert made["threads"] == checkpoint.environment(SystemConfig())["threads"] == torch.get_num_threads()
+    own = newest(whole) / "best.safetensors"
+    assert own.read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert not os.path.samefile(own, whole / "model.safetensors")

@@ -129,7 +129,7 @@ def test_the_loss_in_the_metrics_is_the_mean_of_its_steps(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []
-    forward = loop._Objective.forward
+    forward = loop.Objective.forward
 
     def recorded(self: Any, x: Tensor, draws: Any, part: float | None) -> Any:
         loss, costs = forward(self, x, draws, part)
@@ -137,7 +137,7 @@ def test_the_loss_in_the_metrics_is_the_mean_of_its_steps(
             losses.append(float(loss.detach()) / BITS)
         return loss, costs
 
-    monkeypatch.setattr(loop._Objective, "forward", recorded)
+    monkeypatch.setattr(loop.Objective, "forward", recorded)
     loop.train(dataclasses.replace(config, steps=14), tmp_path / "run", console=QUIET)
     told = {line["step"]: line["loss"] for line in metrics(tmp_path / "run") if "loss" in line}
     assert told == pytest.approx({10: np.mean(losses[:10]), 14: np.mean(losses[10:])}, rel=1e-6)
@@ -480,7 +480,7 @@ def test_patience(patience: int, stopped: int, config: Config, tmp_path: Path, m
 def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
     what: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward, calls = loop._Objective.forward, []
+    forward, calls = loop.Objective.forward, []
 
     def poisoned(self: Any, x: Tensor, draws: Any, part: float | None) -> Any:
         loss, costs = forward(self, x, draws, part)
@@ -493,7 +493,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
 
     config = dataclasses.replace(config, steps=12, checkpoint_every=6, validate_every=6)
     with monkeypatch.context() as patched:
-        patched.setattr(loop._Objective, "forward", poisoned)
+        patched.setattr(loop.Objective, "forward", poisoned)
         expected = r"step 9: the loss is nan" if what == "loss" else r"step 9: the loss is \S+ and .* norm (nan|inf)"
         with pytest.raises(DiffusionalError, match=expected):
             loop.train(config, tmp_path / "run", console=QUIET)

@@ -52,6 +52,15 @@ def collect(values: Tensor) -> Tensor:
     return shared.cpu()
 
 
+def count() -> int:
+    """How many processes there are.
+
+    >>> count()
+    1
+    """
+    return dist.get_world_size() if several() else 1
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes files.
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 class WeightAverage:
@@ -21,8 +22,10 @@ class WeightAverage:
     1.8182
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, root: nn.Module | None = None) -> None:
+        """`root`: the module that is called, where the model's weights are sharded below it."""
         self.decay, self.updates = decay, 0
+        self._sharded = [m for m in (root or model).modules() if isinstance(m, FSDPModule)]
         self._live = {name: p.detach() for name, p in model.named_parameters()}
         self.tensors: dict[str, Tensor] = {name: p.clone() for name, p in self._live.items()}
 
@@ -40,14 +43,16 @@ class WeightAverage:
     def in_place(self) -> Iterator[None]:
         """The model has the averaged weights, and its own again after."""
         own = [p.clone() for p in self._live.values()]
-        _copy(self._live.values(), self.tensors.values())
+        self._fill(self.tensors.values())
         try:
             yield
         finally:
-            _copy(self._live.values(), own)
+            self._fill(own)
 
-
-@torch.no_grad()
-def _copy(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
-    for target, source in zip(to, of, strict=True):
-        target.copy_(source)
+    @torch.no_grad()
+    def _fill(self, values: Iterable[Tensor]) -> None:
+        for target, source in zip(self._live.values(), values, strict=True):
+            target.copy_(source)
+        # A module that has gathered its weights keeps them for the next call: those that were.
+        for module in self._sharded:
+            module.reshard()

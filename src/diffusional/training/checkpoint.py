@@ -2,15 +2,17 @@
 
     checkpoints/step-N/
       state.safetensors    weights, their average, the optimiser's moments by the weight's name, the level sampler's proposal
-      best.safetensors     the run's model.safetensors of that time (a hard link: no bytes of its own)
+      best.safetensors     the run's model.safetensors of that time, a copy (a hard link to that of the checkpoint before)
       progress.json        step, best validation, the losses that no line of the metrics has told yet
-      manifest.json        bytes and SHA-256 of each file, the config, where it was made
+      manifest.json        bytes and SHA-256 of each file and of itself, the config, where it was made
 
 There are no random states: every random number of a run is a function of its seed and the step (seeds.py). A checkpoint is
 written under another name, brought to disk, and renamed; the `keep` newest stay. Whatever the number of processes that wrote
 it, it is the same file, so that a run of many goes on as a run of one.
 """
 
+import hashlib
+import json
 import math
 import os
 import shutil
@@ -29,7 +31,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, load_tensors, save_json, save_tensors, settle, sha256
 from diffusional.levels import Adaptive, LevelSampler
 from diffusional.training.average import WeightAverage
-from diffusional.training.config import Config, differences, matter
+from diffusional.training.config import Config, SystemConfig, differences, matter
 
 _STATE, _BEST, _PROGRESS, _MANIFEST = "state.safetensors", "best.safetensors", "progress.json", "manifest.json"
 _FORMAT = 2
@@ -37,14 +39,16 @@ _FORMAT = 2
 
 @dataclass
 class Progress:
-    """Where a run is: steps done, the best validation NELBO (nats) and its step, validations since, seconds trained, steps
-    skipped, the place in a stream (epoch, items of it), and the losses that no line of the metrics has told yet.
+    """Where a run is: steps done, the best validation NELBO (nats), its step and the SHA-256 of its model.safetensors, validations since, the step of the last one,
+    seconds trained, steps skipped, the place in a stream (epoch, items of it), and the losses that no line of the metrics has told yet.
     """
 
     step: int = 0
     best: float = math.inf
     best_step: int = 0
+    best_sha256: str = ""
     stale: int = 0
+    validated: int = 0
     seconds: float = 0.0
     skipped: int = 0
     epoch: int = 0
@@ -53,7 +57,7 @@ class Progress:
 
     def record(self, bound: float) -> None:
         """Count a validation: `stale` is 0 after one that is the best so far."""
-        self.stale += 1
+        self.stale, self.validated = self.stale + 1, self.step
         if bound < self.best:
             self.best, self.best_step, self.stale = bound, self.step, 0
 
@@ -67,23 +71,22 @@ class State:
     optimizer: torch.optim.Optimizer
     sampler: LevelSampler
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, whole."""
-        out = {f"model.{k}": whole(v) for k, v in self.model.state_dict().items()}
-        out |= {f"average.{k}": whole(v) for k, v in self.average.tensors.items()}
-        out["average_updates"] = torch.tensor(self.average.updates)
+    def tensors(self, keep: bool = True) -> dict[str, Tensor]:
+        """All of it by name, whole and on the CPU; nothing for a process that doesn't `keep` it, which has to call all the same."""
+        parts = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        parts |= {f"average.{k}": v for k, v in self.average.tensors.items()}
+        parts["average_updates"] = torch.tensor(self.average.updates)
         moments = self.optimizer.state_dict()["state"]
         for index, name in self._names():
             for key, value in moments.get(index, {}).items():
-                out[f"optimizer.{name}.{key}"] = whole(torch.as_tensor(value))
+                parts[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         if isinstance(self.sampler, Adaptive):
-            out |= {f"sampler.{k}": v for k, v in self.sampler.state().items()}
-        return out
+            parts |= {f"sampler.{k}": v for k, v in self.sampler.state().items()}
+        return _collected(parts, keep)
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The model's state with averaged weights, whole: what is evaluated, and kept as model.safetensors."""
-        own = self.model.state_dict()
-        return {name: whole(value) for name, value in (own | self.average.tensors).items()}
+    def averaged(self, keep: bool = True) -> dict[str, Tensor]:
+        """The model's state with averaged weights, as `tensors` gives it: what is evaluated, and kept as model.safetensors."""
+        return _collected(self.model.state_dict() | self.average.tensors, keep)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
@@ -111,6 +114,16 @@ class State:
         return ((i, names[id(p)]) for i, p in enumerate(ordered))
 
 
+def _collected(parts: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Sharded tensors put together one after the other, so that no device ever holds the whole of all."""
+    out = {}
+    for name, part in parts.items():
+        together = whole(part)
+        if keep:
+            out[name] = together.cpu()
+    return out
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded over processes, put together; all of them call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
@@ -134,9 +147,10 @@ def _fill(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         tensor.copy_(_like(tensor, saved[name]))
 
 
-def environment(processes: int = 1) -> dict[str, Any]:
+def environment(system: SystemConfig, processes: int = 1) -> dict[str, Any]:
     """What bit-for-bit equality depends on besides the run itself."""
     return {
+        **{name: getattr(system, name) for name in ("accumulate", "compile", "channels_last")},
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
@@ -157,13 +171,15 @@ def save(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: C
         save_tensors(partial / _STATE, tensors)
         save_json(partial / _PROGRESS, asdict(progress) | {"best": _finite(progress.best)})
         if progress.best_step:
-            _link(folder.parent / "model.safetensors", partial / _BEST)
+            _keep_best(folder, partial / _BEST, progress.best_sha256)
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(partial.iterdir())}
-        made = {"format": _FORMAT, "diffusional": diffusional.__version__, **environment(processes)}
-        save_json(partial / _MANIFEST, {"made": made, "config": config.to_dict(), "files": files})
+        made = {"format": _FORMAT, "diffusional": diffusional.__version__, **environment(config.system, processes)}
+        manifest = {"made": made, "config": config.to_dict(), "files": files}
+        save_json(partial / _MANIFEST, manifest | {"sha256": _seal(manifest)})
         if final.exists():
             _drop(final)
         settle(partial, final)
+        tidy(final, config.keep_checkpoints)
     except (OSError, DiffusionalError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         newest = max((p.name for p in folder.glob("step-*")), default=None) if folder.is_dir() else None
@@ -172,7 +188,6 @@ def save(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: C
             f"the checkpoint of step {progress.step} could not be written to {folder} ({error}); {there}. Make room, or see to "
             "the folder's permissions, and go on with --resume"
         ) from error
-    tidy(final, config.keep_checkpoints)
 
 
 def restore(found: Path, state: State, config: Config, processes: int = 1) -> Progress:
@@ -187,7 +202,7 @@ def restore(found: Path, state: State, config: Config, processes: int = 1) -> Pr
             f"config.json was edited since {found} was written; put it back, or begin another run with it. Differences (there "
             "→ here): " + "; ".join(changed)
         )
-    _compare(manifest["made"], environment(processes))
+    _compare(manifest["made"], environment(config.system, processes))
     try:
         state.restore(load_tensors(found / _STATE))
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
@@ -197,13 +212,13 @@ def restore(found: Path, state: State, config: Config, processes: int = 1) -> Pr
 
 def put_back_best(found: Path) -> None:
     """Make model.safetensors what it was at a checkpoint: a run that was killed may have gone beyond it."""
-    best = found.parents[1] / "model.safetensors"
-    if not (found / _BEST).exists() or (best.exists() and best.samefile(found / _BEST)):
-        return
-    partial = best.with_name(f"{best.name}.partial")
-    partial.unlink(missing_ok=True)
-    _link(found / _BEST, partial)
-    settle(partial, best)
+    best, told = found.parents[1] / "model.safetensors", load_json(found / _MANIFEST)["files"].get(_BEST)
+    if told is None:
+        best.unlink(missing_ok=True)
+    elif not best.exists() or sha256(best) != told["sha256"]:
+        partial = best.with_name(f"{best.name}.partial")
+        shutil.copyfile(found / _BEST, partial)
+        settle(partial, best)
 
 
 def restore_progress(folder: Path) -> Progress:
@@ -252,23 +267,47 @@ def tidy(newest: Path, keep: int) -> None:
         _drop(old)
 
 
+def set_aside(found: Path) -> None:
+    """Rename the checkpoints newer than `found`, all of them damaged, so that none is counted among the newest again."""
+    for damaged in found.parent.glob("step-*"):
+        if damaged.name > found.name:
+            aside = damaged.with_name(f"damaged-{damaged.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(damaged, aside)
+
+
 def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, if anything."""
+    """What is wrong with a checkpoint's files, if anything. Raises DiffusionalError for another version's."""
     try:
         manifest = load_json(checkpoint / _MANIFEST)
-        kind, files = manifest["made"]["format"], manifest["files"]
-        Config.from_dict(manifest["config"])
-        if kind != _FORMAT:
-            return f"{checkpoint} is of format {kind}, this version reads {_FORMAT}"
-        for name, told in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != told["bytes"] or sha256(path) != told["sha256"]:
-                return f"{path} is damaged (its SHA-256 is not the manifest's)"
-    except (DiffusionalError, KeyError, TypeError, AttributeError) as error:
+        seal = manifest.pop("sha256", None)
+        kind = manifest["made"]["format"]
+        if seal != _seal(manifest):
+            return f"{checkpoint / _MANIFEST} is damaged (it is not what it was sealed as)"
+    except (DiffusionalError, OSError, KeyError, TypeError) as error:
         return f"{checkpoint} is damaged ({error})"
+    if kind != _FORMAT:
+        raise DiffusionalError(
+            f"{checkpoint} is of format {kind}, this version reads {_FORMAT}: go on with that version"
+        )
+    for name, told in manifest["files"].items():
+        path = checkpoint / name
+        try:
+            if path.stat().st_size != told["bytes"] or sha256(path) != told["sha256"]:
+                # The run's own copy may be the same model still.
+                public = checkpoint.parents[1] / "model.safetensors"
+                if name == _BEST and public.is_file() and sha256(public) == told["sha256"]:
+                    continue
+                return f"{path} is damaged (its SHA-256 is not the manifest's)"
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            return f"{path} can't be read ({error})"
     return None
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _compare(then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -281,11 +320,18 @@ def _compare(then: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+def _keep_best(folder: Path, target: Path, told: str) -> None:
+    """The best model, known by its SHA-256, as a file of the checkpoint's own: what becomes of the run's does not touch it."""
+    before, public = max(folder.glob("step-*"), default=folder) / _BEST, folder.parent / "model.safetensors"
+    if before.is_file() and sha256(before) == told:
+        try:
+            os.link(before, target)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(before, target)
+        return
+    shutil.copyfile(public, target)
+    if sha256(target) != told:
+        raise OSError(f"{public} is not the model that was written there")
 
 
 def _drop(checkpoint: Path) -> None:

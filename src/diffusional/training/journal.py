@@ -6,6 +6,7 @@ was written stands in timing.jsonl.
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,7 +54,9 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
         for file in self.files.values():
-            file.close()
+            # What could not be written has been told; closing would try, and raise, once more.
+            with suppress(OSError):
+                file.close()
 
     def step(self, loss: float | None, rate: float, norm: float, last: bool) -> None:
         """A step's loss, in bits/dim if it is a bound (None: skipped); every tenth step the mean since the last line is written."""
@@ -81,9 +84,12 @@ class Journal:
 
     def flush(self) -> None:
         """Bring the lines to disk before a checkpoint that counts on them."""
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for name, file in self.files.items():
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise not_written(self.run / name, error) from error
 
     def _write(self, values: dict[str, Any]) -> None:
         timing = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3)}
@@ -112,5 +118,9 @@ def _truncate(path: Path, step: int) -> None:
         except json.JSONDecodeError:  # cut short when the run was killed; what it said will be said again
             break
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    settle(temporary, path)
+    try:
+        temporary.write_text("".join(line + "\n" for line in kept))
+        settle(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from error

@@ -1,7 +1,8 @@
 """The training loop, on Accelerate: sample levels, take a step, average the weights, validate now and then.
 
 Everything random in a step is a function of (seed, step) and of an item's place in the batch: a run of several processes, or of
-batches in parts, takes the same steps as a run of one, its levels stratified over all of them.
+batches in parts, takes the same steps as a run of one, its levels stratified over all of them. (But for dropout, whose masks are
+drawn by the parts: with it such runs agree in distribution.)
 """
 
 import math
@@ -10,10 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -21,30 +20,26 @@ from torch import Tensor, nn
 
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError, Interrupted
-from diffusional.evaluation import processes
-from diffusional.files import save_json, save_tensors
+from diffusional.files import save_json, save_tensors, sha256
 from diffusional.ledger import Costs, per_unit
+from diffusional.levels import Adaptive
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.diffusion import DiffusionModel, batch_rows
-from diffusional.models.vae import Autoencoder
-from diffusional.training import checkpoint
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.training import checkpoint, exchange
 from diffusional.training.average import WeightAverage
 from diffusional.training.build import build_dataset, build_model, build_sampler, prepare_networks
 from diffusional.training.config import Config, OptimizerConfig
-from diffusional.training.diagnosis import diagnose
+from diffusional.training.diagnosis import diagnose, diagnose_gradient, diagnose_weights
 from diffusional.training.feed import Feed
 from diffusional.training.journal import Journal
+from diffusional.training.objective import Objective, validate
 from diffusional.training.run import CHECKPOINTS, CONFIG, PROFILE, WEIGHTS, begin, load
 from diffusional.training.seeds import seed_of
 from diffusional.training.stopping import Stopping
 from diffusional.training.stopwatch import Stopwatch
 
-# Draws per validation item. They are the same at every validation, so that bounds compare with little noise.
-_VALIDATION_DRAWS = 16
-# Fewer where the validation split is large: its size does then what draws would.
-_VALIDATION_ROWS = 8_192
-
 Draws = dict[str, Tensor]
+Watch = Callable[[int, LatentVariableModel], None]
 
 
 def train(
@@ -53,7 +48,7 @@ def train(
     data: Dataset | None = None,
     resume: bool = False,
     console: Console | None = None,
-    watch: Callable[[int, LatentVariableModel], None] | None = None,
+    watch: Watch | None = None,
     profile: bool = False,
 ) -> LatentVariableModel:
     """Train a model by its ELBO and leave everything in the folder `run`; returns the best model, as `load(run)` does.
@@ -65,7 +60,8 @@ def train(
     Args:
         data: a Dataset in hand; `config.data` is loaded unless given.
         console: where the progress bar goes; standard error unless given.
-        watch: called with (step, averaged model) before the first step and after each validation; its time doesn't count.
+        watch: called with (step, averaged model in evaluation mode) before the first step and after each validation; its time
+            doesn't count. The model is the run's own: what it keeps for later it must copy.
         profile: write profile.json, where a step's time goes (on a GPU this makes steps wait for one another).
 
     Raises DiffusionalError for a used folder without `resume`, another config or other data with it, another process that
@@ -81,32 +77,36 @@ def train(
     """
     run = Path(run)
     console = console or Console(stderr=True)
-    # The network alone is cast: see _Objective. Without a GPU, Accelerate sees several processes only if told that it is so.
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    accelerator = exchange.accelerator()
     share = _share(config, accelerator)
     dataset = data or build_dataset(config.data)
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
     model = build_model(config, dataset.space)
     optimizer = _optimizer(model, config.optimizer)
-    with begin(run, config, dataset, resume, accelerator.is_main_process), _lost_process_named(run):
-        accelerator.wait_for_everyone()
+    others, main = exchange.Exchange(accelerator), accelerator.is_main_process
+    with begin(run, config, dataset, resume, main), others.lost_one_named(run / CHECKPOINTS):
+        others.agree("their config and data", (config.to_dict(), dataset.space.to_dict()))
         prepare_networks(model, config.system, accelerator.device)
-        objective, optimizer = accelerator.prepare(_Objective(model, config), optimizer)
-        whole = accelerator.unwrap_model(objective).model
-        state = checkpoint.State(whole, WeightAverage(whole, config.optimizer.ema), optimizer, build_sampler(config))
+        objective, optimizer = accelerator.prepare(Objective(model, config), optimizer)
+        trained = accelerator.unwrap_model(objective).model
+        average = WeightAverage(trained, config.optimizer.ema, accelerator.unwrap_model(objective))
+        state = checkpoint.State(trained, average, optimizer, build_sampler(config))
         progress = checkpoint.Progress()
-        if (found := checkpoint.newest(run / CHECKPOINTS)) is not None:
+        found = checkpoint.newest(run / CHECKPOINTS)
+        others.agree("the newest checkpoint that is whole", None if found is None else found.name)
+        if found is not None:
             progress = checkpoint.restore(found, state, config, accelerator.num_processes)
-            if accelerator.is_main_process:
+        if main:
+            if found is not None:
+                checkpoint.set_aside(found)
                 checkpoint.tidy(found, config.keep_checkpoints)
                 checkpoint.put_back_best(found)
-        if accelerator.is_main_process:
             # What may differ, does from now on.
             save_json(run / CONFIG, config.to_dict())
         feed = Feed(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
         feed.seek(progress.step, (progress.epoch, progress.of_epoch))
-        trainer = _Trainer(config, run, dataset, accelerator, objective, state, progress, feed, share)
+        trainer = _Trainer(config, run, dataset, accelerator, others, objective, state, progress, feed, share)
         try:
             trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device))
         finally:
@@ -123,15 +123,14 @@ class _Trainer:
     run: Path
     dataset: Dataset
     accelerator: Accelerator
+    others: exchange.Exchange
     objective: nn.Module
     state: checkpoint.State
     progress: checkpoint.Progress
     feed: Feed
     share: slice
 
-    def run_to_the_end(
-        self, console: Console, watch: Callable[[int, LatentVariableModel], None] | None, stopwatch: Stopwatch
-    ) -> None:
+    def run_to_the_end(self, console: Console, watch: Watch | None, stopwatch: Stopwatch) -> None:
         """Steps, validations and checkpoints until the run has ended or is asked to stop."""
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
         unit = per_unit("bits/dim", self.dataset.space.dimensions)
@@ -143,31 +142,31 @@ class _Trainer:
                 self._watched(watch)
         taken = agreed = 0
         with Stopping() as stopping, Journal(self.run, config, progress, console, main) as journal:
+            if progress.step and progress.validated < progress.step and self._due():
+                self._validate(unit, journal, clock, watch, stopwatch)
             while not self._finished() and not agreed:
                 rate = learning_rate(config.optimizer, progress.step, config.steps)
                 loss, norm, agreed = self._step(rate, scale, stopwatch, stopping)
                 progress.step += 1
                 progress.epoch, progress.of_epoch = self.feed.place(progress.step)
-                progress.seconds = self._agreed(clock.seconds())
+                progress.seconds = clock.seconds()
+                if config.max_seconds is not None:
+                    progress.seconds = self.others.seconds(progress.seconds)
                 taken += 1
-                last = self._finished()
-                journal.step(loss, rate, norm, last)
-                if last or progress.step % config.validate_every == 0:
-                    with stopwatch("validation"):
-                        self._validate(unit, journal)
-                    if watch is not None:
-                        with clock.paused():
-                            self._watched(watch)
+                journal.step(loss, rate, norm, self._finished())
+                # Who asked for the end may not wait long: the validation is owed then, and done when the run goes on.
+                if self._due() and (not agreed or self._finished()):
+                    self._validate(unit, journal, clock, watch, stopwatch)
+                    _, agreed = self.others.loss(0.0, stopping.asked)
                 if self._finished() or agreed or progress.step % config.checkpoint_every == 0:
                     with stopwatch("checkpoint"):
                         journal.flush()
                         self._save()
         if stopwatch.on and main and taken:
-            _write_profile(self.run, stopwatch, taken)
+            save_json(self.run / PROFILE, {"steps": taken, "seconds": stopwatch.seconds})
         if agreed and not self._finished():
             raise Interrupted(
-                f"stopped after step {progress.step} of {config.steps}, with a checkpoint; go on with --resume",
-                agreed,
+                f"stopped after step {progress.step} of {config.steps}, with a checkpoint; go on with --resume", agreed
             )
 
     def _step(
@@ -204,7 +203,7 @@ class _Trainer:
             norm = float(checkpoint.whole(torch.as_tensor(norm)))
         costs = _joined(seen)
         with stopwatch("processes"):
-            loss_of_all, asked = self._together(total, stopping.asked)
+            loss_of_all, asked = self.others.loss(total, stopping.asked)
         if not (math.isfinite(loss_of_all) and math.isfinite(norm)):
             self._skip_or_stop(loss_of_all, norm, costs, draws, rows)
             return None, norm, asked
@@ -213,7 +212,8 @@ class _Trainer:
         with stopwatch("average"):
             state.average.update()
         with stopwatch("level sampler"):
-            state.sampler.update(*self._gathered(costs))
+            if isinstance(state.sampler, Adaptive):
+                state.sampler.update(*self.others.visits(costs))
         return loss_of_all, norm, asked
 
     def _draw(self, x: Tensor, generator: torch.Generator) -> Draws:
@@ -230,9 +230,8 @@ class _Trainer:
         if progress.skipped < allowed:
             progress.skipped += 1
             return
-        found = diagnose(costs, draws, rows, self.state.model)
-        if self.accelerator.num_processes > 1:
-            found = [line for lines in _gathered_objects(found) for line in lines]
+        found = [line for lines in self.others.objects(diagnose(costs, draws, rows)) for line in lines]
+        found = diagnose_weights(self.state.model) + found or diagnose_gradient(self.state.model, costs, rows)
         enough = f" ({allowed} such steps were skipped before it)" if allowed else ""
         raise DiffusionalError(
             f"step {progress.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}{enough}: {'; '.join(found)}. The "
@@ -242,93 +241,55 @@ class _Trainer:
 
     # Between steps.
 
-    def _validate(self, unit: float, journal: Journal) -> None:
-        with self.state.average.in_place():
-            bound = validate(self.state.model, self.dataset, self.config.seed, self.objective)
-        self.progress.record(bound)
-        if self.progress.stale == 0:
-            best = self.state.averaged()
-            if self.accelerator.is_main_process:
-                save_tensors(self.run / WEIGHTS, best)
-        journal.validation(bound / unit, self.progress.best / unit)
+    def _due(self) -> bool:
+        """Whether the step just taken is one that is validated."""
+        return self.progress.step % self.config.validate_every == 0 or self._finished()
 
-    def _watched(self, watch: Callable[[int, LatentVariableModel], None]) -> None:
-        assert isinstance(self.state.model, LatentVariableModel)
-        # The weights move on: what is watched has a copy of today's.
+    def _validate(
+        self, unit: float, journal: Journal, clock: "_Clock", watch: Watch | None, stopwatch: Stopwatch
+    ) -> None:
+        progress, main = self.progress, self.accelerator.is_main_process
+        with stopwatch("validation"):
+            with self.state.average.in_place():
+                bound = validate(self.state.model, self.dataset, self.config.seed, self.objective)
+            progress.record(bound)
+            if progress.stale == 0:
+                best = self.state.averaged(keep=main)
+                if main:
+                    save_tensors(self.run / WEIGHTS, best)
+                    progress.best_sha256 = sha256(self.run / WEIGHTS)
+            journal.validation(bound / unit, progress.best / unit)
+        if watch is not None:
+            with clock.paused():
+                self._watched(watch)
+
+    def _watched(self, watch: Watch) -> None:
+        model = self.state.model
+        assert isinstance(model, LatentVariableModel)
+        training = model.training
         with self.state.average.in_place():
-            watch(self.progress.step, self.state.model)
+            try:
+                watch(self.progress.step, model.eval())
+            finally:
+                model.train(training)
 
     def _save(self) -> None:
-        tensors = self.state.tensors()
-        fault = None
-        if self.accelerator.is_main_process:
+        main, fault = self.accelerator.is_main_process, None
+        tensors = self.state.tensors(keep=main)
+        if main:
             try:
                 checkpoint.save(
                     self.run / CHECKPOINTS, tensors, self.progress, self.config, self.accelerator.num_processes
                 )
-            except DiffusionalError as error:
+            except (DiffusionalError, OSError) as error:
                 fault = error
-        if self.accelerator.num_processes > 1:
-            # All end together where the one that writes could not.
-            fault = next((f for f in _gathered_objects(fault) if f is not None), None)
-        if fault is not None:
-            raise fault
+        self.others.raise_together(fault)
 
     def _finished(self) -> bool:
         """All steps taken, out of time, or out of patience; so that resuming a run that has ended changes nothing."""
         config, progress = self.config, self.progress
         out_of_time = config.max_seconds is not None and progress.step > 0 and progress.seconds >= config.max_seconds
         return progress.step >= config.steps or out_of_time or 0 < config.patience <= progress.stale
-
-    # Between processes.
-
-    def _together(self, loss: float, asked: int) -> tuple[float, int]:
-        """The mean loss of all processes, and the largest number of a signal that one was sent."""
-        n = self.accelerator.num_processes
-        if n == 1:
-            return loss, asked
-        told = torch.tensor([[loss, float(asked)]], dtype=torch.float64, device=self.accelerator.device)
-        everyone = self.accelerator.gather(told)
-        assert isinstance(everyone, Tensor)
-        return float(everyone[:, 0].mean()), int(everyone[:, 1].max())
-
-    def _agreed(self, seconds: float) -> float:
-        """The main process's clock where a time limit hangs on it: all must stop at the same step."""
-        if self.accelerator.num_processes == 1 or self.config.max_seconds is None:
-            return seconds
-        told = torch.tensor([seconds], dtype=torch.float64, device=self.accelerator.device)
-        dist.broadcast(told, 0)
-        return float(told)
-
-    def _gathered(self, costs: Costs) -> tuple[Tensor, Tensor]:
-        """Positions and densities of all processes' visits, in the order of the batch: one proposal for all."""
-        position, density = costs.position.detach().cpu(), costs.density.detach().cpu()
-        if self.accelerator.num_processes == 1:
-            return position, density
-        parts = _gathered_objects((position, density))
-        return torch.cat([p for p, _ in parts]), torch.cat([d for _, d in parts])
-
-
-class _Objective(nn.Module):
-    """The loss as a forward pass, which is what wrappers of modules hook into; and the costs that it is made of."""
-
-    def __init__(self, model: LatentVariableModel, config: Config) -> None:
-        super().__init__()
-        self.model, self.latent = model, config.latent
-        self.simple, self.bf16 = config.objective == "simple", config.precision == "bf16"
-
-    def forward(self, x: Tensor, draws: Draws, part: float | None) -> tuple[Tensor, Costs]:
-        """`part` of the run lies behind; None: the plain bound in full precision, for a validation."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 and part is not None):
-            if self.simple and part is not None:
-                assert isinstance(self.model, DiffusionModel)
-                costs = self.model.simple_costs(x, draws)
-            else:
-                costs = self.model.costs(x, draws)
-            if isinstance(self.model, Autoencoder) and part is not None:
-                weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
-                return self.model.objective(costs, weight, self.latent.free_bits), costs
-            return costs.total().mean(), costs
 
 
 def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -350,39 +311,6 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr * min(1.0, (step + 1) / max(1, config.warmup)) * decay
 
 
-def validate(
-    model: nn.Module, dataset: Dataset, seed: int, objective: Callable[..., tuple[Tensor, Costs]] | None = None
-) -> float:
-    """The validation NELBO in nats: up to 16 draws of the noise (and of stratified t) per item, the same at every call.
-
-    Several processes share the blocks of items, each counted once. `objective` is what sharded weights are called through.
-    """
-    assert isinstance(model, LatentVariableModel)
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    n = len(dataset.validation)
-    draws = max(1, min(_VALIDATION_DRAWS, _VALIDATION_ROWS // n))
-    size = max(1, batch_rows(model.space) // draws)
-    blocks = -(-n // size)
-    totals = torch.zeros(blocks, dtype=torch.float64)
-    mine = processes.share(blocks).tolist()
-    # Sharded weights are gathered by all at once: a process that has no block left computes its last again.
-    rounds = -(-blocks // dist.get_world_size()) if processes.several() else blocks
-    with torch.inference_mode():
-        for i in range(rounds):
-            block = mine[i] if i < len(mine) else blocks - 1
-            x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
-            repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
-            generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
-            random = model.draw(repeated, None, generator)
-            costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
-            if i < len(mine):
-                totals[block] = float(costs.total().mean()) * len(x)
-    model.train(was_training)
-    return float(processes.collect(totals).sum()) / n
-
-
 class _Clock:
     """Seconds of training, those of earlier sessions included."""
 
@@ -402,6 +330,11 @@ class _Clock:
 def _share(config: Config, accelerator: Accelerator) -> slice:
     """The part of every batch that is this process's."""
     n, parts = accelerator.num_processes, config.system.accumulate
+    if n * parts > 1 and config.latent.free_bits:
+        raise DiffusionalError(
+            f"latent.free_bits={config.latent.free_bits} came with {n} processes and system.accumulate={parts}; they are of a whole "
+            "batch's mean, which no part of it knows: use one process and one part, or KL warm-up"
+        )
     if config.batch % (n * parts):
         raise DiffusionalError(
             f"batch={config.batch} came with {n} processes and system.accumulate={parts}; it is cut into equal parts: give a "
@@ -431,28 +364,3 @@ def _joined(parts: list[Costs]) -> Costs:
         name: torch.cat([p.terms.get(name, z).detach() for p, z in zip(parts, zero, strict=True)]) for name in names
     }
     return Costs(terms, torch.cat([p.position for p in parts]).detach(), torch.cat([p.density for p in parts]).detach())
-
-
-def _gathered_objects(mine: Any) -> list[Any]:
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
-
-
-@contextmanager
-def _lost_process_named(run: Path) -> Iterator[None]:
-    """A process that died takes the others' next exchange with it; say so, in place of a transport's error."""
-    try:
-        yield
-    except RuntimeError as error:
-        lost = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "Socket Timeout")
-        if processes.several() and any(word in str(error) for word in lost):
-            raise DiffusionalError(
-                f"another process of this run has ended ({str(error).splitlines()[0]}); the last good checkpoint in "
-                f"{run / CHECKPOINTS} is intact: go on with --resume, on as many processes as there are"
-            ) from error
-        raise
-
-
-def _write_profile(run: Path, stopwatch: Stopwatch, steps: int) -> None:
-    save_json(run / PROFILE, {"steps": steps, "seconds": stopwatch.seconds})

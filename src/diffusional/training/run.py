@@ -69,15 +69,18 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool, main: bool
     if not main:
         yield
         return
+    if path.exists() and not path.is_dir():
+        raise DiffusionalError(f"{path} is a file; give a folder for the run")
+    if resume and not path.exists():
+        raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
     try:
-        _claim(path, config, dataset, resume)
+        path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise DiffusionalError(f"{path} can't be made ({error}); name a folder where that is allowed") from error
     try:
         _hold(handle, path)
-        if not (path / CONFIG).exists():
-            save_json(path / CONFIG, config.to_dict())
+        _claim(path, config, dataset, resume)
         yield
     finally:
         os.close(handle)
@@ -97,13 +100,11 @@ def _hold(handle: int, path: Path) -> None:
 
 def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     used = (path / CONFIG).exists()
-    if path.exists() and not path.is_dir():
-        raise DiffusionalError(f"{path} is a file; give a folder for the run")
     if used and not resume:
         raise DiffusionalError(f"{path} already holds a run; continue it with --resume, or name another folder")
     # A run that was killed while it began may have left these.
     own = {DATA, f"{DATA}.partial", f"{CONFIG}.partial"}
-    if not used and path.exists() and any(p.name not in own for p in path.iterdir()):
+    if not used and any(p.name not in own for p in path.iterdir()):
         raise DiffusionalError(f"{path} is not empty and holds no run; name a new folder")
     if used:
         record = read_run(path)
@@ -118,8 +119,8 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
         return
     if resume:
         raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
-    path.mkdir(parents=True, exist_ok=True)
     save_json(path / DATA, describe(dataset))
+    save_json(path / CONFIG, config.to_dict())
 
 
 def load(run: str | Path) -> LatentVariableModel:

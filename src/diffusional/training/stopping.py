@@ -4,10 +4,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 _SHOW_CURSOR = "\x1b[?25h"
+# Seconds in which a launcher's echo of a signal comes.
+_ECHO = 5.0
 
 
 class Stopping:
@@ -20,7 +23,7 @@ class Stopping:
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked, self._heard = 0, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
@@ -34,9 +37,13 @@ class Stopping:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        # A launcher passes on what the whole job was sent: the same signal twice, and meant once.
+        if self.asked == number and now - self._heard < _ECHO and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return
         if self.asked:
             # No clean-up, which is what hangs; of a terminal only the cursor that a progress bar hid.
             if sys.stderr.isatty():
                 os.write(2, _SHOW_CURSOR.encode())
             os._exit(128 + number)
-        self.asked = number
+        self.asked, self._heard = number, now

@@ -1,0 +1,84 @@
+"""What is minimised in training, and the bound that a validation reports."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffusional.data.dataset import Dataset
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation import processes
+from diffusional.ledger import Costs
+from diffusional.models.base import LatentVariableModel
+from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.models.vae import Autoencoder
+from diffusional.training.config import Config
+from diffusional.training.seeds import seed_of
+
+# Draws per validation item. They are the same at every validation, so that bounds compare with little noise.
+VALIDATION_DRAWS = 16
+# Fewer where the validation split is large: its size does then what draws would.
+_VALIDATION_ROWS = 8_192
+
+
+class Objective(nn.Module):
+    """The loss as a forward pass, which is what wrappers of modules hook into; and the costs that it is made of."""
+
+    def __init__(self, model: LatentVariableModel, config: Config) -> None:
+        super().__init__()
+        self.model, self.latent = model, config.latent
+        self.simple, self.bf16 = config.objective == "simple", config.precision == "bf16"
+
+    def forward(self, x: Tensor, draws: dict[str, Tensor], part: float | None) -> tuple[Tensor, Costs]:
+        """`part` of the run lies behind; None: the plain bound in full precision, for a validation."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 and part is not None):
+            if self.simple and part is not None:
+                assert isinstance(self.model, DiffusionModel)
+                costs = self.model.simple_costs(x, draws)
+            else:
+                costs = self.model.costs(x, draws)
+            if isinstance(self.model, Autoencoder) and part is not None:
+                weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
+                return self.model.objective(costs, weight, self.latent.free_bits), costs
+            return costs.total().mean(), costs
+
+
+def validate(
+    model: nn.Module, dataset: Dataset, seed: int, objective: Callable[..., tuple[Tensor, Costs]] | None = None
+) -> float:
+    """The validation NELBO in nats: up to 16 draws of the noise (and of stratified t) per item, the same at every call.
+
+    Several processes share the blocks of items, each counted once. `objective` is what sharded weights are called through.
+    Raises DiffusionalError where the bound is not finite.
+    """
+    assert isinstance(model, LatentVariableModel)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    n = len(dataset.validation)
+    draws = max(1, min(VALIDATION_DRAWS, _VALIDATION_ROWS // n))
+    size = max(1, batch_rows(model.space) // draws)
+    blocks = -(-n // size)
+    totals = torch.zeros(blocks, dtype=torch.float64)
+    mine = processes.share(blocks).tolist()
+    # Sharded weights are gathered by all at once: a process that has no block left computes its last again.
+    rounds = -(-blocks // processes.count())
+    with torch.inference_mode():
+        for i in range(rounds):
+            block = mine[i] if i < len(mine) else blocks - 1
+            x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
+            repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
+            generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
+            random = model.draw(repeated, None, generator)
+            costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
+            if i < len(mine):
+                totals[block] = float(costs.total().mean()) * len(x)
+    model.train(was_training)
+    bound = float(processes.collect(totals).sum()) / n
+    if not math.isfinite(bound):
+        raise DiffusionalError(
+            f"the validation bound is {bound:g}: the averaged weights cost an item of the validation split more than can be "
+            "counted. Try a lower optimizer.lr or optimizer.clip, or look at the data with `diffusional data`"
+        )
+    return bound
