@@ -95,7 +95,7 @@ class Discrete:
             raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
         # float32 tells 4096 levels apart by far; half of it does not.
         place = ((x.float() if self.levels <= 4096 else x.double()) - self.low) / self.width
-        nearest = place.round().clamp_(0, self.levels - 1)
+        nearest = torch.round(place).clamp_(0, self.levels - 1)
         bad = ~((place - nearest).abs_() <= 0.01).flatten(1)
         if bad.any():
             item = int(bad.any(1).nonzero()[0])

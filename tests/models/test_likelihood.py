@@ -289,3 +289,22 @@ def test_an_unassisted_gaussian_reads_x_off_z_alone() -> None:
     expected = 0.5 * (noise.square().sum(1) + 3 * (math.log(2 * math.pi) - 2.0))
     close(alone.reconstruction(x, noise), expected)
     assert not torch.allclose(alone.reconstruction(x, noise), assisted.reconstruction(x, noise))
+
+
+@pytest.mark.parametrize("gamma", [-14.0, -9.2, -6.0, -4.0, 0.0, 3.0])
+def test_the_level_posterior_counts_every_level_that_matters(gamma: float) -> None:
+    """Against the sum over all levels, in the middle of the range and far outside it, values and gradients."""
+    space = Discrete((3,), 256)
+    p, generator = LevelPosterior(space), torch.Generator().manual_seed(0)
+    index = torch.randint(0, 256, (64, 3), generator=generator)
+    x = space.encode(index, torch.float64)
+    grid = torch.full((64,), gamma, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(64, 3, generator=generator, dtype=torch.float64)
+    noise[:6] *= 4.0
+    a, s = (-grid).sigmoid().sqrt()[:, None], grid.sigmoid().sqrt()[:, None]
+    z = a * x + s * noise
+    got = p.log_prob(x, Prediction(z, grid, z, "data"))
+    want = p.level_log_probs(Prediction(z, grid, z, "data")).gather(1, index[:, None]).squeeze(1).sum(1)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    slopes = [torch.autograd.grad(v.sum(), grid, retain_graph=True)[0] for v in (got, want)]
+    torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-6)
