@@ -266,11 +266,13 @@ def test_loss_and_bound_of_a_diffusion_prior_agree(
     some, n = (x, 500) if collapsed else (often(x, 8), 120)
     many = often(x, 2048 // len(x))
     with torch.no_grad():
-        losses = torch.stack([model.loss(some, g) for _ in range(n)])
+        losses = torch.stack([model.warmed_loss(some, g) for _ in range(n)])
         bounds = torch.stack([model.elbo(many, g).nelbo.mean() for _ in range(20)])
     error = math.hypot(float(losses.std()) / n**0.5, float(bounds.std()) / 20**0.5)
     assert abs(float(losses.mean() - bounds.mean())) < 4 * error
     assert error < 0.012 * float(bounds.mean())
+    plain, warmed = (loss(some, torch.Generator().manual_seed(1)) for loss in (model.loss, model.warmed_loss))
+    torch.testing.assert_close(plain, warmed)
 
 
 def test_the_encoder_feels_the_chain() -> None:
