@@ -55,8 +55,8 @@ class LatentVariableModel(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Everything random in the loss of n items like those of x (len(x) unless given), by name, each (n, …).
 
-        Rows of it go with rows of a batch: a batch in parts, or on several processes, has the loss of the whole. Raises
-        DiffusionalError for items that the space refuses.
+        Rows of it go with rows of a batch: a batch in parts, or on several processes, has the loss of the whole. Of x only the
+        shape and type are looked at; `loss` checks the items, and `space.encode` has.
         """
 
     @abstractmethod
@@ -75,6 +75,7 @@ class LatentVariableModel(nn.Module, ABC):
         Levels that are visited at random, MATH (22), come from `sampler` (stratified over the batch unless given), which
         learns from their costs. `generator` must be on x's device. Raises DiffusionalError for items that the space refuses.
         """
+        self.space.check(x)
         sampler = sampler or Stratified()
         costs = self.costs(x, self.draw(x, sampler, generator), condition)
         sampler.update(costs.position, costs.density)

@@ -276,7 +276,6 @@ class DiffusionModel(LatentVariableModel):
         """A level of `sampler` for each item with its weight 1/π_t, and ε. Where the decoder needs the network a random 1/32 of
         the items, "first", looks at z_1 instead; otherwise every item does so beside, with the ε "first_noise".
         """
-        self.space.check(x)
         n = len(x) if n is None else n
         drawn = (sampler or Stratified()).sample(n, self.levels, generator)
         out = {
@@ -327,13 +326,13 @@ class DiffusionModel(LatentVariableModel):
         It drops every weight of MATH (8), the reconstruction and the prior: a training objective for sample quality. The
         number says nothing about ln p(x).
         """
+        self.space.check(x)
         return self.simple_costs(x, self.simple_draw(x, generator), condition).total().mean()
 
     def simple_draw(
         self, x: Tensor, generator: torch.Generator | None = None, n: int | None = None
     ) -> dict[str, Tensor]:
         """What is random in the `simple_loss` of n items: a latent's t for each, or u, and ε."""
-        self.space.check(x)
         n = len(x) if n is None else n
         level = Stratified().sample(n, self.steps, generator).level.to(x.device)
         return {"level": level, "noise": _normal(x, n, generator)}

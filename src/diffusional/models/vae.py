@@ -165,7 +165,6 @@ class Autoencoder(LatentVariableModel):
         n: int | None = None,
     ) -> dict[str, Tensor]:
         """ε of the latents; no levels."""
-        self.space.check(x)
         shape = (len(x) if n is None else n, sum(self.latents))
         return {"noise": x.new_empty(shape).normal_(generator=generator)}
 
@@ -202,6 +201,7 @@ class Autoencoder(LatentVariableModel):
         free_bits: float = 0.0,
     ) -> Tensor:
         """`objective` at a draw from `generator`."""
+        self.space.check(x)
         return self.objective(self.costs(x, self.draw(x, None, generator), condition), weight, free_bits)
 
     def log_weight(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> PerItem:

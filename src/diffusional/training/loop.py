@@ -89,6 +89,8 @@ def train(
         others.agree("their config and data", (config.to_dict(), dataset.space.to_dict()))
         prepare_networks(model, config.system, accelerator.device)
         objective, optimizer = accelerator.prepare(Objective(model, config), optimizer)
+        # Accelerate's wrapper of it is for loss scalers, of which there are none, and looks for packages at every step.
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         trained = accelerator.unwrap_model(objective).model
         average = WeightAverage(trained, config.optimizer.ema, accelerator.unwrap_model(objective))
         state = checkpoint.State(trained, average, optimizer, build_sampler(config))
