@@ -216,7 +216,7 @@ def _pictures(
         return _content(found[split][item][column]), f"{source}, {split} item {item}"
 
     n = sum(map(len, found.values()))
-    values, stored = decode_all(n, read, options, lambda: [[split, part._fingerprint] for split, part in found.items()])
+    values, stored = decode_all(n, read, options, lambda: _identity(found))
     check_levels(levels, stored, source)
     parts = {split: Part(values, rows[split], source) for split in SPLITS}
     return declared(name, Discrete(values.shape[1:], stored), parts)
@@ -247,8 +247,13 @@ def _arrays(
                 start += len(block)
 
     shape = (sum(map(len, found.values())), *first.shape[1:])
-    values = store(shape, first.dtype.str, lambda: [[split, part._fingerprint] for split, part in found.items()], fill)
+    values = store(shape, first.dtype.str, lambda: _identity(found), fill)
     return to_dataset(name, {split: Part(values, rows[split], source) for split in SPLITS}, levels)
+
+
+def _identity(found: dict[str, Any]) -> list[list[str]]:
+    """What tells these splits from others; part of the key of their cache."""
+    return [[split, part._fingerprint] for split, part in found.items()]
 
 
 def _ranges(found: dict[str, Any]) -> tuple[dict[str, np.ndarray], Callable[[int], tuple[str, int]]]:
