@@ -40,7 +40,8 @@ from diffusional.evaluation.sweep import sweep
 from diffusional.forward import GaussianDiffusion
 from diffusional.ledger import per_unit
 from diffusional.levels import Stratified, Uniform
-from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.models.chain import batch_rows
+from diffusional.models.diffusion import DiffusionModel
 from diffusional.schedule import linear
 from diffusional.training.build import build_dataset
 from diffusional.training.loop import train

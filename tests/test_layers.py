@@ -31,6 +31,7 @@ FLOORS = (
     "models.denoiser",
     "models.backward",
     "models.likelihood",
+    "models.chain",
     "models.diffusion",
     "models.vae",
     "models.hvae",

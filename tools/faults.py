@@ -641,7 +641,7 @@ FAULTS = [
         "models/test_diffusion.py::test_a_cost_is_the_kl_of_two_gaussians",
     ),
     _fault(
-        "models/diffusion.py",
+        "models/chain.py",
         "noise of z_t for that of z_{t+1}",
         "noise[i + 1 : i + 1 + step]",
         "noise[:-1][i : i + step]",
@@ -662,7 +662,7 @@ FAULTS = [
         "models/test_diffusion.py::test_path_form_equals_rao_blackwellised_form",
     ),
     _fault(
-        "models/diffusion.py",
+        "models/chain.py",
         "a cell's integral without its width",
         "noise, condition) / n)",
         "noise, condition))",

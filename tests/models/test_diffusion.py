@@ -543,7 +543,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small_model(), batch(5)
     noise = randn(8, *x.shape)
     whole = model.terms(x, noise)
-    monkeypatch.setattr("diffusional.models.diffusion.ROWS", 11)
+    monkeypatch.setattr("diffusional.models.chain.ROWS", 11)
     torch.testing.assert_close(model.terms(x, noise).kl, whole.kl)
 
 

@@ -24,7 +24,7 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.diffusion import batch_rows
+from diffusional.models.chain import batch_rows
 from diffusional.models.vae import Autoencoder
 
 # An error that rests on fewer degrees of freedom is not vouched for.

@@ -33,7 +33,8 @@ from diffusional.evaluation.controls import KINDS, Control, Wiener, fit_controls
 from diffusional.evaluation.provenance import fingerprint, tensor_hash
 from diffusional.files import load_json, load_tensors, save_json, save_tensors
 from diffusional.forward import diffuse
-from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.models.chain import batch_rows
+from diffusional.models.diffusion import DiffusionModel
 
 # Evaluations of a pilot, cells of levels, and which part of the pilot goes to all cells alike.
 PILOT, CELLS, _EVEN = 3000, 32, 0.3

@@ -26,7 +26,8 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, Ledger
-from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.models.chain import batch_rows
+from diffusional.models.diffusion import DiffusionModel
 
 # Rows of one network call, and numbers of noise held at once.
 _ROWS = 2048

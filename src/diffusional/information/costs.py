@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.information.finite import check_samples
-from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.models.chain import batch_rows
+from diffusional.models.diffusion import DiffusionModel
 
 
 def cell_edges(model: DiffusionModel, cells: int) -> Tensor:

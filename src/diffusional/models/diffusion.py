@@ -17,34 +17,17 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger, LevelDraws
-from diffusional.levels import LevelSampler, Stratified, position
+from diffusional.levels import Stratified, position
 from diffusional.models import backward
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood, NetworkLevels
 from diffusional.models.parameterization import Prediction
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Space
 
-# Rows of one network call where a method visits many levels of a batch.
-ROWS = 4096
-# Items × dimensions × levels of one such call: 160 MB of float32 for each tensor of that shape.
-_NUMBERS = 40_000_000
-# Of a training batch, the part that draws −ln p(x|z_1) where the decoder needs the network.
-RECONSTRUCTION_SHARE = 1 / 32
 
-
-def batch_rows(space: Space) -> int:
-    """How many items one network call may hold: at most ROWS, fewer where a levels head's output would not fit.
-
-    >>> from diffusional import Discrete
-    >>> batch_rows(Discrete((1, 8, 8), 17)), batch_rows(Discrete((1, 28, 28), 256))
-    (4096, 199)
-    """
-    return max(1, min(ROWS, _NUMBERS // (space.dimensions * (space.levels or 1))))
-
-
-class DiffusionModel(LatentVariableModel):
+class DiffusionModel(Chain):
     """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) under the posterior q(z_{1:T}|x) of `process` (MATH (1), (2)).
 
     Args:
@@ -105,23 +88,8 @@ class DiffusionModel(LatentVariableModel):
         return self.process.steps
 
     @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """(T, *dims): an ε for each latent. `terms` takes T first, (T, B, *dims)."""
-        return (self._discrete(), *self.space.shape)
-
-    @property
-    def evaluations(self) -> int:
-        return self._discrete() - 1 + self.likelihood.uses_network
-
-    def _discrete(self) -> int:
-        if self.steps is None:
-            raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
-        return self.steps
-
-    @property
-    def levels(self) -> int | None:
-        """L = T − 1, the number of KL_t with t < T; None in continuous time."""
-        return None if self.steps is None else self.steps - 1
+    def decoder_uses_network(self) -> bool:
+        return self.likelihood.uses_network
 
     def regrid(self, steps: int | None) -> "DiffusionModel":
         """The same network on the same γ(u) with another T, or in continuous time; shares all tensors."""
@@ -139,23 +107,6 @@ class DiffusionModel(LatentVariableModel):
     def _seen(self, z: Tensor, gamma: Tensor, condition: Tensor | None) -> Prediction:
         """What the decoder sees at z_1 = `z`: the network's prediction, or z_1 alone where that decides."""
         return self.denoiser(z, gamma, condition) if self.likelihood.uses_network else unassisted(z, gamma)
-
-    def kl_at(self, x: Items, level: PerItem, noise: Items, condition: Tensor | None = None) -> PerItem:
-        """KL_t (B,) at `level` t (B,) in 1 … T−1, from z_{t+1} = α x + σ ε, ε = `noise`: MATH (10).
-
-        In continuous time `level` is u (B,) in [0, 1] and the value is dKL/du, whose integral over [0, 1] is the cost.
-        """
-        if self.levels is not None and (
-            level.dtype.is_floating_point or bool(((level < 1) | (level > self.levels)).any())
-        ):
-            raise DiffusionalError(
-                f"level {level.flatten()[:1].tolist()} … came; levels are integers 1 … {self.levels}"
-            )
-        if self.levels is None and not bool(((level >= 0) & (level <= 1)).all()):
-            raise DiffusionalError(
-                f"u from {float(level.min()):g} to {float(level.max()):g} came; expected u in [0, 1]"
-            )
-        return self._kl_at(x, level, noise, condition)
 
     def prior(self, x: Items) -> PerItem:
         """KL_T = KL[q(z_T|x) ‖ N(0, I)] (B,): exact, without a draw."""
@@ -182,49 +133,6 @@ class DiffusionModel(LatentVariableModel):
         gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         return self.kl_from(prediction.squared_error(x, noise), level)
-
-    # Ledgers.
-
-    def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
-        """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
-        steps = self._discrete()
-        if noise.shape != (steps, *x.shape):
-            raise DiffusionalError(f"noise of shape {tuple(noise.shape)} came; expected {(steps, *x.shape)}")
-        self.space.check(x)
-        t = torch.arange(1, steps, device=x.device)
-        step = max(1, batch_rows(self.space) // x.shape[0])
-        kl = [
-            self._kl_block(x, t[i : i + step, None].expand(-1, len(x)), noise[i + 1 : i + 1 + step], condition)
-            for i in range(0, len(t), step)
-        ]
-        reconstruction = self.reconstruction(x, noise[0], condition)
-        return self._ledger(x, reconstruction, torch.cat(kl, 1))
-
-    def elbo(
-        self,
-        x: Tensor,
-        generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
-        cells: int = 256,
-    ) -> Ledger:
-        """MATH (8), one draw of every cost; in continuous time one uniform u in each of `cells` equal cells of [0, 1].
-
-        T network evaluations per item (or `cells` + 1). The ledger's `kl` has a column per level, or per cell.
-        """
-        self.space.check(x)
-        n = self.levels or cells
-        step = max(1, batch_rows(self.space) // x.shape[0])
-        kl = []
-        for i in range(0, n, step):
-            block = torch.arange(i, min(i + step, n), device=x.device)[:, None].expand(-1, len(x))
-            noise = torch.empty(*block.shape, *x.shape[1:], dtype=x.dtype, device=x.device).normal_(generator=generator)
-            if self.steps is None:
-                jitter = torch.empty(block.shape, dtype=torch.float64, device=x.device).uniform_(generator=generator)
-                kl.append(self._kl_block(x, (block + jitter) / n, noise, condition) / n)
-            else:
-                kl.append(self._kl_block(x, block + 1, noise, condition))
-        noise = torch.empty_like(x).normal_(generator=generator)
-        return self._ledger(x, self.reconstruction(x, noise, condition), torch.cat(kl, 1))
 
     def path_elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
         """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
@@ -254,41 +162,7 @@ class DiffusionModel(LatentVariableModel):
         kl = torch.stack(ratios[:-1], 1)
         return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self.extra(x))
 
-    def _ledger(self, x: Tensor, reconstruction: Tensor, kl: Tensor) -> Ledger:
-        return Ledger(reconstruction, kl, self.prior(x), self.space.dimensions, self.extra(x))
-
-    def _kl_block(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
-        n = level.shape[0]
-        rows = x.repeat(n, *(1,) * (x.ndim - 1))
-        repeated = None if condition is None else condition.repeat(n, *(1,) * (condition.ndim - 1))
-        return self._kl_at(rows, level.flatten(), noise.flatten(0, 1), repeated).view(n, -1).T
-
     # Training, MATH (22).
-
-    def draw(
-        self,
-        x: Tensor,
-        sampler: LevelSampler | None = None,
-        generator: torch.Generator | None = None,
-        n: int | None = None,
-    ) -> dict[str, Tensor]:
-        """A level of `sampler` for each item with its weight 1/π_t, and ε. Where the decoder needs the network a random 1/32 of
-        the items, "first", looks at z_1 instead; otherwise every item does so beside, with the ε "first_noise".
-        """
-        n = len(x) if n is None else n
-        drawn = (sampler or Stratified()).sample(n, self.levels, generator)
-        out = {
-            "level": drawn.level.to(x.device),
-            "weight": drawn.weight.to(x.device),
-            "noise": _normal(x, n, generator),
-        }
-        if self.likelihood.uses_network:
-            # Stratified, so that the number of them hardly varies.
-            out["first"] = Stratified().sample(n, None, generator).level.to(x.device) < RECONSTRUCTION_SHARE
-        else:
-            out["first_noise"] = _normal(x, n, generator)
-        return out
 
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
         """MATH (22) with one network evaluation per item. KL_T is exact."""
@@ -314,10 +188,6 @@ class DiffusionModel(LatentVariableModel):
             terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
         return Costs(terms, position(level[visits], self.levels), self._per_unit(kl))
 
-    def _per_unit(self, kl: Tensor) -> Tensor:
-        """Costs per unit of u: what a uniform sampler's weight would make of them."""
-        return kl if self.levels is None else kl * self.levels
-
     def simple_loss(
         self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
     ) -> Tensor:
@@ -335,7 +205,7 @@ class DiffusionModel(LatentVariableModel):
         """What is random in the `simple_loss` of n items: a latent's t for each, or u, and ε."""
         n = len(x) if n is None else n
         level = Stratified().sample(n, self.steps, generator).level.to(x.device)
-        return {"level": level, "noise": _normal(x, n, generator)}
+        return {"level": level, "noise": standard_normal(x, n, generator)}
 
     def simple_costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
         """‖ε − ε̂‖²/D of every item at what `simple_draw` gave."""
@@ -411,8 +281,3 @@ class DiffusionModel(LatentVariableModel):
             z = p.sample(generator)
             yield z
         yield self.likelihood.sample(self._seen(z, grid[0].expand(n), condition), generator)
-
-
-def _normal(x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    """ε (n, …) like the items of x."""
-    return torch.empty(n, *x.shape[1:], dtype=x.dtype, device=x.device).normal_(generator=generator)

@@ -11,7 +11,8 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.ledger import Costs
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.diffusion import DiffusionModel, batch_rows
+from diffusional.models.chain import batch_rows
+from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import Autoencoder
 from diffusional.training.config import Config
 from diffusional.training.seeds import seed_of
