@@ -25,10 +25,15 @@ class LogSNREmbedding(nn.Module):
     def forward(self, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         angles = log_snr[:, None] * self.frequencies
         out = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
-        if (condition is None) != (self.condition is None):
-            raise ValueError(
-                "a condition came for an unconditional network"
-                if self.condition is None
-                else "no condition came for a network built with condition_dim"
-            )
+        check_condition(condition, 0 if self.condition is None else self.condition.in_features)
         return out if condition is None or self.condition is None else out + self.condition(condition)
+
+
+def check_condition(condition: Tensor | None, condition_dim: int) -> None:
+    """Raise ValueError unless a condition came if, and only if, the network was built for one."""
+    if (condition is not None) != (condition_dim > 0):
+        raise ValueError(
+            "a condition came for an unconditional network"
+            if condition is not None
+            else "no condition came for a network built with condition_dim"
+        )

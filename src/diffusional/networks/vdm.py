@@ -1,0 +1,185 @@
+"""The U-Net of variational diffusion models, which never leaves the image's own resolution (Kingma et al. 2021, App. B).
+
+Likelihood is made of the finest detail, so nothing is downsampled, and the input comes with Fourier features of itself, in which
+neighbouring levels of 8-bit data lie far apart. A noise level is heard of as t = (γ − γ_min)/(γ_max − γ_min), γ = −log SNR.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from diffusional.errors import DiffusionalError
+from diffusional.networks.embedding import check_condition
+from diffusional.networks.recompute import through
+
+
+class VDMUNet(nn.Module):
+    """z (B, C, H, W), log_snr (B,) → (B, outputs · C, H, W); any H and W.
+
+    conv_in; `blocks` residual blocks; block, self-attention, block; `blocks` + 1 residual blocks, each on what came before it
+    joined with the last output of the way in that is not yet used (those of its blocks, and of conv_in); norm, SiLU, conv_out.
+    Second convolutions, the noise level's projections, attention's outputs and conv_out start at zero.
+
+    Args:
+        channels: C of the data.
+        outputs: output channels per data channel (1; 2 with a learned variance; K or 2 for a levels head).
+        width: channels inside, a multiple of 8: 128 in the paper's smaller network, 256 in its larger.
+        blocks: 32 in both.
+        attention: self-attention after every block, as the paper has it on augmented data, and not in the middle alone.
+        dropout: inside residual blocks, in training.
+        condition_dim: of a condition (B, condition_dim), joined to the noise level's embedding.
+        gamma_min: γ at t = 0: of the cleanest latent.
+        gamma_max: γ at t = 1: of the noisiest.
+        fourier: n of the Fourier features sin(2^n · 2πz), cos(2^n · 2πz); the released code's count, where the paper, which writes
+            2^n · πz, says n = 7, 8. For K levels over [−1, 1] other than 256, log₂ K − 2 and − 1 do the same; () has none.
+        adds_input: z is added to the first C output channels, ε̂ = z + h (their "base measure"): true for networks that predict
+            noise, where z is what a very noisy z says of it. Channels after these, such as a variance's, stay as they are.
+            Networks that predict something else, and levels heads, want False.
+
+    Raises DiffusionalError for a width that norms can't divide, and for γ_min ≥ γ_max; ValueError for a condition that is
+    missing, or unexpected.
+
+    >>> VDMUNet(3, width=8, blocks=2)(torch.zeros(2, 3, 5, 7), torch.zeros(2)).shape
+    torch.Size([2, 3, 5, 7])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int = 1,
+        width: int = 128,
+        blocks: int = 32,
+        attention: bool = False,
+        dropout: float = 0.0,
+        condition_dim: int = 0,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        fourier: tuple[int, ...] = (6, 7),
+        adds_input: bool = True,
+    ) -> None:
+        super().__init__()
+        if width < 8 or width % 8:
+            raise DiffusionalError(f"width={width} came; it must be a multiple of 8 (group normalisation)")
+        if not gamma_min < gamma_max:
+            raise DiffusionalError(
+                f"gamma_min={gamma_min} and gamma_max={gamma_max} came; the first must be the smaller"
+            )
+        self.recompute = False  # activation checkpointing of the residual blocks
+        self.width, self.condition_dim, self.fourier, self.adds_input = width, condition_dim, fourier, adds_input
+        self.gamma_min, self.gamma_max = gamma_min, gamma_max
+        self.dense0 = nn.Linear(width + condition_dim, 4 * width)
+        self.dense1 = nn.Linear(4 * width, 4 * width)
+        self.conv_in = nn.Conv2d(channels * (1 + 2 * len(fourier)), width, 3, padding=1)
+        self.down = nn.ModuleList(_Block(width, width, dropout, attention) for _ in range(blocks))
+        self.middle = nn.ModuleList([_Block(width, width, dropout, True), _Block(width, width, dropout, False)])
+        self.up = nn.ModuleList(_Block(2 * width, width, dropout, attention) for _ in range(blocks + 1))
+        self.norm = _norm(width)
+        self.conv_out = nn.Conv2d(width, outputs * channels, 3, padding=1)
+        self.act = nn.SiLU()
+        self.apply(_initialise)
+        _zero(self.conv_out)
+        for block in self.modules():
+            if isinstance(block, _Block):
+                _zero(block.conv2)
+                _zero(block.level)
+            elif isinstance(block, _Attention):
+                _zero(block.out)
+
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        check_condition(condition, self.condition_dim)
+        t = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)
+        embedding = sinusoids(1000 * t, self.width)
+        if condition is not None:
+            embedding = torch.cat([embedding, condition.to(embedding)], dim=1)
+        embedding = self.act(self.dense1(self.act(self.dense0(embedding))))
+        h = self.conv_in(torch.cat([z, fourier_features(z, self.fourier)], dim=1) if self.fourier else z)
+        skips = [h]
+        for block in self.down:
+            h = through(block, h, embedding, recompute=self.recompute)
+            skips.append(h)
+        for block in self.middle:
+            h = through(block, h, embedding, recompute=self.recompute)
+        for block in self.up:
+            h = through(block, torch.cat([h, skips.pop()], dim=1), embedding, recompute=self.recompute)
+        h = self.conv_out(self.act(self.norm(h)))
+        if not self.adds_input:
+            return h
+        channels = z.shape[1]
+        return torch.cat([z + h[:, :channels], h[:, channels:]], dim=1) if h.shape[1] > channels else z + h
+
+
+def fourier_features(z: Tensor, exponents: tuple[int, ...]) -> Tensor:
+    """sin, then cos, of 2^n · 2πz (B, C, …) → (B, 2CN, …): in each half the N exponents of a channel stand together.
+
+    >>> fourier_features(torch.full((1, 1, 1), 1 / 8), (0, 1)).flatten()          # π/4 and π/2
+    tensor([ 7.0711e-01,  1.0000e+00,  7.0711e-01, -4.3711e-08])
+    """
+    angles = torch.stack([2**n * 2 * math.pi * z for n in exponents], dim=2).flatten(1, 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sinusoids(t: Tensor, width: int) -> Tensor:
+    """sin, then cos, of t · 10⁻⁴ⁱᐟ⁽ʰ⁻¹⁾, i = 0 … h − 1, h = width/2: (B,) → (B, width), the transformer's embedding of a position.
+
+    >>> sinusoids(torch.tensor([0.0, 1.0]), 4)
+    tensor([[0.0000e+00, 0.0000e+00, 1.0000e+00, 1.0000e+00],
+            [8.4147e-01, 1.0000e-04, 5.4030e-01, 1.0000e+00]])
+    """
+    frequencies = torch.logspace(0, -4, width // 2, dtype=t.dtype, device=t.device)
+    angles = t[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class _Block(nn.Module):
+    """skip(h) + conv2(SiLU(norm2(conv1(SiLU(norm1(h))) + level(embedding)))), and self-attention after it."""
+
+    def __init__(self, channels: int, width: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(channels), _norm(width)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.level = nn.Linear(4 * width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
+        self.attention = _Attention(width) if attention else nn.Identity()
+        self.act = nn.SiLU()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        inner = self.conv1(self.act(self.norm1(h))) + self.level(embedding)[:, :, None, None]
+        inner = self.conv2(self.dropout(self.act(self.norm2(inner))))
+        return self.attention(self.skip(h) + inner)
+
+
+class _Attention(nn.Module):
+    """h + out(softmax(q kᵀ/√C) v), q, k and v linear in norm(h), over all positions, with one head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = _norm(width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, h: Tensor) -> Tensor:
+        tokens = self.norm(h).flatten(2).mT.unsqueeze(1)  # (B, 1 head, H·W, C)
+        said = scaled_dot_product_attention(self.q(tokens), self.k(tokens), self.v(tokens))
+        return h + self.out(said).squeeze(1).mT.unflatten(2, h.shape[2:])
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Theirs, 32 groups, ε = 1e-6; fewer in narrow networks: a group of one channel would norm the noise level away."""
+    return nn.GroupNorm(min(math.gcd(32, channels), channels // 2), channels, eps=1e-6)
+
+
+def _initialise(layer: nn.Module) -> None:
+    """Theirs: LeCun's normal, cut off at two standard deviations of the uncut one, and biases of zero."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        std = 1 / (0.87962566 * math.sqrt(layer.weight[0].numel()))
+        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
