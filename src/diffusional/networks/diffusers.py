@@ -1,6 +1,11 @@
 """diffusers' networks as backbones: `module(sample, timestep).sample` becomes `module(z, time, condition)`."""
 
+import math
+
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from diffusional.errors import DiffusionalError
 
 
 class FromDiffusers(nn.Module):
@@ -8,6 +13,11 @@ class FromDiffusers(nn.Module):
 
     `time` is whatever the network was trained with: see `diffusional.models.time` for adapters from log-SNR. A condition is
     passed as `class_labels` or, for cross-attention models, `encoder_hidden_states`: name it in `condition_as`.
+
+    Networks that halve images need sides that can be halved: z is padded with zeros on all sides, evenly, to the next `multiple`,
+    and the output is cropped. `recompute` is diffusers' own gradient checkpointing.
+
+    Raises DiffusionalError where `recompute` is set for a network that has none.
 
     >>> import torch
     >>> from diffusers import UNet2DModel
@@ -17,10 +27,129 @@ class FromDiffusers(nn.Module):
     torch.Size([2, 1, 8, 8])
     """
 
-    def __init__(self, network: nn.Module, condition_as: str = "class_labels") -> None:
+    def __init__(self, network: nn.Module, condition_as: str = "class_labels", multiple: int = 1) -> None:
         super().__init__()
-        self.network, self.condition_as = network, condition_as
+        self.network, self.condition_as, self.multiple = network, condition_as, multiple
 
     def forward(self, z: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         extra = {} if condition is None else {self.condition_as: condition}
-        return self.network(z, time, **extra).sample
+        if self.multiple == 1:
+            return self.network(z, time, **extra).sample
+        height, width = z.shape[-2:]
+        top, left = (_padding(side, self.multiple) // 2 for side in (height, width))
+        bottom, right = (_padding(side, self.multiple) - before for side, before in ((height, top), (width, left)))
+        said = self.network(pad(z, (left, right, top, bottom)), time, **extra).sample
+        return said[..., top : top + height, left : left + width]
+
+    @property
+    def recompute(self) -> bool:
+        """Activation checkpointing of the network's blocks."""
+        return bool(self.network.is_gradient_checkpointing)
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        network = self.network
+        try:
+            (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()  # type: ignore[operator]
+        except ValueError as error:
+            raise DiffusionalError(
+                f"a {type(network).__name__} can't recompute its blocks ({error}); leave it out"
+            ) from error
+
+
+def ddpm_unet(
+    channels: int,
+    size: tuple[int, int],
+    outputs: int = 1,
+    widths: tuple[int, ...] = (128, 256, 256, 256),
+    blocks: int = 2,
+    attention: tuple[int, ...] = (16,),
+    heads: int = 1,
+    dropout: float = 0.0,
+    scale_shift: bool = False,
+) -> FromDiffusers:
+    """The U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network, dropout 0.1 apart.
+
+    Improved DDPM's (Nichol & Dhariwal 2021) is `outputs=2, blocks=3, attention=(16, 8), heads=4, scale_shift=True`. `time` is that
+    of DDPM, 0 … 1000. Images whose sides can't be halved len(widths) − 1 times are padded inside with zeros to the next
+    that can: 28 = 4·7 becomes 32. The last layers of blocks, of attention and of the network start at zero, as theirs do.
+
+    Args:
+        channels: C of the data.
+        size: (H, W) of the images, which says what `attention` means; the network takes others too.
+        outputs: output channels per data channel (1; 2 with a learned variance; K or 2 for a levels head).
+        widths: channels at each resolution; the image is halved between them.
+        blocks: residual blocks at each resolution on the way down, and one more on the way up.
+        attention: self-attention at resolutions whose longer side, padding included, is one of these; the lowest, in the middle of
+            the network, always has it.
+        heads: of self-attention.
+        dropout: inside residual blocks, in training.
+        scale_shift: the noise level scales and shifts what norms give, rather than being added before them.
+
+    Raises DiffusionalError for a side that no resolution has, and for heads that don't divide the widths with attention, or
+    would be of several widths, which diffusers has not.
+
+    >>> import torch
+    >>> network = ddpm_unet(1, (28, 28), widths=(8, 16, 16, 16), blocks=1)
+    >>> network(torch.zeros(2, 1, 28, 28), torch.tensor([0, 999])).shape
+    torch.Size([2, 1, 28, 28])
+    """
+    if not widths or min(widths) < 8 or any(w % 8 for w in widths):
+        raise DiffusionalError(f"widths {widths} came; each must be a multiple of 8 (group normalisation)")
+    multiple = 2 ** (len(widths) - 1)
+    longer = max(size) + _padding(max(size), multiple)
+    sides = [longer >> i for i in range(len(widths))]
+    if unknown := [side for side in attention if side not in sides]:
+        raise DiffusionalError(
+            f"attention at {', '.join(map(str, unknown))} came for images of {size[0]}×{size[1]}; the {len(widths)} resolutions "
+            f"have sides of {', '.join(map(str, sides))}: choose among these"
+        )
+    attentive = {w for w, side in zip(widths, sides, strict=True) if side in attention} | {widths[-1]}
+    if heads > 1 and (len(attentive) > 1 or widths[-1] % heads):
+        raise DiffusionalError(
+            f"heads={heads} came with attention at widths of {', '.join(map(str, sorted(attentive)))}; several heads want one width, "
+            "that of the lowest resolution, and must divide it: leave heads at 1, or choose other widths"
+        )
+    # Imported here, so that whoever needs no network of diffusers' needs no diffusers.
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    kinds = ["Attn" if side in attention else "" for side in sides]
+    groups = math.gcd(32, *(w // 2 for w in widths))
+    network = UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=outputs * channels,
+        block_out_channels=widths,
+        layers_per_block=blocks,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        attention_head_dim=widths[-1] // heads if heads > 1 else None,
+        dropout=dropout,
+        norm_num_groups=groups,
+        attn_norm_num_groups=groups,
+        norm_eps=1e-6,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
+    )
+    _zero(network.conv_out)
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            _zero(module.conv2)
+        elif isinstance(module, Attention):
+            assert module.to_out is not None
+            _zero(module.to_out[0])  # type: ignore[arg-type]
+    return FromDiffusers(network, multiple=multiple)
+
+
+def _padding(side: int, multiple: int) -> int:
+    """How much a side lacks of the next multiple."""
+    return -side % multiple
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
