@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from diffusional.errors import DiffusionalError
+
 
 @dataclass(frozen=True)
 class SampledLevels:
@@ -166,6 +168,74 @@ class Adaptive:
         """Take back what `state` gave."""
         self.second_moment, self.norm = state["second_moment"].clone(), state["norm"].clone()
         self.seen = int(state["seen"])
+
+
+class SecondMoment:
+    """Improved DDPM's resampler: π_t ∝ √E[L_t²] over each level's last costs, uniform until every level has had `history` of them.
+
+    (Nichol & Dhariwal 2021, eq. 18.) `floor` is the part of π that stays uniform. Draws are independent, as theirs are. Discrete
+    time only.
+
+    >>> sampler = SecondMoment(history=1, floor=0.0)
+    >>> sampler.update(torch.tensor([0.25, 0.75]), torch.tensor([3.0, 1.0]))
+    >>> sampler.mass(2)
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    >>> _ = sampler.sample(1, 2)                                  # from here on it knows that there are two
+    >>> sampler.update(torch.tensor([0.25, 0.75]), torch.tensor([3.0, 1.0]))
+    >>> sampler.mass(2)
+    tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    def __init__(self, history: int = 10, floor: float = 0.001) -> None:
+        if history < 1 or not 0 <= floor <= 1:
+            raise ValueError(f"history={history}, floor={floor} came; need ≥ 1, in [0, 1]")
+        self.floor, self.history = floor, history
+        self.costs = torch.zeros(0, history, dtype=torch.float64)
+        self.seen = torch.zeros(0, dtype=torch.long)
+
+    def mass(self, levels: int) -> Tensor:
+        """π (levels,), adding up to one."""
+        uniform = torch.full((levels,), 1 / levels, dtype=torch.float64)
+        if len(self.seen) != levels or bool((self.seen < self.history).any()):
+            return uniform
+        root = self.costs.square().mean(1).sqrt()
+        total = root.sum()
+        return (1 - self.floor) * root / total + self.floor * uniform if total > 0 else uniform
+
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+        if levels is None:
+            raise DiffusionalError(
+                "SecondMoment came for continuous time, which has no levels to keep costs of: use Adaptive"
+            )
+        if len(self.seen) != levels:
+            self.costs = torch.zeros(levels, self.history, dtype=torch.float64)
+            self.seen = torch.zeros(levels, dtype=torch.long)
+        v = _variates(n, False, generator)
+        mass = self.mass(levels).to(v.device)
+        edges = mass.cumsum(0)
+        level = torch.searchsorted(edges, v * edges[-1], right=True).clamp(max=levels - 1)
+        return SampledLevels(level + 1, 1 / mass[level])
+
+    def update(self, position: Tensor, cost: Tensor) -> None:
+        """Keep costs (N,), in any one unit, at positions (N,) in [0, 1); the oldest of a level's `history` go."""
+        if not len(self.seen):
+            return
+        level = (position.detach().cpu() * len(self.seen)).long()
+        for t, value in zip(level.tolist(), cost.tolist(), strict=True):
+            self.costs[t, self.seen[t] % self.history] = value
+            self.seen[t] += 1
+
+    def state(self) -> dict[str, Any]:
+        """What its future depends on: {"costs", "seen"} tensors."""
+        return {"costs": self.costs, "seen": self.seen}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.costs, self.seen = state["costs"].clone(), state["seen"].clone()
+
+
+# Those whose draws depend on the costs before.
+LEARNING = (Adaptive, SecondMoment)
 
 
 def _cumulative(edges: Tensor, u: Tensor) -> Tensor:

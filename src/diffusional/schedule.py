@@ -6,16 +6,20 @@ With `steps=T` the latents z_1 … z_T sit on the grid u = (t − 1)/(T − 1); 
 paper counts differently: its T steps are T + 1 latents here (its z_0 is our z_1).
 
 Schedules made of betas have exact knots, γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)), and a monotone cubic (Fritsch–Carlson)
-between them. Everything is float64 and stays so: `model.half()` and autocast do not reach a schedule, since an SNR
+between them. `learned` is VDM's monotone network, `learned_betas` has the rates themselves as parameters (Sohl-Dickstein et al.).
+In continuous time the bound depends on γ's end points and not on its shape (MATH (10)), so that a learned shape is free to make
+the loss's variance small: `visit` is where a loss tells it to. Everything is float64 and stays so: `model.half()` and autocast do not reach a schedule, since an SNR
 formed in float32 is wrong by up to 290 % at γ = −13.
 
-References: Ho, Jain & Abbeel 2020 (linear); Nichol & Dhariwal 2021 (cosine); Kingma et al. 2021 (γ as the schedule).
+References: Sohl-Dickstein et al. 2015, §2.4.1 (learned β); Ho, Jain & Abbeel 2020 (linear); Nichol & Dhariwal 2021 (cosine); Kingma
+et al. 2021, App. H and I.2 (γ as the schedule, learned).
 """
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +33,17 @@ def _checked(steps: int | None) -> int | None:
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 2):
         raise DiffusionalError(f"steps={steps!r} came; give T ≥ 2 latents, or None for continuous time")
     return steps
+
+
+@dataclass
+class Pull:
+    """What a loss multiplies the gradient of a learned shape by, (B,); it fills in `factor` before it is differentiated.
+
+    By c_i = 2 L_i, L_i the draw of the loss at u_i, since then Σ_i c_i ∂L_i is the gradient of Σ_i L_i²: of the loss's variance, where
+    its mean does not depend on the shape (Kingma et al. 2021, App. I.2). One backward pass serves both.
+    """
+
+    factor: Tensor = field(default_factory=lambda: torch.ones(()))
 
 
 class Schedule(nn.Module):
@@ -48,6 +63,11 @@ class Schedule(nn.Module):
     def dgamma(self, u: Tensor) -> Tensor:
         """γ'(u) = dγ/du > 0; float64."""
         raise TypeError(f"{type(self).__name__} must define dgamma(u)")
+
+    def visit(self, u: Tensor, pull: Pull) -> tuple[Tensor, Tensor]:
+        """γ(u) and γ'(u) at the u (B,) that a loss draws; of a learned shape with gradients that `pull` multiplies."""
+        del pull  # a schedule without parameters has no gradient to pull
+        return self.gamma(u), self.dgamma(u)
 
     def grid(self) -> Tensor:
         """γ_1 … γ_T (T,), float64, at u = (t − 1)/(T − 1).
@@ -114,10 +134,7 @@ class LogSNRLinear(Schedule):
 
     def __init__(self, gamma_min: float, gamma_max: float, steps: int | None = None) -> None:
         super().__init__(steps)
-        if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
-            raise DiffusionalError(
-                f"γ from {gamma_min} to {gamma_max} came; give finite gamma_min < gamma_max, such as −10 and 10"
-            )
+        _check_ends(gamma_min, gamma_max)
         self.gamma_min: Tensor
         self.gamma_max: Tensor
         self.register_buffer("gamma_min", torch.tensor(gamma_min, dtype=torch.float64))
@@ -138,6 +155,87 @@ class LogSNRLinear(Schedule):
         }
 
 
+class Learned(Schedule):
+    """γ(u) = γ_min + (γ_max − γ_min) s(u), s a monotone network from s(0) = 0 to s(1) = 1 (Kingma et al. 2021, App. H):
+
+        s(u) = [m(u) − m(0)]/[m(1) − m(0)],    m(u) = |a| u + (1/n) Σ_j |c_j| tanh(½ (|w_j| (2u − 1) + b_j)).
+
+    It begins next to a straight line. The units' places are spread over [0, 1] and their widths from 1 to 1/32 of it, so that they
+    need not be learned first (the paper's begin as one).
+    """
+
+    def __init__(
+        self,
+        gamma_min: float,
+        gamma_max: float,
+        steps: int | None = None,
+        features: int = 1024,
+        ends: Literal["fixed", "learned"] = "fixed",
+    ) -> None:
+        super().__init__(steps)
+        _check_ends(gamma_min, gamma_max)
+        if features < 1 or ends not in ("fixed", "learned"):
+            raise DiffusionalError(
+                f"features={features} and ends={ends!r} came; give at least 1 feature, and ends fixed or learned"
+            )
+        self.ends_are: Literal["fixed", "learned"] = ends
+        self.gamma_min: Tensor
+        self.gamma_max: Tensor
+        for name, value in (("gamma_min", gamma_min), ("gamma_max", gamma_max)):
+            tensor = torch.tensor(value, dtype=torch.float64)
+            if ends == "learned":
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+        # Not equally spaced beside the widths: neighbours in place differ in width by half the range (a golden section).
+        place = (torch.arange(features, dtype=torch.float64) + 0.5) / features
+        width = 32.0 ** ((torch.arange(features, dtype=torch.float64) * 0.6180339887498949) % 1)
+        self.slope = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.heights = nn.Parameter(torch.full((features,), 1e-2, dtype=torch.float64))
+        self.widths = nn.Parameter(2 * width)
+        self.biases = nn.Parameter(-2 * width * (2 * place - 1))
+
+    def _monotone(self, u: Tensor) -> Tensor:
+        angle = 0.5 * (self.widths.abs() * (2 * u.unsqueeze(-1) - 1) + self.biases)
+        return self.slope.abs() * u + (self.heights.abs() * torch.tanh(angle)).mean(-1)
+
+    def _rise(self, u: Tensor) -> Tensor:
+        angle = 0.5 * (self.widths.abs() * (2 * u.unsqueeze(-1) - 1) + self.biases)
+        return self.slope.abs() + (self.heights.abs() * self.widths.abs() / torch.cosh(angle).square()).mean(-1)
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """m(0), and m(1) − m(0)."""
+        low, high = self._monotone(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.slope.device))
+        return low, high - low
+
+    def shape(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """s(u) and s'(u)."""
+        low, rise = self._whole()
+        u = u.double()
+        return (self._monotone(u) - low) / rise, self._rise(u) / rise
+
+    def gamma(self, u: Tensor) -> Tensor:
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * self.shape(u)[0]
+
+    def dgamma(self, u: Tensor) -> Tensor:
+        return (self.gamma_max - self.gamma_min) * self.shape(u)[1]
+
+    def visit(self, u: Tensor, pull: Pull) -> tuple[Tensor, Tensor]:
+        parts = self.shape(u)
+        for part in parts:
+            if part.requires_grad:
+                part.register_hook(lambda gradient: gradient * pull.factor.to(gradient))
+        span = self.gamma_max - self.gamma_min
+        return self.gamma_min + span * parts[0], span * parts[1]
+
+    def ends(self) -> Tensor:
+        return torch.stack([self.gamma_min, self.gamma_max])
+
+    def to_dict(self) -> dict[str, Any]:
+        state = {name: value.tolist() for name, value in self.state_dict().items()}
+        return {"kind": "learned", "ends": self.ends_are, "state": state, "steps": self.steps}
+
+
 class FromBetas(Schedule):
     """γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)) at the knots (MATH (4)), a monotone cubic between them."""
 
@@ -152,11 +250,7 @@ class FromBetas(Schedule):
                 f"β_{t} = {float(betas[t - 1]):g} came; every β must lie strictly between 0 and 1 (MATH (1))"
             )
         super().__init__(len(betas))
-        # expm1 overflows past 709; there ln expm1(y) = y to float64.
-        total = -torch.log1p(-betas).cumsum(0)
-        knots = torch.where(
-            total > 30, total + torch.log1p(-torch.exp(-total)), torch.log(torch.expm1(total.clamp(max=700)))
-        )
+        knots = _knots(-torch.log1p(-betas))
         cubic = PchipInterpolator(np.linspace(0.0, 1.0, len(betas)), knots.numpy())
         self.betas: Tensor
         self.knots: Tensor
@@ -188,6 +282,100 @@ class FromBetas(Schedule):
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "from_betas", "betas": self.betas.tolist(), "steps": self.steps}
+
+
+class LearnedBetas(Schedule):
+    """β_1 fixed, β_2 … β_T learned: β_t = sigmoid(ℓ_t), γ_t as of any betas (MATH (4)) and straight between.
+
+    (Sohl-Dickstein et al. 2015, §2.4.1: by gradient ascent on the bound through frozen noise. A fixed β_1 prevents overfitting.)
+    They begin at β_t = 1/(T − (t−1)(T−2)/(T−1)), from 1/T to 1/2, which erases a constant part of the signal's variance per step:
+    the baseline of their released code.
+    """
+
+    def __init__(self, steps: int, beta_first: float) -> None:
+        super().__init__(steps)
+        if steps is None or steps < 3 or not 0 < beta_first < 1:
+            raise DiffusionalError(
+                f"steps={steps} and beta_first={beta_first} came; give T ≥ 3 latents and a β_1 strictly between 0 and 1"
+            )
+        self.beta_first: Tensor
+        self.register_buffer("beta_first", torch.tensor([beta_first], dtype=torch.float64))
+        betas = 1 / torch.linspace(steps, 2, steps, dtype=torch.float64)[1:]
+        self.logits = nn.Parameter(torch.logit(betas))
+
+    @property
+    def betas(self) -> Tensor:
+        """β_1 … β_T (T,)."""
+        return torch.cat([self.beta_first, torch.sigmoid(self.logits)])
+
+    def _gammas(self) -> Tensor:
+        # −ln(1 − β_t) = softplus(ℓ_t): no cancellation.
+        lost = torch.cat([-torch.log1p(-self.beta_first), torch.nn.functional.softplus(self.logits)])
+        return _knots(lost)
+
+    def _piece(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        knots = self._gammas()
+        scaled = u.double() * (len(knots) - 1)
+        piece = scaled.detach().floor().long().clamp(0, len(knots) - 2)
+        return knots[piece], knots[piece + 1] - knots[piece], scaled - piece
+
+    def gamma(self, u: Tensor) -> Tensor:
+        start, rise, part = self._piece(u)
+        return start + rise * part
+
+    def dgamma(self, u: Tensor) -> Tensor:
+        return self._piece(u)[1] * len(self.logits)
+
+    def grid(self) -> Tensor:
+        return self._gammas() if self.steps == len(self.logits) + 1 else super().grid()
+
+    def ends(self) -> Tensor:
+        return self._gammas()[[0, -1]]
+
+    def to_dict(self) -> dict[str, Any]:
+        state = {name: value.tolist() for name, value in self.state_dict().items()}
+        return {"kind": "learned_betas", "state": state, "steps": self.steps}
+
+
+def _knots(lost: Tensor) -> Tensor:
+    """γ_t = ln expm1(Σ_{s≤t} lost_s), lost = −ln(1 − β); expm1 overflows past 709, where ln expm1(y) = y to float64."""
+    total = lost.cumsum(0)
+    large = total > 30
+    small = torch.log(torch.expm1(torch.where(large, 1.0, total)))
+    return torch.where(large, total + torch.log1p(-torch.exp(-total)), small)
+
+
+def _check_ends(gamma_min: float, gamma_max: float) -> None:
+    if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
+        raise DiffusionalError(
+            f"γ from {gamma_min} to {gamma_max} came; give finite gamma_min < gamma_max, such as −10 and 10"
+        )
+
+
+def learned(
+    gamma_min: float = -13.3,
+    gamma_max: float = 5.0,
+    steps: int | None = None,
+    features: int = 1024,
+    ends: Literal["fixed", "learned"] = "fixed",
+) -> Learned:
+    """VDM's learned γ(u), a monotone network of `features` units; its end points are given, or learned too (Kingma et al. 2021).
+
+    The defaults are where the paper's begin. Raises DiffusionalError unless gamma_min < gamma_max are finite.
+
+    >>> learned(-13.3, 5.0).ends().tolist()
+    [-13.3, 5.0]
+    """
+    return Learned(gamma_min, gamma_max, steps, features, ends)
+
+
+def learned_betas(steps: int, beta_first: float = 1e-3) -> LearnedBetas:
+    """β_2 … β_T learned, β_1 fixed (Sohl-Dickstein et al. 2015). Raises DiffusionalError unless T ≥ 3 and 0 < β_1 < 1.
+
+    >>> learned_betas(4, 0.001).betas.detach()
+    tensor([0.0010, 0.3000, 0.3750, 0.5000], dtype=torch.float64)
+    """
+    return LearnedBetas(steps, beta_first)
 
 
 def log_snr_linear(gamma_min: float = -10.0, gamma_max: float = 10.0, steps: int | None = None) -> LogSNRLinear:
@@ -253,5 +441,16 @@ def from_dict(record: dict[str, Any]) -> Schedule:
     if kind == "log_snr_linear":
         return LogSNRLinear(record["gamma_min"], record["gamma_max"], steps)
     if kind == "from_betas":
-        return FromBetas(record["betas"]).regrid(steps)  # type: ignore[return-value]
-    raise DiffusionalError(f"schedule of kind {kind!r} came; expected log_snr_linear or from_betas")
+        return FromBetas(record["betas"]).regrid(steps)
+    if kind in ("learned", "learned_betas"):
+        state = {name: torch.tensor(value, dtype=torch.float64) for name, value in record["state"].items()}
+        if kind == "learned":
+            low, high = (float(state[end]) for end in ("gamma_min", "gamma_max"))
+            made: Schedule = Learned(low, high, steps, len(state["heights"]), record["ends"])
+        else:
+            made = LearnedBetas(len(state["logits"]) + 1, float(state["beta_first"]))
+        made.load_state_dict(state)
+        return made.regrid(steps)
+    raise DiffusionalError(
+        f"schedule of kind {kind!r} came; expected log_snr_linear, from_betas, learned or learned_betas"
+    )

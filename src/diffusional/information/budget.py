@@ -30,7 +30,7 @@ from diffusional.information.costs import at_rest, cell_edges, cost_draws, edge_
 from diffusional.information.curve import informations, steadied
 from diffusional.information.draws import Draws, exactly
 from diffusional.information.finite import check_samples
-from diffusional.models.backward import log_ratio
+from diffusional.models.backward import log_ratios
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import LevelPosterior, NetworkLevels
@@ -183,7 +183,8 @@ def _reference(model: DiffusionModel, reference: DiffusionModel | Denoiser | exa
     likelihood = model.likelihood
     if isinstance(likelihood, NetworkLevels) and reference.predicts != "levels":
         likelihood, name = LevelPosterior(model.space), f"{name}, with the level posterior as its decoder"
-    return DiffusionModel(model.process, reference, likelihood, model.variance), name
+    variance = "posterior" if model.variance == "learned" and not reference.learns_variance else model.variance
+    return DiffusionModel(model.process, reference, likelihood, variance), name
 
 
 def _relative(
@@ -324,9 +325,10 @@ def _step_gap(
         - world.log_marginal(z_t, gamma_t)
     )
     seen = z_t.to(like_model(model))
-    data = model.denoiser(seen, gamma_t.to(seen.device)).data.double().cpu()
-    q = posterior_at(z_t, data, gamma_s, gamma_t)
-    p = Gaussian(q.mean, q.log_variance - align(log_ratio(gamma_s, gamma_t, model.variance), z_t))
+    said = model.denoiser(seen, gamma_t.to(seen.device))
+    q = posterior_at(z_t, said.data.double().cpu(), gamma_s, gamma_t)
+    log_r = log_ratios(said, gamma_s.to(seen.device), gamma_t.to(seen.device), model.variance).cpu()
+    p = Gaussian(q.mean, q.log_variance - (log_r if log_r.ndim > 1 else align(log_r, z_t)))
     return log_q - p.log_prob(z_s)
 
 

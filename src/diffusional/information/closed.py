@@ -43,8 +43,8 @@ class _Affine:
 
 
 def closed_form(model: DiffusionModel, world: exact.Gaussian, edges: Tensor) -> Closed | None:
-    """Costs and gaps, or None where time is continuous, the decoder is no Gaussian or the denoiser is not affine."""
-    if model.steps is None or not isinstance(model.likelihood, GaussianLikelihood):
+    """Costs and gaps, or None where time is continuous, the variance learned, the decoder no Gaussian or the denoiser not affine."""
+    if model.steps is None or model.variance == "learned" or not isinstance(model.likelihood, GaussianLikelihood):
         return None
     mu, vectors = world.means[0], world.eigenvectors[0]
     covariance = vectors @ torch.diag(world.eigenvalues[0]) @ vectors.T

@@ -2,13 +2,17 @@
 
     p(z_s | z_t) = N(mean of q(z_s | z_t, x̂), v_p),   v_p = v_q = σ²_{t|s} σ_s²/σ_t²   "posterior"
                                                       v_p = σ²_{t|s}                   "transition"
+                                                      ln v_p between the two           "learned", at every position
 
 For s one level below t the cost is affine in the denoiser's squared error (MATH (10)):
 
     posterior:   KL = ½ expm1(γ_t − γ_s) ‖ε − ε̂‖²
     transition:  KL = ½ D (r − 1 − ln r) + r · ½ expm1(γ_t − γ_s) ‖ε − ε̂‖²,     r = v_q/v_p = σ_s²/σ_t²
 
-with coefficients in float64, from differences of γ alone.
+with coefficients in float64, from differences of γ alone. A learned variance (Nichol & Dhariwal 2021, eq. 15) has its ratio at
+every position, ln r_d = f_d ln σ_s²/σ_t², f_d the network's fraction, and
+
+    learned:     KL = ½ Σ_d [φ(ln r_d) + r_d expm1(γ_t − γ_s) (ε − ε̂)²_d].
 """
 
 from typing import Literal
@@ -21,10 +25,10 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import posterior_at
 from diffusional.gaussian import Gaussian, phi
 from diffusional.models.parameterization import Prediction
-from diffusional.shapes import Items, PerItem, align
+from diffusional.shapes import Items, PerItem, align, sum_dims
 
-Variance = Literal["posterior", "transition"]
-VARIANCES: tuple[str, ...] = ("posterior", "transition")
+Variance = Literal["posterior", "transition", "learned"]
+VARIANCES: tuple[str, ...] = ("posterior", "transition", "learned")
 
 
 def check_variance(variance: str) -> None:
@@ -34,8 +38,8 @@ def check_variance(variance: str) -> None:
 
 
 def log_ratio(gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
-    """ln r = ln v_q − ln v_p (float64): 0, or ln σ_s²/σ_t²."""
-    if variance == "posterior":
+    """ln r = ln v_q − ln v_p (float64) where the variance is fixed: 0, or ln σ_s²/σ_t². A learned one is around the first."""
+    if variance != "transition":
         return torch.zeros_like(gamma_s.double())
     return logsigmoid(gamma_s.double()) - logsigmoid(gamma_t.double())
 
@@ -50,6 +54,25 @@ def kl(squared_error: PerItem, gamma_s: Tensor, gamma_t: Tensor, dimensions: int
     log_r = log_ratio(gamma_s, gamma_t, variance)
     half = 0.5 * torch.expm1(gamma_t.double() - gamma_s.double())
     return 0.5 * dimensions * phi(log_r) + torch.exp(log_r) * half * squared_error.double()
+
+
+def log_ratios(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
+    """ln r (float64), one for each item; (B, *dims) where the network learns it: f ln σ_s²/σ_t²."""
+    if variance != "learned":
+        return log_ratio(gamma_s, gamma_t, variance)
+    fraction = prediction.fraction.double()
+    return fraction * align(log_ratio(gamma_s, gamma_t, "transition"), fraction)
+
+
+def kl_learned(squared_errors: Items, log_r: Items, gamma_s: Tensor, gamma_t: Tensor) -> PerItem:
+    """KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from (ε − ε̂)² and ln r at every position (B, *dims): MATH (10).
+
+    >>> g, one = torch.tensor([0.0, 0.1], dtype=torch.float64), torch.ones(1, 3)
+    >>> kl_learned(one, 0 * one, g[:1], g[1:])                                        # 3/2 expm1(0.1)
+    tensor([0.1578], dtype=torch.float64)
+    """
+    half = align(0.5 * torch.expm1(gamma_t.double() - gamma_s.double()), squared_errors.double())
+    return sum_dims(0.5 * phi(log_r.double()) + log_r.double().exp() * half * squared_errors.double())
 
 
 def kl_density(squared_error: PerItem, dgamma: Tensor) -> PerItem:
@@ -72,4 +95,5 @@ def prior_kl(x: Items, gamma_last: Tensor) -> PerItem:
 def step(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Gaussian:
     """p(z_s | z_t) given what the denoiser said about z_t (MATH (5))."""
     q = posterior_at(prediction.z, prediction.data, gamma_s, gamma_t)
-    return Gaussian(q.mean, q.log_variance - align(log_ratio(gamma_s, gamma_t, variance), q.mean))
+    log_r = log_ratios(prediction, gamma_s, gamma_t, variance)
+    return Gaussian(q.mean, q.log_variance - (log_r.to(q.mean) if log_r.ndim > 1 else align(log_r, q.mean)))

@@ -1,6 +1,7 @@
 """The denoiser: any `nn.Module` with a declared meaning (MATH (5))."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -22,12 +23,18 @@ from diffusional.space import Discrete
 Head = Literal["categorical", "logistic"]
 
 
-def output_channels(predicts: Predicts, head: Head, channels: int, levels: int | None) -> int:
-    """How many output channels a network with `channels` data channels needs: C, C·K or 2C.
+def output_channels(
+    predicts: Predicts, head: Head, channels: int, levels: int | None, learns_variance: bool = False
+) -> int:
+    """How many output channels a network with `channels` data channels needs: C, C·K or 2C, and C more for a learned variance.
 
     >>> output_channels("levels", "logistic", channels=3, levels=256)
     6
+    >>> output_channels("noise", "logistic", channels=3, levels=256, learns_variance=True)
+    6
     """
+    if learns_variance:
+        return output_channels(predicts, head, channels, levels) + channels
     if predicts != "levels":
         return channels
     if levels is None:
@@ -47,6 +54,9 @@ class Denoiser(nn.Module):
         space: the data's space; needed for "levels" only.
         head: how a levels module speaks.
         time: maps log-SNR to the module's own time input; see `diffusional.models.time`.
+        learns_variance: the output has C channels more, o, last: ln v_p = (1 − f) ln v_q + f ln σ²_{t|s} with f = (o + 1)/2, between
+            the posterior's variance and the transition's and a little beyond (Nichol & Dhariwal 2021, eq. 15); for
+            `variance="learned"`.
 
     Raises DiffusionalError for an unknown `predicts` or `head`, or a levels head without a discrete space; ValueError
     where the module's output has the wrong shape.
@@ -64,6 +74,7 @@ class Denoiser(nn.Module):
         space: Discrete | None = None,
         head: Head = "categorical",
         time: Callable[[Tensor], Tensor] | None = None,
+        learns_variance: bool = False,
     ) -> None:
         super().__init__()
         if predicts not in PREDICTS:
@@ -77,6 +88,7 @@ class Denoiser(nn.Module):
         self.space = space
         self.head: Head = head
         self.time = time
+        self.learns_variance = learns_variance
 
     def forward(self, z: Items, gamma: Tensor, condition: Tensor | None = None) -> Prediction:
         """What the network says about z (B, *dims) at γ (B,) or ()."""
@@ -85,7 +97,17 @@ class Denoiser(nn.Module):
         time = log_snr if self.time is None else self.time(log_snr)
         time = time.to(z.dtype) if time.dtype.is_floating_point else time
         output = self.module(z, time) if condition is None else self.module(z, time, condition)
-        return read(output, z, gamma, self.predicts, self.head, self.space)
+        if not self.learns_variance:
+            return read(output, z, gamma, self.predicts, self.head, self.space)
+        channels = z.shape[1]
+        if output.ndim != z.ndim or output.shape[1] <= channels or output.shape[2:] != z.shape[2:]:
+            raise ValueError(
+                f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; with a learned variance "
+                f"it must have {channels} channels more than without"
+            )
+        mean, o = output[:, :-channels], output[:, -channels:].to(z.dtype)
+        said = read(mean, z, gamma, self.predicts, self.head, self.space)
+        return replace(said, fraction=0.5 * (o + 1))
 
 
 def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:

@@ -16,15 +16,19 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
-from diffusional.ledger import Costs, Ledger, LevelDraws
-from diffusional.levels import Stratified, position
+from diffusional.ledger import Costs, Ledger, LevelDraws, per_unit
+from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
 from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood, NetworkLevels
 from diffusional.models.parameterization import Prediction
+from diffusional.schedule import Pull
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Space
+
+# λ of L_hybrid.
+HYBRID_WEIGHT = 1e-3
 
 
 class DiffusionModel(Chain):
@@ -34,7 +38,7 @@ class DiffusionModel(Chain):
         process: the forward diffusion; its schedule's `steps` is T, or None for continuous time.
         denoiser: the shared network, with what it predicts.
         likelihood: p(x|z_1), normalised over the data's space.
-        variance: of p(z_t|z_{t+1}): "posterior" or "transition" (MATH (5)).
+        variance: of p(z_t|z_{t+1}): "posterior", "transition", or "learned" by the denoiser between the two (MATH (5)).
 
     Shapes: x (B, *space.shape), floating, encoded by the space. Costs are nats, float64.
     Raises DiffusionalError for items that the space refuses (shape, levels, NaN), levels outside 1 … T−1, and options that
@@ -69,6 +73,11 @@ class DiffusionModel(Chain):
         if process.steps is None and variance != "posterior":
             raise DiffusionalError(
                 f'variance="{variance}" came with continuous time, where the two variances agree: use "posterior"'
+            )
+        if variance == "learned" and not denoiser.learns_variance:
+            raise DiffusionalError(
+                'variance="learned" came with a denoiser that learns none: give Denoiser(module, …, learns_variance=True), whose '
+                "module has one output channel more for each of the data's"
             )
         if isinstance(likelihood, NetworkLevels) and (
             denoiser.predicts != "levels" or denoiser.space != likelihood.space
@@ -119,7 +128,10 @@ class DiffusionModel(Chain):
         return grid[level - 1], grid[level]
 
     def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
-        """KL_t (B,) at `level`, or dKL/du, from ‖ε − ε̂‖² (B,): affine, with coefficients of the level alone, MATH (10)."""
+        """KL_t (B,) at `level`, or dKL/du, from ‖ε − ε̂‖² (B,): affine, with coefficients of the level alone, MATH (10).
+
+        Where the variance is learned, it is what the KL would be with the posterior's.
+        """
         if self.steps is None:
             return backward.kl_density(squared_error, self.process.schedule.dgamma(level))
         gamma_s, gamma_t = self._gammas(level)
@@ -132,7 +144,14 @@ class DiffusionModel(Chain):
     def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
         gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
-        return self.kl_from(prediction.squared_error(x, noise), level)
+        return self._kl_of(prediction, x, level, noise)
+
+    def _kl_of(self, prediction: Prediction, x: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        if self.variance != "learned":
+            return self.kl_from(prediction.squared_error(x, noise), level)
+        gamma_s, gamma_t = self._gammas(level)
+        log_r = backward.log_ratios(prediction, gamma_s, gamma_t, self.variance)
+        return backward.kl_learned(prediction.squared_errors(x, noise), log_r, gamma_s, gamma_t)
 
     def path_elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
         """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
@@ -165,21 +184,35 @@ class DiffusionModel(Chain):
     # Training, MATH (22).
 
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
-        """MATH (22) with one network evaluation per item. KL_T is exact."""
+        """MATH (22) with one network evaluation per item. KL_T is exact.
+
+        The gradient that a learned shape of γ(u) gets in continuous time is that of the variance of the KL's draw: see `Pull`.
+        """
         level, weight, noise = draws["level"], draws["weight"], draws["noise"]
         terms = {"prior": self.prior(x)} | self.extra(x)
-        if not self.likelihood.uses_network:
-            kl = self._kl_at(x, level, noise, condition)
+        pull = Pull()
+        if self.steps is None:
+            gamma, dgamma = self.process.schedule.visit(level, pull)
+        else:
+            gamma, dgamma = self.noisy_gamma(level), None
+        first = draws.get("first")
+        if first is not None:
+            gamma = torch.where(first, self.process.schedule.ends()[0], gamma)
+        prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
+        if dgamma is None:
+            kl = self._kl_of(prediction, x, level, noise)
+        else:
+            kl = backward.kl_density(prediction.squared_error(x, noise), dgamma)
+            # In bits/dim, so that it is of order one whatever D is.
+            pull.factor = 2 * (weight * kl).detach() / per_unit("bits/dim", self.space.dimensions)
+        if first is None:
             terms["reconstruction"] = self.reconstruction(x, draws["first_noise"])
             terms["kl"] = LevelDraws(kl, level, weight).estimate()
             return Costs(terms, position(level, self.levels), self._per_unit(kl))
 
-        first = draws["first"]
-        gamma = torch.where(first, self.process.schedule.ends()[0], self.noisy_gamma(level))
-        prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
-        # ‖ε − ε̂‖² of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
-        kl = self.kl_from(prediction.squared_error(x, noise)[visits], level[visits])
+        # Of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
+        kl = kl[visits]
         visited = LevelDraws(kl, level[visits], weight[visits] / (1 - RECONSTRUCTION_SHARE))
         nothing = kl.new_zeros(len(x))
         terms["kl"] = nothing.index_copy(0, visits, visited.estimate())
@@ -187,6 +220,8 @@ class DiffusionModel(Chain):
             log_prob = self.likelihood.log_prob(x[firsts], prediction[firsts]).to(kl.dtype)
             terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
         return Costs(terms, position(level[visits], self.levels), self._per_unit(kl))
+
+    # Other objectives than the bound.
 
     def simple_loss(
         self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
@@ -197,23 +232,62 @@ class DiffusionModel(Chain):
         number says nothing about ln p(x).
         """
         self.space.check(x)
-        return self.simple_costs(x, self.simple_draw(x, generator), condition).total().mean()
+        return self.simple_costs(x, self.latent_draw(x, None, generator), condition).total().mean()
 
-    def simple_draw(
-        self, x: Tensor, generator: torch.Generator | None = None, n: int | None = None
+    def latent_draw(
+        self,
+        x: Tensor,
+        sampler: LevelSampler | None = None,
+        generator: torch.Generator | None = None,
+        n: int | None = None,
     ) -> dict[str, Tensor]:
-        """What is random in the `simple_loss` of n items: a latent's t for each, or u, and ε."""
+        """What is random in `simple_costs` and `hybrid_costs`: of all T latents (or u) one's t for each of n items, 1/π_t, and ε."""
         n = len(x) if n is None else n
-        level = Stratified().sample(n, self.steps, generator).level.to(x.device)
-        return {"level": level, "noise": standard_normal(x, n, generator)}
+        drawn = (sampler or Stratified()).sample(n, self.steps, generator)
+        return {
+            "level": drawn.level.to(x.device),
+            "weight": drawn.weight.to(x.device),
+            "noise": standard_normal(x, n, generator),
+        }
 
     def simple_costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
-        """‖ε − ε̂‖²/D of every item at what `simple_draw` gave."""
+        """‖ε − ε̂‖²/D of every item at what `latent_draw` gave, weighted to the mean over all latents."""
+        error = self._latent(x, draws, condition).squared_error(x, draws["noise"]) / self.space.dimensions
+        share = draws["weight"] / (self.steps or 1)
+        return Costs({"squared_error": share * error}, position(draws["level"], self.steps), error)
+
+    def hybrid_costs(
+        self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None, weight: float = HYBRID_WEIGHT
+    ) -> Costs:
+        """L_hybrid = L_simple + λ L_vlb (Nichol & Dhariwal 2021, eq. 16), L_vlb in bits/dim, its mean held fixed: of a learned
+        variance. λ = `weight`.
+
+        Of all T latents the z_1 drawn costs −ln p(x|z_1), another z_t KL_{t−1}. The prior, which nothing learns, is left out.
+        """
+        if self.variance != "learned":
+            raise DiffusionalError(
+                f'L_hybrid came with variance="{self.variance}"; its bound trains a learned variance alone'
+            )
+        level, noise = draws["level"], draws["noise"]
+        prediction = self._latent(x, draws, condition)
+        simple = prediction.squared_error(x, noise) / self.space.dimensions
+        frozen, first = prediction.frozen(), level == 1
+        kl = self._kl_of(frozen, x, (level - 1).clamp(min=1), noise)
+        firsts = first.nonzero().squeeze(1)
+        bound = torch.where(first, 0.0, kl)
+        if len(firsts):
+            bound = bound.index_copy(0, firsts, -self.likelihood.log_prob(x[firsts], frozen[firsts]).to(kl))
+        vlb = weight * self._discrete() * bound / per_unit("bits/dim", self.space.dimensions)
+        share = draws["weight"] / self._discrete()
+        return Costs(
+            {"squared_error": share * simple, "vlb": share * vlb}, position(level, self.steps), (simple + vlb).detach()
+        )
+
+    def _latent(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None) -> Prediction:
+        """What the network says of the latents that `latent_draw` drew."""
         level, schedule = draws["level"], self.process.schedule
         gamma = schedule.gamma(level) if self.steps is None else schedule.grid()[level - 1]
-        prediction = self.denoiser(diffuse(x, gamma, draws["noise"]), gamma, condition)
-        error = prediction.squared_error(x, draws["noise"]) / self.space.dimensions
-        return Costs({"squared_error": error}, error.new_zeros(0), error.new_zeros(0))
+        return self.denoiser(diffuse(x, gamma, draws["noise"]), gamma, condition)
 
     # Sampling.
 

@@ -88,7 +88,8 @@ class DiscretizedGaussian(nn.Module):
 
     s² = σ_1², the transition variance of the step to x (Ho et al. 2020), unless `variance` gives another. Computed in
     float64, in the tails too, and never clipped: DDPM-style decoders that clip a posterior variance to 1e-20 turn into a
-    step function.
+    step function. Where the network learns its variance, s² does as the chain's: ln s² = (1 − f) ln least + f ln σ_1² at every
+    position, `least` being the variance of q(z_1|z_2, x) in Nichol & Dhariwal 2021.
 
     >>> space = Discrete((1,), 3)
     >>> p = DiscretizedGaussian(space).level_log_probs(Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data"))
@@ -98,10 +99,10 @@ class DiscretizedGaussian(nn.Module):
 
     uses_network = True
 
-    def __init__(self, space: Space, variance: float | None = None) -> None:
+    def __init__(self, space: Space, variance: float | None = None, least: float | None = None) -> None:
         super().__init__()
         self.space = _discrete(space, "DiscretizedGaussian")
-        self.variance = _checked(variance)
+        self.variance, self.least = _checked(variance), _checked(least)
 
     def _log_mass(self, index: Tensor, prediction: Prediction) -> Tensor:
         x = self.space.low + self.space.width * index.double()
@@ -114,6 +115,10 @@ class DiscretizedGaussian(nn.Module):
             else torch.tensor(self.variance, dtype=torch.float64)
         )
         std = align(variance.sqrt(), mean)
+        if self.least is not None and len(prediction.fraction):
+            f = prediction.fraction.double()
+            f = f.unsqueeze(1) if f.ndim < mean.ndim else f
+            std = torch.exp(0.5 * ((1 - f) * math.log(self.least) + f * align(variance.log(), mean)))
         half = 0.5 * self.space.width
         lower = torch.where(index == 0, -torch.inf, (x - half - mean) / std)
         upper = torch.where(index == self.space.levels - 1, torch.inf, (x + half - mean) / std)

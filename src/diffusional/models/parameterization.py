@@ -21,7 +21,7 @@ References: Ho et al. 2020 (ε); Salimans & Ho 2022 (v); Song et al. 2021 (score
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -38,17 +38,26 @@ PREDICTS: tuple[str, ...] = ("noise", "data", "v", "score", "levels")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network said about z (B, *dims) at γ (B,): `value` in the parameterisation `kind`, "levels" excepted."""
+    """What the network said about z (B, *dims) at γ (B,): `value` in the parameterisation `kind`, "levels" excepted.
+
+    `fraction` (B, *dims) is where it puts the backward variance, from 0, the posterior's, to 1, the transition's, in log space; of
+    no items where it doesn't learn one.
+    """
 
     z: Tensor
     gamma: Tensor
     value: Tensor
     kind: str
+    fraction: Tensor = field(default_factory=lambda: torch.zeros(0), kw_only=True)
 
     def __getitem__(self, items: Tensor) -> "Prediction":
         """The prediction for some items of the batch; γ must be (B,)."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v[items] for k, v in parts.items() if isinstance(v, Tensor)})
+        return replace(self, **{k: v[items] for k, v in parts.items() if isinstance(v, Tensor) and len(v)})
+
+    def frozen(self) -> "Prediction":
+        """The same, its mean held fixed: gradients reach the backward variance only."""
+        return replace(self, value=self.value.detach())
 
     def _coefficients(self) -> tuple[Tensor, Tensor]:
         return align(alpha(self.gamma), self.z), align(sigma(self.gamma), self.z)
@@ -104,6 +113,22 @@ class Prediction:
         >>> Prediction(z, gamma, torch.zeros(1, 1), "noise").squared_error(x=z * 0, noise=z * 3.0)
         tensor([9.], dtype=torch.float64)
         """
+        log_factor, residual = self._residual(x, noise)
+        return torch.exp(log_factor) * sum_dims(residual.double().square())
+
+    def squared_errors(self, x: Items, noise: Items) -> Items:
+        """(ε − ε̂)² at every position (B, *dims), float64: what `squared_error` sums.
+
+        >>> z, gamma = torch.ones(1, 2), torch.zeros(1)
+        >>> Prediction(z, gamma, torch.zeros(1, 2), "noise").squared_errors(x=z * 0, noise=torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 4.]], dtype=torch.float64)
+        """
+        log_factor, residual = self._residual(x, noise)
+        squares = residual.double().square()
+        return align(torch.exp(log_factor), squares) * squares
+
+    def _residual(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """ln c (B,) and d (B, *dims) with (ε − ε̂)² = c d², d in the network's own parameterisation."""
         a, s = self._coefficients()
         log_alpha2, log_sigma2 = logsigmoid(-self.gamma.double()), logsigmoid(self.gamma.double())
         if self.kind == "noise":
@@ -114,7 +139,7 @@ class Prediction:
             target, log_factor = a * noise - s * x, log_alpha2
         else:
             target, log_factor = -noise / s, log_sigma2
-        return torch.exp(log_factor) * sum_dims((target - self.value).double().square())
+        return log_factor, target - self.value
 
 
 @dataclass(frozen=True)
@@ -122,6 +147,9 @@ class LevelsPrediction(Prediction):
     """A prediction of the data's levels: `value` is x̂, and `log_probs` (B, K, *dims) is ln p_k at every position."""
 
     log_probs: Tensor
+
+    def frozen(self) -> "LevelsPrediction":
+        return replace(self, value=self.value.detach(), log_probs=self.log_probs.detach())
 
 
 def categorical_logits(output: Tensor, space: Discrete) -> PerLevel:

@@ -11,12 +11,13 @@ from diffusional.data import Dataset, load
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
-from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform
+from diffusional.levels import Adaptive, LevelSampler, SecondMoment, Stratified, Uniform
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.hvae import HierarchicalVAE
+from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, spoken
 from diffusional.networks import MLP, Ladder, ResidualMLP, UNet
 from diffusional.space import Continuous, Discrete, Space
@@ -56,9 +57,13 @@ def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
     """
     if config.kind == "log_snr_linear":
         return schedules.log_snr_linear(config.gamma_min, config.gamma_max, config.steps)
+    if config.kind == "learned":
+        return schedules.learned(config.gamma_min, config.gamma_max, config.steps, ends=config.ends)
     assert config.steps is not None  # Config has seen to it
     if config.kind == "linear":
         return schedules.linear(config.steps, config.beta_start, config.beta_end)
+    if config.kind == "learned_betas":
+        return schedules.learned_betas(config.steps, config.beta_start)
     return schedules.cosine(config.steps)
 
 
@@ -79,22 +84,44 @@ def _diffusion(config: Config, space: Space) -> DiffusionModel:
     likelihood = chosen.likelihood or (
         "gaussian" if not discrete else "network-levels" if predicts == "levels" else "level-posterior"
     )
+    forward, learns = GaussianDiffusion(build_schedule(config.schedule)), chosen.variance == "learned"
     kinds = {
         "network-levels": likelihoods.NetworkLevels,
         "level-posterior": likelihoods.LevelPosterior,
-        "discretized-gaussian": likelihoods.DiscretizedGaussian,
+        # Nichol & Dhariwal's decoder learns its variance as the chain does, from that of q(z_1|z_2, x) on.
+        "discretized-gaussian": lambda space: likelihoods.DiscretizedGaussian(
+            space, least=_least_variance(forward) if learns else None
+        ),
         "gaussian": likelihoods.GaussianLikelihood,
         "bernoulli": likelihoods.Bernoulli,
     }
     if likelihood == "network-levels" and predicts != "levels":
         raise DiffusionalError(f'model.likelihood="network-levels" came with predicts="{predicts}"; it needs "levels"')
     channels = space.shape[0]
-    outputs = output_channels(predicts, chosen.head, channels, space.levels) // channels
+    outputs = output_channels(predicts, chosen.head, channels, space.levels, learns) // channels
     denoiser = Denoiser(
-        _network(config, space, outputs), predicts, space if isinstance(space, Discrete) else None, chosen.head
+        _network(config, space, outputs),
+        predicts,
+        space if isinstance(space, Discrete) else None,
+        chosen.head,
+        _time(config.schedule, forward) if chosen.network == "ddpm" else None,
+        learns,
     )
-    forward = GaussianDiffusion(build_schedule(config.schedule))
     return DiffusionModel(forward, denoiser, kinds[likelihood](space), chosen.variance)
+
+
+def _least_variance(forward: GaussianDiffusion) -> float:
+    """That of q(z_1|z_2, x)."""
+    nothing = torch.zeros(1, 1, dtype=torch.float64)
+    return float(forward.posterior(nothing, nothing, 1).variance.detach())
+
+
+def _time(config: ScheduleConfig, forward: GaussianDiffusion) -> Affine | TrainedIndex:
+    """What ddpm's U-Net hears: the number of the latent from 0 on; in continuous time 0 to 1000, even in γ."""
+    if config.steps is not None:
+        return TrainedIndex(forward.schedule)
+    low, high = forward.schedule.ends().detach().tolist()
+    return Affine(-1000 / (high - low), -1000 * low / (high - low))
 
 
 def _autoencoder(config: Config, space: Space) -> Autoencoder:
@@ -147,7 +174,8 @@ def _network(config: Config, space: Space, outputs: int) -> nn.Module:
 
 def build_sampler(config: Config) -> LevelSampler:
     """The sampler of noise levels of a config."""
-    return {"uniform": Uniform, "stratified": Stratified, "adaptive": Adaptive}[config.sampler]()
+    kinds = {"uniform": Uniform, "stratified": Stratified, "adaptive": Adaptive, "second-moment": SecondMoment}
+    return kinds[config.sampler]()
 
 
 def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: torch.device) -> None:

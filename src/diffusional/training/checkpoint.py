@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 import diffusional
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, load_tensors, save_json, save_tensors, settle, sha256
-from diffusional.levels import Adaptive, LevelSampler
+from diffusional.levels import LEARNING, LevelSampler
 from diffusional.training.average import WeightAverage
 from diffusional.training.config import Config, SystemConfig, differences, matter
 
@@ -80,7 +80,7 @@ class State:
         for index, name in self._names():
             for key, value in moments.get(index, {}).items():
                 parts[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
-        if isinstance(self.sampler, Adaptive):
+        if isinstance(self.sampler, LEARNING):
             parts |= {f"sampler.{k}": v for k, v in self.sampler.state().items()}
         return _collected(parts, keep)
 
@@ -104,7 +104,7 @@ class State:
         moments = {index: saved[name] for index, name in self._names() if name in saved}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        if isinstance(self.sampler, Adaptive):
+        if isinstance(self.sampler, LEARNING):
             self.sampler.load_state(under("sampler."))
 
     def _names(self) -> Iterator[tuple[int, str]]:

@@ -64,16 +64,18 @@ class DataConfig:
 class ScheduleConfig:
     """γ(u), and T."""
 
-    kind: Literal["log_snr_linear", "linear", "cosine"] = "log_snr_linear"
-    """log-SNR-linear, or betas: DDPM's linear, improved DDPM's cosine."""
+    kind: Literal["log_snr_linear", "linear", "cosine", "learned", "learned_betas"] = "log_snr_linear"
+    """log-SNR-linear, or betas: DDPM's linear, improved DDPM's cosine; or learned: VDM's monotone network, or every β but the first."""
     steps: int | None = None
-    """T latents; None trains in continuous time (log_snr_linear only)."""
+    """T latents; None trains in continuous time (log_snr_linear and learned only)."""
     gamma_min: float = -9.21
-    """γ_1 = −log SNR of the cleanest latent (log_snr_linear)."""
+    """γ_1 = −log SNR of the cleanest latent (log_snr_linear, learned)."""
     gamma_max: float = 10.12
-    """γ_T (log_snr_linear)."""
+    """γ_T (log_snr_linear, learned)."""
+    ends: Literal["fixed", "learned"] = "fixed"
+    """Of a learned schedule: whether γ_1 and γ_T are learned as well, by the bound."""
     beta_start: float = 1e-4
-    """β_1 (linear)."""
+    """β_1 (linear, learned_betas)."""
     beta_end: float = 0.02
     """β_T (linear)."""
 
@@ -82,10 +84,10 @@ class ScheduleConfig:
 class ModelConfig:
     """The network and what it means."""
 
-    kind: Literal["diffusion", "vae", "hierarchical-vae", "vae-diffusion-prior"] = "diffusion"
-    """vae-diffusion-prior has a learned first latent, and the diffusion over it."""
-    network: Literal["unet", "mlp"] | None = None
-    """None picks unet for images, mlp for anything else."""
+    kind: Literal["diffusion", "binomial-diffusion", "vae", "hierarchical-vae", "vae-diffusion-prior"] = "diffusion"
+    """binomial-diffusion flips bits (binary data); vae-diffusion-prior has a learned first latent, and the diffusion over it."""
+    network: Literal["unet", "mlp", "ddpm", "vdm"] | None = None
+    """None picks unet for images, mlp for anything else. ddpm: the U-Net of DDPM, by diffusers; vdm: one that never shrinks the image."""
     predicts: Literal["noise", "data", "v", "score", "levels"] | None = None
     """None picks levels for discrete data, v for real-valued data."""
     head: Literal["categorical", "logistic"] = "logistic"
@@ -94,21 +96,28 @@ class ModelConfig:
         None
     )
     """p(x|z_1); None picks network-levels with a levels head, level-posterior for other discrete data, else gaussian."""
-    variance: Literal["posterior", "transition"] = "posterior"
-    """Of the backward chain."""
+    variance: Literal["posterior", "transition", "learned"] = "posterior"
+    """Of the backward chain: fixed at the posterior's or the transition's, or learned between the two."""
     widths: tuple[int, ...] = (32, 64)
-    """U-Net channels at each resolution."""
+    """U-Net channels at each resolution (one for vdm)."""
     blocks: int = 2
-    """Residual blocks at the lowest resolution (unet) or in all (mlp)."""
+    """Residual blocks at the lowest resolution (unet), at each (ddpm), on the way in (vdm), or in all (mlp)."""
     hidden: int = 256
     """Width of the mlp."""
+    attention: tuple[int, ...] = ()
+    """Sides of the images at which ddpm's U-Net has self-attention."""
+    heads: int = 1
+    """Of that attention."""
+    scale_shift: bool = False
+    """ddpm's U-Net hears the noise level as a scale and a shift of its norms, not as a shift alone."""
     dropout: float = 0.2
     """Part of the activations set to 0 in training."""
 
     def __post_init__(self) -> None:
         _require("model", self, "dropout", lambda v: 0 <= v < 1, "0 to below 1")
         _require("model", self, "widths", lambda v: v and all(w > 0 and w % 8 == 0 for w in v), "multiples of 8")
-        for name in ("blocks", "hidden"):
+        _require("model", self, "attention", lambda v: all(side > 0 for side in v), "sides of images in pixels")
+        for name in ("blocks", "hidden", "heads"):
             _require("model", self, name, lambda v: v >= 1, "at least 1")
 
 
@@ -190,10 +199,10 @@ class Config:
     latent: LatentConfig = field(default_factory=LatentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
-    objective: Literal["elbo", "simple"] = "elbo"
-    """"simple" is DDPM's L_simple, which is not a bound."""
-    sampler: Literal["stratified", "adaptive", "uniform"] = "adaptive"
-    """Of the noise levels, MATH (22): changes the variance alone."""
+    objective: Literal["elbo", "simple", "hybrid"] = "elbo"
+    """"simple" is DDPM's L_simple, "hybrid" improved DDPM's L_hybrid, for a learned variance; neither is a bound."""
+    sampler: Literal["stratified", "adaptive", "uniform", "second-moment"] = "adaptive"
+    """Of the noise levels, MATH (22): changes the variance alone. second-moment is improved DDPM's resampler."""
     steps: int = 2000
     """Optimiser steps."""
     max_seconds: float | None = None
@@ -222,27 +231,39 @@ class Config:
             _require("", self, name, lambda v: v >= 0, "0 or more")
         _require("", self, "seed", lambda v: 0 <= v < 2**32, "0 to 2³² − 1")
         _require("", self, "max_seconds", lambda v: v is None or v >= 0, "0 or more")
-        if self.schedule.kind != "log_snr_linear" and self.schedule.steps is None:
+        chain, model = self.schedule, self.model
+        if chain.kind not in ("log_snr_linear", "learned") and chain.steps is None:
             raise DiffusionalError(
-                f"schedule.kind={self.schedule.kind!r} came without schedule.steps; betas need a T, such as 1000"
+                f"schedule.kind={chain.kind!r} came without schedule.steps; betas need a T, such as 1000"
             )
-        kind = self.model.kind
+        if chain.steps is None and (model.variance == "learned" or self.sampler == "second-moment"):
+            raise DiffusionalError(
+                f'model.variance="{model.variance}" and sampler="{self.sampler}" came in continuous time, which has neither steps of a '
+                "variance of their own nor levels to keep costs of: give schedule.steps, such as 1000"
+            )
+        if chain.ends == "learned" and chain.kind != "learned":
+            raise DiffusionalError(
+                f'schedule.ends="learned" came with schedule.kind="{chain.kind}"; it is of kind "learned"'
+            )
+        if self.objective == "hybrid" and model.variance != "learned":
+            raise DiffusionalError(
+                f'objective="hybrid" came with model.variance="{model.variance}"; its bound trains a learned variance alone'
+            )
+        kind = model.kind
         if kind == "vae-diffusion-prior" and (self.schedule.steps is None or self.latent.free_bits):
             raise DiffusionalError(
                 f'schedule.steps={self.schedule.steps} and latent.free_bits={self.latent.free_bits} came with model.kind="{kind}"; it '
                 "is evaluated at a T, such as 500, and its KL is known to one level's draw only: no free bits"
             )
-        if kind == "diffusion" and self.latent != LatentConfig():
-            raise DiffusionalError(
-                f'latent={self.latent} came with model.kind="diffusion", which has no learned latent'
-            )
+        if kind.endswith("diffusion") and self.latent != LatentConfig():
+            raise DiffusionalError(f'latent={self.latent} came with model.kind="{kind}", which has no learned latent')
         if len(self.latent.sizes) > 1 and kind != "hierarchical-vae":
             raise DiffusionalError(
                 f'latent.sizes={self.latent.sizes} came with model.kind="{kind}"; several layers are a "hierarchical-vae"'
             )
-        if kind != "diffusion" and self.objective == "simple":
+        if kind != "diffusion" and self.objective != "elbo":
             raise DiffusionalError(
-                f'objective="simple" came with model.kind="{kind}"; L_simple is a diffusion model\'s'
+                f'objective="{self.objective}" came with model.kind="{kind}"; it is a (Gaussian) diffusion model\'s'
             )
 
     def to_dict(self) -> dict[str, Any]:

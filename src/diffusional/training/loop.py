@@ -22,7 +22,7 @@ from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import save_json, save_tensors, sha256
 from diffusional.ledger import Costs, per_unit
-from diffusional.levels import Adaptive
+from diffusional.levels import LEARNING
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.training import checkpoint, exchange
@@ -136,8 +136,8 @@ class _Trainer:
         """Steps, validations and checkpoints until the run has ended or is asked to stop."""
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
         unit = per_unit("bits/dim", self.dataset.space.dimensions)
-        # L_simple is already per dimension, and no bound: its number gets no unit.
-        scale = 1.0 if config.objective == "simple" else unit
+        # L_simple and L_hybrid are already per dimension, and no bounds: their numbers get no unit.
+        scale = unit if config.objective == "elbo" else 1.0
         clock = _Clock(progress.seconds)
         if watch is not None and progress.step == 0:
             with clock.paused():
@@ -214,15 +214,15 @@ class _Trainer:
         with stopwatch("average"):
             state.average.update()
         with stopwatch("level sampler"):
-            if isinstance(state.sampler, Adaptive):
+            if isinstance(state.sampler, LEARNING):
                 state.sampler.update(*self.others.visits(costs))
         return loss_of_all, norm, asked
 
     def _draw(self, x: Tensor, generator: torch.Generator) -> Draws:
         model, n = self.state.model, self.config.batch
-        if self.config.objective == "simple":
+        if self.config.objective != "elbo":
             assert isinstance(model, DiffusionModel)
-            return model.simple_draw(x, generator, n)
+            return model.latent_draw(x, self.state.sampler, generator, n)
         assert isinstance(model, LatentVariableModel)
         return model.draw(x, self.state.sampler, generator, n)
 

@@ -29,14 +29,15 @@ class Objective(nn.Module):
     def __init__(self, model: LatentVariableModel, config: Config) -> None:
         super().__init__()
         self.model, self.latent = model, config.latent
-        self.simple, self.bf16 = config.objective == "simple", config.precision == "bf16"
+        self.kind, self.bf16 = config.objective, config.precision == "bf16"
 
     def forward(self, x: Tensor, draws: dict[str, Tensor], part: float | None) -> tuple[Tensor, Costs]:
         """`part` of the run lies behind; None: the plain bound in full precision, for a validation."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 and part is not None):
-            if self.simple and part is not None:
+            if self.kind != "elbo" and part is not None:
                 assert isinstance(self.model, DiffusionModel)
-                costs = self.model.simple_costs(x, draws)
+                of = self.model.simple_costs if self.kind == "simple" else self.model.hybrid_costs
+                costs = of(x, draws)
             else:
                 costs = self.model.costs(x, draws)
             if isinstance(self.model, Autoencoder) and part is not None:
