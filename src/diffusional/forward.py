@@ -9,7 +9,7 @@ for 1 ≤ s < t ≤ T; z_0 ≡ x has γ_0 = −∞. Coefficients are formed from
 SNRs, and cast to the data's dtype last (MATH (4)). Data may have any shape (B, *dims).
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +18,51 @@ from torch.nn.functional import logsigmoid
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.schedule import Schedule
-from diffusional.shapes import Items, align
+from diffusional.shapes import Items, PerItem, align
 
 Time = int | Tensor
+_Family = TypeVar("_Family")
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """Of one latent given others, position by position: `Gaussian`, or `Bits`. Sums run over all but B; nats."""
+
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """A draw (B, *dims), from standard normal `noise` or a generator."""
+        ...
+
+    def log_prob(self, z: Items) -> PerItem:
+        """ln of the density, or the mass, at z (B,)."""
+        ...
+
+    def kl(self: _Family, other: _Family) -> PerItem:
+        """KL[self ‖ other] (B,), other of the same family."""
+        ...
+
+    def entropy(self) -> PerItem:
+        """(B,)."""
+        ...
 
 
 @runtime_checkable
 class Posterior(Protocol):
-    """A fixed variational posterior over z_1 … z_T. The Gaussian diffusion is one; binomial or non-Markov ones can follow."""
+    """A fixed variational posterior over z_1 … z_T: the Gaussian diffusion, its non-Markov family, the binomial diffusion."""
 
-    steps: int | None
+    @property
+    def steps(self) -> int | None:
+        """T, the number of latents; None in continuous time."""
+        ...
 
-    def marginal(self, x: Items, t: Time) -> Gaussian:
+    def marginal(self, x: Items, t: Time) -> Distribution:
         """q(z_t | x)."""
         ...
 
-    def transition(self, z: Items, t: Time) -> Gaussian:
+    def transition(self, z: Items, t: Time) -> Distribution:
         """q(z_t | z_{t−1} = z)."""
         ...
 
-    def posterior(self, z_next: Items, x: Items, t: Time) -> Gaussian:
+    def posterior(self, z_next: Items, x: Items, t: Time) -> Distribution:
         """q(z_t | z_{t+1} = z_next, x)."""
         ...
 

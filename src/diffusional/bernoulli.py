@@ -1,0 +1,82 @@
+"""Independent bits, each −1 or 1: the one distribution that a binomial diffusion is made of, as gaussian.py's is of the other.
+
+The field says Bernoulli variables (Sohl-Dickstein et al. 2015: binomial, of one trial); `likelihood.Bernoulli` is a decoder, so
+the record is called `Bits`. Values are −1 and 1, the levels of `space.binary`, which physics calls spins: with z for a value
+
+    P(z) = sigmoid(z ℓ),     ℓ = ln P(1)/P(−1),     E z = tanh(ℓ/2),
+
+and Bayes' rule adds logits. The KL divergence of logits a from b, p = sigmoid(a), δ = b − a, is
+
+    KL = ln(1 + p (e^δ − 1)) − p δ = p φ(δ) − φ(ln(1 + p (e^δ − 1))),      φ(δ) = e^δ − 1 − δ,
+
+the same when both signs are turned, so that p ≤ ½, where neither form cancels: the left one for |δ| ≥ 1, with ln(1 + e^b) for what
+would overflow, and the right one below. Everything is float64. Shapes are (B, *dims); sums run over all but B; nats.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+from torch.special import log_ndtr
+
+from diffusional.gaussian import phi
+from diffusional.shapes import Items, PerItem, sum_dims
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Independent values −1 and 1 with the log-odds `logit` (B, *dims) of 1.
+
+    >>> q = Bits(torch.zeros(2, 3))
+    >>> q.entropy()                                       # D ln 2, D = 3
+    tensor([2.0794, 2.0794], dtype=torch.float64)
+    """
+
+    logit: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """E z = tanh(ℓ/2)."""
+        return torch.tanh(0.5 * self.logit)
+
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """1 where Φ(−ε) < P(1), else −1, with ε standard normal given as `noise`, or drawn from `generator`; of ε's type.
+
+        Φ(ε) is uniform, and z rises with it: the inverse of the distribution function. Both sides are compared as logarithms,
+        which tells the rarest bits apart. So every model here takes the same noise, whatever it makes of it.
+
+        >>> Bits(torch.zeros(1, 2)).sample(noise=torch.tensor([[-0.1, 0.1]]))
+        tensor([[-1.,  1.]])
+        """
+        if noise is None:
+            noise = torch.empty_like(self.logit).normal_(generator=generator)
+        one = log_ndtr(-noise.double()) < logsigmoid(self.logit.double())
+        return torch.where(one, 1.0, -1.0).to(noise.dtype)
+
+    def log_prob(self, z: Items) -> PerItem:
+        """ln P(z) = Σ_d ln sigmoid(z_d ℓ_d) (B,), nats, float64.
+
+        >>> Bits(torch.zeros(1, 2)).log_prob(torch.ones(1, 2))
+        tensor([-1.3863], dtype=torch.float64)
+        """
+        return sum_dims(logsigmoid(z.double() * self.logit.double()))
+
+    def kl(self, other: "Bits") -> PerItem:
+        """KL[self ‖ other] (B,), nats, float64; exact however close to 0 and 1, or to each other, the probabilities are.
+
+        >>> Bits(torch.zeros(1, 1)).kl(Bits(torch.full((1, 1), 1e-8, dtype=torch.float64)))          # δ²/8
+        tensor([1.2500e-17], dtype=torch.float64)
+        """
+        sign = torch.where(self.logit > 0, -1.0, 1.0).double()
+        a, b = sign * self.logit.double(), sign * other.logit.double()
+        p, delta = torch.sigmoid(a), b - a
+        far = softplus(b) - softplus(a) - p * delta
+        near = delta.clamp(-1, 1)
+        near = p * phi(near) - phi(torch.log1p(p * torch.expm1(near)))
+        return sum_dims(torch.where(delta.abs() < 1, near, far))
+
+    def entropy(self) -> PerItem:
+        """Σ_d H(z_d) (B,), nats, float64: ln(1 + e^{−|ℓ|}) + |ℓ| sigmoid(−|ℓ|), of which nothing cancels."""
+        size = self.logit.double().abs()
+        return sum_dims(softplus(-size) + size * torch.sigmoid(-size))

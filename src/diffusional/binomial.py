@@ -1,0 +1,157 @@
+"""The binomial diffusion of binary data (Sohl-Dickstein et al. 2015, §2.4.1 and Appendix B): noise that turns bits into fair coins.
+
+A bit is kept with probability 1 − β_t, else it becomes a fair coin: on {0, 1}, q(z_t|z_{t−1}) = B(z_t; z_{t−1}(1 − β_t) + ½β_t). Here
+bits are −1 and 1, where E[z_t|z_{t−1}] = (1 − β_t) z_{t−1}; means multiply, ᾱ_t = Π_{s≤t}(1 − β_s), ᾱ_{t|s} = ᾱ_t/ᾱ_s, and
+
+    q(z_t | z_s)    = sigmoid(z_t z_s λ_{t|s}),                λ_{t|s} = ln (1 + ᾱ_{t|s})/(1 − ᾱ_{t|s}),     z_0 ≡ x
+    q(z_s | z_t, x) = sigmoid(z_s (x λ_s + z_t λ_{t|s})),      λ_s = λ_{s|0}                                  by Bayes' rule
+
+for 1 ≤ s < t ≤ T: to see a bit through noise of correlation ᾱ adds ± λ to its log-odds. The paper's ᾱ_t is a product of 1 − β like
+MATH (3)'s α_t², but it is the correlation of z_t with x, as α_t is where x has variance one; so the log-SNR that goes with it is
+
+    ln SNR_t = ln ᾱ_t²/(1 − ᾱ_t²) = −γ_t,  kept within ±20, since ᾱ_T may be zero.
+
+It is what networks are told of t, as in a Gaussian diffusion. No cost depends on it. Everything is float64, from Σ_s ln(1 − β_s).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffusional.bernoulli import Bits
+from diffusional.errors import DiffusionalError
+from diffusional.forward import Time
+from diffusional.shapes import Items, align
+
+# |ln SNR| that a network is told at most: at ᾱ = 4.5e-5 a bit is a fair coin.
+_MOST = 20.0
+
+
+def log_odds(log_signal: Tensor) -> Tensor:
+    """λ = ln (1 + ᾱ)/(1 − ᾱ) from ln ᾱ < 0, float64: exact near ᾱ = 1, where 1 − ᾱ = −expm1(ln ᾱ), and near 0.
+
+    >>> log_odds(torch.tensor([-torch.inf, -1e-12], dtype=torch.float64))              # 0, and ln 2 − ln 1e-12
+    tensor([ 0.0000, 28.3242], dtype=torch.float64)
+    """
+    return torch.log1p(2 * log_signal.exp() / -torch.expm1(log_signal))
+
+
+def seen_through(z: Items, log_odds: Tensor) -> Tensor:
+    """z λ (B, *dims), float64: what a bit's log-odds are where all that is known of it is z, seen through λ (B,) or ().
+
+    >>> seen_through(torch.tensor([[-1.0, 1.0]]), torch.tensor(2.0))
+    tensor([[-2.,  2.]], dtype=torch.float64)
+    """
+    z = z.double()
+    return align(log_odds, z) * z
+
+
+class BinomialDiffusion(nn.Module):
+    """The forward diffusion of bits with keeping probabilities 1 − β_1 … 1 − β_T, 0 < β_t < 1 (β_T = 1 makes z_T pure noise).
+
+    x is (B, *dims) of −1 and 1, as `space.binary` has it. Times are ints or int64 tensors (B,), one for each item.
+    Raises DiffusionalError for other betas, fewer than two, and times out of range.
+
+    >>> BinomialDiffusion([0.1, 0.2]).marginal(torch.ones(1, 1), t=2).mean                      # 0.9 · 0.8
+    tensor([[0.7200]], dtype=torch.float64)
+    """
+
+    def __init__(self, betas: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
+        if betas.ndim != 1 or len(betas) < 2:
+            raise DiffusionalError(f"betas of shape {tuple(betas.shape)} came; give at least two in one row")
+        outside = ~((betas > 0) & (betas < 1))
+        outside[-1] = not 0 < betas[-1] <= 1
+        if bool(outside.any()):
+            t = int(outside.nonzero()[0]) + 1
+            raise DiffusionalError(
+                f"β_{t} = {float(betas[t - 1]):g} came; every β must lie strictly between 0 and 1, but the last may be 1"
+            )
+        self.betas: Tensor
+        self.log_signal: Tensor
+        self.register_buffer("betas", betas.clone())
+        self.register_buffer("log_signal", torch.log1p(-betas).cumsum(0))
+
+    @classmethod
+    def constant(cls, steps: int) -> "BinomialDiffusion":
+        """The paper's β_t = 1/(T − t + 1), which erases 1/T of the signal per step: ᾱ_t = 1 − t/T, and z_T is pure noise.
+
+        >>> BinomialDiffusion.constant(4).log_signal.exp()
+        tensor([0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+        """
+        if isinstance(steps, bool) or steps < 2:
+            raise DiffusionalError(f"steps={steps!r} came; give T ≥ 2 latents")
+        return cls(1 / torch.arange(steps, 0, -1, dtype=torch.float64))
+
+    @property
+    def steps(self) -> int:
+        """T, the number of latents."""
+        return len(self.betas)
+
+    def _log_signal(self, t: Time, first: int = 1) -> Tensor:
+        """ln ᾱ_t (B,) or (), for t in `first` … T."""
+        t = torch.as_tensor(t, device=self.betas.device)
+        if t.dtype.is_floating_point or t.dtype == torch.bool:
+            raise DiffusionalError(f"t of type {t.dtype} came; latents are numbered by integers 1 … {self.steps}")
+        if bool(((t < first) | (t > self.steps)).any()):
+            raise DiffusionalError(f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {self.steps}")
+        return torch.cat([self.log_signal.new_zeros(1), self.log_signal])[t.long()]
+
+    def log_odds(self, t: Time, s: Time = 0) -> Tensor:
+        """λ_{t|s} (B,) or (), how much z_t says about z_s, z_0 ≡ x; 0 ≤ s < t ≤ T."""
+        if not bool((torch.as_tensor(s) < torch.as_tensor(t)).all()):
+            raise DiffusionalError("s ≥ t came; the earlier latent must have s < t")
+        return log_odds(self._log_signal(t) - self._log_signal(s, first=0))
+
+    def gamma(self, t: Time) -> Tensor:
+        """γ_t = −ln ᾱ_t²/(1 − ᾱ_t²) (B,) or (), within ±20.
+
+        >>> BinomialDiffusion.constant(2).gamma(torch.tensor([1, 2]))                                    # ln 3
+        tensor([ 1.0986, 20.0000], dtype=torch.float64)
+        """
+        twice = 2 * self._log_signal(t)
+        return (torch.log(-torch.expm1(twice)) - twice).clamp(-_MOST, _MOST)
+
+    def marginal(self, x: Items, t: Time) -> Bits:
+        """q(z_t | x), t in 1 … T."""
+        return Bits(seen_through(x, self.log_odds(t)))
+
+    def transition(self, z: Items, t: Time, s: Time | None = None) -> Bits:
+        """q(z_t | z_s = z); s = t − 1 unless given, z_0 ≡ x, t in 1 … T."""
+        return Bits(seen_through(z, self.log_odds(t, t - 1 if s is None else s)))
+
+    def posterior(self, z_next: Items, x: Items, t: Time) -> Bits:
+        """q(z_t | z_{t+1} = z_next, x), t in 1 … T−1."""
+        return self.between(z_next, x, t, t + 1)
+
+    def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Bits:
+        """q(z_s | z_t, x) for any 1 ≤ s < t ≤ T.
+
+        >>> process = BinomialDiffusion([0.5, 0.5])                                        # λ_1 = λ_{2|1} = ln 3
+        >>> process.between(torch.ones(1, 2), torch.tensor([[-1.0, 1.0]]), 1, 2).logit      # they disagree, they agree
+        tensor([[0.0000, 2.1972]], dtype=torch.float64)
+        """
+        return Bits(seen_through(x, self.log_odds(s)) + seen_through(z_t, self.log_odds(t, s)))
+
+    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
+        """Walk z_1 … z_T (T, B, *dims) from x, each from the one before.
+
+        >>> BinomialDiffusion.constant(10).sample_path(torch.ones(2, 3)).shape
+        torch.Size([10, 2, 3])
+        """
+        path, z = [], x
+        for t in range(1, self.steps + 1):
+            z = self.transition(z, t).sample(generator).to(x.dtype)
+            path.append(z)
+        return torch.stack(path)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Move, but stay float64, as schedules do."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
