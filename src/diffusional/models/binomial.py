@@ -1,0 +1,205 @@
+"""The binomial diffusion model of binary data (Sohl-Dickstein et al. 2015): x → z_1 → … → z_T, all of them bits, one network.
+
+The network says of every position, from the context of z_t, the log-odds f of x = 1; the bit z_t itself is evidence beside it, as in
+MATH (5)'s levels head, so that with λ_t = ln (1 + ᾱ_t)/(1 − ᾱ_t) (binomial.py)
+
+    ℓ = f(z_t, log-SNR_t) + z_t λ_t,     ln q(z_t|x = 1)/q(z_t|x = −1) = z_t λ_t,     w = sigmoid(ℓ),
+
+and every distribution of the generative chain follows, position by position:
+
+    p(x | z_1)      = sigmoid(x ℓ)
+    p(z_t | z_{t+1}) = w q(z_t|z_{t+1}, x = 1) + (1 − w) q(z_t|z_{t+1}, x = −1),    q(z_t|z_{t+1}, x) = sigmoid(z_t (x λ_t + z_{t+1} λ_{t+1|t}))
+    p(z_T)          = a fair coin
+
+The paper's network gives r = p(z_t = 1|z_{t+1}) itself. This is a deviation in parameterisation, not in family: given z_{t+1} and t,
+r = w q₊ + (1 − w) q₋, with q± = q(z_t = 1|z_{t+1}, x = ±1) and q₋ < q₊, is an increasing function of w, whose inverse is
+w = (r − q₋)/(q₊ − q₋). What it leaves out is every r that is not strictly between q₋ and q₊. Nothing is lost: KL_t is the mean of
+KL[q₊ ‖ r] and KL[q₋ ‖ r] with weights that are x's probabilities given z_{t+1}; both fall as r comes from outside to the nearer end, whatever
+these are, so that the best r of any data lies between, the ends being limits. The ends themselves, w = 0 and 1, are what a network with
+bounded outputs comes near to and does not reach, as with every sigmoid.
+
+Bits are −1 and 1: `space.binary`. Costs are nats, float64; every logit is formed in float64, whatever the network's type.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from diffusional.bernoulli import Bits
+from diffusional.binomial import BinomialDiffusion, seen_through
+from diffusional.errors import DiffusionalError
+from diffusional.ledger import Costs, Ledger, LevelDraws
+from diffusional.levels import position
+from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain
+from diffusional.shapes import Items, PerItem
+from diffusional.space import Discrete, Space, binary
+
+
+class BinomialDiffusionModel(Chain):
+    """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) under the posterior q(z_{1:T}|x) of `process`, all bits.
+
+    Args:
+        process: the binomial diffusion, with its T.
+        network: module(z, log_snr) or module(z, log_snr, condition), z (B, *dims) of −1 and 1, log_snr (B,), to logits of z's shape.
+        space: `space.binary(shape)`.
+
+    Standard normal noise, which `terms`, `kl_at` and `draw` take as in any chain, becomes uniform by Φ, and that a bit.
+    Raises DiffusionalError for another space, items that it refuses, and levels outside 1 … T−1; ValueError where the network's
+    output has the wrong shape.
+
+    >>> model = BinomialDiffusionModel(BinomialDiffusion.constant(20), lambda z, log_snr: 0 * z, binary((4,)))
+    >>> ledger = model.elbo(torch.ones(2, 4), torch.Generator().manual_seed(0))
+    >>> ledger.kl.shape, ledger.prior
+    (torch.Size([2, 19]), tensor([0., 0.], dtype=torch.float64))
+    """
+
+    def __init__(self, process: BinomialDiffusion, network: Callable[..., Tensor], space: Space) -> None:
+        super().__init__()
+        if not isinstance(space, Discrete) or space != binary(space.shape):
+            raise DiffusionalError(
+                f"{space} came; a binomial diffusion is of bits −1 and 1: use space.binary({space.shape})"
+            )
+        self.process, self.network, self._space = process, network, space
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @property
+    def steps(self) -> int:
+        """T, the number of latents."""
+        return self.process.steps
+
+    @property
+    def decoder_uses_network(self) -> bool:
+        return True
+
+    def data(self, z: Items, t: Tensor, condition: Tensor | None = None) -> Bits:
+        """What the network and the bits themselves say of x at z_t = `z`, t (B,): log-odds ℓ = f + z λ_t, float64.
+
+        >>> model = BinomialDiffusionModel(BinomialDiffusion([0.5, 0.5]), lambda z, log_snr: 0 * z, binary((1,)))
+        >>> model.data(torch.ones(1, 1), torch.tensor([1])).logit                                            # λ_1 = ln 3
+        tensor([[1.0986]], dtype=torch.float64)
+        """
+        log_snr = (-self.process.gamma(t)).to(z)
+        output = self.network(z, log_snr) if condition is None else self.network(z, log_snr, condition)
+        if output.shape != z.shape:
+            raise ValueError(
+                f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; it must return one "
+                "logit for each position, in z's shape"
+            )
+        return Bits(output.double() + seen_through(z, self.process.log_odds(t)))
+
+    def backward(self, z_next: Items, data: Bits, t: Tensor) -> Bits:
+        """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1, from what `data` says of x at z_{t+1}."""
+        log_w = logsigmoid(data.logit), logsigmoid(-data.logit)
+        ones = torch.ones_like(z_next)
+        given = [self.process.posterior(z_next, x, t).logit for x in (ones, -ones)]
+        one, other = (
+            torch.logaddexp(*(w + logsigmoid(sign * logit) for w, logit in zip(log_w, given, strict=True)))
+            for sign in (1, -1)
+        )
+        return Bits(one - other)
+
+    # The three kinds of costs, MATH (8).
+
+    def reconstruction(self, x: Items, noise: Items, condition: Tensor | None = None) -> PerItem:
+        """−ln p(x|z_1) (B,) at the z_1 that ε = `noise` (B, *dims) makes of x."""
+        t = torch.ones(len(x), dtype=torch.long, device=x.device)
+        return -self.data(self._noisy(x, t, noise), t, condition).log_prob(x)
+
+    def prior(self, x: Items) -> PerItem:
+        """KL_T = KL[q(z_T|x) ‖ fair coins] (B,): exact, without a draw, and 0 where β_T = 1."""
+        return self.process.marginal(x, self.steps).kl(_coins(x))
+
+    def _noisy(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z_t, in x's type."""
+        return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
+
+    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        z_next = self._noisy(x, level + 1, noise)
+        return self._kl(x, level, z_next, self.data(z_next, level + 1, condition))
+
+    def _kl(self, x: Tensor, level: Tensor, z_next: Tensor, data: Bits) -> Tensor:
+        """KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] (B,)."""
+        return self.process.posterior(z_next, x, level).kl(self.backward(z_next, data, level))
+
+    def path_elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
+        """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs.
+
+        kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
+        negative; their expectation is the NELBO of (8) in sum, not term by term.
+        """
+        self.space.check(x)
+        path = self.process.sample_path(x, generator)
+        ratios, before = [], x
+        for t in range(1, self.steps + 1):
+            z = path[t - 1]
+            if t < self.steps:
+                level = torch.full((len(x),), t, device=x.device)
+                p = self.backward(path[t], self.data(path[t], level + 1, condition), level)
+            else:
+                p = _coins(x)
+            ratios.append(self.process.transition(before, t).log_prob(z) - p.log_prob(z))
+            before = z
+        first = torch.ones(len(x), dtype=torch.long, device=x.device)
+        reconstruction = -self.data(path[0], first, condition).log_prob(x)
+        return Ledger(reconstruction, torch.stack(ratios[:-1], 1), ratios[-1], self.space.dimensions, self.extra(x))
+
+    # Training, MATH (22).
+
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+        """MATH (22) with one network evaluation per item. KL_T is exact."""
+        level, first = draws["level"], draws["first"]
+        t = torch.where(first, 1, level + 1)
+        z = self._noisy(x, t, draws["noise"])
+        data = self.data(z, t, condition)
+        visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
+        kl = self._kl(x[visits], level[visits], z[visits], Bits(data.logit[visits]))
+        visited = LevelDraws(kl, level[visits], draws["weight"][visits] / (1 - RECONSTRUCTION_SHARE))
+        nothing = kl.new_zeros(len(x))
+        terms = {"prior": self.prior(x), "kl": nothing.index_copy(0, visits, visited.estimate())}
+        if len(firsts):
+            log_prob = Bits(data.logit[firsts]).log_prob(x[firsts])
+            terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
+        return Costs(terms, position(level[visits], self.levels), self._per_unit(kl))
+
+    # Sampling.
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
+        """n items x (n, *space.shape): exact draws from the model whose bound is reported.
+
+        >>> model = BinomialDiffusionModel(BinomialDiffusion.constant(5), lambda z, log_snr: 0 * z, binary((4,)))
+        >>> model.sample(3, torch.Generator().manual_seed(0)).abs().unique()
+        tensor([1.])
+        """
+        *_, x = self.walk_back(n, generator, condition)
+        return x
+
+    @torch.no_grad()
+    def walk_back(
+        self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes."""
+        if n < 1:
+            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+        example = next(self.parameters(), torch.empty(0, device=self.process.betas.device))
+
+        def drawn(p: Bits) -> Tensor:
+            noise = torch.empty(p.logit.shape, dtype=example.dtype, device=example.device)
+            return p.sample(noise=noise.normal_(generator=generator))
+
+        z = drawn(_coins(example.new_zeros(n, *self.space.shape)))
+        yield z
+        for t in range(self.steps - 1, 0, -1):
+            level = torch.full((n,), t, device=z.device)
+            z = drawn(self.backward(z, self.data(z, level + 1, condition), level))
+            yield z
+        yield drawn(self.data(z, torch.ones(n, dtype=torch.long, device=z.device), condition))
+
+
+def _coins(like: Tensor) -> Bits:
+    return Bits(torch.zeros_like(like, dtype=torch.float64))
