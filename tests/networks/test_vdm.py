@@ -1,6 +1,8 @@
 """VDM's U-Net against its formulas, written here with plain convolutions and softmaxes, in float64."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -295,3 +297,93 @@ def test_widths_that_norms_can_t_divide(width: int) -> None:
 def test_end_points_the_wrong_way_round() -> None:
     with pytest.raises(DiffusionalError, match="the first must be the smaller"):
         VDMUNet(1, width=8, gamma_min=5.0, gamma_max=-13.3)
+
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "vdm.npz"
+# Their names of the parts of a block and of attention, after `tools/vdm_fixtures.py`.
+BLOCK = {"GroupNorm_0": "norm1", "conv1": "conv1", "cond_proj": "level", "GroupNorm_1": "norm2", "conv2": "conv2"}
+BLOCK |= {"nin_shortcut": "skip"}
+ATTENTION = {"GroupNorm_0": "norm", "q": "q", "k": "k", "v": "v", "proj_out": "out"}
+
+
+def ours(path: str) -> str:
+    """The name here of a weight of their ScoreUNet."""
+    *parts, kind = path.split("/")
+    head, *tail = parts
+    place, _, index = head.partition(".")
+    if place == "mid":
+        head, names = ("middle.0.attention", ATTENTION) if "attn" in index else (f"middle.{int(index[-1]) - 1}", BLOCK)
+        parts = [head, names[tail[0]]]
+    elif place in ("down", "up"):
+        parts = [f"{place}.{index.removeprefix('block_')}", BLOCK[tail[0]]]
+    elif head == "GroupNorm_0":
+        parts = ["norm"]
+    return ".".join([*parts, "bias" if kind == "bias" else "weight"])
+
+
+def torch_s(weight: np.ndarray, like: Tensor) -> Tensor:
+    """flax keeps (…, in, out), torch (out, in, …); what flax does by a dense layer may be a 1 × 1 convolution here."""
+    moved = weight if weight.ndim < 2 else np.moveaxis(weight, (-1, -2), (0, 1))
+    return torch.from_numpy(np.ascontiguousarray(moved)).double().reshape(like.shape)
+
+
+@pytest.fixture
+def theirs() -> tuple[VDMUNet, dict[str, np.ndarray]]:
+    """Our network with the weights of theirs, and what theirs said."""
+    with np.load(FIXTURE) as file:
+        record = {name: file[name] for name in file.files}
+    config = json.loads(str(record["config"]))
+    network = VDMUNet(
+        3,
+        width=config["sm_n_embd"],
+        blocks=config["sm_n_layer"],
+        condition_dim=1,
+        gamma_min=config["gamma_min"],
+        gamma_max=config["gamma_max"],
+    )
+    own = network.state_dict()
+    given = {ours(k.removeprefix("score/")): w / 16 for k, w in record.items() if k.startswith("score/")}
+    assert given.keys() == own.keys()
+    network.double().load_state_dict({name: torch_s(w, own[name]) for name, w in given.items()})
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = 32  # theirs, however narrow the network
+    return network, record
+
+
+def said(network: VDMUNet, record: dict[str, np.ndarray]) -> np.ndarray:
+    z = torch.from_numpy(record["unet/z"]).permute(0, 3, 1, 2)
+    out = network(z, -torch.from_numpy(record["unet/g_t"]), torch.zeros(2, 1).double())
+    return out.detach().permute(0, 2, 3, 1).numpy()
+
+
+def test_it_says_what_google_s_says(theirs: tuple[VDMUNet, dict[str, np.ndarray]]) -> None:
+    network, record = theirs
+    np.testing.assert_allclose(said(network, record), record["unet/output"], rtol=0, atol=1e-9)
+
+
+def test_what_differs_from_google_s_is_seen(theirs: tuple[VDMUNet, dict[str, np.ndarray]]) -> None:
+    network, record = theirs
+    for name, other in {
+        "fourier": (7, 6),
+        "adds_input": False,
+        "up": network.up[::-1],
+        "middle": network.middle[::-1],
+    }.items():
+        before = getattr(network, name)
+        setattr(network, name, other)
+        assert np.abs(said(network, record) - record["unet/output"]).max() > 1e-2, name
+        setattr(network, name, before)
+    np.testing.assert_allclose(said(network, record), record["unet/output"], rtol=0, atol=1e-9)
+
+
+def test_its_embedding_and_features_are_google_s() -> None:
+    with np.load(FIXTURE) as record:
+        config = json.loads(str(record["config"]))
+        t = (record["unet/g_t"] - config["gamma_min"]) / (config["gamma_max"] - config["gamma_min"])
+        embedding = sinusoids(torch.from_numpy(1000 * t), config["sm_n_embd"])
+        np.testing.assert_allclose(embedding, record["unet/embedding"], rtol=0, atol=1e-9)
+        z = torch.from_numpy(record["fourier/z"])
+        for start, stop in ((6, 8), (0, 8)):
+            found = fourier_features(z, tuple(range(start, stop)))
+            np.testing.assert_allclose(found, record[f"fourier/{start}-{stop}"], rtol=0, atol=1e-11)
