@@ -35,6 +35,7 @@ def parse(args: Sequence[str]) -> Command:
         ...
     diffusional.errors.DiffusionalError: unknown command 'trian'; did you mean train? See diffusional --help
     """
+    args = _spelled_out(args)
     command = _parsed(args, presets.named(args) if args[:1] == ["train"] else Config())
     if not isinstance(command, Train):
         return command
@@ -45,6 +46,17 @@ def parse(args: Sequence[str]) -> Command:
     # What could not be read back, such as an infinite number, is refused before a folder is made for it.
     Config.from_dict(command.config.to_dict())
     return command
+
+
+def _spelled_out(args: Sequence[str]) -> list[str]:
+    """train's --data NAME, as the other commands have it, is --data.name NAME.
+
+    >>> _spelled_out(["train", "runs/a", "--data=x.npy"]), _spelled_out(["evaluate", "runs/a", "--data", "x.npy"])
+    (['train', 'runs/a', '--data.name=x.npy'], ['evaluate', 'runs/a', '--data', 'x.npy'])
+    """
+    if list(args[:1]) != ["train"]:
+        return list(args)
+    return [a.replace("--data", "--data.name", 1) if a == "--data" or a.startswith("--data=") else a for a in args]
 
 
 def _commands(args: Sequence[str], config: Config) -> Any:

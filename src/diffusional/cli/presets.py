@@ -11,6 +11,13 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
     "digits-vae": lambda: recipes.digits_vae(),
     "digits-hierarchical-vae": lambda: recipes.digits_hierarchical_vae(),
     "digits-diffusion-prior": lambda: recipes.digits_diffusion_prior(),
+    "laptop": lambda: recipes.laptop(),
+    "levels": lambda: recipes.levels(),
+    "sohl-dickstein-2015": lambda: recipes.sohl_dickstein_2015(),
+    "sohl-dickstein-2015-binary": lambda: recipes.sohl_dickstein_2015_binary(),
+    "ddpm": lambda: recipes.ddpm(),
+    "iddpm": lambda: recipes.iddpm(),
+    "vdm": lambda: recipes.vdm(),
 }
 
 

@@ -17,9 +17,10 @@ from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.hvae import HierarchicalVAE
+from diffusional.models.parameterization import Predicts
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, spoken
-from diffusional.networks import MLP, Ladder, ResidualMLP, UNet
+from diffusional.networks import MLP, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.space import Continuous, Discrete, Space
 from diffusional.training.config import Config, DataConfig, ScheduleConfig, SystemConfig
 
@@ -100,7 +101,7 @@ def _diffusion(config: Config, space: Space) -> DiffusionModel:
     channels = space.shape[0]
     outputs = output_channels(predicts, chosen.head, channels, space.levels, learns) // channels
     denoiser = Denoiser(
-        _network(config, space, outputs),
+        _network(config, space, outputs, predicts, forward),
         predicts,
         space if isinstance(space, Discrete) else None,
         chosen.head,
@@ -159,7 +160,9 @@ def _autoencoder(config: Config, space: Space) -> Autoencoder:
     return VAE(encoder, decoder, likelihood, n, head=chosen.head, prior=chain)
 
 
-def _network(config: Config, space: Space, outputs: int) -> nn.Module:
+def _network(
+    config: Config, space: Space, outputs: int, predicts: Predicts | None, forward: GaussianDiffusion | None
+) -> nn.Module:
     chosen = config.model
     image = len(space.shape) == 3
     kind = chosen.network or ("unet" if image else "mlp")
@@ -167,7 +170,45 @@ def _network(config: Config, space: Space, outputs: int) -> nn.Module:
         return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout)
     if not image:
         raise DiffusionalError(
-            f'model.network="unet" came for items of shape {space.shape}; a U-Net needs (C, H, W): use mlp'
+            f'model.network="{kind}" came for items of shape {space.shape}; a U-Net needs (C, H, W): use mlp'
+        )
+    if kind != "unet" and forward is None:
+        raise DiffusionalError(
+            f'model.network="{kind}" came with model.kind="{chosen.kind}"; it is a Gaussian diffusion\'s: use unet or mlp'
+        )
+    if kind == "ddpm":
+        c, h, w = space.shape
+        return ddpm_unet(
+            c,
+            (h, w),
+            outputs,
+            chosen.widths,
+            chosen.blocks,
+            chosen.attention,
+            chosen.heads,
+            chosen.dropout,
+            chosen.scale_shift,
+        )
+    if kind == "vdm":
+        assert forward is not None
+        width, *others = chosen.widths
+        if others:
+            raise DiffusionalError(
+                f'model.widths={chosen.widths} came with model.network="vdm", which has one resolution: give one width'
+            )
+        # Neighbouring levels a quarter of a turn and half a turn apart: n = 6, 7 for 256 of them.
+        fine = max(0, round(math.log2(space.levels)) - 2) if space.levels else 6
+        low, high = forward.schedule.ends().detach().tolist()
+        return VDMUNet(
+            space.shape[0],
+            outputs,
+            width,
+            chosen.blocks,
+            dropout=chosen.dropout,
+            gamma_min=low,
+            gamma_max=high,
+            fourier=(fine, fine + 1),
+            adds_input=predicts == "noise",
         )
     return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout)
 

@@ -1,0 +1,195 @@
+"""The systems that this library stands on, as their authors defined them, one config each; docs/presets.md has the tables.
+
+Beside each value stands where it is from; *deviates* says what is otherwise here, and why. Their data set is CIFAR-10's images
+(`hf:uoft-cs/cifar10`, from the Hub) or any other that is named with --data. None of them was trained to its end by us. Imports no torch.
+"""
+
+from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+
+_CIFAR10 = DataConfig(name="hf:uoft-cs/cifar10", levels=256)
+# No clipping, where the authors have none.
+_UNCLIPPED = 1e9
+
+
+def ddpm() -> Config:
+    """Ho, Jain & Abbeel 2020: linear β, ε-prediction, L_simple, fixed variances. CIFAR-10, test NELBO ≤ 3.75 bits/dim (Table 1).
+
+    Deviates: no horizontal flips (App. B); the weight average's decay warms up (min(0.9999, (1 + i)/(10 + i))).
+
+    >>> ddpm().schedule.steps
+    1000
+    """
+    return Config(
+        data=_CIFAR10,
+        # §4: T = 1000, β from 1e-4 to 0.02.
+        schedule=ScheduleConfig(kind="linear", steps=1000, beta_start=1e-4, beta_end=0.02),
+        model=ModelConfig(
+            # App. B: 35.7 M parameters; four resolutions, two residual blocks at each, attention at 16×16; dropout 0.1.
+            network="ddpm",
+            widths=(128, 256, 256, 256),
+            blocks=2,
+            attention=(16,),
+            dropout=0.1,
+            # §3.2: ε, and σ_t² = β_t; the other choice, "posterior", did as well.
+            predicts="noise",
+            variance="transition",
+            # §3.3, eq. 13: N(x̂, σ_1²) between the bins' edges.
+            likelihood="discretized-gaussian",
+        ),
+        # App. B: Adam at 2e-4, decay of the average 0.9999; released code: 5,000 steps of warm-up, clipping at 1.
+        optimizer=OptimizerConfig(
+            lr=2e-4, beta1=0.9, beta2=0.999, weight_decay=0.0, warmup=5000, flat=1.0, clip=1.0, ema=0.9999
+        ),
+        # Eq. 14: L_simple, t uniform.
+        objective="simple",
+        sampler="uniform",
+        # App. B: 800,000 steps of 128.
+        steps=800_000,
+        batch=128,
+        validate_every=10_000,
+        checkpoint_every=10_000,
+    )
+
+
+def iddpm() -> Config:
+    """Nichol & Dhariwal 2021: cosine schedule, learned interpolated variances, L_hybrid. CIFAR-10, T = 4000: 3.17 bits/dim (Table 2).
+
+    `--objective elbo --sampler second-moment` is their L_vlb with its resampler: 2.94 bits/dim.
+
+    Deviates: no horizontal flips; the network hears t itself, not 1000 t/T; L_vlb visits z_1 with a fixed 1/32 of the items rather than
+    by the resampler, which has the other levels; the average's decay warms up.
+
+    >>> iddpm().objective
+    'hybrid'
+    """
+    return Config(
+        data=_CIFAR10,
+        # §3.2, eq. 17; Table 2: T = 4000.
+        schedule=ScheduleConfig(kind="cosine", steps=4000),
+        model=ModelConfig(
+            # App. A: 128 channels, multipliers 1, 2, 2, 2, three residual blocks, attention of four heads at 16×16 and 8×8, norms that the
+            # noise level scales and shifts; released flags: dropout 0.3 with the cosine schedule.
+            network="ddpm",
+            widths=(128, 256, 256, 256),
+            blocks=3,
+            attention=(16, 8),
+            heads=4,
+            scale_shift=True,
+            dropout=0.3,
+            predicts="noise",
+            # §3.1, eq. 15.
+            variance="learned",
+            likelihood="discretized-gaussian",
+        ),
+        # App. A: Adam at 1e-4 and batches of 128, 500,000 steps, decay of the average 0.9999; neither warm-up nor clipping.
+        optimizer=OptimizerConfig(
+            lr=1e-4, beta1=0.9, beta2=0.999, weight_decay=0.0, warmup=0, flat=1.0, clip=_UNCLIPPED, ema=0.9999
+        ),
+        # §3.1, eq. 16: λ = 0.001, the mean held fixed in L_vlb; t uniform.
+        objective="hybrid",
+        sampler="uniform",
+        steps=500_000,
+        batch=128,
+        validate_every=10_000,
+        checkpoint_every=10_000,
+    )
+
+
+def vdm() -> Config:
+    """Kingma, Salimans, Poole & Ho 2021: continuous time, learned monotone γ with its end points. CIFAR-10: 2.65 bits/dim (Table 1).
+
+    Deviates: data lie on −1 … 1 rather than half a bin inside (a factor of 255/256); t is stratified over the batch and dealt
+    to its items at random, not a shifted grid in their order; the decay of the average warms up.
+
+    >>> vdm().schedule.kind, vdm().schedule.steps
+    ('learned', None)
+    """
+    return Config(
+        data=_CIFAR10,
+        # App. H: a monotone network of 1024 units, whose end points are learned by the bound (from −13.3 and 5) and whose shape by the
+        # variance of its draw (App. I.2). (The released config has a straight line with learned end points.)
+        schedule=ScheduleConfig(kind="learned", ends="learned", gamma_min=-13.3, gamma_max=5.0),
+        model=ModelConfig(
+            # App. B: depth 32, 128 channels, Fourier features, nothing downsampled, attention in the middle alone; dropout 0.1.
+            network="vdm",
+            widths=(128,),
+            blocks=32,
+            dropout=0.1,
+            predicts="noise",
+            # Eq. 4 and App. E.1: p(x|z_0) ∝ q(z_0|x).
+            likelihood="level-posterior",
+        ),
+        # App. B: AdamW at 2e-4, β_2 = 0.99, decay 0.01, average 0.9999; released config: 100 steps of warm-up, no clipping.
+        optimizer=OptimizerConfig(
+            lr=2e-4, beta1=0.9, beta2=0.99, weight_decay=0.01, warmup=100, flat=1.0, clip=_UNCLIPPED, ema=0.9999
+        ),
+        # App. I.1: low-discrepancy t.
+        sampler="stratified",
+        # App. B: 10 million steps of 128.
+        steps=10_000_000,
+        batch=128,
+        validate_every=50_000,
+        checkpoint_every=10_000,
+    )
+
+
+def sohl_dickstein_2015() -> Config:
+    """Sohl-Dickstein et al. 2015: Gaussian diffusion whose rates β_2 … β_T are learned through frozen noise. CIFAR-10: ≤ 5.40 bits/dim.
+
+    Deviates: a small U-Net in place of convolutions at several scales with dense layers (App. D.2); ε̂ as its output, and
+    the variance between the two that bound it (Nichol & Dhariwal), where theirs is sigmoid(Σ̂ + logit β_t) (App. D.2.1: the same family in
+    the mean, the same range but for its ends in the variance); Adam for RMSProp; a decoder p(x|z_1) over the levels, where theirs
+    adds uniform noise to the data and gives z_1's density.
+
+    >>> sohl_dickstein_2015().schedule.kind
+    'learned_betas'
+    """
+    return Config(
+        data=_CIFAR10,
+        # §2.4.1: β_1 fixed, "to prevent overfitting", at 0.001 and T = 1000 in the released code; the others by gradient ascent on the bound.
+        schedule=ScheduleConfig(kind="learned_betas", steps=1000, beta_start=1e-3),
+        model=ModelConfig(
+            network="unet",
+            widths=(64, 128),
+            blocks=4,
+            dropout=0.0,
+            predicts="noise",
+            variance="learned",
+            likelihood="discretized-gaussian",
+        ),
+        # Released code: learning rate 1e-3, batches of 512.
+        optimizer=OptimizerConfig(
+            lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=0.0, warmup=100, flat=1.0, clip=1.0, ema=0.999
+        ),
+        # Eq. 13–14 as the released code has it: one t, uniform, for every batch; here one for every item.
+        objective="elbo",
+        sampler="uniform",
+        steps=100_000,
+        batch=512,
+        validate_every=5000,
+        checkpoint_every=5000,
+    )
+
+
+def sohl_dickstein_2015_binary() -> Config:
+    """Sohl-Dickstein et al. 2015: binomial diffusion of binary data, β_t = 1/(T − t + 1), which erases 1/T of the signal a step.
+
+    For any binary data of two levels (--data); theirs are sequences, of T = 20 (heartbeats) and 2000.
+
+    Deviates: the network says what bit x is, and the backward chain follows by Bayes (docs/presets.md); it is a small U-Net, or an MLP
+    for what is no image; T = 100 for images; Adam.
+
+    >>> sohl_dickstein_2015_binary().model.kind
+    'binomial-diffusion'
+    """
+    return Config(
+        data=DataConfig(levels=2),
+        # §2.4.1 and App. C, Table 1.
+        schedule=ScheduleConfig(steps=100),
+        model=ModelConfig(kind="binomial-diffusion", widths=(32, 64), blocks=2, dropout=0.0),
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.0, warmup=100),
+        sampler="uniform",
+        steps=20_000,
+        validate_every=1000,
+        checkpoint_every=1000,
+    )
