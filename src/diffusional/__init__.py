@@ -25,6 +25,9 @@ _MODULES = {
     "space": "space",
 }
 _NAMES = {
+    "BinomialDiffusion": "binomial",
+    "BinomialDiffusionModel": "models.binomial",
+    "Bits": "bernoulli",
     "Config": "training.config",
     "Continuous": "space",
     "Denoiser": "models.denoiser",

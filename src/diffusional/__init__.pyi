@@ -9,6 +9,8 @@ from diffusional import levels as levels
 from diffusional import networks as networks
 from diffusional import schedule as schedule
 from diffusional import space as space
+from diffusional.bernoulli import Bits as Bits
+from diffusional.binomial import BinomialDiffusion as BinomialDiffusion
 from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.comparison import Comparison as Comparison
 from diffusional.evaluation.comparison import compare as compare
@@ -23,6 +25,7 @@ from diffusional.ledger import Ledger as Ledger
 from diffusional.ledger import LevelDraws as LevelDraws
 from diffusional.models import likelihood as likelihood
 from diffusional.models.base import LatentVariableModel as LatentVariableModel
+from diffusional.models.binomial import BinomialDiffusionModel as BinomialDiffusionModel
 from diffusional.models.denoiser import Denoiser as Denoiser
 from diffusional.models.diffusion import DiffusionModel as DiffusionModel
 from diffusional.models.hvae import HierarchicalVAE as HierarchicalVAE

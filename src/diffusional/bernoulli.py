@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 from torch.special import log_ndtr
 
 from diffusional.gaussian import phi
@@ -71,7 +71,7 @@ class Bits:
         sign = torch.where(self.logit > 0, -1.0, 1.0).double()
         a, b = sign * self.logit.double(), sign * other.logit.double()
         p, delta = torch.sigmoid(a), b - a
-        far = softplus(b) - softplus(a) - p * delta
+        far = logsigmoid(-a) - logsigmoid(-b) - p * delta  # ln(1 + e^b) = −ln sigmoid(−b)
         near = delta.clamp(-1, 1)
         near = p * phi(near) - phi(torch.log1p(p * torch.expm1(near)))
         return sum_dims(torch.where(delta.abs() < 1, near, far))
@@ -79,4 +79,4 @@ class Bits:
     def entropy(self) -> PerItem:
         """Σ_d H(z_d) (B,), nats, float64: ln(1 + e^{−|ℓ|}) + |ℓ| sigmoid(−|ℓ|), of which nothing cancels."""
         size = self.logit.double().abs()
-        return sum_dims(softplus(-size) + size * torch.sigmoid(-size))
+        return sum_dims(size * torch.sigmoid(-size) - logsigmoid(size))

@@ -101,9 +101,10 @@ class BinomialDiffusion(nn.Module):
 
     def log_odds(self, t: Time, s: Time = 0) -> Tensor:
         """λ_{t|s} (B,) or (), how much z_t says about z_s, z_0 ≡ x; 0 ≤ s < t ≤ T."""
-        if not bool((torch.as_tensor(s) < torch.as_tensor(t)).all()):
+        later, earlier = self._log_signal(t), self._log_signal(s, first=0)
+        if not bool((later < earlier).all()):
             raise DiffusionalError("s ≥ t came; the earlier latent must have s < t")
-        return log_odds(self._log_signal(t) - self._log_signal(s, first=0))
+        return log_odds(later - earlier)
 
     def gamma(self, t: Time) -> Tensor:
         """γ_t = −ln ᾱ_t²/(1 − ᾱ_t²) (B,) or (), within ±20.
