@@ -90,7 +90,7 @@ class Schedule(nn.Module):
         >>> log_snr_linear(-4.0, 4.0).inverse(torch.tensor([2.0], dtype=torch.float64))
         tensor([0.7500], dtype=torch.float64)
         """
-        gamma = torch.as_tensor(gamma, dtype=torch.float64, device=self._device())
+        gamma = torch.as_tensor(gamma, dtype=torch.float64, device=self._device()).detach()
         low, high = self.ends().detach().tolist()
         slack = 1e-9 * (high - low)
         if bool(((gamma < low - slack) | (gamma > high + slack)).any()):
@@ -201,7 +201,9 @@ class Learned(Schedule):
 
     def _rise(self, u: Tensor) -> Tensor:
         angle = 0.5 * (self.widths.abs() * (2 * u.unsqueeze(-1) - 1) + self.biases)
-        return self.slope.abs() + (self.heights.abs() * self.widths.abs() / torch.cosh(angle).square()).mean(-1)
+        # tanh' = 1/cosh² = 4 σ(2a) σ(−2a), which no angle makes overflow.
+        bump = 4 * torch.sigmoid(2 * angle) * torch.sigmoid(-2 * angle)
+        return self.slope.abs() + (self.heights.abs() * self.widths.abs() * bump).mean(-1)
 
     def _whole(self) -> tuple[Tensor, Tensor]:
         """m(0), and m(1) − m(0)."""
