@@ -227,7 +227,7 @@ class SecondMoment:
 
     def state(self) -> dict[str, Any]:
         """What its future depends on: {"costs", "seen"} tensors."""
-        return {"costs": self.costs, "seen": self.seen}
+        return {"costs": self.costs.clone(), "seen": self.seen.clone()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
