@@ -92,6 +92,10 @@ class World(ABC):
         True
         """
         check_variance(variance)
+        if variance == "learned":
+            raise DiffusionalError(
+                'variance="learned" came; the optimal denoiser says none: give "posterior" or "transition"'
+            )
         gamma = process.schedule.grid().detach()
         snr, sigma2 = torch.exp(-gamma), torch.sigmoid(gamma)
         error = self.mmse(gamma)
