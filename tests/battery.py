@@ -25,6 +25,19 @@ from diffusional.space import Continuous, Discrete, Space
 
 F64 = torch.float64
 
+
+def bent(made: Schedule, seed: int = 0, by: float = 1.0) -> Schedule:
+    """A learned schedule away from where it begins: s(u) is far from a straight line, and no two units or betas are alike."""
+    rng = generator(seed)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if not name.startswith("gamma_"):
+                # The heights begin small beside the slope.
+                scale = 300 * by if name == "heights" else by
+                parameter.add_(scale * torch.randn(parameter.shape, generator=rng, dtype=F64))
+    return made
+
+
 # Six arbitrary betas, none like another: an off-by-one in t shows.
 BETAS = (0.02, 0.1, 0.3, 0.05, 0.4, 0.25)
 
@@ -36,6 +49,9 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "cosine, T = 10000": lambda: schedule.cosine(steps=10_000),
     "betas": lambda: schedule.from_betas(BETAS),
     "log_snr_linear": lambda: schedule.log_snr_linear(-13.3, 5.0, steps=50),
+    "learned": lambda: bent(schedule.learned(-13.3, 5.0, steps=50, features=24)),
+    "learned, with its ends": lambda: bent(schedule.learned(-9.0, 7.0, steps=50, features=24, ends="learned")),
+    "learned_betas": lambda: bent(schedule.learned_betas(steps=7, beta_first=0.01)),
 }
 
 PREDICTIONS = ("noise", "data", "v", "score")

@@ -18,7 +18,7 @@ from battery import F64, SCHEDULES, close, environment, every_schedule, float64,
 from diffusional import schedule
 from diffusional.errors import DiffusionalError
 
-OF_BETAS = [name for name in SCHEDULES if name != "log_snr_linear"]
+OF_BETAS = [name for name, make in SCHEDULES.items() if isinstance(make(), schedule.FromBetas)]
 
 
 @cache

@@ -26,7 +26,7 @@ from diffusional.models.parameterization import Prediction
 
 GAMMA_S, GAMMA_T = float64([-3.0, -1.0, 0.2, 1.0]), float64([-2.5, 0.7, 0.4, 3.0])
 X, NOISE, SAID = (randn(4, 2, 3, seed=i) for i in range(3))
-every_variance = pytest.mark.parametrize("variance", VARIANCES)
+every_variance = pytest.mark.parametrize("variance", ["posterior", "transition"])
 
 
 COLUMNS = GAMMA_S[:, None, None], GAMMA_T[:, None, None]
@@ -86,7 +86,7 @@ def test_kl_density_is_the_limit(name: str) -> None:
     u, h = float64([0.13, 0.5004, 0.87]), 1e-7
     density = kl_density(error, made.dgamma(u))
     close(kl(error, made.gamma(u), made.gamma(u + h), 7, "posterior") / h, density, rtol=1e-3)
-    close(density, 0.5 * made.dgamma(u).numpy() * error.numpy())
+    close(density, 0.5 * made.dgamma(u).detach().numpy() * error.numpy())
 
 
 def test_kl_density_integrates_to_the_sum_of_many_steps() -> None:
