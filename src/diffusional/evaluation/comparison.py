@@ -24,7 +24,7 @@ from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, per_unit
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.chain import Chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def compare(
     not of the same thing.
 
     >>> import torch
-    >>> from diffusional import Continuous, GaussianDiffusion, exact, likelihood, schedule
+    >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
     >>> world = exact.Gaussian(torch.zeros(4), torch.eye(4))
     >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=500))
     >>> model = DiffusionModel(forward, world.denoiser(), likelihood.GaussianLikelihood(Continuous((4,))))
@@ -91,7 +91,7 @@ def compare(
     a.space.check(data)
     if not target_error > 0:
         raise DiffusionalError(f"target_error={target_error} came; give a positive number")
-    if not (isinstance(a, DiffusionModel) and isinstance(b, DiffusionModel)):
+    if not (isinstance(a, Chain) and isinstance(b, Chain)):
         if plans is not None:
             raise DiffusionalError("plans came; they are for two diffusion models: leave them out")
         budget = None if max_evaluations is None else max_evaluations // 2
@@ -103,7 +103,7 @@ def compare(
                 each,
                 unit,
                 seed=own,
-                reference=reference if isinstance(model, DiffusionModel) else None,
+                reference=reference if isinstance(model, Chain) else None,
                 every_item=True,
                 max_evaluations=budget,
                 audit=audit,

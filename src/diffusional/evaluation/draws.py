@@ -32,6 +32,7 @@ from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate
+from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
 
 # Numbers of noise drawn at once.
@@ -59,9 +60,7 @@ class Draws:
         condition: (N, …) for conditional models.
     """
 
-    def __init__(
-        self, model: DiffusionModel, plan: Plan, data: Tensor, seed: int = 0, condition: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: Chain, plan: Plan, data: Tensor, seed: int = 0, condition: Tensor | None = None) -> None:
         plan.check(model)
         self.model, self.plan, self.data, self.seed, self.condition = model, plan, data, seed, condition
         self.keys = item_keys(as_seen(model.space, data), seed)
@@ -138,7 +137,7 @@ class Draws:
         with torch.inference_mode():
             weighted = visits.weight * plan.residuals(model, x, visits, noise, c)
             first = visits.cell == 0
-            if model.likelihood.uses_network:
+            if model.decoder_uses_network:
                 reconstruction = torch.where(first, weighted, 0.0)
             else:
                 other = normal(streams, tuple(shape)).to(self.device, self.data.dtype)
@@ -223,15 +222,12 @@ class Draws:
         learned = (
             json.dumps(plan.provenance, sort_keys=True) if plan.provenance.get("method") == "pilot" else plan.sha256()
         )
-        options = {k: v for k, v in vars(model.likelihood).items() if isinstance(v, int | float | str | None)}
         condition = {} if self.condition is None else {"condition": self.condition}
         return json.dumps(
             [
                 about["data_sha256"],
                 about["weights_sha256"],
-                model.variance,
-                type(model.likelihood).__name__,
-                {k: v for k, v in options.items() if not k.startswith("_") and k != "training"},
+                *_options(model),
                 learned,
                 self.keys[0].hex(),
                 tensor_hash(condition),
@@ -266,6 +262,18 @@ class Draws:
             )
         self.count, self.goal, self._cell = tensors["count"], tensors["goal"], tensors["cell"]
         self._kl, self._reconstruction = tensors["kl"], tensors["reconstruction"]
+
+
+def _options(model: Chain) -> list[Any]:
+    """What a chain's costs depend on besides its tensors: of a Gaussian one its variance and decoder."""
+    if not isinstance(model, DiffusionModel):
+        return [type(model).__name__]
+    options = {k: v for k, v in vars(model.likelihood).items() if isinstance(v, int | float | str | None)}
+    return [
+        model.variance,
+        type(model.likelihood).__name__,
+        {k: v for k, v in options.items() if not k.startswith("_") and k != "training"},
+    ]
 
 
 def _sharing(squares: Tensor) -> float:

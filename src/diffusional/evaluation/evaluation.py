@@ -38,6 +38,7 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
 from diffusional.ledger import UNITS, Estimate, per_unit
 from diffusional.models.base import LatentVariableModel
+from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import VAE
 
@@ -136,7 +137,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        if not isinstance(model, DiffusionModel):
+        if not isinstance(model, Chain):
             if plan is not None or reference is not None or draws is not None or records is not None:
                 raise DiffusionalError(
                     f"a plan, reference data, records or draws came for a {type(model).__name__}, whose costs have no levels to visit: "

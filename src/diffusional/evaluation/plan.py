@@ -15,6 +15,8 @@ known, says how much there is to regress on, and how small s_c may be. Draws are
 The constants a_c take off what the levels differ by, so stratifying over levels, which does the same, has nothing left to gain; nor
 do antithetic pairs (benchmarks/cost_to_error.py).
 
+A binomial chain goes the same way without controls: g is then a_c.
+
 Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte Carlo theory, methods and examples, ch. 8–9.
 """
 
@@ -33,7 +35,8 @@ from diffusional.evaluation.controls import KINDS, Control, Wiener, fit_controls
 from diffusional.evaluation.provenance import fingerprint, tensor_hash
 from diffusional.files import load_json, load_tensors, save_json, save_tensors
 from diffusional.forward import diffuse
-from diffusional.models.chain import batch_rows
+from diffusional.models.binomial import BinomialDiffusionModel
+from diffusional.models.chain import Chain, batch_rows
 from diffusional.models.diffusion import DiffusionModel
 
 # Evaluations of a pilot, cells of levels, and which part of the pilot goes to all cells alike.
@@ -103,7 +106,7 @@ class Plan:
         return self.edges.dtype.is_floating_point
 
     @classmethod
-    def uniform(cls, model: DiffusionModel, cells: int = CELLS) -> "Plan":
+    def uniform(cls, model: Chain, cells: int = CELLS) -> "Plan":
         """No pilot, no controls: every level alike; z_1, where the network is needed there, as often as a cell.
 
         >>> from diffusional import schedule, space, likelihood, GaussianDiffusion, Denoiser
@@ -115,7 +118,7 @@ class Plan:
         """
         edges = _edges(model, cells, torch.ones(_resolution(model), dtype=torch.float64))
         width = (edges[1:] - edges[:-1]).double()
-        first = 1 / (len(width) + 1) if model.likelihood.uses_network else 0.0
+        first = 1 / (len(width) + 1) if model.decoder_uses_network else 0.0
         mass = torch.cat([torch.tensor([first], dtype=torch.float64), (1 - first) * width / width.sum()])
         zero = torch.zeros_like(mass)
         empty = zero.new_zeros(0, len(mass))
@@ -124,7 +127,7 @@ class Plan:
     @classmethod
     def fit(
         cls,
-        model: DiffusionModel,
+        model: Chain,
         data: Tensor,
         evaluations: int = PILOT,
         seed: int = 0,
@@ -182,13 +185,13 @@ class Plan:
         return torch.where(first, torch.ones_like(level), level), torch.where(first, 1.0, width.double())
 
     def residuals(
-        self, model: DiffusionModel, x: Tensor, visits: Visits, noise: Tensor, condition: Tensor | None = None
+        self, model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Tensor | None = None
     ) -> Tensor:
         """cost − g (V,), nats, unweighted, of items x (V, *dims) at their visits: one network evaluation each."""
         features = _features(model, self.controls, x, visits, noise)
         return _costs(model, x, visits, noise, condition) - self._subtracted(visits.cell, features)
 
-    def decoder_residuals(self, model: DiffusionModel, x: Tensor, noise: Tensor) -> Tensor:
+    def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor) -> Tensor:
         """−ln p(x|z_1) − g (V,) where the decoder needs no network: every visit has one for nothing."""
         zero = torch.zeros(len(x), dtype=torch.long)
         visits = Visits(zero, zero + 1, torch.ones(len(x), dtype=torch.float64))
@@ -198,12 +201,15 @@ class Plan:
         coefficients = torch.cat([self.expected, self.drawn])[:, cell]  # (2K, V)
         return self.constant[cell] + (features * coefficients.T).sum(1)
 
-    def base(self, model: DiffusionModel, x: Tensor) -> Tensor:
+    def base(self, model: Chain, x: Tensor) -> Tensor:
         """Σ_{t in c} E_ε g_t (N, C + 1), nats: what is known of each cell without the network, the reconstruction first."""
-        gamma, weight, offset = _quadrature(model, self.edges)
         width = (self.edges[1:] - self.edges[:-1]).double()
-        total = (self.constant[1:] * width + offset).expand(len(x), -1).clone()
+        total = (self.constant[1:] * width).expand(len(x), -1).clone()
         decoder = self.constant[:1].expand(len(x)).clone()
+        if not isinstance(model, DiffusionModel):
+            return torch.cat([decoder[:, None], total], 1)
+        gamma, weight, offset = _quadrature(model, self.edges)
+        total += offset
         ends = model.process.schedule.ends()
         for k, control in enumerate(self.controls):
             used = self.expected[k, 1:]
@@ -213,7 +219,7 @@ class Plan:
                 decoder += float(self.expected[k, 0]) * control.expected_decoding(x, ends[0].to(x.device)).cpu()
         return torch.cat([decoder[:, None], total], 1)
 
-    def check(self, model: DiffusionModel) -> None:
+    def check(self, model: Chain) -> None:
         """Raise DiffusionalError unless the plan's levels are the model's."""
         mine, its = _about(model), self.provenance
         for key, what in _SAID.items():
@@ -260,7 +266,7 @@ class Plan:
         save_json(path, record)
 
     @classmethod
-    def load(cls, path: str | Path, model: DiffusionModel) -> "Plan":
+    def load(cls, path: str | Path, model: Chain) -> "Plan":
         """Read what `save` wrote. Raises DiffusionalError where it is missing, broken, or made for other levels."""
         path = Path(path)
         record = load_json(path)
@@ -287,22 +293,30 @@ class Plan:
         return plan
 
 
-def _about(model: DiffusionModel) -> dict[str, Any]:
-    grid = model.process.schedule.grid() if model.steps is not None else model.process.schedule.regrid(65).grid()
+def _grid(model: Chain) -> Tensor:
+    """γ_1 … γ_T, or γ at 65 places of continuous time."""
+    if isinstance(model, BinomialDiffusionModel):
+        return model.process.gamma(torch.arange(1, model.steps + 1))
+    assert isinstance(model, DiffusionModel)
+    return (model.process.schedule if model.steps is not None else model.process.schedule.regrid(65)).grid()
+
+
+def _about(model: Chain) -> dict[str, Any]:
+    grid = _grid(model)
     digest = hashlib.sha256(json.dumps([f"{g:.9g}" for g in grid.tolist()]).encode()).hexdigest()
     return {
         "latents": model.steps,
         "gamma": digest[:16],
         "space": model.space.to_dict(),
-        "decoder": "network" if model.likelihood.uses_network else "z_1 alone",
+        "decoder": "network" if model.decoder_uses_network else "z_1 alone",
     }
 
 
-def _resolution(model: DiffusionModel) -> int:
+def _resolution(model: Chain) -> int:
     return model.levels or 4096
 
 
-def _edges(model: DiffusionModel, cells: int, density: Tensor) -> Tensor:
+def _edges(model: Chain, cells: int, density: Tensor) -> Tensor:
     """Edges of at most `cells` cells of about equal shares of a density over the levels (or over as many parts of [0, 1])."""
     n = len(density)
     cumulative = torch.cat([density.new_zeros(1), density.cumsum(0)])
@@ -317,6 +331,13 @@ def _slope(model: DiffusionModel, level: Tensor) -> tuple[Tensor, Tensor]:
     """KL_t = offset + slope ‖ε − ε̂‖², MATH (10), at levels (V,)."""
     zero = model.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
     return zero, model.kl_from(torch.ones(len(level), dtype=torch.float64), level) - zero
+
+
+def _constant(model: Chain, level: Tensor) -> Tensor:
+    """What of KL_t no noise changes, at levels (V,): the variance's part, MATH (10), which a binomial chain doesn't have."""
+    if not isinstance(model, DiffusionModel):
+        return torch.zeros(len(level), dtype=torch.float64)
+    return _slope(model, level)[0]
 
 
 def _quadrature(model: DiffusionModel, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -352,7 +373,7 @@ def _gauss_legendre() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * weights)
 
 
-def _costs(model: DiffusionModel, x: Tensor, visits: Visits, noise: Tensor, condition: Tensor | None) -> Tensor:
+def _costs(model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Tensor | None) -> Tensor:
     """KL_t less its constant part, or −ln p(x|z_1) (V,), float64 on the CPU; one network evaluation each."""
     out = torch.zeros(len(x), dtype=torch.float64)
     for first in (False, True):
@@ -364,13 +385,15 @@ def _costs(model: DiffusionModel, x: Tensor, visits: Visits, noise: Tensor, cond
                 out[rows] = model.reconstruction(x[at], noise[at], c).cpu()
             else:
                 level = visits.level[rows].to(x.device)
-                offset, _ = _slope(model, level)
-                out[rows] = (model.kl_at(x[at], level, noise[at], c) - offset.to(x.device)).cpu()
+                out[rows] = (model.kl_at(x[at], level, noise[at], c) - _constant(model, level).to(x.device)).cpu()
     return out
 
 
-def _features(model: DiffusionModel, controls: tuple[Control, ...], x: Tensor, visits: Visits, noise: Tensor) -> Tensor:
+def _features(model: Chain, controls: tuple[Control, ...], x: Tensor, visits: Visits, noise: Tensor) -> Tensor:
     """(V, 2K): every control's expected cost at the visit, then its drawn cost less the expected; float64 on the CPU."""
+    if not controls:
+        return torch.zeros(len(x), 0, dtype=torch.float64)
+    assert isinstance(model, DiffusionModel)
     first = visits.cell == 0
     gamma = torch.where(
         first, model.process.schedule.ends()[0].detach().cpu(), model.noisy_gamma(visits.level).detach().cpu()
@@ -389,14 +412,12 @@ def _features(model: DiffusionModel, controls: tuple[Control, ...], x: Tensor, v
             mean[at_first] = control.expected_decoding(x[at_first], gamma[at_first][0])
         expected.append(mean)
         drawn.append(own - mean)
-    if not controls:
-        return torch.zeros(len(x), 0, dtype=torch.float64)
     return torch.stack(expected + drawn, 1).cpu()
 
 
 def _fit(
     kind: type[Plan],
-    model: DiffusionModel,
+    model: Chain,
     data: Tensor,
     evaluations: int,
     seed: int,
@@ -406,7 +427,8 @@ def _fit(
     like: Plan | None,
 ) -> Plan:
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
-    controls = tuple(fit_controls(names, data, model.space))
+    # Their worlds are Gaussian diffusions of their own.
+    controls = tuple(fit_controls(names, data, model.space)) if isinstance(model, DiffusionModel) else ()
     plan = _even(kind, model, controls, data, cells)
     generator = torch.Generator().manual_seed(seed)
     known = _known_variance(model, controls, plan.edges, data)
@@ -427,7 +449,7 @@ def _fit(
                 f"{visits.level[bad].item():g}; nothing was left out"
             )
         rows.append((visits.cell, costs, _features(model, controls, x, visits, noise)))
-        if not model.likelihood.uses_network:
+        if not model.decoder_uses_network:
             zero = Visits(torch.zeros_like(visits.cell), torch.ones_like(visits.level), torch.ones_like(visits.weight))
             other = torch.randn(n, *data.shape[1:], generator=generator).to(device)
             rows.append((zero.cell, _costs(model, x, zero, other, None), _features(model, controls, x, zero, other)))
@@ -456,10 +478,26 @@ def _fit(
     return replace(plan, provenance=about | learned)
 
 
-def _even(kind: type[Plan], model: DiffusionModel, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:
-    """Cells of equal shares of Wiener's cost (where there is one) and of γ, each as likely as the next."""
+def _even(kind: type[Plan], model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:
+    """Cells of equal shares of Wiener's cost (where there is one) and of γ, or of a binomial chain's levels; each as likely as the next."""
     n = _resolution(model)
     edges = torch.arange(n + 1) + 1 if model.levels is not None else torch.arange(n + 1).double() / n
+    density = torch.ones(n, dtype=torch.float64)
+    if isinstance(model, DiffusionModel):
+        density = _wanted(model, controls, edges, data)
+    edges = _edges(model, cells, density)
+    count = len(edges)  # C cells of levels, and the reconstruction
+    mass = torch.full((count,), 1 / count, dtype=torch.float64)
+    if not model.decoder_uses_network:
+        mass[0] = 0
+        mass = mass / mass.sum()
+    zero = torch.zeros(count, dtype=torch.float64)
+    none = torch.zeros(len(controls), count, dtype=torch.float64)
+    return kind(edges, mass, zero, none, none, zero, controls)
+
+
+def _wanted(model: DiffusionModel, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
+    """The density of cells over the levels, or parts of [0, 1], between `edges`."""
     ends = model.process.schedule.grid() if model.levels is not None else model.process.schedule.gamma(edges)
     density = (ends[1:] - ends[:-1]).detach().cpu()
     density = density / density.sum()
@@ -472,19 +510,14 @@ def _even(kind: type[Plan], model: DiffusionModel, controls: tuple[Control, ...]
             kept, noise = control._spectrum(gamma)
             cost = cost * (kept @ control._rotated(sample, control.mean).square().mean(0) + noise)
             density = 0.5 * density + 0.5 * cost / cost.sum()
-    edges = _edges(model, cells, density)
-    count = len(edges)  # C cells of levels, and the reconstruction
-    mass = torch.full((count,), 1 / count, dtype=torch.float64)
-    if not model.likelihood.uses_network:
-        mass[0] = 0
-        mass = mass / mass.sum()
-    zero = torch.zeros(count, dtype=torch.float64)
-    none = torch.zeros(len(controls), count, dtype=torch.float64)
-    return kind(edges, mass, zero, none, none, zero, controls)
+    return density
 
 
-def _known_variance(model: DiffusionModel, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
+def _known_variance(model: Chain, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
     """Var of each control's drawn cost in each cell (K, C + 1), nats², over three of its levels; the reconstruction's is not known."""
+    out = torch.zeros(len(controls), len(edges), dtype=torch.float64)
+    if not isinstance(model, DiffusionModel):
+        return out
     third = torch.tensor([1 / 6, 1 / 2, 5 / 6], dtype=torch.float64)
     level = edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * third
     level = (level.long() if not edges.dtype.is_floating_point else level).flatten()
@@ -492,13 +525,12 @@ def _known_variance(model: DiffusionModel, controls: tuple[Control, ...], edges:
     factor = _slope(model, level)[1].detach().cpu() * torch.exp(-gamma)
     sample = data[:: max(1, len(data) // 1000)].cpu()
     parts = [(factor.square() * control.variance(sample, gamma)).view(-1, 3).mean(1) for control in controls]
-    out = torch.zeros(len(controls), len(edges), dtype=torch.float64)
     for k, part in enumerate(parts):
         out[k, 1:] = part
     return out
 
 
-def _regressed(plan: Plan, model: DiffusionModel, cell: Tensor, costs: Tensor, features: Tensor, known: Tensor) -> Plan:
+def _regressed(plan: Plan, model: Chain, cell: Tensor, costs: Tensor, features: Tensor, known: Tensor) -> Plan:
     """Coefficients by ridge regression in each cell towards those of all cells, and π from what is left."""
     cells, k = plan.cells + 1, len(plan.controls)
     members = [(cell == c).nonzero().squeeze(1) for c in range(cells)]
@@ -537,9 +569,9 @@ def _regressed(plan: Plan, model: DiffusionModel, cell: Tensor, costs: Tensor, f
         scale[1:] = _informed(scale[1:], count[1:], seen[k:, 1:].sum(0), known[:, 1:].sum(0))
     width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
     share = _smoothed(width * scale, count)
-    if not model.likelihood.uses_network:
+    if not model.decoder_uses_network:
         share[0] = 0
-    even = (share > -1).double() if model.likelihood.uses_network else (torch.arange(cells) > 0).double()
+    even = (share > -1).double() if model.decoder_uses_network else (torch.arange(cells) > 0).double()
     total = share.sum()
     mass = even / even.sum() if not total > 0 else (1 - FLOOR) * share / total + FLOOR * even / even.sum()
     return Plan(plan.edges, mass, constant, coefficients[:k], coefficients[k:], scale, plan.controls, plan.provenance)

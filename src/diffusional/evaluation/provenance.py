@@ -11,7 +11,7 @@ from torch import Tensor
 
 import diffusional
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.chain import Chain
 from diffusional.space import Discrete, Space
 
 
@@ -46,7 +46,7 @@ def provenance(model: LatentVariableModel, data: Tensor, seed: int) -> dict[str,
         "weights_sha256": tensor_hash(model.state_dict()),
         "space": model.space.to_dict(),
         "levels": model.space.levels,
-        "latents": model.steps if isinstance(model, DiffusionModel) else None,
+        "latents": model.steps if isinstance(model, Chain) else None,
         "model": type(model).__name__,
         "seed": seed,
         "versions": {

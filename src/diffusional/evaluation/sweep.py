@@ -26,8 +26,7 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, Ledger
-from diffusional.models.chain import batch_rows
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.chain import Chain, batch_rows
 
 # Rows of one network call, and numbers of noise held at once.
 _ROWS = 2048
@@ -38,7 +37,7 @@ _RECONSTRUCTIONS = 4
 
 @torch.inference_mode()
 def sweep(
-    model: DiffusionModel,
+    model: Chain,
     data: Tensor,
     seed: int = 0,
     draws: int | None = None,
@@ -60,7 +59,7 @@ def sweep(
         item = int((~torch.isfinite(nelbo)).nonzero()[0])
         parts = ", ".join(f"{name} = {float(term[item]):g}" for name, term in totals.items())
         raise DiffusionalError(f"item {item} has a cost that is not finite: {parts}; nothing was left out of the mean")
-    evaluations = len(data) * (levels + _RECONSTRUCTIONS * model.likelihood.uses_network) * draws
+    evaluations = len(data) * (levels + _RECONSTRUCTIONS * model.decoder_uses_network) * draws
     zero = torch.zeros_like(nelbo)
     variance = sum(mc.values(), zero)
     edges = torch.arange(levels + 1)
@@ -94,7 +93,7 @@ class _Part:
 
 
 def _kl_sweep(
-    model: DiffusionModel,
+    model: Chain,
     x: Tensor,
     keys: list[bytes],
     draws: int,
@@ -118,9 +117,7 @@ def _kl_sweep(
     return sweeps
 
 
-def _reconstructions(
-    model: DiffusionModel, x: Tensor, keys: list[bytes], draws: int, condition: Tensor | None
-) -> _Part:
+def _reconstructions(model: Chain, x: Tensor, keys: list[bytes], draws: int, condition: Tensor | None) -> _Part:
     noise = normal([stream(key, 0) for key in keys], (_RECONSTRUCTIONS * draws, *x.shape[1:])).to(x)
     rows = min(_ROWS, batch_rows(model.space))
     costs = torch.stack(
@@ -138,7 +135,7 @@ def _reconstructions(
 
 
 def _sweep(
-    model: DiffusionModel,
+    model: Chain,
     data: Tensor,
     seed: int,
     draws: int,
@@ -154,7 +151,7 @@ def _sweep(
         nonlocal done
         done += rows
         if progress is not None:
-            progress(done, len(mine) * draws * (levels + _RECONSTRUCTIONS * model.likelihood.uses_network))
+            progress(done, len(mine) * draws * (levels + _RECONSTRUCTIONS * model.decoder_uses_network))
 
     n = len(data)
     by_level, level_variance = (torch.zeros(n, levels, dtype=torch.float64) for _ in range(2))
@@ -169,7 +166,7 @@ def _sweep(
         if draws > 1:
             kl_variance[rows], level_variance[rows] = sweeps.sum(2).var(0) / draws, sweeps.var(0) / draws
         part = _reconstructions(model, x, some, draws, c)
-        if model.likelihood.uses_network:
+        if model.decoder_uses_network:
             advance(len(rows) * draws * _RECONSTRUCTIONS)
         cost[rows], cost_variance[rows] = part.mean.double(), part.variance.double()
     by_level, level_variance, kl_variance, cost, cost_variance = (
