@@ -8,7 +8,17 @@ import torch
 from scipy import stats
 
 from battery import F64, close, float64, generator
-from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform, _cumulative, position
+from diffusional.errors import DiffusionalError
+from diffusional.levels import (
+    LEARNING,
+    Adaptive,
+    LevelSampler,
+    SecondMoment,
+    Stratified,
+    Uniform,
+    _cumulative,
+    position,
+)
 
 COSTS = float64([0.5, 4.0, 1.0, 0.25, 2.0])  # per cell of an adaptive sampler
 
@@ -200,3 +210,117 @@ def test_refused(wrong: dict) -> None:
         Adaptive(**wrong)
     assert isinstance(Adaptive(), LevelSampler)
     assert isinstance(Uniform(), LevelSampler)
+
+
+# Improved DDPM's resampler.
+
+
+def _fed(levels: int, rounds: int, seed: int = 0, **options: float) -> tuple[SecondMoment, list[list[float]]]:
+    """A sampler fed in batches of five, and every level's costs in the order in which they came, in plain lists."""
+    sampler, rng, lists = SecondMoment(**options), np.random.default_rng(seed), [[] for _ in range(levels)]  # type: ignore[arg-type]
+    sampler.sample(1, levels)
+    for _ in range(rounds):
+        level = rng.integers(1, levels + 1, 5)
+        cost = rng.exponential(level.astype(float))
+        sampler.update(position(torch.from_numpy(level), levels), torch.from_numpy(cost))
+        for t, c in zip(level, cost, strict=True):
+            lists[t - 1].append(float(c))
+    return sampler, lists
+
+
+def _last(lists: list[list[float]], history: int, floor: float) -> np.ndarray:
+    """(1 − floor) √mean L² of each list's last / Σ, and floor over the levels."""
+    root = np.array([np.sqrt(np.mean(np.square(costs[-history:]))) for costs in lists])
+    return (1 - floor) * root / root.sum() + floor / len(lists)
+
+
+@pytest.mark.parametrize(("history", "floor"), [(10, 0.001), (3, 0.2), (1, 0.0)])
+def test_second_moment_is_of_the_last_costs(history: int, floor: float) -> None:
+    """The library's defaults are improved DDPM's: the last 10, and a thousandth uniform."""
+    for rounds in (60, 61, 90):
+        sampler, lists = _fed(7, rounds, history=history, floor=floor)
+        assert min(map(len, lists)) > history
+        close(sampler.mass(7), _last(lists, history, floor), rtol=1e-12)
+        assert sampler.seen.tolist() == [len(costs) for costs in lists]
+    default = SecondMoment()
+    assert (default.history, default.floor) == (10, 0.001)
+
+
+def test_second_moment_is_uniform_until_every_level_is_warm() -> None:
+    sampler = SecondMoment(history=3)
+    sampler.sample(1, 4)
+    for t in (1, 2, 3, 4) * 2 + (1, 2, 3):
+        close(sampler.mass(4), [0.25] * 4)
+        sampler.update(position(torch.tensor([t]), 4), torch.tensor([float(t)]))
+    close(sampler.mass(4), [0.25] * 4)
+    sampler.update(position(torch.tensor([4]), 4), torch.tensor([4.0]))
+    close(sampler.mass(4), 0.999 * np.arange(1, 5) / 10 + 0.001 / 4)
+
+
+def test_second_moment_draws_as_its_weights_say() -> None:
+    sampler, lists = _fed(7, 60, history=4, floor=0.05)
+    want = _last(lists, 4, 0.05)
+    rng, n = generator(3), 40_000
+    drawn = sampler.sample(n, 7, rng)
+    close(drawn.weight, 1 / want[drawn.level.numpy() - 1], rtol=1e-11)
+    observed = drawn.level.bincount(minlength=8)[1:].numpy()
+    assert stats.chisquare(observed, n * want).pvalue > 1e-4
+    assert int(drawn.level.min()) == 1
+    # Unbiased: Σ_t 1 for every t.
+    for t in range(1, 8):
+        mean = float(drawn.weight[drawn.level == t].sum()) / n
+        assert abs(mean - 1) < 4 * np.sqrt((1 / want[t - 1] - 1) / n)
+    # Independent, not stratified: counts of a small batch vary as a multinomial's do.
+    counts = np.array([int((sampler.sample(10, 7, rng).level == 7).sum()) for _ in range(2000)])
+    assert np.var(counts) == pytest.approx(10 * want[6] * (1 - want[6]), rel=0.15)
+
+
+def test_second_moment_forgets_when_the_levels_change() -> None:
+    sampler, _ = _fed(7, 60, history=3)
+    close(sampler.mass(5), [0.2] * 5)
+    sampler.sample(1, 5)
+    assert sampler.seen.tolist() == [0] * 5
+    cold = SecondMoment(history=1)
+    cold.update(float64([0.5]), float64([2.0]))  # before it knows how many levels there are
+    close(cold.mass(2), [0.5, 0.5])
+
+
+def test_second_moment_of_costs_that_are_nothing_is_uniform() -> None:
+    sampler = SecondMoment(history=1)
+    sampler.sample(1, 3)
+    sampler.update(position(torch.tensor([1, 2, 3]), 3), torch.zeros(3))
+    close(sampler.mass(3), [1 / 3] * 3)
+
+
+def test_second_moment_state_round_trip() -> None:
+    sampler, _ = _fed(7, 60, history=3)
+    other = SecondMoment(history=3)
+    state = sampler.state()
+    other.load_state(state)
+    for one in (sampler, other):
+        one.update(position(torch.tensor([2, 2, 5]), 7), torch.tensor([9.0, 1.0, 30.0]))
+    assert other.mass(7).equal(sampler.mass(7))
+    assert other.sample(50, 7, generator(1)).level.equal(sampler.sample(50, 7, generator(1)).level)
+    # Where the next cost goes is part of it, and the state given was a copy.
+    assert not state["costs"].equal(sampler.costs)
+    assert not state["seen"].equal(sampler.seen)
+    assert isinstance(sampler, LEARNING)
+    assert isinstance(sampler, LevelSampler)
+
+
+def test_second_moment_takes_costs_with_a_graph() -> None:
+    sampler = SecondMoment(history=1)
+    sampler.sample(1, 2)
+    sampler.update(position(torch.tensor([1, 2]), 2), torch.tensor([3.0, 1.0], requires_grad=True))
+    assert not sampler.costs.requires_grad
+    close(sampler.mass(2), 0.999 * np.array([0.75, 0.25]) + 0.0005)
+
+
+def test_second_moment_refuses() -> None:
+    with pytest.raises(DiffusionalError) as raised:
+        SecondMoment().sample(3, None)
+    want = "SecondMoment came for continuous time, which has no levels to keep costs of: use Adaptive"
+    assert str(raised.value) == want
+    for wrong in ({"history": 0}, {"floor": -0.1}, {"floor": 1.1}):
+        with pytest.raises(ValueError, match="came; need ≥ 1, in"):
+            SecondMoment(**wrong)  # type: ignore[arg-type]
