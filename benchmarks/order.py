@@ -1,0 +1,195 @@
+"""The historic systems beside each other: one network, one number of steps, MNIST at 8 bits, the same test bound, several seeds.
+
+    python benchmarks/order.py [--data ../shared/data/mnist] [--runs runs/order] [--seeds 0 1 2] [--steps 1200] [--jobs 2]
+
+Every system trains the same U-Net on the same batches for the same number of steps: the same compute, but for a head's few channels
+(the levels head, whose 256 levels cost time of their own, is timed beside it). What differs is what is learned: the objective, the
+schedule, the variance. Each is then evaluated on the 10,000 test images to ± --error. Runs and evaluations that are there already are
+left as they are, so that the command can be stopped and given again.
+
+A table of test bounds in bits/dim, the mean over seeds ± its standard error by their spread, and the pairs that the papers compare,
+seed by seed.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# Before torch: what runs side by side has a core each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+
+import diffusional as df
+from diffusional.files import load_json, save_json
+from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+
+LINEAR = ScheduleConfig(kind="linear", steps=1000)
+COSINE = ScheduleConfig(kind="cosine", steps=1000)
+NETWORK = ModelConfig(
+    network="unet", widths=(16, 32), blocks=1, dropout=0.0, predicts="noise", likelihood="discretized-gaussian"
+)
+LEARNED = replace(NETWORK, variance="learned")
+Z1_ALONE = replace(NETWORK, likelihood="level-posterior")
+
+# name: schedule, model, objective, sampler. Fixed variances are the posterior's.
+SYSTEMS: dict[str, tuple[ScheduleConfig, ModelConfig, str, str]] = {
+    "DDPM: linear, L_simple": (LINEAR, NETWORK, "simple", "uniform"),
+    "linear, L_vlb": (LINEAR, NETWORK, "elbo", "adaptive"),
+    "cosine, L_simple": (COSINE, NETWORK, "simple", "uniform"),
+    "cosine, L_vlb": (COSINE, NETWORK, "elbo", "adaptive"),
+    "iDDPM: cosine, learned variance, L_hybrid": (COSINE, LEARNED, "hybrid", "uniform"),
+    "iDDPM: cosine, learned variance, L_vlb": (COSINE, LEARNED, "elbo", "second-moment"),
+    "log-SNR-linear, T = ∞": (ScheduleConfig(gamma_min=-13.3, gamma_max=5.0), Z1_ALONE, "elbo", "stratified"),
+    "VDM: learned γ, T = ∞": (
+        ScheduleConfig(kind="learned", ends="learned", gamma_min=-13.3, gamma_max=5.0),
+        Z1_ALONE,
+        "elbo",
+        "stratified",
+    ),
+    "levels: levels head, T = ∞": (
+        ScheduleConfig(),
+        replace(NETWORK, predicts="levels", likelihood="network-levels"),
+        "elbo",
+        "adaptive",
+    ),
+}
+# (better by its paper, than): what is compared.
+PAIRS = [
+    ("linear, L_vlb", "DDPM: linear, L_simple"),
+    ("cosine, L_vlb", "cosine, L_simple"),
+    ("cosine, L_simple", "DDPM: linear, L_simple"),
+    ("cosine, L_vlb", "linear, L_vlb"),
+    ("iDDPM: cosine, learned variance, L_vlb", "cosine, L_vlb"),
+    ("iDDPM: cosine, learned variance, L_hybrid", "cosine, L_simple"),
+    ("VDM: learned γ, T = ∞", "log-SNR-linear, T = ∞"),
+    ("VDM: learned γ, T = ∞", "DDPM: linear, L_simple"),
+    ("levels: levels head, T = ∞", "VDM: learned γ, T = ∞"),
+]
+
+
+def config(name: str, data: str, seed: int, steps: int) -> Config:
+    schedule, model, objective, sampler = SYSTEMS[name]
+    return Config(
+        data=DataConfig(name=data, levels=256),
+        schedule=schedule,
+        model=model,
+        optimizer=OptimizerConfig(lr=2e-3, warmup=100),
+        objective=objective,  # type: ignore[arg-type]
+        sampler=sampler,  # type: ignore[arg-type]
+        steps=steps,
+        batch=32,
+        seed=seed,
+        validate_every=steps,
+        checkpoint_every=500,
+    )
+
+
+def one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate, what of it is not done."""
+    torch.set_num_threads(1)
+    run = options.runs / f"{list(SYSTEMS).index(name):02}-seed{seed}"
+    wanted = config(name, options.data, seed, options.steps)
+    if not (run / "evaluation.json").exists():
+        done = (run / "model.safetensors").exists()
+        started = time.monotonic()
+        model = df.load(run) if done else df.train(wanted, run, resume=run.exists(), console=Console(quiet=True))
+        trained = time.monotonic() - started
+        data = df.data.load(options.data, levels=256)
+        reference = data.encode("train", slice(0, 10_000))
+        # Without the factorised control, whose tables of 784 × 256 numbers at every γ take longer here than the draws that they save.
+        plan = df.Plan.fit(model, reference, controls=("wiener",))
+        found = df.evaluate(model, data.encode("test"), target_error=options.error, plan=plan)
+        record = {"system": name, "seed": seed, "config": wanted.to_dict(), "train_seconds": trained}
+        record |= {
+            "nelbo": found.nelbo.to("bits/dim", 784).to_dict(),
+            "terms": {term: e.to("bits/dim", 784).to_dict() for term, e in found.terms.items()},
+            "network_evaluations": found.nelbo.network_evaluations,
+            "reached": found.reached,
+            "caveats": list(found.caveats),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        save_json(run / "evaluation.json", record)
+    return load_json(run / "evaluation.json")
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean, and its standard error by the spread of seeds."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return statistics.fmean(values), error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/mnist")
+    parser.add_argument("--runs", type=Path, default=Path("runs/order"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--error", type=float, default=0.01, help="Monte Carlo error of each test bound, bits/dim")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "order.json")
+    options = parser.parse_args()
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.systems}
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        todo = {pool.submit(one, n, s, options): (n, s) for s in options.seeds for n in options.systems}
+        for future in as_completed(todo):
+            name, seed = todo[future]
+            found[name][seed] = future.result()
+            nelbo = found[name][seed]["nelbo"]
+            print(f"{name}, seed {seed}: {nelbo['value']:.4f} ± {nelbo['error']:.4f} bits/dim", flush=True)
+    rows = {}
+    for name, runs in found.items():
+        values = [run["nelbo"]["value"] for run in runs.values()]
+        mean, error = spread(values)
+        rows[name] = {
+            "bits_per_dim": mean,
+            "error_by_seeds": error,
+            "seeds": {str(seed): run["nelbo"] for seed, run in sorted(runs.items())},
+            "terms": {
+                t: statistics.fmean(r["terms"][t]["value"] for r in runs.values())
+                for t in next(iter(runs.values()))["terms"]
+            },
+            "train_seconds": statistics.fmean(run["train_seconds"] for run in runs.values()),
+            "parameters": next(iter(runs.values()))["parameters"],
+            "caveats": sorted({caveat for run in runs.values() for caveat in run["caveats"]}),
+        }
+        print(f"{name:45} {mean:.4f} ± {error:.4f}")
+    pairs = []
+    for better, worse in PAIRS:
+        if better in found and worse in found:
+            common = sorted(set(found[better]) & set(found[worse]))
+            gains = [found[worse][s]["nelbo"]["value"] - found[better][s]["nelbo"]["value"] for s in common]
+            mean, error = spread(gains)
+            pairs.append({"of": better, "over": worse, "gain": mean, "error_by_seeds": error, "seeds": gains})
+            print(f"{better} over {worse}: {mean:+.4f} ± {error:.4f} bits/dim")
+    record = {
+        "command": "python " + " ".join(sys.argv),
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__},
+        "data": {"name": "MNIST, 8 bit", "test_items": 10_000, "dimensions": 784},
+        "steps": options.steps,
+        "batch": 32,
+        "systems": rows,
+        "pairs": pairs,
+    }
+    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"
+
+
+if __name__ == "__main__":
+    main()
