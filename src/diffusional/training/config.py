@@ -249,6 +249,11 @@ class Config:
             raise DiffusionalError(
                 f'objective="hybrid" came with model.variance="{model.variance}"; its bound trains a learned variance alone'
             )
+        if self.objective != "elbo" and chain.kind.startswith("learned"):
+            raise DiffusionalError(
+                f'objective="{self.objective}" came with schedule.kind="{chain.kind}"; a schedule is learned by the bound alone, and no '
+                'bound would go to where the noise is easiest to tell: use objective="elbo"'
+            )
         kind = model.kind
         if kind == "vae-diffusion-prior" and (self.schedule.steps is None or self.latent.free_bits):
             raise DiffusionalError(
