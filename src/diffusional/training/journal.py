@@ -28,7 +28,12 @@ class Journal:
         self, run: Path, config: Config, progress: checkpoint.Progress, console: Console, speaks: bool
     ) -> None:
         self.run, self.progress, self.speaks = run, progress, speaks
-        self.key, self.label = ("simple_loss", "L_simple") if config.objective == "simple" else ("loss", "bits/dim")
+        named = {
+            "simple": ("simple_loss", "L_simple"),
+            "hybrid": ("hybrid_loss", "L_hybrid"),
+            "elbo": ("loss", "bits/dim"),
+        }
+        self.key, self.label = named[config.objective]
         self.validated = False
         columns = (
             TextColumn("training"),
