@@ -22,6 +22,7 @@ from diffusional.evaluation import evaluate
 from diffusional.files import load_tensors
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.training import feed, journal, loop
+from diffusional.training.build import build_schedule
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.run import load, read_run
 
@@ -317,6 +318,9 @@ def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         (6, {"sampler": "stratified"}),  # right after a checkpoint
         (13, {"sampler": "adaptive", "data_continuous": True}),
         (3, {"sampler": "uniform"}),  # before there is a checkpoint
+        (14, {"sampler": "second-moment", "improved": True}),
+        (14, {"schedule": ScheduleConfig(kind="learned", ends="learned")}),
+        (14, {"schedule": ScheduleConfig(kind="learned_betas", steps=9)}),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_bits(
@@ -325,14 +329,19 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     if changes.pop("data_continuous", False):
         np.save(tmp_path / "real.npy", np.random.default_rng(0).normal(size=(40, 3)))
         changes |= {"data": DataConfig(name=str(tmp_path / "real.npy")), "model": ModelConfig(hidden=16, dropout=0.2)}
+    if changes.pop("improved", False):
+        config = learned_variance(config, objective="hybrid", schedule=ScheduleConfig(kind="cosine", steps=4))
     config = dataclasses.replace(config, steps=16, checkpoint_every=6, validate_every=5, **changes)
     # An adaptive proposal that has learned by then is a part of the state too.
-    build_sampler = loop.build_sampler
+    build_sampler, made = loop.build_sampler, []
 
     def eager(config: Config) -> Any:
         sampler = build_sampler(config)
         if config.sampler == "adaptive":
             sampler.__init__(cells=2, warmup=16)
+        if config.sampler == "second-moment":
+            sampler.__init__(history=4)
+        made.append(sampler)
         return sampler
 
     monkeypatch.setattr(loop, "build_sampler", eager)
@@ -347,6 +356,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     identical(checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "broken"))
     identical(*(load_tensors(tmp_path / name / "model.safetensors") for name in ("whole", "broken")))
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "broken/metrics.jsonl").read_bytes()
+    if config.sampler == "second-moment":
+        assert all(int(sampler.seen.min()) > 4 for sampler in made)  # warm, so that its costs mattered
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(run: Path, config: Config, tmp_path: Path) -> None:
@@ -506,7 +517,29 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
 
 # Kinds of runs.
 
+
+def learned_variance(config: Config, kind: str = "cosine", **changes: Any) -> Config:
+    """Improved DDPM's: cosine schedule, noise, discretised Gaussian whose variance is learned as well."""
+    model = dataclasses.replace(config.model, predicts="noise", likelihood="discretized-gaussian", variance="learned")
+    schedule = ScheduleConfig(kind=kind, steps=12)  # type: ignore[arg-type]
+    return dataclasses.replace(config, **({"schedule": schedule, "model": model} | changes))
+
+
 KINDS: dict[str, Callable[[Config], Config]] = {
+    "L_hybrid, by the second moment": lambda c: learned_variance(c, objective="hybrid", sampler="second-moment"),
+    "L_hybrid, adaptive": lambda c: learned_variance(c, objective="hybrid"),
+    "L_vlb of a learned variance": lambda c: learned_variance(c, sampler="second-moment"),
+    "learned variance beside levels": lambda c: learned_variance(
+        c, model=dataclasses.replace(c.model, variance="learned")
+    ),
+    "learned schedule": lambda c: dataclasses.replace(c, schedule=ScheduleConfig(kind="learned")),
+    "learned schedule with its ends, noise": lambda c: dataclasses.replace(
+        c,
+        schedule=ScheduleConfig(kind="learned", ends="learned"),
+        model=dataclasses.replace(c.model, predicts="noise"),
+    ),
+    "learned schedule, T = 12": lambda c: dataclasses.replace(c, schedule=ScheduleConfig(kind="learned", steps=12)),
+    "learned betas and variance": lambda c: learned_variance(c, kind="learned_betas"),
     "L_simple": lambda c: dataclasses.replace(c, objective="simple"),
     "uniform levels": lambda c: dataclasses.replace(c, sampler="uniform"),
     "stratified levels": lambda c: dataclasses.replace(c, sampler="stratified"),
@@ -542,6 +575,17 @@ def test_kinds_of_runs(kind: str, config: Config, tmp_path: Path) -> None:
         # An untrained network's is about one for each dimension; it is no bound, and not called a loss in bits.
         assert 0.05 < metrics(tmp_path / "run")[0]["simple_loss"] < 20
         assert not any("loss" in line for line in metrics(tmp_path / "run"))
+    if config.objective == "hybrid":
+        assert 0.05 < metrics(tmp_path / "run")[0]["hybrid_loss"] < 20
+        assert not any("loss" in line or "simple_loss" in line for line in metrics(tmp_path / "run"))
+    # What a schedule learns is learned, kept, and loaded again.
+    begun, learned = (
+        dict(build_schedule(config.schedule).named_parameters()),
+        dict(model.process.schedule.named_parameters()),
+    )
+    assert begun.keys() == learned.keys()
+    assert bool(learned) == config.schedule.kind.startswith("learned")
+    assert not any(torch.equal(begun[name], learned[name]) for name in begun)
 
 
 def test_l_simple_of_the_metrics_is_simple_loss(config: Config, tmp_path: Path) -> None:
