@@ -89,9 +89,9 @@ def test_heads_norms_and_blocks_are_as_asked() -> None:
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
 
-    network = ddpm_unet(1, (32, 32), heads=4, attention=(16, 8), scale_shift=True, dropout=0.3, widths=(8, 16, 16, 16))
+    network = ddpm_unet(1, (32, 32), heads=2, attention=(16, 8), scale_shift=True, dropout=0.3, widths=(8, 16, 16, 16))
     attentions = [m for m in network.modules() if isinstance(m, Attention)]
-    assert [m.heads for m in attentions] == [4] * (2 + 2 + 3 + 3 + 1)
+    assert [m.heads for m in attentions] == [2] * (2 + 2 + 3 + 3 + 1)
     assert all(m.group_norm is not None for m in attentions)
     resnets = [m for m in network.modules() if isinstance(m, ResnetBlock2D)]
     assert len(resnets) == 4 * 2 + 2 + 4 * 3

@@ -221,6 +221,18 @@ def test_a_new_network_says_z_or_nothing_and_learns_from_there(name: str) -> Non
     assert all(bool(c.weight.any()) for c in zero)
 
 
+def test_new_blocks_say_what_they_hear() -> None:
+    """Attention included: with the first convolution of the way in, a new network is a sum of shortcuts."""
+    network = made("attention", perturb=False)
+    h = torch.randn(2, 32, 4, 3, generator=generator(4), dtype=torch.float64)
+    level = torch.randn(2, 128, generator=generator(5), dtype=torch.float64)
+    for block in [*network.down, *network.middle]:
+        assert torch.equal(block(h, level), h)
+    pair = torch.cat([h, 2 * h], 1)
+    for block in network.up:
+        assert torch.equal(block(pair, level), conv2d(pair, block.skip.weight, block.skip.bias))
+
+
 @every
 def test_every_parameter_takes_part_and_items_are_apart(name: str) -> None:
     network, (z, log_snr) = made(name), inputs(name)
