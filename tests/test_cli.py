@@ -699,14 +699,14 @@ MISTYPED = {
     ("train", "new", "--lr", "3"): "unknown option --lr; did you mean --optimizer.lr? See diffusional train --help",
     ("train", "new", "--zzz"): "unknown option --zzz; no option has such a name. See diffusional train --help",
     ("evaluate", "run", "--drawz", "3"): "unknown option --drawz; did you mean --draws? See diffusional evaluate --help",
-    ("train", "new", "--sampler", "random"): "--sampler random came; expected one of stratified, adaptive, uniform. See diffusional "
-    "train --help",
-    ("train", "new", "--model.kind", "vea"): "--model.kind vea came; did you mean vae? Expected one of diffusion, vae, "
-    "hierarchical-vae, vae-diffusion-prior. See diffusional train --help",
+    ("train", "new", "--sampler", "random"): "--sampler random came; expected one of stratified, adaptive, uniform, "
+    "second-moment. See diffusional train --help",
+    ("train", "new", "--model.kind", "vea"): "--model.kind vea came; did you mean vae? Expected one of diffusion, "
+    "binomial-diffusion, vae, hierarchical-vae, vae-diffusion-prior. See diffusional train --help",
     ("train", "new", "--preset", "digit"): "--preset digit came; did you mean digits? Expected one of digits, digits-vae, "
-    "digits-hierarchical-vae, digits-diffusion-prior. See diffusional train --help",
+    "digits-hierarchical-vae, digits-diffusion-prior, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
     ("train", "new", "--preset"): "--preset came without a value; expected one of digits, digits-vae, digits-hierarchical-vae, "
-    "digits-diffusion-prior. See diffusional train --help",
+    "digits-diffusion-prior, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
     ("train", "new", "--steps", "many"): "--steps many came; expected an integer. See diffusional train --help",
     ("train", "new", "--steps=3.5"): "--steps 3.5 came; expected an integer. See diffusional train --help",
     ("train", "new", "--steps"): "--steps came without a value; expected an integer. See diffusional train --help",
@@ -714,6 +714,14 @@ MISTYPED = {
     ("train", "new", "--model.widths", "8", "b"): "--model.widths b came; expected an integer. See diffusional train --help",
     ("train", "new", "--optimizer.lr", "nan"): "optimizer.lr=nan came; expected a positive number",
     ("train", "new", "--steps", "0"): "steps=0 came; expected at least 1",
+    ("train", "new", "--objective", "hybrid"): 'objective="hybrid" came with model.variance="posterior"; its bound trains a learned '
+    "variance alone",
+    ("train", "new", "--schedule.kind", "learned", "--objective", "simple"): 'objective="simple" came with schedule.kind="learned"; a '
+    "schedule is learned by the bound alone, and no bound would go to where the noise is easiest to tell: use objective=\"elbo\"",
+    ("train", "new", "--schedule.kind", "learned_betas"): "schedule.kind='learned_betas' came without schedule.steps; betas need a T, "
+    "such as 1000",
+    ("train", "new", "--sampler", "second-moment"): 'model.variance="posterior" and sampler="second-moment" came in continuous time, '
+    "which has neither steps of a variance of their own nor levels to keep costs of: give schedule.steps, such as 1000",
     ("sample", "run", "--method", "euler"): "--method euler came; expected one of ancestral, ddim. See diffusional sample --help",
     ("data", "--wraps", "3"): "unknown option --wraps; did you mean --warps? See diffusional data --help",
     ("completion",): "SHELL is missing. See diffusional completion --help",
