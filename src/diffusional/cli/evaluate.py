@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from diffusional.evaluation import Evaluation, Plan
     from diffusional.models.base import LatentVariableModel
-    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.chain import Chain
     from diffusional.training.run import RunRecord
 
 
@@ -30,7 +30,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     from diffusional.evaluation import evaluate, importance_weighted
     from diffusional.evaluation.evaluation import check_targets, regridded
     from diffusional.files import save_json
-    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.chain import Chain
     from diffusional.models.vae import Autoencoder
     from diffusional.report.tables import ledger_table
     from diffusional.training.run import load, read_run
@@ -54,7 +54,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     if command.other is not None:
         return _compare(command, record, model, name, split, x)
     plan = reference = None
-    if isinstance(model, DiffusionModel) and not sweep:
+    if isinstance(model, Chain) and not sweep:
         plan, reference = _plan(record, model, command)
     with watching(command.unit, model.space.dimensions) as watch:
         result = evaluate(
@@ -72,11 +72,11 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
             audit=not command.no_audit,
             draws=command.draws,
             cells=1000 if command.cells is None else command.cells,
-            records=command.run if isinstance(model, DiffusionModel) and not sweep else None,
+            records=command.run if isinstance(model, Chain) and not sweep else None,
             progress=watch,
         )
     out = result.to_json()
-    if isinstance(model, DiffusionModel):
+    if isinstance(model, Chain):
         latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
     else:
         assert isinstance(model, Autoencoder)
@@ -104,7 +104,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     return out
 
 
-def _plan(record: "RunRecord", model: "DiffusionModel", command: Evaluate) -> "tuple[Plan | None, Tensor | None]":
+def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan | None, Tensor | None]":
     """The plan of a run, learned on its training data the first time; without these, nothing, and a pilot on the data."""
     from diffusional.evaluation import Plan
     from diffusional.evaluation.provenance import tensor_hash

@@ -137,7 +137,8 @@ def _budget(command: Information) -> dict[str, Any]:
         )
     theirs, other = read_run(command.reference), load(command.reference)
     if not (isinstance(model, DiffusionModel) and isinstance(other, DiffusionModel)):
-        raise DiffusionalError(f"{command.reference} holds no diffusion model, and has no levels to compare")
+        which = command.reference if isinstance(model, DiffusionModel) else command.data
+        raise DiffusionalError(f"{which} holds no Gaussian diffusion model, and has no levels to compare")
     name, split, x = items(record, split=command.split)
     if theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(f"the {split} split of {command.reference} is not that of {command.data}")

@@ -31,7 +31,7 @@ def run(command: Sample) -> dict[str, Any]:
             x = model.sample(command.n, generator, method=command.method, steps=command.steps, eta=command.eta).cpu()
     elif command.method != "ancestral" or command.steps is not None or command.eta:
         raise DiffusionalError(
-            f"--method, --steps or --eta came for {command.run}, which is no diffusion model; leave them out"
+            f"--method, --steps or --eta came for {command.run}, which is no Gaussian diffusion model; leave them out"
         )
     else:
         x = model.sample(command.n, generator).cpu()

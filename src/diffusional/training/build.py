@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffusional import schedule as schedules
+from diffusional.binomial import BinomialDiffusion
 from diffusional.data import Dataset, load
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
@@ -14,6 +15,7 @@ from diffusional.forward import GaussianDiffusion
 from diffusional.levels import Adaptive, LevelSampler, SecondMoment, Stratified, Uniform
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.base import LatentVariableModel
+from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.hvae import HierarchicalVAE
@@ -22,7 +24,7 @@ from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, spoken
 from diffusional.networks import MLP, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.space import Continuous, Discrete, Space
-from diffusional.training.config import Config, DataConfig, ScheduleConfig, SystemConfig
+from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig, SystemConfig
 
 
 def build_dataset(config: DataConfig) -> Dataset:
@@ -75,7 +77,8 @@ def build_model(config: Config, space: Space) -> LatentVariableModel:
     >>> type(model).__name__, model.denoiser.predicts
     ('DiffusionModel', 'levels')
     """
-    return _diffusion(config, space) if config.model.kind == "diffusion" else _autoencoder(config, space)
+    makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial}
+    return makers.get(config.model.kind, _autoencoder)(config, space)
 
 
 def _diffusion(config: Config, space: Space) -> DiffusionModel:
@@ -109,6 +112,24 @@ def _diffusion(config: Config, space: Space) -> DiffusionModel:
         learns,
     )
     return DiffusionModel(forward, denoiser, kinds[likelihood](space), chosen.variance)
+
+
+def _binomial(config: Config, space: Space) -> BinomialDiffusionModel:
+    """Sohl-Dickstein et al.'s rates, which erase a constant part of the signal a step; the network says the log-odds of each bit."""
+    chosen, plain = config.model, ModelConfig()
+    if (chosen.predicts, chosen.likelihood, chosen.variance) != (plain.predicts, plain.likelihood, plain.variance):
+        raise DiffusionalError(
+            f'model.predicts={chosen.predicts}, likelihood={chosen.likelihood} and variance="{chosen.variance}" came with '
+            'model.kind="binomial-diffusion", whose network says what every bit is and whose chain follows: leave them out'
+        )
+    if space.levels != 2:
+        raise DiffusionalError(
+            f'data of {space.levels or "no"} levels came for model.kind="binomial-diffusion", which flips bits: give data of two '
+            '(--data.levels 2), or use kind="diffusion"'
+        )
+    assert config.schedule.steps is not None  # Config has seen to it
+    network = _network(config, space, 1, None, None)
+    return BinomialDiffusionModel(BinomialDiffusion.constant(config.schedule.steps), network, space)
 
 
 def _least_variance(forward: GaussianDiffusion) -> float:
@@ -242,4 +263,4 @@ def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: t
 
 
 # Where models keep their networks.
-_NETWORKS = ("denoiser.module", "encoder", "decoder", "ladder", "chain.denoiser.module")
+_NETWORKS = ("denoiser.module", "network", "encoder", "decoder", "ladder", "chain.denoiser.module")

@@ -7,7 +7,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,6 +255,11 @@ class Config:
                 'bound would go to where the noise is easiest to tell: use objective="elbo"'
             )
         kind = model.kind
+        if kind == "binomial-diffusion" and (chain.steps is None or replace(chain, steps=None) != ScheduleConfig()):
+            raise DiffusionalError(
+                f'schedule={chain} came with model.kind="{kind}"; it has rates of its own, which erase 1/T of the signal a step, and wants '
+                "schedule.steps alone, such as 100"
+            )
         if kind == "vae-diffusion-prior" and (self.schedule.steps is None or self.latent.free_bits):
             raise DiffusionalError(
                 f'schedule.steps={self.schedule.steps} and latent.free_bits={self.latent.free_bits} came with model.kind="{kind}"; it '
