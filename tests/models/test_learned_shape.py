@@ -39,13 +39,16 @@ class _Network(nn.Module):
 
 SPACE = Discrete((2, 2), 4)
 D = 4
+# Two levels heads, whose decoder needs the network, and one that doesn't.
+every_kind = pytest.mark.parametrize("kind", ["categorical", "logistic", "v"])
 
 
 def _model(kind: str, steps: int | None = None, made: schedule.Schedule | None = None) -> DiffusionModel:
     if made is None:
         made = bent(schedule.learned(-3.0, 4.0, steps, features=6, ends="learned"))
-    if kind == "levels":
-        denoiser, p = Denoiser(_Network(4), "levels", SPACE, "categorical"), likelihood.NetworkLevels(SPACE)
+    if kind != "v":
+        denoiser = Denoiser(_Network(4 if kind == "categorical" else 2), "levels", SPACE, kind)  # type: ignore[arg-type]
+        p = likelihood.NetworkLevels(SPACE)
     else:
         denoiser, p = Denoiser(_Network(1), "v"), likelihood.LevelPosterior(SPACE)
     return DiffusionModel(GaussianDiffusion(made), denoiser, p)  # type: ignore[arg-type]
@@ -65,7 +68,12 @@ def _plain_said(model: DiffusionModel, x: Tensor, gamma: Tensor, noise: Tensor) 
         x_hat = a * z - s * output
         log_p = torch.zeros(len(x), 4, 2, 2)
     else:
-        logits = output.reshape(len(x), 2, 4, 2).permute(0, 2, 1, 3)
+        if model.denoiser.head == "categorical":
+            logits = output.reshape(len(x), 2, 4, 2).permute(0, 2, 1, 3)
+        else:  # mass of a logistic between the bins' edges
+            mu, scale = output[:, None, :2], torch.exp(output[:, None, 2:])
+            edges = torch.tensor([-1e3, -2 / 3, 0, 2 / 3, 1e3], dtype=F64)[:, None, None]
+            logits = torch.log(torch.sigmoid((edges - mu) / scale).diff(dim=1))
         log_p = torch.log_softmax(logits - (z[:, None] - a[:, None] * values) ** 2 / (2 * s[:, None] ** 2), 1)
         x_hat = (log_p.exp() * values).sum(1)
     return ((noise - (z - a * x_hat) / s) ** 2).sum((1, 2)), log_p
@@ -103,14 +111,14 @@ def _adaptive() -> Adaptive:
 
 
 @pytest.mark.parametrize("sampler", [Stratified, _adaptive], ids=["stratified", "adaptive"])
-@pytest.mark.parametrize("kind", ["levels", "v"])
+@every_kind
 def test_the_shape_learns_by_the_draws_square_and_all_else_by_the_bound(kind: str, sampler: Callable) -> None:
-    """Kingma et al. 2021, App. I.2, with each draw's own weight; the decoder of `levels` looks at z_1 in 1/32 of the items."""
+    """Kingma et al. 2021, App. I.2, with each draw's own weight; a levels head looks at z_1 in 1/32 of the items."""
     model, x = _model(kind), _batch()
     made = model.process.schedule
     draws = model.draw(x, sampler(), generator(5))
-    assert ("first" in draws) == (kind == "levels")
-    if kind == "levels":
+    assert ("first" in draws) == (kind != "v")
+    if kind != "v":
         assert 0 < int(draws["first"].sum()) < 8
     loss = model.costs(x, draws).total().mean()
     loss.backward()
@@ -129,7 +137,7 @@ def test_the_shape_learns_by_the_draws_square_and_all_else_by_the_bound(kind: st
     assert isinstance(made, schedule.Learned)
 
 
-@pytest.mark.parametrize("kind", ["levels", "v"])
+@every_kind
 def test_the_shapes_gradient_is_the_squares_difference(kind: str) -> None:
     """By central differences of mean (w kl)²/(D ln 2), the library's own draws of kl: through z, log-SNR and γ'."""
     model, x = _model(kind), _batch()
@@ -137,7 +145,7 @@ def test_the_shapes_gradient_is_the_squares_difference(kind: str) -> None:
     assert isinstance(made, schedule.Learned)
     draws = model.draw(x, _adaptive(), generator(5))
     model.costs(x, draws).total().mean().backward()
-    visits = (~draws["first"]).double() * 32 / 31 if kind == "levels" else torch.ones(len(x), dtype=F64)
+    visits = (~draws["first"]).double() * 32 / 31 if kind != "v" else torch.ones(len(x), dtype=F64)
 
     def square() -> float:
         kl = model.kl_at(x, draws["level"], draws["noise"])
@@ -153,7 +161,7 @@ def test_the_shapes_gradient_is_the_squares_difference(kind: str) -> None:
         assert float(parameter.grad[at]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("kind", ["levels", "v"])
+@every_kind
 def test_nothing_is_pulled_in_discrete_time(kind: str) -> None:
     """There the shape is part of the model: every parameter has the bound's gradient."""
     model, x = _model(kind, steps=7), _batch()
@@ -163,7 +171,7 @@ def test_nothing_is_pulled_in_discrete_time(kind: str) -> None:
     s, t = grid[draws["level"] - 1], grid[draws["level"]]
     kl = 0.5 * (torch.exp(t - s) - 1) * _plain_said(model, x, t, draws["noise"])[0]
     first = draws.get("first", torch.zeros(len(x), dtype=torch.bool))
-    share = 32 / 31 if kind == "levels" else 1.0
+    share = 32 / 31 if kind != "v" else 1.0
     continuous = {"level": torch.zeros(len(x), dtype=F64), "weight": torch.zeros(len(x), dtype=F64)}
     rest, _ = _plain(model, x, draws | continuous)  # the reconstruction and the prior
     bound = rest + ((~first).double() * share * draws["weight"] * kl).mean()
@@ -172,7 +180,7 @@ def test_nothing_is_pulled_in_discrete_time(kind: str) -> None:
         torch.testing.assert_close(parameter.grad, want, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["levels", "v"])
+@every_kind
 def test_a_straight_learned_schedule_is_the_plain_one(kind: str) -> None:
     """The same loss and the same gradient of the network, whether γ(u) has parameters or not."""
     straight = schedule.learned(-3.0, 4.0, features=3)
