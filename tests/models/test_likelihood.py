@@ -37,8 +37,10 @@ def _prediction(row: LikelihoodRow, gamma: float, z: float, said: float, n: int 
     one = torch.ones(n, 1, dtype=F64)
     prediction = Prediction(z * one, torch.full((n,), gamma, dtype=F64), said * one, "data")
     if row.make is NetworkLevels:
-        log_probs = randn(1, row.space.levels, 1, seed=5).log_softmax(1).expand(n, -1, -1)
-        prediction = LevelsPrediction(prediction.z, prediction.gamma, prediction.value, "data", log_probs)
+        output = randn(1, row.space.levels, seed=5).expand(n, -1)
+        prediction = LevelsPrediction(
+            prediction.z, prediction.gamma, prediction.value, "data", output, "categorical", row.space
+        )
     return prediction
 
 
@@ -74,10 +76,11 @@ def test_positions_and_items_are_independent(row: LikelihoodRow, dims: tuple[int
     prediction = Prediction(z, gamma, said, "data")
     parts = [Prediction(z.reshape(-1, 1), gamma.repeat_interleave(math.prod(dims)), said.reshape(-1, 1), "data")]
     if row.make is NetworkLevels:
-        log_probs = randn(4, space.levels, *dims).log_softmax(1)
-        prediction = LevelsPrediction(z, gamma, said, "data", log_probs)
-        flat = log_probs.movedim(1, -1).reshape(-1, space.levels, 1)
-        parts = [LevelsPrediction(parts[0].z, parts[0].gamma, parts[0].value, "data", flat)]
+        logits = randn(4, space.levels, *dims)
+        output = logits.movedim(1, 2).flatten(1, 2)
+        prediction = LevelsPrediction(z, gamma, said, "data", output, "categorical", space)
+        flat, one = logits.movedim(1, -1).reshape(-1, space.levels), parts[0]
+        parts = [LevelsPrediction(one.z, one.gamma, one.value, "data", flat, "categorical", row.space)]
     if isinstance(space, Discrete):
         x = space.encode(torch.randint(space.levels, (4, *dims), generator=generator()), F64)
     else:
@@ -121,8 +124,8 @@ def test_float32_and_the_protocol(row: LikelihoodRow) -> None:
     assert p.uses_network is (not isinstance(p, LevelPosterior))
     one = _prediction(row, -2.0, 0.3, 0.21)
     x = float64([[row.space.high if isinstance(row.space, Discrete) else 0.4]])
-    log_probs = {"log_probs": one.log_probs.float()} if isinstance(one, LevelsPrediction) else {}
-    small = replace(one, z=one.z.float(), value=one.value.float(), **log_probs)
+    output = {"output": one.output.float()} if isinstance(one, LevelsPrediction) else {}
+    small = replace(one, z=one.z.float(), value=one.value.float(), **output)
     close(p.log_prob(x.float(), small).double(), p.log_prob(x, one), rtol=1e-4)
     assert p.sample(small, generator()).dtype == torch.float32
 

@@ -12,6 +12,7 @@ from diffusional.models.parameterization import (
     Prediction,
     categorical_logits,
     level_log_probs,
+    level_mean,
     logistic_logits,
 )
 from diffusional.space import Discrete
@@ -89,10 +90,27 @@ def test_some_items(kind: str) -> None:
         close(part.data, SAID_X[items], rtol=1e-10, atol=1e-11)
         close(part.gamma, GAMMA[items])
         assert part.kind == kind
-    log_probs = randn(5, 4, 2, 3).log_softmax(1)
-    levels = LevelsPrediction(Z, GAMMA, SAID_X, "data", log_probs)
-    assert isinstance(levels[torch.tensor([3, 0])], LevelsPrediction)
-    assert levels[torch.tensor([3, 0])].log_probs.equal(log_probs[[3, 0]])
+    levels = LevelsPrediction(Z, GAMMA, SAID_X, "data", randn(5, 8, 3), "categorical", Discrete((2, 3), 4))
+    part = levels[torch.tensor([3, 0])]
+    assert isinstance(part, LevelsPrediction)
+    assert part.log_probs.equal(levels.log_probs[[3, 0]])
+
+
+@pytest.mark.parametrize("head", ["categorical", "logistic"])
+def test_a_frozen_prediction_of_levels_moves_nothing(head: str) -> None:
+    space = Discrete((2, 3), 4)
+    z, gamma, output = (t.clone().requires_grad_() for t in (Z, GAMMA, randn(5, 8 if head == "categorical" else 4, 3)))
+    fraction = torch.ones_like(Z, requires_grad=True)
+    levels = LevelsPrediction(
+        z, gamma, level_mean(output, z, gamma, head, space), "data", output, head, space, fraction=fraction
+    )
+    close(levels.frozen().log_probs, levels.log_probs.detach())
+    close(levels.frozen().value, levels.value.detach())
+    assert levels.log_probs.requires_grad
+    assert levels.value.requires_grad
+    assert not levels.frozen().log_probs.requires_grad
+    assert not levels.frozen().squared_error(X, NOISE).requires_grad
+    assert levels.frozen().fraction is fraction
 
 
 # The levels head.

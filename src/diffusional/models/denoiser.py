@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -10,17 +9,14 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha
 from diffusional.models.parameterization import (
     PREDICTS,
+    Head,
     LevelsPrediction,
     Prediction,
     Predicts,
-    categorical_logits,
-    level_log_probs,
-    logistic_logits,
+    level_mean,
 )
 from diffusional.shapes import Items, align
 from diffusional.space import Discrete
-
-Head = Literal["categorical", "logistic"]
 
 
 def output_channels(
@@ -131,10 +127,8 @@ def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head
             )
         return Prediction(z, gamma, output, predicts)
     assert space is not None
-    logits = (categorical_logits if head == "categorical" else logistic_logits)(output, space)
-    log_probs = level_log_probs(logits, z, gamma, space)
-    values = space.values.to(z).reshape(-1, *(1,) * (z.ndim - 1))
-    return LevelsPrediction(z, gamma, (log_probs.exp() * values).sum(1), "data", log_probs)
+    value = level_mean(output, z, gamma, head, space)
+    return LevelsPrediction(z, gamma, value, "data", output, head, space)
 
 
 def unassisted(z: Items, gamma: Tensor) -> Prediction:

@@ -29,9 +29,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffusional.forward import alpha, sigma
+from diffusional.models.level_mean import logistic_mean
 from diffusional.shapes import Items, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Discrete
 
+Head = Literal["categorical", "logistic"]
 Predicts = Literal["noise", "data", "v", "score", "levels"]
 PREDICTS: tuple[str, ...] = ("noise", "data", "v", "score", "levels")
 
@@ -144,12 +146,41 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LevelsPrediction(Prediction):
-    """A prediction of the data's levels: `value` is x̂, and `log_probs` (B, K, *dims) is ln p_k at every position."""
+    """A prediction of the data's levels: `value` is x̂, and `output` is what the network said through `head` of the levels of `space`.
 
-    log_probs: Tensor
+    Training looks at x̂ alone: the whole distribution is only worked out where `log_probs` is asked for.
+    """
+
+    output: Tensor
+    head: Head
+    space: Discrete
+
+    @property
+    def log_probs(self) -> PerLevel:
+        """ln p_k (B, K, *dims) at every position."""
+        return level_log_probs(level_logits(self.output, self.head, self.space), self.z, self.gamma, self.space)
 
     def frozen(self) -> "LevelsPrediction":
-        return replace(self, value=self.value.detach(), log_probs=self.log_probs.detach())
+        fixed = {name: getattr(self, name).detach() for name in ("z", "gamma", "value", "output")}
+        return replace(self, **fixed)
+
+
+def level_mean(output: Tensor, z: Items, gamma: Tensor, head: Head, space: Discrete) -> Items:
+    """x̂ = Σ_k p_k x_k (B, *dims) of a levels head's output (B, …); of the logistic head with its gradient in closed form.
+
+    >>> space, z, gamma = Discrete((1,), 2), torch.ones(1, 1), torch.zeros(1)
+    >>> level_mean(torch.zeros(1, 2), z, gamma, "categorical", space)                             # tanh(z α/σ²)
+    tensor([[0.8884]])
+    """
+    if head == "logistic":
+        return logistic_mean(*logistic_scales(output, space), z, gamma, space)
+    values = space.values.to(z).reshape(-1, *(1,) * (z.ndim - 1))
+    return (level_log_probs(categorical_logits(output, space), z, gamma, space).exp() * values).sum(1)
+
+
+def level_logits(output: Tensor, head: Head, space: Discrete) -> PerLevel:
+    """ℓ_k (B, K, *dims), the network's prior from context, from a levels head's output (B, …)."""
+    return categorical_logits(output, space) if head == "categorical" else logistic_logits(output, space)
 
 
 def categorical_logits(output: Tensor, space: Discrete) -> PerLevel:
@@ -162,23 +193,33 @@ def categorical_logits(output: Tensor, space: Discrete) -> PerLevel:
     return output.unflatten(1, (space.shape[0], space.levels)).movedim(2, 1)
 
 
-def logistic_logits(output: Tensor, space: Discrete) -> PerLevel:
-    """ℓ_k = ln mass of level k under a discretised logistic with open tails (B, K, C, *rest), from (μ, ln s) (B, 2C, *rest).
+def logistic_scales(output: Tensor, space: Discrete) -> tuple[Items, Items]:
+    """μ and s of a discretised logistic (B, *dims), in the data's units, from a network's (μ, ln s) (B, 2C, *rest).
 
-    With a_k, b_k the bin's upper and lower edge (edge − μ)/s: ln[σ(a) − σ(b)] = ln σ(a) + ln σ(−b) + ln(1 − e^{b−a}),
-    where e^{b−a} = e^{−Δ/s} is the same for every inner bin; the outermost edges are ±∞. μ counts from the middle of the
-    range and s in half ranges, so that outputs of order one suit any space.
+    The network's μ counts from the middle of the range and its s in half ranges, so that outputs of order one suit any space.
 
-    >>> logistic_logits(torch.zeros(1, 2), Discrete((1,), 3)).exp().sum(1)
-    tensor([[1.]])
+    >>> logistic_scales(torch.zeros(1, 2), Discrete((1,), 3, low=0.0, high=1.0))
+    (tensor([[0.5000]]), tensor([[0.5000]]))
     """
     _expect(output, space, 2)
     mu, log_s = output.unflatten(1, (2, space.shape[0])).unbind(1)
     half = 0.5 * (space.high - space.low)
-    mu = 0.5 * (space.high + space.low) + half * mu
     # s above 1e-3 bin widths: below, the mass is a step to float32 and its gradient is gone. s below e^20: above, 1/s²
     # underflows and its gradient is NaN.
     s = half * log_s.clamp(math.log(1e-3 * space.width / half), 20.0).exp()
+    return 0.5 * (space.high + space.low) + half * mu, s
+
+
+def logistic_logits(output: Tensor, space: Discrete) -> PerLevel:
+    """ℓ_k = ln mass of level k under a discretised logistic with open tails (B, K, C, *rest), from (μ, ln s) (B, 2C, *rest).
+
+    With a_k, b_k the bin's upper and lower edge (edge − μ)/s: ln[σ(a) − σ(b)] = ln σ(a) + ln σ(−b) + ln(1 − e^{b−a}),
+    where e^{b−a} = e^{−Δ/s} is the same for every inner bin; the outermost edges are ±∞.
+
+    >>> logistic_logits(torch.zeros(1, 2), Discrete((1,), 3)).exp().sum(1)
+    tensor([[1.]])
+    """
+    mu, s = logistic_scales(output, space)
     values = space.values.to(output)
     edges = (0.5 * (values[1:] + values[:-1])).reshape(-1, *(1,) * (mu.ndim - 1))
     scaled = (edges - mu.unsqueeze(1)) / s.unsqueeze(1)  # (B, K−1, C, *rest)
