@@ -341,28 +341,32 @@ def _constant(model: Chain, level: Tensor) -> Tensor:
 
 
 def _quadrature(model: DiffusionModel, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖x − x̂‖²(γ_l)."""
+    """γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖x − x̂‖²(γ_l).
+
+    In continuous time over γ, ½ γ'(u) du being ½ dγ: a learned γ(u) may have steps, or corners, between any nodes in u.
+    """
     cells = len(edges) - 1
     if model.levels is not None:
         level = torch.arange(1, model.levels + 1)
-        cell, measure = torch.searchsorted(edges, level, right=True) - 1, torch.ones(len(level), dtype=torch.float64)
+        cell = torch.searchsorted(edges, level, right=True) - 1
+        offset, slope = (value.detach().cpu() for value in _slope(model, level))
+        gamma = model.noisy_gamma(level).detach().cpu()
     else:
         nodes, weights = _gauss_legendre()
-        level, cell, measure = [], [], []
-        gamma = model.process.schedule.gamma(edges).detach().cpu()
+        at = model.process.schedule.gamma(edges).detach().cpu()
+        gamma, cell, slope = [], [], []
         for c in range(cells):
-            parts = max(1, math.ceil(float(gamma[c + 1] - gamma[c]) / _STRETCH))
-            cuts = torch.linspace(float(edges[c]), float(edges[c + 1]), parts + 1, dtype=torch.float64)
+            parts = max(1, math.ceil(float(at[c + 1] - at[c]) / _STRETCH))
+            cuts = torch.linspace(float(at[c]), float(at[c + 1]), parts + 1, dtype=torch.float64)
             width = cuts[1:] - cuts[:-1]
-            level.append((cuts[:-1, None] + width[:, None] * nodes).flatten())
-            measure.append((width[:, None] * weights).flatten())
+            gamma.append((cuts[:-1, None] + width[:, None] * nodes).flatten())
+            slope.append((0.5 * width[:, None] * weights).flatten())
             cell.append(torch.full((parts * len(nodes),), c))
-        level, cell, measure = torch.cat(level), torch.cat(cell), torch.cat(measure)
-    offset, slope = (value.detach().cpu() for value in _slope(model, level))
-    gamma = model.noisy_gamma(level).detach().cpu()
-    weight = torch.zeros(cells, len(level), dtype=torch.float64)
-    weight[cell, torch.arange(len(level))] = measure * slope * torch.exp(-gamma)
-    return gamma, weight, torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, measure * offset)
+        gamma, cell, slope = torch.cat(gamma), torch.cat(cell), torch.cat(slope)
+        offset = torch.zeros_like(slope)
+    weight = torch.zeros(cells, len(gamma), dtype=torch.float64)
+    weight[cell, torch.arange(len(gamma))] = slope * torch.exp(-gamma)
+    return gamma, weight, torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, offset)
 
 
 def _gauss_legendre() -> tuple[Tensor, Tensor]:
