@@ -1,0 +1,176 @@
+"""What γ's shape, its end points and T do to the bound of a trained continuous-time model, and what the shape does to the loss's variance.
+
+    python benchmarks/schedules.py RUN [RUN …] [--data ../shared/data/mnist]      # of one system, several seeds
+
+Of each run (a VDM with a learned γ, such as benchmarks/order.py leaves) and over the runs:
+
+shape      the test NELBO of the same network under its own γ(u), a straight line and β-linear, with the same ends: one number (MATH (10));
+ends       and with other ends, which gives another;
+T          at VDM's T = 10, 100, 250, 1000 (T + 1 latents here), and T = ∞: the published shape of 7.54, 2.90, 2.74, 2.67, 2.65 on CIFAR-10;
+variance   of one draw of the diffusion loss L = ½ γ'(u) ‖ε − ε̂‖², u uniform, under the learned shape, log-SNR-linear, β-linear and α-cosine:
+           published 0.53, 6.35, 31.6, 31.1 on CIFAR-10 (Kingma et al. 2021, Table 3). With e = ½‖ε − ε̂‖² at γ,
+               E L = ∫ e dγ,      E L² = ∫ γ'(u) e² dγ,
+           so that one set of draws of e, uniform in γ, serves all shapes, and the best of them, γ' ∝ 1/√E e².
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from order import cpu, spread
+from torch import Tensor
+
+import diffusional as df
+from diffusional import schedule as schedules
+from diffusional.evaluation.evaluation import evaluate
+from diffusional.forward import diffuse
+from diffusional.ledger import per_unit
+
+# VDM's T; its T steps are T + 1 latents.
+STEPS = (10, 100, 250, 1000)
+ROWS = 256
+
+
+class BetaLinear(schedules.Schedule):
+    """γ(u) = ln expm1(e^γ_min + c u²), c such that γ(1) = γ_max: VDM's β-linear, 1e-4 + 10 u², with these ends."""
+
+    def __init__(self, gamma_min: float, gamma_max: float) -> None:
+        super().__init__(None)
+        self.low = math.log1p(math.exp(gamma_min))
+        self.rise = math.log1p(math.exp(gamma_max)) - self.low
+
+    def gamma(self, u: Tensor) -> Tensor:
+        return torch.log(torch.expm1(self.low + self.rise * u.double().square()))
+
+    def dgamma(self, u: Tensor) -> Tensor:
+        inside = self.low + self.rise * u.double().square()
+        return 2 * self.rise * u.double() / -torch.expm1(-inside)
+
+
+class AlphaCosine(schedules.Schedule):
+    """γ(u) = 2 ln tan φ(u), φ straight between these ends: α = cos φ, without the offset that would end it at γ = −9.7."""
+
+    def __init__(self, gamma_min: float, gamma_max: float) -> None:
+        super().__init__(None)
+        self.low = math.atan(math.exp(gamma_min / 2))
+        self.rise = math.atan(math.exp(gamma_max / 2)) - self.low
+
+    def gamma(self, u: Tensor) -> Tensor:
+        return 2 * torch.log(torch.tan(self.low + self.rise * u.double()))
+
+    def dgamma(self, u: Tensor) -> Tensor:
+        return 4 * self.rise / torch.sin(2 * (self.low + self.rise * u.double()))
+
+
+def with_schedule(model: df.DiffusionModel, schedule: schedules.Schedule) -> df.DiffusionModel:
+    """The same network and decoder on another γ(u)."""
+    return df.DiffusionModel(df.GaussianDiffusion(schedule), model.denoiser, model.likelihood, model.variance)
+
+
+def bound(model: df.DiffusionModel, x: Tensor, reference: Tensor, error: float) -> dict[str, Any]:
+    plan = df.Plan.fit(model, reference, controls=("wiener",))
+    found = evaluate(model, x, error, plan=plan).nelbo
+    return found.to("bits/dim", model.space.dimensions).to_dict()
+
+
+@torch.inference_mode()
+def draws(model: df.DiffusionModel, x: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """γ (n,), one in each of n equal cells, and e = ½ ‖ε − ε̂‖² in bits/dim, so that E L is the diffusion loss."""
+    low, high = model.process.schedule.ends().tolist()
+    gamma = low + (high - low) * (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+    items = torch.randint(len(x), (n,), generator=generator)
+    e = []
+    for rows in torch.arange(n).split(ROWS):
+        some, noise = x[items[rows]], torch.randn(len(rows), *x.shape[1:], generator=generator)
+        said = model.denoiser(diffuse(some, gamma[rows], noise), gamma[rows])
+        e.append(0.5 * said.squared_error(some, noise))
+    return gamma, torch.cat(e) / per_unit("bits/dim", model.space.dimensions)
+
+
+def slope_at(schedule: schedules.Schedule, gamma: Tensor) -> Tensor:
+    """γ'(u) where γ(u) = gamma."""
+    low, high = schedule.ends().tolist()
+    u = schedule.inverse(gamma.clamp(low, high))
+    return schedule.dgamma(u).detach()
+
+
+def variances(model: df.DiffusionModel, x: Tensor, n: int, seed: int) -> dict[str, float]:
+    """Var L under each shape, in (bits/dim)²."""
+    gamma, e = draws(model, x, n, torch.Generator().manual_seed(seed))
+    low, high = model.process.schedule.ends().tolist()
+    mean = (high - low) * float(e.mean())
+    shapes: dict[str, Callable[[], schedules.Schedule]] = {
+        "its own": lambda: model.process.schedule,
+        "log-SNR-linear": lambda: schedules.log_snr_linear(low, high),
+        "β-linear": lambda: BetaLinear(low, high),
+        "α-cosine": lambda: AlphaCosine(low, high),
+    }
+    out = {
+        name: (high - low) * float((slope_at(make(), gamma) * e**2).mean()) - mean**2 for name, make in shapes.items()
+    }
+    # The best shape, by √E e² in 100 cells of γ: ∫ γ' e² dγ with ∫ dγ/γ' = 1.
+    root = torch.stack([part.square().mean().sqrt() for part in e.tensor_split(100)])
+    return out | {"best of all shapes": ((high - low) * float(root.mean())) ** 2 - mean**2, "diffusion loss": mean}
+
+
+def one(run: Path, x: Tensor, reference: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    model = df.load(run)
+    assert isinstance(model, df.DiffusionModel)
+    model.eval()
+    low, high = model.process.schedule.ends().tolist()
+    out: dict[str, Any] = {"run": str(run), "ends": [low, high], "variance": variances(model, x, options.draws, 0)}
+    made = {
+        "its own shape": model,
+        "log-SNR-linear": with_schedule(model, schedules.log_snr_linear(low, high)),
+        "β-linear": with_schedule(model, BetaLinear(low, high)),
+        f"γ_1 = {low + 2:.2f}, {2:+} from its own": with_schedule(model, schedules.log_snr_linear(low + 2, high)),
+        f"γ_T = {high - 3:.2f}, {-3:+} from its own": with_schedule(model, schedules.log_snr_linear(low, high - 3)),
+    }
+    out["shapes_and_ends"] = {name: bound(m, x, reference, options.error) for name, m in made.items()}
+    out["T"] = {str(t): bound(model.regrid(t + 1), x, reference, options.error) for t in STEPS}
+    out["T"]["∞"] = out["shapes_and_ends"]["its own shape"]
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data", default="../shared/data/mnist")
+    parser.add_argument("--error", type=float, default=0.004, help="Monte Carlo error of each bound, bits/dim")
+    parser.add_argument("--draws", type=int, default=20_000, help="of the loss, for its variance")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "schedules.json")
+    options = parser.parse_args()
+    data = df.data.load(options.data, levels=256)
+    x, reference = data.encode("test"), data.encode("train", slice(0, 10_000))
+    found = []
+    for run in options.runs:
+        found.append(one(run, x, reference, options))
+        print(json.dumps(found[-1], indent=1, ensure_ascii=False), flush=True)
+    ratios = {}
+    for name in ("log-SNR-linear", "β-linear", "α-cosine", "best of all shapes"):
+        mean, error = spread([r["variance"][name] / r["variance"]["its own"] for r in found])
+        ratios[name] = {"over_its_own": mean, "error_by_runs": error}
+        print(f"loss variance under {name} over its own: {mean:.3g} ± {error:.2g}")
+    record = {
+        "command": "python " + " ".join(sys.argv),
+        "machine": {
+            "cpu": cpu(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        "test_items": len(x),
+        "variance_ratios": ratios,
+        "runs": found,
+    }
+    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
