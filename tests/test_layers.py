@@ -29,6 +29,7 @@ FLOORS = (
     "networks",
     "models.base",
     "models.time",
+    "models.level_mean",
     "models.parameterization",
     "models.denoiser",
     "models.backward",

@@ -1,0 +1,207 @@
+"""The historic presets against their papers' own formulas and numbers, and a few steps of each, small."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import diffusional as df
+from diffusional import DiffusionalError, Discrete, likelihood
+from diffusional.models.binomial import BinomialDiffusionModel
+from diffusional.training import recipes
+from diffusional.training.build import build_model, build_sampler, build_schedule
+from diffusional.training.config import Config, DataConfig, ScheduleConfig
+
+CIFAR10 = Discrete((3, 32, 32), 256)
+PRESETS = {
+    "ddpm": recipes.ddpm,
+    "iddpm": recipes.iddpm,
+    "vdm": recipes.vdm,
+    "sohl-dickstein-2015": recipes.sohl_dickstein_2015,
+    "sohl-dickstein-2015-binary": recipes.sohl_dickstein_2015_binary,
+    "levels": recipes.levels,
+    "laptop": recipes.laptop,
+}
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# Schedules and posterior variances, by each paper's formula in plain float64 numpy, to 1e-6.
+
+
+def ddpm_betas() -> np.ndarray:
+    """Ho et al. 2020, §4: constants increasing linearly from 1e-4 to 0.02, T = 1000."""
+    return 1e-4 + (0.02 - 1e-4) * np.arange(1000) / 999
+
+
+def cosine_betas() -> np.ndarray:
+    """Nichol & Dhariwal 2021, eq. 17: ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) π/2), s = 0.008, β_t at most 0.999; T = 4000."""
+    f = np.cos((np.arange(4001) / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - f[1:] / f[:-1], 0.999)
+
+
+def released_betas() -> np.ndarray:
+    """Sohl-Dickstein et al.'s code: 1/linspace(T, 2, T), of which the first is replaced by β_1 = 0.001."""
+    betas = 1 / np.linspace(1000, 2, 1000)
+    betas[0] = 0.001
+    return betas
+
+
+@pytest.mark.parametrize(
+    ("preset", "betas"),
+    [("ddpm", ddpm_betas), ("iddpm", cosine_betas), ("sohl-dickstein-2015", released_betas)],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_schedule_and_posterior_variance(preset: str, betas: Callable[[], np.ndarray]) -> None:
+    """Ho et al. 2020, eq. 4 and 7: ᾱ_t = Π (1 − β_s), β̃_t = β_t (1 − ᾱ_{t−1})/(1 − ᾱ_t), and the weights of x_0 and x_t."""
+    beta = betas()
+    forward = df.GaussianDiffusion(build_schedule(PRESETS[preset]().schedule))
+    alpha2 = np.cumprod(1 - beta)
+    gamma = forward.schedule.grid().detach().numpy()
+    assert forward.steps == len(beta)
+    np.testing.assert_allclose(np.exp(-gamma), alpha2 / (1 - alpha2), rtol=1e-6)
+    s, t = np.arange(len(beta) - 1), np.arange(1, len(beta))
+    variance = beta[t] * (1 - alpha2[s]) / (1 - alpha2[t])
+    of_x = np.sqrt(alpha2[s]) * beta[t] / (1 - alpha2[t])
+    of_z = np.sqrt(1 - beta[t]) * (1 - alpha2[s]) / (1 - alpha2[t])
+    level = torch.arange(1, len(beta))
+    one, zero = (torch.full((len(level), 1), v, dtype=torch.float64) for v in (1.0, 0.0))
+    with torch.no_grad():
+        np.testing.assert_allclose(forward.posterior(zero, zero, level).variance.flatten(), variance, rtol=1e-6)
+        np.testing.assert_allclose(forward.posterior(zero, one, level).mean.flatten(), of_x, rtol=1e-6)
+        np.testing.assert_allclose(forward.posterior(one, zero, level).mean.flatten(), of_z, rtol=1e-6)
+        # eq. 7's other variance, β_t.
+        shifted = torch.cat([zero[:1], zero])
+        np.testing.assert_allclose(
+            forward.transition(shifted, torch.arange(1, len(beta) + 1)).variance.flatten(), beta, rtol=1e-6
+        )
+
+
+def test_the_schedules_differ() -> None:
+    """The control of the test above: one formula does not pass for another's."""
+    ours = build_schedule(recipes.ddpm().schedule).grid().numpy()
+    alpha2 = np.cumprod(1 - cosine_betas())[3::4]
+    assert np.abs(ours + np.log(alpha2 / (1 - alpha2))).max() > 1
+
+
+def test_vdm_starts_straight_between_its_ends() -> None:
+    """Kingma et al. 2021, App. H: γ from −13.3 to 5, both learned."""
+    made = build_schedule(recipes.vdm().schedule)
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)
+    assert made.ends().tolist() == [-13.3, 5.0]
+    assert float((made.gamma(u) - (-13.3 + 18.3 * u)).detach().abs().max()) < 0.2
+    names = dict(made.named_parameters())
+    assert {"gamma_min", "gamma_max"} <= set(names)
+
+
+def test_the_binary_preset_erases_a_constant_part_of_the_signal() -> None:
+    """Sohl-Dickstein et al. 2015, §2.4.1: β_t = 1/(T − t + 1), so that Π (1 − β_s) = 1 − t/T, and nothing is left."""
+    model = build_model(recipes.sohl_dickstein_2015_binary(), df.space.binary((1, 8, 8)))
+    assert isinstance(model, BinomialDiffusionModel)
+    one = torch.ones(100, 1, 8, 8)
+    kept = model.process.marginal(one, torch.arange(1, 101)).mean.flatten(1)[:, 0]
+    expected = 1 - torch.arange(1, 101, dtype=torch.float64) / 100
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-12)
+
+
+# Networks: their papers' numbers.
+
+
+def test_ddpm_has_its_papers_parameters() -> None:
+    """Ho et al. 2020, App. B: 35.7 million for CIFAR-10."""
+    model = build_model(recipes.ddpm(), CIFAR10)
+    assert parameters(model) == pytest.approx(35.7e6, abs=0.05e6)
+    assert isinstance(model, df.DiffusionModel)
+    assert model.variance == "transition"
+    assert isinstance(model.likelihood, likelihood.DiscretizedGaussian)
+
+
+def test_what_the_others_are_made_of() -> None:
+    iddpm = build_model(recipes.iddpm(), CIFAR10)
+    assert isinstance(iddpm, df.DiffusionModel)
+    assert (iddpm.steps, iddpm.variance, iddpm.denoiser.learns_variance) == (4000, "learned", True)
+    assert isinstance(iddpm.likelihood, likelihood.DiscretizedGaussian)
+    beta = cosine_betas()[:2]
+    least = beta[1] * beta[0] / (1 - (1 - beta[0]) * (1 - beta[1]))
+    assert iddpm.likelihood.least == pytest.approx(least, rel=1e-6)
+    small = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8,), blocks=2))
+    vdm = build_model(small, CIFAR10)
+    assert isinstance(vdm, df.DiffusionModel)
+    assert vdm.steps is None
+    assert isinstance(vdm.likelihood, likelihood.LevelPosterior)
+    assert build_sampler(recipes.vdm()) == df.levels.Stratified()
+    full = recipes.vdm().model
+    assert (full.network, full.widths, full.blocks, full.predicts) == ("vdm", (128,), 32, "noise")
+
+
+# A few steps of each, as `train --preset NAME --data …` with options beside it does.
+
+
+def tiny(config: Config, path: Path) -> Config:
+    """The preset on small images, with a small network and few steps; what makes it itself stays."""
+    model = config.model
+    widths = (8,) if model.network == "vdm" else (8, 8)
+    return replace(
+        config,
+        data=DataConfig(name=str(path), levels=2 if model.kind == "binomial-diffusion" else 5),
+        schedule=replace(config.schedule, steps=config.schedule.steps and 12),
+        model=replace(
+            model, widths=widths, blocks=1, attention=(4,) if model.attention else (), heads=2 if model.heads > 1 else 1
+        ),
+        steps=3,
+        batch=4,
+        validate_every=3,
+        checkpoint_every=3,
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_few_steps_and_an_evaluation(preset: str, tmp_path: Path) -> None:
+    config = PRESETS[preset]()
+    levels = 2 if config.model.kind == "binomial-diffusion" else 5
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, levels, (60, 1, 8, 8), dtype=np.uint8))
+    model = df.train(tiny(config, tmp_path / "x.npy"), tmp_path / "run", console=Console(quiet=True))
+    x = df.data.load(str(tmp_path / "x.npy"), levels=levels).encode("test")
+    again = df.load(tmp_path / "run")
+    swept = df.evaluate(again, x, draws=2, cells=12)
+    visited = df.evaluate(again, x, visits=200, audit=False)
+    off = abs(swept.nelbo.value - visited.nelbo.value)
+    assert off < 4.5 * math.hypot(swept.nelbo.error, visited.nelbo.error)
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    samples = again.sample(2, torch.Generator().manual_seed(0))
+    again.space.check(samples)
+
+
+# What does not go together.
+
+
+def refused(config: Callable[[], object], words: str) -> None:
+    with pytest.raises(DiffusionalError, match=words):
+        config()
+
+
+def test_refusals() -> None:
+    bits, grey = df.space.binary((1, 8, 8)), Discrete((1, 8, 8), 5)
+    base = recipes.sohl_dickstein_2015_binary()
+    refused(lambda: build_model(base, grey), 'data of 5 levels came for model.kind="binomial-diffusion"')
+    refused(lambda: replace(base, schedule=ScheduleConfig()), "wants schedule.steps alone")
+    refused(lambda: replace(base, schedule=ScheduleConfig(kind="linear", steps=10)), "wants schedule.steps alone")
+    for name, value in (("predicts", "noise"), ("likelihood", "bernoulli"), ("variance", "transition")):
+        wrong = replace(base, model=replace(base.model, **{name: value}))
+        refused(lambda wrong=wrong: build_model(wrong, bits), "whose network says what every bit is")
+    for network in ("ddpm", "vdm"):
+        wrong = replace(base, model=replace(base.model, network=network))
+        refused(lambda wrong=wrong: build_model(wrong, bits), "it is a Gaussian diffusion's")
+    wide = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8, 16)))
+    refused(lambda: build_model(wide, CIFAR10), "has one resolution: give one width")
+    table = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8,)))
+    refused(lambda: build_model(table, Discrete((5,), 5)), "a U-Net needs")
