@@ -217,7 +217,7 @@ def _network(
             raise DiffusionalError(
                 f'model.widths={chosen.widths} came with model.network="vdm", which has one resolution: give one width'
             )
-        # Neighbouring levels a quarter of a turn and half a turn apart: n = 6, 7 for 256 of them.
+        # Neighbouring levels half a turn and a turn apart: n = 6, 7 for 256 of them.
         fine = max(0, round(math.log2(space.levels)) - 2) if space.levels else 6
         low, high = forward.schedule.ends().detach().tolist()
         return VDMUNet(
