@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from diffusional.bernoulli import Bits
 from diffusional.binomial import BinomialDiffusion, seen_through
@@ -94,14 +93,12 @@ class BinomialDiffusionModel(Chain):
 
     def backward(self, z_next: Items, data: Bits, t: Tensor) -> Bits:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1, from what `data` says of x at z_{t+1}."""
-        log_w = logsigmoid(data.logit), logsigmoid(-data.logit)
+        w, rest = torch.sigmoid(data.logit), torch.sigmoid(-data.logit)
         ones = torch.ones_like(z_next)
-        given = [self.process.posterior(z_next, x, t).logit for x in (ones, -ones)]
-        one, other = (
-            torch.logaddexp(*(w + logsigmoid(sign * logit) for w, logit in zip(log_w, given, strict=True)))
-            for sign in (1, -1)
-        )
-        return Bits(one - other)
+        plus, minus = (self.process.posterior(z_next, x, t).logit for x in (ones, -ones))
+        one = w * torch.sigmoid(plus) + rest * torch.sigmoid(minus)
+        other = w * torch.sigmoid(-plus) + rest * torch.sigmoid(-minus)
+        return Bits(torch.log(one / other))
 
     # The three kinds of costs, MATH (8).
 
