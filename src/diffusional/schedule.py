@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
 
@@ -311,8 +312,8 @@ class LearnedBetas(Schedule):
         return torch.cat([self.beta_first, torch.sigmoid(self.logits)])
 
     def _gammas(self) -> Tensor:
-        # −ln(1 − β_t) = softplus(ℓ_t): no cancellation.
-        lost = torch.cat([-torch.log1p(-self.beta_first), torch.nn.functional.softplus(self.logits)])
+        # −ln(1 − β_t) = −ln sigmoid(−ℓ_t): no cancellation, and exact where torch's softplus is not.
+        lost = torch.cat([-torch.log1p(-self.beta_first), -logsigmoid(-self.logits)])
         return _knots(lost)
 
     def _piece(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
