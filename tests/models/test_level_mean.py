@@ -65,7 +65,7 @@ def test_value_and_slopes_are_those_of_the_table(space: Discrete) -> None:
         size = want.abs().flatten(1).amax(1) if want.ndim > 1 else want.abs()
         error = (got - want).abs().flatten(1).amax(1) if want.ndim > 1 else (got - want).abs()
         assert bool(want.isfinite().all())
-        assert float((error / (size + 1e-3)).max()) < 1e-8
+        assert float((error / (size + 1e-3)).max()) < 1e-7  # a reaches 1e5, where it is rounded to 1e-11
         assert float(size.max()) > 1e-3
 
 
