@@ -119,7 +119,7 @@ def variances(model: df.DiffusionModel, x: Tensor, n: int, seed: int) -> dict[st
     return out | {"best of all shapes": ((high - low) * float(root.mean())) ** 2 - mean**2, "diffusion loss": mean}
 
 
-def one(run: Path, x: Tensor, reference: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+def one(run: Path, x: Tensor, reference: Tensor, options: argparse.Namespace, bounds: bool) -> dict[str, Any]:
     model = df.load(run)
     assert isinstance(model, df.DiffusionModel)
     model.eval()
@@ -132,6 +132,8 @@ def one(run: Path, x: Tensor, reference: Tensor, options: argparse.Namespace) ->
         f"γ_1 = {low + 2:.2f}, {2:+} from its own": with_schedule(model, schedules.log_snr_linear(low + 2, high)),
         f"γ_T = {high - 3:.2f}, {-3:+} from its own": with_schedule(model, schedules.log_snr_linear(low, high - 3)),
     }
+    if not bounds:
+        return out
     out["shapes_and_ends"] = {name: bound(m, x, reference, options.error) for name, m in made.items()}
     out["T"] = {str(t): bound(model.regrid(t + 1), x, reference, options.error) for t in STEPS}
     out["T"]["∞"] = out["shapes_and_ends"]["its own shape"]
@@ -142,6 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", default="../shared/data/mnist")
+    parser.add_argument(
+        "--bounds", type=int, default=1, help="evaluate so many of the runs; of the others the variances only"
+    )
     parser.add_argument("--error", type=float, default=0.004, help="Monte Carlo error of each bound, bits/dim")
     parser.add_argument("--draws", type=int, default=20_000, help="of the loss, for its variance")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "schedules.json")
@@ -149,8 +154,8 @@ def main() -> None:
     data = df.data.load(options.data, levels=256)
     x, reference = data.encode("test"), data.encode("train", slice(0, 10_000))
     found = []
-    for run in options.runs:
-        found.append(one(run, x, reference, options))
+    for i, run in enumerate(options.runs):
+        found.append(one(run, x, reference, options, i < options.bounds))
         print(json.dumps(found[-1], indent=1, ensure_ascii=False), flush=True)
     ratios = {}
     for name in ("log-SNR-linear", "β-linear", "α-cosine", "best of all shapes"):
