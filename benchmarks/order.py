@@ -3,9 +3,10 @@
     python benchmarks/order.py [--data ../shared/data/mnist] [--runs runs/order] [--seeds 0 1 2] [--steps 1200] [--jobs 2]
 
 Every system trains the same U-Net on the same batches for the same number of steps: the same compute, but for a head's few channels
-(the levels head, whose 256 levels cost time of their own, is timed beside it). What differs is what is learned: the objective, the
-schedule, the variance. Each is then evaluated on the 10,000 test images to ± --error. Runs and evaluations that are there already are
-left as they are, so that the command can be stopped and given again.
+(the levels head, whose 256 levels cost time of their own, is timed beside it). What differs is what makes each system: objective, schedule, end points,
+variance, decoder, and the sampler of t, as SYSTEMS says; a pair may differ in several. Each is then evaluated on the 10,000 test images to
+± --error. Runs and evaluations of the same config that are there already are left as they are, so that the command can be stopped and
+given again; others are refused.
 
 A table of test bounds in bits/dim, the mean over seeds ± its standard error by their spread, and the pairs that the papers compare,
 seed by seed.
@@ -15,9 +16,9 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -97,19 +98,17 @@ def config(name: str, data: str, seed: int, steps: int) -> Config:
 def one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate, what of it is not done."""
     torch.set_num_threads(1)
-    run = options.runs / f"{list(SYSTEMS).index(name):02}-seed{seed}"
+    run = options.runs / f"{folder(name)}-seed{seed}"
     wanted = config(name, options.data, seed, options.steps)
     if not (run / "evaluation.json").exists():
-        done = (run / "model.safetensors").exists()
-        started = time.monotonic()
-        model = df.load(run) if done else df.train(wanted, run, resume=run.exists(), console=Console(quiet=True))
-        trained = time.monotonic() - started
+        # A run that has ended takes no more steps.
+        model = df.train(wanted, run, resume=run.exists(), console=Console(quiet=True))
         data = df.data.load(options.data, levels=256)
         reference = data.encode("train", slice(0, 10_000))
         # Without the factorised control, whose tables of 784 × 256 numbers at every γ take longer here than the draws that they save.
         plan = df.Plan.fit(model, reference, controls=("wiener",))
         found = df.evaluate(model, data.encode("test"), target_error=options.error, plan=plan)
-        record = {"system": name, "seed": seed, "config": wanted.to_dict(), "train_seconds": trained}
+        record = {"system": name, "seed": seed, "config": wanted.to_dict(), "error": options.error}
         record |= {
             "nelbo": found.nelbo.to("bits/dim", 784).to_dict(),
             "terms": {term: e.to("bits/dim", 784).to_dict() for term, e in found.terms.items()},
@@ -119,13 +118,30 @@ def one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         save_json(run / "evaluation.json", record)
-    return load_json(run / "evaluation.json")
+    record = load_json(run / "evaluation.json")
+    if record["config"] != wanted.to_dict() or record["error"] != options.error:
+        raise SystemExit(f"{run} holds another config or error; give other --runs")
+    return record | {"train_seconds": seconds(run)}
 
 
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean, and its standard error by the spread of seeds."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+def folder(name: str) -> str:
+    """A system's name as a folder's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("γ", "gamma").replace("∞", "inf")).strip("-")
+
+
+def seconds(run: Path) -> float:
+    """Of training, earlier sessions included."""
+    return json.loads((run / "timing.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"]
+
+
+def spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error by the spread of seeds; None for one seed."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return statistics.fmean(values), error
+
+
+def pm(value: float, error: float | None, digits: int = 4) -> str:
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def main() -> None:
@@ -163,7 +179,7 @@ def main() -> None:
             "parameters": next(iter(runs.values()))["parameters"],
             "caveats": sorted({caveat for run in runs.values() for caveat in run["caveats"]}),
         }
-        print(f"{name:45} {mean:.4f} ± {error:.4f}")
+        print(f"{name:45} {pm(mean, error)}")
     pairs = []
     for better, worse in PAIRS:
         if better in found and worse in found:
@@ -171,7 +187,7 @@ def main() -> None:
             gains = [found[worse][s]["nelbo"]["value"] - found[better][s]["nelbo"]["value"] for s in common]
             mean, error = spread(gains)
             pairs.append({"of": better, "over": worse, "gain": mean, "error_by_seeds": error, "seeds": gains})
-            print(f"{better} over {worse}: {mean:+.4f} ± {error:.4f} bits/dim")
+            print(f"{better} over {worse}: {pm(mean, error)} bits/dim")
     record = {
         "command": "python " + " ".join(sys.argv),
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__},

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from order import cpu, spread
+from order import cpu, pm, spread
 from torch import Tensor
 
 import diffusional as df
@@ -161,7 +161,7 @@ def main() -> None:
     for name in ("log-SNR-linear", "β-linear", "α-cosine", "best of all shapes"):
         mean, error = spread([r["variance"][name] / r["variance"]["its own"] for r in found])
         ratios[name] = {"over_its_own": mean, "error_by_runs": error}
-        print(f"loss variance under {name} over its own: {mean:.3g} ± {error:.2g}")
+        print(f"loss variance under {name} over its own: {pm(mean, error, 2)}")
     record = {
         "command": "python " + " ".join(sys.argv),
         "machine": {

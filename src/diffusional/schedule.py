@@ -85,6 +85,14 @@ class Schedule(nn.Module):
         """(γ at u = 0, γ at u = 1) (2,), float64: γ_1 and γ_T."""
         return self.gamma(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self._device()))
 
+    def spaced(self, steps: int) -> Tensor:
+        """γ at `steps` latents for a chain of fewer than T: at even u, or where betas were trained, the trained latents next to these.
+
+        >>> linear(steps=5).spaced(3).equal(linear(steps=5).grid()[[0, 2, 4]])
+        True
+        """
+        return self.regrid(steps).grid()
+
     def inverse(self, gamma: Tensor) -> Tensor:
         """u with γ(u) = `gamma`, by bisection to float64 precision; raises outside [γ(0), γ(1)].
 
@@ -218,21 +226,25 @@ class Learned(Schedule):
         return (self._monotone(u) - low) / rise, self._rise(u) / rise
 
     def gamma(self, u: Tensor) -> Tensor:
-        return self.gamma_min + (self.gamma_max - self.gamma_min) * self.shape(u)[0]
+        return self.gamma_min + self._span() * self.shape(u)[0]
 
     def dgamma(self, u: Tensor) -> Tensor:
-        return (self.gamma_max - self.gamma_min) * self.shape(u)[1]
+        return self._span() * self.shape(u)[1]
 
     def visit(self, u: Tensor, pull: Pull) -> tuple[Tensor, Tensor]:
         parts = self.shape(u)
         for part in parts:
             if part.requires_grad:
                 part.register_hook(lambda gradient: gradient * pull.factor.to(gradient))
-        span = self.gamma_max - self.gamma_min
-        return self.gamma_min + span * parts[0], span * parts[1]
+        return self.gamma_min + self._span() * parts[0], self._span() * parts[1]
 
     def ends(self) -> Tensor:
-        return torch.stack([self.gamma_min, self.gamma_max])
+        # γ_min + |γ_max − γ_min|, without rounding where they are in order.
+        return torch.stack([self.gamma_min, torch.maximum(self.gamma_max, 2 * self.gamma_min - self.gamma_max)])
+
+    def _span(self) -> Tensor:
+        """|γ_max − γ_min|: learned end points that changed places would turn costs negative."""
+        return (self.gamma_max - self.gamma_min).abs()
 
     def to_dict(self) -> dict[str, Any]:
         state = {name: value.tolist() for name, value in self.state_dict().items()}
@@ -279,6 +291,9 @@ class FromBetas(Schedule):
 
     def grid(self) -> Tensor:
         return self.knots if self.steps == len(self.knots) else super().grid()
+
+    def spaced(self, steps: int) -> Tensor:
+        return _some(self.knots, _checked(steps)) if steps <= len(self.knots) else super().spaced(steps)
 
     def ends(self) -> Tensor:
         return self.knots[[0, -1]]
@@ -332,12 +347,21 @@ class LearnedBetas(Schedule):
     def grid(self) -> Tensor:
         return self._gammas() if self.steps == len(self.logits) + 1 else super().grid()
 
+    def spaced(self, steps: int) -> Tensor:
+        return _some(self._gammas(), _checked(steps)) if steps <= len(self.logits) + 1 else super().spaced(steps)
+
     def ends(self) -> Tensor:
         return self._gammas()[[0, -1]]
 
     def to_dict(self) -> dict[str, Any]:
         state = {name: value.tolist() for name, value in self.state_dict().items()}
         return {"kind": "learned_betas", "state": state, "steps": self.steps}
+
+
+def _some(knots: Tensor, steps: int | None) -> Tensor:
+    """`steps` of the knots, evenly spread from the first to the last."""
+    assert steps is not None
+    return knots[torch.linspace(0, len(knots) - 1, steps, dtype=torch.float64).round().long()]
 
 
 def _knots(lost: Tensor) -> Tensor:

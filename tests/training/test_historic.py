@@ -15,7 +15,7 @@ from diffusional import DiffusionalError, Discrete, likelihood
 from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.training import recipes
 from diffusional.training.build import build_model, build_sampler, build_schedule
-from diffusional.training.config import Config, DataConfig, ScheduleConfig
+from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig
 
 CIFAR10 = Discrete((3, 32, 32), 256)
 PRESETS = {
@@ -47,16 +47,25 @@ def cosine_betas() -> np.ndarray:
     return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
 
-def released_betas() -> np.ndarray:
-    """Sohl-Dickstein et al.'s code: 1/linspace(T, 2, T), of which the first is replaced by β_1 = 0.001."""
+def baseline_betas() -> np.ndarray:
+    """Where Sohl-Dickstein et al.'s β begin: 1/linspace(T, 2, T), T = 1000, β_1 held at 0.002."""
     betas = 1 / np.linspace(1000, 2, 1000)
-    betas[0] = 0.001
+    betas[0] = 0.002
     return betas
+
+
+def test_sohl_dicksteins_released_betas() -> None:
+    """Their code: a floor of 1e-6, and of 0.001 more at t = 1, under the baseline; ours have none, and differ by so much."""
+    floor = np.full(1000, 1e-6)
+    floor[0] += 0.001
+    released = floor + (1 / np.linspace(1000, 2, 1000)) * (1 - floor - 1e-5)
+    np.testing.assert_allclose(baseline_betas(), released, rtol=1.1e-3)
+    np.testing.assert_allclose(baseline_betas()[500:], released[500:], rtol=6e-4)
 
 
 @pytest.mark.parametrize(
     ("preset", "betas"),
-    [("ddpm", ddpm_betas), ("iddpm", cosine_betas), ("sohl-dickstein-2015", released_betas)],
+    [("ddpm", ddpm_betas), ("iddpm", cosine_betas), ("sohl-dickstein-2015", baseline_betas)],
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_schedule_and_posterior_variance(preset: str, betas: Callable[[], np.ndarray]) -> None:
@@ -181,6 +190,31 @@ def test_a_few_steps_and_an_evaluation(preset: str, tmp_path: Path) -> None:
     again.space.check(samples)
 
 
+def test_a_learned_schedule_is_saved_once_and_averaged(tmp_path: Path) -> None:
+    """DDPM's U-Net asks the schedule for its index: what is loaded has the average's γ in both places."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, 5, (60, 1, 8, 8), dtype=np.uint8))
+    base = tiny(recipes.ddpm(), tmp_path / "x.npy")
+    wanted = replace(
+        base,
+        objective="elbo",
+        schedule=ScheduleConfig(kind="learned_betas", steps=12),
+        optimizer=replace(base.optimizer, lr=0.1, warmup=0, ema=0.9),
+    )
+    seen = {}
+
+    def watch(step: int, model: df.LatentVariableModel) -> None:
+        seen[step] = {name: value.clone() for name, value in model.state_dict().items()}
+
+    df.train(wanted, tmp_path / "run", console=Console(quiet=True), watch=watch)
+    loaded = df.load(tmp_path / "run")
+    assert [name for name in loaded.state_dict() if "logits" in name] == ["process.schedule.logits"]
+    assert loaded.state_dict()["process.schedule.logits"].equal(seen[3]["process.schedule.logits"])
+    assert not seen[3]["process.schedule.logits"].equal(seen[0]["process.schedule.logits"])
+    assert isinstance(loaded, df.DiffusionModel)
+    assert loaded.denoiser.time(-loaded.process.schedule.grid()).tolist() == list(range(12))
+
+
 # What does not go together.
 
 
@@ -203,5 +237,14 @@ def test_refusals() -> None:
         refused(lambda wrong=wrong: build_model(wrong, bits), "it is a Gaussian diffusion's")
     wide = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8, 16)))
     refused(lambda: build_model(wide, CIFAR10), "has one resolution: give one width")
+    refused(
+        lambda: replace(recipes.iddpm(), objective="simple"), 'objective="simple" came with model.variance="learned"'
+    )
+    vae = ModelConfig(kind="vae", network="ddpm")
+    refused(lambda: build_model(Config(model=vae), grey), "an autoencoder takes")
+    refused(
+        lambda: Config(model=ModelConfig(kind="vae", variance="transition")), "it is a diffusion model's: leave it out"
+    )
+    refused(lambda: Config(model=ModelConfig(attention=(4,))), 'they are of network="ddpm"')
     table = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8,)))
     refused(lambda: build_model(table, Discrete((5,), 5)), "a U-Net needs")

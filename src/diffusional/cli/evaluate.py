@@ -108,16 +108,16 @@ def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan
     """The plan of a run, learned on its training data the first time; without these, nothing, and a pilot on the data."""
     from diffusional.evaluation import Plan
     from diffusional.evaluation.provenance import tensor_hash
+    from diffusional.files import load_json
 
     if command.plan is not None:
         return Plan.load(command.plan, model), None
     own = model.steps == record.config.schedule.steps
     name = "plan.json" if own else f"plan-{'continuous' if model.steps is None else model.steps}.json"
     path = record.path / name
-    if path.exists():
-        plan = Plan.load(path, model)
-        if plan.provenance.get("weights_sha256") == tensor_hash(model.state_dict()):
-            return plan, None
+    # Of other weights, γ may have been learned on: no plan for these.
+    if path.exists() and load_json(path).get("provenance", {}).get("weights_sha256") == tensor_hash(model.state_dict()):
+        return Plan.load(path, model), None
     reference = reference_items(record)
     if reference is None:
         return None, None

@@ -340,8 +340,8 @@ class DiffusionModel(Chain):
             )
         if steps is None and self.steps is None:
             steps = 250
-        schedule = self.process.schedule if steps is None else self.process.schedule.regrid(steps)
-        grid = schedule.grid()
+        schedule = self.process.schedule
+        grid = schedule.grid() if steps is None else schedule.spaced(steps)
         # Of the network: a learned schedule keeps its own float64.
         example = next(self.denoiser.parameters(), torch.empty(0, device=grid.device))
         z = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device).normal_(generator=generator)

@@ -42,11 +42,16 @@ class TrainedIndex(nn.Module):
 
     def __init__(self, schedule: Schedule, first: int = 0) -> None:
         super().__init__()
-        self.schedule, self.first = schedule, first
+        # Not a part of this module: a schedule that is learned is the model's, and would be in its state twice.
+        self._schedule, self.first = (schedule,), first
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule[0]
 
     def forward(self, log_snr: Tensor) -> Tensor:
-        grid = self.schedule.grid().detach()
         gamma = -log_snr.double()
+        grid = self.schedule.grid().detach().to(gamma.device)
         index = torch.searchsorted(grid, gamma.contiguous()).clamp(1, len(grid) - 1)
         index = index - (gamma - grid[index - 1] < grid[index] - gamma).long()
         near = torch.where(index > 0, grid[index] - grid[index - 1], grid[1] - grid[0])

@@ -155,7 +155,7 @@ def _autoencoder(config: Config, space: Space) -> Autoencoder:
         "discretized-gaussian": lambda: likelihoods.DiscretizedGaussian(space, latent.decoder_variance),
         "gaussian": lambda: likelihoods.GaussianLikelihood(space, latent.decoder_variance),
     }
-    if name not in kinds or chosen.predicts is not None or chosen.network == "unet":
+    if name not in kinds or chosen.predicts is not None or chosen.network not in (None, "mlp"):
         raise DiffusionalError(
             f'model.likelihood="{name}", predicts={chosen.predicts} and network={chosen.network} came with '
             f'model.kind="{chosen.kind}"; an autoencoder takes a likelihood of {", ".join(kinds)}, and nothing for the others'

@@ -245,6 +245,10 @@ class Config:
             raise DiffusionalError(
                 f'schedule.ends="learned" came with schedule.kind="{chain.kind}"; it is of kind "learned"'
             )
+        if self.objective == "simple" and model.variance == "learned":
+            raise DiffusionalError(
+                'objective="simple" came with model.variance="learned", which it says nothing of: use "hybrid" or "elbo"'
+            )
         if self.objective == "hybrid" and model.variance != "learned":
             raise DiffusionalError(
                 f'objective="hybrid" came with model.variance="{model.variance}"; its bound trains a learned variance alone'
@@ -255,6 +259,16 @@ class Config:
                 'bound would go to where the noise is easiest to tell: use objective="elbo"'
             )
         kind = model.kind
+        if not kind.endswith("diffusion") and model.variance != "posterior":
+            raise DiffusionalError(
+                f'model.variance="{model.variance}" came with model.kind="{kind}"; it is a diffusion model\'s: leave it out'
+            )
+        own = (model.attention, model.heads, model.scale_shift)
+        if model.network != "ddpm" and own != ((), 1, False):
+            raise DiffusionalError(
+                f'model.attention={own[0]}, heads={own[1]} and scale_shift={own[2]} came with network="{model.network}"; they are of '
+                'network="ddpm"'
+            )
         if kind == "binomial-diffusion" and (chain.steps is None or replace(chain, steps=None) != ScheduleConfig()):
             raise DiffusionalError(
                 f'schedule={chain} came with model.kind="{kind}"; it has rates of its own, which erase 1/T of the signal a step, and wants '

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs
+from diffusional.schedule import Schedule
 
 # One process may read and hash terabytes while the others wait for it.
 _PATIENCE = timedelta(hours=2)
@@ -39,6 +40,16 @@ def accelerator() -> Accelerator:
             "--fsdp_version 2)"
         )
     return made
+
+
+def refuse_sharding(accelerator: Accelerator, model: nn.Module) -> None:
+    """Raise DiffusionalError for learned schedules under FSDP, which shards no numbers without an axis and no float64 beside float32."""
+    learned = [m for m in model.modules() if isinstance(m, Schedule) and any(True for _ in m.parameters())]
+    if learned and accelerator.distributed_type == DistributedType.FSDP:
+        raise DiffusionalError(
+            f"a {type(learned[0]).__name__} schedule came with FSDP, which can't shard its float64 numbers: train it on several processes "
+            "without sharding (torchrun), or with a schedule that isn't learned"
+        )
 
 
 class Exchange:

@@ -14,7 +14,9 @@ _UNCLIPPED = 1e9
 def ddpm() -> Config:
     """Ho, Jain & Abbeel 2020: linear β, ε-prediction, L_simple, fixed variances. CIFAR-10, test NELBO ≤ 3.75 bits/dim (Table 1).
 
-    Deviates: no horizontal flips (App. B); the weight average's decay warms up (min(0.9999, (1 + i)/(10 + i))).
+    Deviates: no horizontal flips (App. B); x̂ is never clipped to −1 … 1, as the published bounds' chains clip it (released code), and
+    z_1's decoder has σ_1² = β_1 (§3.3), where the released code has the variance of q(z_1|z_2, x); the weight average's decay warms up
+    (min(0.9999, (1 + i)/(10 + i))).
 
     >>> ddpm().schedule.steps
     1000
@@ -56,7 +58,7 @@ def iddpm() -> Config:
 
     `--objective elbo --sampler second-moment` is their L_vlb with its resampler: 2.94 bits/dim.
 
-    Deviates: no horizontal flips; the network hears t itself, not 1000 t/T; L_vlb visits z_1 with a fixed 1/32 of the items rather than
+    Deviates: no horizontal flips; x̂ is never clipped, as the published bounds' chains clip it; the network hears t itself, not 1000 t/T; L_vlb visits z_1 with a fixed 1/32 of the items rather than
     by the resampler, which has the other levels; the average's decay warms up.
 
     >>> iddpm().objective
@@ -99,7 +101,8 @@ def vdm() -> Config:
     """Kingma, Salimans, Poole & Ho 2021: continuous time, learned monotone γ with its end points. CIFAR-10: 2.65 bits/dim (Table 1).
 
     Deviates: data lie on −1 … 1 rather than half a bin inside (a factor of 255/256); t is stratified over the batch and dealt
-    to its items at random, not a shifted grid in their order; the decay of the average warms up.
+    to its items at random, not a shifted grid in their order; γ's units begin spread over [0, 1], theirs as one; norms' scales and γ
+    are not decayed; the decay of the average warms up.
 
     >>> vdm().schedule.kind, vdm().schedule.steps
     ('learned', None)
@@ -134,20 +137,24 @@ def vdm() -> Config:
 
 
 def sohl_dickstein_2015() -> Config:
-    """Sohl-Dickstein et al. 2015: Gaussian diffusion whose rates β_2 … β_T are learned through frozen noise. CIFAR-10: ≤ 5.40 bits/dim.
+    """Sohl-Dickstein et al. 2015: Gaussian diffusion whose rates β_2 … β_T are learned through frozen noise.
 
-    Deviates: a small U-Net in place of convolutions at several scales with dense layers (App. D.2); ε̂ as its output, and
-    the variance between the two that bound it (Nichol & Dhariwal), where theirs is sigmoid(Σ̂ + logit β_t) (App. D.2.1: the same family in
-    the mean, the same range but for its ends in the variance); Adam for RMSProp; a decoder p(x|z_1) over the levels, where theirs
-    adds uniform noise to the data and gives z_1's density.
+    CIFAR-10: ≤ 5.40 bits/dim, as Ho et al. 2020 quote it (Table 1).
+
+    Deviates: a small U-Net in place of convolutions at several scales with dense layers (App. D.2); ε̂ as its output, which is the same
+    family in the mean; the variance around the posterior's and the transition's (Nichol & Dhariwal), where theirs is sigmoid(Σ̂ + logit β_t);
+    every β_t is free, as §2.4.1 has it, where the released code prepares ten bumps over t and doesn't learn them; data lie on −1 … 1, theirs
+    have variance 1; Adam with clipping, a weight average and a flat rate for RMSProp with a decay; a decoder p(x|z_1) over the levels,
+    where theirs adds uniform noise to the data and gives z_1's density.
 
     >>> sohl_dickstein_2015().schedule.kind
     'learned_betas'
     """
     return Config(
         data=_CIFAR10,
-        # §2.4.1: β_1 fixed, "to prevent overfitting", at 0.001 and T = 1000 in the released code; the others by gradient ascent on the bound.
-        schedule=ScheduleConfig(kind="learned_betas", steps=1000, beta_start=1e-3),
+        # §2.4.1: β_1 fixed, "to prevent overfitting"; the others by gradient ascent on the bound. Released code: T = 1000, and β_1 = 0.002 (a
+        # floor of 0.001, and the baseline above it).
+        schedule=ScheduleConfig(kind="learned_betas", steps=1000, beta_start=2e-3),
         model=ModelConfig(
             network="unet",
             widths=(64, 128),
@@ -174,7 +181,7 @@ def sohl_dickstein_2015() -> Config:
 def sohl_dickstein_2015_binary() -> Config:
     """Sohl-Dickstein et al. 2015: binomial diffusion of binary data, β_t = 1/(T − t + 1), which erases 1/T of the signal a step.
 
-    For any binary data of two levels (--data); theirs are sequences, of T = 20 (heartbeats) and 2000.
+    For any binary data of two levels (--data); theirs are sequences of 20 bits (heartbeats).
 
     Deviates: the network says what bit x is, and the backward chain follows by Bayes (docs/presets.md); it is a small U-Net, or an MLP
     for what is no image; T = 100 for images; Adam.

@@ -83,6 +83,7 @@ def train(
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
     model = build_model(config, dataset.space)
+    exchange.refuse_sharding(accelerator, model)
     optimizer = _optimizer(model, config.optimizer)
     others, main = exchange.Exchange(accelerator), accelerator.is_main_process
     with begin(run, config, dataset, resume, main), others.lost_one_named(run / CHECKPOINTS):
