@@ -4,16 +4,19 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from rich.console import Console
 
 import diffusional as df
 from diffusional import DiffusionalError, Discrete, likelihood
 from diffusional.models.binomial import BinomialDiffusionModel
-from diffusional.training import recipes
+from diffusional.training import exchange, recipes
 from diffusional.training.build import build_model, build_sampler, build_schedule
 from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig
 
@@ -213,6 +216,20 @@ def test_a_learned_schedule_is_saved_once_and_averaged(tmp_path: Path) -> None:
     assert not seen[3]["process.schedule.logits"].equal(seen[0]["process.schedule.logits"])
     assert isinstance(loaded, df.DiffusionModel)
     assert loaded.denoiser.time(-loaded.process.schedule.grid()).tolist() == list(range(12))
+
+
+def test_fsdp_is_refused_for_learned_schedules() -> None:
+    accelerator = create_autospec(Accelerator, instance=True)
+    accelerator.distributed_type = DistributedType.FSDP
+    fixed = build_model(Config(), Discrete((1, 8, 8), 5))
+    exchange.refuse_sharding(accelerator, fixed)
+    for kind, steps in (("learned", None), ("learned_betas", 12)):
+        model = build_model(Config(schedule=ScheduleConfig(kind=kind, steps=steps)), Discrete((1, 8, 8), 5))
+        with pytest.raises(DiffusionalError, match="came with FSDP, which can't shard"):
+            exchange.refuse_sharding(accelerator, model)
+        accelerator.distributed_type = DistributedType.MULTI_CPU
+        exchange.refuse_sharding(accelerator, model)
+        accelerator.distributed_type = DistributedType.FSDP
 
 
 # What does not go together.
