@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from battery import F64, close, every_prediction, float64, plain_alpha, plain_sigma, randn
 from diffusional import schedule
 from diffusional.errors import DiffusionalError
-from diffusional.models.denoiser import Denoiser, output_channels, unassisted
+from diffusional.models.denoiser import Denoiser, clipped, output_channels, unassisted
 from diffusional.models.parameterization import LevelsPrediction
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.space import Continuous, Discrete
@@ -162,3 +162,27 @@ def test_trained_index_in_a_denoiser() -> None:
     assert spy.args[1].tolist() == [0, 499, 999]
     with pytest.raises(DiffusionalError, match="regrid"):
         denoiser(Z.float(), trained.regrid(77).grid()[[0, 30, 76]])
+
+
+@every_prediction
+@pytest.mark.parametrize("learns", [False, True])
+def test_clipped_is_the_same_x_within_the_range(kind: str, learns: bool) -> None:
+    """And the same variance; at γ = 2 x̂ leaves the range, at −3 little of it does."""
+    space = Discrete((2, 4), 5, 0.0, 1.0)
+    output = randn(3, 4 if learns else 2, 4, seed=1)
+    free = Denoiser(Spy(output), kind, learns_variance=learns)
+    said, cut = free(Z, GAMMA), clipped(free, space)(Z, GAMMA)
+    close(cut.data, said.data.clamp(0.0, 1.0), rtol=1e-12)
+    assert bool((said.data != cut.data).any())
+    assert bool((said.data == cut.data).any())
+    assert cut.fraction.shape == said.fraction.shape
+    close(cut.fraction, said.fraction, rtol=1e-12)
+
+
+def test_clipped_asks_the_trained_index() -> None:
+    """A network that knows its T indices still does, in float32 too."""
+    made = schedule.cosine(50)
+    spy = Spy()
+    for dtype in (torch.float32, F64):
+        clipped(Denoiser(spy, time=TrainedIndex(made)), Discrete((2, 4), 5))(Z.to(dtype), made.grid()[[0, 30, 49]])
+        assert spy.args[1].tolist() == [0, 30, 49]

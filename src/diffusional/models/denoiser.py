@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from diffusional.errors import DiffusionalError
@@ -129,6 +130,32 @@ def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head
     assert space is not None
     value = level_mean(output, z, gamma, head, space)
     return LevelsPrediction(z, gamma, value, "data", output, head, space)
+
+
+class _Clipped(nn.Module):
+    """x̂ of another denoiser, within the range, and where it puts the variance."""
+
+    def __init__(self, denoiser: Denoiser, low: float, high: float) -> None:
+        super().__init__()
+        self.denoiser, self.low, self.high = denoiser, low, high
+
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        said = self.denoiser(z, -log_snr.double(), condition)
+        x = said.data.clamp(self.low, self.high)
+        return torch.cat([x, 2 * said.fraction - 1], dim=1) if self.denoiser.learns_variance else x
+
+
+def clipped(denoiser: Denoiser, space: Discrete) -> Denoiser:
+    """Another model with the same network: x̂ clipped to the data's range, as DDPM's and improved DDPM's published bounds have it.
+
+    A network that predicts noise says x̂ = (z − σ ε̂)/α, whose error at high noise is that of ε̂ times σ/α: in one step from nearly
+    pure noise, such as the last of the cosine schedule's, it can cost more than all others. Its gradient is 0 where it clips.
+
+    >>> said = clipped(Denoiser(lambda z, log_snr: 0 * z, "noise"), Discrete((1,), 2))(torch.full((1, 1), 9.0), torch.zeros(1))
+    >>> said.data
+    tensor([[1.]])
+    """
+    return Denoiser(_Clipped(denoiser, space.low, space.high), "data", learns_variance=denoiser.learns_variance)
 
 
 def unassisted(z: Items, gamma: Tensor) -> Prediction:
