@@ -1980,4 +1980,25 @@ FAULTS = [
         '"costs": self.costs',
         "test_levels.py::test_second_moment_state_round_trip",
     ),
+    _fault(
+        "models/denoiser.py",
+        "x̂ clipped from below alone",
+        "said.data.clamp(self.low, self.high)",
+        "said.data.clamp(min=self.low)",
+        "models/test_denoiser.py::test_clipped_is_the_same_x_within_the_range",
+    ),
+    _fault(
+        "models/denoiser.py",
+        "another variance where x̂ is clipped",
+        "[x, 2 * said.fraction - 1]",
+        "[x, said.fraction]",
+        "models/test_denoiser.py::test_clipped_is_the_same_x_within_the_range",
+    ),
+    _fault(
+        "schedule.py",
+        "a chain of fewer steps without its last latent",
+        "torch.linspace(0, len(knots) - 1, steps",
+        "torch.linspace(0, len(knots) - 2, steps",
+        "models/test_sampling.py::test_fewer_steps_of_betas_are_trained_latents",
+    ),
 ]
