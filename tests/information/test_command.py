@@ -227,7 +227,7 @@ def test_what_a_vae_s_latents_know(
     ("arguments", "message"),
     [
         (("a",), "Give --reference RUN"),
-        (("a", "--reference", "vae"), "holds no diffusion model"),
+        (("a", "--reference", "vae"), "holds no Gaussian diffusion model"),
         (("vae", "--reference", "a"), "leave it out"),
         (("a", "--reference", "b", "--schedule", "cosine"), "which has its own: leave them out"),
         (("a", "--reference", "nowhere"), "is no folder"),

@@ -154,14 +154,14 @@ def test_sampling_options_of_a_diffusion_are_refused(
 ) -> None:
     df.train(dataclasses.replace(config(stored, "vae"), steps=1), tmp_path / "run", console=QUIET)
     status, _, said = main(capsys, "sample", tmp_path / "run", "--method", "ddim")
-    assert (status, "no diffusion model" in said) == (2, True)
+    assert (status, "no Gaussian diffusion model" in said) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"latent": LatentConfig(sizes=(3, 2))}, "several layers"),
-        ({"objective": "simple"}, "L_simple is a diffusion model's"),
+        ({"objective": "simple"}, r"it is a \(Gaussian\) diffusion model's"),
         ({"model": ModelConfig(kind="vae-diffusion-prior"), "schedule": ScheduleConfig()}, "evaluated at a T"),
         ({"model": ModelConfig()}, "which has no learned latent"),
         ({"model": ModelConfig(kind="vae", likelihood="level-posterior")}, "an autoencoder takes a likelihood"),
