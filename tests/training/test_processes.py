@@ -148,7 +148,10 @@ def test_two_processes_are_one_and_go_on_as_one(alone: Path, config: Config, tmp
         loop.train(config, tmp_path / "run", resume=True, console=QUIET)
     same_curve(alone, tmp_path / "run")
     ours, theirs = load(tmp_path / "run").state_dict(), load(alone).state_dict()
-    assert all((ours[name] - theirs[name]).norm() < 0.02 * theirs[name].norm() + 0.02 for name in theirs)
+    # Before norms of one channel, as these are, a bias has no gradient but rounding's, which Adam follows all the same.
+    moved = [name for name in theirs if not name.endswith(("conv1.bias", "conv2.bias", "skip.bias"))]
+    assert len(moved) > 0.8 * len(theirs)
+    assert all((ours[name] - theirs[name]).norm() < 0.02 * theirs[name].norm() + 0.02 for name in moved)
 
 
 @pytest.mark.slow
@@ -195,5 +198,7 @@ def test_two_processes_evaluate_every_item_once(alone: Path, tmp_path: Path) -> 
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert two["items"] == 200
     assert two["network_evaluations"] == one["network_evaluations"] == 1200
-    numbers = ("value", "error", "item_error")
+    numbers = ("value", "error")
     assert [two["nelbo"][k] for k in numbers] == pytest.approx([one["nelbo"][k] for k in numbers], rel=1e-6)
+    # The root of a difference of variances.
+    assert two["nelbo"]["item_error"] == pytest.approx(one["nelbo"]["item_error"], rel=1e-4)
