@@ -175,11 +175,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--error", type=float, default=0.01, help="Monte Carlo error of each test bound, bits/dim")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--summary", action="store_true", help="of what is there; train nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "order.json")
     options = parser.parse_args()
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.systems}
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        todo = {pool.submit(one, n, s, options): (n, s) for s in options.seeds for n in options.systems}
+        pairs = [(n, s) for s in options.seeds for n in options.systems]
+        there = [
+            pair for pair in pairs if (options.runs / f"{folder(pair[0])}-seed{pair[1]}" / "evaluation.json").exists()
+        ]
+        todo = {pool.submit(one, n, s, options): (n, s) for n, s in (there if options.summary else pairs)}
         for future in as_completed(todo):
             name, seed = todo[future]
             found[name][seed] = future.result()
@@ -206,7 +211,7 @@ def main() -> None:
             f"{name:45} {pm(mean, error)}"
             + (f"; x̂ clipped {pm(*rows[name]['clipped'])}" if rows[name]["clipped"] else "")
         )
-    pairs = []
+    gained = []
     for better, worse in PAIRS:
         if better in found and worse in found:
             common = sorted(set(found[better]) & set(found[worse]))
@@ -220,7 +225,7 @@ def main() -> None:
                 ]
                 gains = [left["value"] - right["value"] for left, right in both]
                 mean, error = spread(gains)
-                pairs.append(
+                gained.append(
                     {"of": better, "over": worse, "bound": kind, "gain": mean, "error_by_seeds": error, "seeds": gains}
                 )
                 print(f"{better} over {worse}{', x̂ clipped' if kind == 'clipped' else ''}: {pm(mean, error)} bits/dim")
@@ -231,7 +236,7 @@ def main() -> None:
         "steps": options.steps,
         "batch": 32,
         "systems": rows,
-        "pairs": pairs,
+        "pairs": gained,
     }
     options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
