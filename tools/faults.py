@@ -139,8 +139,8 @@ FAULTS = [
     _fault(
         "forward.py",
         "γ_{t−1} for γ_t",
-        "[t.long()]",
-        "[t.long() - 1]",
+        ", grid])[t]",
+        ", grid])[t - 1]",
         "test_forward.py::test_marginal_and_transition",
     ),
     _fault(
@@ -531,8 +531,8 @@ FAULTS = [
     _fault(
         "models/backward.py",
         "sign of ln r in the variance of p",
-        "q.log_variance - (log_r",
-        "q.log_variance + (log_r",
+        "q.log_variance - log_r",
+        "q.log_variance + log_r",
         "models/test_backward.py::test_step_as_written_out",
         "models/test_learned_variance.py::test_the_step_as_written_out",
     ),
@@ -684,14 +684,14 @@ FAULTS = [
         "models/test_diffusion.py::test_standardised_data_are_charged_for_their_jacobian",
     ),
     _fault(
-        "models/diffusion.py",
+        "models/chain.py",
         "z_1's share of the batch not weighted",
         "-log_prob / RECONSTRUCTION_SHARE",
         "-log_prob",
         "models/test_diffusion.py::test_loss_of_even_costs_is_the_bound_without_any_luck",
     ),
     _fault(
-        "models/diffusion.py",
+        "models/chain.py",
         "the levels' share of the batch not weighted",
         "weight[visits] / (1 - RECONSTRUCTION_SHARE)",
         "weight[visits]",
@@ -1771,10 +1771,10 @@ FAULTS = [
         "models/test_binomial.py::test_the_mean_of_elbo_s_draws",
     ),
     _fault(
-        "models/binomial.py",
+        "models/chain.py",
         "levels not weighted for those that look at z_1",
-        'draws["weight"][visits] / (1 - RECONSTRUCTION_SHARE)',
-        'draws["weight"][visits]',
+        "weight[visits] / (1 - RECONSTRUCTION_SHARE)",
+        "weight[visits]",
         "models/test_binomial.py::test_the_costs_of_a_loss_are_unbiased",
     ),
     _fault(
@@ -1927,8 +1927,8 @@ FAULTS = [
     _fault(
         "models/backward.py",
         "the learned fraction from the wrong end",
-        "return fraction * align(",
-        "return (1 - fraction) * align(",
+        "return prediction.fraction.double() *",
+        "return (1 - prediction.fraction.double()) *",
         "models/test_learned_variance.py::test_at_its_ends_it_is_the_fixed_one",
     ),
     _fault(

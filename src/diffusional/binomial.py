@@ -14,14 +14,15 @@ MATH (3)'s α_t², but it is the correlation of z_t with x, as α_t is where x h
 It is what networks are told of t, as in a Gaussian diffusion. No cost depends on it. Everything is float64, from Σ_s ln(1 − β_s).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusional.bernoulli import Bits
 from diffusional.errors import DiffusionalError
-from diffusional.forward import Time
+from diffusional.forward import Time, latents
+from diffusional.schedule import Float64
 from diffusional.shapes import Items, align
 
 # |ln SNR| that a network is told at most: at ᾱ = 4.5e-5 a bit is a fair coin.
@@ -47,7 +48,7 @@ def seen_through(z: Items, log_odds: Tensor) -> Tensor:
     return align(log_odds, z) * z
 
 
-class BinomialDiffusion(nn.Module):
+class BinomialDiffusion(Float64):
     """The forward diffusion of bits with keeping probabilities 1 − β_1 … 1 − β_T, 0 < β_t < 1 (β_T = 1 makes z_T pure noise).
 
     x is (B, *dims) of −1 and 1, as `space.binary` has it. Times are ints or int64 tensors (B,), one for each item.
@@ -92,12 +93,8 @@ class BinomialDiffusion(nn.Module):
 
     def _log_signal(self, t: Time, first: int = 1) -> Tensor:
         """ln ᾱ_t (B,) or (), for t in `first` … T."""
-        t = torch.as_tensor(t, device=self.betas.device)
-        if t.dtype.is_floating_point or t.dtype == torch.bool:
-            raise DiffusionalError(f"t of type {t.dtype} came; latents are numbered by integers 1 … {self.steps}")
-        if bool(((t < first) | (t > self.steps)).any()):
-            raise DiffusionalError(f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {self.steps}")
-        return torch.cat([self.log_signal.new_zeros(1), self.log_signal])[t.long()]
+        t = latents(t, first, self.steps, self.betas.device)
+        return torch.cat([self.log_signal.new_zeros(1), self.log_signal])[t]
 
     def log_odds(self, t: Time, s: Time = 0) -> Tensor:
         """λ_{t|s} (B,) or (), how much z_t says about z_s, z_0 ≡ x; 0 ≤ s < t ≤ T."""
@@ -147,12 +144,3 @@ class BinomialDiffusion(nn.Module):
             z = self.transition(z, t).sample(generator).to(x.dtype)
             path.append(z)
         return torch.stack(path)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Move, but stay float64, as schedules do."""
-
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)

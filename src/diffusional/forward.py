@@ -139,6 +139,20 @@ def ddim_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor, eta: float) 
     return Gaussian(mean, align(log_variance, x))
 
 
+def latents(t: Time, first: int, last: int, device: torch.device) -> Tensor:
+    """t as int64 on a device. Raises DiffusionalError unless it is made of integers `first` … `last`.
+
+    >>> latents(3, 1, 10, torch.device("cpu"))
+    tensor(3)
+    """
+    t = torch.as_tensor(t, device=device)
+    if t.dtype.is_floating_point or t.dtype == torch.bool:
+        raise DiffusionalError(f"t of type {t.dtype} came; latents are numbered by integers 1 … {last}")
+    if bool(((t < first) | (t > last)).any()):
+        raise DiffusionalError(f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {last}")
+    return t.long()
+
+
 class GaussianDiffusion(nn.Module):
     """The forward diffusion of a schedule, q(z_{1:T} | x) with z_t at t = 1 … T (MATH (1), (3)).
 
@@ -166,12 +180,8 @@ class GaussianDiffusion(nn.Module):
     def gamma(self, t: Time, first: int = 1) -> Tensor:
         """γ_t (B,) or (), float64, for t in `first` … T; γ_0 = −∞ is x."""
         grid = self.schedule.grid()
-        t = torch.as_tensor(t, device=grid.device)
-        if t.dtype.is_floating_point or t.dtype == torch.bool:
-            raise DiffusionalError(f"t of type {t.dtype} came; latents are numbered by integers 1 … {len(grid)}")
-        if bool(((t < first) | (t > len(grid))).any()):
-            raise DiffusionalError(f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {len(grid)}")
-        return torch.cat([grid.new_full((1,), -torch.inf), grid])[t.long()]
+        t = latents(t, first, len(grid), grid.device)
+        return torch.cat([grid.new_full((1,), -torch.inf), grid])[t]
 
     def marginal(self, x: Items, t: Time) -> Gaussian:
         """q(z_t | x) = N(α_t x, σ_t² I), t in 1 … T, MATH (3)."""

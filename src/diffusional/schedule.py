@@ -47,7 +47,18 @@ class Pull:
     factor: Tensor = field(default_factory=lambda: torch.ones(()))
 
 
-class Schedule(nn.Module):
+class Float64(nn.Module):
+    """A module whose numbers move between devices but stay float64: `model.half()` and autocast do not reach them."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+
+class Schedule(Float64):
     """γ(u) with its derivative. Subclasses give `gamma` and `dgamma`, both float64 and differentiable.
 
     `steps` is T, or None in continuous time.
@@ -125,13 +136,6 @@ class Schedule(nn.Module):
 
     def _device(self) -> torch.device:
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; `from_dict` reads it back."""
@@ -293,7 +297,7 @@ class FromBetas(Schedule):
         return self.knots if self.steps == len(self.knots) else super().grid()
 
     def spaced(self, steps: int) -> Tensor:
-        return _some(self.knots, _checked(steps)) if steps <= len(self.knots) else super().spaced(steps)
+        return _some(self.knots, steps) if steps <= len(self.knots) else super().spaced(steps)
 
     def ends(self) -> Tensor:
         return self.knots[[0, -1]]
@@ -348,7 +352,7 @@ class LearnedBetas(Schedule):
         return self._gammas() if self.steps == len(self.logits) + 1 else super().grid()
 
     def spaced(self, steps: int) -> Tensor:
-        return _some(self._gammas(), _checked(steps)) if steps <= len(self.logits) + 1 else super().spaced(steps)
+        return _some(self._gammas(), steps) if steps <= len(self.logits) + 1 else super().spaced(steps)
 
     def ends(self) -> Tensor:
         return self._gammas()[[0, -1]]
@@ -358,9 +362,9 @@ class LearnedBetas(Schedule):
         return {"kind": "learned_betas", "state": state, "steps": self.steps}
 
 
-def _some(knots: Tensor, steps: int | None) -> Tensor:
+def _some(knots: Tensor, steps: int) -> Tensor:
     """`steps` of the knots, evenly spread from the first to the last."""
-    assert steps is not None
+    _checked(steps)
     return knots[torch.linspace(0, len(knots) - 1, steps, dtype=torch.float64).round().long()]
 
 

@@ -34,7 +34,7 @@ from diffusional.models.backward import log_ratios
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import LevelPosterior, NetworkLevels
-from diffusional.shapes import align, sum_dims
+from diffusional.shapes import sum_dims
 from diffusional.space import Discrete
 
 # Latents held at once, in numbers.
@@ -328,7 +328,7 @@ def _step_gap(
     said = model.denoiser(seen, gamma_t.to(seen.device))
     q = posterior_at(z_t, said.data.double().cpu(), gamma_s, gamma_t)
     log_r = log_ratios(said, gamma_s.to(seen.device), gamma_t.to(seen.device), model.variance).cpu()
-    p = Gaussian(q.mean, q.log_variance - (log_r if log_r.ndim > 1 else align(log_r, z_t)))
+    p = Gaussian(q.mean, q.log_variance - log_r)
     return log_q - p.log_prob(z_s)
 
 

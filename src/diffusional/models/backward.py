@@ -57,11 +57,11 @@ def kl(squared_error: PerItem, gamma_s: Tensor, gamma_t: Tensor, dimensions: int
 
 
 def log_ratios(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
-    """ln r (float64), one for each item; (B, *dims) where the network learns it: f ln σ_s²/σ_t²."""
+    """ln r (float64), to broadcast against z (B, *dims): one for each item, or where the network learns it f ln σ_s²/σ_t²."""
+    z = prediction.z.double()
     if variance != "learned":
-        return log_ratio(gamma_s, gamma_t, variance)
-    fraction = prediction.fraction.double()
-    return fraction * align(log_ratio(gamma_s, gamma_t, "transition"), fraction)
+        return align(log_ratio(gamma_s, gamma_t, variance), z)
+    return prediction.fraction.double() * align(log_ratio(gamma_s, gamma_t, "transition"), z)
 
 
 def kl_learned(squared_errors: Items, log_r: Items, gamma_s: Tensor, gamma_t: Tensor) -> PerItem:
@@ -96,4 +96,4 @@ def step(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Var
     """p(z_s | z_t) given what the denoiser said about z_t (MATH (5))."""
     q = posterior_at(prediction.z, prediction.data, gamma_s, gamma_t)
     log_r = log_ratios(prediction, gamma_s, gamma_t, variance)
-    return Gaussian(q.mean, q.log_variance - (log_r.to(q.mean) if log_r.ndim > 1 else align(log_r, q.mean)))
+    return Gaussian(q.mean, q.log_variance - log_r.to(q.mean))

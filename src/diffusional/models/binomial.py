@@ -29,9 +29,8 @@ from torch import Tensor
 from diffusional.bernoulli import Bits
 from diffusional.binomial import BinomialDiffusion, seen_through
 from diffusional.errors import DiffusionalError
-from diffusional.ledger import Costs, Ledger, LevelDraws
-from diffusional.levels import position
-from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain
+from diffusional.ledger import Costs, Ledger
+from diffusional.models.chain import Chain
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Discrete, Space, binary
 
@@ -155,13 +154,8 @@ class BinomialDiffusionModel(Chain):
         data = self.data(z, t, condition)
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         kl = self._kl(x[visits], level[visits], z[visits], Bits(data.logit[visits]))
-        visited = LevelDraws(kl, level[visits], draws["weight"][visits] / (1 - RECONSTRUCTION_SHARE))
-        nothing = kl.new_zeros(len(x))
-        terms = {"prior": self.prior(x), "kl": nothing.index_copy(0, visits, visited.estimate())}
-        if len(firsts):
-            log_prob = Bits(data.logit[firsts]).log_prob(x[firsts])
-            terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
-        return Costs(terms, position(level[visits], self.levels), self._per_unit(kl))
+        log_prob = Bits(data.logit[firsts]).log_prob(x[firsts])
+        return self._mixed({"prior": self.prior(x)}, draws, visits, kl, firsts, log_prob)
 
     # Sampling.
 

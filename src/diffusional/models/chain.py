@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
-from diffusional.ledger import Ledger
-from diffusional.levels import LevelSampler, Stratified
+from diffusional.ledger import Costs, Ledger, LevelDraws
+from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models.base import LatentVariableModel
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Space
@@ -174,6 +174,27 @@ class Chain(LatentVariableModel):
         else:
             out["first_noise"] = standard_normal(x, n, generator)
         return out
+
+    def _mixed(
+        self,
+        terms: dict[str, Tensor],
+        draws: dict[str, Tensor],
+        visits: Tensor,
+        kl: Tensor,
+        firsts: Tensor,
+        log_prob: Tensor,
+    ) -> Costs:
+        """`terms` and the costs of a batch of which the items `visits` (V,) look at a level, with KL_t `kl` (V,), and the others,
+        `firsts` (F,), at z_1, with ln p(x|z_1) `log_prob` (F,): each weighted for those that look elsewhere.
+        """
+        level, weight = draws["level"][visits], draws["weight"]
+        visited = LevelDraws(kl, level, weight[visits] / (1 - RECONSTRUCTION_SHARE))
+        nothing = kl.new_zeros(len(weight))
+        terms = terms | {"kl": nothing.index_copy(0, visits, visited.estimate())}
+        if len(firsts):
+            log_prob = log_prob.to(kl.dtype)
+            terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
+        return Costs(terms, position(level, self.levels), self._per_unit(kl))
 
     def _per_unit(self, kl: Tensor) -> Tensor:
         """Costs per unit of u: what a uniform sampler's weight would make of them."""

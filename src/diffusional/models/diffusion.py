@@ -19,7 +19,7 @@ from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger, LevelDraws, per_unit
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
-from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain, standard_normal
+from diffusional.models.chain import Chain, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood, NetworkLevels
 from diffusional.models.parameterization import Prediction
@@ -213,13 +213,8 @@ class DiffusionModel(Chain):
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         # Of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
         kl = kl[visits]
-        visited = LevelDraws(kl, level[visits], weight[visits] / (1 - RECONSTRUCTION_SHARE))
-        nothing = kl.new_zeros(len(x))
-        terms["kl"] = nothing.index_copy(0, visits, visited.estimate())
-        if len(firsts):
-            log_prob = self.likelihood.log_prob(x[firsts], prediction[firsts]).to(kl.dtype)
-            terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
-        return Costs(terms, position(level[visits], self.levels), self._per_unit(kl))
+        log_prob = self.likelihood.log_prob(x[firsts], prediction[firsts]) if len(firsts) else kl.new_zeros(0)
+        return self._mixed(terms, draws, visits, kl, firsts, log_prob)
 
     # Other objectives than the bound.
 
