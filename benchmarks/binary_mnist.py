@@ -9,25 +9,17 @@ the VAEs are residual MLPs, which take more steps of more items in less time.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-# Before torch: what runs side by side has a core each.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import torch
-from order import cpu, folder, pm, seconds, spread
-from rich.console import Console
+from provenance import machine, save
+from seeds import Record, each, folder, measured, pm, spread
 
 import diffusional as df
-from diffusional.files import load_json, save_json
+from diffusional.models.base import LatentVariableModel
+from diffusional.models.chain import Chain
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 UNET = ModelConfig(network="unet", widths=(16, 32), blocks=1, dropout=0.0)
@@ -75,43 +67,32 @@ def binarised(options: argparse.Namespace) -> Path:
     return path
 
 
-def one(name: str, seed: int, options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Train and evaluate, what of it is not done."""
-    torch.set_num_threads(1)
-    run = options.runs / f"{folder(name)}-seed{seed}"
+def config(name: str, seed: int, steps: int, path: Path) -> Config:
     base = SYSTEMS[name]
-    steps = base.steps if "VAE" in name else options.steps
-    config = replace(
+    steps, batch = (base.steps, base.batch) if "VAE" in name else (steps, 32)
+    return replace(
         base,
         data=DataConfig(name=str(path), levels=2),
         steps=steps,
-        batch=base.batch if "VAE" in name else 32,
+        batch=batch,
         seed=seed,
         validate_every=max(1, steps // 4),
         checkpoint_every=500,
     )
-    if not (run / "evaluation.json").exists():
-        # A run that has ended takes no more steps.
-        model = df.train(config, run, resume=run.exists(), console=Console(quiet=True))
-        data = df.data.load(str(path), levels=2)
-        more = {} if "VAE" in name else {"reference": data.encode("train", slice(0, 10_000))}
-        found = df.evaluate(model, data.encode("test"), target_error=options.error, unit="nats", **more)
-        save_json(
-            run / "evaluation.json",
-            {
-                "nelbo": found.nelbo.to("nats", 784).to_dict(),
-                "terms": {term: e.to("nats", 784).to_dict() for term, e in found.terms.items()},
-                "network_evaluations": found.nelbo.network_evaluations,
-                "caveats": list(found.caveats),
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "error": options.error,
-                "config": config.to_dict(),
-            },
-        )
-    record = load_json(run / "evaluation.json")
-    if record["config"] != config.to_dict() or record["error"] != options.error:
-        raise SystemExit(f"{run} holds another config or error; give other --runs")
-    return record | {"train_seconds": seconds(run)}
+
+
+def bound(model: LatentVariableModel, path: Path, error: float) -> df.Evaluation:
+    """Of the test images."""
+    data = df.data.load(str(path), levels=2)
+    reference = data.encode("train", slice(0, 10_000)) if isinstance(model, Chain) else None
+    return df.evaluate(model, data.encode("test"), target_error=error, unit="nats", reference=reference)
+
+
+def one(name: str, seed: int, options: argparse.Namespace, path: Path) -> Record:
+    """Train and evaluate, what of it is not done."""
+    wanted = config(name, seed, options.steps, path)
+    measure = partial(bound, path=path, error=options.error)
+    return measured(folder(options.runs, name, seed), wanted, options.error, "nats", measure)
 
 
 def main() -> None:
@@ -125,26 +106,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "binary_mnist.json")
     options = parser.parse_args()
     path = binarised(options)
-    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in SYSTEMS}
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        todo = {pool.submit(one, n, s, options, path): (n, s) for s in options.seeds for n in SYSTEMS}
-        for future in as_completed(todo):
-            name, seed = todo[future]
-            found[name][seed] = future.result()
-            nelbo = found[name][seed]["nelbo"]
-            print(f"{name}, seed {seed}: {nelbo['value']:.2f} ± {nelbo['error']:.2f} nats", flush=True)
+    pairs = [(name, seed) for seed in options.seeds for name in SYSTEMS]
+    found = each(partial(one, options=options, path=path), pairs, options.jobs)
     rows = {}
-    for name, runs in found.items():
-        mean, error = spread([run["nelbo"]["value"] for run in runs.values()])
-        rows[name] = {"nats": mean, "error_by_seeds": error, "seeds": {str(s): r for s, r in sorted(runs.items())}}
+    for name in SYSTEMS:
+        mean, error = spread(run["nelbo"]["value"] for run in found[name].values())
+        rows[name] = {"nats": mean, "error_by_seeds": error, "seeds": {str(s): r for s, r in found[name].items()}}
         print(f"{name:45} {pm(mean, error, 2)} nats")
     record = {
-        "command": "python " + " ".join(sys.argv),
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__},
+        "machine": machine(threads=1),
         "data": "MNIST, every pixel drawn once with the probability of its grey value, seed 0; 10,000 test images",
         "systems": rows,
     }
-    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(options.out, record)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,7 @@ import argparse
 import functools
 import json
 import math
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import machine, save
 from torch import Tensor, nn
 
 import diffusional as df
@@ -461,23 +459,6 @@ def measure(name: str, run: Path | None, evaluations: int) -> dict[str, Any]:
     return row
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "diffusional": df.__version__,
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="of a digits model; without it the recipe is trained")
@@ -496,13 +477,12 @@ def main() -> None:
         "plans_per_case": PLANS,
         "cases": {},
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running = {name: pool.submit(measure, name, args.run, args.evaluations) for name in wanted}
         for name, row in running.items():
             record["cases"][name] = row.result()
             print(f"{name}: {json.dumps(row.result())}", flush=True)
-            args.out.write_text(json.dumps(record, indent=1) + "\n")
+            save(args.out, record)
     print(f"written to {args.out}")
 
 

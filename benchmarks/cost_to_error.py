@@ -21,19 +21,16 @@ For (b), (c) and the plan the error is the observed spread of the data set's mea
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import machine, save
 from torch import Tensor
 
-import diffusional
 from diffusional.evaluation import Plan, evaluate
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.sweep import sweep
@@ -247,16 +244,10 @@ def main() -> None:
         "sweep": {"items": len(swept), "sweeps": options.sweeps},
         "data": record.config.data.name,
         "seconds": time.monotonic() - started,
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"diffusional": diffusional.__version__, "torch": torch.__version__},
-        "command": " ".join(sys.argv),
+        "machine": machine(),
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        save(options.out, result)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ Targets at full size, on 2 cores: one level in under 5 s and 1.5 times the bare 
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import machine, save
 
-import diffusional
 from diffusional.data import load
 from diffusional.information import curve, points_of
 from diffusional.information.finite import _FLOAT32_UP_TO
@@ -106,22 +103,6 @@ def peak_gigabytes() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Where and with what this was measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "threads": threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "diffusional": diffusional.__version__,
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "../shared/data/mnist")
@@ -136,7 +117,7 @@ def main() -> None:
     x = torch.cat([dataset.encode("train"), dataset.encode("validation")])[: args.points]
     del dataset
     reset_peak()
-    record: dict[str, Any] = {"machine": machine(args.threads), "points": len(x), "samples": args.samples}
+    record: dict[str, Any] = {"machine": machine(), "points": len(x), "samples": args.samples}
     record["curve"] = whole_curve(x, args.samples)
     print("curve:", json.dumps(record["curve"]), flush=True)
     # The product that it is compared with holds its own copies: the curve's memory is taken before.
@@ -144,9 +125,7 @@ def main() -> None:
     record["memory_meets_target"] = record["peak_gigabytes"] < GIGABYTES
     record["one_level"] = one_level(x, args.samples, args.repetitions)
     print("one level:", json.dumps(record["one_level"]), flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written to {args.out}")
+    save(args.out, record)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ own width (discretised logistic); beside them a diffusion model, whose I(x; z_1)
 
 import argparse
 import dataclasses
-import json
 import math
-import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import machine, save
 from rich.console import Console
 
 import diffusional as df
@@ -89,11 +87,9 @@ def main() -> None:
     record = {
         "traces": traces,
         "entropy": math.log(len(originals)),
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {"diffusional": df.__version__, "torch": torch.__version__},
-        "command": " ".join(sys.argv),
+        "machine": machine(),
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    save(options.out, record)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ longer than the draws: --draws makes a nat budget instead, whose gaps are comput
 
 import argparse
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import machine, save
 
 import diffusional as df
 from diffusional import exact, likelihood, schedule
@@ -73,11 +72,9 @@ def main() -> None:
             print(name, kind, json.dumps(rows[key]), flush=True)
     record = {
         "rows": rows,
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {"diffusional": df.__version__, "torch": torch.__version__},
-        "command": " ".join(sys.argv),
+        "machine": machine(),
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    save(options.out, record)
 
 
 if __name__ == "__main__":

@@ -16,25 +16,17 @@ seed by seed.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import re
-import statistics
-import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Before torch: what runs side by side has a core each.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
-from rich.console import Console
+from provenance import machine, save
+from seeds import Record, each, folder, measured, pm, spread
 
 import diffusional as df
 from diffusional.files import load_json, save_json
+from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import clipped
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
@@ -99,71 +91,57 @@ def config(name: str, data: str, seed: int, steps: int) -> Config:
     )
 
 
-def one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def bound(model: LatentVariableModel, options: argparse.Namespace) -> df.Evaluation:
+    """Of the test images."""
+    assert isinstance(model, df.DiffusionModel)
+    data = df.data.load(options.data, levels=256)
+    # Without the factorised control, whose tables of 784 × 256 numbers at every γ take longer here than the draws that they save.
+    plan = df.Plan.fit(model, data.encode("train", slice(0, 10_000)), controls=("wiener",))
+    return df.evaluate(model, data.encode("test"), target_error=options.error, plan=plan)
+
+
+def one(name: str, seed: int, options: argparse.Namespace) -> Record:
     """Train and evaluate, what of it is not done."""
-    torch.set_num_threads(1)
-    run = options.runs / f"{folder(name)}-seed{seed}"
-    wanted = config(name, options.data, seed, options.steps)
-    if not (run / "evaluation.json").exists():
-        # A run that has ended takes no more steps.
-        model = df.train(wanted, run, resume=run.exists(), console=Console(quiet=True))
-        data = df.data.load(options.data, levels=256)
-        reference = data.encode("train", slice(0, 10_000))
-        # Without the factorised control, whose tables of 784 × 256 numbers at every γ take longer here than the draws that they save.
-        plan = df.Plan.fit(model, reference, controls=("wiener",))
-        found = df.evaluate(model, data.encode("test"), target_error=options.error, plan=plan)
-        record = {"system": name, "seed": seed, "config": wanted.to_dict(), "error": options.error}
-        record |= {
-            "nelbo": found.nelbo.to("bits/dim", 784).to_dict(),
-            "terms": {term: e.to("bits/dim", 784).to_dict() for term, e in found.terms.items()},
-            "network_evaluations": found.nelbo.network_evaluations,
-            "reached": found.reached,
-            "caveats": list(found.caveats),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-        save_json(run / "evaluation.json", record)
+    run, wanted = folder(options.runs, name, seed), config(name, options.data, seed, options.steps)
+    record = measured(run, wanted, options.error, "bits/dim", partial(bound, options=options))
     # Of networks that predict noise on a grid: x̂ clipped to the data's range, as their authors' published bounds have it.
-    if wanted.model.predicts == "noise" and wanted.schedule.steps and not (run / "clipped.json").exists():
-        model, data = df.load(run), df.data.load(options.data, levels=256)
-        assert isinstance(model, df.DiffusionModel)
-        cut = df.DiffusionModel(model.process, clipped(model.denoiser, data.space), model.likelihood, model.variance)
-        plan = df.Plan.fit(cut, data.encode("train", slice(0, 10_000)), controls=("wiener",))
-        found = df.evaluate(cut, data.encode("test"), target_error=options.error, plan=plan)
-        save_json(
-            run / "clipped.json", {"nelbo": found.nelbo.to("bits/dim", 784).to_dict(), "caveats": list(found.caveats)}
-        )
-    record = load_json(run / "evaluation.json")
-    if (run / "clipped.json").exists():
+    if wanted.model.predicts == "noise" and wanted.schedule.steps:
+        if not (run / "clipped.json").exists():
+            model = df.load(run)
+            assert isinstance(model, df.DiffusionModel)
+            network = clipped(model.denoiser, model.space)
+            found = bound(df.DiffusionModel(model.process, network, model.likelihood, model.variance), options)
+            nelbo = found.nelbo.to("bits/dim", found.dimensions).to_dict()
+            save_json(run / "clipped.json", {"nelbo": nelbo, "caveats": list(found.caveats)})
         record["clipped"] = load_json(run / "clipped.json")["nelbo"]
-    if record["config"] != wanted.to_dict() or record["error"] != options.error:
-        raise SystemExit(f"{run} holds another config or error; give other --runs")
-    return record | {"train_seconds": seconds(run)}
+    return record
 
 
-def clipped_spread(runs: list[dict[str, Any]]) -> tuple[float, float | None] | None:
-    """Mean and error over seeds of the bounds with x̂ clipped, where there are any."""
-    values = [run["clipped"]["value"] for run in runs if "clipped" in run]
-    return spread(values) if values else None
+def row(runs: dict[int, Record]) -> dict[str, Any]:
+    """A system, over its seeds."""
+    first, *_ = several = list(runs.values())
+    mean, error = spread(run["nelbo"]["value"] for run in several)
+    return {
+        "bits_per_dim": mean,
+        "error_by_seeds": error,
+        "seeds": {str(seed): run["nelbo"] for seed, run in runs.items()},
+        "terms": {term: spread(run["terms"][term]["value"] for run in several)[0] for term in first["terms"]},
+        "clipped": spread(run["clipped"]["value"] for run in several) if "clipped" in first else None,
+        "train_seconds": spread(run["train_seconds"] for run in several)[0],
+        "parameters": first["parameters"],
+        "caveats": sorted({caveat for run in several for caveat in run["caveats"]}),
+    }
 
 
-def folder(name: str) -> str:
-    """A system's name as a folder's."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("γ", "gamma").replace("∞", "inf")).strip("-")
-
-
-def seconds(run: Path) -> float:
-    """Of training, earlier sessions included."""
-    return json.loads((run / "timing.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"]
-
-
-def spread(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and its standard error by the spread of seeds; None for one seed."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return statistics.fmean(values), error
-
-
-def pm(value: float, error: float | None, digits: int = 4) -> str:
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+def gain(better: dict[int, Record], worse: dict[int, Record], kind: str) -> dict[str, Any]:
+    """What one system is better by than another, seed by seed; x̂ clipped where a bound has that and `kind` asks for it."""
+    gains = [
+        worse[seed].get(kind, worse[seed]["nelbo"])["value"] - better[seed].get(kind, better[seed]["nelbo"])["value"]
+        for seed in better
+        if seed in worse
+    ]
+    mean, error = spread(gains)
+    return {"bound": kind, "gain": mean, "error_by_seeds": error, "seeds": gains}
 
 
 def main() -> None:
@@ -178,74 +156,34 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="of what is there; train nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "order.json")
     options = parser.parse_args()
-    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in options.systems}
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        pairs = [(n, s) for s in options.seeds for n in options.systems]
-        there = [
-            pair for pair in pairs if (options.runs / f"{folder(pair[0])}-seed{pair[1]}" / "evaluation.json").exists()
+    pairs = [(name, seed) for seed in options.seeds for name in options.systems]
+    if options.summary:
+        pairs = [
+            (name, seed) for name, seed in pairs if (folder(options.runs, name, seed) / "evaluation.json").exists()
         ]
-        todo = {pool.submit(one, n, s, options): (n, s) for n, s in (there if options.summary else pairs)}
-        for future in as_completed(todo):
-            name, seed = todo[future]
-            found[name][seed] = future.result()
-            nelbo = found[name][seed]["nelbo"]
-            print(f"{name}, seed {seed}: {nelbo['value']:.4f} ± {nelbo['error']:.4f} bits/dim", flush=True)
-    rows = {}
-    for name, runs in found.items():
-        values = [run["nelbo"]["value"] for run in runs.values()]
-        mean, error = spread(values)
-        rows[name] = {
-            "bits_per_dim": mean,
-            "error_by_seeds": error,
-            "seeds": {str(seed): run["nelbo"] for seed, run in sorted(runs.items())},
-            "terms": {
-                t: statistics.fmean(r["terms"][t]["value"] for r in runs.values())
-                for t in next(iter(runs.values()))["terms"]
-            },
-            "clipped": clipped_spread(list(runs.values())),
-            "train_seconds": statistics.fmean(run["train_seconds"] for run in runs.values()),
-            "parameters": next(iter(runs.values()))["parameters"],
-            "caveats": sorted({caveat for run in runs.values() for caveat in run["caveats"]}),
-        }
-        print(
-            f"{name:45} {pm(mean, error)}"
-            + (f"; x̂ clipped {pm(*rows[name]['clipped'])}" if rows[name]["clipped"] else "")
-        )
-    gained = []
-    for better, worse in PAIRS:
-        if better in found and worse in found:
-            common = sorted(set(found[better]) & set(found[worse]))
-            for kind in ("nelbo", "clipped"):
-                both = [
-                    (
-                        found[worse][s].get(kind, found[worse][s]["nelbo"]),
-                        found[better][s].get(kind, found[better][s]["nelbo"]),
-                    )
-                    for s in common
-                ]
-                gains = [left["value"] - right["value"] for left, right in both]
-                mean, error = spread(gains)
-                gained.append(
-                    {"of": better, "over": worse, "bound": kind, "gain": mean, "error_by_seeds": error, "seeds": gains}
-                )
-                print(f"{better} over {worse}{', x̂ clipped' if kind == 'clipped' else ''}: {pm(mean, error)} bits/dim")
+    found = each(partial(one, options=options), pairs, options.jobs)
+    rows = {name: row(found[name]) for name in options.systems if name in found}
+    for name, said in rows.items():
+        cut = f"; x̂ clipped {pm(*said['clipped'])}" if said["clipped"] else ""
+        print(f"{name:45} {pm(said['bits_per_dim'], said['error_by_seeds'])}{cut}")
+    gained = [
+        {"of": better, "over": worse} | gain(found[better], found[worse], kind)
+        for better, worse in PAIRS
+        if better in found and worse in found
+        for kind in ("nelbo", "clipped")
+    ]
+    for said in gained:
+        how = ", x̂ clipped" if said["bound"] == "clipped" else ""
+        print(f"{said['of']} over {said['over']}{how}: {pm(said['gain'], said['error_by_seeds'])} bits/dim")
     record = {
-        "command": "python " + " ".join(sys.argv),
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__},
+        "machine": machine(threads=1),
         "data": {"name": "MNIST, 8 bit", "test_items": 10_000, "dimensions": 784},
         "steps": options.steps,
         "batch": 32,
         "systems": rows,
         "pairs": gained,
     }
-    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
+    save(options.out, record)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,15 @@ they are read against the network with its head.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import machine, save
 
-import diffusional
 from diffusional.data import load
 from diffusional.evaluation import evaluate, sweep
 from diffusional.forward import GaussianDiffusion
@@ -178,32 +175,6 @@ def sweeping(head: str, items: int, cells: int, repetitions: int) -> dict[str, A
     }
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Where and with what this was measured."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor() or platform.machine(),
-    )
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "threads": threads,
-        "clock": clock().__name__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "diffusional": diffusional.__version__,
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=48, help="of the training step; a sweep gets a sixth")
@@ -215,15 +186,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    record: dict[str, Any] = {"machine": machine(args.threads), "batch": args.batch, "training": {}, "evaluation": {}}
+    record: dict[str, Any] = {
+        "machine": machine() | {"clock": clock().__name__},
+        "batch": args.batch,
+        "training": {},
+        "evaluation": {},
+    }
     for head in args.heads:
         record["training"][head] = training(head, args.batch, args.repetitions)
         print(f"training, {head} head:", json.dumps(record["training"][head]), flush=True)
         record["evaluation"][head] = sweeping(head, args.items, args.cells, max(3, args.repetitions // 6))
         print(f"evaluation, {head} head:", json.dumps(record["evaluation"][head]), flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written to {args.out}")
+    save(args.out, record)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ variance   of one draw of the diffusion loss L = ½ γ'(u) ‖ε − ε̂‖², 
 import argparse
 import json
 import math
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from order import cpu, pm, spread
+from provenance import machine, save
+from seeds import pm, spread
 from torch import Tensor
 
 import diffusional as df
@@ -163,18 +162,12 @@ def main() -> None:
         ratios[name] = {"over_its_own": mean, "error_by_runs": error}
         print(f"loss variance under {name} over its own: {pm(mean, error, 2)}")
     record = {
-        "command": "python " + " ".join(sys.argv),
-        "machine": {
-            "cpu": cpu(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "test_items": len(x),
         "variance_ratios": ratios,
         "runs": found,
     }
-    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(options.out, record)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,13 @@ the 1,000 training images, MATH (21).
 
 import argparse
 import dataclasses
-import json
-import os
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import machine, save
 from rich.console import Console
 
 import diffusional as df
@@ -97,16 +94,9 @@ def main() -> None:
             "seeds": seeds,
             "yardsticks": {name: row["nelbo"] for name, row in demo.yardsticks(plain).items()},
             "seconds": time.monotonic() - started,
-            "machine": {
-                "cpu": platform.machine(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "load_average": os.getloadavg()[0],
-            },
-            "versions": {"diffusional": df.__version__, "torch": torch.__version__},
-            "command": " ".join(sys.argv),
+            "machine": machine(),
         }
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        save(options.out, record)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from overhead import clock, machine
+from overhead import clock
 from peers import diffusers_example, lucidrains
+from provenance import machine, save
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -497,9 +498,8 @@ def main() -> None:
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
 
     def measured(part: str, of: Callable[[], dict[str, Any]]) -> None:
-        record[part] = {"machine": machine(torch.get_num_threads())} | of()
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        record[part] = {"machine": machine()} | of()
+        save(args.out, record)
 
     for threads in args.threads:
         torch.set_num_threads(threads)

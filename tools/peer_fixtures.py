@@ -33,7 +33,6 @@ rest of its code follows its inputs' precision.
 import argparse
 import importlib
 import itertools
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +41,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from sources import commit
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -59,17 +59,6 @@ GRADIENTS = ("RESCALED_MSE", "KL")
 LEVEL = {"LEARNED_RANGE": 0.0, "LEARNED": -5.0}
 # Of the decoder alone, x̂ and s²: bins of 1.06 and 0.25 standard deviations.
 MEANS, DECODER_VARIANCES = (-1.0, -0.7, 0.1, 0.9), (5.5e-5, 1e-3)
-
-
-def commit(source: Path) -> str:
-    """The commit of a clean clone; anything else is refused."""
-
-    def git(*command: str) -> str:
-        return subprocess.run(["git", "-C", source, *command], capture_output=True, text=True).stdout.strip()
-
-    if Path(git("rev-parse", "--show-toplevel")) != source or git("status", "--porcelain", "-uno"):
-        raise SystemExit(f"{source} is no clean clone: git clone {SOURCE} {source}")
-    return git("rev-parse", "HEAD")
 
 
 def inputs(seed: int = 0) -> dict[str, np.ndarray]:
@@ -223,7 +212,12 @@ def main() -> None:
     options = parser.parse_args()
 
     source = options.source.resolve()
-    origin = {"source": SOURCE, "commit": commit(source), "torch": str(torch.__version__), "numpy": np.__version__}
+    origin = {
+        "source": SOURCE,
+        "commit": commit(source, SOURCE),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(source))
     peer = importlib.import_module("improved_diffusion.gaussian_diffusion")

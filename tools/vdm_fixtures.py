@@ -30,7 +30,6 @@ import argparse
 import importlib
 import itertools
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -41,6 +40,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from sources import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "https://github.com/google-research/vdm"
@@ -63,17 +63,6 @@ FIRST = 100  # elements of a gradient
 UNIT = 16  # the network's weights are whole sixteenths
 
 Arrays = dict[str, np.ndarray]
-
-
-def commit(source: Path) -> str:
-    """The commit of a clean clone; anything else is refused."""
-
-    def git(*command: str) -> str:
-        return subprocess.run(["git", "-C", source, *command], capture_output=True, text=True).stdout.strip()
-
-    if Path(git("rev-parse", "--show-toplevel")) != source or git("status", "--porcelain", "-uno"):
-        raise SystemExit(f"{source} is no clean clone: git clone {SOURCE} {source}")
-    return git("rev-parse", "HEAD")
 
 
 def inputs(rng: np.random.Generator) -> Arrays:
@@ -218,7 +207,7 @@ def main() -> None:
     jax, flax = importlib.import_module("jax"), importlib.import_module("flax")
     origin = {
         "source": SOURCE,
-        "commit": commit(source),
+        "commit": commit(source, SOURCE),
         "jax": jax.__version__,
         "flax": flax.__version__,
         "numpy": np.__version__,

@@ -208,12 +208,14 @@ class Learned(Schedule):
         self.widths = nn.Parameter(2 * width)
         self.biases = nn.Parameter(-2 * width * (2 * place - 1))
 
+    def _angle(self, u: Tensor) -> Tensor:
+        return 0.5 * (self.widths.abs() * (2 * u.unsqueeze(-1) - 1) + self.biases)
+
     def _monotone(self, u: Tensor) -> Tensor:
-        angle = 0.5 * (self.widths.abs() * (2 * u.unsqueeze(-1) - 1) + self.biases)
-        return self.slope.abs() * u + (self.heights.abs() * torch.tanh(angle)).mean(-1)
+        return self.slope.abs() * u + (self.heights.abs() * torch.tanh(self._angle(u))).mean(-1)
 
     def _rise(self, u: Tensor) -> Tensor:
-        angle = 0.5 * (self.widths.abs() * (2 * u.unsqueeze(-1) - 1) + self.biases)
+        angle = self._angle(u)
         # tanh' = 1/cosh² = 4 σ(2a) σ(−2a), which no angle makes overflow.
         bump = 4 * torch.sigmoid(2 * angle) * torch.sigmoid(-2 * angle)
         return self.slope.abs() + (self.heights.abs() * self.widths.abs() * bump).mean(-1)

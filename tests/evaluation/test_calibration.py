@@ -22,11 +22,13 @@ def calibration() -> Iterator[ModuleType]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["calibration"] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent))  # where what benchmarks share is
     spec.loader.exec_module(module)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # rows are few: more threads take longer
     yield module
     torch.set_num_threads(threads)
+    sys.path.remove(str(path.parent))
     del sys.modules["calibration"]
 
 

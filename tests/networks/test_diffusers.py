@@ -101,6 +101,27 @@ def test_heads_norms_and_blocks_are_as_asked() -> None:
     assert [(m.heads, m.to_q.out_features) for m in alone.modules() if isinstance(m, Attention)] == [(1, 24)]
 
 
+def test_the_noise_level_is_told_as_in_ddpm() -> None:
+    """sin, then cos, of t · 10⁻⁴ⁱᐟ⁽ʰ⁻¹⁾, i = 0 … h − 1, h half the first width; and images are halved from their first pixel on."""
+    network = ddpm_unet(1, (16, 16), widths=(8, 16), blocks=1, attention=()).double()
+    heard: list[tuple[Tensor, ...]] = []
+    network.network.time_embedding.register_forward_pre_hook(lambda _, arguments: heard.append(arguments))  # type: ignore[union-attr, operator]
+    halved: list[tuple[nn.Module, Tensor, Tensor]] = []
+    from diffusers.models.downsampling import Downsample2D
+
+    for module in network.modules():
+        if isinstance(module, Downsample2D):
+            module.register_forward_hook(lambda m, arguments, out: halved.append((m, arguments[0], out)))
+    t = torch.tensor([0.0, 3.0, 999.0]).double()
+    network(torch.randn(3, 1, 16, 16, generator=generator(1)).double(), t)
+    angles = t[:, None] * torch.tensor([1.0, 10 ** (-4 / 3), 10 ** (-8 / 3), 1e-4]).double()
+    torch.testing.assert_close(heard[0][0], torch.cat([angles.sin(), angles.cos()], dim=1), rtol=0, atol=1e-4)
+    ((module, h, out),) = halved
+    by_hand = nn.functional.conv2d(nn.functional.pad(h, (0, 1, 0, 1)), module.conv.weight, module.conv.bias, stride=2)  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(out, by_hand)
+    assert {m.eps for m in network.modules() if isinstance(m, nn.GroupNorm)} == {1e-6}
+
+
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_the_noise_level_is_heard_in_narrow_networks_too(scale_shift: bool) -> None:
     network = perturbed(ddpm_unet(1, (16, 16), **SMALL, scale_shift=scale_shift)).eval()

@@ -119,8 +119,8 @@ def laptop() -> Config:
         data=DataConfig(levels=256),
         model=ModelConfig(predicts="levels", head="logistic", widths=(16, 32, 64), blocks=1, dropout=0.0),
         optimizer=OptimizerConfig(lr=2e-3, warmup=100),
-        steps=3500,
+        steps=3000,
         batch=32,
-        validate_every=1750,
+        validate_every=1500,
         checkpoint_every=500,
     )
