@@ -84,8 +84,13 @@ def config(name: str, seed: int, steps: int, path: Path) -> Config:
 def bound(model: LatentVariableModel, path: Path, error: float) -> df.Evaluation:
     """Of the test images."""
     data = df.data.load(str(path), levels=2)
-    reference = data.encode("train", slice(0, 10_000)) if isinstance(model, Chain) else None
-    return df.evaluate(model, data.encode("test"), target_error=error, unit="nats", reference=reference)
+    x, reference = data.encode("test"), data.encode("train", slice(0, 10_000))
+
+    def attempt(pilot: int) -> df.Evaluation:
+        plan = df.Plan.fit(model, reference, pilot) if isinstance(model, Chain) else None
+        return df.evaluate(model, x, target_error=error, unit="nats", plan=plan)
+
+    return vouched(attempt)
 
 
 def one(name: str, seed: int, options: argparse.Namespace, path: Path) -> Record:

@@ -2,30 +2,34 @@
 
     python benchmarks/order.py [--data ../shared/data/mnist] [--runs runs/order] [--seeds 0 1 2] [--steps 1200] [--jobs 2]
 
-Every system trains the same U-Net on the same batches for the same number of steps: the same compute, but for a head's few channels
-(the levels head, whose 256 levels cost time of their own, is timed beside it). What differs is what makes each system: objective, schedule, end points,
-variance, decoder, and the sampler of t, as SYSTEMS says; a pair may differ in several. Each is then evaluated on the 10,000 test images to
-± --error. Runs and evaluations of the same config that are there already are left as they are, so that the command can be stopped and
-given again; others are refused.
+Every system trains the same U-Net on the same batches for the same number of steps; what a step of each takes, --timing measures, one
+system after another on one thread. What differs is what makes each system: objective, schedule, end points, variance, decoder, and the
+sampler of t, as SYSTEMS says; a pair may differ in several. Each is then evaluated on the 10,000 test images to ± --error, again with a plan
+of more evaluations where it has a caveat. Runs and evaluations of the same config that are there already are left as they are, so that the
+command can be stopped and given again; others are refused.
 
-Networks that predict noise on a grid of T latents are evaluated once more with x̂ clipped to the data's range, another model with the same
-weights: as DDPM's and improved DDPM's published bounds are.
+Of networks that predict noise on a grid of T latents there are two numbers more: the bound with x̂ clipped to the data's range, another
+model with the same weights, as DDPM's and improved DDPM's published bounds are; and KL_{T−1} alone, the cost of the noisiest step.
 
 A table of test bounds in bits/dim, the mean over seeds ± its standard error by their spread, and the pairs that the papers compare,
 seed by seed.
 """
 
 import argparse
+import json
+import math
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from provenance import machine, save
-from seeds import Record, each, folder, measured, pm, spread
+from rich.console import Console
+from seeds import Record, each, folder, itemised, kept, measured, pm, spread, vouched
 
 import diffusional as df
-from diffusional.files import load_json, save_json
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import clipped
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
@@ -47,7 +51,13 @@ SYSTEMS: dict[str, tuple[ScheduleConfig, ModelConfig, str, str]] = {
     "iDDPM: cosine, learned variance, L_hybrid": (COSINE, LEARNED, "hybrid", "uniform"),
     "iDDPM: cosine, learned variance, L_vlb": (COSINE, LEARNED, "elbo", "second-moment"),
     "log-SNR-linear, T = ∞": (ScheduleConfig(gamma_min=-13.3, gamma_max=5.0), Z1_ALONE, "elbo", "stratified"),
-    "VDM: learned γ, T = ∞": (
+    "learned γ, T = ∞": (
+        ScheduleConfig(kind="learned", gamma_min=-13.3, gamma_max=5.0),
+        Z1_ALONE,
+        "elbo",
+        "stratified",
+    ),
+    "VDM: learned γ and ends, T = ∞": (
         ScheduleConfig(kind="learned", ends="learned", gamma_min=-13.3, gamma_max=5.0),
         Z1_ALONE,
         "elbo",
@@ -68,9 +78,10 @@ PAIRS = [
     ("cosine, L_vlb", "linear, L_vlb"),
     ("iDDPM: cosine, learned variance, L_vlb", "cosine, L_vlb"),
     ("iDDPM: cosine, learned variance, L_hybrid", "cosine, L_simple"),
-    ("VDM: learned γ, T = ∞", "log-SNR-linear, T = ∞"),
-    ("VDM: learned γ, T = ∞", "DDPM: linear, L_simple"),
-    ("levels: levels head, T = ∞", "VDM: learned γ, T = ∞"),
+    ("learned γ, T = ∞", "log-SNR-linear, T = ∞"),
+    ("VDM: learned γ and ends, T = ∞", "learned γ, T = ∞"),
+    ("VDM: learned γ and ends, T = ∞", "DDPM: linear, L_simple"),
+    ("levels: levels head, T = ∞", "VDM: learned γ and ends, T = ∞"),
 ]
 
 
@@ -95,26 +106,41 @@ def bound(model: LatentVariableModel, options: argparse.Namespace) -> df.Evaluat
     """Of the test images."""
     assert isinstance(model, df.DiffusionModel)
     data = df.data.load(options.data, levels=256)
-    # Without the factorised control, whose tables of 784 × 256 numbers at every γ take longer here than the draws that they save.
-    plan = df.Plan.fit(model, data.encode("train", slice(0, 10_000)), controls=("wiener",))
-    return df.evaluate(model, data.encode("test"), target_error=options.error, plan=plan)
+    x, reference = data.encode("test"), data.encode("train", slice(0, 10_000))
+
+    def attempt(pilot: int) -> df.Evaluation:
+        # Without the factorised control, whose tables of 784 × 256 numbers at every γ take longer here than the draws that they save.
+        plan = df.Plan.fit(model, reference, pilot, controls=("wiener",))
+        return df.evaluate(model, x, target_error=options.error, plan=plan)
+
+    return vouched(attempt)
+
+
+def last_level(model: df.DiffusionModel, options: argparse.Namespace) -> dict[str, float]:
+    """KL_{T−1} of the first 2,000 test images, one draw each, bits/dim."""
+    x = df.data.load(options.data, levels=256).encode("test", slice(0, 2000))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert model.levels is not None
+    t = torch.full((250,), model.levels)
+    with torch.inference_mode():
+        pairs = zip(x.split(250), noise.split(250), strict=True)
+        kl = torch.cat([model.kl_at(some, t, its) for some, its in pairs]) / (784 * math.log(2))
+    return {"value": float(kl.mean()), "error": float(kl.std()) / len(kl) ** 0.5}
 
 
 def one(name: str, seed: int, options: argparse.Namespace) -> Record:
     """Train and evaluate, what of it is not done."""
     run, wanted = folder(options.runs, name, seed), config(name, options.data, seed, options.steps)
     record = measured(run, wanted, options.error, "bits/dim", partial(bound, options=options))
-    # Of networks that predict noise on a grid: x̂ clipped to the data's range, as their authors' published bounds have it.
-    if wanted.model.predicts == "noise" and wanted.schedule.steps:
-        if not (run / "clipped.json").exists():
-            model = df.load(run)
-            assert isinstance(model, df.DiffusionModel)
-            network = clipped(model.denoiser, model.space)
-            found = bound(df.DiffusionModel(model.process, network, model.likelihood, model.variance), options)
-            nelbo = found.nelbo.to("bits/dim", found.dimensions).to_dict()
-            save_json(run / "clipped.json", {"nelbo": nelbo, "caveats": list(found.caveats)})
-        record["clipped"] = load_json(run / "clipped.json")["nelbo"]
-    return record
+    if not (wanted.model.predicts == "noise" and wanted.schedule.steps):
+        return record
+    model = df.load(run).eval()
+    assert isinstance(model, df.DiffusionModel)
+    cut = df.DiffusionModel(model.process, clipped(model.denoiser, model.space), model.likelihood, model.variance)
+    return record | {
+        "clipped": kept(run / "clipped.json", lambda: itemised(bound(cut, options), "bits/dim")),
+        "last_level": kept(run / "last-level.json", lambda: last_level(model, options)),
+    }
 
 
 def row(runs: dict[int, Record]) -> dict[str, Any]:
@@ -124,24 +150,41 @@ def row(runs: dict[int, Record]) -> dict[str, Any]:
     return {
         "bits_per_dim": mean,
         "error_by_seeds": error,
-        "seeds": {str(seed): run["nelbo"] for seed, run in runs.items()},
-        "terms": {term: spread(run["terms"][term]["value"] for run in several)[0] for term in first["terms"]},
-        "clipped": spread(run["clipped"]["value"] for run in several) if "clipped" in first else None,
-        "train_seconds": spread(run["train_seconds"] for run in several)[0],
+        "seeds": {
+            str(seed): {
+                key: run[key] for key in ("nelbo", "terms", "reached", "caveats", "clipped", "last_level") if key in run
+            }
+            for seed, run in runs.items()
+        },
+        "clipped": spread(run["clipped"]["nelbo"]["value"] for run in several) if "clipped" in first else None,
         "parameters": first["parameters"],
-        "caveats": sorted({caveat for run in several for caveat in run["caveats"]}),
     }
 
 
-def gain(better: dict[int, Record], worse: dict[int, Record], kind: str) -> dict[str, Any]:
-    """What one system is better by than another, seed by seed; x̂ clipped where a bound has that and `kind` asks for it."""
-    gains = [
-        worse[seed].get(kind, worse[seed]["nelbo"])["value"] - better[seed].get(kind, better[seed]["nelbo"])["value"]
-        for seed in better
-        if seed in worse
-    ]
+def unvouched(runs: dict[int, Record]) -> list[str]:
+    """Which of a system's bounds have caveats."""
+    both = [(f"seed {seed}", run) for seed, run in runs.items()]
+    both += [(f"seed {seed}, x̂ clipped", run["clipped"]) for seed, run in runs.items() if "clipped" in run]
+    return [f"{name}: {'; '.join(run['caveats'])}" for name, run in both if run["caveats"] or not run["reached"]]
+
+
+def gain(better: dict[int, Record], worse: dict[int, Record], cut: bool) -> dict[str, Any]:
+    """What one system is better by than another, seed by seed; `cut`: both with x̂ clipped."""
+    values = [{s: (r["clipped"] if cut else r)["nelbo"]["value"] for s, r in runs.items()} for runs in (better, worse)]
+    gains = [values[1][seed] - values[0][seed] for seed in better if seed in worse]
     mean, error = spread(gains)
-    return {"bound": kind, "gain": mean, "error_by_seeds": error, "seeds": gains}
+    return {"bound": "clipped" if cut else "nelbo", "gain": mean, "error_by_seeds": error, "seeds": gains}
+
+
+def step_seconds(name: str, options: argparse.Namespace, steps: int = 100) -> float:
+    """Of training, one thread, after the first steps."""
+    torch.set_num_threads(1)
+    wanted = replace(config(name, options.data, 0, steps), checkpoint_every=steps)
+    with tempfile.TemporaryDirectory() as run:
+        df.train(wanted, Path(run) / "run", console=Console(quiet=True))
+        timing = [json.loads(line) for line in (Path(run) / "run" / "timing.jsonl").read_text().splitlines()]
+    at = {line["step"]: line["seconds"] for line in timing}
+    return (at[steps - 10] - at[20]) / (steps - 30)
 
 
 def main() -> None:
@@ -153,6 +196,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--error", type=float, default=0.01, help="Monte Carlo error of each test bound, bits/dim")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--timing", action="store_true", help="what a step takes, besides: on a quiet machine")
     parser.add_argument("--summary", action="store_true", help="of what is there; train nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "order.json")
     options = parser.parse_args()
@@ -166,11 +210,17 @@ def main() -> None:
     for name, said in rows.items():
         cut = f"; x̂ clipped {pm(*said['clipped'])}" if said["clipped"] else ""
         print(f"{name:45} {pm(said['bits_per_dim'], said['error_by_seeds'])}{cut}")
+        for caveat in unvouched(found[name]):
+            print(f"    {caveat}")
+        if options.timing:
+            said["step_seconds"] = step_seconds(name, options)
+            print(f"    {said['step_seconds']:.3f} s a step")
     gained = [
-        {"of": better, "over": worse} | gain(found[better], found[worse], kind)
+        {"of": better, "over": worse} | gain(found[better], found[worse], cut)
         for better, worse in PAIRS
         if better in found and worse in found
-        for kind in ("nelbo", "clipped")
+        for cut in (False, True)
+        if not cut or (rows[better]["clipped"] and rows[worse]["clipped"])
     ]
     for said in gained:
         how = ", x̂ clipped" if said["bound"] == "clipped" else ""

@@ -18,12 +18,32 @@ from diffusional.models.base import LatentVariableModel
 from diffusional.training.config import Config
 
 Record = dict[str, Any]
+# A plan of so many evaluations; where its bound can't be vouched for, another of more.
+PILOTS = (3000, 12_000, 48_000)
 
 
 def folder(runs: Path, name: str, seed: int) -> Path:
     """Where a system's run with a seed is."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("γ", "gamma").replace("∞", "inf")).strip("-")
     return runs / f"{slug}-seed{seed}"
+
+
+def kept(path: Path, make: Callable[[], Record]) -> Record:
+    """What a file says; it is made where it is not there."""
+    if not path.exists():
+        save_json(path, make())
+    return load_json(path)
+
+
+def itemised(found: df.Evaluation, unit: str) -> Record:
+    """An evaluation in `unit`."""
+    return {
+        "nelbo": found.nelbo.to(unit, found.dimensions).to_dict(),
+        "terms": {term: e.to(unit, found.dimensions).to_dict() for term, e in found.terms.items()},
+        "network_evaluations": found.nelbo.network_evaluations,
+        "reached": found.reached,
+        "caveats": list(found.caveats),
+    }
 
 
 def measured(
@@ -33,30 +53,28 @@ def measured(
 
     Raises SystemExit where the folder holds another config's, or another error's.
     """
-    path = run / "evaluation.json"
-    if not path.exists():
+
+    def made() -> Record:
         # A run that has ended takes no more steps.
         model = df.train(wanted, run, resume=run.exists(), console=Console(quiet=True))
-        found = measure(model)
-        save_json(
-            path,
-            {
-                "nelbo": found.nelbo.to(unit, found.dimensions).to_dict(),
-                "terms": {term: e.to(unit, found.dimensions).to_dict() for term, e in found.terms.items()},
-                "network_evaluations": found.nelbo.network_evaluations,
-                "reached": found.reached,
-                "caveats": list(found.caveats),
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "config": wanted.to_dict(),
-                "error": error,
-            },
-        )
-    record = load_json(path)
+        parameters = sum(p.numel() for p in model.parameters())
+        return itemised(measure(model), unit) | {"parameters": parameters, "config": wanted.to_dict(), "error": error}
+
+    record = kept(run / "evaluation.json", made)
     if record["config"] != wanted.to_dict() or record["error"] != error:
         raise SystemExit(f"{run} holds another config or error; give other --runs")
     # Of training, earlier sessions included.
     timing = (run / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     return record | {"train_seconds": json.loads(timing[-1])["seconds"]}
+
+
+def vouched(attempt: Callable[[int], df.Evaluation]) -> df.Evaluation:
+    """The first of `attempt(pilot)` that is reached without a caveat; else the last."""
+    for pilot in PILOTS:
+        found = attempt(pilot)
+        if found.reached and not found.caveats:
+            break
+    return found
 
 
 def each(

@@ -204,6 +204,16 @@ def test_a_round_trip_keeps_what_was_learned(kind: str) -> None:
     assert free.gamma(u).equal(made.gamma(u))
 
 
+def test_a_round_trip_of_ends_that_changed_places() -> None:
+    made = schedule.learned(-13.0, 5.0, ends="learned")
+    with torch.no_grad():
+        made.gamma_min.fill_(1.0)
+        made.gamma_max.fill_(-2.0)
+    back = schedule.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert back.ends().tolist() == [1.0, 4.0]
+    assert back.gamma(_u()).equal(made.gamma(_u()))
+
+
 @every_kind
 def test_regrid_shares_the_parameters(kind: str) -> None:
     made = KINDS[kind]()

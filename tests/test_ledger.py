@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from battery import close, float64, randn
-from diffusional.ledger import Estimate, Ledger, LevelDraws, per_unit, with_error
+from diffusional.ledger import Estimate, Ledger, LevelDraws, error_over_items, per_unit, with_error
 
 RE, KL, PRIOR, JACOBIAN, ENTROPY = randn(3), randn(3, 4), randn(3), randn(3), randn(3)
 
@@ -88,3 +88,24 @@ def test_draws_are_weighted() -> None:
     draws = LevelDraws(RE, torch.arange(3), PRIOR.exp())
     close(draws.estimate(), RE.numpy() * PRIOR.exp().numpy())
     assert LevelDraws(RE.float(), torch.arange(3), PRIOR).estimate().dtype == torch.float32
+
+
+def test_the_error_over_items_is_their_spread_less_their_noise() -> None:
+    noise = randn(4000, seed=1).square() + 4
+    scores = 3 * randn(4000, seed=2) + noise.sqrt() * randn(4000, seed=3)
+    assert error_over_items(scores, noise, 10_000) == pytest.approx(0.03, rel=0.1)
+    assert error_over_items(scores, torch.zeros_like(noise), 4000) == pytest.approx(float(scores.std()) / 4000**0.5)
+    assert math.isnan(error_over_items(scores[:1], noise[:1], 10))
+    assert error_over_items(torch.ones(5), torch.zeros(5), 5) == 0
+
+
+def test_no_error_over_items_is_smaller_than_can_be_told() -> None:
+    """Items that do not differ, seen through noise of variance 1: v̂ is 0 ± √2/√n, and below 0 half the time."""
+    n = 400
+    resolution = math.sqrt(2 / n)
+    found = torch.tensor(
+        [error_over_items(randn(n, seed=s), torch.ones(n, dtype=torch.float64), 1) ** 2 for s in range(100)]
+    )
+    assert float(found.min()) > 0.7 * resolution
+    assert float(found.max()) < 4 * resolution
+    assert int((found < 1.3 * resolution).sum()) > 60

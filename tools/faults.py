@@ -754,17 +754,17 @@ FAULTS = [
         "evaluation/test_noise.py::test_the_value_and_both_errors_in_closed_form",
     ),
     _fault(
-        "evaluation/sweep.py",
+        "ledger.py",
         "standard deviation over items for its standard error",
-        "0.0) / n) if",
-        "0.0)) if",
+        "math.sqrt(n)) / items)",
+        "math.sqrt(n)))",
         "evaluation/test_noise.py::test_the_value_and_both_errors_in_closed_form",
     ),
     _fault(
-        "evaluation/sweep.py",
+        "ledger.py",
         "Monte Carlo part left in the spread over items",
-        "max(between - float(mc_variance.mean()), 0.0)",
-        "max(between, 0.0)",
+        ".square() - noise",
+        ".square()",
         "evaluation/test_noise.py::test_the_value_and_both_errors_in_closed_form",
     ),
     _fault(
@@ -1051,8 +1051,8 @@ FAULTS = [
     _fault(
         "evaluation/draws.py",
         "Monte Carlo part left in the spread over items",
-        "- variance.mean() if n > 1",
-        "- 0 * variance.mean() if n > 1",
+        "+ mean, variance, total)",
+        "+ mean, 0 * variance, total)",
         "evaluation/test_draws.py::test_the_survey_is_two_stage_sampling",
     ),
     _fault(
@@ -2126,5 +2126,26 @@ FAULTS = [
         "Gaussian(q.mean, q.log_variance - log_r)",
         "Gaussian(q.mean, q.log_variance + log_r)",
         "information/test_budget.py",
+    ),
+    _fault(
+        "ledger.py",
+        "no spread over items where noise hides it",
+        "max(float(parts.mean()), float(parts.std()) / math.sqrt(n))",
+        "max(float(parts.mean()), 0.0)",
+        "test_ledger.py",
+    ),
+    _fault(
+        "ledger.py",
+        "the spread of a spread for its error",
+        "float(parts.std()) / math.sqrt(n)",
+        "float(parts.std())",
+        "test_ledger.py",
+    ),
+    _fault(
+        "training/build.py",
+        "Fourier features twice too slow for the levels",
+        "turn = -math.log2(space.width)",
+        "turn = -1 - math.log2(space.width)",
+        "training/test_historic.py::test_vdm_s_features_follow_the_levels",
     ),
 ]

@@ -137,6 +137,26 @@ class Estimate:
         return f"{head} {self.unit} (items ± {_two_digits(self.item_error)})"
 
 
+def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
+    """Standard error over items of a mean of `items`, from scores (n,) of n of them, each with a noise of variance `noise` (n,).
+
+        v̂ = mean_i a_i,      a_i = n/(n − 1) (y_i − ȳ)² − s_i²,
+
+    is unbiased for the variance of what the items themselves score. Where noise hides that, v̂ may fall to zero and below; so the
+    standard error of v̂ itself, the spread of a_i over √n, is the least that is taken for it. NaN for one item.
+
+    >>> import torch
+    >>> scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    >>> error_over_items(scores, torch.zeros(4), 4) == float(scores.std()) / 2
+    True
+    """
+    n = len(scores)
+    if n < 2:
+        return math.nan
+    parts = n / (n - 1) * (scores - scores.mean()).square() - noise
+    return math.sqrt(max(float(parts.mean()), float(parts.std()) / math.sqrt(n)) / items)
+
+
 def with_error(value: float, error: float) -> tuple[str, str]:
     """Value and error as text, with the decimals that the error's two leading digits allow.
 

@@ -478,8 +478,8 @@ def from_dict(record: dict[str, Any]) -> Schedule:
     if kind in ("learned", "learned_betas"):
         state = {name: torch.tensor(value, dtype=torch.float64) for name, value in record["state"].items()}
         if kind == "learned":
-            low, high = (float(state[end]) for end in ("gamma_min", "gamma_max"))
-            made: Schedule = Learned(low, high, steps, len(state["heights"]), record["ends"])
+            # Its ends are loaded, not given: learned ones may have changed places.
+            made: Schedule = Learned(-1.0, 1.0, steps, len(state["heights"]), record["ends"])
         else:
             made = LearnedBetas(len(state["logits"]) + 1, float(state["beta_first"]))
         made.load_state_dict(state)

@@ -16,6 +16,7 @@ from rich.console import Console
 import diffusional as df
 from diffusional import DiffusionalError, Discrete, likelihood
 from diffusional.models.binomial import BinomialDiffusionModel
+from diffusional.networks.vdm import VDMUNet, fourier_features
 from diffusional.training import exchange, recipes
 from diffusional.training.build import build_model, build_sampler, build_schedule
 from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig
@@ -51,9 +52,9 @@ def cosine_betas() -> np.ndarray:
 
 
 def baseline_betas() -> np.ndarray:
-    """Where Sohl-Dickstein et al.'s β begin: 1/linspace(T, 2, T), T = 1000, β_1 held at 0.002."""
+    """Where Sohl-Dickstein et al.'s β begin: 1/linspace(T, 2, T), T = 1000, β_1 held at 5e-4, their 0.002 on data of variance 0.25."""
     betas = 1 / np.linspace(1000, 2, 1000)
-    betas[0] = 0.002
+    betas[0] = 5e-4
     return betas
 
 
@@ -265,3 +266,24 @@ def test_refusals() -> None:
     refused(lambda: Config(model=ModelConfig(attention=(4,))), 'they are of network="ddpm"')
     table = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8,)))
     refused(lambda: build_model(table, Discrete((5,), 5)), "a U-Net needs")
+
+
+@pytest.mark.parametrize("levels", [256, 17, 2])
+def test_vdm_s_features_follow_the_levels(levels: int) -> None:
+    """A turn from level to level, which all of them share, and half a turn, of which neighbours have the ends; of 256 levels, theirs."""
+    space = Discrete((1, 8, 8), levels)
+    config = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8,), blocks=1))
+    (network,) = (module for module in build_model(config, space).modules() if isinstance(module, VDMUNet))
+
+    def features(z: torch.Tensor, exponents: tuple[int | float, ...]) -> torch.Tensor:
+        return fourier_features(z[:, None, None], exponents)[:, :, 0]
+
+    sin_half, sin_turn, cos_half, cos_turn = (found := features(space.values[:, None], network.fourier)[..., 0]).T
+    for turn in (sin_turn, cos_turn):
+        torch.testing.assert_close(turn, turn[:1].expand_as(turn), rtol=0, atol=1e-9)
+    for half in (sin_half, cos_half):
+        torch.testing.assert_close(half[1:], -half[:-1], rtol=0, atol=1e-9)
+    if levels == 256:
+        theirs = (2 * torch.arange(256, dtype=torch.float64)[:, None] + 1) / 256 - 1
+        torch.testing.assert_close(found, features(theirs, (6, 7))[..., 0], rtol=0, atol=1e-9)
+        assert float((features(space.values[:, None], (6, 7))[..., 0] - found).abs().max()) > 1

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
@@ -22,7 +23,7 @@ from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task, Watch, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
-from diffusional.ledger import Estimate, per_unit
+from diffusional.ledger import Estimate, error_over_items, per_unit
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
 
@@ -163,11 +164,11 @@ def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:
     ours, theirs = (e.per_item["nelbo"][order] for e, order in zip((a, b), visited, strict=True))
     mc = math.hypot(a.nelbo.error, b.nelbo.error)
     n = len(ours)
-    spread = float((ours - theirs).var()) - n * mc**2 if n > 1 else math.nan
+    gaps = ours - theirs
     difference = Estimate(
-        float((ours - theirs).mean()),
+        float(gaps.mean()),
         mc,
-        math.sqrt(max(spread, 0.0) / n),
+        error_over_items(gaps, torch.full_like(gaps, n * mc**2), n),
         n,
         a.nelbo.network_evaluations + b.nelbo.network_evaluations,
     )

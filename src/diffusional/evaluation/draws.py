@@ -31,7 +31,7 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.files import load_tensors, save_tensors
-from diffusional.ledger import Estimate
+from diffusional.ledger import Estimate, error_over_items
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
 
@@ -176,10 +176,8 @@ class Draws:
         error2 = float(variance.sum()) / n / total
         if n < total:
             error2 += (1 - n / total) * between / n
-        items = (base[self.visited()] + mean).var() - variance.mean() if n > 1 else torch.tensor(math.nan)
-        # max of NaN and 0 is 0 one way round and NaN the other.
-        item_error = math.sqrt(max(float(items), 0.0) / total) if n > 1 else math.nan
-        return Estimate(value, math.sqrt(error2), item_error, total, evaluations)
+        items = error_over_items(base[self.visited()] + mean, variance, total)
+        return Estimate(value, math.sqrt(error2), items, total, evaluations)
 
     def nelbo(self) -> Estimate:
         """The mean NELBO of the data set in nats, with both errors."""

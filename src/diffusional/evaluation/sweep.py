@@ -25,7 +25,7 @@ from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
-from diffusional.ledger import Estimate, Ledger
+from diffusional.ledger import Estimate, Ledger, error_over_items
 from diffusional.models.chain import Chain, batch_rows
 
 # Rows of one network call, and numbers of noise held at once.
@@ -79,8 +79,7 @@ def sweep(
 def mean_of_items(values: Tensor, mc_variance: Tensor, evaluations: int) -> Estimate:
     """The mean of every item's value (N,), with its Monte Carlo error and that over items, from each value's own variance (N,)."""
     n = len(values)
-    between = float(values.var()) if n > 1 else math.nan
-    items = math.sqrt(max(between - float(mc_variance.mean()), 0.0) / n) if n > 1 else math.nan
+    items = error_over_items(values, mc_variance, n)
     return Estimate(float(values.mean()), float(mc_variance.sum().sqrt()) / n, items, n, evaluations)
 
 

@@ -33,7 +33,8 @@ class VDMUNet(nn.Module):
         gamma_min: γ at t = 0: of the cleanest latent.
         gamma_max: γ at t = 1: of the noisiest.
         fourier: n of the Fourier features sin(2^n · 2πz), cos(2^n · 2πz); the released code's count, where the paper, which writes
-            2^n · πz, says n = 7, 8. For K levels over [−1, 1] other than 256, log₂ K − 2 and − 1 do the same; () has none.
+            2^n · πz, says n = 7, 8. Their levels are 2/256 apart: half a turn and a turn. For levels Δ apart, −log₂ Δ − 1 and
+            −log₂ Δ do the same; () has none.
         adds_input: z is added to the first C output channels, ε̂ = z + h (their "base measure"): true for networks that predict
             noise, where z is what a very noisy z says of it. Channels after these, such as a variance's, stay as they are.
             Networks that predict something else, and levels heads, want False.
@@ -56,7 +57,7 @@ class VDMUNet(nn.Module):
         condition_dim: int = 0,
         gamma_min: float = -13.3,
         gamma_max: float = 5.0,
-        fourier: tuple[int, ...] = (6, 7),
+        fourier: tuple[int | float, ...] = (6, 7),
         adds_input: bool = True,
     ) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class VDMUNet(nn.Module):
         return torch.cat([z + h[:, :channels], h[:, channels:]], dim=1) if h.shape[1] > channels else z + h
 
 
-def fourier_features(z: Tensor, exponents: tuple[int, ...]) -> Tensor:
+def fourier_features(z: Tensor, exponents: tuple[int | float, ...]) -> Tensor:
     """sin, then cos, of 2^n · 2πz (B, C, …) → (B, 2CN, …): in each half the N exponents of a channel stand together.
 
     >>> fourier_features(torch.full((1, 1, 1), 1 / 8), (0, 1)).flatten()          # π/4 and π/2

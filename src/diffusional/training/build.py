@@ -217,8 +217,8 @@ def _network(
             raise DiffusionalError(
                 f'model.widths={chosen.widths} came with model.network="vdm", which has one resolution: give one width'
             )
-        # Neighbouring levels half a turn and a turn apart: n = 6, 7 for 256 of them.
-        fine = max(0, round(math.log2(space.levels)) - 2) if space.levels else 6
+        # Neighbouring levels half a turn and a turn apart, as n = 6 and 7 have those of the paper, 2/256 apart.
+        turn = -math.log2(space.width) if isinstance(space, Discrete) else 7
         low, high = forward.schedule.ends().detach().tolist()
         return VDMUNet(
             space.shape[0],
@@ -228,7 +228,7 @@ def _network(
             dropout=chosen.dropout,
             gamma_min=low,
             gamma_max=high,
-            fourier=(fine, fine + 1),
+            fourier=(turn - 1, turn),
             adds_input=predicts == "noise",
         )
     return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout)
