@@ -6,8 +6,8 @@ bits are −1 and 1, where E[z_t|z_{t−1}] = (1 − β_t) z_{t−1}; means mult
     q(z_t | z_s)    = sigmoid(z_t z_s λ_{t|s}),                λ_{t|s} = ln (1 + ᾱ_{t|s})/(1 − ᾱ_{t|s}),     z_0 ≡ x
     q(z_s | z_t, x) = sigmoid(z_s (x λ_s + z_t λ_{t|s})),      λ_s = λ_{s|0}                                  by Bayes' rule
 
-for 1 ≤ s < t ≤ T: to see a bit through noise of correlation ᾱ adds ± λ to its log-odds. The paper's ᾱ_t is a product of 1 − β like
-MATH (3)'s α_t², but it is the correlation of z_t with x, as α_t is where x has variance one; so the log-SNR that goes with it is
+for 1 ≤ s < t ≤ T: to see a bit through noise of correlation ᾱ adds ± λ to its log-odds. ᾱ_t is a product of 1 − β like MATH (3)'s α_t²,
+but it is the correlation of z_t with x, as α_t is where x has variance one; so the log-SNR that goes with it is
 
     ln SNR_t = ln ᾱ_t²/(1 − ᾱ_t²) = −γ_t,  kept within ±20, since ᾱ_T may be zero.
 
