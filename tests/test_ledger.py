@@ -109,3 +109,5 @@ def test_no_error_over_items_is_smaller_than_can_be_told() -> None:
     assert float(found.min()) > 0.7 * resolution
     assert float(found.max()) < 4 * resolution
     assert int((found < 1.3 * resolution).sum()) > 60
+    # Of two items the spread says nothing of that; normal noise does.
+    assert error_over_items(torch.tensor([1.0, 1.1]), torch.ones(2), 2) == pytest.approx((2**0.5 / 2) ** 0.5)

@@ -756,8 +756,8 @@ FAULTS = [
     _fault(
         "ledger.py",
         "standard deviation over items for its standard error",
-        "math.sqrt(n)) / items)",
-        "math.sqrt(n)))",
+        "told) / items)",
+        "told))",
         "evaluation/test_noise.py::test_the_value_and_both_errors_in_closed_form",
     ),
     _fault(
@@ -2130,7 +2130,7 @@ FAULTS = [
     _fault(
         "ledger.py",
         "no spread over items where noise hides it",
-        "max(float(parts.mean()), float(parts.std()) / math.sqrt(n))",
+        "max(float(parts.mean()), told)",
         "max(float(parts.mean()), 0.0)",
         "test_ledger.py",
     ),

@@ -143,7 +143,8 @@ def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
         v̂ = mean_i a_i,      a_i = n/(n − 1) (y_i − ȳ)² − s_i²,
 
     is unbiased for the variance of what the items themselves score. Where noise hides that, v̂ may fall to zero and below; so the
-    standard error of v̂ itself, the spread of a_i over √n, is the least that is taken for it. NaN for one item.
+    standard error of v̂ itself is the least that is taken for it: the spread of a_i over √n, which few items tell badly, or, where that
+    is more, what normal noise would make of it, √(2/(n − 1)) of its mean variance. NaN for one item.
 
     >>> import torch
     >>> scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -154,7 +155,8 @@ def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
     if n < 2:
         return math.nan
     parts = n / (n - 1) * (scores - scores.mean()).square() - noise
-    return math.sqrt(max(float(parts.mean()), float(parts.std()) / math.sqrt(n)) / items)
+    told = max(float(parts.std()) / math.sqrt(n), float(noise.mean()) * math.sqrt(2 / (n - 1)))
+    return math.sqrt(max(float(parts.mean()), told) / items)
 
 
 def with_error(value: float, error: float) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Plan, compare, evaluate
 from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.evaluation import Task
 
 SPACE = df.Continuous((3,))
 WORLD = exact.Gaussian(torch.zeros(3), torch.diag(torch.tensor([0.2, 1.0, 2.0])))
@@ -95,3 +96,58 @@ def test_a_budget_that_is_too_small_is_said(x: Tensor) -> None:
     assert not short.reached
     assert short.difference.network_evaluations <= 12_000
     assert short.difference.error > 1e-4
+
+
+class OneMore(df.DiffusionModel):
+    """Another nat at one level of its chain: what two models that share all else may differ by."""
+
+    level: int
+
+    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        return super()._kl_at(x, level, noise, condition) + (level == self.level)
+
+
+@pytest.fixture(scope="module")
+def pair(x: Tensor) -> tuple[df.DiffusionModel, OneMore]:
+    """The world's model at T = 1000, and one that differs where the first one's plan looks least."""
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=1000))
+    parts = process, WORLD.denoiser("noise"), likelihood.GaussianLikelihood(SPACE)
+    a, b = df.DiffusionModel(*parts), OneMore(*parts)
+    plan = Plan.fit(a, x)
+    b.level = int(plan.edges[((plan.edges[1:] - plan.edges[:-1]) / plan.mass[1:]).argmax()])
+    return a, b
+
+
+def test_a_difference_that_no_draw_has_met_is_not_stopped_at(
+    x: Tensor, pair: tuple[df.DiffusionModel, OneMore]
+) -> None:
+    """Without an audit, 0 ± 0; with one, draws until its single nat of 1/π must have been met, and its name."""
+    blind = compare(*pair, x, 0.7, "nats", audit=False, seed=1)
+    assert (blind.difference.value, blind.difference.error) == pytest.approx((0, 0), abs=1e-9)
+    for seed in (1, 5):
+        found = compare(*pair, x, 0.7, "nats", seed=seed)
+        assert abs(found.difference.value + 1) < 3.5 * found.difference.error
+        assert found.a.nelbo.network_evaluations > 20_000
+
+
+def test_what_audits_say_of_a_difference(x: Tensor, pair: tuple[df.DiffusionModel, OneMore]) -> None:
+    """One nat at one level of probability π adds 1/π to the variance of a visit of both."""
+    a, b = pair
+    plan = Plan.fit(a, x)
+    tasks = [Task(Draws(m, plan, x, 0), 0, None) for m in pair]
+    assert tasks[0].paired_variance(tasks[1]) == 0
+    for task in tasks:
+        task.audit(1.0)
+    cell = int(torch.searchsorted(plan.edges, b.level, right=True))
+    inverse = float((plan.edges[cell] - plan.edges[cell - 1]) / plan.mass[cell])
+    assert tasks[0].paired_variance(tasks[1]) == pytest.approx(inverse, rel=1e-5)
+    other = Task(Draws(b, Plan.fit(a, x, seed=1), x, 0), 0, None)
+    other.audit(1.0)
+    assert tasks[0].paired_variance(other) == 0
+
+
+def test_a_difference_that_rests_on_few_draws_is_said(x: Tensor, pair: tuple[df.DiffusionModel, OneMore]) -> None:
+    found = compare(*pair, x, 2.0, "nats", audit=False, seed=5)
+    assert found.difference.error > 0
+    assert [caveat for caveat in found.caveats if caveat.startswith("the error rests on few draws")]
+    assert not found.reached

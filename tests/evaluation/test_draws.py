@@ -201,7 +201,8 @@ def test_the_survey_is_two_stage_sampling(n: int) -> None:
     assert found.error**2 == pytest.approx(between + n / 7 * s2.sum() / n**2)
     scores = b[sorted([0, 2, 3, 6, 1, 4, 5][:n])] + r
     parts = n / (n - 1) * (scores - scores.mean()) ** 2 - s2
-    assert found.item_error == pytest.approx(math.sqrt(max(parts.mean(), parts.std(ddof=1) / math.sqrt(n)) / 7))
+    told = max(parts.std(ddof=1) / math.sqrt(n), s2.mean() * math.sqrt(2 / (n - 1)))
+    assert found.item_error == pytest.approx(math.sqrt(max(parts.mean(), told) / 7))
     assert (found.n, found.network_evaluations) == (7, 11)
 
 

@@ -19,6 +19,8 @@ from battery import close, environment, generator, plain_alpha, plain_sigma, ran
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Evaluation, Plan, Progress, draws, evaluate, evaluation
+from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.evaluation import Task, expected_variance
 
 LOW, HIGH = -5.0, 5.0
 LAMBDA, MEAN, DECODER = np.array([0.5, 2.0]), np.array([0.3, -0.4]), 0.01
@@ -548,6 +550,37 @@ def test_few_draws_that_carry_the_error_are_said() -> None:
     assert not result.reached
     assert "the error rests on few draws" in result.caveats[0]
     assert result.interval()[1] - result.nelbo.value > 2 * result.nelbo.error
+
+
+def test_what_a_plan_expects_of_a_part_of_the_items() -> None:
+    """n of N items, J draws each, of variance v: v/(nJ), however many items there are."""
+    draws = Draws(discrete(), Plan.uniform(discrete()), levels(100))
+    draws.count[:20] = 2
+    assert expected_variance(8.0, draws) == pytest.approx(8 / (20 * 2))
+
+
+def test_the_rule_that_stops_heeds_the_plan() -> None:
+    """Costs without spread have the plan's variance as 256 degrees of freedom; an error above it stays."""
+    model = discrete()
+    plan = plan_for(model)
+    task = Task(Draws(model, plan, levels(100)), 0, None)
+    task.draws.extend(task.draws.order[:20], torch.full((20,), 3))
+    task.draws._kl.zero_()
+    task.draws._reconstruction.zero_()
+    seen = task.draws.nelbo().error
+    expected = plan.draw_variance / (20 * 3)
+    blend = (256 * expected + 40 * seen**2) / (256 + 40)
+    assert blend > seen**2
+    assert task._cautious().error == pytest.approx(math.sqrt(blend))
+
+
+def test_items_that_stop_by_their_own_errors_are_said_to_bias_the_mean() -> None:
+    model, x = discrete(), levels()
+    result = evaluate(model, x, item_error=1.0, unit="nats", plan=plan_for(model))
+    assert result.reached
+    assert "the mean's bias is not in its error" in result.caveats[-1]
+    # One item has few draws, which says nothing against its own error.
+    assert evaluate(model, x[:1], item_error=5.0, unit="nats", plan=plan_for(model)).reached
 
 
 # Another T.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 import diffusional as df
@@ -226,7 +227,25 @@ def test_the_books_balance(x: Tensor) -> None:
     assert {t.dtype for name, t in result.per_item.items() if name != "item"} == {torch.float64}
     assert {t.shape for t in result.per_item.values()} == {(12,)}
     assert result.levels_kl.shape == result.levels_error.shape == (29,)
-    assert (result.freedom, result.reached, result.caveats) == (math.inf, True, ())
+    assert (result.reached, result.caveats) == (True, ())
+    # Between all of an item's degrees of freedom in one of its costs, and all of all items'.
+    assert 1 < result.freedom < 12 * (1 + 7)
+
+
+def test_the_interval_of_one_item_knows_how_few_draws_there_were(x: Tensor) -> None:
+    """Of two sweeps of one item a normal quantile would hold the truth two times out of three."""
+    model = gaussian_model(50)
+    results = [evaluate(model, x[:1], seed=seed, draws=2) for seed in range(100)]
+    truth = float(np.mean([r.nelbo.value for r in results]))
+    held = [low <= truth <= high for low, high in (r.interval() for r in results)]
+    assert np.mean(held) > 0.88
+    assert max(r.freedom for r in results) < 1 + 7
+
+
+def test_the_freedom_of_many_items() -> None:
+    many = evaluate(gaussian_model(5), torch.randn(50, 2, generator=generator(0)), draws=8)
+    # 50 items of 7 and 31: far from few.
+    assert 100 < many.freedom < 50 * (7 + 31)
 
 
 @pytest.mark.parametrize(("steps", "draws"), [(6, 2), (60, 1), (61, 1), (None, 1)])
@@ -497,7 +516,7 @@ def test_the_record(images: Tensor) -> None:
     for unit, entry in (("nats", record["nelbo_nats"]), ("bits/dim", record["nelbo"])):
         low, high = record["interval"][unit]
         assert 0.5 * (low + high) == pytest.approx(entry["value"], rel=1e-12)
-        assert high - low == pytest.approx(2 * 1.959964 * entry["error"], rel=1e-6)
+        assert high - low == pytest.approx(2 * float(student.ppf(0.975, result.freedom)) * entry["error"], rel=1e-6)
     provenance = record["provenance"]
     assert {"data_sha256", "weights_sha256", "seed", "versions", "command", "draws", "latents"} <= set(provenance)
     assert (provenance["seed"], provenance["draws"], provenance["latents"]) == (4, 3, 6)

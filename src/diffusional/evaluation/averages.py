@@ -36,7 +36,23 @@ _EFFECTIVE = 10
 # Numbers of noise in one network call.
 _NUMBERS = 4_000_000
 
+# Of a mean whose items stopped by their own errors.
+EACH_ITS_OWN = (
+    "each item was drawn until its own error was small, and costs with rare large parts look small until one is met: the mean's bias is "
+    "not in its error. Give target_error for the mean"
+)
+
 Told = Callable[[Estimate, int, int], None]
+
+
+def few_draws(freedom: float, error: float) -> list[str]:
+    """The caveat of an error with few degrees of freedom."""
+    if freedom >= LEAST_FREEDOM or not error > 0:
+        return []
+    return [
+        f"the error rests on few draws ({freedom:.0f} degrees of freedom), by their number or by heavy tails of the costs, of which more "
+        "may not have been met"
+    ]
 
 
 @dataclass
@@ -102,8 +118,10 @@ class Averages:
     def variance(self, name: str) -> Tensor:
         """Monte Carlo variance of `mean(name)`."""
         j = self.count.reshape(-1, *(1,) * (self.sums[name].ndim - 1)).double()
-        spread = (self.sums[name + "²"] - self.sums[name].square() / j).clamp(min=0) / (j - 1)
-        return spread / j
+        squares = self.sums[name + "²"]
+        spread = squares - self.sums[name].square() / j
+        # What rounding leaves of equal draws is no spread.
+        return torch.where(spread > 4 * torch.finfo(torch.float64).eps * j * squares, spread, 0.0) / (j - 1) / j
 
     def estimate(self, name: str) -> Estimate:
         """The data set's mean of a cost, with its two errors."""
@@ -142,7 +160,9 @@ def average(
         have = int(sums.count[items].max())
         return draws if afford == math.inf else min(draws, have + int(afford - spent) // len(items))
 
-    each, items, enough = visits or (_PLAIN if target is None and item_error is None else _FIRST), everything, False
+    # Few items are drawn more often, for as many degrees of freedom as an error needs.
+    first = max(_FIRST, -(-2 * LEAST_FREEDOM // n) + 1)
+    each, items, enough = visits or (_PLAIN if target is None and item_error is None else first), everything, False
     while True:
         allowed = affordable(items, each)
         if allowed < 2:
@@ -171,9 +191,10 @@ def average(
     # Satterthwaite's: (Σ v_i)²/Σ v_i²/(J_i − 1).
     variance = sums.variance("nelbo")
     freedom = float(variance.sum().square() / (variance.square() / (sums.count - 1)).sum().clamp(min=1e-300))
-    caveats = ()
-    if freedom < LEAST_FREEDOM and float(variance.sum()) > 0:
-        caveats = (f"the error rests on few draws ({freedom:.0f} degrees of freedom)",)
+    caveats = few_draws(freedom, float(variance.sum()))
+    reached = enough and (item_error is not None or not caveats)
+    if item_error is not None:
+        caveats.append(EACH_ITS_OWN)
     return Evaluation(
         nelbo=sums.estimate("nelbo"),
         terms={name: sums.estimate(name) for name in names},
@@ -191,8 +212,8 @@ def average(
         provenance=provenance(model, data, seed)
         | {"method": "draws of terms", "visits": [int(sums.count.min()), int(sums.count.max())]},
         freedom=freedom,
-        reached=enough and not caveats,
-        caveats=caveats,
+        reached=reached,
+        caveats=tuple(caveats),
     )
 
 
@@ -203,7 +224,7 @@ def importance_weighted(
 
     In expectation it is the NELBO at K = 1 and never rises with K. Its Monte Carlo error is by the delta method, √Var w/(√K E w) per
     item, which is too small where few weights outweigh the others (there it warns); it says nothing of how far the bound
-    still is from −ln p(x). Raises DiffusionalError for draws < 2 and for a model with a diffusion prior.
+    still is from −ln p(x). Raises DiffusionalError for draws < 2, for a model with a diffusion prior, and for weights that are not finite.
 
     >>> from diffusional.models.likelihood import NetworkLevels
     >>> from diffusional.models.vae import VAE
@@ -225,8 +246,13 @@ def importance_weighted(
             logs = _log_weights(model, data, draws, seed, condition)
     finally:
         model.train(was_training)
-    share = torch.softmax(logs, 0)
     values = math.log(draws) - torch.logsumexp(logs, 0)
+    bad = ~torch.isfinite(values)
+    if bool(bad.any()):
+        raise DiffusionalError(
+            f"item {int(bad.nonzero()[0])} has weights whose sum is not finite and positive; nothing was left out of the mean"
+        )
+    share = torch.softmax(logs, 0)
     mc = draws / (draws - 1) * (share - 1 / draws).square().sum(0)
     effective = float((1 / share.square().sum(0)).median())
     if effective < _EFFECTIVE:

@@ -12,15 +12,16 @@ items are paired.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation.averages import few_draws
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.evaluation import Task, Watch, evaluate
+from diffusional.evaluation.evaluation import Task, Watch, evaluate, expected_variance
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, error_over_items, per_unit
@@ -139,19 +140,31 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     caveats = [
         f"{name}: {text}" for name, task in zip("AB", tasks, strict=True) if audit for text in task.audit(target)
     ]
-    enough = tasks[0].to_error([one, other], lambda: _difference(one, other, 0), target)
-    evaluations = [task.result([]) for task in tasks]
-    spent = sum(task.spent for task in tasks)
-    caveats += [f"{name}: {text}" for name, result in zip("AB", evaluations, strict=True) for text in result.caveats]
-    return Comparison(
-        _difference(one, other, spent), *evaluations, reached=enough and not caveats, caveats=tuple(caveats)
-    )
+    # What two models share cancels, and what is left may be rare: the error is the larger of the one seen and the one that the audits,
+    # which saw every level, expect.
+    of_one_visit = tasks[0].paired_variance(tasks[1])
+
+    def cautious(spent: int = 0) -> Estimate:
+        seen = _difference(one, other, spent)
+        return replace(seen, error=max(seen.error, math.sqrt(expected_variance(of_one_visit, one))))
+
+    enough = tasks[0].to_error([one, other], cautious, target)
+    results = [task.result([]) for task in tasks]
+    difference = cautious(sum(task.spent for task in tasks))
+    caveats += [f"{name}: {text}" for name, result in zip("AB", results, strict=True) for text in result.caveats]
+    caveats += few_draws(one.freedom_of(*_paired(one, other)), difference.error)
+    a, b = (replace(result, reached=enough and not result.caveats) for result in results)
+    return Comparison(difference, a, b, reached=enough and not caveats, caveats=tuple(caveats))
+
+
+def _paired(a: Draws, b: Draws) -> tuple[Tensor, Tensor]:
+    """The differences (n, J) of draws with the same noise, and which of them are there."""
+    (ours, filled), (theirs, _) = a.parts(a.visited()), b.parts(b.visited())
+    return ours.kl + ours.reconstruction - theirs.kl - theirs.reconstruction, filled
 
 
 def _difference(a: Draws, b: Draws, evaluations: int) -> Estimate:
-    (ours, filled), (theirs, _) = a.parts(a.visited()), b.parts(b.visited())
-    values = ours.kl + ours.reconstruction - theirs.kl - theirs.reconstruction
-    return a.survey(a.known() - b.known(), *a.spread(values, filled), evaluations)
+    return a.survey(a.known() - b.known(), *a.spread(*_paired(a, b)), evaluations)
 
 
 def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:

@@ -192,7 +192,10 @@ class Draws:
         normal draws it is a third of their number.
         """
         records, filled = self.parts(self.visited())
-        values = records.kl + records.reconstruction
+        return self.freedom_of(records.kl + records.reconstruction, filled)
+
+    def freedom_of(self, values: Tensor, filled: Tensor) -> float:
+        """The same of any values (n, J) of the visited items' draws."""
         mean, _ = self.spread(values, filled)
         j = filled.sum(1, keepdim=True)
         q = (values - mean[:, None]).square() * filled / (j * (j - 1))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
-from diffusional.evaluation.averages import LEAST_FREEDOM, average
+from diffusional.evaluation.averages import EACH_ITS_OWN, average, few_draws
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import PILOT, Plan, Visits
 from diffusional.evaluation.provenance import provenance
@@ -54,6 +54,17 @@ _ITEM_DRAWS = 8
 _AUDITED, _OUT = 2048, 12.0
 # Seconds between two writes of the records.
 _SAVE_EVERY = 20.0
+
+
+def expected_variance(draw_variance: float, draws: Draws) -> float:
+    """Of the mean of n items, where a visit has the variance `draw_variance`: Σ_i 1/J_i of it over n², of however many items these are a part."""
+    j = draws.count[draws.visited()].double()
+    return draw_variance * float((1 / j).sum()) / len(j) ** 2
+
+
+def _density(model: Chain, count: int) -> float:
+    """What each of `count` levels, spread over all, stands for in the sum over them, or in the integral over u."""
+    return (1 if model.levels is None else model.levels) / count
 
 
 @dataclass(frozen=True)
@@ -242,6 +253,8 @@ class Task:
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
         self._estimate: Estimate | None = None
+        # Of the audit's visits: their cells, and what was left of the costs.
+        self._seen: tuple[Tensor, Tensor] | None = None
         model = self.draws.model
         about = provenance(model, self.draws.data, 0)
         self._about = about
@@ -285,13 +298,15 @@ class Task:
             enough = self.to_error([draws], self._cautious, target * nats, n if every_item else _FIRST_ITEMS)
         else:
             assert item_error is not None
-            enough = self._to_item_error(item_error * nats)
+            enough = self._to_item_error(item_error * nats) and not caveats
+            caveats.append(EACH_ITS_OWN)
         result = self.result(caveats)
         if self._path is not None:
             self._save()
             if self._temporary and enough and processes.is_main():
                 self._path.unlink(missing_ok=True)
-        return replace(result, reached=enough and not result.caveats)
+        # A target for every item is reached whatever is said of their mean.
+        return replace(result, reached=enough and (item_error is not None or not result.caveats))
 
     def to_error(
         self, every: list[Draws], estimate: Callable[[], Estimate], target: float, items: int = _FIRST_ITEMS
@@ -339,11 +354,24 @@ class Task:
         draws, seen = self.draws, self.draws.nelbo()
         if draws.plan.provenance.get("method") != "pilot":
             return seen
-        j = draws.count[draws.visited()].double()
-        expected = draws.plan.draw_variance * float((1 / j).sum()) / len(j) / len(draws.data)
-        freedom = float((j - 1).sum())
+        freedom = float((draws.count[draws.visited()] - 1).sum())
+        expected = expected_variance(draws.plan.draw_variance, draws)
         blend = (_PLAN_FREEDOM * expected + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
         return replace(seen, error=max(seen.error, math.sqrt(blend)))
+
+    def paired_variance(self, other: "Task") -> float:
+        """What one visit of both adds to the variance of their difference: ∫ d²/π over the levels, by the audits' visits, which were the
+        same; 0 where plans differ, and visits with them, or where there was no audit.
+        """
+        plan, its = self.draws.plan, other.draws.plan
+        if self._seen is None or other._seen is None:
+            return 0.0
+        if not (torch.equal(plan.edges, its.edges) and torch.equal(plan.mass, its.mass)):
+            return 0.0
+        cell, left = self._seen
+        # 1/π of a level: n_c/π_c, or du/π_c.
+        inverse = (plan.edges[1:] - plan.edges[:-1]).double()[cell - 1] / plan.mass[cell]
+        return _density(self.draws.model, len(left)) * float((inverse * (left - other._seen[1]).square()).sum())
 
     def _to_item_error(self, target: float) -> bool:
         """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""
@@ -431,7 +459,8 @@ class Task:
             raise DiffusionalError(
                 f"item {int(item[at])} has a cost that is not finite at level {level[at].item():g}; nothing was left out"
             )
-        share = (model.levels / count if model.levels is not None else 1 / count) * left
+        self._seen = cell, left.cpu()
+        share = _density(model, count) * left
         matters = 0.5 * (target if target is not None else 0.01 * per_unit("bits/dim", model.space.dimensions))
         found = ((left.abs() > _OUT * plan.scale[cell]) & (share.abs() > matters)).nonzero().squeeze(1)
         worst = found[share[found].abs().argsort(descending=True)][:3]
@@ -460,12 +489,7 @@ class Task:
         ]
         levels = [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]
         freedom = draws.freedom()
-        if freedom < LEAST_FREEDOM and nelbo.error > 0:
-            caveats = [
-                *caveats,
-                f"the error rests on few draws ({freedom:.0f} degrees of freedom): the costs have heavy tails, and more of them "
-                "may not have been met",
-            ]
+        caveats = [*caveats, *few_draws(freedom, nelbo.error)]
         scores = {name: known[items] + drawn.get(name, (zero, zero))[0] for name, known in base.items()}
         plan = draws.plan
         about: dict[str, Any] = self._about | {

@@ -52,7 +52,7 @@ def sweep(
         raise DiffusionalError("draws=1 came with a single level, which tells nothing of the error; give draws ≥ 2")
     levels = model.levels or cells
     draws = draws or (1 if levels >= 50 and len(data) >= 8 else 8)
-    ledger, mc, by_level, level_variance = _sweep(model, data, seed, draws, levels, condition, progress)
+    ledger, mc, by_level, level_variance, freedom = _sweep(model, data, seed, draws, levels, condition, progress)
     totals = {name: term.cpu() for name, term in ledger.totals().items()}
     nelbo = ledger.nelbo.cpu()
     if not bool(torch.isfinite(nelbo).all()):
@@ -71,6 +71,7 @@ def sweep(
         levels_error=level_variance.sum(0).sqrt() / len(data),
         level_edges=edges / levels if model.levels is None else edges + 1,
         dimensions=model.space.dimensions,
+        freedom=freedom,
         provenance=provenance(model, data, seed)
         | {"method": "full sweep", "draws": draws, "cells": levels if model.levels is None else None},
     )
@@ -141,7 +142,7 @@ def _sweep(
     levels: int,
     condition: Tensor | None,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor]:
+) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor, float]:
     keys = item_keys(as_seen(model.space, data), seed)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
     mine, done = processes.share(len(data)), 0
@@ -174,11 +175,15 @@ def _sweep(
     if draws == 1:
         level_variance = collapsed_variance(by_level)
         kl_variance = level_variance.sum(1)
+    # Satterthwaite's: (Σ v)²/Σ v²/f. A pair of levels is one degree of freedom, its variance twice that of each.
+    kl_squares = 2 * level_variance.square().sum() if draws == 1 else kl_variance.square().sum() / (draws - 1)
+    squares = float(kl_squares + cost_variance.square().sum() / (_RECONSTRUCTIONS * draws - 1))
+    freedom = float((kl_variance + cost_variance).sum()) ** 2 / squares if squares > 0 else math.inf
     mc = {"reconstruction": cost_variance, "kl": kl_variance}
     x = data.to(device)
     extra = {name: term.cpu() for name, term in model.extra(x).items()}
     ledger = Ledger(cost, by_level.sum(1, keepdim=True), model.prior(x).cpu(), model.space.dimensions, extra)
-    return ledger, mc, by_level, level_variance
+    return ledger, mc, by_level, level_variance, freedom
 
 
 def collapsed_variance(one: Tensor) -> Tensor:
