@@ -1472,8 +1472,8 @@ FAULTS = [
     _fault(
         "evaluation/averages.py",
         "the variance of a draw for that of the mean",
-        "        return spread / j",
-        "        return spread",
+        "squares, spread, 0.0) / (j - 1) / j",
+        "squares, spread, 0.0) / (j - 1)",
         "models/test_vae.py::test_averages_reach_their_target_and_know_their_error",
     ),
     _fault(
@@ -1493,8 +1493,8 @@ FAULTS = [
     _fault(
         "evaluation/comparison.py",
         "a difference by independent draws",
-        "values = ours.kl + ours.reconstruction - theirs.kl - theirs.reconstruction",
-        "values = ours.kl + ours.reconstruction - theirs.kl.roll(1, 0) - theirs.reconstruction",
+        "return ours.kl + ours.reconstruction - theirs.kl - theirs.reconstruction",
+        "return ours.kl + ours.reconstruction - theirs.kl.roll(1, 0) - theirs.reconstruction",
         "evaluation/test_comparison.py::test_common_noise_makes_the_error_small_and_true",
     ),
     _fault(
@@ -1829,8 +1829,8 @@ FAULTS = [
     _fault(
         "schedule.py",
         "a learned height of either sign",
-        "(self.heights.abs() * torch.tanh(angle))",
-        "(self.heights * torch.tanh(angle))",
+        "(self.heights.abs() * torch.tanh(",
+        "(self.heights * torch.tanh(",
         "test_learned_schedule.py::test_the_network_as_written_out",
     ),
     _fault(
@@ -2147,5 +2147,54 @@ FAULTS = [
         "turn = -math.log2(space.width)",
         "turn = -1 - math.log2(space.width)",
         "training/test_historic.py::test_vdm_s_features_follow_the_levels",
+    ),
+    _fault(
+        "evaluation/evaluation.py",
+        "what a part of the items is expected to add, over all",
+        "/ len(j) ** 2",
+        "/ len(j) / len(draws.data)",
+        "evaluation/test_evaluate.py::test_what_a_plan_expects_of_a_part_of_the_items",
+    ),
+    _fault(
+        "evaluation/evaluation.py",
+        "stopping by the error seen alone",
+        "error=max(seen.error, math.sqrt(blend))",
+        "error=seen.error",
+        "evaluation/test_evaluate.py::test_the_rule_that_stops_heeds_the_plan",
+    ),
+    _fault(
+        "evaluation/evaluation.py",
+        "a difference's levels by their probability, not its inverse",
+        "inverse * (left - other._seen[1])",
+        "(1 / inverse) * (left - other._seen[1])",
+        "evaluation/test_comparison.py::test_what_audits_say_of_a_difference",
+    ),
+    _fault(
+        "evaluation/comparison.py",
+        "a difference's error as seen, whatever the audits say",
+        "max(seen.error, math.sqrt(",
+        "min(seen.error, math.sqrt(",
+        "evaluation/test_comparison.py::test_a_difference_that_no_draw_has_met_is_not_stopped_at",
+    ),
+    _fault(
+        "evaluation/sweep.py",
+        "a normal quantile for few sweeps",
+        "** 2 / squares if squares > 0 else math.inf",
+        "** 2 / squares if squares < 0 else math.inf",
+        "evaluation/test_sweep.py::test_the_interval_of_one_item_knows_how_few_draws_there_were",
+    ),
+    _fault(
+        "evaluation/averages.py",
+        "rounding taken for spread",
+        "torch.where(spread > 4 * torch.finfo(torch.float64).eps * j * squares, spread, 0.0)",
+        "spread.clamp(min=0)",
+        "models/test_vae.py::test_what_rounding_leaves_of_equal_costs_is_no_error",
+    ),
+    _fault(
+        "cli/evaluate.py",
+        "0.01 nats for 0.01 bits/dim",
+        '_ERROR * per_unit("bits/dim", dimensions) / per_unit(command.unit, dimensions)',
+        "_ERROR",
+        "cli/test_default_error.py",
     ),
 ]

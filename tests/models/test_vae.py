@@ -413,7 +413,7 @@ def test_weights_that_amount_to_few_draws_are_said_to() -> None:
 
 
 def test_few_draws_are_not_vouched_for() -> None:
-    found = evaluate(linear(), items(1), 1e3)
+    found = evaluate(linear(), items(1), visits=8)
     assert not found.reached
     assert "7 degrees of freedom" in found.caveats[0]
 
@@ -469,3 +469,31 @@ def test_a_cost_that_is_not_finite_names_its_item() -> None:
     x[2] = 1e200
     with pytest.raises(DiffusionalError, match="item 2 has a cost that is not finite"):
         evaluate(model, x, visits=2)
+
+
+def test_one_item_reaches_a_loose_target() -> None:
+    found = evaluate(linear(), items(1), target_error=10.0, unit="nats")
+    assert found.reached
+    assert found.freedom >= 15
+
+
+def test_what_rounding_leaves_of_equal_costs_is_no_error() -> None:
+    """The prior's cost is exact: whatever the number of draws, its error is 0."""
+    for visits in (9, 13, 37):
+        found = evaluate(linear(), items(20), visits=visits)
+        assert found.terms["prior"].error == 0
+        assert found.terms["reconstruction"].error > 0
+
+
+def test_items_that_stop_by_their_own_errors_are_said_to_bias_the_mean() -> None:
+    found = evaluate(linear(), items(3), item_error=1.0, unit="nats")
+    assert found.reached
+    assert "the mean's bias is not in its error" in found.caveats[-1]
+
+
+def test_weights_without_a_finite_sum_are_refused() -> None:
+    broken = linear()
+    with torch.no_grad():
+        broken.decoder.c.fill_(math.nan)  # type: ignore[union-attr]
+    with pytest.raises(DiffusionalError, match="item 0 has weights whose sum is not finite"):
+        importance_weighted(broken, items(3), draws=4)

@@ -92,7 +92,7 @@ class Evaluate:
     split: Literal["train", "validation", "test", "all"] | None = None
     """test for the run's own data, all for other data, unless given."""
     error: float | None = None
-    """Monte Carlo error of the data set's mean to reach; 0.01 unless another target is given."""
+    """Monte Carlo error of the data set's mean to reach; 0.01 bits/dim unless another target is given."""
     unit: Literal["bits/dim", "nats"] = "bits/dim"
     """Of --error and --item-error."""
     item_error: float | None = None

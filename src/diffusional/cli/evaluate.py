@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 
+# The Monte Carlo error of a mean, where no other target is given: bits/dim.
+_ERROR = 0.01
+
+
 def run(command: Evaluate) -> dict[str, Any]:
     """On every process that a launcher started, each item looked at by one of them."""
     from diffusional.evaluation.processes import launched
@@ -37,10 +41,16 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
 
     _check_evaluate(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
-    target = 0.01 if command.error is None and command.visits is None and command.item_error is None else command.error
+    by_error = command.visits is None and command.item_error is None
     if not sweep:
         # Before anything is learned or written.
-        check_targets(target, command.visits, command.item_error, command.max_evaluations, None)
+        check_targets(
+            _ERROR if by_error and command.error is None else command.error,
+            command.visits,
+            command.item_error,
+            command.max_evaluations,
+            None,
+        )
     record = read_run(command.run)
     model = load(command.run).to(device())
     if isinstance(model, Autoencoder):
@@ -60,7 +70,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
         result = evaluate(
             model,
             x,
-            None if sweep else target,
+            None if sweep else _target(command, model) if by_error else command.error,
             command.unit,
             seed=command.seed,
             plan=plan,
@@ -152,6 +162,16 @@ def _check_evaluate(command: Evaluate) -> None:
         )
 
 
+def _target(command: Evaluate, model: "LatentVariableModel") -> float:
+    """The Monte Carlo error to reach, in the command's unit."""
+    from diffusional.ledger import per_unit
+
+    if command.error is not None:
+        return command.error
+    dimensions = model.space.dimensions
+    return _ERROR * per_unit("bits/dim", dimensions) / per_unit(command.unit, dimensions)
+
+
 def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
     if sweep or command.continuous or command.plan is not None:
         raise DiffusionalError(
@@ -187,7 +207,7 @@ def _compare(
             model,
             other,
             x,
-            command.error or 0.01,
+            _target(command, model),
             command.unit,
             seed=command.seed,
             reference=reference_items(record),

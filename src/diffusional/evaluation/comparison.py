@@ -5,7 +5,8 @@ With a_ij and b_ij their weighted residuals at an item's j-th visit, the differe
 
     D_i = (base_i^A − base_i^B) + (1/J) Σ_j (a_ij − b_ij),
 
-and its errors are those of `draws.py` for the differences: covariances need no estimate of their own.
+and its errors are those of `draws.py` for the differences: covariances need no estimate of their own. What is left may be rare: the
+Monte Carlo error is at least the one that the two audits, which visited the same levels, expect, √(∫ d²/π) over all visits.
 
 Where one of them is no diffusion model there are no common levels: both are evaluated on all items to target/√2 each, and only the
 items are paired.

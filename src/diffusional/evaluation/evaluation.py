@@ -8,9 +8,9 @@ Three ways, all with the same result:
 
 Models without levels, such as VAEs, go through the same call: their errors are those of independent draws (averages.py).
 
-What the plan and the draws are is in plan.py and draws.py. An *audit* goes with the first two: every level is visited once,
-at random items, at the price of one image's full sweep, and compared with what the plan expects there; a cost that the pilot
-has not seen then doesn't pass for a small error.
+What the plan and the draws are is in plan.py and draws.py. An *audit* goes with the first two where the plan was learned: every level
+(2,048 at most, evenly spread) is visited once, at random items, at the price of one image's full sweep, and compared with what the plan
+expects there; a cost that the pilot has not seen then doesn't pass for a small error, if it is large and not rare.
 
 The stopping rule looks at the error after each round, and a round is sized by the last one's error, so that few looks are
 taken. What it does to the estimate and its interval is measured in benchmarks/calibration.py.
@@ -112,7 +112,7 @@ def evaluate(
         item_error: draw until each item's own error is at most this.
         every_item: visit all items, where a random part of many would reach `target_error` already.
         max_evaluations: of the network, in all, the pilot included; `reached` is False where they don't suffice.
-        audit: look at every level once for costs that the plan doesn't expect.
+        audit: look at every level once (2,048 at most) for costs that a learned plan doesn't expect.
         steps: evaluate at another T, or in "continuous" time, the same network on the same γ(u).
         draws: of the full sweep: sweeps over the levels; 1 where 50 or more levels of 8 or more items tell the error, else 8.
         cells: of the full sweep in continuous time: how many cells [0, 1] is cut into.
