@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from provenance import machine, save
-from seeds import PILOT, Record, each, folder, measured, pm, spread
+from seeds import PILOT, Record, each, folder, measured, over_seeds, pm
 
 import diffusional as df
 from diffusional.models.base import LatentVariableModel
@@ -110,7 +110,7 @@ def main() -> None:
     found = each(partial(one, options=options, path=path), pairs, options.jobs)
     rows = {}
     for name in SYSTEMS:
-        mean, error = spread(run["nelbo"]["value"] for run in found[name].values())
+        mean, error = over_seeds(run["nelbo"] for run in found[name].values())
         rows[name] = {"nats": mean, "error_by_seeds": error, "seeds": {str(s): r for s, r in found[name].items()}}
         print(f"{name:45} {pm(mean, error, 2)} nats")
     record = {

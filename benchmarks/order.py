@@ -10,8 +10,8 @@ command can be stopped and given again; others are refused.
 Of networks that predict noise on a grid of T latents there are two numbers more: the bound with x̂ clipped to the data's range, another
 model with the same weights, as DDPM's and improved DDPM's published bounds are; and KL_{T−1} alone, the cost of the noisiest step.
 
-A table of test bounds in bits/dim, the mean over seeds ± its standard error by their spread, and the pairs that the papers compare,
-seed by seed.
+A table of test bounds in bits/dim, the mean over seeds ± its standard error by their spread, or by their Monte Carlo errors where these say more, and the
+pairs that the papers compare, seed by seed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from provenance import machine, save
 from rich.console import Console
-from seeds import PILOT, Record, each, folder, itemised, kept, measured, pm, spread
+from seeds import PILOT, Record, each, folder, itemised, kept, measured, over_seeds, pm, spread
 
 import diffusional as df
 from diffusional.models.base import LatentVariableModel
@@ -140,7 +140,7 @@ def one(name: str, seed: int, options: argparse.Namespace) -> Record:
 def row(runs: dict[int, Record]) -> dict[str, Any]:
     """A system, over its seeds."""
     first, *_ = several = list(runs.values())
-    mean, error = spread(run["nelbo"]["value"] for run in several)
+    mean, error = over_seeds(run["nelbo"] for run in several)
     return {
         "bits_per_dim": mean,
         "error_by_seeds": error,
@@ -150,7 +150,7 @@ def row(runs: dict[int, Record]) -> dict[str, Any]:
             }
             for seed, run in runs.items()
         },
-        "clipped": spread(run["clipped"]["nelbo"]["value"] for run in several) if "clipped" in first else None,
+        "clipped": over_seeds(run["clipped"]["nelbo"] for run in several) if "clipped" in first else None,
         "parameters": first["parameters"],
     }
 
@@ -164,9 +164,13 @@ def unvouched(runs: dict[int, Record]) -> list[str]:
 
 def gain(better: dict[int, Record], worse: dict[int, Record], cut: bool) -> dict[str, Any]:
     """What one system is better by than another, seed by seed; `cut`: both with x̂ clipped."""
-    values = [{s: (r["clipped"] if cut else r)["nelbo"]["value"] for s, r in runs.items()} for runs in (better, worse)]
-    gains = [values[1][seed] - values[0][seed] for seed in better if seed in worse]
-    mean, error = spread(gains)
+    pairs = [
+        [(runs[seed]["clipped"] if cut else runs[seed])["nelbo"] for runs in (better, worse)]
+        for seed in better
+        if seed in worse
+    ]
+    gains = [other["value"] - one["value"] for one, other in pairs]
+    mean, error = spread(gains, (e["error"] for pair in pairs for e in pair))
     return {"bound": "clipped" if cut else "nelbo", "gain": mean, "error_by_seeds": error, "seeds": gains}
 
 

@@ -1,6 +1,7 @@
 """Systems trained and evaluated with several seeds, side by side, such that the work can be stopped and taken up again."""
 
 import json
+import math
 import multiprocessing
 import re
 import statistics
@@ -85,11 +86,20 @@ def each(
     return {name: dict(sorted(runs.items())) for name, runs in found.items()}
 
 
-def spread(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean, and its standard error by the spread of seeds; None for one seed."""
+def spread(values: Iterable[float], errors: Iterable[float] = ()) -> tuple[float, float | None]:
+    """Mean, and its standard error by the spread of seeds, or by their own Monte Carlo `errors` where these say more; None for one seed."""
     values = list(values)
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return statistics.fmean(values), error
+    n = len(values)
+    if n == 1:
+        return values[0], None
+    drawn = math.hypot(*errors) / n
+    return statistics.fmean(values), max(statistics.stdev(values) / n**0.5, drawn)
+
+
+def over_seeds(estimates: Iterable[Record]) -> tuple[float, float | None]:
+    """The same of estimates with a value and an error."""
+    estimates = list(estimates)
+    return spread((e["value"] for e in estimates), (e["error"] for e in estimates))
 
 
 def pm(value: float, error: float | None, digits: int = 4) -> str:
