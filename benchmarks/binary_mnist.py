@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/binary"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=1200, help="of the diffusions")
-    parser.add_argument("--error", type=float, default=0.2, help="Monte Carlo error of each test bound, nats")
+    parser.add_argument("--error", type=float, default=0.3, help="Monte Carlo error of each test bound, nats")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "binary_mnist.json")
     options = parser.parse_args()
