@@ -4,8 +4,8 @@
 
 Every pixel is drawn once, white with the probability of its grey value, seed 0: a fixed binarisation as Salakhutdinov & Murray's (2008),
 whose draw was another. Numbers are bounds, none importance-weighted; published ones that are estimates of ln p(x), or of images that are drawn
-anew in every epoch (VAE 86.8, NVAE 78.0 nats), lie lower for these reasons alone. The diffusions share a U-Net, batches and steps;
-the VAEs are residual MLPs, which take more steps of more items in less time.
+anew in every epoch (VAE 86.8, NVAE 78.0 nats), lie lower for these reasons too. The diffusions share a U-Net, batches and steps;
+the VAEs are residual MLPs, which take more steps of more items.
 """
 
 import argparse
