@@ -122,6 +122,12 @@ def test_the_noise_level_is_told_as_in_ddpm() -> None:
     assert {m.eps for m in network.modules() if isinstance(m, nn.GroupNorm)} == {1e-6}
 
 
+def test_attention_is_at_the_same_resolutions_on_both_ways() -> None:
+    network = ddpm_unet(1, (32, 32), attention=(16,), widths=(8, 16, 16, 16)).network
+    where = [["Attn" in type(block).__name__ for block in way] for way in (network.down_blocks, network.up_blocks)]
+    assert where == [[False, True, False, False], [False, False, True, False]]  # sides 32, 16, 8, 4, and back
+
+
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_the_noise_level_is_heard_in_narrow_networks_too(scale_shift: bool) -> None:
     network = perturbed(ddpm_unet(1, (16, 16), **SMALL, scale_shift=scale_shift)).eval()
