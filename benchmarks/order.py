@@ -17,7 +17,6 @@ pairs that the papers compare, seed by seed.
 
 import argparse
 import json
-import math
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -30,6 +29,7 @@ from rich.console import Console
 from seeds import PILOT, Record, each, folder, itemised, kept, measured, over_seeds, pm, spread
 
 import diffusional as df
+from diffusional.ledger import per_unit
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import clipped
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
@@ -122,7 +122,9 @@ def last_level(model: df.DiffusionModel, options: argparse.Namespace) -> dict[st
     t = torch.full((250,), model.levels)
     with torch.inference_mode():
         pairs = zip(x.split(250), noise.split(250), strict=True)
-        kl = torch.cat([model.kl_at(some, t, its) for some, its in pairs]) / (784 * math.log(2))
+        kl = torch.cat([model.kl_at(some, t, its) for some, its in pairs]) / per_unit(
+            "bits/dim", model.space.dimensions
+        )
     return {"value": float(kl.mean()), "error": float(kl.std()) / len(kl) ** 0.5}
 
 

@@ -41,16 +41,9 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
 
     _check_evaluate(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
-    by_error = command.visits is None and command.item_error is None
     if not sweep:
-        # Before anything is learned or written.
-        check_targets(
-            _ERROR if by_error and command.error is None else command.error,
-            command.visits,
-            command.item_error,
-            command.max_evaluations,
-            None,
-        )
+        # Before anything is learned or written; whether it is a target doesn't depend on the dimensions.
+        check_targets(_target(command, 1), command.visits, command.item_error, command.max_evaluations, None)
     record = read_run(command.run)
     model = load(command.run).to(device())
     if isinstance(model, Autoencoder):
@@ -70,7 +63,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
         result = evaluate(
             model,
             x,
-            None if sweep else _target(command, model) if by_error else command.error,
+            None if sweep else _target(command, model.space.dimensions),
             command.unit,
             seed=command.seed,
             plan=plan,
@@ -162,13 +155,12 @@ def _check_evaluate(command: Evaluate) -> None:
         )
 
 
-def _target(command: Evaluate, model: "LatentVariableModel") -> float:
-    """The Monte Carlo error to reach, in the command's unit."""
+def _target(command: Evaluate, dimensions: int) -> float | None:
+    """The mean's Monte Carlo error to reach, in the command's unit; None where another target is given."""
     from diffusional.ledger import per_unit
 
-    if command.error is not None:
+    if command.error is not None or command.visits is not None or command.item_error is not None:
         return command.error
-    dimensions = model.space.dimensions
     return _ERROR * per_unit("bits/dim", dimensions) / per_unit(command.unit, dimensions)
 
 
@@ -202,12 +194,14 @@ def _compare(
     if command.steps is not None or command.continuous:
         with plainly():
             other = regridded(other, "continuous" if command.steps is None else command.steps)
+    target = _target(command, model.space.dimensions)
+    assert target is not None  # `_check_evaluate` refuses the others for two runs
     with watching(command.unit, model.space.dimensions) as watch:
         result = compare(
             model,
             other,
             x,
-            _target(command, model),
+            target,
             command.unit,
             seed=command.seed,
             reference=reference_items(record),
