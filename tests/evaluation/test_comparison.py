@@ -10,8 +10,8 @@ import diffusional as df
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Plan, compare, evaluate
+from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.evaluation import Task
 
 SPACE = df.Continuous((3,))
 WORLD = exact.Gaussian(torch.zeros(3), torch.diag(torch.tensor([0.2, 1.0, 2.0])))
@@ -134,16 +134,11 @@ def test_what_audits_say_of_a_difference(x: Tensor, pair: tuple[df.DiffusionMode
     """One nat at one level of probability π adds 1/π to the variance of a visit of both."""
     a, b = pair
     plan = Plan.fit(a, x)
-    tasks = [Task(Draws(m, plan, x, 0), 0, None) for m in pair]
-    assert tasks[0].paired_variance(tasks[1]) == 0
-    for task in tasks:
-        task.audit(1.0)
+    ours, theirs = (Audit.of(Draws(m, plan, x, 0)) for m in pair)
     cell = int(torch.searchsorted(plan.edges, b.level, right=True))
     inverse = float((plan.edges[cell] - plan.edges[cell - 1]) / plan.mass[cell])
-    assert tasks[0].paired_variance(tasks[1]) == pytest.approx(inverse, rel=1e-5)
-    other = Task(Draws(b, Plan.fit(a, x, seed=1), x, 0), 0, None)
-    other.audit(1.0)
-    assert tasks[0].paired_variance(other) == 0
+    assert ours.paired_variance(theirs) == pytest.approx(inverse, rel=1e-5)
+    assert ours.paired_variance(Audit.of(Draws(b, Plan.fit(a, x, seed=1), x, 0))) == 0
 
 
 def test_a_difference_that_rests_on_few_draws_is_said(x: Tensor, pair: tuple[df.DiffusionModel, OneMore]) -> None:

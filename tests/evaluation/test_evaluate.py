@@ -20,7 +20,7 @@ from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Evaluation, Plan, Progress, draws, evaluate, evaluation
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.evaluation import Task, expected_variance
+from diffusional.evaluation.evaluation import Task
 
 LOW, HIGH = -5.0, 5.0
 LAMBDA, MEAN, DECODER = np.array([0.5, 2.0]), np.array([0.3, -0.4]), 0.01
@@ -556,7 +556,7 @@ def test_what_a_plan_expects_of_a_part_of_the_items() -> None:
     """n of N items, J draws each, of variance v: v/(nJ), however many items there are."""
     draws = Draws(discrete(), Plan.uniform(discrete()), levels(100))
     draws.count[:20] = 2
-    assert expected_variance(8.0, draws) == pytest.approx(8 / (20 * 2))
+    assert draws.expected_variance(8.0) == pytest.approx(8 / (20 * 2))
 
 
 def test_the_rule_that_stops_heeds_the_plan() -> None:

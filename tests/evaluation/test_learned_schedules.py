@@ -11,7 +11,7 @@ from torch import Tensor
 from battery import F64, bent, close, generator, plain_alpha, plain_sigma
 from diffusional import Continuous, DiffusionModel, GaussianDiffusion, evaluate, exact, likelihood, schedule
 from diffusional.evaluation.controls import Wiener
-from diffusional.evaluation.plan import _quadrature
+from diffusional.evaluation.visits import quadrature
 
 LAMBDA = torch.tensor([0.5, 1.7], dtype=F64)
 WORLD = exact.Gaussian(torch.zeros(2, dtype=F64), torch.diag(LAMBDA))
@@ -56,7 +56,7 @@ def test_the_known_part_is_the_integral_whatever_the_shape(shape: str) -> None:
     """Cell by cell, ½ γ'(u) SNR E ‖x − x̂‖² du of the control, to 1e-6."""
     model, x = _model(shape), WORLD.sample(5, generator(0))
     edges = torch.tensor([0.0, 0.1, 0.35, 0.5, 0.9, 1.0], dtype=F64)
-    gamma, weight, offset = _quadrature(model, edges)
+    gamma, weight, offset = quadrature(model, edges)
     control = Wiener(torch.zeros(2, dtype=F64), LAMBDA, torch.eye(2, dtype=F64))
     at = model.process.schedule.gamma(edges).detach().tolist()
     got = control.totals(x, gamma, weight) + offset

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.averages import few_draws
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.evaluation import Task, Watch, evaluate, expected_variance
+from diffusional.evaluation.evaluation import Task, Watch, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, error_over_items, per_unit
@@ -143,11 +143,12 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     ]
     # What two models share cancels, and what is left may be rare: the error is the larger of the one seen and the one that the audits,
     # which saw every level, expect.
-    of_one_visit = tasks[0].paired_variance(tasks[1])
+    audits = [task.audited for task in tasks if task.audited is not None]
+    of_one_visit = audits[0].paired_variance(audits[1]) if len(audits) == 2 else 0.0
 
     def cautious(spent: int = 0) -> Estimate:
         seen = _difference(one, other, spent)
-        return replace(seen, error=max(seen.error, math.sqrt(expected_variance(of_one_visit, one))))
+        return replace(seen, error=max(seen.error, math.sqrt(one.expected_variance(of_one_visit))))
 
     enough = tasks[0].to_error([one, other], cautious, target)
     results = [task.result([]) for task in tasks]

@@ -179,6 +179,13 @@ class Draws:
         items = error_over_items(base[self.visited()] + mean, variance, total)
         return Estimate(value, math.sqrt(error2), items, total, evaluations)
 
+    def expected_variance(self, visit: float) -> float:
+        """Of the mean of the n items visited, where a visit has the variance `visit`: Σ_i 1/J_i of it over n², of however many items
+        these are a part.
+        """
+        j = self.count[self.visited()].double()
+        return visit * float((1 / j).sum()) / len(j) ** 2
+
     def nelbo(self) -> Estimate:
         """The mean NELBO of the data set in nats, with both errors."""
         records, filled = self.parts(self.visited())

@@ -8,9 +8,7 @@ Three ways, all with the same result:
 
 Models without levels, such as VAEs, go through the same call: their errors are those of independent draws (averages.py).
 
-What the plan and the draws are is in plan.py and draws.py. An *audit* goes with the first two where the plan was learned: every level
-(2,048 at most, evenly spread) is visited once, at random items, at the price of one image's full sweep, and compared with what the plan
-expects there; a cost that the pilot has not seen then doesn't pass for a small error, if it is large and not rare.
+What the plan and the draws are is in plan.py and draws.py. With the first two goes an audit of a plan that was learned (audit.py).
 
 The stopping rule looks at the error after each round, and a round is sized by the last one's error, so that few looks are
 taken. What it does to the estimate and its interval is measured in benchmarks/calibration.py.
@@ -30,9 +28,10 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
+from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.averages import EACH_ITS_OWN, average, few_draws
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.plan import PILOT, Plan, Visits
+from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.provenance import provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
@@ -50,21 +49,8 @@ _PLAN_FREEDOM = 256
 _FREEDOM = 60
 # An item's own error is believed from this many draws on.
 _ITEM_DRAWS = 8
-# Levels of an audit, and from how many s_c on a residual is out of all expectation.
-_AUDITED, _OUT = 2048, 12.0
 # Seconds between two writes of the records.
 _SAVE_EVERY = 20.0
-
-
-def expected_variance(draw_variance: float, draws: Draws) -> float:
-    """Of the mean of n items, where a visit has the variance `draw_variance`: Σ_i 1/J_i of it over n², of however many items these are a part."""
-    j = draws.count[draws.visited()].double()
-    return draw_variance * float((1 / j).sum()) / len(j) ** 2
-
-
-def _density(model: Chain, count: int) -> float:
-    """What each of `count` levels, spread over all, stands for in the sum over them, or in the integral over u."""
-    return (1 if model.levels is None else model.levels) / count
 
 
 @dataclass(frozen=True)
@@ -248,17 +234,13 @@ class Task:
     budget: int | None
     records: str | Path | None = None
     watch: Watch | None = None
-    audited: int = 0
+    audited: Audit | None = None
 
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
         self._estimate: Estimate | None = None
-        # Of the audit's visits: their cells, and what was left of the costs.
-        self._seen: tuple[Tensor, Tensor] | None = None
-        model = self.draws.model
-        about = provenance(model, self.draws.data, 0)
-        self._about = about
-        self._tag = self.draws.tag(about)
+        self._about = provenance(self.draws.model, self.draws.data, 0)
+        self._tag = self.draws.tag(self._about)
         self._path = None if self.records is None else Path(self.records)
         self._temporary = self._path is not None and self._path.is_dir()
         if self._path is not None and self._temporary:
@@ -271,7 +253,11 @@ class Task:
     @property
     def spent(self) -> int:
         """Network evaluations so far, the pilot's and the audit's included."""
-        return self.draws.evaluations + self.pilot + self.audited
+        return self.draws.evaluations + self.pilot + self._audits
+
+    @property
+    def _audits(self) -> int:
+        return 0 if self.audited is None else len(self.audited.left)
 
     def run(
         self,
@@ -285,10 +271,7 @@ class Task:
         """Draw until the one target given is reached, and write the books."""
         draws, n = self.draws, len(self.draws.data)
         nats = per_unit(unit, draws.model.space.dimensions)
-        caveats: list[str] = []
-        if audit:
-            wanted = None if target is None else target * nats
-            caveats += self.audit(wanted)
+        doubts = self.audit(None if target is None else target * nats) if audit else []
         if visits is not None:
             allowed = self._afford(draws.order, torch.full((n,), visits))
             self._extend(draws.order, allowed)
@@ -298,15 +281,14 @@ class Task:
             enough = self.to_error([draws], self._cautious, target * nats, n if every_item else _FIRST_ITEMS)
         else:
             assert item_error is not None
-            enough = self._to_item_error(item_error * nats) and not caveats
-            caveats.append(EACH_ITS_OWN)
-        result = self.result(caveats)
+            enough = self._to_item_error(item_error * nats)
+        result = self.result(doubts if item_error is None else [*doubts, EACH_ITS_OWN])
         if self._path is not None:
             self._save()
             if self._temporary and enough and processes.is_main():
                 self._path.unlink(missing_ok=True)
         # A target for every item is reached whatever is said of their mean.
-        return replace(result, reached=enough and (item_error is not None or not result.caveats))
+        return replace(result, reached=enough and not (result.caveats if item_error is None else doubts))
 
     def to_error(
         self, every: list[Draws], estimate: Callable[[], Estimate], target: float, items: int = _FIRST_ITEMS
@@ -355,23 +337,9 @@ class Task:
         if draws.plan.provenance.get("method") != "pilot":
             return seen
         freedom = float((draws.count[draws.visited()] - 1).sum())
-        expected = expected_variance(draws.plan.draw_variance, draws)
+        expected = draws.expected_variance(draws.plan.draw_variance)
         blend = (_PLAN_FREEDOM * expected + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
         return replace(seen, error=max(seen.error, math.sqrt(blend)))
-
-    def paired_variance(self, other: "Task") -> float:
-        """What one visit of both adds to the variance of their difference: ∫ d²/π over the levels, by the audits' visits, which were the
-        same; 0 where plans differ, and visits with them, or where there was no audit.
-        """
-        plan, its = self.draws.plan, other.draws.plan
-        if self._seen is None or other._seen is None:
-            return 0.0
-        if not (torch.equal(plan.edges, its.edges) and torch.equal(plan.mass, its.mass)):
-            return 0.0
-        cell, left = self._seen
-        # 1/π of a level: n_c/π_c, or du/π_c.
-        inverse = (plan.edges[1:] - plan.edges[:-1]).double()[cell - 1] / plan.mass[cell]
-        return _density(self.draws.model, len(left)) * float((inverse * (left - other._seen[1]).square()).sum())
 
     def _to_item_error(self, target: float) -> bool:
         """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""
@@ -433,42 +401,15 @@ class Task:
         self.watch(Progress(now, self.spent, expected if self.budget is None else min(expected, self.budget)))
 
     def audit(self, target: float | None) -> list[str]:
-        """Visit every level once, at random items: sentences on costs that the plan doesn't expect."""
-        draws, plan = self.draws, self.draws.plan
-        model, n = draws.model, len(draws.data)
-        if plan.provenance.get("method") != "pilot":
+        """Sentences on costs that a learned plan doesn't expect, and that matter for `target`, nats."""
+        model = self.draws.model
+        if self.draws.plan.provenance.get("method") != "pilot":
             return []
-        count = min(model.levels or _AUDITED, _AUDITED)
+        count = Audit.size(model)
         if self.budget is not None and self.spent + count > self.budget:
             return [f"the budget of {self.budget} evaluations left none for the audit of the {count} levels"]
-        generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[0][:4], "little"))
-        middle = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
-        level = middle if model.levels is None else (middle * model.levels).long() + 1
-        if model.levels == count:
-            level = torch.arange(count) + 1
-        cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
-        item = torch.randint(n, (count,), generator=generator)
-        noise = torch.randn(count, *draws.data.shape[1:], generator=generator).to(draws.device, draws.data.dtype)
-        c = None if draws.condition is None else draws.condition[item].to(draws.device)
-        with torch.inference_mode():
-            visits = Visits(cell, level, torch.ones(count, dtype=torch.float64))
-            left = plan.residuals(model, draws.data[item].to(draws.device), visits, noise, c)
-        self.audited += count
-        if not bool(torch.isfinite(left).all()):
-            at = int((~torch.isfinite(left)).nonzero()[0])
-            raise DiffusionalError(
-                f"item {int(item[at])} has a cost that is not finite at level {level[at].item():g}; nothing was left out"
-            )
-        self._seen = cell, left.cpu()
-        share = _density(model, count) * left
-        matters = 0.5 * (target if target is not None else 0.01 * per_unit("bits/dim", model.space.dimensions))
-        found = ((left.abs() > _OUT * plan.scale[cell]) & (share.abs() > matters)).nonzero().squeeze(1)
-        worst = found[share[found].abs().argsort(descending=True)][:3]
-        return [
-            f"level {level[i].item():g} cost {abs(float(left[i])):.3g} nats {'more' if left[i] > 0 else 'less'} than the plan "
-            f"expects there (± {float(plan.scale[cell[i]]):.2g}): learn the plan again, on data like these, or sweep"
-            for i in worst.tolist()
-        ]
+        self.audited = Audit.of(self.draws)
+        return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
 
     def result(self, caveats: list[str]) -> Evaluation:
         """The books of the draws as they stand."""
@@ -498,7 +439,7 @@ class Task:
             "plan_sha256": plan.sha256(),
             "plan": plan.provenance,
             "visits": [int(draws.count.min()), int(draws.count.max())],
-            "evaluations": {"pilot": self.pilot, "audit": self.audited, "draws": draws.evaluations},
+            "evaluations": {"pilot": self.pilot, "audit": self._audits, "draws": draws.evaluations},
         }
         return Evaluation(
             nelbo=nelbo,

@@ -1,0 +1,89 @@
+"""The audit: are there costs that a learned plan doesn't expect?
+
+Every level (2,048 at most, evenly spread) is visited once, at random items, at the price of one image's full sweep, and what the plan
+leaves of the cost is compared with what it expects there. A cost that the pilot has not met then doesn't pass for a small error, if it
+is large and not rare.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.visits import Visits
+from diffusional.models.chain import Chain
+
+# Levels at most, and from how many s_c on a residual is out of all expectation.
+_MOST, _OUT = 2048, 12.0
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What one visit of each of A levels found.
+
+    Attributes:
+        plan: by which.
+        cell, level: (A,), of the plan's cells.
+        left: (A,) cost − g, nats.
+        each: what a level stands for in the sum over all of them, or in the integral over u.
+    """
+
+    plan: Plan
+    cell: Tensor
+    level: Tensor
+    left: Tensor
+    each: float
+
+    @staticmethod
+    def size(model: Chain) -> int:
+        """Network evaluations that it takes."""
+        return min(model.levels or _MOST, _MOST)
+
+    @classmethod
+    def of(cls, draws: Draws) -> "Audit":
+        """By the plan of `draws`, of its model and data. Raises DiffusionalError for a cost that is not finite."""
+        model, plan, count = draws.model, draws.plan, cls.size(draws.model)
+        generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[0][:4], "little"))
+        middle = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+        level = middle if model.levels is None else (middle * model.levels).long() + 1
+        if model.levels == count:
+            level = torch.arange(count) + 1
+        cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
+        item = torch.randint(len(draws.data), (count,), generator=generator)
+        noise = torch.randn(count, *draws.data.shape[1:], generator=generator).to(draws.device, draws.data.dtype)
+        c = None if draws.condition is None else draws.condition[item].to(draws.device)
+        with torch.inference_mode():
+            visits = Visits(cell, level, torch.ones(count, dtype=torch.float64))
+            left = plan.residuals(model, draws.data[item].to(draws.device), visits, noise, c).cpu()
+        if not bool(torch.isfinite(left).all()):
+            at = int((~torch.isfinite(left)).nonzero()[0])
+            raise DiffusionalError(
+                f"item {int(item[at])} has a cost that is not finite at level {level[at].item():g}; nothing was left out"
+            )
+        return cls(plan, cell, level, left, (1 if model.levels is None else model.levels) / count)
+
+    def unexpected(self, matters: float) -> list[str]:
+        """Sentences on the worst costs that the plan doesn't expect, if they move the sum by more than `matters`, nats."""
+        expected = self.plan.scale[self.cell]
+        share = self.each * self.left
+        found = ((self.left.abs() > _OUT * expected) & (share.abs() > matters)).nonzero().squeeze(1)
+        worst = found[share[found].abs().argsort(descending=True)][:3]
+        return [
+            f"level {self.level[i].item():g} cost {abs(float(self.left[i])):.3g} nats {'more' if self.left[i] > 0 else 'less'} than the "
+            f"plan expects there (± {float(expected[i]):.2g}): learn the plan again, on data like these, or sweep"
+            for i in worst.tolist()
+        ]
+
+    def paired_variance(self, other: "Audit") -> float:
+        """What one visit of two models adds to the variance of their difference, nats²: ∫ d²/π over the levels, by what their audits
+        found there, which visited the same; 0 where their plans' visits differ.
+        """
+        plan, its = self.plan, other.plan
+        if not (torch.equal(plan.edges, its.edges) and torch.equal(plan.mass, its.mass)):
+            return 0.0
+        # 1/π of a level: n_c/π_c, or du/π_c.
+        inverse = (plan.edges[1:] - plan.edges[:-1]).double()[self.cell - 1] / plan.mass[self.cell]
+        return self.each * float((inverse * (self.left - other.left).square()).sum())

@@ -1,0 +1,122 @@
+"""Visits: where the network is evaluated once, what it costs there, and what the controls say of it.
+
+KL_t = offset_t + slope_t ‖ε − ε̂‖², MATH (10): of the offset no noise changes anything, so that a visit's cost is the rest, and the offsets
+are part of what is known without the network (`quadrature`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusional.evaluation.controls import Control
+from diffusional.forward import diffuse
+from diffusional.models.chain import Chain, batch_rows
+from diffusional.models.diffusion import DiffusionModel
+
+# Gauss–Legendre nodes for each stretch of a cell in continuous time, and the longest stretch in γ.
+_NODES, _STRETCH = 4, 0.25
+# Rows of one network call.
+_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Where the network is to look: `cell` (V,), `level` (V,) (t, or u; 1 or 0 for the reconstruction), `weight` (V,) = 1/q."""
+
+    cell: Tensor
+    level: Tensor
+    weight: Tensor
+
+
+def slopes(model: DiffusionModel, level: Tensor) -> tuple[Tensor, Tensor]:
+    """KL_t = offset + slope ‖ε − ε̂‖², MATH (10), at levels (V,)."""
+    zero = model.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
+    return zero, model.kl_from(torch.ones(len(level), dtype=torch.float64), level) - zero
+
+
+def constants(model: Chain, level: Tensor) -> Tensor:
+    """What of KL_t no noise changes, at levels (V,): the variance's part, MATH (10), which a binomial chain doesn't have."""
+    if not isinstance(model, DiffusionModel):
+        return torch.zeros(len(level), dtype=torch.float64)
+    return slopes(model, level)[0]
+
+
+def quadrature(model: DiffusionModel, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖x − x̂‖²(γ_l).
+
+    In continuous time over γ, ½ γ'(u) du being ½ dγ: a learned γ(u) may have steps, or corners, between any nodes in u.
+    """
+    cells = len(edges) - 1
+    if model.levels is not None:
+        level = torch.arange(1, model.levels + 1)
+        cell = torch.searchsorted(edges, level, right=True) - 1
+        offset, slope = (value.detach().cpu() for value in slopes(model, level))
+        gamma = model.noisy_gamma(level).detach().cpu()
+    else:
+        nodes, weights = _gauss_legendre()
+        at = model.process.schedule.gamma(edges).detach().cpu()
+        gamma, cell, slope = [], [], []
+        for c in range(cells):
+            parts = max(1, math.ceil(float(at[c + 1] - at[c]) / _STRETCH))
+            cuts = torch.linspace(float(at[c]), float(at[c + 1]), parts + 1, dtype=torch.float64)
+            width = cuts[1:] - cuts[:-1]
+            gamma.append((cuts[:-1, None] + width[:, None] * nodes).flatten())
+            slope.append((0.5 * width[:, None] * weights).flatten())
+            cell.append(torch.full((parts * len(nodes),), c))
+        gamma, cell, slope = torch.cat(gamma), torch.cat(cell), torch.cat(slope)
+        offset = torch.zeros_like(slope)
+    weight = torch.zeros(cells, len(gamma), dtype=torch.float64)
+    weight[cell, torch.arange(len(gamma))] = slope * torch.exp(-gamma)
+    return gamma, weight, torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, offset)
+
+
+def _gauss_legendre() -> tuple[Tensor, Tensor]:
+    """Nodes in [0, 1] and weights that add up to one."""
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * weights)
+
+
+def visit_costs(model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Tensor | None) -> Tensor:
+    """KL_t less its constant part, or −ln p(x|z_1) (V,), float64 on the CPU; one network evaluation each."""
+    out = torch.zeros(len(x), dtype=torch.float64)
+    for first in (False, True):
+        chosen = ((visits.cell == 0) == first).nonzero().squeeze(1)
+        for rows in chosen.split(min(_ROWS, batch_rows(model.space))) if len(chosen) else ():
+            at = rows.to(x.device)
+            c = None if condition is None else condition[at]
+            if first:
+                out[rows] = model.reconstruction(x[at], noise[at], c).cpu()
+            else:
+                level = visits.level[rows].to(x.device)
+                out[rows] = (model.kl_at(x[at], level, noise[at], c) - constants(model, level).to(x.device)).cpu()
+    return out
+
+
+def visit_features(model: Chain, controls: tuple[Control, ...], x: Tensor, visits: Visits, noise: Tensor) -> Tensor:
+    """(V, 2K): every control's expected cost at the visit, then its drawn cost less the expected; float64 on the CPU."""
+    if not controls:
+        return torch.zeros(len(x), 0, dtype=torch.float64)
+    assert isinstance(model, DiffusionModel)
+    first = visits.cell == 0
+    gamma = torch.where(
+        first, model.process.schedule.ends()[0].detach().cpu(), model.noisy_gamma(visits.level).detach().cpu()
+    )
+    _, slope = slopes(model, visits.level)
+    factor = (slope.detach().cpu() * torch.exp(-gamma)).to(x.device)
+    gamma, at_first = gamma.to(x.device), first.to(x.device)
+    z = diffuse(x, gamma, noise)
+    expected, drawn = [], []
+    for control in controls:
+        rows = torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space)))
+        own = factor * torch.cat([control.squared_error(x[r], z[r], gamma[r]) for r in rows])
+        mean = factor * control.expected(x, gamma)
+        if bool(first.any()):
+            own[at_first] = control.decoding(x[at_first], z[at_first], gamma[at_first])
+            mean[at_first] = control.expected_decoding(x[at_first], gamma[at_first][0])
+        expected.append(mean)
+        drawn.append(own - mean)
+    return torch.stack(expected + drawn, 1).cpu()
