@@ -128,18 +128,26 @@ def last_level(model: df.DiffusionModel, options: argparse.Namespace) -> dict[st
     return {"value": float(kl.mean()), "error": float(kl.std()) / len(kl) ** 0.5}
 
 
+def trained(run: Path) -> df.DiffusionModel:
+    model = df.load(run).eval()
+    assert isinstance(model, df.DiffusionModel)
+    return model
+
+
+def cut(model: df.DiffusionModel) -> df.DiffusionModel:
+    """The same with x̂ clipped."""
+    return df.DiffusionModel(model.process, clipped(model.denoiser, model.space), model.likelihood, model.variance)
+
+
 def one(name: str, seed: int, options: argparse.Namespace) -> Record:
     """Train and evaluate, what of it is not done."""
     run, wanted = folder(options.runs, name, seed), config(name, options.data, seed, options.steps)
     record = measured(run, wanted, options.error, "bits/dim", partial(bound, options=options))
     if not (wanted.model.predicts == "noise" and wanted.schedule.steps):
         return record
-    model = df.load(run).eval()
-    assert isinstance(model, df.DiffusionModel)
-    cut = df.DiffusionModel(model.process, clipped(model.denoiser, model.space), model.likelihood, model.variance)
     return record | {
-        "clipped": kept(run / "clipped.json", lambda: itemised(bound(cut, options), "bits/dim")),
-        "last_level": kept(run / "last-level.json", lambda: last_level(model, options)),
+        "clipped": kept(run / "clipped.json", lambda: itemised(bound(cut(trained(run)), options), "bits/dim")),
+        "last_level": kept(run / "last-level.json", lambda: last_level(trained(run), options)),
     }
 
 
@@ -168,16 +176,16 @@ def unvouched(runs: dict[int, Record]) -> list[str]:
     return [f"{name}: {'; '.join(run['caveats'])}" for name, run in both if run["caveats"] or not run["reached"]]
 
 
-def gain(better: dict[int, Record], worse: dict[int, Record], cut: bool) -> dict[str, Any]:
-    """What one system is better by than another, seed by seed; `cut`: both with x̂ clipped."""
+def gain(better: dict[int, Record], worse: dict[int, Record], cutting: bool) -> dict[str, Any]:
+    """What one system is better by than another, seed by seed; `cutting`: both with x̂ clipped."""
     pairs = [
-        [(runs[seed]["clipped"] if cut else runs[seed])["nelbo"] for runs in (better, worse)]
+        [(runs[seed]["clipped"] if cutting else runs[seed])["nelbo"] for runs in (better, worse)]
         for seed in better
         if seed in worse
     ]
     gains = [other["value"] - one["value"] for one, other in pairs]
     mean, error = spread(gains, (e["error"] for pair in pairs for e in pair))
-    return {"bound": "clipped" if cut else "nelbo", "gain": mean, "error_by_seeds": error, "seeds": gains}
+    return {"bound": "clipped" if cutting else "nelbo", "gain": mean, "error_by_seeds": error, "seeds": gains}
 
 
 def step_seconds(name: str, options: argparse.Namespace, steps: int = 100) -> float:
@@ -215,19 +223,19 @@ def main() -> None:
     found = each(partial(one, options=options), pairs, options.jobs)
     rows = {name: row(found[name]) for name in options.systems if name in found}
     for name, said in rows.items():
-        cut = f"; x̂ clipped {pm(*said['clipped'])}" if said["clipped"] else ""
-        print(f"{name:45} {pm(said['bits_per_dim'], said['error_by_seeds'])}{cut}")
+        beside = f"; x̂ clipped {pm(*said['clipped'])}" if said["clipped"] else ""
+        print(f"{name:45} {pm(said['bits_per_dim'], said['error_by_seeds'])}{beside}")
         for caveat in unvouched(found[name]):
             print(f"    {caveat}")
         if options.timing:
             said["step_seconds"] = step_seconds(name, options)
             print(f"    {said['step_seconds']:.3f} s a step")
     gained = [
-        {"of": better, "over": worse} | gain(found[better], found[worse], cut)
+        {"of": better, "over": worse} | gain(found[better], found[worse], cutting)
         for better, worse in PAIRS
         if better in found and worse in found
-        for cut in (False, True)
-        if not cut or (rows[better]["clipped"] and rows[worse]["clipped"])
+        for cutting in (False, True)
+        if not cutting or (rows[better]["clipped"] and rows[worse]["clipped"])
     ]
     for said in gained:
         how = ", x̂ clipped" if said["bound"] == "clipped" else ""

@@ -166,9 +166,12 @@ def with_error(value: float, error: float) -> tuple[str, str]:
     ('1.7421', '0.0031')
     >>> with_error(75.2183, 0.0)
     ('75.2183', '0')
+    >>> with_error(2.5e-8, 0.0)                                             # exact, and not nothing
+    ('2.5e-08', '0')
     """
     if not (error > 0 and math.isfinite(error)):
-        return f"{value:.4f}", "0" if error == 0 else str(error)
+        text = f"{value:.1e}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"
+        return text, "0" if error == 0 else str(error)
     decimals = min(max(0, 1 - math.floor(math.log10(error))), 12)
     return f"{value:.{decimals}f}", f"{error:.{decimals}f}"
 

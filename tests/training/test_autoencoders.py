@@ -133,6 +133,13 @@ def test_the_importance_weighted_bound_is_no_worse(
     assert status == 0
     assert "K = 32" in said
     assert tighter["value"] < nelbo["value"] + 3 * (tighter["error"] + nelbo["error"])
+    assert tighter["caveats"] == []
+    # Eight draws never amount to the ten that an error by the delta method asks for.
+    status, _, err = main(capsys, "evaluate", run, "--visits", 2, "--importance-weighted", 8, "--json", record)
+    (caveat,) = json.loads(record.read_text())["importance_weighted"]["caveats"]
+    assert status == 0
+    assert "give more draws" in caveat
+    assert f"diffusional: warning: {caveat}" in err
 
 
 @pytest.mark.parametrize(

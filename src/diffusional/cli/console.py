@@ -70,14 +70,16 @@ def numbered(path: Path) -> Path:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Warnings as one line each, without a place in the code."""
+def plainly() -> Iterator[list[str]]:
+    """Warnings as one line each, without a place in the code; at the end they are in the list."""
     import warnings
 
+    said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
+        yield said
     for one in caught:
+        said.append(str(one.message))
         print(f"diffusional: warning: {one.message}", file=sys.stderr)
 
 

@@ -93,11 +93,14 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     )
     if command.importance_weighted is not None:
         assert isinstance(model, Autoencoder)
-        with working(f"drawing {command.importance_weighted} latents of every item"):
+        with (
+            plainly() as caveats,
+            working(f"drawing {command.importance_weighted} latents of every item"),
+        ):
             tighter = importance_weighted(model, x, command.importance_weighted, command.seed)
         said = tighter.to("bits/dim", model.space.dimensions)
         console().print(f"importance-weighted bound, K = {command.importance_weighted}: {said}", soft_wrap=True)
-        out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted}
+        out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted, "caveats": caveats}
     if command.per_item is not None and first():
         _write_scores(command.per_item, result)
     # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.

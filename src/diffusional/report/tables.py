@@ -28,7 +28,7 @@ def ledger_table(result: Mapping[str, Any], title: str) -> Table:
     table.add_section()
     total = result["nelbo_nats"]
     table.add_row("NELBO", *_numbers(total, 1.0), *_numbers(total, bit), style="bold")
-    table.caption = "± MC: noise of this evaluation; ± items: another sample of as many items"
+    table.caption = f"standard errors; MC: by the noise of this evaluation, items: by the choice of the {result['items']}"
     return table
 
 
@@ -72,7 +72,7 @@ def ledgers_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table
     table.add_row("NELBO", *(_cell(record, record["nelbo_nats"]) for record in results.values()), style="bold")
     items = (_numbers(r["nelbo_nats"], per_unit("bits/dim", r["dimensions"]))[2] for r in results.values())
     table.add_row("± items", *items)
-    table.caption = "±: noise of this evaluation; ± items: another sample of as many items"
+    table.caption = "standard errors; ±: by the noise of this evaluation, ± items: by the choice of the items"
     return table
 
 
@@ -100,7 +100,7 @@ def comparison_table(result: Mapping[str, Any], title: str) -> Table:
     table.add_section()
     table.add_row("A − B, paired", *_numbers(result["difference"], 1.0), style="bold")
     table.caption = (
-        "negative: A gives the data more probability. ± items: the paired difference on another sample of items"
+        "negative: A gives the data more probability; MC: by the noise of this evaluation, items: by the choice of the items"
     )
     return table
 
