@@ -47,7 +47,7 @@ from torch import Tensor, nn
 
 import diffusional as df
 from diffusional import exact, likelihood, schedule
-from diffusional.evaluation import Evaluation, Plan, Progress, evaluate
+from diffusional.evaluation import Evaluation, Plan, Progress, compare, evaluate
 
 COVERAGE, RATIO, RARE_COVERAGE = (0.94, 0.96), (0.9, 1.1), 0.9
 RARE_LEVEL, RARE_NATS = 600, 30.0
@@ -95,6 +95,25 @@ class Case:
         target = factor * statistics.median(looks)
         notes = self.notes | {"factor": factor, "target_nats": target}
         return replace(self, options=self.options | {"target_error": target}, notes=notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Case):
+    """The difference of `model` and `other` on the same noise; `truth` is the difference's."""
+
+    other: df.DiffusionModel | None = None
+    other_plans: list[Plan] = field(default_factory=list)
+
+    def evaluate(self, seed: int, **options: Any) -> Evaluation:
+        """One comparison, told as an evaluation."""
+        assert self.other is not None
+        both = seed % len(self.plans)
+        chosen = {"audit": False, "unit": "nats", **self.options, **options}
+        plans = self.plans[both], self.other_plans[both]
+        found = compare(self.model, self.other, self.data, seed=seed, plans=plans, **chosen)
+        return replace(
+            found.a, nelbo=found.difference, freedom=found.freedom, reached=found.reached, caveats=found.caveats
+        )
 
 
 # The truth: expected costs per item, by plain formulas.
@@ -209,6 +228,22 @@ def gaussian(steps: int | None, items: int, options: dict[str, Any], pilot: bool
     truth = true_costs(model, x, lambda x, gamma: linear_noise_errors(other, x, gamma)).mean()
     chosen = plans(model, reference) if pilot else [Plan.uniform(model)]
     return Case(model, x, chosen, float(truth), options)
+
+
+def pair(steps: int | None, items: int, options: dict[str, Any]) -> Pair:
+    """A model that is wrong about its data against one that is right."""
+    world, other = gaussian_worlds()
+    decoder = likelihood.GaussianLikelihood(df.Continuous((4,)))
+    models = [df.DiffusionModel(process(steps), w.denoiser("noise"), decoder) for w in (other, world)]
+    x = world.sample(items, generator()).float()
+    reference = world.sample(2000, generator(2)).float()
+    wrong, right = (
+        true_costs(model, x, lambda x, gamma, w=w: linear_noise_errors(w, x, gamma)).mean()
+        for model, w in zip(models, (other, world), strict=True)
+    )
+    first = plans(models[0], reference)
+    second = [Plan.fit(models[1], reference, seed=_PILOT + i, like=plan) for i, plan in enumerate(first)]
+    return Pair(models[0], x, first, float(wrong - right), options, other=models[1], other_plans=second)
 
 
 def mixture(steps: int | None, dimensions: int, items: int, options: dict[str, Any]) -> Case:
@@ -349,6 +384,9 @@ class Outcomes:
 def repeat(case: Case, evaluations: int) -> Outcomes:
     """`evaluations` of the case, each with its own seed."""
     once(case.plans, case.model, case.data)
+    if isinstance(case, Pair):
+        assert case.other is not None
+        once(case.other_plans, case.other, case.data)
     rows = []
     for seed in range(_FIRST, _FIRST + evaluations):
         looks: set[int] = set()
@@ -433,6 +471,7 @@ def cases(run: Path | None) -> dict[str, Callable[[], Case]]:
         "gaussian, T = 1000, uniform plan, visits": lambda: gaussian(1000, 40, {"visits": 12}, pilot=False),
         "gaussian, T = 1000, part": lambda: gaussian(1000, 400, look).aiming(0.85),
         "gaussian, continuous, target": lambda: gaussian(None, 20, look).aiming(0.62),
+        "two gaussian models, T = 1000, target": lambda: pair(1000, 20, look | {"audit": True}).aiming(0.62),
         "mixture, D = 1, T = 1000, visits": lambda: mixture(1000, 1, 30, {"visits": 5}),
         "mixture, D = 1, continuous, first look": lambda: mixture(None, 1, 400, look),
         "mixture, D = 2, continuous, target": lambda: mixture(None, 2, 20, look).aiming(0.62),

@@ -2171,6 +2171,13 @@ FAULTS = [
     ),
     _fault(
         "evaluation/comparison.py",
+        "Satterthwaite's formula with the degrees of freedom upside down",
+        "part**2 / e.freedom",
+        "part**2 * e.freedom",
+        "models/test_vae.py::test_two_autoencoders_with_noise_in_common_know_their_difference",
+    ),
+    _fault(
+        "evaluation/comparison.py",
         "a difference's error as seen, whatever the audits say",
         "max(seen.error, math.sqrt(",
         "min(seen.error, math.sqrt(",

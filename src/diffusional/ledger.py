@@ -126,6 +126,27 @@ class Estimate:
             unit,
         )
 
+    def interval(self, freedom: float = math.inf, confidence: float = 0.95) -> tuple[float, float]:
+        """Monte Carlo confidence interval, by Student's t with `freedom` degrees (at least one).
+
+        >>> low, high = Estimate(10.0, 1.0, 0.0, n=1, network_evaluations=0).interval()
+        >>> round(low, 2), round(high, 2)
+        (8.04, 11.96)
+        """
+        from scipy.stats import norm, t
+
+        tail = 0.5 * (1 + confidence)
+        quantile = float(norm.ppf(tail) if math.isinf(freedom) else t.ppf(tail, max(freedom, 1.0)))
+        return self.value - quantile * self.error, self.value + quantile * self.error
+
+    def intervals(self, freedom: float, dimensions: int) -> dict[str, Any] | None:
+        """The 95 % interval in both units, JSON-ready; None where there is no error."""
+        if not math.isfinite(self.error):
+            return None
+        return {"confidence": 0.95} | {
+            unit: list(self.to(unit, dimensions).interval(freedom)) for unit in ("bits/dim", "nats")
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """{"value", "error", "item_error", "unit"}, JSON-ready: null where a number is not finite (the spread of one item)."""
         numbers = {"value": self.value, "error": self.error, "item_error": self.item_error}

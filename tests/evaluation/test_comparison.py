@@ -50,6 +50,9 @@ def test_common_noise_makes_the_error_small_and_true(x: Tensor) -> None:
     values = torch.tensor([r.difference.value for r in runs])
     reported = torch.tensor([r.difference.error for r in runs]).mean()
     assert 0.8 < float(reported / values.std()) < 1.2
+    truth = float(values.mean())
+    held = [low <= truth <= high for low, high in (r.interval() for r in runs)]
+    assert 0.88 < sum(held) / len(held) <= 1
     alone = math.hypot(runs[0].a.nelbo.error, runs[0].b.nelbo.error)
     assert float(reported) < 0.3 * alone
 
@@ -61,7 +64,10 @@ def test_both_evaluations_are_those_of_the_models_alone(x: Tensor) -> None:
     record = both.to_json()
     assert record["difference_nats"]["value"] == both.difference.value
     assert record["network_evaluations"] == both.a.nelbo.network_evaluations + both.b.nelbo.network_evaluations
-    assert record["difference"]["value"] == pytest.approx(both.difference.value / (3 * math.log(2)))
+    bit = 3 * math.log(2)
+    assert record["difference"]["value"] == pytest.approx(both.difference.value / bit)
+    assert record["interval"]["nats"] == list(both.interval())
+    assert record["interval"]["bits/dim"] == pytest.approx([end / bit for end in both.interval()])
 
 
 def test_the_two_see_the_same_noise(x: Tensor) -> None:

@@ -389,8 +389,12 @@ def test_two_autoencoders_with_noise_in_common_know_their_difference() -> None:
     mirrored = linear((-A, -B, LOG_STD))
     assert isinstance(mirrored.decoder, Decoder)
     mirrored.decoder.w.data.neg_()
-    runs = [df.compare(model, mirrored, x, 1e3, "nats", seed=3 * s).difference for s in range(60)]
-    values, errors = torch.tensor([r.value for r in runs]), torch.tensor([r.error for r in runs])
+    runs = [df.compare(model, mirrored, x, 1e3, "nats", seed=3 * s) for s in range(60)]
+    values, errors = torch.tensor([[r.difference.value, r.difference.error] for r in runs]).T
+    # Two squares that are about alike share their degrees of freedom.
+    for run in runs:
+        both = run.a.freedom + run.b.freedom
+        assert 0.5 * both < run.freedom <= both * (1 + 1e-9)
     assert 0.8 < float(errors.mean() / values.std()) < 1.25
     assert abs(float(values.mean())) < 4 * float(values.std()) / 60**0.5
 

@@ -34,20 +34,26 @@ from diffusional.models.chain import Chain
 class Comparison:
     """NELBO of A less NELBO of B: negative where A gives the data more probability. `difference` is in nats.
 
-    `reached` and `caveats` as in an Evaluation; `a` and `b` are the two evaluations from the same draws.
+    `freedom`, `reached` and `caveats` as in an Evaluation; `a` and `b` are the two evaluations from the same draws.
     """
 
     difference: Estimate
     a: Evaluation
     b: Evaluation
+    freedom: float
     reached: bool
     caveats: tuple[str, ...]
+
+    def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
+        """Monte Carlo confidence interval of this data set's difference, by Student's t."""
+        return self.difference.to(unit, self.a.dimensions).interval(self.freedom, confidence)
 
     def to_json(self) -> dict[str, Any]:
         """The record that `diffusional evaluate A B --json` writes."""
         return {
             "difference": self.difference.to("bits/dim", self.a.dimensions).to_dict(),
             "difference_nats": self.difference.to_dict(),
+            "interval": self.difference.intervals(self.freedom, self.a.dimensions),
             "items": self.difference.n,
             "network_evaluations": self.difference.network_evaluations,
             "reached": self.reached,
@@ -154,9 +160,10 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     results = [task.result([]) for task in tasks]
     difference = cautious(sum(task.spent for task in tasks))
     caveats += [f"{name}: {text}" for name, result in zip("AB", results, strict=True) for text in result.caveats]
-    caveats += few_draws(one.freedom_of(*_paired(one, other)), difference.error)
+    freedom = one.freedom_of(*_paired(one, other))
+    caveats += few_draws(freedom, difference.error)
     a, b = (replace(result, reached=enough and not result.caveats) for result in results)
-    return Comparison(difference, a, b, reached=enough and not caveats, caveats=tuple(caveats))
+    return Comparison(difference, a, b, freedom, reached=enough and not caveats, caveats=tuple(caveats))
 
 
 def _paired(a: Draws, b: Draws) -> tuple[Tensor, Tensor]:
@@ -188,4 +195,8 @@ def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:
         a.nelbo.network_evaluations + b.nelbo.network_evaluations,
     )
     caveats = tuple(f"{name}: {text}" for name, e in zip("AB", (a, b), strict=True) for text in e.caveats)
-    return Comparison(difference, a, b, a.reached and b.reached, caveats)
+    # Satterthwaite's, of a sum of two independent squares.
+    parts = [e.nelbo.error**2 for e in (a, b)]
+    fourth = sum(part**2 / e.freedom for part, e in zip(parts, (a, b), strict=True))
+    freedom = sum(parts) ** 2 / fourth if fourth > 0 else math.inf
+    return Comparison(difference, a, b, freedom, a.reached and b.reached, caveats)

@@ -46,25 +46,14 @@ class Evaluation:
         >>> round(low, 2), round(high, 2)
         (8.04, 11.96)
         """
-        from scipy.stats import norm, t
-
-        tail = 0.5 * (1 + confidence)
-        quantile = float(norm.ppf(tail) if math.isinf(self.freedom) else t.ppf(tail, max(self.freedom, 1.0)))
-        estimate = self.nelbo.to(unit, self.dimensions)
-        return estimate.value - quantile * estimate.error, estimate.value + quantile * estimate.error
+        return self.nelbo.to(unit, self.dimensions).interval(self.freedom, confidence)
 
     def to_json(self) -> dict[str, Any]:
         """The record that `diffusional evaluate --json` writes."""
         return {
             "nelbo": self.nelbo.to("bits/dim", self.dimensions).to_dict(),
             "nelbo_nats": self.nelbo.to_dict(),
-            "interval": {
-                "confidence": 0.95,
-                "bits/dim": list(self.interval(unit="bits/dim")),
-                "nats": list(self.interval()),
-            }
-            if math.isfinite(self.nelbo.error)
-            else None,
+            "interval": self.nelbo.intervals(self.freedom, self.dimensions),
             "terms": {name: term.to_dict() for name, term in self.terms.items()},
             "levels_kl": self.levels_kl.tolist(),
             "levels_kl_error": [v if math.isfinite(v) else None for v in self.levels_error.tolist()],

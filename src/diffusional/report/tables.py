@@ -28,7 +28,9 @@ def ledger_table(result: Mapping[str, Any], title: str) -> Table:
     table.add_section()
     total = result["nelbo_nats"]
     table.add_row("NELBO", *_numbers(total, 1.0), *_numbers(total, bit), style="bold")
-    table.caption = f"standard errors; MC: by the noise of this evaluation, items: by the choice of the {result['items']}"
+    table.caption = (
+        f"standard errors; MC: by the noise of this evaluation, items: by the choice of the {result['items']}"
+    )
     return table
 
 
@@ -99,9 +101,7 @@ def comparison_table(result: Mapping[str, Any], title: str) -> Table:
         table.add_row(run, *_numbers(result[key]["nelbo"], 1.0))
     table.add_section()
     table.add_row("A − B, paired", *_numbers(result["difference"], 1.0), style="bold")
-    table.caption = (
-        "negative: A gives the data more probability; MC: by the noise of this evaluation, items: by the choice of the items"
-    )
+    table.caption = "negative: A gives the data more probability; MC: by the noise of this evaluation, items: by the choice of the items"
     return table
 
 
