@@ -256,7 +256,7 @@ def test_diffuse_is_the_marginal_with_its_noise_given(dims: tuple[int, ...]) -> 
         (lambda: CHAIN.transition(X, 3, -1), "expected 0 … 6"),
         (lambda: CHAIN.transition(X, 3, 3), "s ≥ t"),
         (lambda: CHAIN.transition(X, 3, 4), "s ≥ t"),
-        (lambda: CHAIN.posterior(Z, X, 6), "from 7 to 7"),
+        (lambda: CHAIN.posterior(Z, X, 6), "from 6 to 6 came; expected 1 … 5"),
         (lambda: CHAIN.posterior(Z, X, 0), "from 0 to 0"),
         (lambda: CHAIN.between(Z, X, 0, 2), "from 0 to 0"),
         (lambda: CHAIN.between(Z, X, 2, 2), "s ≥ t"),

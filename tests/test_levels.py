@@ -58,6 +58,8 @@ def test_each_level_comes_as_often_as_its_weight_says(make, masses: np.ndarray, 
     n, sampler, rng = 64, make(), generator(levels)
     draws = [sampler.sample(n, levels, rng) for _ in range(400)]
     level, weight = torch.cat([d.level for d in draws]), torch.cat([d.weight for d in draws])
+    if isinstance(sampler, Adaptive) and levels < 5:
+        masses = np.ones(1)  # it had learned five cells, and has begun anew with one for each level
     assert level.dtype == torch.int64
     assert 1 <= int(level.min()) <= int(level.max()) <= levels
     probability = _probabilities(masses, levels)
@@ -148,6 +150,22 @@ def test_adaptive_learns_the_root_of_the_second_moment(floor: float) -> None:
         sign = torch.tensor([1.0, 1, 1, 1, -2, -2, -2, -2]).repeat(25)
         sampler.update(u, spread.repeat(50) * sign)
     close(sampler.mass(), (1 - floor) * spread / spread.sum() + floor / 4)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 19, 63])
+def test_fewer_levels_than_cells_are_a_cell_each(levels: int) -> None:
+    """π_t ∝ the root of L_t's second moment, and not what cells between levels, which none visits, would make of it."""
+    sampler, rng, cost = Adaptive(warmup=1, floor=0.05), generator(0), torch.linspace(100, 1, levels, dtype=F64)
+    for _ in range(300):
+        level = sampler.sample(128, levels, rng).level
+        sampler.update(position(level, levels), levels * cost[level - 1])
+    drawn = sampler.sample(20_000, levels, rng)
+    assert set(drawn.level.tolist()) == set(range(1, levels + 1))
+    probability = 0.95 * cost / cost.sum() + 0.05 / levels
+    close(1 / drawn.weight, probability[drawn.level - 1], rtol=1e-9)
+    other = Adaptive(warmup=1, floor=0.05)
+    other.load_state(sampler.state())
+    close(other.sample(64, levels, generator(1)).weight, sampler.sample(64, levels, generator(1)).weight)
 
 
 def test_adaptive_is_a_running_mean() -> None:

@@ -49,6 +49,25 @@ def test_levels_there_and_back(space: Discrete, dtype: torch.dtype) -> None:
     assert space.decode(x - 2 * space.width).equal((k - 2).clamp(min=0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_short_types_round_as_they_may(dtype: torch.dtype, levels: int) -> None:
+    space = Discrete((1,), levels)
+    k = torch.arange(levels)[:, None]
+    x = space.encode(k, dtype)
+    space.check(x)
+    assert space.decode(x).equal(k)
+    with pytest.raises(DiffusionalError, match="item 0 has the value"):
+        space.check(x[:1] - 0.6 * space.width)
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [(torch.bfloat16, 4096), (torch.float16, 4096), (torch.float32, 2**25)])
+def test_types_too_short_for_the_levels_are_named(dtype: torch.dtype, levels: int) -> None:
+    space = Discrete((1,), levels)
+    with pytest.raises(DiffusionalError, match=f"{dtype} came, which can't tell {levels} levels"):
+        space.check(space.encode(torch.zeros(1, 1, dtype=torch.long), dtype))
+
+
 @pytest.mark.parametrize("off", [0.02, -0.02, 0.5])
 def test_check_names_the_item_off_the_levels(off: float) -> None:
     space = Discrete((1, 8, 8), 17)

@@ -122,6 +122,7 @@ class BinomialDiffusion(Float64):
 
     def posterior(self, z_next: Items, x: Items, t: Time) -> Bits:
         """q(z_t | z_{t+1} = z_next, x), t in 1 … T−1."""
+        latents(t, 1, self.steps - 1, x.device)
         return self.between(z_next, x, t, t + 1)
 
     def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Bits:

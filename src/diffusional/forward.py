@@ -196,6 +196,8 @@ class GaussianDiffusion(nn.Module):
 
     def posterior(self, z_next: Items, x: Items, t: Time) -> Gaussian:
         """q(z_t | z_{t+1} = z_next, x), t in 1 … T−1, MATH (3)."""
+        grid = self.schedule.grid()
+        latents(t, 1, len(grid) - 1, grid.device)
         return self.between(z_next, x, t, t + 1)
 
     def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Gaussian:

@@ -92,7 +92,7 @@ class Adaptive:
     """Importance-weighted levels: F' is piecewise constant, ∝ √E[L²] per cell, with a floor of uniform mass.
 
     √E[L²] minimises the variance of L/π among all π (Nichol & Dhariwal 2021). The second moments are running means of
-    the costs seen; until `warmup` costs have been seen the proposal is uniform.
+    the costs seen; until `warmup` costs have been seen the proposal is uniform. Of fewer levels than `cells` each is a cell.
 
     >>> sampler = Adaptive(cells=2, warmup=1, floor=0.0)
     >>> sampler.update(torch.tensor([0.25, 0.75]), torch.tensor([3.0, 1.0]))
@@ -110,7 +110,10 @@ class Adaptive:
     ) -> None:
         if cells < 1 or not 0 <= floor <= 1 or not 0 <= decay < 1:
             raise ValueError(f"cells={cells}, floor={floor}, decay={decay} came; need ≥ 1, in [0, 1], in [0, 1)")
-        self.floor, self.decay, self.warmup, self.stratified = floor, decay, warmup, stratified
+        self.cells, self.floor, self.decay, self.warmup, self.stratified = cells, floor, decay, warmup, stratified
+        self._forget(cells)
+
+    def _forget(self, cells: int) -> None:
         self.second_moment = torch.zeros(cells, dtype=torch.float64)
         self.norm = torch.zeros(cells, dtype=torch.float64)
         self.seen = 0
@@ -122,7 +125,7 @@ class Adaptive:
         if self.seen < self.warmup or not bool(visited.any()):
             return uniform
         root = (self.second_moment / self.norm).sqrt()
-        # Cells that hold no level (fewer levels than cells), or were never drawn, count as the average one.
+        # Cells that were never drawn count as the average one.
         root = torch.where(visited, root, root[visited].mean())
         total = root.sum()
         if not total > 0:
@@ -130,8 +133,10 @@ class Adaptive:
         return (1 - self.floor) * root / total + self.floor * uniform
 
     def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+        cells = self.cells if levels is None else min(self.cells, levels)
+        if len(self.second_moment) != cells:
+            self._forget(cells)
         v = _variates(n, self.stratified, generator)
-        cells = len(self.second_moment)
         mass = self.mass().to(v.device)
         edges = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
         edges = edges / edges[-1]

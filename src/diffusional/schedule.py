@@ -97,12 +97,13 @@ class Schedule(Float64):
         return self.gamma(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self._device()))
 
     def spaced(self, steps: int) -> Tensor:
-        """γ at `steps` latents for a chain of fewer than T: at even u, or where betas were trained, the trained latents next to these.
+        """γ at `steps` latents for a chain of other than T: in continuous time, or for more, at even u; else of the T latents, which a
+        network may know alone, those next to these.
 
         >>> linear(steps=5).spaced(3).equal(linear(steps=5).grid()[[0, 2, 4]])
         True
         """
-        return self.regrid(steps).grid()
+        return self.regrid(steps).grid() if self.steps is None or steps > self.steps else _some(self.grid(), steps)
 
     def inverse(self, gamma: Tensor) -> Tensor:
         """u with γ(u) = `gamma`, by bisection to float64 precision; raises outside [γ(0), γ(1)].

@@ -82,21 +82,31 @@ class Discrete:
 
     def index(self, x: Tensor) -> Tensor:
         """Level indices (int64) of model values; the nearest level, without a check. Inverse of `encode`."""
-        return ((x - self.low) / self.width).round().clamp(0, self.levels - 1).long()
+        return self._place(x).round().clamp(0, self.levels - 1).long()
+
+    def _place(self, x: Tensor) -> Tensor:
+        # float32 tells 4096 levels apart by far; half of it does not.
+        return ((x.float() if self.levels <= 4096 else x.double()) - self.low) / self.width
 
     def decode(self, x: Tensor) -> Tensor:
         """Model values (B, *shape) to raw level indices (int64), by the nearest level."""
         return self.index(x)
 
     def check(self, x: Tensor) -> None:
-        """Raise unless x (B, *shape) lies on the levels (to 1 % of a bin width)."""
+        """Raise unless x (B, *shape) lies on the levels, to 1 % of a bin width, or what its type rounds by where that is more."""
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
             raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
-        # float32 tells 4096 levels apart by far; half of it does not.
-        place = ((x.float() if self.levels <= 4096 else x.double()) - self.low) / self.width
+        # What its type can be off by, in bins.
+        rounded = 0.5 * torch.finfo(x.dtype).eps * max(abs(self.low), abs(self.high)) / self.width
+        if rounded >= 0.5:
+            raise DiffusionalError(
+                f"items of type {x.dtype} came, which can't tell {self.levels} levels from {self.low:g} to {self.high:g} apart; keep them "
+                "in float32"
+            )
+        place = self._place(x)
         nearest = torch.round(place).clamp_(0, self.levels - 1)
-        bad = ~((place - nearest).abs_() <= 0.01).flatten(1)
+        bad = ~((place - nearest).abs_() <= max(0.01, rounded)).flatten(1)
         if bad.any():
             item = int(bad.any(1).nonzero()[0])
             raise DiffusionalError(

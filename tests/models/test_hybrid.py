@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from battery import BETAS, F64, close, generator, plain_alpha, plain_posterior, plain_sigma, randn
-from diffusional import Denoiser, DiffusionModel, Discrete, GaussianDiffusion, likelihood, schedule
+from diffusional import Continuous, Denoiser, DiffusionModel, Discrete, GaussianDiffusion, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.levels import LevelSampler, SecondMoment, Stratified, Uniform
 from diffusional.models.diffusion import HYBRID_WEIGHT
@@ -122,6 +122,29 @@ def test_the_mean_is_taught_by_the_squared_error_alone(monkeypatch: pytest.Monke
     _, whole = _plain(model, x, draws["level"], draws["noise"], frozen=False)
     close(free[0], torch.autograd.grad(1e-3 * (draws["weight"] * whole).sum() / (D * math.log(2)), mean)[0], rtol=1e-7)
     assert float(free[0].abs().max()) > 1e-4
+
+
+def test_a_decoder_that_sees_z_1_alone_costs_what_it_costs() -> None:
+    """Of z_1, L_hybrid's bound has the decoder's −ln p(x|z_1), whatever the network says there."""
+    base = _model()
+    alone = likelihood.GaussianLikelihood(Continuous((2, 3)), assisted=False)
+    model = DiffusionModel(base.process, base.denoiser, alone, variance="learned")
+    x, draws = _items(), _draws()
+    first = draws["level"] == 1
+    vlb = model.hybrid_costs(x, draws).terms["vlb"][first]
+    reconstruction = model.reconstruction(x, draws["noise"])[first]
+    close(vlb, 1e-3 * draws["weight"][first] * reconstruction / (D * math.log(2)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("of", ["simple_costs", "hybrid_costs"])
+def test_a_learned_schedule_is_not_led_astray(of: str) -> None:
+    base = _model()
+    process = GaussianDiffusion(schedule.learned_betas(T))
+    model = DiffusionModel(process, base.denoiser, base.likelihood, variance="learned")
+    with pytest.raises(DiffusionalError, match=r"a schedule that is learned.*freeze it"):
+        getattr(model, of)(_items(), _draws())
+    process.schedule.requires_grad_(False)
+    assert getattr(model, of)(_items(), _draws()).total().isfinite().all()
 
 
 def test_a_levels_mean_is_frozen_with_its_levels() -> None:

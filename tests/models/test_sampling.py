@@ -11,9 +11,11 @@ from battery import F64, close, generator, plain_alpha, plain_posterior, plain_s
 from diffusional import schedule
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
+from diffusional.models.chain import batch_rows
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import DiscretizedGaussian, GaussianLikelihood, LevelPosterior
+from diffusional.models.parameterization import Prediction
 from diffusional.models.time import TrainedIndex
 from diffusional.schedule import Schedule
 from diffusional.space import Continuous, Discrete
@@ -103,17 +105,22 @@ def test_what_the_network_is_asked(conditional: bool) -> None:
 
 def test_another_number_of_steps() -> None:
     model = _model(schedule.log_snr_linear(-9.0, 9.0, steps=1000))
-    close(model.sample(2, generator(), steps=7), model.regrid(7).sample(2, generator()))
-    assert len(model.denoiser.module.calls) == 14
+    close(model.sample(2, generator(), steps=1999), model.regrid(1999).sample(2, generator()))
+    assert len(model.denoiser.module.calls) == 2 * 1999
     assert len(list(model.walk_back(1, generator(), steps=7))) == 8
     continuous = _model(schedule.log_snr_linear(-9.0, 9.0))
     continuous.sample(1, generator())
     assert len(continuous.denoiser.module.calls) == 250
+    close(continuous.sample(2, generator(), steps=7), continuous.regrid(7).sample(2, generator()))
     assert not continuous.sample(1, generator(), steps=3).requires_grad
 
 
-@pytest.mark.parametrize("made", [schedule.linear(steps=1000), schedule.learned_betas(1000)], ids=["linear", "learned"])
-def test_fewer_steps_of_betas_are_trained_latents(made: Schedule) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [schedule.linear(steps=1000), schedule.learned_betas(1000), schedule.log_snr_linear(-9.0, 9.0, steps=1000)],
+    ids=["linear", "learned", "log-SNR-linear"],
+)
+def test_fewer_steps_are_trained_latents(made: Schedule) -> None:
     """A network that knows its T indices alone can be walked in fewer steps; more of them lie between the knots."""
     with torch.no_grad():
         grid = made.grid()
@@ -154,3 +161,25 @@ def test_discrete_data_land_on_their_levels() -> None:
 def test_refused(wrong: dict, message: str) -> None:
     with pytest.raises(DiffusionalError, match=message):
         _model(schedule.linear(steps=10)).sample(**wrong)
+
+
+def test_samples_are_decoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of 256 levels at every position of 128 images is 200 million numbers: the same draws, of fewer items at once."""
+    space = Discrete((3, 16, 16), 256)
+    forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=3))
+    model = DiffusionModel(forward, Denoiser(lambda z, log_snr: torch.tanh(z), "data"), DiscretizedGaussian(space))
+    asked: list[int] = []
+    of = model.likelihood.sample
+
+    def sample(prediction: Prediction, rng: torch.Generator | None = None) -> torch.Tensor:
+        asked.append(len(prediction.z))
+        return of(prediction, rng)
+
+    monkeypatch.setattr(model.likelihood, "sample", sample)
+    drawn = model.sample(450, generator())
+    assert max(asked) == batch_rows(space) < 450
+    assert sum(asked) == len(drawn) == 450
+    *_, z, _ = model.walk_back(450, generator())
+    space.check(drawn)
+    # Each item's own: x is x̂(z_1) but for the decoder's σ_1/α_1 = 0.011 and half a bin.
+    assert float((drawn - torch.tanh(z)).abs().max()) < 7 * 0.011 + 0.004

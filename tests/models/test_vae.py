@@ -208,6 +208,15 @@ def test_a_posterior_begins_narrow_and_beside_its_prior() -> None:
         assert -3 < float(q.log_variance.detach().mean()) / 2 < -1
 
 
+def test_costs_of_a_ladder_keep_their_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = df.HierarchicalVAE(Ladder((1, 4, 4), (2, 4, 4), (3, 2), hidden=16), likelihood.NetworkLevels(DIGITS))
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = model.infer(digits(50).float(), torch.zeros(50, 5))
+    for said in (*drawn.q, *drawn.p):
+        assert said.mean.dtype == said.log_variance.dtype == torch.float32
+
+
 # A diffusion prior.
 
 

@@ -85,6 +85,23 @@ def test_cifar10_networks_have_the_papers_sizes(
         assert round(count / 1e6, 1) == millions
 
 
+@pytest.mark.parametrize("scale_shift", [False, True], ids=["ddpm", "improved"])
+def test_weights_begin_and_strides_pad_as_their_authors(scale_shift: bool) -> None:
+    """DDPM: U(−a, a), a² = 6/(inputs + outputs), biases 0, padding below and right (TensorFlow); improved DDPM: torch's."""
+    torch.manual_seed(0)
+    network = ddpm_unet(3, (32, 32), widths=(32, 64), attention=(), scale_shift=scale_shift).network
+    strided = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    assert [m.padding for m in strided] == [(1, 1) if scale_shift else (0, 0)]
+    for layer in (network.down_blocks[0].resnets[0].conv1, network.down_blocks[1].resnets[0].conv_shortcut):
+        inside = layer.kernel_size[0] * layer.kernel_size[1]
+        ddpm = 6 / (inside * (layer.in_channels + layer.out_channels))
+        # torch's kaiming_uniform_ with a = √5.
+        improved = 1 / (inside * layer.in_channels)
+        bound = (improved if scale_shift else ddpm) ** 0.5
+        assert 0.98 * bound < float(layer.weight.detach().abs().max()) <= bound
+        assert bool(layer.bias.any()) == scale_shift
+
+
 def test_heads_norms_and_blocks_are_as_asked() -> None:
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D

@@ -95,7 +95,9 @@ def load(
     if name_or_path == "digits":
         _refuse_others(given, "digits")
         if levels not in (None, digits.LEVELS):
-            raise DiffusionalError(f"levels={levels} came for digits, which have {digits.LEVELS}; leave levels out")
+            raise DiffusionalError(
+                f"levels={levels} came for digits, which have {digits.LEVELS}; leave levels out, or name other data (--data)"
+            )
         return digits.load_digits()
     path = Path(name_or_path).expanduser()
     kind = "hub" if name.startswith(_HUB) else kind_of(path)

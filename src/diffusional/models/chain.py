@@ -84,6 +84,8 @@ class Chain(LatentVariableModel):
 
         In continuous time `level` is u (B,) in [0, 1] and the value is dKL/du, whose integral over [0, 1] is the cost.
         """
+        self.space.check(x)
+        same_shape(x, noise)
         if self.levels is not None and (
             level.dtype.is_floating_point or bool(((level < 1) | (level > self.levels)).any())
         ):
@@ -125,6 +127,8 @@ class Chain(LatentVariableModel):
         T network evaluations per item (or `cells` + 1). The ledger's `kl` has a column per level, or per cell.
         """
         self.space.check(x)
+        if cells < 1:
+            raise DiffusionalError(f"cells={cells} came; give at least 1")
         n = self.levels or cells
         step = max(1, batch_rows(self.space) // x.shape[0])
         kl = []
@@ -199,6 +203,14 @@ class Chain(LatentVariableModel):
     def _per_unit(self, kl: Tensor) -> Tensor:
         """Costs per unit of u: what a uniform sampler's weight would make of them."""
         return kl if self.levels is None else kl * self.levels
+
+
+def same_shape(x: Tensor, noise: Tensor) -> None:
+    """Raise DiffusionalError unless every item has an ε of its own."""
+    if noise.shape != x.shape:
+        raise DiffusionalError(
+            f"noise of shape {tuple(noise.shape)} came for items of {tuple(x.shape)}; give one like them"
+        )
 
 
 def standard_normal(x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:

@@ -19,7 +19,7 @@ from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger, LevelDraws, per_unit
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
-from diffusional.models.chain import Chain, standard_normal
+from diffusional.models.chain import Chain, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Likelihood, NetworkLevels
 from diffusional.models.parameterization import Prediction
@@ -79,12 +79,12 @@ class DiffusionModel(Chain):
                 'variance="learned" came with a denoiser that learns none: give Denoiser(module, …, learns_variance=True), whose '
                 "module has one output channel more for each of the data's"
             )
-        if isinstance(likelihood, NetworkLevels) and (
-            denoiser.predicts != "levels" or denoiser.space != likelihood.space
-        ):
+        levels = denoiser.predicts == "levels"
+        if (levels and denoiser.space != likelihood.space) or (isinstance(likelihood, NetworkLevels) and not levels):
             raise DiffusionalError(
-                f"NetworkLevels over {likelihood.space} came with a denoiser that predicts {denoiser.predicts} over "
-                f'{denoiser.space}; it needs predicts="levels" over the same space'
+                f"{type(likelihood).__name__} over {likelihood.space} came with a denoiser that predicts {denoiser.predicts} over "
+                f"{denoiser.space}; "
+                + ("give both the same space" if levels else 'it needs predicts="levels" over the same space')
             )
 
     @property
@@ -110,6 +110,7 @@ class DiffusionModel(Chain):
     def reconstruction(self, x: Items, noise: Items, condition: Tensor | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
         gamma = self.process.schedule.ends()[0].expand(x.shape[0])
+        same_shape(x, noise)
         z = diffuse(x, gamma, noise)
         return -self.likelihood.log_prob(x, self._seen(z, gamma, condition)).double()
 
@@ -224,7 +225,7 @@ class DiffusionModel(Chain):
         """L_simple = E_t ‖ε − ε̂(z_t)‖²/D with t uniform over all T latents (Ho et al. 2020, eq. 14). Not a bound.
 
         It drops every weight of MATH (8), the reconstruction and the prior: a training objective for sample quality. The
-        number says nothing about ln p(x).
+        number says nothing about ln p(x). Raises DiffusionalError for a schedule that is learned, which has no bound to learn from here.
         """
         self.space.check(x)
         return self.simple_costs(x, self.latent_draw(x, None, generator), condition).total().mean()
@@ -267,11 +268,12 @@ class DiffusionModel(Chain):
         prediction = self._latent(x, draws, condition)
         simple = prediction.squared_error(x, noise) / self.space.dimensions
         frozen, first = prediction.frozen(), level == 1
+        seen = frozen if self.likelihood.uses_network else unassisted(frozen.z, frozen.gamma)
         kl = self._kl_of(frozen, x, (level - 1).clamp(min=1), noise)
         firsts = first.nonzero().squeeze(1)
         bound = torch.where(first, 0.0, kl)
         if len(firsts):
-            bound = bound.index_copy(0, firsts, -self.likelihood.log_prob(x[firsts], frozen[firsts]).to(kl))
+            bound = bound.index_copy(0, firsts, -self.likelihood.log_prob(x[firsts], seen[firsts]).to(kl))
         vlb = weight * self._discrete() * bound / per_unit("bits/dim", self.space.dimensions)
         share = draws["weight"] / self._discrete()
         return Costs(
@@ -281,6 +283,11 @@ class DiffusionModel(Chain):
     def _latent(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None) -> Prediction:
         """What the network says of the latents that `latent_draw` drew."""
         level, schedule = draws["level"], self.process.schedule
+        if any(p.requires_grad for p in schedule.parameters()):
+            raise DiffusionalError(
+                "L_simple or L_hybrid came with a schedule that is learned: it is learned by the bound alone, and no bound would go to "
+                "where the noise is easiest to tell; use `loss`, or freeze it (schedule.requires_grad_(False))"
+            )
         gamma = schedule.gamma(level) if self.steps is None else schedule.grid()[level - 1]
         return self.denoiser(diffuse(x, gamma, draws["noise"]), gamma, condition)
 
@@ -349,4 +356,7 @@ class DiffusionModel(Chain):
                 p = ddim_at(z, prediction.data, grid[i - 1], grid[i], eta)
             z = p.sample(generator)
             yield z
-        yield self.likelihood.sample(self._seen(z, grid[0].expand(n), condition), generator)
+        seen = self._seen(z, grid[0].expand(n), condition)
+        # A table of all levels at every position, of some items at a time.
+        rows = torch.arange(n, device=z.device).split(batch_rows(self.space))
+        yield torch.cat([self.likelihood.sample(seen[some], generator) for some in rows])

@@ -9,6 +9,7 @@ top-down state carries all layers above, so that conditioning is on z_{>l} and n
 Ladder VAE; Kingma et al. 2016). p(z_L) = N(0, I).
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -65,11 +66,16 @@ class HierarchicalVAE(Autoencoder):
         if layer == len(self.latents):
             zero = state.new_zeros(len(state), self.latents[-1])
             return Gaussian(zero, zero)
-        return bounded(*self.ladder.prior(layer, state))
+        return bounded(*self._full(self.ladder.prior(layer, state)))
 
     def _posterior(self, layer: int, state: Tensor, feature: Tensor, prior: Gaussian) -> Gaussian:
-        shift, log_std = self.ladder.posterior(layer, state, feature)
+        shift, log_std = self._full(self.ladder.posterior(layer, state, feature))
         return bounded(prior.mean + shift, log_std + _NARROW)
+
+    def _full(self, said: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+        """What a head says, in the weights' precision: under autocast the network's is less, and a KL needs more."""
+        dtype = next(self.ladder.parameters()).dtype
+        return (part.to(dtype) for part in said)
 
     def infer(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Inference:
         _unconditional(condition)

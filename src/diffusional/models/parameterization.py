@@ -58,7 +58,7 @@ class Prediction:
         return replace(self, **{k: v[items] for k, v in parts.items() if isinstance(v, Tensor) and len(v)})
 
     def frozen(self) -> "Prediction":
-        """The same, its mean held fixed: gradients reach the backward variance only."""
+        """The same, its mean held fixed: of the network's output gradients reach the backward variance only."""
         return replace(self, value=self.value.detach())
 
     def _coefficients(self) -> tuple[Tensor, Tensor]:

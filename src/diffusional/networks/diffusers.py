@@ -72,7 +72,9 @@ def ddpm_unet(
 
     Improved DDPM's (Nichol & Dhariwal 2021) is `outputs=2, blocks=3, attention=(16, 8), heads=4, scale_shift=True`. `time` is that
     of DDPM, 0 … 1000. Images whose sides can't be halved len(widths) − 1 times are padded inside with zeros to the next
-    that can: 28 = 4·7 becomes 32. The last layers of blocks, of attention and of the network start at zero, as theirs do.
+    that can: 28 = 4·7 becomes 32. The last layers of blocks, of attention and of the network start at zero, as theirs do; the others as
+    DDPM's do, uniform by the mean of their inputs and outputs with biases of zero, or with `scale_shift` as improved DDPM's, torch's way.
+    Strided convolutions pad as theirs do: below and right, or with `scale_shift` on all sides.
 
     Args:
         channels: C of the data.
@@ -130,11 +132,16 @@ def ddpm_unet(
         norm_num_groups=groups,
         attn_norm_num_groups=groups,
         norm_eps=1e-6,
-        downsample_padding=0,
+        downsample_padding=1 if scale_shift else 0,
         flip_sin_to_cos=False,
         freq_shift=1,
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
     )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not scale_shift:
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     _zero(network.conv_out)
     for module in network.modules():
         if isinstance(module, ResnetBlock2D):
