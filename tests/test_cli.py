@@ -85,7 +85,9 @@ print("status", status, "torch" in sys.modules, "numpy" in sys.modules)
 # The whole way.
 
 
-def test_train_evaluate_sample(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_evaluate_sample(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, record = tmp_path / "run", tmp_path / "out.json"
     args = ["train", run, "--data.name", tiny / "tiny.npy", *TINY, "--steps", 3, "--schedule.steps", 9, "--seed", 5]
     args += ["--data.split-seed", 3]
@@ -156,6 +158,13 @@ def test_train_evaluate_sample(tiny: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(capsys, "sample", run, "--method", "ddim", "--eta", 0.5, "--steps", 5)[0] == 0
     assert np.load(run / "samples-2.npz")["samples"].shape == (16, 1, 4, 4)
     assert np.array_equal(np.load(run / "samples.npz")["samples"], samples)
+    # Many are drawn some at a time.
+    monkeypatch.setattr("diffusional.cli.sample._BATCH", 6)
+    assert main(capsys, "sample", run, "--n", 15, "--out", tmp_path / "many.npz")[0] == 0
+    many = np.load(tmp_path / "many.npz")["samples"]
+    assert many.shape == (15, 1, 4, 4)
+    assert np.array_equal(many[:6], samples)
+    assert not np.array_equal(many[6:12], samples)
 
 
 def test_scores_budgets_and_two_runs(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -567,7 +576,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "levels of digits": (
         lambda f: ["data", "digits", "--levels", 3],
-        "levels=3 came for digits, which have 17; leave levels out",
+        "levels=3 came for digits, which have 17; leave levels out, or name other data (--data)",
     ),
     "data of no known kind": (
         lambda f: ["data", raw(f / "a.xyz", b"1")],

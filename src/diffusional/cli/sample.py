@@ -6,6 +6,9 @@ from diffusional.cli.commands import Sample
 from diffusional.cli.console import console, device, numbered, working
 from diffusional.errors import DiffusionalError
 
+# Samples drawn at a time.
+_BATCH = 256
+
 
 def run(command: Sample) -> dict[str, Any]:
     import numpy as np
@@ -26,15 +29,17 @@ def run(command: Sample) -> dict[str, Any]:
         raise DiffusionalError(f"--out {out}: the folder {out.resolve().parent} does not exist")
     place = device()
     model, generator = model.to(place), torch.Generator(place).manual_seed(command.seed)
+    options: dict[str, Any] = {}
     if isinstance(model, DiffusionModel):
-        with working(f"drawing {command.n} samples"):
-            x = model.sample(command.n, generator, method=command.method, steps=command.steps, eta=command.eta).cpu()
+        options = {"method": command.method, "steps": command.steps, "eta": command.eta}
     elif command.method != "ancestral" or command.steps is not None or command.eta:
         raise DiffusionalError(
             f"--method, --steps or --eta came for {command.run}, which is no Gaussian diffusion model; leave them out"
         )
-    else:
-        x = model.sample(command.n, generator).cpu()
+    with working(f"drawing {command.n} samples"):
+        # Of a whole batch's activations there may be too many to hold; n < 1 is the model's to refuse.
+        sizes = [min(_BATCH, command.n - done) for done in range(0, command.n, _BATCH)] or [command.n]
+        x = torch.cat([model.sample(n, generator, **options).cpu() for n in sizes])
     raw = model.space.decode(x).numpy()
     np.savez_compressed(out, samples=raw)
     written = [str(out)]

@@ -267,7 +267,7 @@ class Config:
         if model.network != "ddpm" and own != ((), 1, False):
             raise DiffusionalError(
                 f'model.attention={own[0]}, heads={own[1]} and scale_shift={own[2]} came with network="{model.network}"; they are of '
-                'network="ddpm"'
+                'network="ddpm": give attention=(), heads=1 and scale_shift=False (--model.attention, and no more, is ())'
             )
         if kind == "binomial-diffusion" and (chain.steps is None or replace(chain, steps=None) != ScheduleConfig()):
             raise DiffusionalError(
