@@ -28,9 +28,7 @@ def ledger_table(result: Mapping[str, Any], title: str) -> Table:
     table.add_section()
     total = result["nelbo_nats"]
     table.add_row("NELBO", *_numbers(total, 1.0), *_numbers(total, bit), style="bold")
-    table.caption = (
-        f"standard errors; MC: by the noise of this evaluation, items: by the choice of the {result['items']}"
-    )
+    table.caption = f"± MC: by this evaluation's noise; ± items: by the choice of the {result['items']}"
     return table
 
 
@@ -74,7 +72,7 @@ def ledgers_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table
     table.add_row("NELBO", *(_cell(record, record["nelbo_nats"]) for record in results.values()), style="bold")
     items = (_numbers(r["nelbo_nats"], per_unit("bits/dim", r["dimensions"]))[2] for r in results.values())
     table.add_row("± items", *items)
-    table.caption = "standard errors; ±: by the noise of this evaluation, ± items: by the choice of the items"
+    table.caption = "±: by this evaluation's noise; ± items: by the choice of the items"
     return table
 
 
@@ -101,7 +99,7 @@ def comparison_table(result: Mapping[str, Any], title: str) -> Table:
         table.add_row(run, *_numbers(result[key]["nelbo"], 1.0))
     table.add_section()
     table.add_row("A − B, paired", *_numbers(result["difference"], 1.0), style="bold")
-    table.caption = "negative: A gives the data more probability; MC: by the noise of this evaluation, items: by the choice of the items"
+    table.caption = "negative: A gives the data more probability; ± MC: by this evaluation's noise; ± items: by the choice of the items"
     return table
 
 
