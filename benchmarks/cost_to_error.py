@@ -57,6 +57,20 @@ PLANS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
 }
 
 
+def opened(run: Path) -> tuple[DiffusionModel, Tensor, Tensor, str]:
+    """A run's model on DDPM's linear β, training items for pilots, the test items, and the data's name; the digits' recipe, if there is
+    no such run.
+    """
+    if not run.exists():
+        train(digits(), run)
+    config, trained = read_run(run).config, load(run)
+    assert isinstance(trained, DiffusionModel)
+    model = DiffusionModel(GaussianDiffusion(linear(1000)), trained.denoiser, trained.likelihood).eval()
+    dataset = build_dataset(config.data)
+    reference = dataset.space.encode(dataset.train[: len(dataset.train) // max(1, 2 * config.data.warps)])
+    return model, reference, dataset.encode("test"), config.data.name
+
+
 def plan_for(
     model: DiffusionModel, reference: Tensor, evaluations: int, seed: int, parts: tuple[tuple[str, ...], bool, bool]
 ) -> Plan:
@@ -150,14 +164,8 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", default=[""], help="only the plans whose names begin so")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    if not options.run.exists():
-        train(digits(), options.run)
-    record, started = read_run(options.run), time.monotonic()
-    trained = load(options.run)
-    model = DiffusionModel(GaussianDiffusion(linear(1000)), trained.denoiser, trained.likelihood).eval()
-    dataset = build_dataset(record.config.data)
-    reference = dataset.space.encode(dataset.train[: len(dataset.train) // max(1, 2 * record.config.data.warps)])
-    everything = dataset.encode("test")
+    started = time.monotonic()
+    model, reference, everything, data = opened(options.run)
     generator = torch.Generator().manual_seed(0)
     some = everything[torch.randperm(len(everything), generator=generator)]
     x = some[: options.repeat_items or len(some)]
@@ -242,7 +250,7 @@ def main() -> None:
         "items": len(x),
         "scaled to items": size,
         "sweep": {"items": len(swept), "sweeps": options.sweeps},
-        "data": record.config.data.name,
+        "data": data,
         "seconds": time.monotonic() - started,
         "machine": machine(),
     }
