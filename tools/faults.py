@@ -1119,17 +1119,17 @@ FAULTS = [
         "evaluation/test_sweep.py::test_pairs_of_neighbours_tell_the_variance",
     ),
     _fault(
-        "evaluation/result.py",
+        "ledger.py",
         "quantile of one side for two",
         "0.5 * (1 + confidence)",
         "confidence",
         "evaluation/test_sweep.py::test_the_interval",
     ),
     _fault(
-        "evaluation/result.py",
+        "ledger.py",
         "the normal's quantile for Student's",
-        "norm.ppf(tail) if math.isinf(self.freedom)",
-        "norm.ppf(tail) if self.freedom > 0",
+        "norm.ppf(tail) if math.isinf(freedom)",
+        "norm.ppf(tail) if freedom > 0",
         "evaluation/test_sweep.py::test_the_interval",
     ),
     _fault(
@@ -2109,7 +2109,7 @@ FAULTS = [
     _fault(
         "networks/diffusers.py",
         "halved from a row of zeros on",
-        "downsample_padding=0",
+        "downsample_padding=1 if scale_shift else 0",
         "downsample_padding=1",
         "networks/test_diffusers.py::test_the_noise_level_is_told_as_in_ddpm",
     ),
