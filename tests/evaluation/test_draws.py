@@ -14,7 +14,7 @@ import diffusional as df
 from battery import close, generator, plain_alpha, plain_sigma, randn
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import controls, draws, plan
+from diffusional.evaluation import controls, draws, visits
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.noise import item_keys, stream
 from diffusional.evaluation.plan import Plan
@@ -107,7 +107,7 @@ def test_a_visit_depends_on_its_item_alone(steps: int | None, decoder: Any, monk
     same(whole, slow)
     # In other blocks and other network calls.
     monkeypatch.setattr(draws, "_NOISE", 60)
-    monkeypatch.setattr(plan, "_ROWS", 3)
+    monkeypatch.setattr(visits, "_ROWS", 3)
     model.denoiser.module.rows.clear()
     same(whole, drawn(model, fitted, x))
     assert max(model.denoiser.module.rows) <= 3

@@ -228,7 +228,7 @@ def test_other_noise_levels_or_data_do_not_agree(kind: str, steps: int) -> None:
     assert off(diffusion_loss(ours, (at - 1).clamp(1) if steps else at * 0.99, steps, noise("eps")), diff) > 1e-3
     whole = Discrete((3, 4, 4), 256)
     assert off(model(kind, steps, whole).reconstruction(data(whole), noise("eps_0")), recon) > 1e-3
-    assert off(diffusion_loss(ours, at, steps, noise("eps"), data(whole)), diff) > 1e-3
+    assert off(diffusion_loss(model(kind, steps, whole), at, steps, noise("eps"), data(whole)), diff) > 1e-3
     if steps:
         assert off(diffusion_loss(model(kind, steps - 1), at.clamp(max=steps - 1), steps, noise("eps")), diff) > 1e-3
     else:

@@ -135,7 +135,7 @@ def test_the_importance_weighted_bound_is_no_worse(
     assert tighter["value"] < nelbo["value"] + 3 * (tighter["error"] + nelbo["error"])
     assert tighter["caveats"] == []
     # Eight draws never amount to the ten that an error by the delta method asks for.
-    status, _, err = main(capsys, "evaluate", run, "--visits", 2, "--importance-weighted", 8, "--json", record)
+    status, _, err = main(capsys, "evaluate", run, "--visits", 64, "--importance-weighted", 8, "--json", record)
     (caveat,) = json.loads(record.read_text())["importance_weighted"]["caveats"]
     assert status == 0
     assert "give more draws" in caveat

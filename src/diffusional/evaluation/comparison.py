@@ -152,13 +152,13 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     audits = [task.audited for task in tasks if task.audited is not None]
     of_one_visit = audits[0].paired_variance(audits[1]) if len(audits) == 2 else 0.0
 
-    def cautious(spent: int = 0) -> Estimate:
-        seen = _difference(one, other, spent)
+    def cautious() -> Estimate:
+        seen = _difference(one, other, sum(task.spent for task in tasks))
         return replace(seen, error=max(seen.error, math.sqrt(one.expected_variance(of_one_visit))))
 
     enough = tasks[0].to_error([one, other], cautious, target)
     results = [task.result([]) for task in tasks]
-    difference = cautious(sum(task.spent for task in tasks))
+    difference = cautious()
     caveats += [f"{name}: {text}" for name, result in zip("AB", results, strict=True) for text in result.caveats]
     freedom = one.freedom_of(*_paired(one, other))
     caveats += few_draws(freedom, difference.error)
