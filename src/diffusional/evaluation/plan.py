@@ -12,7 +12,7 @@ Coefficients, and π for the least variance of (a), come from a pilot (pilot.py)
 is the error of its mean.
 
 The constants a_c take off what the levels differ by, so stratifying over levels, which does the same, has nothing left to gain; nor
-do antithetic pairs (benchmarks/cost_to_error.py).
+do antithetic pairs (benchmarks/antithetic.py).
 
 A binomial chain goes the same way without controls: g is then a_c.
 
