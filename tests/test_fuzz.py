@@ -158,6 +158,7 @@ types = st.sampled_from(
 @fuzz
 @example(shape=(2**63,), kind="<f8", fortran=False, body=b"", version=(1, 0), levels=None)
 @example(shape=(-2, 4), kind="<f8", fortran=False, body=b"", version=(1, 0), levels=None)
+@example(shape=(2**40, 2**40), kind="|S0", fortran=True, body=b"", version=(1, 0), levels=None)
 @given(
     shape=shapes,
     kind=types,

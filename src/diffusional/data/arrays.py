@@ -89,7 +89,8 @@ def _check_header(file: Any, name: str, size: int) -> None:
     if dtype.hasobject:
         raise DiffusionalError(_objects(name))
     came = size - file.tell()
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > came:
+    # Types of no bytes, empty strings, would be of any shape.
+    if min(shape, default=0) < 0 or math.prod(shape) * max(1, dtype.itemsize) > came:
         declared = shortened(f"its header declares shape {shape} of {dtype}")
         raise DiffusionalError(f"{name} could not be read ({declared}, {came} bytes of values came); save it again")
 
