@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import os
 import pickle
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,46 @@ def test_broken_records_are_refused(name: str, content: str, message: str, run: 
         vouch(run / name)
     with pytest.raises(DiffusionalError, match=message):
         load(run) if "/" not in name else loop.train(config, run, resume=True, console=QUIET)
+
+
+# Regular files.
+
+
+def test_a_regular_file_and_a_link_to_one_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    files.check_regular(tmp_path / "a")
+    files.check_regular(tmp_path / "b")
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (_fifo, "named pipe"),
+        (_socket, "socket"),
+        (Path.mkdir, "folder"),
+        (lambda path: path.symlink_to("/dev/zero"), "character device"),
+        (lambda path: path.symlink_to(path.with_name("gone")), "gone, which does not exist"),
+        (lambda path: path.symlink_to(path), "could not be read"),
+        (lambda path: None, "does not exist"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(
+    make: Callable, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path has to be short
+    make(Path("x.npy"))
+    with pytest.raises(DiffusionalError, match=rf"x\.npy .*{kind}"):
+        files.check_regular(Path("x.npy"))
 
 
 # Writing.

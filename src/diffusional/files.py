@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,42 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_SPECIAL = {
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def check_regular(path: Path) -> None:
+    """Raise DiffusionalError unless `path` is a regular file, or a link to one.
+
+    Call this before opening any file that a user names. Opening a named pipe waits for a writer, perhaps for ever, and
+    a device such as /dev/zero has no end. Missing files, dangling links and loops of links are refused too.
+
+    >>> check_regular(Path("/dev/zero"))
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: /dev/zero is a character device, expected a regular file. Write its content ...
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DiffusionalError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist. Restore the target or remove the link"
+            ) from error
+        raise DiffusionalError(f"{path} does not exist, expected a regular file") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise DiffusionalError(f"{path!s} could not be read ({error}). Check the path and its permissions") from error
+    if not stat.S_ISREG(mode):
+        what = _SPECIAL.get(stat.S_IFMT(mode), "not a regular file")
+        advice = "Give a file in it" if stat.S_ISDIR(mode) else "Write its content to a file and give that"
+        raise DiffusionalError(f"{path} is {what}, expected a regular file. {advice}")
 
 
 def sha256(path: Path) -> str:
