@@ -36,6 +36,8 @@ def run(command: Data) -> dict[str, Any]:
     console().print(_table(found))
     size = f"{found.bytes / 2**20:,.1f} MiB" if found.bytes >= 2**20 else f"{found.bytes:,} bytes"
     _say(f"raw values of type {found.raw_type}, {size}; train is {found.held}")
+    for note in found.notes:
+        _say(f"note: {note}")
     for finding in found.findings:
         _say(f"warning: {finding}")
     if command.figure is not None:

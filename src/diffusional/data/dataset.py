@@ -90,7 +90,9 @@ def block_rows(shape: tuple[int, ...]) -> int:
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Raw values `train`, `validation` and `test`, each (N, *space.shape): integers for a discrete space,
-    float32 or float64 for a continuous one. `labels` names the positions of an item, if its file did.
+    float32 or float64 for a continuous one. `labels` names the positions of an item, if its file did: of a table they
+    are its column names, in order. `notes` lists what the loader decided about the file (the delimiter, the decimal
+    mark, columns left out), one sentence each; `diffusional data` prints them.
 
     Raises DiffusionalError for a split that is empty or whose shape or type is not the space's; the values
     themselves are checked as they are encoded.
@@ -107,6 +109,7 @@ class Dataset:
     validation: Tensor | Items
     test: Tensor | Items
     labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         discrete = isinstance(self.space, Discrete)

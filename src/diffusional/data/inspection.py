@@ -34,6 +34,7 @@ class Inspection:
         held: where train is: "in memory", "memory-mapped", "streamed", or "read item by item".
         bytes: of all raw values together; a stream's are not counted.
         picture: raw values (≤ 64, *shape) of the first train items.
+        notes: what the loader decided about the file, as `Dataset.notes`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Inspection:
     fingerprints: dict[str, str]
     findings: tuple[str, ...]
     picture: Tensor
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record without its picture, JSON-ready."""
@@ -63,6 +65,7 @@ class Inspection:
             "bytes": self.bytes,
             "fingerprints": self.fingerprints,
             "findings": list(self.findings),
+            "notes": list(self.notes),
         }
 
 
@@ -94,6 +97,7 @@ def inspect(dataset: Dataset) -> Inspection:
         {split: dataset.fingerprint(split) for split in SPLITS},
         tuple(_findings(dataset, seen)),
         train.head(_PICTURE) if isinstance(train, Stream) else train[:_PICTURE],
+        dataset.notes,
     )
 
 
