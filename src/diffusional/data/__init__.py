@@ -11,24 +11,32 @@ What `load` takes:
     "hf:owner/name[:config]"          a data set of the Hugging Face Hub (or hf:/folder), perhaps streamed
 
 and `from_torch` takes any map-style Dataset of PyTorch.
+
+`load` splits data and declares their space, to train on them; `read` gives all items of a file in its order, in the space of a model
+that was trained on other data, to score them.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from diffusional.data import arrays, digits, idx, images
 from diffusional.data.checks import to_dataset
+from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
-from diffusional.data.hub import load_hub
+from diffusional.data.hub import load_hub, read_hub
 from diffusional.data.kinds import kind_of
 from diffusional.data.pictures import Fit, Options
 from diffusional.data.pytorch import from_torch
-from diffusional.data.splits import split_at_random
+from diffusional.data.splits import Fractions, Part, split_at_random
 from diffusional.errors import DiffusionalError
+from diffusional.space import Space
 
-__all__ = ["Dataset", "from_torch", "load"]
+__all__ = ["Collection", "Dataset", "from_torch", "load", "read"]
 
 _HUB = "hf:"
+# The name of data that were given in Python and came from no file.
+PYTHON = "python:"
 _ARRAY = "an array (.npy, .npz, IDX)"
 # What the kinds of data are called in errors.
 _CALLED = {
@@ -94,36 +102,120 @@ def load(
     name = str(name_or_path)
     if name_or_path == "digits":
         _refuse_others(given, "digits")
-        if levels not in (None, digits.LEVELS):
-            raise DiffusionalError(
-                f"levels={levels} came for digits, which have {digits.LEVELS}; leave levels out, or name other data (--data)"
-            )
+        _check_digits(levels)
         return digits.load_digits()
-    path = Path(name_or_path).expanduser()
-    kind = "hub" if name.startswith(_HUB) else kind_of(path)
+    path, kind = _kind(name_or_path)
     _refuse_others(given, kind)
     options = Options(size, fit, grey)
     if kind == "hub":
-        return load_hub(name, levels, split, seed, options, column, streaming, holdout)
-    if kind == "images":
-        return images.load_images(path.resolve(), levels, split, seed, options)
-    if kind == "table":
+        dataset = load_hub(name, levels, split, seed, options, column, streaming, holdout)
+    elif kind == "images":
+        dataset = images.load_images(path.resolve(), levels, split, seed, options)
+    elif kind == "table":
         from diffusional.data.tables import load_table  # pyarrow takes a while, and most uses need none
 
-        return load_table(path.resolve(), levels, split, seed, columns)
-    if kind == "mnist":
-        parts = arrays.mnist_splits(idx.read_mnist_folder(path), str(path), split)
-    elif kind == "numpy":
-        parts = arrays.choose_splits(arrays.read_numpy(path), str(path), split, seed)
+        dataset = load_table(path.resolve(), levels, split, seed, columns)
     else:
-        parts = split_at_random(idx.read_idx(path), str(path), split, seed)
-    return to_dataset(path.resolve().name, parts, levels)
+        dataset = to_dataset(path.resolve().name, _array_parts(path, kind, split, seed), levels)
+    if dataset.source is None:
+        return dataset
+    arguments = {"name_or_path": name if kind == "hub" else str(path.absolute()), "levels": levels}
+    arguments |= {"split": tuple(split), "seed": seed} | given
+    return dataclasses.replace(dataset, source=dataclasses.replace(dataset.source, arguments=arguments))
+
+
+def read(
+    name_or_path: str | Path,
+    space: Space,
+    *,
+    columns: tuple[str, ...] | None = None,
+    names: tuple[str, ...] = (),
+    split: str | None = None,
+    size: int | None = None,
+    fit: Fit = "crop",
+    grey: bool | None = None,
+    column: str | None = None,
+) -> Collection:
+    """All items of a file or folder, in its order, in the space of a model that was trained on other data.
+
+    Nothing is split at random, and nothing is computed from these items: `encode` uses the standardisation of `space`. So one item is
+    enough, and a column may be constant.
+
+    Args:
+        name_or_path: as for `load`.
+        space: `model.space`, which the items must fit: their shape, whether they are discrete, and their levels.
+        columns: columns of a table to read, by name; all unless given.
+        names: names of the columns that the model was trained on (`labels` of its Dataset). Columns are matched by name: a table in
+            another order is put into this order, and one with other, missing or further columns is refused. If the model or the file
+            has no names, columns are matched by position, and `Collection.notes` says so.
+        split: only the items that the file itself assigns to this split ("train", "validation" or "test"); all unless given.
+        size, fit, grey, column: as for `load`.
+
+    Raises DiffusionalError as `load` does, and for items that are not of the space.
+
+    >>> import tempfile
+    >>> from diffusional import Continuous
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "new.csv"
+    ...     _ = path.write_text("weight,age\\n70,20\\n")
+    ...     items = read(path, Continuous((2,), (30.0, 60.0), (10.0, 5.0)), names=("age", "weight"))
+    >>> items.encode().tolist(), items.origin_of(0)
+    ([[-1.0, 2.0]], 'new.csv, row 0')
+    """
+    given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "column": column}
+    if name_or_path == "digits":
+        _refuse_others(given, "digits")
+        return collected("digits", digits.parts(), digits.LEVELS, space, names, split)
+    path, kind = _kind(name_or_path)
+    _refuse_others(given, kind)
+    options, stored = Options(size, fit, grey), None
+    if kind == "hub":
+        parts, stored = read_hub(str(name_or_path), None, options, column)
+        return collected(str(name_or_path), parts, stored, space, names, split)
+    if kind == "images":
+        parts, stored = images.read_images(path.resolve(), None, None, 0, options)
+    elif kind == "table":
+        from diffusional.data.tables import column_names, read_table
+
+        if names:
+            check_names(columns or column_names(path.resolve()), names, str(path))
+        parts = read_table(path.resolve(), None, 0, names or columns)
+    else:
+        parts = _array_parts(path, kind, None, 0)
+    return collected(path.resolve().name, parts, stored, space, names, split)
+
+
+def _kind(name_or_path: str | Path) -> tuple[Path, str]:
+    """The path, and what kind of data it holds. Raises DiffusionalError for what cannot be loaded by name."""
+    name = str(name_or_path)
+    if name.startswith(PYTHON):
+        raise DiffusionalError(
+            f"the data {name.removeprefix(PYTHON)!r} were given in Python as a Dataset and cannot be loaded by name; give the file "
+            "that holds them (evaluate: --data FILE), or pass the Dataset in Python (df.train(config, run, data, resume=True))"
+        )
+    path = Path(name_or_path).expanduser()
+    return path, "hub" if name.startswith(_HUB) else kind_of(path)
+
+
+def _array_parts(path: Path, kind: str, fractions: Fractions | None, seed: int) -> dict[str, Part]:
+    if kind == "mnist":
+        return arrays.mnist_splits(idx.read_mnist_folder(path), str(path), fractions)
+    if kind == "numpy":
+        return arrays.choose_splits(arrays.read_numpy(path), str(path), fractions, seed)
+    return split_at_random(idx.read_idx(path), str(path), fractions, seed)
+
+
+def _check_digits(levels: int | None) -> None:
+    if levels not in (None, digits.LEVELS):
+        raise DiffusionalError(
+            f"levels={levels} came for digits, which have {digits.LEVELS}; leave levels out, or name other data (--data)"
+        )
 
 
 def _refuse_others(given: dict[str, Any], kind: str) -> None:
     """Raise DiffusionalError for an option that came and is for other kinds of data."""
     for option, (kinds, default) in _OPTIONS.items():
-        if given[option] != default and kind not in kinds:
+        if given.get(option, default) != default and kind not in kinds:
             others = " and ".join(_CALLED[kind] for kind in kinds)
             raise DiffusionalError(
                 f"{option}={given[option]!r} came for {_CALLED[kind]}, but it is for {others}; leave it out"

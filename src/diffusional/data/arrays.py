@@ -9,6 +9,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,13 @@ def _objects(name: str) -> str:
     )
 
 
-def choose_splits(arrays: dict[str, np.ndarray], source: str, fractions: Fractions, seed: int) -> dict[str, Part]:
+def choose_splits(
+    arrays: dict[str, np.ndarray], source: str, fractions: Fractions | None, seed: int
+) -> dict[str, Part]:
     """Parts "train", "validation" and "test" of a file's arrays: one array, or one for each split.
 
-    Labels, known by their key and shape, are left aside. Raises DiffusionalError, listing keys and shapes,
+    With `fractions=None` only the splits that the file has, and one array is all "train". Labels, known by their key and shape, are
+    left out; strings under the key "columns" are the names of the columns of (N, D) arrays. Raises DiffusionalError, listing keys and shapes,
     when it is unclear which array is which.
 
     >>> parts = choose_splits({"x": np.zeros((10, 3)), "y": np.zeros(10)}, "a.npz", (0.8, 0.1, 0.1), seed=0)
@@ -129,9 +133,11 @@ def choose_splits(arrays: dict[str, np.ndarray], source: str, fractions: Fractio
     {'train': 8, 'validation': 1, 'test': 1}
     """
     data = {key: values for key, values in arrays.items() if not _is_labels(key, values)}
+    columns = _columns(data, source)
     if len(data) == 1:
         [(key, values)] = data.items()
-        return split_at_random(values, _name(source, key), fractions, seed)
+        parts = split_at_random(values, _name(source, key), fractions, seed)
+        return {split: replace(part, labels=columns) for split, part in parts.items()}
     found = {split: [key for key in data if key.lower() in names] for split, names in _KEYS.items()}
     named = sum(len(keys) for keys in found.values())
     if not found["train"] or not found["test"] or any(len(keys) > 1 for keys in found.values()) or named < len(data):
@@ -141,11 +147,26 @@ def choose_splits(arrays: dict[str, np.ndarray], source: str, fractions: Fractio
             "and perhaps validation (also x_train, …, or train_images, …); 1-D labels may stand beside them"
         )
     parts = {split: whole(data[keys[0]], _name(source, keys[0])) for split, keys in found.items() if keys}
+    parts = {split: replace(part, labels=columns) for split, part in parts.items()}
     return parts if "validation" in parts else split_off_validation(parts, fractions)
 
 
-def mnist_splits(arrays: dict[str, np.ndarray], source: str, fractions: Fractions) -> dict[str, Part]:
+def _columns(data: dict[str, np.ndarray], source: str) -> tuple[str, ...]:
+    """Take the names of the columns, which `diffusional sample` writes beside samples, out of the arrays of a file."""
+    names = data.get("columns")
+    if names is None or names.dtype.kind != "U" or names.ndim != 1 or len(data) == 1:
+        return ()
+    del data["columns"]
+    wrong = next((f"{key} {values.shape}" for key, values in data.items() if values.shape[1:] != names.shape), None)
+    if wrong is not None:
+        raise DiffusionalError(f"{source} has {len(names)} column names for {wrong}; give one name for each column")
+    return tuple(names.tolist())
+
+
+def mnist_splits(arrays: dict[str, np.ndarray], source: str, fractions: Fractions | None) -> dict[str, Part]:
     """Parts of MNIST's two arrays: validation is train's last 5,000, or its `fractions[1]` if below 50,000.
+
+    With `fractions=None` there is no validation part.
 
     >>> arrays = {"train": np.zeros((20, 2, 2)), "test": np.zeros((5, 2, 2))}
     >>> len(mnist_splits(arrays, "folder", (0.8, 0.1, 0.1))["validation"])

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from diffusional.data.dataset import Dataset, block_rows
+from diffusional.data.dataset import Dataset, Source, block_rows
+from diffusional.data.origin import Origin
 from diffusional.data.rows import Rows, integers, reals
 from diffusional.data.splits import Part, check_axes
 from diffusional.errors import DiffusionalError
@@ -92,7 +93,9 @@ def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
     rows = {split: Rows(part.array, part.rows, convert) for split, part in parts.items()}
     size = sum(len(items) * space.dimensions * items.dtype.itemsize for items in rows.values())
     splits = {split: items[:] if size <= IN_MEMORY else items for split, items in rows.items()}
-    return Dataset(name, space, **splits, labels=parts["train"].labels)
+    origins = {split: Origin(name, part.rows, len(part.array), part.files) for split, part in parts.items()}
+    source = Source({split: (splits[split], origins[split]) for split in splits})
+    return Dataset(name, space, **splits, labels=parts["train"].labels, source=source)
 
 
 def channels_first(values: np.ndarray, source: str) -> np.ndarray:

@@ -11,13 +11,14 @@ known from its beginning on only.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from diffusional.data.origin import Origin
 from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete, Space
 
@@ -88,11 +89,26 @@ def block_rows(shape: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class Source:
+    """Where the splits of a Dataset came from.
+
+    Attributes:
+        splits: for each split the object that was loaded, and the Origin of its items. A Dataset whose split is another object,
+            such as one made by `dataclasses.replace`, has no known origin for it.
+        arguments: the arguments of `load` that give the same Dataset again; None if it did not come from `load`.
+    """
+
+    splits: Mapping[str, tuple[Any, Origin]]
+    arguments: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Raw values `train`, `validation` and `test`, each (N, *space.shape): integers for a discrete space,
     float32 or float64 for a continuous one. `labels` names the positions of an item, if its file did: of a table they
     are its column names, in order. `notes` lists what the loader decided about the file (the delimiter, the decimal
-    mark, columns left out), one sentence each; `diffusional data` prints them.
+    mark, columns left out), one sentence each; `diffusional data` prints them. `source` records where the items came from; `origin`
+    and `arguments` read it.
 
     Raises DiffusionalError for a split that is empty or whose shape or type is not the space's; the values
     themselves are checked as they are encoded.
@@ -110,6 +126,7 @@ class Dataset:
     test: Tensor | Items
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         discrete = isinstance(self.space, Discrete)
@@ -130,6 +147,31 @@ class Dataset:
                     f"{self.name}: the {split} split is of type {raw.dtype}; its "
                     f"{'discrete' if discrete else 'continuous'} space takes {expected}: convert it first"
                 )
+
+    def origin(self, split: str) -> Origin | None:
+        """The file and row of each item of a split; None if they are not known (data made in Python, a stream).
+
+        Raises DiffusionalError for an unknown split.
+
+        >>> from diffusional import data
+        >>> data.load("digits").origin("test").rows()[:2].tolist()
+        [1350, 1351]
+        """
+        raw = self._raw(split)
+        kept, origin = (None, None) if self.source is None else self.source.splits.get(split, (None, None))
+        return origin if kept is raw else None
+
+    @property
+    def arguments(self) -> Mapping[str, Any] | None:
+        """The arguments of `load` that give this Dataset again; None if there are none, or a split was replaced.
+
+        >>> from diffusional import data
+        >>> data.load("digits").arguments
+        {'name_or_path': 'digits'}
+        """
+        if self.source is None or any(self.source.splits[split][0] is not self._raw(split) for split in SPLITS):
+            return None
+        return self.source.arguments
 
     def items(self, split: str) -> Tensor | Items:
         """The raw items of a split, to be read by rows. Raises DiffusionalError for an unknown split and a stream."""
@@ -185,12 +227,13 @@ class Dataset:
         for first, block in self._raw_blocks(split, size):
             yield self._encoded(split, block, first)
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint(self, split: str, seen: Callable[[Tensor], None] | None = None) -> str:
         """SHA-256 (64 hexadecimal digits) of a split: its shape, its space, and its values in order.
 
         Values are hashed as little-endian int64 (discrete) or float64 (continuous), so that the same values
-        stored in another type, or on disk, have the same fingerprint. Of a stream its identity is hashed in
-        place of its length, and its first 256 items in place of all. Raises DiffusionalError for an unknown split.
+        stored in another type, or on disk, have the same fingerprint. For a stream, its identity is hashed instead of
+        its length, and its first 256 items instead of all. `seen` is called with each block of raw items that is read.
+        Raises DiffusionalError for an unknown split.
 
         >>> space, raw = Discrete((2,), levels=6), torch.arange(6).reshape(3, 2)
         >>> wide, narrow = Dataset("a", space, raw, raw, raw), Dataset("b", space, *[raw.to(torch.uint8)] * 3)
@@ -208,6 +251,8 @@ class Dataset:
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
         for block in blocks:
             digest.update(block.cpu().numpy().astype(dtype).tobytes())
+            if seen is not None:
+                seen(block)
         return digest.hexdigest()
 
     def _raw(self, split: str) -> Tensor | Items | Stream:

@@ -7,12 +7,26 @@ Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI M
 1998 (its test set).
 """
 
-import torch
+from dataclasses import replace
 
+import numpy as np
+
+from diffusional.data.checks import declared
 from diffusional.data.dataset import Dataset
+from diffusional.data.splits import Part
 from diffusional.space import Discrete
 
 LEVELS = 17
+
+
+def parts() -> dict[str, Part]:
+    """The three splits, as views of one array (1797, 1, 8, 8) uint8."""
+    # Deferred, since it takes seconds and most uses of this package need no digits.
+    from sklearn.datasets import load_digits as embedded
+
+    images = embedded(return_X_y=True)[0].astype(np.uint8).reshape(-1, 1, 8, 8)
+    ends = {"train": (0, 1000), "validation": (1000, 1350), "test": (1350, len(images))}
+    return {split: Part(images, slice(*span), "digits") for split, span in ends.items()}
 
 
 def load_digits() -> Dataset:
@@ -22,8 +36,6 @@ def load_digits() -> Dataset:
     >>> data.train.shape, data.validation.shape, data.test.shape
     (torch.Size([1000, 1, 8, 8]), torch.Size([350, 1, 8, 8]), torch.Size([447, 1, 8, 8]))
     """
-    # Deferred, since it takes seconds and most uses of this package need no digits.
-    from sklearn.datasets import load_digits as embedded
-
-    images = torch.from_numpy(embedded(return_X_y=True)[0]).to(torch.uint8).reshape(-1, 1, 8, 8)
-    return Dataset("digits", Discrete((1, 8, 8), levels=LEVELS), images[:1000], images[1000:1350], images[1350:])
+    dataset = declared("digits", Discrete((1, 8, 8), levels=LEVELS), parts())
+    assert dataset.source is not None
+    return replace(dataset, source=replace(dataset.source, arguments={"name_or_path": "digits"}))

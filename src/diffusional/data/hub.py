@@ -24,6 +24,7 @@ from torch import Tensor
 from diffusional.data.checks import channels_first, declared, to_dataset
 from diffusional.data.dataset import SPLITS, Dataset, block_rows
 from diffusional.data.images import check_levels, decode_all
+from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
 from diffusional.data.rows import integers, reals
 from diffusional.data.splits import Fractions, Part, random_rows
@@ -60,9 +61,27 @@ def load_hub(
     found = {split: _only(rows, column, dtype, streaming) for split, rows in found.items()}
     source = f"{name}, column {column!r}"
     if not streaming:
-        return (_pictures if picture else _arrays)(name, source, found, column, levels, fractions, seed, options)
+        parts, stored = (_pictures if picture else _arrays)(source, found, column, levels, fractions, seed, options)
+        if stored is not None:
+            return declared(name, Discrete(parts["train"].array.shape[1:], stored), parts)
+        return to_dataset(name, parts, levels)
     identity = json.dumps([name, column, revision, asdict(options), holdout, seed])
     return _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity)
+
+
+def read_hub(name: str, levels: int | None, options: Options, column: str | None) -> tuple[dict[str, Part], int | None]:
+    """The items of "hf:…", downloaded, by the splits that it has, and the levels of images (None for arrays).
+
+    Raises DiffusionalError as `load_hub` does.
+    """
+    path, _, config = name.removeprefix("hf:").partition(":")
+    found, _ = _open(path, config or None, streaming=False)
+    column = _choose(name, found["train"].features, column)
+    picture = _is_image(found["train"].features[column])
+    dtype = None if picture else _dtype(found["train"].features[column])
+    found = {split: _only(rows, column, dtype, streaming=False) for split, rows in found.items()}
+    source = f"{name}, column {column!r}"
+    return (_pictures if picture else _arrays)(source, found, column, levels, None, 0, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,15 +218,14 @@ def _content(stored: dict[str, Any]) -> Path | bytes:
 
 
 def _pictures(
-    name: str,
     source: str,
     found: dict[str, Any],
     column: str,
     levels: int | None,
-    fractions: Fractions,
+    fractions: Fractions | None,
     seed: int,
     options: Options,
-) -> Dataset:
+) -> tuple[dict[str, Part], int | None]:
     given, whole = _ranges(found)
     rows = random_rows(given, source, fractions, seed)
 
@@ -218,20 +236,18 @@ def _pictures(
     n = sum(map(len, found.values()))
     values, stored = decode_all(n, read, options, lambda: _identity(found))
     check_levels(levels, stored, source)
-    parts = {split: Part(values, rows[split], source) for split in SPLITS}
-    return declared(name, Discrete(values.shape[1:], stored), parts)
+    return {split: Part(values, rows[split], source, files=_files(found)) for split in SPLITS if split in rows}, stored
 
 
 def _arrays(
-    name: str,
     source: str,
     found: dict[str, Any],
     column: str,
     levels: int | None,
-    fractions: Fractions,
+    fractions: Fractions | None,
     seed: int,
     options: Options,
-) -> Dataset:
+) -> tuple[dict[str, Part], int | None]:
     _refuse_picture_options(options, source)
     given, _ = _ranges(found)
     rows = random_rows(given, source, fractions, seed)
@@ -248,7 +264,12 @@ def _arrays(
 
     shape = (sum(map(len, found.values())), *first.shape[1:])
     values = store(shape, first.dtype.str, lambda: _identity(found), fill)
-    return to_dataset(name, {split: Part(values, rows[split], source) for split in SPLITS}, levels)
+    return {split: Part(values, rows[split], source, files=_files(found)) for split in SPLITS if split in rows}, None
+
+
+def _files(found: dict[str, Any]) -> Files:
+    """The splits of a Hub data set as the files that its items are from: an item is known by its number in its split."""
+    return Files.of(list(found), [len(rows) for rows in found.values()])
 
 
 def _identity(found: dict[str, Any]) -> list[list[str]]:

@@ -18,6 +18,7 @@ import numpy as np
 from diffusional.data.checks import declared
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.kinds import IMAGES
+from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
 from diffusional.data.progress import watched
 from diffusional.data.splits import Fractions, Part, random_rows, split_named
@@ -60,6 +61,17 @@ def load_images(folder: Path, levels: int | None, fractions: Fractions, seed: in
     ...     load_images(Path(folder), None, (0.8, 0.1, 0.1), 0, Options()).space
     Discrete(shape=(1, 4, 6), levels=256, low=-1.0, high=1.0)
     """
+    parts, stored = read_images(folder, levels, fractions, seed, options)
+    return declared(folder.name, Discrete(parts["train"].array.shape[1:], stored), parts)
+
+
+def read_images(
+    folder: Path, levels: int | None, fractions: Fractions | None, seed: int, options: Options
+) -> tuple[dict[str, Part], int]:
+    """The images of a folder by split, and their levels; with `fractions=None` only the splits that the folder itself has.
+
+    Raises DiffusionalError as `load_images` does.
+    """
     files = list_images(folder)
     names = [name for split in SPLITS for name in files.get(split, [])]
 
@@ -79,8 +91,8 @@ def load_images(folder: Path, levels: int | None, fractions: Fractions, seed: in
     rows = random_rows(given, str(folder), fractions, seed)
     values, stored = decode_all(len(names), read, options, made_from)
     check_levels(levels, stored, str(folder))
-    parts = {split: Part(values, rows[split], str(folder)) for split in SPLITS}
-    return declared(folder.name, Discrete(values.shape[1:], stored), parts)
+    held = Files.of(names, [1] * len(names))
+    return {split: Part(values, rows[split], str(folder), files=held) for split in SPLITS if split in rows}, stored
 
 
 def list_images(folder: Path) -> dict[str, list[str]]:

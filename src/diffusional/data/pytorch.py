@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from diffusional.data.checks import Block, channels_first, find_space, kind_of_values
-from diffusional.data.dataset import SPLITS, Dataset, block_rows
+from diffusional.data.dataset import SPLITS, Dataset, Source, block_rows
+from diffusional.data.origin import Origin
 from diffusional.data.pictures import Options, from_image
 from diffusional.data.rows import integers, reals
 from diffusional.data.splits import Fractions, random_rows
@@ -74,7 +75,10 @@ def from_torch(
     blocks = _blocks({part: items(part, reals) for part in SPLITS})
     space = find_space(name, kind, first.shape, levels, blocks, f"{name}, train")
     convert = integers if isinstance(space, Discrete) else reals
-    return Dataset(name, space, items("train", convert), items("validation", convert), items("test", convert))
+    splits = {part: items(part, convert) for part in SPLITS}
+    origins = {part: Origin(name, rows[part], len(objects.get(part, train))) for part in SPLITS}
+    source = Source({part: (splits[part], origins[part]) for part in SPLITS})
+    return Dataset(name, space, splits["train"], splits["validation"], splits["test"], source=source)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,11 @@
 A part is a view of an array: its rows, in order. Splitting copies nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from diffusional.data.origin import Files
 from diffusional.data.rows import Where
 from diffusional.errors import DiffusionalError
 
@@ -17,12 +18,14 @@ _NAMES = {"train": "train", "validation": "validation", "valid": "validation", "
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One split on its way in: rows of an array (N, …); for errors, what it is called and its columns' names."""
+    """One split while it is loaded: rows of an array (N, …), its name in errors, the names of its columns, and the files that
+    the rows of the array came from (None for one file)."""
 
     array: np.ndarray
     rows: Where
     source: str
     labels: tuple[str, ...] = ()
+    files: Files | None = None
 
     def __len__(self) -> int:
         return len(range(*self.rows.indices(len(self.array)))) if isinstance(self.rows, slice) else len(self.rows)
@@ -44,11 +47,12 @@ def split_named(name: str) -> str | None:
     return _NAMES.get(word)
 
 
-def split_at_random(values: np.ndarray, source: str, fractions: Fractions, seed: int) -> dict[str, Part]:
+def split_at_random(values: np.ndarray, source: str, fractions: Fractions | None, seed: int) -> dict[str, Part]:
     """Three disjoint parts of values (N, …), by a permutation drawn from `seed`.
 
-    Validation and test have N · fraction items, rounded; train has the rest. Raises DiffusionalError for
-    fractions that are not positive or do not add up to 1, and when a part would be empty.
+    Validation and test have N · fraction items, rounded; train has the rest. With `fractions=None` nothing is split: the only part
+    is "train", with all items in order. Raises DiffusionalError for fractions that are not positive or do not add up to 1, and
+    when a part would be empty.
 
     >>> parts = split_at_random(np.zeros((10, 3)), "file.npy", (0.5, 0.3, 0.2), seed=0)
     >>> [len(part) for part in parts.values()]
@@ -61,16 +65,20 @@ def split_at_random(values: np.ndarray, source: str, fractions: Fractions, seed:
     }
 
 
-def random_rows(given: dict[str, np.ndarray], source: str, fractions: Fractions, seed: int) -> dict[str, np.ndarray]:
+def random_rows(
+    given: dict[str, np.ndarray], source: str, fractions: Fractions | None, seed: int
+) -> dict[str, np.ndarray]:
     """Rows of "train", "validation" and "test"; splits that `given` lacks are drawn from its train at random.
 
-    Each takes its fraction of train's items, rounded. Raises DiffusionalError for wrong fractions, a negative
+    Each takes its fraction of train's items, rounded. With `fractions=None` the result is `given`. Raises DiffusionalError for wrong fractions, a negative
     seed, and when a part would be empty.
 
     >>> rows = random_rows({"train": np.arange(10), "test": np.arange(10, 14)}, "folder", (0.7, 0.2, 0.1), seed=0)
     >>> [len(rows[split]) for split in ("train", "validation", "test")]
     [8, 2, 4]
     """
+    if fractions is None:
+        return given
     check_fractions(fractions)
     if seed < 0:
         raise DiffusionalError(f"seed {seed} came; seeds are 0 or larger")
@@ -100,16 +108,21 @@ def random_rows(given: dict[str, np.ndarray], source: str, fractions: Fractions,
     }
 
 
-def split_off_validation(parts: dict[str, Part], fractions: Fractions, count: int | None = None) -> dict[str, Part]:
+def split_off_validation(
+    parts: dict[str, Part], fractions: Fractions | None, count: int | None = None
+) -> dict[str, Part]:
     """Parts with a validation part taken off the end of train, a whole array.
 
-    It has `count` items, or the fraction `fractions[1]` of train if no count came. Raises DiffusionalError
+    It has `count` items, or the fraction `fractions[1]` of train if `count` is None. With `fractions=None` the result is `parts`.
+    Raises DiffusionalError
     for wrong fractions, and when train or validation would be empty.
 
     >>> parts = {split: whole(np.arange(10)[:, None], "a.npz") for split in ("train", "test")}
     >>> split_off_validation(parts, (0.7, 0.2, 0.1))["validation"].rows
     slice(8, 10, None)
     """
+    if fractions is None:
+        return parts
     check_fractions(fractions)
     train = parts["train"]
     n = len(train)
@@ -120,7 +133,7 @@ def split_off_validation(parts: dict[str, Part], fractions: Fractions, count: in
             f"{'train' if count else 'validation'} empty; give more items or another fraction "
             f"than {fractions[1]}"
         )
-    head, tail = (Part(train.array, piece, train.source) for piece in (slice(0, n - count), slice(n - count, n)))
+    head, tail = (replace(train, rows=piece) for piece in (slice(0, n - count), slice(n - count, n)))
     return {"train": head, "validation": tail, "test": parts["test"]}
 
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from diffusional.data.checks import to_dataset
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.kinds import TABLES
+from diffusional.data.origin import Files
 from diffusional.data.quoting import shortened
 from diffusional.data.splits import Fractions, Part, random_rows, split_named
 from diffusional.errors import DiffusionalError
@@ -49,6 +50,14 @@ def load_table(
     >>> data.labels, data.train.shape
     (('y',), torch.Size([8, 1]))
     """
+    return to_dataset(path.name, read_table(path, fractions, seed, columns), levels)
+
+
+def read_table(path: Path, fractions: Fractions | None, seed: int, columns: tuple[str, ...] | None) -> dict[str, Part]:
+    """The rows of a table, or of a folder of its parts, by split; with `fractions=None` only the splits that the folder itself has.
+
+    Raises DiffusionalError as `load_table` does.
+    """
     files = _parts(path) if path.is_dir() else {"train": [path]}
     ordered = [file for split in SPLITS for file in files.get(split, [])]
     chosen = _choose(ordered, columns)
@@ -63,8 +72,14 @@ def load_table(
         split: np.arange(start, end) for split, start, end in zip(SPLITS, starts, ends, strict=True) if split in files
     }
     rows = random_rows(given, str(path), fractions, seed)
-    parts = {split: Part(values, rows[split], str(path), chosen) for split in SPLITS}
-    return to_dataset(path.name, parts, levels)
+    held = Files.of([str(file.relative_to(path)) for file in ordered], counts) if path.is_dir() else None
+    return {split: Part(values, rows[split], str(path), chosen, held) for split in SPLITS if split in rows}
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """The names of the columns of a table, or of the first of a folder of tables."""
+    files = _parts(path) if path.is_dir() else {"train": [path]}
+    return tuple(_columns(next(file for split in SPLITS for file in files.get(split, []))))
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:

@@ -1,0 +1,203 @@
+"""All items of a file in its order, in the space of a model that was trained on other data: what is scored, not trained on."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusional.data.checks import channels_first, kind_of_values
+from diffusional.data.dataset import SPLITS, Items, block_rows
+from diffusional.data.origin import Origin, joined
+from diffusional.data.rows import Rows, integers, reals
+from diffusional.data.splits import Part
+from diffusional.errors import DiffusionalError
+from diffusional.space import Continuous, Discrete, Space
+
+# The split of items of a file that has none.
+UNSPLIT = "all"
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """All items of a file or folder, in its order, to be scored by a model whose items are of `space`. Made by `data.read`.
+
+    Attributes:
+        name: the file's or folder's name.
+        space: the model's.
+        items: raw values by split, as the file has them; one split "all" if it has none.
+        origins: for each split, the file and row of its items.
+        labels: names of the columns of a table, in the model's order; empty for other data.
+        notes: what was assumed, in sentences, for the user to check.
+    """
+
+    name: str
+    space: Space
+    items: Mapping[str, Items]
+    origins: Mapping[str, Origin]
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.items.values()))
+
+    def encode(self) -> Tensor:
+        """The model's values of all items, (N, *space.shape) float32, split after split. Raises DiffusionalError naming the item
+        that the space refuses."""
+        out = torch.empty((len(self), *self.space.shape))
+        size, done = block_rows(self.space.shape), 0
+        for split, raw in self.items.items():
+            for start in range(0, len(raw), size):
+                block = raw[start : start + size]
+                try:
+                    out[done : done + len(block)] = self.space.encode(block)
+                except DiffusionalError as error:
+                    raise DiffusionalError(f"{self.origins[split].place(start)} and after: {error}") from error
+                done += len(block)
+        return out
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """ "file", "row" and "split" of every item, each (N,), in the order of `encode`: row i belongs to item i."""
+        return dict(joined(list(self.origins.items())))
+
+    def origin_of(self, item: int) -> str:
+        """The file and row of one item, for messages."""
+        for split, raw in self.items.items():
+            if item < len(raw):
+                return self.origins[split].place(item)
+            item -= len(raw)
+        raise IndexError(f"item {item} is beyond the last")
+
+
+def collected(
+    name: str, parts: dict[str, Part], stored: int | None, space: Space, names: tuple[str, ...], split: str | None
+) -> Collection:
+    """The Collection of the parts of a file. `stored` is the number of levels of an image format, None for other data.
+
+    Raises DiffusionalError for items that are not of the space, columns with other names, and a split that the file does not have.
+    """
+    if split is not None:
+        if split not in parts or set(parts) == {"train"}:
+            held = "has no splits" if set(parts) == {"train"} else f"has {', '.join(parts)}"
+            raise DiffusionalError(
+                f"split={split!r} was given for {name}, which {held}; leave it out to score all items"
+            )
+        parts = {split: parts[split]}
+    elif set(parts) == {"train"}:
+        parts = {UNSPLIT: parts["train"]}
+    ordered = {part: parts[part] for part in (*SPLITS, UNSPLIT) if part in parts}
+    labels = next(iter(ordered.values())).labels
+    notes = []
+    if names and labels:
+        check_names(labels, names, name)
+        order = [labels.index(column) for column in names]
+        if labels != names:
+            ordered = {part: replace(p, array=p.array[:, order], labels=names) for part, p in ordered.items()}
+    elif names:
+        notes.append(f"{name} has no column names: its columns are assumed to be {listed(names)}, in this order")
+    elif labels:
+        notes.append(
+            f"the names of the columns that the model was trained on are not known: those of {name} ({listed(labels)}) are assumed "
+            "to be in the same order"
+        )
+    laid = {id(p.array): channels_first(p.array, p.source) for p in ordered.values()}
+    ordered = {part: replace(p, array=laid[id(p.array)]) for part, p in ordered.items()}
+    for part in ordered.values():
+        _check(part, stored, space)
+    convert = integers if isinstance(space, Discrete) else reals
+    return Collection(
+        name,
+        space,
+        {part: Rows(p.array, p.rows, convert) for part, p in ordered.items()},
+        {part: Origin(name, p.rows, len(p.array), p.files) for part, p in ordered.items()},
+        names or labels,
+        tuple(notes),
+    )
+
+
+def check_names(columns: tuple[str, ...], names: tuple[str, ...], source: str) -> None:
+    """Raise DiffusionalError unless the columns of a file are those that a model was trained on, in whatever order.
+
+    >>> check_names(("b", "a"), ("a", "b"), "new.csv")
+    >>> check_names(("a", "c"), ("a", "b"), "new.csv")
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: new.csv: its columns are not those that the model was trained on ('a', 'b'): ...
+    """
+    missing = [name for name in names if name not in columns]
+    extra = [name for name in columns if name not in names]
+    if not missing and not extra and len(columns) == len(names):
+        return
+    wrong = [f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
+    wrong += [f"{listed(extra)} {'is' if len(extra) == 1 else 'are'} not among them"] if extra else []
+    wrong = wrong or [f"it has {len(columns)}, the model {len(names)}"]
+    if missing:
+        close = difflib.get_close_matches(missing[0], extra, n=1)
+        todo = (
+            f"rename {close[0]!r} to {missing[0]!r}" if close else "rename the columns, if they are the same quantities"
+        )
+    else:
+        todo = "drop the others, or choose the columns: columns=(…) in Python, --columns … on the command line"
+    raise DiffusionalError(
+        f"{source}: its columns are not those that the model was trained on ({listed(names)}): {'; '.join(wrong)}. {todo[0].upper()}"
+        f"{todo[1:]}"
+    )
+
+
+def listed(names: list[str] | tuple[str, ...]) -> str:
+    """Names for a message, at most eight of them.
+
+    >>> listed([str(i) for i in range(10)])
+    "'0', '1', '2', '3', '4', '5', '6', '7' and 2 more"
+    """
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _check(part: Part, stored: int | None, space: Space) -> None:
+    """Raise DiffusionalError, naming the item, unless a part's items are of the space."""
+    shape = tuple(part.array.shape[1:])
+    if shape != tuple(space.shape):
+        raise DiffusionalError(
+            f"{part.source}: expected items of shape {tuple(space.shape)}, as the model was trained on, got {shape}"
+        )
+    if not len(part):
+        raise DiffusionalError(f"{part.source} has no items; give data")
+    kind = kind_of_values(part.array.dtype, part.source)
+    if isinstance(space, Continuous):
+        if kind != "real":
+            raise DiffusionalError(
+                f"{part.source}: expected real values, as the model was trained on, got {part.array.dtype}; if they are the same "
+                "quantities, save them as floats"
+            )
+        for rows, block in _blocks(part):
+            _refuse(part, rows, ~np.isfinite(block), "a value that is not finite", "mend or drop the item")
+        return
+    levels = 2 if kind == "boolean" else stored
+    if levels not in (None, space.levels):
+        raise DiffusionalError(
+            f"{part.source}: expected data of {space.levels} levels, as the model was trained on, got {levels}: the bounds would not compare"
+        )
+    for rows, block in _blocks(part):
+        if kind == "real":
+            fault = f"a fraction; the model was trained on integers 0 … {space.levels - 1}"
+            _refuse(part, rows, block != np.floor(block), fault, "convert the data as the training data were")
+        fault = f"a value outside the {space.levels} levels that the model was trained on, 0 … {space.levels - 1}"
+        _refuse(part, rows, (block < 0) | (block >= space.levels), fault, "mend or drop the item")
+
+
+def _blocks(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of a part's items, with their rows in the array."""
+    size = block_rows(part.array.shape[1:])
+    rows = np.arange(len(part.array))[part.rows]
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        yield some, part.array[some]
+
+
+def _refuse(part: Part, rows: np.ndarray, bad: np.ndarray, fault: str, todo: str) -> None:
+    items = bad.reshape(len(bad), -1).any(1)
+    if items.any():
+        place = Origin(part.source, rows, len(part.array), part.files).place(int(items.argmax()))
+        raise DiffusionalError(f"{place} has {fault}; {todo}")
