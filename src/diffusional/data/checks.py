@@ -95,7 +95,8 @@ def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
     splits = {split: items[:] if size <= IN_MEMORY else items for split, items in rows.items()}
     origins = {split: Origin(name, part.rows, len(part.array), part.files) for split, part in parts.items()}
     source = Source({split: (splits[split], origins[split]) for split in splits})
-    return Dataset(name, space, **splits, labels=parts["train"].labels, source=source)
+    train, validation, test = (splits[split] for split in ("train", "validation", "test"))
+    return Dataset(name, space, train, validation, test, parts["train"].labels, source=source)
 
 
 def channels_first(values: np.ndarray, source: str) -> np.ndarray:
