@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from battery import environment
 from diffusional.data import Dataset, checks, load, storage
@@ -271,18 +273,120 @@ def test_cmyk_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_the_camera_s_orientation_is_respected(tmp_path: Path, suffix: str) -> None:
-    left_dark = np.zeros((16, 32, 3), np.uint8)
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, table 6: what row 0 and column 0 are
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+ELEMENT = "<tiff:Orientation>{}</tiff:Orientation>"
+ATTRIBUTE = "<r:Description tiff:Orientation='{}'/>"
+OTHER_PREFIX = """<r:Description xmlns:t="http://ns.adobe.com/tiff/1.0/" t:Orientation = "{}"/>"""
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    data = tags.tobytes()
+    return data if data.startswith(b"Exif") else b"Exif\0\0" + data
+
+
+def raw_profile(name: str, content: bytes) -> PngImagePlugin.PngInfo:
+    """As ImageMagick writes them: hexadecimal digits, 72 to a line."""
+    digits = content.hex()
+    lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
+    info = PngImagePlugin.PngInfo()
+    info.add_text(f"Raw profile type {name}", f"\n{name}\n{len(content):8d}\n{lines}\n", zip=True)
+    return info
+
+
+def xmp_text(packet: str) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", packet)
+    return info
+
+
+PLACES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+    "PNG, EXIF": ("PNG", lambda o: {"exif": exif(o)}),
+    "PNG, raw EXIF": ("PNG", lambda o: {"pnginfo": raw_profile("exif", exif(o))}),
+    "PNG, raw EXIF without its head": ("PNG", lambda o: {"pnginfo": raw_profile("exif", exif(o)[6:])}),
+    "PNG, raw APP1": ("PNG", lambda o: {"pnginfo": raw_profile("APP1", exif(o))}),
+    "PNG, raw APP1 of XMP": (
+        "PNG",
+        lambda o: {"pnginfo": raw_profile("APP1", b"http://ns.adobe.com/xap/1.0/\0" + ELEMENT.format(o).encode())},
+    ),
+    "PNG, raw XMP": ("PNG", lambda o: {"pnginfo": raw_profile("xmp", ELEMENT.format(o).encode())}),
+    "PNG, XMP element": ("PNG", lambda o: {"pnginfo": xmp_text(ELEMENT.format(o))}),
+    "PNG, XMP attribute": ("PNG", lambda o: {"pnginfo": xmp_text(ATTRIBUTE.format(o))}),
+    "WebP, EXIF": ("WEBP", lambda o: {"exif": exif(o), "lossless": True}),
+    "WebP, XMP": ("WEBP", lambda o: {"xmp": ATTRIBUTE.format(o).encode(), "lossless": True}),
+    "WebP, XMP of another prefix": ("WEBP", lambda o: {"xmp": OTHER_PREFIX.format(o).encode(), "lossless": True}),
+    "WebP, XMP in UTF-16": ("WEBP", lambda o: {"xmp": ATTRIBUTE.format(o).encode("utf-16-le"), "lossless": True}),
+    "WebP, EXIF before XMP": (
+        "WEBP",
+        lambda o: {"exif": exif(o), "xmp": ELEMENT.format(o % 8 + 1).encode(), "lossless": True},
+    ),
+    "TIFF": ("TIFF", lambda o: {"tiffinfo": {0x0112: o}}),
+    "TIFF, LZW": ("TIFF", lambda o: {"tiffinfo": {0x0112: o}, "compression": "tiff_lzw"}),
+    "TIFF, tag and XMP": ("TIFF", lambda o: {"tiffinfo": {0x0112: o, 700: ATTRIBUTE.format(o).encode()}}),
+    "TIFF, XMP": ("TIFF", lambda o: {"tiffinfo": {700: ATTRIBUTE.format(o).encode()}}),
+}
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("place", PLACES)
+def test_pictures_are_turned_upright(tmp_path: Path, place: str, colours: int) -> None:
+    stored = np.arange(5 * 7 * colours, dtype=np.uint8).reshape(5, 7, colours)
+    image = Image.fromarray(stored[..., 0] if colours == 1 else stored)
+    suffix, options = PLACES[place]
+    for orientation, turned in UPRIGHT.items():
+        path = tmp_path / f"a.{suffix}"
+        image.save(path, suffix, **options(orientation))
+        expected = np.moveaxis(turned(stored), 2, 0)
+        # WebP has no greyscale.
+        for source in (path, path.read_bytes()):
+            np.testing.assert_array_equal(decode(source, "a", Options(grey=colours == 1)).values, expected)
+
+
+@pytest.mark.parametrize("key", ["exif", "xmp"])
+def test_a_jpeg_is_turned_upright(tmp_path: Path, key: str) -> None:
+    left_dark = np.zeros((16, 32), np.uint8)
     left_dark[:, 16:] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter clockwise: left becomes top
-    for i in range(10):
-        save(tmp_path / f"{i}.{suffix}", left_dark, exif=exif)
-    image = load(tmp_path).tensor("train")[0, 0].float()
-    assert image.shape == (32, 16)
-    assert image[:15].mean() < 5
-    assert image[17:].mean() > 250
+    metadata = exif(6) if key == "exif" else ELEMENT.format(6).encode()
+    save(tmp_path / "a.jpg", left_dark, **{key: metadata})
+    found = decode(tmp_path / "a.jpg", "a", Options()).values[0].astype(float)
+    assert found.shape == (32, 16)
+    assert found[:15].mean() < 5
+    assert found[17:].mean() > 250
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path: Path, orientation: int) -> None:
+    values = colour()
+    save(tmp_path / "a.png", values, exif=exif(orientation))
+    np.testing.assert_array_equal(decode(tmp_path / "a.png", "a", Options()).values, np.moveaxis(values, 2, 0))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"pnginfo": raw_profile("exif", b"Exif\0\0no such thing")},
+        {"exif": b"Exif\0\0no such thing"},
+        {"pnginfo": None},
+    ],
+)
+def test_metadata_that_cannot_be_read_are_named(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    if metadata == {"pnginfo": None}:
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Raw profile type exif", "\nexif\n      20\n4578\n")  # fewer digits than it says
+        metadata = {"pnginfo": info}
+    save(tmp_path / "a.png", colour(), **metadata)
+    with pytest.raises(DiffusionalError, match=r"a\.png: the orientation could not be read .*without metadata"):
+        decode(tmp_path / "a.png", str(tmp_path / "a.png"), Options())
 
 
 # ------------------------------------------------------------------------------------------------- damaged files

@@ -18,6 +18,7 @@ import numpy as np
 from diffusional.data.quoting import shortened
 from diffusional.data.splits import Fractions, Part, split_at_random, split_off_validation, whole
 from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular
 
 _KEYS = {
     "train": {"train", "x_train", "train_images"},
@@ -37,7 +38,8 @@ _READERS: dict[tuple[int, int], Callable[[Any], Any]] = {
 def read_numpy(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by key, or of an .npy file, mapped, under the key "".
 
-    Raises DiffusionalError, naming the file and the member, for damaged ones, and for what would need pickle.
+    Raises DiffusionalError, naming the file and the member, for damaged ones, for what would need pickle, and for what
+    is no regular file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -45,6 +47,7 @@ def read_numpy(path: Path) -> dict[str, np.ndarray]:
     ...     read_numpy(Path(folder) / "a.npy")[""].shape
     (2, 2)
     """
+    check_regular(path)
     with _refused(str(path)):
         with path.open("rb") as file:
             magic = file.read(6)

@@ -12,23 +12,30 @@ first bytes, not its name.
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP = b"\x1f\x8b"
 _MOST_AXES = 32  # what every NumPy can hold
+_BLOCK = 2**24  # bytes read at a time
+_RATIO = 1032  # the most bytes that deflate unpacks from one (zlib's technical details)
 
 
 def read_idx(path: Path) -> np.ndarray:
     """The array of an IDX file, gzipped or not, with the shape its header declares and in native byte order.
 
-    Raises DiffusionalError when the file cannot be read or unpacked, has another magic number, declares no
-    axes, or does not hold exactly the bytes its header promises.
+    No more memory is taken than the header declares, and none that the file cannot fill.
+
+    Raises DiffusionalError when the file is no regular file, cannot be read or unpacked, has another magic number,
+    declares no axes, or does not hold exactly the bytes its header promises.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -37,42 +44,66 @@ def read_idx(path: Path) -> np.ndarray:
     ...     read_idx(path)
     array([7, 9], dtype=uint8)
     """
-    content = _unpacked(path)
-    if len(content) < 4 or content[:2] != b"\x00\x00" or content[2] not in _TYPES:
-        raise DiffusionalError(
-            f"{path} starts with {content[:4].hex(' ') or 'nothing'}, which is no IDX magic number; expected "
-            f"00 00, a type ({', '.join(f'{code:02x}' for code in _TYPES)}) and the number of axes"
-        )
-    axes = content[3]
-    if not 1 <= axes <= _MOST_AXES:
-        raise DiffusionalError(f"{path} declares {axes} axes; expected 1 to {_MOST_AXES} in the fourth byte")
-    start = 4 + 4 * axes
-    if len(content) < start:
-        raise DiffusionalError(
-            f"{path} is truncated: {axes} axes need a header of {start} bytes, {len(content)} came; get the file again"
-        )
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", count=axes, offset=4))
-    dtype = np.dtype(_TYPES[content[2]])
-    promised, came = math.prod(shape) * dtype.itemsize, len(content) - start
-    if came != promised:
-        fault = "is truncated" if came < promised else "is too long"
-        raise DiffusionalError(
-            f"{path} {fault}: its header promises {promised} bytes of values (shape {shape}, {dtype.name}), "
-            f"{came} came; get the file again"
-        )
-    values = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    # A copy, since arrays over bytes are read-only and torch wants to own what it wraps.
-    return values.astype(dtype.newbyteorder("="))
-
-
-def _unpacked(path: Path) -> bytes:
+    check_regular(path)
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == _GZIP else content
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if file.read(2) == _GZIP:
+                file.seek(0)
+                with gzip.open(file) as unpacked:
+                    return _array(unpacked, str(path), size, packed=True)
+            file.seek(0)
+            return _array(file, str(path), size, packed=False)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DiffusionalError(f"{path} is a damaged gzip file ({error}); get the file again") from error
     except OSError as error:
         raise DiffusionalError(f"{path} could not be read ({error}); check the path and its permissions") from error
+    except MemoryError as error:
+        raise DiffusionalError(
+            f"{path} does not fit into memory. Convert it to an .npy file, which is read as needed"
+        ) from error
+
+
+def _array(file: Any, path: str, size: int, packed: bool) -> np.ndarray:
+    """The array of an open IDX file; `size` is the number of bytes on disk, perhaps `packed` by gzip."""
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\x00\x00" or head[2] not in _TYPES:
+        raise DiffusionalError(
+            f"{path} starts with {head.hex(' ') or 'nothing'}, which is no IDX magic number; expected "
+            f"00 00, a type ({', '.join(f'{code:02x}' for code in _TYPES)}) and the number of axes"
+        )
+    axes = head[3]
+    if not 1 <= axes <= _MOST_AXES:
+        raise DiffusionalError(f"{path} declares {axes} axes; expected 1 to {_MOST_AXES} in the fourth byte")
+    start = 4 + 4 * axes
+    lengths = file.read(4 * axes)
+    if len(lengths) < 4 * axes:
+        raise DiffusionalError(
+            f"{path} is truncated: {axes} axes need a header of {start} bytes, {4 + len(lengths)} came; get the file again"
+        )
+    shape = tuple(int(n) for n in np.frombuffer(lengths, ">u4"))
+    dtype = np.dtype(_TYPES[head[2]])
+    promised = math.prod(shape) * dtype.itemsize
+    declared = f"its header promises {promised} bytes of values (shape {shape}, {dtype.name})"
+    most = _RATIO * size if packed else size - start
+    if promised > most:
+        came = f"a gzip file of {size} bytes holds at most {most}" if packed else f"{most} came"
+        raise DiffusionalError(f"{path} is truncated: {declared}, {came}; get the file again")
+    content = np.empty(promised, np.uint8)
+    came = 0
+    while came < promised and (block := file.read(min(_BLOCK, promised - came))):
+        content[came : came + len(block)] = np.frombuffer(block, np.uint8)
+        came += len(block)
+    if came < promised:
+        raise DiffusionalError(f"{path} is truncated: {declared}, {came} came; get the file again")
+    if file.read(1):  # at the end of a gzip file this also compares its checksum
+        more = f"at least {promised + 1}" if packed else size - start
+        raise DiffusionalError(f"{path} is too long: {declared}, {more} came; get the file again")
+    try:
+        values = content.view(dtype).reshape(shape)
+    except ValueError as error:  # no values, along axes whose product is too large
+        raise DiffusionalError(f"{path} declares shape {shape}, which is too large; get the file again") from error
+    return values if dtype.isnative else values.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
 def read_mnist_folder(folder: Path) -> dict[str, np.ndarray]:
@@ -87,7 +118,7 @@ def read_mnist_folder(folder: Path) -> dict[str, np.ndarray]:
     """
     arrays, missing = {}, []
     for split, stem in (("train", "train-images-idx3-ubyte"), ("test", "t10k-images-idx3-ubyte")):
-        found = [path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()]
+        found = [path for path in (folder / stem, folder / f"{stem}.gz") if os.path.lexists(path)]
         if found:
             arrays[split] = read_idx(found[0])
         else:

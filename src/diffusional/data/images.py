@@ -3,11 +3,12 @@
     folder/train/…, folder/validation/… (or val), folder/test/…     splits, as they are
     folder/…                                                        split at random
 
-Folders within are descended and mean nothing more; files are taken in the order of their relative paths.
+Folders of other names that hold the word of a split, such as train2017 or testing, are splits too, or are refused if
+that is not clear. Files are taken in the order of their relative paths.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +18,13 @@ import numpy as np
 
 from diffusional.data.checks import declared
 from diffusional.data.dataset import SPLITS, Dataset
+from diffusional.data.folders import Alias, walk
 from diffusional.data.kinds import IMAGES
+from diffusional.data.naming import by_split
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
 from diffusional.data.progress import watched
-from diffusional.data.splits import Fractions, Part, random_rows, split_named
+from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.data.storage import store
 from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete
@@ -98,33 +101,17 @@ def read_images(
 def list_images(folder: Path) -> dict[str, list[str]]:
     """Paths of images relative to a folder, sorted, by split; all under "train" if the folder names no splits.
 
-    Raises DiffusionalError for a file that is neither an image nor known to lie beside them, for images
-    outside the splits, and for no images at all.
+    Every image is taken once, whatever links there are to it or to its folder (`data.folders.walk`).
+
+    Raises DiffusionalError for a file that is neither an image nor known to lie beside them, for no images at all, and
+    where it is unclear which images are in which split (`data.naming.by_split`).
     """
-    found = sorted(_walk(folder, ""))
+    aliases: list[Alias] = []
+    found = sorted(name for name in walk(folder, aliases) if _is_image(folder, name))
     if not found:
         raise DiffusionalError(f"{folder} holds no images; expected files {', '.join(IMAGES)} in it or below")
-    top: dict[str, list[str]] = {}
-    for name in found:
-        top.setdefault(name.split("/")[0] if "/" in name else "", []).append(name)
-    splits = {head: split_named(head) if head.lower() in _SPLIT_FOLDERS else None for head in top}
-    if "train" not in splits.values() or set(splits.values()) == {"train"}:
-        return {"train": found}
-    outside = [names[0] for head, names in top.items() if splits[head] is None]
-    twice = len(set(splits.values())) < len(splits)
-    if outside or twice:
-        raise DiffusionalError(
-            f"{folder} has folders for splits, {', '.join(sorted(head for head in top if splits[head]))}, "
-            + (
-                f"and images outside them, such as {outside[0]}; move them in or out"
-                if outside
-                else "two for one split; keep one"
-            )
-        )
-    return {split: top[head] for head, split in splits.items() if split is not None}
-
-
-_SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
+    aliases = [(link, first) for link, first in aliases if link.endswith("/") or _is_image(folder, link)]
+    return by_split(found, str(folder), "images", aliases)
 
 
 def decode_all(n: int, read: Read, options: Options, made_from: Callable[[], Any]) -> tuple[np.ndarray, int]:
@@ -164,18 +151,13 @@ def check_levels(levels: int | None, stored: int, source: str) -> None:
         )
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """Relative paths of the images below a folder; hidden files and macOS's shadows are passed over."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name, suffix = entry.name, os.path.splitext(entry.name)[1].lower()
-            if name.startswith((".", "__")):
-                continue
-            if entry.is_dir():
-                yield from _walk(folder / name, f"{prefix}{name}/")
-            elif suffix in IMAGES:
-                yield prefix + name
-            elif suffix not in _BESIDE:
-                raise DiffusionalError(
-                    f"{folder / name} is no image of a known kind ({', '.join(IMAGES)}); take it out of the folder"
-                )
+def _is_image(folder: Path, name: str) -> bool:
+    """Whether a file is an image. Raises DiffusionalError for one that isn't, and isn't known to lie beside images."""
+    suffix = os.path.splitext(name)[1].lower()
+    if name.rsplit("/", 1)[-1].startswith("__"):
+        return False
+    if suffix not in IMAGES and suffix not in _BESIDE:
+        raise DiffusionalError(
+            f"{folder / name} is no image of a known kind ({', '.join(IMAGES)}); take it out of the folder"
+        )
+    return suffix in IMAGES

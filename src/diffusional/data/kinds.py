@@ -1,9 +1,11 @@
-"""What a path holds: told by the names of files, never by trying."""
+"""What kind of data a path holds, from the names of files; no file is opened."""
 
 import os
 from pathlib import Path
 
+from diffusional.data.folders import walk
 from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular
 
 ACCEPTED = (
     '"digits", an array in .npy or .npz, an IDX file (*-ubyte or *.idx, perhaps .gz), a table (.csv, .tsv, .parquet), '
@@ -17,7 +19,8 @@ _MNIST = ("-ubyte", "-ubyte.gz")
 def kind_of(path: Path) -> str:
     """ "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
 
-    A folder of images may hold tables beside them, such as labels. Raises DiffusionalError for anything else.
+    A folder of images may hold tables beside them, such as labels. Raises DiffusionalError for anything else, for
+    what is no regular file, such as a named pipe or a device, and for a folder that cannot be listed.
 
     >>> kind_of(Path("/no/such.npy"))
     Traceback (most recent call last):
@@ -25,10 +28,15 @@ def kind_of(path: Path) -> str:
     diffusional.errors.DiffusionalError: /no/such.npy does not exist; expected "digits", an array in .npy ...
     """
     name = path.name.lower()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _kind_of_folder(path)
-    if not path.exists():
-        raise DiffusionalError(f"{path} does not exist; expected {ACCEPTED}")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DiffusionalError(f"{path} does not exist; expected {ACCEPTED}") from error
+    except (OSError, ValueError):  # a name that is too long, or may not be looked at
+        pass
+    check_regular(path)
     if name.endswith((".npy", ".npz")):
         return "numpy"
     if name.removesuffix(".gz").endswith(("-ubyte", ".idx")):
@@ -39,17 +47,18 @@ def kind_of(path: Path) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise DiffusionalError(f"{folder} could not be read ({error.strerror}). Check its permissions") from error
     if any(name.endswith(_MNIST) for name in names):
         return "mnist"
     tables = False
-    for _, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        visible = [name.lower() for name in files if name[0] != "."]
+    for name in map(str.lower, walk(folder)):
         # The first image settles it: a folder of a million is not walked to its end.
-        if any(name.endswith(IMAGES) for name in visible):
+        if name.endswith(IMAGES):
             return "images"
-        tables = tables or any(name.endswith(TABLES) for name in visible)
+        tables = tables or name.endswith(TABLES)
     if tables:
         return "table"
     held = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

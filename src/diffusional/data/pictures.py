@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from diffusional.data.orientation import ORIENTATION, upright
 from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular
 
 Fit = Literal["crop", "resize"]
 
@@ -62,20 +64,29 @@ def decode(source: Path | bytes, name: str, options: Options) -> Picture:
 
     The centre square of side min(H, W) is scaled to `size` (fit="crop"), or the whole picture is, whatever its
     aspect (fit="resize"), by a bicubic filter as wide as the scale asks for. Raises DiffusionalError, naming the
-    picture, for what is damaged, animated, transparent, of more than 8 bits, or of an unusual colour space.
+    picture, for what is damaged, animated, transparent, of more than 8 bits, or of an unusual colour space, and for a
+    path that is no regular file.
 
     >>> content = io.BytesIO()
     >>> Image.new("RGB", (4, 2), (255, 0, 7)).save(content, "PNG")
     >>> decode(content.getvalue(), "red.png", Options(size=1)).values.ravel()
     array([255,   0,   7], dtype=uint8)
     """
+    if isinstance(source, Path):
+        check_regular(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as opened:
+        # An open file, not its path: Pillow maps an uncompressed file that it knows by path into memory, with its width and
+        # height exchanged if it is a TIFF that is to be turned by a quarter.
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file,
+            Image.open(file, formats=_FORMATS) as opened,
+        ):
             if getattr(opened, "is_animated", False) and opened.format not in _STILL:
                 raise DiffusionalError(f"{name} has several frames; give still images, a file for each frame")
             bits = _bits(opened, name)
+            tagged = ORIENTATION in getattr(opened, "tag_v2", {})
             opened.load()
-            return _picture(opened, bits, name, options)
+            return _picture(upright(opened, name, tagged), bits, name, options)
     except DiffusionalError:
         raise
     except _BROKEN as error:
@@ -90,7 +101,7 @@ def from_image(image: Image.Image, name: str, options: Options) -> Picture:
     >>> from_image(Image.new("L", (3, 2)), "item 0", Options()).values.shape
     (1, 2, 3)
     """
-    return _picture(image, 1 if image.mode == "1" else 8, name, options)
+    return _picture(upright(image, name), 1 if image.mode == "1" else 8, name, options)
 
 
 def check_alike(first: Picture, other: Picture) -> None:
@@ -130,9 +141,6 @@ def _bits(image: Image.Image, name: str) -> int:
 
 
 def _picture(image: Image.Image, bits: int, name: str, options: Options) -> Picture:
-    # Asking a PNG for its EXIF data reads the file again, so it is asked only if it has some.
-    if image.info.get("exif") or image.format in ("TIFF", "MPO"):
-        image = ImageOps.exif_transpose(image)
     image = _opaque(image, name)
     if bits < 8:
         if options.grey is False or (options.size is not None and image.size != (options.size, options.size)):

@@ -13,8 +13,6 @@ from diffusional.errors import DiffusionalError
 
 Fractions = tuple[float, float, float]
 
-_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -33,18 +31,6 @@ class Part:
     def row(self, item: int) -> int:
         """Of an item of this part, the row in the array."""
         return range(len(self.array))[self.rows][item] if isinstance(self.rows, slice) else int(self.rows[item])
-
-
-def split_named(name: str) -> str | None:
-    """The split that a folder or file of this name is: its first word, or None.
-
-    >>> split_named("Train"), split_named("val"), split_named("test-00000-of-00001"), split_named("trainer")
-    ('train', 'validation', 'test', None)
-    """
-    word = name.lower()
-    for mark in "-_. ":
-        word = word.split(mark)[0]
-    return _NAMES.get(word)
 
 
 def split_at_random(values: np.ndarray, source: str, fractions: Fractions | None, seed: int) -> dict[str, Part]:

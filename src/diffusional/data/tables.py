@@ -23,11 +23,14 @@ import pyarrow.parquet as pq
 
 from diffusional.data.checks import to_dataset
 from diffusional.data.dataset import SPLITS, Dataset
+from diffusional.data.folders import Alias, walk
 from diffusional.data.kinds import TABLES
+from diffusional.data.naming import by_split
 from diffusional.data.origin import Files
 from diffusional.data.quoting import shortened
-from diffusional.data.splits import Fractions, Part, random_rows, split_named
+from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular
 
 _SAMPLE = 2**16  # bytes of a file from which its delimiter is told
 _BLOCK = 2**20  # bytes parsed at a time
@@ -60,6 +63,8 @@ def read_table(path: Path, fractions: Fractions | None, seed: int, columns: tupl
     """
     files = _parts(path) if path.is_dir() else {"train": [path]}
     ordered = [file for split in SPLITS for file in files.get(split, [])]
+    for file in ordered:
+        check_regular(file)
     chosen = _choose(ordered, columns)
     values, counts = _filled(ordered, chosen)
     if not len(values):
@@ -84,21 +89,13 @@ def column_names(path: Path) -> tuple[str, ...]:
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
     """The tables of a folder, sorted, by split; all under "train" if none is named."""
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name.lower().endswith(TABLES) and file.name[0] != "."
-    ]
-    splits = {file: split_named(file.relative_to(folder).parts[0]) for file in files}
-    if "train" not in splits.values() or set(splits.values()) == {"train"}:
-        named = next((file.name for file, split in splits.items() if split not in (None, "train")), None)
-        if named is not None:
-            raise DiffusionalError(f"{folder} holds {named} and no train part; name the others train-… to make splits")
-        return {"train": files}
-    if None in splits.values():
-        other = next(file.name for file, split in splits.items() if split is None)
-        raise DiffusionalError(f"{folder} holds train parts and {other}; name all parts by their split, or none")
-    return {split: [file for file in files if splits[file] == split] for split in SPLITS if split in splits.values()}
+    aliases: list[Alias] = []
+    names = sorted((name for name in walk(folder, aliases) if name.lower().endswith(TABLES)), key=Path)
+    aliases = [(link, first) for link, first in aliases if link.endswith("/") or link.lower().endswith(TABLES)]
+    if not names:
+        raise DiffusionalError(f"{folder} holds no tables; expected files {', '.join(TABLES)} in it or below")
+    parts = by_split(names, str(folder), "tables", aliases, files=True)
+    return {split: [folder / name for name in listed] for split, listed in parts.items()}
 
 
 def _choose(files: list[Path], columns: tuple[str, ...] | None) -> tuple[str, ...]:
