@@ -71,7 +71,7 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes, message: str) 
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DiffusionalError, match=r"gone.idx could not be read"):
+    with pytest.raises(DiffusionalError, match=r"gone.idx does not exist"):
         read_idx(tmp_path / "gone.idx")
 
 
