@@ -247,6 +247,75 @@ def test_what_is_no_regular_file_is_refused_at_once(
         files.check_regular(Path("x.npy"))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("place", [weights, newest], ids=["model.safetensors", "checkpoint"])
+def test_weights_of_another_type_are_refused(dtype: torch.dtype, place: Callable, run: Path) -> None:
+    own = files.load_tensors(place(run))
+    name = next(name for name, t in own.items() if name.endswith("weight") and t.dtype == torch.float32)
+    save_file(own | {name: own[name].to(dtype)}, place(run))
+    if place is newest:
+        vouch(place(run))
+    with pytest.raises(DiffusionalError, match=rf"weight is .*{str(dtype).removeprefix('torch.')}\b.*float32"):
+        load(run) if place is weights else resume(run)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, run: Path) -> None:
+    own = files.load_tensors(weights(run))
+    name = next(name for name, t in own.items() if name.endswith("weight") and t.is_floating_point())
+    own[name].view(-1)[0] = value
+    save_file(own, weights(run))
+    with pytest.raises(DiffusionalError, match=rf"model\.safetensors holds .*not finite: {name}"):
+        load(run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json", "model.safetensors"])
+def test_named_pipes_in_a_run_are_refused(name: str, run: Path) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(DiffusionalError, match=rf"{name} is a named pipe"):
+        load(run)
+    # A run is not resumed over one, and it stays.
+    with pytest.raises(DiffusionalError, match=rf"{name} is a named pipe"):
+        resume(run) if name != "model.safetensors" else checkpoint.put_back_best(newest(run).parent)
+    assert (run / name).is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("space", []),
+        ("space", 3),
+        ("shape", 3),
+        ("shape", "3"),
+        ("shape", [3.5]),
+        ("levels", "5"),
+        ("levels", 5.5),
+        ("levels", None),
+        ("low", float("-inf")),
+        ("high", [1.0]),
+        ("sha256", ["a"]),
+        ("sha256", {"train": 1}),
+    ],
+)
+def test_data_json_is_checked(key: str, value: object, run: Path) -> None:
+    record = json.loads((run / "data.json").read_text())
+    (record if key in record else record["space"])[key] = value
+    (run / "data.json").write_text(json.dumps(record))
+    with pytest.raises(DiffusionalError, match=r"data\.json|levels|shape"):
+        load(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("step", "2"), ("step", -1), ("best", [1]), ("losses", [None]), ("stale", 0.5)]
+)
+def test_the_progress_of_a_checkpoint_is_checked(key: str, value: object, run: Path) -> None:
+    path = newest(run).with_name("progress.json")
+    files.save_json(path, files.load_json(path) | {key: value})
+    with pytest.raises(DiffusionalError, match=rf"(?s)progress\.json does not fit.*{key}"):
+        checkpoint.progress_of(path.parent)
+
+
 # Writing.
 
 
@@ -293,6 +362,120 @@ def test_an_interrupted_write_of_json_leaves_the_old_file(tmp_path: Path) -> Non
     with pytest.raises(TypeError):
         files.save_json(path, {"a": object()})
     assert files.load_json(path) == {"a": 1}
+
+
+def test_every_writer_of_a_record_has_a_temporary_name_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with files.writing(path) as (part,):
+        part.write_text("half of ")
+        files.save_json(path, {"who": "the other"})
+        # The slower writer is still at it: it was neither disturbed nor tidied away, and readers find a whole record.
+        assert files.load_json(path) == {"who": "the other"}
+        part.write_text(files.json_text({"who": "the slower"}))
+    assert files.load_json(path) == {"who": "the slower"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = tmp_path / ".diffusional-0123456789abcdef.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    others = [tmp_path / ".data.partial", tmp_path / "diffusional-0123456789abcdef.partial"]
+    for other in others:
+        other.mkdir()
+    files.save_json(tmp_path / "a.json", {})
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a.json"])
+
+
+def _save(path: Path, what: float) -> None:
+    files.save_tensors(path, {"a": torch.tensor(what)}) if path.suffix == ".safetensors" else files.save_json(
+        path, {"a": what}
+    )
+
+
+NAMES = ["a.json", "a.safetensors"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permissions_follow_the_umask_and_those_of_a_replaced_file_stay(name: str, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        _save(tmp_path / name, 1.0)
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
+        (tmp_path / name).chmod(0o664)
+        _save(tmp_path / name, 2.0)
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["to a file", "dangling"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_link_points_to_is_written(name: str, there: bool, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / name, tmp_path / name
+    if there:
+        target.write_text("old")
+    link.symlink_to(target)
+    _save(link, 1.0)
+    assert link.is_symlink()
+    assert target.is_file()
+    assert target.read_bytes() != b"old"
+    assert [p.name for p in target.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_special_files_and_folders_are_not_replaced(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DiffusionalError, match="named pipe"):
+        _save(tmp_path / name, 1.0)
+    assert (tmp_path / name).is_fifo()
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(DiffusionalError, match="folder"):
+        _save(tmp_path / name, 1.0)
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DiffusionalError, match=r"nowhere does not exist"):
+        files.save_json(tmp_path / "nowhere" / "a.json", {})
+
+
+@pytest.mark.parametrize("fault", [OSError("disk full"), ValueError("a bug"), KeyboardInterrupt()], ids=repr)
+def test_files_that_belong_together_change_together(fault: BaseException, tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    with files.writing(a, b) as (one, two):
+        one.write_text("1")
+        two.write_text("1")
+
+    def broken() -> None:
+        with files.writing(a, b) as (one, _):
+            one.write_text("2")
+            raise fault
+
+    with pytest.raises(DiffusionalError if isinstance(fault, OSError) else type(fault)):
+        broken()
+    assert (a.read_text(), b.read_text()) == ("1", "1")
+    assert sorted(tmp_path.iterdir()) == [a, b]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_a_new_file_replaces_none(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "a"
+    for text in ("first", "second"):
+        try:
+            with files.writing(path, overwrite=False) as (part,):
+                part.write_text(text)
+        except FileExistsError:
+            assert text == "second"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("failing", ["save_tensors", "save_json", "settle"])

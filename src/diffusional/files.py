@@ -1,10 +1,21 @@
-"""Tensors and records on disk: safetensors and JSON, never a pickle; written whole or not at all."""
+"""Tensors and records on disk: safetensors and JSON, never a pickle; files are written completely or not at all.
 
+Every writer works in a temporary folder of its own, beside the file that it replaces, and renames what it has finished. So any
+number of processes may save the same record: readers find a whole one at any time, and a write that fails or is killed leaves the
+old file as it was.
+"""
+
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,43 +27,208 @@ if TYPE_CHECKING:  # torch takes seconds: whoever reads JSON alone does not wait
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
+# Temporary folders, by a name that nobody else gives to theirs: those that a killed process left behind are removed.
+_WORKPLACE = re.compile(r"\.diffusional-[0-9a-f]{16}\.partial")
+# Larger JSON is none of ours, and would be read into memory as a whole.
+_MOST_JSON = 2**28
+
+
 def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
-    """Write tensors as safetensors, to a temporary name first. Raises DiffusionalError where the disk takes no more."""
+    """Write tensors as safetensors. Raises DiffusionalError if the file cannot be written; an existing file is then unchanged.
+
+    >>> import tempfile, torch
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_tensors(path, {"weight": torch.ones(2)})
+    >>> load_tensors(path)["weight"]
+    tensor([1., 1.])
+    """
+    with writing(path) as (part,):
+        write_tensors(part, tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
+    """Write tensors as safetensors to a path that `writing` gave. Raises OSError if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(path.name + ".partial")
     own, seen = {}, set()
     for name, tensor in tensors.items():
         stored = tensor.detach().cpu().contiguous()
         storage = stored.untyped_storage()
-        # The format refuses tensors that share memory; a copy of those alone, since a model may fill half of it.
+        # The format does not allow tensors that share memory. Only these are copied, since a model may fill half of it.
         if storage.data_ptr() in seen or storage.nbytes() != stored.nbytes:
             stored = stored.clone()
         seen.add(stored.untyped_storage().data_ptr())
         own[name] = stored
     try:
-        save_file(own, temporary)
-        settle(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise not_written(path, error) from error
+        save_file(own, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def save_json(path: Path, record: Any) -> None:
+    """Write JSON. Raises DiffusionalError if the file cannot be written; an existing file is then unchanged.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "record.json"
+    >>> save_json(path, {"steps": 3})
+    >>> load_json(path)
+    {'steps': 3}
+    """
+    text = json_text(record)
+    with writing(path) as (part,):
+        part.write_text(text, encoding="utf-8")
+
+
+def json_text(record: Any) -> str:
+    """A record as `save_json` writes it: indented, ASCII only, without NaN or infinity."""
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+
+
+@contextmanager
+def writing(*paths: Path, overwrite: bool = True) -> Iterator[tuple[Path, ...]]:
+    """Replace files completely or not at all; several files that belong together change together.
+
+    Yields a temporary path for each of `paths`. When the block ends, all of them are brought to disk and then renamed, one right
+    after the other. If the block raises, nothing changes. New files get the permissions that the umask allows, replaced files
+    keep theirs, and a symbolic link stays a link: the file that it points to is replaced.
+
+    Args:
+        paths: the files to write; their folders must exist.
+        overwrite: if False, raise FileExistsError rather than replace an existing file.
+
+    Raises DiffusionalError for paths that are no regular files and for an OSError in the block or while renaming.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "scores.csv"
+    >>> with writing(path) as (part,):
+    ...     _ = part.write_text("item,nelbo")
+    >>> path.read_text()
+    'item,nelbo'
+    """
+    targets = [_target(path) for path in paths]
+    with ExitStack() as stack:
+        try:
+            parts = [stack.enter_context(_workplace(target.parent)) / target.name for target in targets]
+            # Created by the umask, whatever the mode of a file that a library puts in its place.
+            modes = [_created(part) for part in parts]
+            yield tuple(parts)
+            for part, target, mode in zip(parts, targets, modes, strict=True):
+                with suppress(OSError):  # a file system without permissions
+                    part.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
+                _sync(part)
+            for part, target in zip(parts, targets, strict=True):
+                os.replace(part, target) if overwrite else _name_anew(part, target)
+            for folder in {target.parent for target in targets}:
+                _sync(folder)
+        except FileExistsError as error:
+            if not overwrite:
+                raise
+            raise not_written(paths[0], error) from error
+        except OSError as error:
+            raise not_written(paths[0], error) from error
+
+
+def _target(path: Path) -> Path:
+    """The file that is written under this name: what a symbolic link points to."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.exists() or target.is_symlink():
+        check_regular(target)
+    return target
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A temporary folder of this writer's own. Its lock shows that the writer is alive: others remove those without one."""
+    _tidy(folder)
+    place, handle = _own_folder(folder)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(handle)
+
+
+def _own_folder(folder: Path) -> tuple[Path, int]:
+    while True:
+        place = folder / f".diffusional-{secrets.token_hex(8)}.partial"
+        place.mkdir()
+        try:
+            handle = os.open(place, os.O_RDONLY)
+        except FileNotFoundError:  # tidied away by another process before it was locked
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            continue
+        except OSError:  # a file system without locks, where nobody tidies either
+            return place, handle
+        if place.exists():
+            return place, handle
+        os.close(handle)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the temporary folders of writers that were killed: those that nobody has locked."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for left in [Path(entry.path) for entry in entries if _WORKPLACE.fullmatch(entry.name)]:
+            with suppress(OSError):
+                handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    os.close(handle)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one of the temporary folders of `writing`, which a killed process may have left behind.
+
+    >>> is_temporary(Path("runs/a/.diffusional-0123456789abcdef.partial")), is_temporary(Path("runs/a/data.json"))
+    (True, False)
+    """
+    return _WORKPLACE.fullmatch(path.name) is not None
+
+
+def _created(path: Path) -> int:
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def _name_anew(part: Path, target: Path) -> None:
+    """Give a finished file a name that no file has. Raises FileExistsError if one has, even if it appeared just now."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(part, target)
 
 
 def not_written(path: Path, error: Exception) -> DiffusionalError:
-    """What to say of a file that could not be written; whatever had its name is as it was.
+    """The error for a file that could not be written. Whatever had its name is unchanged.
 
-    >>> not_written(Path("runs/a/model.safetensors"), OSError("disk full")).args[0][:60]
-    'runs/a/model.safetensors could not be written (disk full); w'
+    >>> not_written(Path("runs/a/model.safetensors"), OSError("disk full")).args[0][:70]
+    'runs/a/model.safetensors could not be written (disk full); what was th'
     """
+    why = (isinstance(error, OSError) and error.strerror) or error
+    if isinstance(error, OSError) and error.errno == errno.ENOENT:
+        return DiffusionalError(
+            f"{path} could not be written: the folder {path.parent} does not exist. Create it first"
+        )
     return DiffusionalError(
-        f"{path} could not be written ({error}); what was there is as it was. Make room, or see to the folder's permissions, "
-        "and do it again (a run: with --resume)"
+        f"{path} could not be written ({why}); what was there is as it was. Make room, or check the permissions of "
+        "the folder, and try again (for a run: with --resume)"
     )
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a finished file or folder its name, on disk before anything that counts on it is."""
+    """Bring a finished file or folder to disk, then give it its name."""
     for written in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
         _sync(written)
     os.replace(temporary, path)
@@ -104,7 +280,9 @@ def check_regular(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, 64 hexadecimal digits."""
+    """SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError if it is no regular file or cannot be read."""
+    if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -114,10 +292,14 @@ def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise DiffusionalError(f"{path} does not exist; expected a safetensors file")
-    with path.open("rb") as file:
-        head = file.read(9)
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise DiffusionalError(f"{path} could not be read ({error.strerror}). Check its permissions") from error
     # A zip archive is torch.save's format; \x80 opens a pickle of protocol 2 and later. A safetensors file may begin with
     # the same bytes, the length of its header, but then the header's brace follows.
     pickled = head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
@@ -132,28 +314,20 @@ def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
         raise DiffusionalError(f"{path} is corrupt or no safetensors file: {error}") from error
 
 
-def save_json(path: Path, record: Any) -> None:
-    """Write JSON, to a temporary name first. Raises DiffusionalError where the disk takes no more."""
-    temporary = path.with_name(path.name + ".partial")
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    try:
-        temporary.write_text(text)
-        settle(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise not_written(path, error) from error
-
-
 def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises DiffusionalError where it is missing or broken."""
+    """Read a JSON object. Raises DiffusionalError if the file is missing, broken or no regular file."""
+    if not path.exists() and not path.is_symlink():
+        raise DiffusionalError(f"{path} does not exist")
+    check_regular(path)
     try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise DiffusionalError(f"{path} does not exist") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # no JSON, no text, a number of thousands of digits, or nested too deeply
+        if (size := path.stat().st_size) > _MOST_JSON:
+            raise DiffusionalError(f"{path} has {size:,} bytes; expected a JSON record of at most {_MOST_JSON:,} bytes")
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DiffusionalError(f"{path} could not be read ({error.strerror}). Check its permissions") from error
+    except DiffusionalError:
+        raise
+    except (ValueError, RecursionError) as error:  # not JSON, not text, a number of thousands of digits, deep nesting
         raise DiffusionalError(f"{path} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DiffusionalError(f"{path} holds a {type(record).__name__}; expected a JSON object")

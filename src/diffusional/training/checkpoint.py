@@ -18,7 +18,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 import diffusional
 from diffusional.errors import DiffusionalError
-from diffusional.files import load_json, load_tensors, save_json, save_tensors, settle, sha256
+from diffusional.files import check_regular, load_json, load_tensors, save_json, save_tensors, settle, sha256, writing
 from diffusional.levels import LEARNING, LevelSampler
 from diffusional.training.average import WeightAverage
 from diffusional.training.config import Config, SystemConfig, differences, matter
@@ -144,6 +144,8 @@ def _fill(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape:
             raise ValueError(f"{name} has shape {tuple(saved[name].shape)} there, {tuple(tensor.shape)} here")
+        if tensor.dtype != saved[name].dtype:
+            raise ValueError(f"{name} is {saved[name].dtype} there, {tensor.dtype} here")
         tensor.copy_(_like(tensor, saved[name]))
 
 
@@ -213,12 +215,13 @@ def restore(found: Path, state: State, config: Config, processes: int = 1) -> Pr
 def put_back_best(found: Path) -> None:
     """Make model.safetensors what it was at a checkpoint: a run that was killed may have gone beyond it."""
     best, told = found.parents[1] / "model.safetensors", load_json(found / _MANIFEST)["files"].get(_BEST)
+    if best.exists():
+        check_regular(best)
     if told is None:
         best.unlink(missing_ok=True)
     elif not best.exists() or sha256(best) != told["sha256"]:
-        partial = best.with_name(f"{best.name}.partial")
-        shutil.copyfile(found / _BEST, partial)
-        settle(partial, best)
+        with writing(best) as (part,):
+            shutil.copyfile(found / _BEST, part)
 
 
 def restore_progress(folder: Path) -> Progress:
@@ -229,13 +232,33 @@ def restore_progress(folder: Path) -> Progress:
 
 def progress_of(checkpoint: Path) -> Progress:
     """What a checkpoint says of its run. Raises DiffusionalError where that does not fit."""
-    record = load_json(checkpoint / _PROGRESS)
+    path = checkpoint / _PROGRESS
+    record = load_json(path)
+    if record.get("best") is None:
+        record["best"] = math.inf
     try:
-        if record.get("best") is None:
-            record["best"] = math.inf
-        return Progress(**record)
+        progress = Progress(**record)
     except TypeError as error:
-        raise DiffusionalError(f"{checkpoint / _PROGRESS} does not fit: {error}") from error
+        raise DiffusionalError(f"{path} does not fit: {error}") from error
+    for known in fields(Progress):
+        value = getattr(progress, known.name)
+        if not _of_type(known.type, value):
+            raise DiffusionalError(f"{path} does not fit: {known.name} is {value!r}, expected {known.type}")
+    return progress
+
+
+def _of_type(kind: Any, value: Any) -> bool:
+    """Whether a value read from JSON is of the type that a field of Progress has."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind in (int, "int"):
+        return number and isinstance(value, int) and value >= 0
+    if kind in (float, "float"):
+        return number and not math.isnan(value)
+    return (
+        isinstance(value, str)
+        if kind in (str, "str")
+        else isinstance(value, list) and all(_of_type(float, v) for v in value)
+    )
 
 
 def newest(folder: Path) -> Path | None:

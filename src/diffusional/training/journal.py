@@ -6,6 +6,7 @@ was written stands in timing.jsonl.
 
 import json
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,12 +14,15 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffusional.files import not_written, settle
+from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular, not_written, writing
 from diffusional.training import checkpoint
 from diffusional.training.config import Config
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 _LOG_EVERY = 10
+# Line numbers listed in a warning.
+_SHOWN = 5
 
 
 class Journal:
@@ -51,8 +55,11 @@ class Journal:
     def __enter__(self) -> "Journal":
         for name in (METRICS, TIMING) if self.speaks else ():
             _truncate(self.run / name, self.progress.step)
-            # By lines, so that a killed run leaves whole ones.
-            self.files[name] = (self.run / name).open("a", buffering=1)
+            try:
+                # Line by line, so that a killed run leaves whole lines.
+                self.files[name] = (self.run / name).open("a", buffering=1, encoding="utf-8")
+            except OSError as error:
+                raise not_written(self.run / name, error) from error
         self.bar.start()
         return self
 
@@ -107,25 +114,73 @@ class Journal:
 
 
 def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl or timing.jsonl."""
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+    """The records of a run's metrics.jsonl or timing.jsonl, as dicts.
+
+    A last line that is still being written is left out. Warns about damaged lines, by number, and leaves them out. Raises
+    DiffusionalError if the file is missing or cannot be read.
+    """
+    records, damaged, _ = _sorted(_lines(run / name))
+    if damaged:
+        warnings.warn(f"{run / name}: {_numbered(damaged)} left out", stacklevel=2)
+    return [record for _, record in records]
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after the checkpoint: they will be taken again."""
-    if not path.exists():
+    """Drop the lines of steps after the checkpoint: they will be taken again.
+
+    So is a last line without an end, which a killed run leaves. Other lines that hold no record are moved to a file beside it,
+    with a warning.
+    """
+    if not path.exists() and not path.is_symlink():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:  # cut short when the run was killed; what it said will be said again
-            break
-    temporary = path.with_name(path.name + ".partial")
+    records, damaged, cut = _sorted(_lines(path))
+    kept = [line for line, record in records if record["step"] <= step]
+    if len(kept) == len(records) and not damaged and not cut:
+        return
+    aside = path.with_name(f"{path.name}.damaged")
+    if damaged:
+        before = _lines(aside) if aside.exists() else []
+        with writing(aside) as (part,):
+            part.write_bytes(b"".join(line + b"\n" for line in [*before, *damaged.values()] if line.strip()))
+    with writing(path) as (part,):
+        part.write_bytes(b"".join(line + b"\n" for line in kept))
+    if damaged:
+        warnings.warn(f"{path}: {_numbered(damaged)} moved to {aside.name}; all other lines are kept", stacklevel=2)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file; the last one is empty unless it has no end."""
+    check_regular(path)
     try:
-        temporary.write_text("".join(line + "\n" for line in kept))
-        settle(temporary, path)
+        return path.read_bytes().split(b"\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise not_written(path, error) from error
+        raise DiffusionalError(f"{path} could not be read ({error.strerror}). Check its permissions") from error
+
+
+def _sorted(lines: list[bytes]) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int, bytes], bool]:
+    """Lines with their records; lines that hold none, by their number from 1; and whether the last one was cut off."""
+    records, damaged = [], {}
+    for number, line in enumerate(lines, 1):
+        record = _record(line)
+        if record is not None:
+            records.append((line, record))
+        elif number < len(lines) and line.strip():
+            damaged[number] = line
+    return records, damaged, bool(lines[-1]) and _record(lines[-1]) is None
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None unless it is a JSON object with a step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    right = isinstance(record, dict) and type(record.get("step")) is int
+    return record if right else None
+
+
+def _numbered(damaged: dict[int, bytes]) -> str:
+    shown = ", ".join(map(str, list(damaged)[:_SHOWN])) + (
+        f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+    )
+    return f"line {shown} holds no record and was" if len(damaged) == 1 else f"lines {shown} hold no record and were"

@@ -1,6 +1,7 @@
 """A run is a folder: config.json, data.json, model.safetensors, metrics.jsonl, checkpoints/, and what evaluations add."""
 
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffusional import space as spaces
 from diffusional.data.dataset import SPLITS, Dataset, Stream
 from diffusional.errors import DiffusionalError
-from diffusional.files import load_json, load_tensors, save_json
+from diffusional.files import is_temporary, load_json, load_tensors, save_json
 from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
 from diffusional.training.build import build_model
@@ -48,15 +52,35 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def read_run(path: str | Path) -> RunRecord:
-    """Read what a run folder says of itself. Raises DiffusionalError where there is none, or it is broken."""
+    """Read what a run folder says of itself. Raises DiffusionalError if it is missing or broken."""
     path = Path(path)
     if not path.is_dir():
         raise DiffusionalError(f"{path} is no folder; give the run folder that `diffusional train` wrote")
     data = load_json(path / DATA)
     try:
-        return RunRecord(path, Config.load(path / CONFIG), spaces.from_dict(data["space"]), data["sha256"])
+        space = _finite(spaces.from_dict(data["space"]))
+        fingerprints = data["sha256"]
     except KeyError as error:
         raise DiffusionalError(f"{path / DATA} has no {error}; was it edited by hand?") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DiffusionalError(f"{path / DATA} describes no space of data ({error}); was it edited by hand?") from error
+    if not isinstance(fingerprints, dict) or not all(isinstance(one, str) for one in fingerprints.values()):
+        raise DiffusionalError(f"{path / DATA} holds no fingerprints of its splits; was it edited by hand?")
+    return RunRecord(path, Config.load(path / CONFIG), space, fingerprints)
+
+
+def _finite(space: Space) -> Space:
+    """The space, whose numbers come from a file. Raises TypeError or ValueError for what is no finite number."""
+    record = space.to_dict()
+    for key in record.keys() - {"kind"}:
+        for value in record[key] if isinstance(record[key], list) else [record[key]]:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{key} is {value!r}, expected a number")
+            if not math.isfinite(value):
+                raise ValueError(f"{key} is {value}, expected a finite number")
+    if isinstance(record.get("levels", 2), float):
+        raise TypeError(f"levels is {record['levels']!r}, expected an integer")
+    return space
 
 
 @contextmanager
@@ -102,9 +126,8 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     used = (path / CONFIG).exists()
     if used and not resume:
         raise DiffusionalError(f"{path} already holds a run; continue it with --resume, or name another folder")
-    # A run that was killed while it began may have left these.
-    own = {DATA, f"{DATA}.partial", f"{CONFIG}.partial"}
-    if not used and any(p.name not in own for p in path.iterdir()):
+    # A run that was killed while it began may have left its data.json, and temporary files.
+    if not used and any(p.name != DATA and not is_temporary(p) for p in path.iterdir()):
         raise DiffusionalError(f"{path} is not empty and holds no run; name a new folder")
     if used:
         record = read_run(path)
@@ -126,7 +149,8 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
 def load(run: str | Path) -> LatentVariableModel:
     """The trained model of a run folder (averaged weights, the best validation), in evaluation mode.
 
-    Raises DiffusionalError for a missing run and for a missing, corrupt or foreign model.safetensors.
+    Raises DiffusionalError for a missing run, and for a model.safetensors that is missing, corrupt, foreign (other names, shapes
+    or types) or not finite.
     """
     record = read_run(run)
     model = build_model(record.config, record.space)
@@ -135,17 +159,48 @@ def load(run: str | Path) -> LatentVariableModel:
 
 
 def load_weights(model: LatentVariableModel, path: Path) -> None:
-    """Fill a model from safetensors; names and shapes must be exactly its own."""
+    """Fill a model from safetensors. Names, shapes and types must be exactly the model's own, and all values finite.
+
+    Raises DiffusionalError for a file that does not fit, with the names, what was expected and what the file holds.
+    """
     tensors = load_tensors(path)
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in own]
+    shared = [name for name in own if name in tensors]
     problems += [
         f"{name} has shape {tuple(tensors[name].shape)} there, {tuple(own[name].shape)} here"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        for name in shared
+        if tensors[name].shape != own[name].shape
+    ]
+    problems += [
+        f"{name} is {_type(tensors[name])}, expected {_type(own[name])}"
+        for name in shared
+        if tensors[name].shape == own[name].shape and tensors[name].dtype != own[name].dtype
     ]
     if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise DiffusionalError(f"{path} does not fit the model of this config: {shown}")
+        raise DiffusionalError(f"{path} does not fit the model of this config: {_shortened(problems)}")
+    # Of the model's own constants some may be infinite; a NaN is never one.
+    broken = [name for name in own if not _sound(tensors[name], own[name])]
+    if broken:
+        raise DiffusionalError(
+            f"{path} holds values that are not finite: {_shortened(broken)}. A model with such weights has no likelihood; "
+            "restore the file from a copy or a checkpoint, or train again"
+        )
     model.load_state_dict(tensors)
+
+
+def _sound(stored: Tensor, own: Tensor) -> bool:
+    """Whether all values are finite, except where the model itself, freshly built, has an infinite one."""
+    if not stored.is_floating_point():
+        return True
+    finite = torch.isfinite(stored)
+    return bool((finite | (torch.isinf(own.to(stored.device)) & (stored == own.to(stored.device)))).all())
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _shortened(lines: list[str]) -> str:
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
