@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from battery import environment
-from diffusional.data import Dataset, checks, load, tables
+from diffusional.data import Dataset, checks, delimited, load, tables
 from diffusional.data.rows import Rows
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete
@@ -54,7 +54,7 @@ def in_order(data: Dataset, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "semicolon.csv", "decimal.csv", "a.parquet", "bom.csv"])
 def test_every_format_gives_the_same_values(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_BLOCK", 300)  # many blocks, so that one out of order shows
+    monkeypatch.setattr(delimited, "_BLOCK", 300)  # many blocks, so that one out of order shows
     if name == "a.parquet":
         path = parquet(tmp_path / name, row_group_size=7)
     else:
@@ -96,7 +96,7 @@ def test_integers_are_reals_unless_levels_are_declared(tmp_path: Path) -> None:
 
 
 def test_integers_that_turn_into_fractions_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_BLOCK", 64)
+    monkeypatch.setattr(delimited, "_BLOCK", 64)
     values = np.arange(100.0)[:, None]
     values[90] = 0.25
     content = "n\n" + "".join(f"{v:g}\n" for v in values.ravel())
@@ -107,8 +107,8 @@ def test_integers_that_turn_into_fractions_late(tmp_path: Path, monkeypatch: pyt
 def test_the_guessed_number_of_rows_does_not_matter(
     tmp_path: Path, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_BLOCK", 300)
-    monkeypatch.setattr(tables, "_expected", lambda file: expected)
+    monkeypatch.setattr(delimited, "_BLOCK", 300)
+    monkeypatch.setattr(tables, "_expected", lambda table: expected)
     np.testing.assert_array_equal(in_order(load(write(tmp_path, text()))), VALUES)
 
 
@@ -222,21 +222,21 @@ def test_a_quoted_row_is_one_short_line(tmp_path: Path) -> None:
     with pytest.raises(DiffusionalError) as caught:
         load(write(tmp_path, 'a,b\n1,2\n"3,4\n' + "1,2\n" * 100))
     assert str(caught.value).startswith(
-        f"{tmp_path}/a.csv: its rows differ in length (CSV parse error: Row #3: Expected 2"
+        f"{tmp_path}/a.csv: its rows differ in length (row 2 (after the header) has 101 values"
     )
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
 
 def test_a_word_far_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_BLOCK", 64)
+    monkeypatch.setattr(delimited, "_BLOCK", 64)
     content = "a,b\n" + "1,2\n" * 100 + "1,oops\n"
-    with pytest.raises(DiffusionalError, match=r"a value is not a number \(.*oops.*\)"):
+    with pytest.raises(DiffusionalError, match=r"column 'b' in row 101 .* is 'oops', which is not a number"):
         load(write(tmp_path, content))
 
 
 def test_a_gap_far_down_is_counted_over_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_BLOCK", 64)
+    monkeypatch.setattr(delimited, "_BLOCK", 64)
     content = "a,b\n" + "1,2\n" * 100 + "1,\n" + "1,2\n" * 9
     with pytest.raises(DiffusionalError, match=r"column 'b' in row 101 "):
         load(write(tmp_path, content))
@@ -279,7 +279,7 @@ def test_a_gap_names_the_columns_without(tmp_path: Path, files: dict[str, str], 
 
 
 def test_a_gap_before_another_fault_names_no_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_BLOCK", 64)
+    monkeypatch.setattr(delimited, "_BLOCK", 64)
     path = write(tmp_path, "a,b\n1,\n" + "1,2\n" * 100 + "oops,3\n")
     with pytest.raises(DiffusionalError, match=r"column 'b' in row 1 .*; mend or drop the row$"):
         load(path)
@@ -295,7 +295,7 @@ def test_unknown_columns(tmp_path: Path) -> None:
         load(path, columns=("heigth",))
     with pytest.raises(DiffusionalError, match=r"has no column 'zzz'; it has 'height', 'weight', 'age'"):
         load(path, columns=("zzz",))
-    with pytest.raises(DiffusionalError, match=r"columns 'age', 'age' came; name each once"):
+    with pytest.raises(DiffusionalError, match=r"columns 'age', 'age' .*name each once"):
         load(path, columns=("age", "age"))
 
 

@@ -18,14 +18,14 @@ that was trained on other data, to score them.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffusional.data import arrays, digits, idx, images
 from diffusional.data.checks import to_dataset
 from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
 from diffusional.data.hub import load_hub, read_hub
-from diffusional.data.kinds import kind_of
+from diffusional.data.kinds import given_name, kind_of
 from diffusional.data.pictures import Fit, Options
 from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import Fractions, Part, split_at_random
@@ -54,6 +54,7 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "fit": (("images", "hub"), "crop"),
     "grey": (("images", "hub"), None),
     "columns": (("table",), None),
+    "decimal": (("table",), None),
     "column": (("hub",), None),
     "streaming": (("hub",), False),
     "holdout": (("hub",), 1000),
@@ -70,6 +71,7 @@ def load(
     fit: Fit = "crop",
     grey: bool | None = None,
     columns: tuple[str, ...] | None = None,
+    decimal: Literal[".", ","] | None = None,
     column: str | None = None,
     streaming: bool = False,
     holdout: int = 1000,
@@ -83,7 +85,7 @@ def load(
     give what they lack as random items of train; data that come with all three, as digits do, are left as they
     are. Arrays N×H×W become N×1×H×W, and N×H×W×C become N×C×H×W.
 
-    `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` for tables, `column`,
+    `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` and `decimal` for tables (`data.tables.load_table`), `column`,
     `streaming` and `holdout` for the Hub (`data.hub.load_hub`); an option that is not for the data that came is
     refused. Raises DiffusionalError for anything that cannot be read, or would have to be guessed.
 
@@ -97,7 +99,7 @@ def load(
         ...
     diffusional.errors.DiffusionalError: size=32 came for digits, but it is for images and the Hub; leave it out
     """
-    given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "column": column}
+    given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "decimal": decimal, "column": column}
     given |= {"streaming": streaming, "holdout": holdout}
     name = str(name_or_path)
     if name_or_path == "digits":
@@ -114,7 +116,7 @@ def load(
     elif kind == "table":
         from diffusional.data.tables import load_table  # pyarrow takes a while, and most uses need none
 
-        dataset = load_table(path.resolve(), levels, split, seed, columns)
+        dataset = load_table(path.absolute(), levels, split, seed, columns, decimal)
     else:
         dataset = to_dataset(path.resolve().name, _array_parts(path, kind, split, seed), levels)
     if dataset.source is None:
@@ -135,6 +137,7 @@ def read(
     fit: Fit = "crop",
     grey: bool | None = None,
     column: str | None = None,
+    decimal: Literal[".", ","] | None = None,
 ) -> Collection:
     """All items of a file or folder, in its order, in the space of a model that was trained on other data.
 
@@ -149,7 +152,7 @@ def read(
             another order is put into this order, and one with other, missing or further columns is refused. If the model or the file
             has no names, columns are matched by position, and `Collection.notes` says so.
         split: only the items that the file itself assigns to this split ("train", "validation" or "test"); all unless given.
-        size, fit, grey, column: as for `load`.
+        size, fit, grey, column, decimal: as for `load`.
 
     Raises DiffusionalError as `load` does, and for items that are not of the space.
 
@@ -163,6 +166,7 @@ def read(
     ([[-1.0, 2.0]], 'new.csv, row 0')
     """
     given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "column": column}
+    given |= {"decimal": decimal}
     if name_or_path == "digits":
         _refuse_others(given, "digits")
         return collected("digits", digits.parts(), digits.LEVELS, space, names, split)
@@ -178,8 +182,9 @@ def read(
         from diffusional.data.tables import column_names, read_table
 
         if names:
-            check_names(columns or column_names(path.resolve()), names, str(path))
-        parts = read_table(path.resolve(), None, 0, names or columns)
+            check_names(columns or column_names(path.absolute()), names, str(path))
+        parts = read_table(path.absolute(), None, 0, names or columns, decimal)
+        return collected(given_name(path), parts, None, space, names, split)
     else:
         parts = _array_parts(path, kind, None, 0)
     return collected(path.resolve().name, parts, stored, space, names, split)

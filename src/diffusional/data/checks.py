@@ -96,7 +96,7 @@ def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
     origins = {split: Origin(name, part.rows, len(part.array), part.files) for split, part in parts.items()}
     source = Source({split: (splits[split], origins[split]) for split in splits})
     train, validation, test = (splits[split] for split in ("train", "validation", "test"))
-    return Dataset(name, space, train, validation, test, parts["train"].labels, source=source)
+    return Dataset(name, space, train, validation, test, parts["train"].labels, parts["train"].notes, source)
 
 
 def channels_first(values: np.ndarray, source: str) -> np.ndarray:

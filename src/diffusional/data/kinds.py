@@ -16,6 +16,15 @@ TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _MNIST = ("-ubyte", "-ubyte.gz")
 
 
+def given_name(path: Path) -> str:
+    """The name of a file or folder as it was given: of a link the link's, since stores name files by their hash.
+
+    >>> given_name(Path("data/table.parquet"))
+    'table.parquet'
+    """
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
 def kind_of(path: Path) -> str:
     """ "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
 

@@ -16,14 +16,15 @@ Fractions = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One split while it is loaded: rows of an array (N, …), its name in errors, the names of its columns, and the files that
-    the rows of the array came from (None for one file)."""
+    """One split while it is loaded: rows of an array (N, …), its name in errors, the names of its columns, the files that the rows
+    of the array came from (None for one file), and notes on how the file was read."""
 
     array: np.ndarray
     rows: Where
     source: str
     labels: tuple[str, ...] = ()
     files: Files | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(range(*self.rows.indices(len(self.array)))) if isinstance(self.rows, slice) else len(self.rows)

@@ -1,90 +1,141 @@
 """Tables of real numbers, from .csv, .tsv and .parquet: items are rows, positions are columns, with their names.
 
-Columns are chosen by name; by default all are, and all must be numbers. Nothing is filled in: a missing value is
-refused with its place. Integers are numbers like any other, unless `levels` declares them to be levels.
+Columns are chosen by name; by default all are, and all must be numbers. Nothing is filled in, dropped or guessed: a missing
+value, or one that can be read in two ways, is refused with its column and row. Integers are numbers like any other, unless
+`levels` declares them to be levels. What was decided about a file is in the notes of the Dataset.
 """
 
-import codecs
-import csv
 import difflib
-import gzip
-import io
-import re
 import shlex
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from diffusional.data.checks import to_dataset
 from diffusional.data.dataset import SPLITS, Dataset
+from diffusional.data.delimited import TextTable
 from diffusional.data.folders import Alias, walk
-from diffusional.data.kinds import TABLES
+from diffusional.data.kinds import TABLES, given_name
 from diffusional.data.naming import by_split
 from diffusional.data.origin import Files
-from diffusional.data.quoting import shortened
+from diffusional.data.parquet import ParquetTable, listed
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular
 
-_SAMPLE = 2**16  # bytes of a file from which its delimiter is told
-_BLOCK = 2**20  # bytes parsed at a time
-_BUFFER = 2**16  # bytes of each column of a Parquet file read at a time
+Table = ParquetTable | TextTable
+
+_TYPED = 20  # columns that an error suggests to choose by name; of more it gives the number
 
 
 def load_table(
-    path: Path, levels: int | None, fractions: Fractions, seed: int, columns: tuple[str, ...] | None
+    path: Path,
+    levels: int | None,
+    fractions: Fractions,
+    seed: int,
+    columns: tuple[str, ...] | None,
+    decimal: str | None = None,
 ) -> Dataset:
     """The Dataset of a table, or of a folder of its parts, in the order of their names.
 
     Parts in folders train, validation, test, or named so (train-00000.parquet), are those splits; other tables
-    are split at random. Raises DiffusionalError for what is no table of numbers, naming file, column and row.
+    are split at random. The unnamed index that pandas writes beside the columns (`__index_level_0__`) is left out unless it is
+    chosen. `decimal` is "." or ",", for text whose values do not show which of the two is the decimal mark.
+
+    Raises DiffusionalError for anything but a table of numbers, naming file, column and row.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "a.csv"
     ...     _ = path.write_text("x,y\\n" + "".join(f"{i},{i * i}\\n" for i in range(10)))
     ...     data = load_table(path, None, (0.8, 0.1, 0.1), 0, columns=("y",))
-    >>> data.labels, data.train.shape
-    (('y',), torch.Size([8, 1]))
+    >>> data.labels, data.train.shape, data.notes
+    (('y',), torch.Size([8, 1]), ('the delimiter is a comma, the decimal mark is a point',))
     """
-    return to_dataset(path.name, read_table(path, fractions, seed, columns), levels)
+    return to_dataset(given_name(path), read_table(path, fractions, seed, columns, decimal), levels)
 
 
-def read_table(path: Path, fractions: Fractions | None, seed: int, columns: tuple[str, ...] | None) -> dict[str, Part]:
+def read_table(
+    path: Path, fractions: Fractions | None, seed: int, columns: tuple[str, ...] | None, decimal: str | None = None
+) -> dict[str, Part]:
     """The rows of a table, or of a folder of its parts, by split; with `fractions=None` only the splits that the folder itself has.
 
     Raises DiffusionalError as `load_table` does.
     """
+    if decimal not in (None, ".", ","):
+        raise DiffusionalError(f"decimal must be '.' or ',', got {decimal!r}")
     files = _parts(path) if path.is_dir() else {"train": [path]}
-    ordered = [file for split in SPLITS for file in files.get(split, [])]
-    for file in ordered:
-        check_regular(file)
-    chosen = _choose(ordered, columns)
-    values, counts = _filled(ordered, chosen)
+    tables = [_opened(file, decimal) for split in SPLITS for file in files.get(split, [])]
+    if decimal is not None and not any(isinstance(table, TextTable) for table in tables):
+        raise DiffusionalError(f"decimal={decimal!r} is for text, but {path} is Parquet; leave decimal out")
+    chosen = _choose(tables, columns)
+    values, counts = _filled(tables, chosen)
     if not len(values):
         raise DiffusionalError(f"{path} has a header and no rows; give data")
     ends = np.cumsum(
-        [sum(n for file, n in zip(ordered, counts, strict=True) if file in files.get(split, [])) for split in SPLITS]
+        [
+            sum(n for table, n in zip(tables, counts, strict=True) if table.file in files.get(split, []))
+            for split in SPLITS
+        ]
     )
     starts = [0, *ends[:-1]]
     given = {
         split: np.arange(start, end) for split, start, end in zip(SPLITS, starts, ends, strict=True) if split in files
     }
     rows = random_rows(given, str(path), fractions, seed)
-    held = Files.of([str(file.relative_to(path)) for file in ordered], counts) if path.is_dir() else None
-    return {split: Part(values, rows[split], str(path), chosen, held) for split in SPLITS if split in rows}
+    held = Files.of([str(table.file.relative_to(path)) for table in tables], counts) if path.is_dir() else None
+    notes = (*_grouped(tables, chosen), *_counters(values, chosen))
+    return {split: Part(values, rows[split], str(path), chosen, held, notes) for split in SPLITS if split in rows}
 
 
 def column_names(path: Path) -> tuple[str, ...]:
-    """The names of the columns of a table, or of the first of a folder of tables."""
+    """The columns that are read from a table, or from the first of a folder of tables, unless some are chosen by name."""
     files = _parts(path) if path.is_dir() else {"train": [path]}
     return tuple(_columns(next(file for split in SPLITS for file in files.get(split, []))))
+
+
+def _opened(file: Path, decimal: str | None = None) -> Table:
+    check_regular(file)
+    return ParquetTable(file) if file.name.lower().endswith(".parquet") else TextTable(file, decimal)
+
+
+def _columns(file: Path) -> dict[str, bool]:
+    """The columns that are read from a file unless some are chosen, and which of them are numbers."""
+    return _defaults(_opened(file))
+
+
+def _defaults(table: Table) -> dict[str, bool]:
+    return {name: numeric for name, numeric in table.columns.items() if name not in table.index}
+
+
+def _grouped(tables: list[Table], chosen: tuple[str, ...]) -> list[str]:
+    """The notes of all parts; those of some parts only come with the name of the first."""
+    places: dict[str, list[str]] = {}
+    for table in tables:
+        for note in table.notes(chosen):
+            places.setdefault(note, []).append(table.file.name)
+    return [
+        note
+        if len(names) == len(tables)
+        else f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}"
+        for note, names in places.items()
+    ]
+
+
+def _counters(values: np.ndarray, chosen: tuple[str, ...]) -> list[str]:
+    """A note on columns that count the rows."""
+    n = len(values)
+    if n < 3:
+        return []
+    counters = [
+        name
+        for j, name in enumerate(chosen)
+        if values[2, j] - values[1, j] == values[1, j] - values[0, j] == 1
+        and float(values[0, j]).is_integer()
+        and (values[:, j] == values[0, j] + np.arange(n)).all()
+    ]
+    are = "column {} counts" if len(counters) == 1 else "columns {} count"
+    return [f"{are.format(listed(counters))} the rows; leave out what is an index and no variable"] if counters else []
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
@@ -95,72 +146,71 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     if not names:
         raise DiffusionalError(f"{folder} holds no tables; expected files {', '.join(TABLES)} in it or below")
     parts = by_split(names, str(folder), "tables", aliases, files=True)
-    return {split: [folder / name for name in listed] for split, listed in parts.items()}
+    return {split: [folder / name for name in held] for split, held in parts.items()}
 
 
-def _choose(files: list[Path], columns: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The columns to read, of the first file and all others."""
-    kinds = _columns(files[0])
-    chosen = columns or tuple(kinds)
+def _choose(tables: list[Table], columns: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The columns to read, of the first table and all others."""
+    first, kinds = tables[0], tables[0].columns
+    if columns is not None and not columns:
+        raise DiffusionalError("columns must have at least one name, got none; leave columns out to read all")
+    chosen = columns or tuple(_defaults(first))
+    for table in tables:
+        if isinstance(table, TextTable):
+            table.check_choice(chosen=columns is not None)
     for name in chosen:
         if name not in kinds:
             close = difflib.get_close_matches(name, list(kinds), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {_listed(list(kinds))}"
-            raise DiffusionalError(f"{files[0]} has no column {name!r}; {hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {listed(list(kinds))}"
+            raise DiffusionalError(f"{first.file} has no column {name!r}; {hint}")
     if len(set(chosen)) < len(chosen):
-        raise DiffusionalError(f"columns {_listed(list(chosen))} came; name each once")
+        raise DiffusionalError(f"columns {listed(list(chosen))} were given; name each once")
     words = [name for name in chosen if not kinds[name]]
     if words:
-        numbers = [name for name in kinds if kinds[name]]
+        numbers = [name for name, numeric in _defaults(first).items() if numeric and name not in first.named_index]
         are = "columns {} are" if len(words) > 1 else "column {} is"
         rest = f"choose {_option(numbers)}" if numbers else "no column is"
-        raise DiffusionalError(f"{files[0]}: {are.format(_listed(words))} not numeric; {rest}")
-    for file in files[1:]:
-        other = _columns(file)
-        if columns is None and set(other) != set(kinds):
+        seen = first.words(words[0])
+        raise DiffusionalError(
+            f"{first.file}: {are.format(listed(words))} not numeric; {rest}{f' (in {words[0]!r} {seen})' if seen else ''}"
+        )
+    index = [name for name in chosen if columns is None and name in first.named_index]
+    if index:
+        others = [name for name in chosen if name not in index]
+        raise DiffusionalError(
+            f"{first.file}: {listed(index)} is the index of the DataFrame that was saved, not one of its columns; choose columns by name"
+            f"{f', such as {_option(others)}' if others else ''}"
+        )
+    if not chosen:
+        raise DiffusionalError(
+            f"{first.file} has no columns besides the index of a DataFrame; choose {_option(list(kinds))}"
+        )
+    for table in tables[1:]:
+        other = _defaults(table)
+        if columns is None and other.keys() != _defaults(first).keys():
             common = [name for name in kinds if kinds[name] and other.get(name)]
             raise DiffusionalError(
-                f"{file} has columns {_listed(list(other))}, {files[0].name} has {_listed(list(kinds))}; parts must "
+                f"{table.file} has columns {listed(list(other))}, {first.file.name} has {listed(list(chosen))}; parts must "
                 f"have the same{f', or choose common ones: {_option(common)}' if common else ''}"
             )
-        missing = [name for name in chosen if not other.get(name)]
+        missing = [name for name in chosen if not table.columns.get(name)]
         if missing:
-            raise DiffusionalError(f"{file} has no column of numbers {missing[0]!r}, as {files[0].name} has")
+            raise DiffusionalError(f"{table.file} has no column of numbers {missing[0]!r}, as {first.file.name} has")
     return chosen
 
 
-def _columns(file: Path) -> dict[str, bool]:
-    """The columns of a file, and which of them are numbers."""
-    if _is_parquet(file):
-        schema = _parquet(file).schema_arrow
-    else:
-        with _text(file, None) as reader:
-            schema = reader.schema
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise DiffusionalError(f"{file} has more than one column {_listed(twice)}; give each its own name")
-    return {column.name: _numeric(column.type) for column in schema}
-
-
-def _numeric(kind: pa.DataType) -> bool:
-    # A column whose first rows are all empty is of type null: its gaps are named when it is read.
-    return any(
-        test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-    )
-
-
-def _filled(files: list[Path], columns: tuple[str, ...]) -> tuple[np.ndarray, list[int]]:
-    """The rows of all files in one array (N, D), float32 if all columns are so in all files; how many each file has."""
-    narrow = all(_is_parquet(file) and _narrow(file, columns) for file in files)
+def _filled(tables: list[Table], columns: tuple[str, ...]) -> tuple[np.ndarray, list[int]]:
+    """The rows of all tables in one array (N, D), float32 if all columns are so in all; how many each table has."""
+    narrow = all(table.is_float32(columns) for table in tables)
     # Memory that is never written to takes none, so a guess that is too large costs nothing; one that is too small a copy.
-    out = np.empty((sum(map(_expected, files)), len(columns)), np.float32 if narrow else np.float64)
+    out = np.empty((sum(map(_expected, tables)), len(columns)), np.float32 if narrow else np.float64)
     n, counts = 0, []
-    for file in files:
+    for table in tables:
         first = n
-        for block in _read(file, columns):
+        for block in table.read(columns):
             gaps = ~np.isfinite(block)
             if gaps.any():
-                raise DiffusionalError(_gap(files, file, columns, n - first, block, gaps))
+                raise DiffusionalError(_gap(tables, table, columns, n - first, block, gaps))
             if n + len(block) > len(out):
                 out = np.concatenate([out[:n], np.empty((max(len(block), n // 2), len(columns)), out.dtype)])
             out[n : n + len(block)] = block
@@ -169,166 +219,34 @@ def _filled(files: list[Path], columns: tuple[str, ...]) -> tuple[np.ndarray, li
     return out[:n], counts
 
 
-def _gap(files: list[Path], file: Path, columns: tuple[str, ...], n: int, block: np.ndarray, gaps: np.ndarray) -> str:
-    """What is to be said of the first gap of a block, before which there were n rows; the columns without are looked for."""
+def _gap(
+    tables: list[Table], table: Table, columns: tuple[str, ...], n: int, block: np.ndarray, gaps: np.ndarray
+) -> str:
+    """The error for the first gap of a block after n rows; it names the columns without gaps."""
     i, j = (int(place) for place in np.argwhere(gaps)[0])
     value = "is missing (empty, NA or NaN)" if np.isnan(block[i, j]) else f"is {block[i, j]}"
     filled = np.ones(len(columns), bool)
     try:
-        for other in files:
-            for rows in _read(other, columns):
+        for other in tables:
+            for rows in other.read(columns):
                 filled &= np.isfinite(rows).all(0)
-    except DiffusionalError:  # another fault further on: what is without gaps is not known
+    except DiffusionalError:  # another fault further on: which columns have gaps is not known
         filled[:] = False
     whole = [name for name, all_there in zip(columns, filled, strict=True) if all_there]
     rest = f", or choose the columns without gaps: {_option(whole)}" if whole else ""
     return (
-        f"{file}: the value of column {columns[j]!r} in row {n + i + 1} (after the header) {value}; "
+        f"{table.file}: the value of column {columns[j]!r} in row {n + i + 1} (after the header) {value}; "
         f"mend or drop the row{rest}"
     )
 
 
-def _expected(file: Path) -> int:
-    """How many rows a file has, or may have, told by its beginning."""
-    if _is_parquet(file):
-        return _parquet(file).metadata.num_rows
-    sample = _sample(file)
-    lines = max(1, sample.count(b"\n"))
-    size = file.stat().st_size * (5 if file.name.lower().endswith(".gz") else 1)
-    return int(1.1 * size / (len(sample) / lines)) + 1
-
-
-def _is_parquet(file: Path) -> bool:
-    return file.name.lower().endswith(".parquet")
-
-
-def _narrow(file: Path, columns: tuple[str, ...]) -> bool:
-    schema = _parquet(file).schema_arrow
-    return all(pa.types.is_float32(schema.field(name).type) for name in columns)
-
-
-def _read(file: Path, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
-    """The rows of a file (n, D) float64, block by block; what is missing is NaN."""
-    if _is_parquet(file):
-        rows = max(1, _BLOCK // (8 * len(columns)))
-        try:
-            yield from _arrays(_parquet(file).iter_batches(rows, columns=list(columns)), columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DiffusionalError(f"{file} could not be read ({shortened(str(error))}); write it again") from error
-    else:
-        with _text(file, columns) as reader:
-            try:
-                yield from _arrays(reader, columns)
-            except pa.ArrowException as error:
-                raise DiffusionalError(f"{file}: {_advice(str(error))}") from error
-
-
-def _arrays(batches: Any, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
-    for batch in batches:
-        out = np.empty((batch.num_rows, len(columns)))
-        for j, name in enumerate(columns):
-            column = batch.column(name)
-            values = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
-            out[:, j] = values.to_numpy(zero_copy_only=False)
-        yield out
-
-
-def _parquet(file: Path) -> pq.ParquetFile:
-    try:
-        # Read through a buffer: otherwise a whole row group, which may be the whole file, is held beside the array.
-        opened = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
-        _ = opened.schema_arrow.names  # decoded only when asked for
-        return opened
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DiffusionalError(
-            f"{file} could not be read as Parquet ({shortened(str(error))}); write it again"
-        ) from error
-
-
-def _text(file: Path, columns: tuple[str, ...] | None) -> pa_csv.CSVStreamingReader:
-    """A reader of a text table: of `columns` as reals, or to see what its columns are."""
-    delimiter, comma = _dialect(file)
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(columns or ()),
-        column_types=dict.fromkeys(columns or (), pa.float64()),
-        decimal_point="," if comma else ".",
-    )
-    try:
-        return pa_csv.open_csv(
-            file,
-            read_options=pa_csv.ReadOptions(block_size=_BLOCK),
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter),
-            convert_options=convert,
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise DiffusionalError(f"{file}: {_advice(str(error))}") from error
-
-
-def _dialect(file: Path) -> tuple[str, bool]:
-    """The delimiter, and whether the decimal point is a comma, from the beginning of the file; checks the header."""
-    sample = _sample(file)
-    if not sample.strip():
-        raise DiffusionalError(f"{file} is empty; give a table with a header")
-    if sample[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in sample:
-        raise DiffusionalError(f"{file} is not UTF-8 text (it looks like UTF-16 or a binary file); save it as UTF-8")
-    try:
-        # The sample may end within a character, the file may not.
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(sample, final=len(sample) < _SAMPLE)
-    except UnicodeDecodeError as error:
-        raise DiffusionalError(f"{file}: {_advice(f'UTF-8: {error}')}") from error
-    if not text.strip():
-        raise DiffusionalError(f"{file} is empty; give a table with a header")
-    line = text.splitlines()[0]
-    delimiter = "\t" if ".tsv" in file.name.lower() else next(d for d in ";\t," if d in line or d == ",")
-    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    comma = delimiter != "," and re.search(rf"(^|{delimiter})\"?-?\d+,\d+\"?({delimiter}|$)", text, re.MULTILINE)
-    numbers = [_is_number(name, bool(comma)) for name in names]
-    if all(numbers):
-        raise DiffusionalError(
-            f"{file} begins with numbers ({_listed(names)}) and has no header; write the columns' names as its first line"
-        )
-    if "" in (name.strip() for name in names):
-        place = [name.strip() for name in names].index("") + 1
-        raise DiffusionalError(
-            f"{file}: column {place} has no name; name it, or drop it if it numbers the rows (pandas: index=False)"
-        )
-    return delimiter, bool(comma)
-
-
-def _sample(file: Path) -> bytes:
-    """The beginning of a text table, unpacked."""
-    try:
-        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as opened:
-            return opened.read(_SAMPLE)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DiffusionalError(f"{file} could not be read ({error}); get it again") from error
-
-
-def _is_number(text: str, comma: bool) -> bool:
-    try:
-        float(text.replace(",", ".") if comma else text)
-    except ValueError:
-        return False
-    return True
-
-
-def _advice(error: str) -> str:
-    error = shortened(error)
-    if "UTF8" in error or "UTF-8" in error:
-        return f"it is not UTF-8 text ({error}); save it as UTF-8"
-    if "Expected" in error and "columns" in error:
-        return f"its rows differ in length ({error}); mend the row, or quote values that hold the delimiter"
-    if "conversion error" in error:
-        return f"a value is not a number ({error}); mend it, or leave its column out (--data.columns)"
-    return f"it could not be read as a table ({error}); mend it"
+def _expected(table: Table) -> int:
+    return table.expected
 
 
 def _option(names: list[str]) -> str:
-    """A choice of columns as Python's option and the command line's."""
+    """A choice of columns as Python's option and the command line's; of many columns their number."""
+    if len(names) > _TYPED:
+        return f"{len(names)} columns, {listed(names)}: columns=… (--columns …; for train --data.columns …)"
     typed = shlex.join(names)
     return f"columns={tuple(names)} (--columns {typed}; for train --data.columns {typed})"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:8]))
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

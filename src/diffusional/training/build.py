@@ -41,6 +41,7 @@ def build_dataset(config: DataConfig) -> Dataset:
         fit=config.fit,
         grey={"auto": None, "yes": True, "no": False}[config.grey],
         columns=config.columns,
+        decimal=config.decimal,
         column=config.column,
         streaming=config.streaming,
         holdout=config.holdout,

@@ -41,6 +41,8 @@ class DataConfig:
     """Make images greyscale, or RGB; auto takes them as they are, and refuses a mixture."""
     columns: tuple[str, ...] | None = None
     """Columns of a table, by name; None takes all."""
+    decimal: Literal[".", ","] | None = None
+    """Decimal mark of the numbers in a .csv or .tsv; None decides by the values, and refuses those that could be read either way."""
     column: str | None = None
     """The column of a Hub data set that holds the items; None takes the only one that can."""
     streaming: bool = False
