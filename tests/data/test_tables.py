@@ -222,7 +222,7 @@ def test_a_quoted_row_is_one_short_line(tmp_path: Path) -> None:
     with pytest.raises(DiffusionalError) as caught:
         load(write(tmp_path, 'a,b\n1,2\n"3,4\n' + "1,2\n" * 100))
     assert str(caught.value).startswith(
-        f"{tmp_path}/a.csv: its rows differ in length (row 2 (after the header) has 101 values"
+        f"{tmp_path}/a.csv: its rows differ in length (row 2 (after the header): expected 2 values, got 1: "
     )
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(tmp_path)) + 300

@@ -267,7 +267,7 @@ class TextTable:
             except DiffusionalError:
                 table = self.texts(chunk, self._rows_before(number), columns)  # raises with the true row
             for name, column in zip(columns, table.columns, strict=True):
-                for place in np.flatnonzero(pc.match_substring(column, ",").to_numpy()):
+                for place in np.flatnonzero(_with_commas(column)):
                     value = written(column[int(place)].as_py())
                     if doubtful is not None and _COMMA_OR_GROUP.fullmatch(value):
                         continue
@@ -327,8 +327,8 @@ class TextTable:
             row = wrong[0]
             place = "a row" if row.number is None else f"row {first + row.number} (after the header)"
             raise DiffusionalError(
-                f"{self.file}: its rows differ in length ({place} has {row.actual_columns} values, the header {row.expected_columns}: "
-                f"{shortened(row.text)}); mend the row, or quote values that hold the delimiter{self._hint()}"
+                f"{self.file}: its rows differ in length ({place}: expected {row.expected_columns} values, got {row.actual_columns}: "
+                f"{shortened(row.text)[:80]}); mend the row, or quote values that hold the delimiter{self._hint()}"
             ) from error
 
     def texts(self, chunk: bytes, first: int, columns: Iterable[str]) -> pa.Table:
@@ -474,6 +474,11 @@ def _end_of_row(data: bytes, patient: bool) -> int:
         # An unbalanced quote may also be a mark for inches: read on, and then do without this check.
         return end if data.count(b'"', 0, end) % 2 == 0 else 0
     return end
+
+
+def _with_commas(column: Any) -> np.ndarray:
+    """Whether each value of a column (n,) has a comma."""
+    return pc.call_function("match_substring", [column], pc.MatchSubstringOptions(",")).to_numpy()
 
 
 def written(value: bytes) -> str:

@@ -84,7 +84,7 @@ class ParquetTable:
             column = column.cast(pa.float64())
         out = column.to_numpy(zero_copy_only=False)
         if pa.types.is_integer(column.type) and column.type.bit_width == 64 and len(column) > column.null_count:
-            span = pc.min_max(column).as_py()
+            span = pc.call_function("min_max", [column]).as_py()
             if span["max"] > EXACT or span["min"] < -EXACT:
                 for row, value in enumerate(column.to_pylist(), first + 1):
                     if value is not None and int(float(value)) != value:
