@@ -163,6 +163,8 @@ def test_finite_information_agrees_with_quadrature() -> None:
         want = world._as_mixture().information(gamma).value
         assert abs(got.value - want) < 4 * got.error
         assert got.error < 0.03
+        # Points need no network.
+        assert (got.n, got.network_evaluations) == (len(world.points), 0)
 
 
 def test_finite_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

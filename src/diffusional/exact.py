@@ -294,7 +294,7 @@ class Finite(World):
     def __init__(self, points: Tensor) -> None:
         if points.ndim < 2 or len(points) == 0:
             raise DiffusionalError(f"points of shape {tuple(points.shape)} came; give (N, *shape) with N ≥ 1")
-        distinct, counts = torch.unique(points.double().flatten(1), dim=0, return_counts=True)
+        distinct, counts = torch.unique(points.detach().double().flatten(1), dim=0, return_counts=True)
         self.shape = tuple(points.shape[1:])
         self.points, self.weights = distinct, counts.double() / counts.sum()
         self.dimensions = distinct.shape[1]

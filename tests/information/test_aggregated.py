@@ -20,7 +20,7 @@ LINE = df.Continuous((1,))
 
 
 class Affine(nn.Module):
-    """μ = a x + b, and a constant ln σ that `bounded` hardly touches."""
+    """μ = a x + b, and a constant ln σ."""
 
     def __init__(self, a: float, b: float, log_std: float) -> None:
         super().__init__()
@@ -156,6 +156,28 @@ def test_a_diffusion_prior_has_both_kinds() -> None:
     # The data-processing inequality: less of x is left in z_1 than in z.
     assert through.value < found.information.value - 4 * found.information.error
     assert set(found.to_json()["chain"]) == {"I(z; z_1)", "I(x; z_1)"}
+
+
+class Means(nn.Module):
+    """Two latents with means x_1 and x_2 and σ = 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.zeros_like(x)], 1)
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+def test_units_are_active_by_the_variance_of_their_means_over_all_items(n: int) -> None:
+    """Means 0 for all items but a share w at height h: variance w (1 − w) h², on either side of 0.01, however often items repeat."""
+    w = 0.02
+    model = df.VAE(Means(), nn.Identity(), likelihood.GaussianLikelihood(df.Continuous((2,)), 1.0), 2)
+    for first, second, active in ((0.0101, 0.0099, 1), (0.0099, 0.0098, 0), (0.0103, 0.0102, 2)):
+        x = torch.zeros(n, 2, dtype=F64)
+        x[: int(w * n)] = torch.tensor([first, second], dtype=F64).sqrt() / math.sqrt(w * (1 - w))
+        assert aggregated(model, x + 3, samples=20).active == (active,)
+    # Distinct items, too: evenly spaced means from −h to h have a third of h² (n + 1)/(n − 1) for their variance.
+    spread = torch.linspace(-1, 1, n, dtype=F64)[:, None] * math.sqrt(3 * (n - 1) / (n + 1))
+    x = spread * torch.tensor([0.0101, 0.0099], dtype=F64).sqrt()
+    assert aggregated(model, x, samples=20).active == (1,)
 
 
 def test_pairs_that_are_split_are_the_same_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -225,6 +226,47 @@ def test_next_to_no_information_is_told_too() -> None:
     want = 0.5 * torch.exp(-found.gamma) * squares
     assert bool(((found.information - want).abs() < 4 * found.error + 1e-3 * want).all())
     assert bool((found.error < 0.02 * want).all())
+
+
+@pytest.mark.parametrize("gamma", [4.0, 12.0])
+def test_little_information_of_repeated_points_is_known_as_well_as_of_distinct_ones(gamma: float) -> None:
+    """Four values with shares from 1 % to 60 %, against quadrature; 100 distinct points on the same stretch for comparison."""
+    counts = torch.tensor([1, 60, 3, 36])
+    repeated = torch.arange(4.0, dtype=F64).repeat_interleave(counts)[:, None]
+    process = schedule.log_snr_linear(gamma, gamma + 1, steps=2)
+    world = exact.Finite(repeated)
+    distinct = curve(torch.linspace(0, 3, 100)[:, None], process, samples=2000, generator=generator(2))
+    for source in (repeated, repeated.float(), world):
+        found = curve(source, process, samples=2000, generator=generator(2))
+        want = float64([world._as_mixture().information(g).value for g in found.gamma])
+        assert bool(((found.information - want).abs() < 4 * found.error + 1e-12).all())
+        assert bool((found.error / want < 2 * (distinct.error / distinct.information)).all())
+        step = want[0] - want[1]
+        assert abs(float(found.increment[0] - step)) < 4 * float(found.increment_error[0]) + 1e-12
+        assert float(found.increment_error[0]) < 0.1 * float(step)
+
+
+def test_where_there_is_no_information_none_is_left_to_lose() -> None:
+    """One point, however often, has I(x; z_t) = 0 at every level: all of it is gone at z_1, and the whole schedule is past it."""
+    found = curve(torch.ones(5, 2), schedule.linear(steps=10), levels=4, samples=40)
+    assert found.information.tolist() == [0.0] * 4
+    assert [found.lost(share) for share in (0.01, 0.5, 0.99)] == [1.0] * 3
+    assert found.wasted() == (0.0, 1.0)
+
+
+def test_data_that_require_gradients_have_the_same_curve() -> None:
+    """Informations are constants of the data: none carries a graph, and none warns or fails because the data are part of one."""
+    tracked, process = LINE.clone().requires_grad_(), schedule.linear(steps=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source, plain in ((tracked, LINE), (exact.Finite(tracked), exact.Finite(LINE))):
+            found, want = (
+                curve(data, process, levels=4, samples=50, generator=generator(0)) for data in (source, plain)
+            )
+            assert found.information.equal(want.information)
+            assert not found.information.requires_grad
+        points = points_of(tracked)
+        assert not points.log_posterior(torch.tensor([0]), torch.zeros(1, 1), GAMMAS).requires_grad
 
 
 def test_same_seed_same_curve_and_progress() -> None:

@@ -5,8 +5,8 @@
 Where noise has to be drawn, every draw is a *ray*: one item and one ε for all levels, z_t = α_t x + σ_t ε. Each marginal
 q(z_t|x) is right, which is all that (13) asks of them, and neighbouring levels see nearly the same latent: an increment's
 error shrinks with the increment, where on a walked path it would shrink with its square root. The increments are
-differences on the same rays, so they close the chain exactly. What is linear in ε·x and ‖x‖² is taken off each draw, since its
-mean is known: at the noisy end nothing else is left but the information.
+differences on the same rays, so they close the chain exactly. What is linear in ε·x, ‖x‖² and, where points repeat, ln w (w the
+point's share) is taken off each draw, since its mean is known: at the noisy end nothing else is left but the information.
 """
 
 from collections.abc import Callable
@@ -195,11 +195,16 @@ def _left(
     """ln p(x|z) (n, L) along rays of finite data: I(x; z) = H(x) + E ln p(x|z)."""
     parts, controls, done = [], [], 0
     mean_square = points.weights @ points.squares
+    # In much noise ln p(x_i|z) is ln w_i and little more. Of points that are equally frequent it is the same for all.
+    share = points.weights.log()
+    unequal = bool((points.weights != points.weights[0]).any())
     for own in points.draw(samples, generator).split(max(_ROWS, _BLOCK // len(points.weights))):
         noise = torch.empty(len(own), points.centred.shape[1]).normal_(generator=generator)
         parts.append(points.log_posterior(own, noise, gamma))
         along = (noise.double() * points.centred[own].double()).sum(1)
-        controls.append(torch.stack([along, points.squares[own] - mean_square], 1))
+        known = [along, points.squares[own] - mean_square]
+        known += [share[own] + points.entropy()] if unequal else []
+        controls.append(torch.stack(known, 1))
         done += len(own)
         if progress is not None:
             progress(done, samples)
