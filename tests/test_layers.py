@@ -18,6 +18,7 @@ FLOORS = (
     "errors",
     "files",
     "shapes",
+    "conditions",
     "gaussian",
     "bernoulli",
     "space",

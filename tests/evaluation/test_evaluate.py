@@ -630,7 +630,7 @@ def test_models_of_continuous_time_take_any_grid_quietly() -> None:
         ({"max_evaluations": 100}, "max_evaluations=100 came for a full sweep; give target_error with it"),
         ({"plan": None, "records": "x"}, "a plan.* or records came without a target"),
         ({"steps": 1, "visits": 2}, "steps=1 came; give T ≥ 2"),
-        ({"visits": 2, "condition": torch.ones(3, 1)}, "3 conditions came for 30 items; give one for each"),
+        ({"visits": 2, "condition": torch.ones(3, 1)}, "condition has 3 rows for 30 items"),
         (
             {"visits": 2, "condition": torch.ones(30, 1), "reference": levels()},
             "conditions came with reference data, whose conditions are not known: give a plan",

@@ -31,11 +31,7 @@ class Encoder(nn.Module):
     def __init__(self, a: Tensor, b: Tensor, log_std: float) -> None:
         super().__init__()
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-        # What `bounded` undoes.
-        value = torch.tensor(log_std, dtype=F64)
-        for _ in range(50):
-            value = value - (bounded(value, value).log_variance / 2 - log_std)
-        self.log_std = nn.Parameter(value)
+        self.log_std = nn.Parameter(torch.tensor(log_std, dtype=F64))
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x @ self.a.T + self.b
@@ -117,6 +113,36 @@ def test_costs_are_those_of_the_closed_forms() -> None:
     error = seen.std(0) / math.sqrt(len(seen))
     assert bool(((seen.mean(0) - reconstruction).abs() < 4 * error).all())
     assert bool((error < 0.01 * reconstruction).all())
+
+
+@pytest.mark.parametrize("log_std", [-15.0, -8.0, -3.0, -0.7, 2.5, 10.0])
+def test_a_posterior_s_scale_is_the_encoder_s(log_std: float) -> None:
+    q = linear((A, B, log_std)).posterior(items(3))
+    torch.testing.assert_close(q.log_variance / 2, torch.full((3, 1), log_std, dtype=F64), rtol=0, atol=0)
+
+
+def test_scales_beyond_the_limits_are_clamped_and_costs_stay_finite_in_float32() -> None:
+    for beyond, limit in ((-40.0, -15.0), (40.0, 10.0)):
+        model = linear((A, B, beyond)).float()
+        assert float(model.posterior(items(1).float()).log_variance.detach()) == 2 * limit
+        ledger = model.terms(items(3).float(), noise(model, 3).float())
+        assert bool(torch.isfinite(ledger.nelbo).all())
+    # A ladder's q and p may stand at opposite ends.
+    low, high = (bounded(torch.zeros(1, 1000), torch.full((1, 1000), v)) for v in (-99.0, 99.0))
+    assert bool(torch.isfinite(torch.stack([low.kl(high), high.kl(low)])).all())
+
+
+def test_a_ladder_uses_the_scales_of_its_network() -> None:
+    """ln σ of p(z_l|z_{>l}) is the output of the layer's head, that of q the output less 2; no value between the limits is bent."""
+    model = ladder()
+    with torch.no_grad():
+        for head in (*model.ladder.priors, *model.ladder.posteriors):
+            head[-1].weight.zero_()
+            head[-1].bias.fill_(-6.0)
+    drawn = model.infer(digits(2), noise(model, 2))
+    assert drawn.p[0].log_variance.unique().tolist() == [-12.0]
+    for q in drawn.q:
+        assert q.log_variance.unique().tolist() == [-16.0]
 
 
 def test_the_exact_posterior_makes_the_bound_tight_in_every_draw() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusional.conditions import moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import Plan
@@ -54,7 +55,7 @@ class Audit:
         cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
         item = torch.randint(len(draws.data), (count,), generator=generator)
         noise = torch.randn(count, *draws.data.shape[1:], generator=generator).to(draws.device, draws.data.dtype)
-        c = None if draws.condition is None else draws.condition[item].to(draws.device)
+        c = moved(rows_of(draws.condition, item), draws.device)
         with torch.inference_mode():
             visits = Visits(cell, level, torch.ones(count, dtype=torch.float64))
             left = plan.residuals(model, draws.data[item].to(draws.device), visits, noise, c).cpu()

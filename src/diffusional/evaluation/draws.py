@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, by_name, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
@@ -60,10 +61,12 @@ class Draws:
         condition: (N, …) for conditional models.
     """
 
-    def __init__(self, model: Chain, plan: Plan, data: Tensor, seed: int = 0, condition: Tensor | None = None) -> None:
+    def __init__(
+        self, model: Chain, plan: Plan, data: Tensor, seed: int = 0, condition: Condition | None = None
+    ) -> None:
         plan.check(model)
         self.model, self.plan, self.data, self.seed, self.condition = model, plan, data, seed, condition
-        self.keys = item_keys(as_seen(model.space, data), seed)
+        self.keys = item_keys(as_seen(model.space, data), seed, condition)
         order = sorted(range(len(data)), key=lambda i: hashlib.blake2b(self.keys[i] + b"order").digest())
         self.order = torch.tensor(order)
         self.device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
@@ -133,7 +136,7 @@ class Draws:
         visits = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
         noise = normal(streams, tuple(shape)).to(self.device, self.data.dtype)
         x = self.data[row].to(self.device)
-        c = None if self.condition is None else self.condition[row].to(self.device)
+        c = moved(rows_of(self.condition, row), self.device)
         with torch.inference_mode():
             weighted = visits.weight * plan.residuals(model, x, visits, noise, c)
             first = visits.cell == 0
@@ -230,7 +233,6 @@ class Draws:
         learned = (
             json.dumps(plan.provenance, sort_keys=True) if plan.provenance.get("method") == "pilot" else plan.sha256()
         )
-        condition = {} if self.condition is None else {"condition": self.condition}
         return json.dumps(
             [
                 about["data_sha256"],
@@ -238,7 +240,7 @@ class Draws:
                 *_options(model),
                 learned,
                 self.keys[0].hex(),
-                tensor_hash(condition),
+                tensor_hash(by_name(self.condition)),
             ],
             sort_keys=True,
         )

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.audit import Audit
@@ -82,7 +83,7 @@ def evaluate(
     steps: int | Literal["continuous"] | None = None,
     draws: int | None = None,
     cells: int = 1000,
-    condition: Tensor | None = None,
+    condition: Condition | None = None,
     records: str | Path | None = None,
     progress: Watch | None = None,
 ) -> Evaluation:
@@ -102,7 +103,7 @@ def evaluate(
         steps: evaluate at another T, or in "continuous" time, the same network on the same γ(u).
         draws: of the full sweep: sweeps over the levels; 1 where 50 or more levels of 8 or more items tell the error, else 8.
         cells: of the full sweep in continuous time: how many cells [0, 1] is cut into.
-        condition: (N, …) for conditional models; with a pilot on `reference`, give a plan instead.
+        condition: a tensor (N, …) or a dict of such tensors, for conditional models; with a pilot on `reference`, give a plan instead.
         records: a file that keeps the draws: an evaluation that finds its own there goes on where that one was cut off. In a
             folder it has a file of its own, which goes when it has reached its target.
         progress: called with a `Progress` now and then.
@@ -124,8 +125,7 @@ def evaluate(
     5030
     """
     model.space.check(data)
-    if condition is not None and len(condition) != len(data):
-        raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
+    check_condition(condition, len(data))
     if unit not in UNITS:
         raise DiffusionalError(f"unit={unit!r} came; expected one of {', '.join(UNITS)}")
     check_targets(target_error, visits, item_error, max_evaluations, draws)
@@ -239,7 +239,7 @@ class Task:
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
         self._estimate: Estimate | None = None
-        self._about = provenance(self.draws.model, self.draws.data, 0)
+        self._about = provenance(self.draws.model, self.draws.data, 0, self.draws.condition)
         self._tag = self.draws.tag(self._about)
         self._path = None if self.records is None else Path(self.records)
         self._temporary = self._path is not None and self._path.is_dir()

@@ -1,8 +1,8 @@
 """Evaluation noise that depends on the item and nothing else.
 
 An item's score must not change with its batch-mates, the batch size, the order, or the subset that it is scored in. So its
-noise comes from a counter-based generator (Philox; Salmon et al. 2011) keyed by a hash of (seed, the item's bytes, how
-often the same item came before, draw).
+noise comes from a counter-based generator (Philox; Salmon et al. 2011) keyed by a hash of (seed, the item's bytes, its
+condition's bytes where there is a condition, how many items before it are the same, draw).
 """
 
 import hashlib
@@ -12,19 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition, row_digests
 
-def item_keys(x: Tensor, seed: int) -> list[bytes]:
-    """A 32-byte key for every item of x (N, *dims): the seed, the item's float64 bytes, its occurrence in x.
+
+def item_keys(x: Tensor, seed: int, condition: Condition | None = None) -> list[bytes]:
+    """A 32-byte key for every item of x (N, *dims), from the seed, the item's float64 bytes and its occurrence in x.
+
+    With a `condition` (N, …) the key depends on its row as well, and items count as the same only if their conditions are
+    the same too. Raises DiffusionalError unless the condition has a row for every item.
 
     >>> import torch
     >>> keys = item_keys(torch.tensor([[0.0], [1.0], [0.0]]), seed=0)
     >>> keys[0] == keys[2], keys[1] == item_keys(torch.tensor([[1.0]]), seed=0)[0]
     (False, True)
     """
+    check_condition(condition, len(x))
+    given = None if condition is None else row_digests(condition)
     seen: Counter[bytes] = Counter()
     keys = []
-    for row in np.ascontiguousarray(x.detach().cpu().double().flatten(1).numpy().astype("<f8")):
+    for i, row in enumerate(np.ascontiguousarray(x.detach().cpu().double().flatten(1).numpy().astype("<f8"))):
         content = hashlib.blake2b(row.tobytes(), digest_size=32).digest()
+        if given is not None:
+            content = hashlib.blake2b(content + given[i], digest_size=32).digest()
         tag = f"{seed}:{seen[content]}".encode()
         seen[content] += 1
         keys.append(hashlib.blake2b(content + tag, digest_size=32).digest())

@@ -11,10 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import Control, Wiener, fit_controls
 from diffusional.evaluation.plan import Plan, about, cell_edges, resolution
-from diffusional.evaluation.provenance import fingerprint, tensor_hash
+from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
@@ -37,7 +38,7 @@ def fit(
     seed: int,
     names: tuple[str, ...],
     cells: int,
-    condition: Tensor | None,
+    condition: Condition | None,
     like: Plan | None,
 ) -> Plan:
     """As `Plan.fit`, of a model that is not training."""
@@ -55,7 +56,7 @@ def fit(
         v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         visits = plan.at(v[torch.randperm(n, generator=generator)])
         noise = torch.randn(n, *data.shape[1:], generator=generator).to(device)
-        x, c = data[item].to(device), None if condition is None else condition[item].to(device)
+        x, c = data[item].to(device), moved(rows_of(condition, item), device)
         costs = visit_costs(model, x, visits, noise, c)
         if not bool(torch.isfinite(costs).all()):
             bad = int((~torch.isfinite(costs)).nonzero()[0])
@@ -86,6 +87,7 @@ def fit(
         "controls": [control.name for control in controls],
         "seed": seed,
         "data_sha256": fingerprint(model.space, data),
+        **condition_record(condition),
         "weights_sha256": tensor_hash(model.state_dict()),
     }
     return replace(plan, provenance=said | learned)

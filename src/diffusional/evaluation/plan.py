@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import KINDS, Control
 from diffusional.evaluation.provenance import tensor_hash
@@ -111,15 +112,15 @@ class Plan:
         seed: int = 0,
         controls: tuple[str, ...] = ("factorized", "wiener"),
         cells: int = CELLS,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         like: "Plan | None" = None,
     ) -> "Plan":
         """Learn a plan from a pilot of `evaluations` on (training) data (N, *space.shape), encoded.
 
-        With `like`, the plan of another model with the same
-        levels learned on the same data, the probabilities are that plan's, so that the same noise leads to the same visits.
-        Raises DiffusionalError for a pilot of fewer than 100 evaluations, data that the space refuses, and costs that are not
-        finite.
+        `condition` (N, …), a tensor or a dict of tensors, goes with the data of a conditional model. With `like`, the plan of
+        another model with the same levels learned on the same data, the probabilities are that plan's, so that the same noise
+        leads to the same visits. Raises DiffusionalError for a pilot of fewer than 100 evaluations, data that the space
+        refuses, a condition without a row for every item, and costs that are not finite.
 
         >>> from diffusional import exact, schedule, Continuous, DiffusionModel, GaussianDiffusion, likelihood
         >>> world = exact.Gaussian(torch.zeros(1), torch.eye(1))
@@ -130,6 +131,7 @@ class Plan:
         True
         """
         model.space.check(data)
+        check_condition(condition, len(data))
         if evaluations < 100:
             raise DiffusionalError(f"a pilot of {evaluations} evaluations came; give at least 100 ({PILOT} by default)")
         # A pilot leaves a plan: its module imports this one.
@@ -165,7 +167,7 @@ class Plan:
         return torch.where(first, torch.ones_like(level), level), torch.where(first, 1.0, width.double())
 
     def residuals(
-        self, model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Tensor | None = None
+        self, model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Condition | None = None
     ) -> Tensor:
         """cost − g (V,), nats, unweighted, of items x (V, *dims) at their visits: one network evaluation each."""
         features = visit_features(model, self.controls, x, visits, noise)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import diffusional
+from diffusional.conditions import Condition, by_name
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
 from diffusional.space import Discrete, Space
@@ -39,10 +40,22 @@ def fingerprint(space: Space, data: Tensor) -> str:
     return tensor_hash({"data": as_seen(space, data)})
 
 
-def provenance(model: LatentVariableModel, data: Tensor, seed: int) -> dict[str, Any]:
-    """What every evaluation records, whatever its method."""
+def condition_record(condition: Condition | None) -> dict[str, str]:
+    """The entry `condition_sha256` of a record, or nothing where there is no condition.
+
+    >>> condition_record(None), list(condition_record(torch.ones(3)))
+    ({}, ['condition_sha256'])
+    """
+    return {} if condition is None else {"condition_sha256": tensor_hash(by_name(condition))}
+
+
+def provenance(
+    model: LatentVariableModel, data: Tensor, seed: int, condition: Condition | None = None
+) -> dict[str, Any]:
+    """What every evaluation records, whatever its method; `condition_sha256` only where there is a condition."""
     return {
         "data_sha256": fingerprint(model.space, data),
+        **condition_record(condition),
         "weights_sha256": tensor_hash(model.state_dict()),
         "space": model.space.to_dict(),
         "levels": model.space.levels,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, rows_of
 from diffusional.evaluation.controls import Control
 from diffusional.forward import diffuse
 from diffusional.models.chain import Chain, batch_rows
@@ -80,14 +81,14 @@ def _gauss_legendre() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * weights)
 
 
-def visit_costs(model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Tensor | None) -> Tensor:
+def visit_costs(model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Condition | None) -> Tensor:
     """KL_t less its constant part, or −ln p(x|z_1) (V,), float64 on the CPU; one network evaluation each."""
     out = torch.zeros(len(x), dtype=torch.float64)
     for first in (False, True):
         chosen = ((visits.cell == 0) == first).nonzero().squeeze(1)
         for rows in chosen.split(min(_ROWS, batch_rows(model.space))) if len(chosen) else ():
             at = rows.to(x.device)
-            c = None if condition is None else condition[at]
+            c = rows_of(condition, at)
             if first:
                 out[rows] = model.reconstruction(x[at], noise[at], c).cpu()
             else:

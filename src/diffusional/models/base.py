@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from diffusional.conditions import Condition, check_condition
 from diffusional.ledger import Costs, Ledger
 from diffusional.levels import LevelSampler, Stratified
 from diffusional.space import Continuous, Space
@@ -38,11 +39,11 @@ class LatentVariableModel(nn.Module, ABC):
         return {"jacobian": torch.full((x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device)}
 
     @abstractmethod
-    def terms(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Ledger:
+    def terms(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """One draw of every cost, from the noise given."""
 
     @abstractmethod
-    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
+    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
         """One draw of every cost, the noise drawn from `generator`."""
 
     @abstractmethod
@@ -60,14 +61,14 @@ class LatentVariableModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """The costs of x (N, …) at what `draw` gave: unbiased draws of each item's NELBO, to differentiate."""
 
     def loss(
         self,
         x: Tensor,
         generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         sampler: LevelSampler | None = None,
     ) -> Tensor:
         """An unbiased draw of the batch's mean NELBO in nats, a scalar to differentiate.
@@ -76,11 +77,12 @@ class LatentVariableModel(nn.Module, ABC):
         learns from their costs. `generator` must be on x's device. Raises DiffusionalError for items that the space refuses.
         """
         self.space.check(x)
+        check_condition(condition, len(x))
         sampler = sampler or Stratified()
         costs = self.costs(x, self.draw(x, sampler, generator), condition)
         sampler.update(costs.position, costs.density)
         return costs.total().mean()
 
     @abstractmethod
-    def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
         """n items x (n, *space.shape) from the generative model."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from diffusional.bernoulli import Bits
 from diffusional.binomial import BinomialDiffusion, seen_through
+from diffusional.conditions import Condition, called, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.chain import Chain
@@ -74,7 +75,7 @@ class BinomialDiffusionModel(Chain):
     def decoder_uses_network(self) -> bool:
         return True
 
-    def data(self, z: Items, t: Tensor, condition: Tensor | None = None) -> Bits:
+    def data(self, z: Items, t: Tensor, condition: Condition | None = None) -> Bits:
         """What the network and the bits themselves say of x at z_t = `z`, t (B,): log-odds ℓ = f + z λ_t, float64.
 
         >>> model = BinomialDiffusionModel(BinomialDiffusion([0.5, 0.5]), lambda z, log_snr: 0 * z, binary((1,)))
@@ -82,7 +83,7 @@ class BinomialDiffusionModel(Chain):
         tensor([[1.0986]], dtype=torch.float64)
         """
         log_snr = (-self.process.gamma(t)).to(z)
-        output = self.network(z, log_snr) if condition is None else self.network(z, log_snr, condition)
+        output = called(self.network, z, log_snr, condition=condition)
         if output.shape != z.shape:
             raise ValueError(
                 f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; it must return one "
@@ -101,7 +102,7 @@ class BinomialDiffusionModel(Chain):
 
     # The three kinds of costs, MATH (8).
 
-    def reconstruction(self, x: Items, noise: Items, condition: Tensor | None = None) -> PerItem:
+    def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at the z_1 that ε = `noise` (B, *dims) makes of x."""
         t = torch.ones(len(x), dtype=torch.long, device=x.device)
         return -self.data(self._noisy(x, t, noise), t, condition).log_prob(x)
@@ -114,7 +115,7 @@ class BinomialDiffusionModel(Chain):
         """z_t, in x's type."""
         return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
 
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
         z_next = self._noisy(x, level + 1, noise)
         return self._kl(x, level, z_next, self.data(z_next, level + 1, condition))
 
@@ -122,13 +123,16 @@ class BinomialDiffusionModel(Chain):
         """KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] (B,)."""
         return self.process.posterior(z_next, x, level).kl(self.backward(z_next, data, level))
 
-    def path_elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
+    def path_elbo(
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
+    ) -> Ledger:
         """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs.
 
         kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
         negative; their expectation is the NELBO of (8) in sum, not term by term.
         """
         self.space.check(x)
+        check_condition(condition, len(x))
         path = self.process.sample_path(x, generator)
         ratios, before = [], x
         for t in range(1, self.steps + 1):
@@ -146,7 +150,7 @@ class BinomialDiffusionModel(Chain):
 
     # Training, MATH (22).
 
-    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """MATH (22) with one network evaluation per item. KL_T is exact."""
         level, first = draws["level"], draws["first"]
         t = torch.where(first, 1, level + 1)
@@ -160,7 +164,7 @@ class BinomialDiffusionModel(Chain):
     # Sampling.
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
         """n items x (n, *space.shape): exact draws from the model whose bound is reported.
 
         >>> model = BinomialDiffusionModel(BinomialDiffusion.constant(5), lambda z, log_snr: 0 * z, binary((4,)))
@@ -172,11 +176,12 @@ class BinomialDiffusionModel(Chain):
 
     @torch.no_grad()
     def walk_back(
-        self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None
+        self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Iterator[Tensor]:
         """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes."""
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
+        check_condition(condition, n)
         example = next(self.parameters(), torch.empty(0, device=self.process.betas.device))
 
         def drawn(p: Bits) -> Tensor:

@@ -10,6 +10,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition, repeated
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger, LevelDraws
 from diffusional.levels import LevelSampler, Stratified, position
@@ -49,7 +50,7 @@ class Chain(LatentVariableModel):
         """Whether p(x|z_1) takes a network evaluation."""
 
     @abstractmethod
-    def reconstruction(self, x: Items, noise: Items, condition: Tensor | None = None) -> PerItem:
+    def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at the z_1 that `noise` (B, *dims), standard normal, makes of x."""
 
     @abstractmethod
@@ -57,7 +58,7 @@ class Chain(LatentVariableModel):
         """KL_T = KL[q(z_T|x) ‖ p(z_T)] (B,): exact, without a draw."""
 
     @abstractmethod
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
         """`kl_at` without its checks."""
 
     @property
@@ -79,12 +80,13 @@ class Chain(LatentVariableModel):
             raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
         return self.steps
 
-    def kl_at(self, x: Items, level: PerItem, noise: Items, condition: Tensor | None = None) -> PerItem:
+    def kl_at(self, x: Items, level: PerItem, noise: Items, condition: Condition | None = None) -> PerItem:
         """KL_t (B,) at `level` t (B,) in 1 … T−1, from the z_{t+1} that `noise` makes of x: MATH (10) for a Gaussian diffusion.
 
         In continuous time `level` is u (B,) in [0, 1] and the value is dKL/du, whose integral over [0, 1] is the cost.
         """
         self.space.check(x)
+        check_condition(condition, len(x))
         same_shape(x, noise)
         if self.levels is not None and (
             level.dtype.is_floating_point or bool(((level < 1) | (level > self.levels)).any())
@@ -100,12 +102,13 @@ class Chain(LatentVariableModel):
 
     # Ledgers.
 
-    def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
+    def terms(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
         steps = self._discrete()
         if noise.shape != (steps, *x.shape):
             raise DiffusionalError(f"noise of shape {tuple(noise.shape)} came; expected {(steps, *x.shape)}")
         self.space.check(x)
+        check_condition(condition, len(x))
         t = torch.arange(1, steps, device=x.device)
         step = max(1, batch_rows(self.space) // x.shape[0])
         kl = [
@@ -119,7 +122,7 @@ class Chain(LatentVariableModel):
         self,
         x: Tensor,
         generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         cells: int = 256,
     ) -> Ledger:
         """MATH (8), one draw of every cost; in continuous time one uniform u in each of `cells` equal cells of [0, 1].
@@ -127,6 +130,7 @@ class Chain(LatentVariableModel):
         T network evaluations per item (or `cells` + 1). The ledger's `kl` has a column per level, or per cell.
         """
         self.space.check(x)
+        check_condition(condition, len(x))
         if cells < 1:
             raise DiffusionalError(f"cells={cells} came; give at least 1")
         n = self.levels or cells
@@ -146,12 +150,11 @@ class Chain(LatentVariableModel):
     def _ledger(self, x: Tensor, reconstruction: Tensor, kl: Tensor) -> Ledger:
         return Ledger(reconstruction, kl, self.prior(x), self.space.dimensions, self.extra(x))
 
-    def _kl_block(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+    def _kl_block(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
         """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
         n = level.shape[0]
         rows = x.repeat(n, *(1,) * (x.ndim - 1))
-        repeated = None if condition is None else condition.repeat(n, *(1,) * (condition.ndim - 1))
-        return self._kl_at(rows, level.flatten(), noise.flatten(0, 1), repeated).view(n, -1).T
+        return self._kl_at(rows, level.flatten(), noise.flatten(0, 1), repeated(condition, n)).view(n, -1).T
 
     # Training, MATH (22).
 

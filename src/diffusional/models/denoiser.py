@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from diffusional.conditions import Condition, called
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha
 from diffusional.models.parameterization import (
@@ -87,13 +88,13 @@ class Denoiser(nn.Module):
         self.time = time
         self.learns_variance = learns_variance
 
-    def forward(self, z: Items, gamma: Tensor, condition: Tensor | None = None) -> Prediction:
+    def forward(self, z: Items, gamma: Tensor, condition: Condition | None = None) -> Prediction:
         """What the network says about z (B, *dims) at γ (B,) or ()."""
         log_snr = (-gamma).expand(z.shape[0])
         # An adapter sees float64: in a short type, neighbouring levels of a long grid are one.
         time = log_snr if self.time is None else self.time(log_snr)
         time = time.to(z.dtype) if time.dtype.is_floating_point else time
-        output = self.module(z, time) if condition is None else self.module(z, time, condition)
+        output = called(self.module, z, time, condition=condition)
         if not self.learns_variance:
             return read(output, z, gamma, self.predicts, self.head, self.space)
         channels = z.shape[1]
@@ -139,7 +140,7 @@ class _Clipped(nn.Module):
         super().__init__()
         self.denoiser, self.low, self.high = denoiser, low, high
 
-    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         said = self.denoiser(z, -log_snr.double(), condition)
         x = said.data.clamp(self.low, self.high)
         return torch.cat([x, 2 * said.fraction - 1], dim=1) if self.denoiser.learns_variance else x

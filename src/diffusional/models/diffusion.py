@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
@@ -107,14 +108,14 @@ class DiffusionModel(Chain):
 
     # The three kinds of costs, MATH (8).
 
-    def reconstruction(self, x: Items, noise: Items, condition: Tensor | None = None) -> PerItem:
+    def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
         gamma = self.process.schedule.ends()[0].expand(x.shape[0])
         same_shape(x, noise)
         z = diffuse(x, gamma, noise)
         return -self.likelihood.log_prob(x, self._seen(z, gamma, condition)).double()
 
-    def _seen(self, z: Tensor, gamma: Tensor, condition: Tensor | None) -> Prediction:
+    def _seen(self, z: Tensor, gamma: Tensor, condition: Condition | None) -> Prediction:
         """What the decoder sees at z_1 = `z`: the network's prediction, or z_1 alone where that decides."""
         return self.denoiser(z, gamma, condition) if self.likelihood.uses_network else unassisted(z, gamma)
 
@@ -142,7 +143,7 @@ class DiffusionModel(Chain):
         """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
         return self.process.schedule.gamma(level) if self.steps is None else self._gammas(level)[1]
 
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
         gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         return self._kl_of(prediction, x, level, noise)
@@ -154,7 +155,9 @@ class DiffusionModel(Chain):
         log_r = backward.log_ratios(prediction, gamma_s, gamma_t, self.variance)
         return backward.kl_learned(prediction.squared_errors(x, noise), log_r, gamma_s, gamma_t)
 
-    def path_elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
+    def path_elbo(
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
+    ) -> Ledger:
         """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
 
         kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
@@ -163,6 +166,7 @@ class DiffusionModel(Chain):
         if self.steps is None:
             raise DiffusionalError("a path came for continuous time, which has no T latents: regrid(T)")
         self.space.check(x)
+        check_condition(condition, len(x))
         path = self.process.sample_path(x, generator)
         grid = self.process.schedule.grid()
         ratios, before = [], x
@@ -184,7 +188,7 @@ class DiffusionModel(Chain):
 
     # Training, MATH (22).
 
-    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """MATH (22) with one network evaluation per item. KL_T is exact.
 
         The gradient that a learned shape of γ(u) gets in continuous time is that of the variance of the KL's draw: see `Pull`.
@@ -220,7 +224,7 @@ class DiffusionModel(Chain):
     # Other objectives than the bound.
 
     def simple_loss(
-        self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None
+        self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Tensor:
         """L_simple = E_t ‖ε − ε̂(z_t)‖²/D with t uniform over all T latents (Ho et al. 2020, eq. 14). Not a bound.
 
@@ -228,6 +232,7 @@ class DiffusionModel(Chain):
         number says nothing about ln p(x). Raises DiffusionalError for a schedule that is learned, which has no bound to learn from here.
         """
         self.space.check(x)
+        check_condition(condition, len(x))
         return self.simple_costs(x, self.latent_draw(x, None, generator), condition).total().mean()
 
     def latent_draw(
@@ -246,14 +251,14 @@ class DiffusionModel(Chain):
             "noise": standard_normal(x, n, generator),
         }
 
-    def simple_costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+    def simple_costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """‖ε − ε̂‖²/D of every item at what `latent_draw` gave, weighted to the mean over all latents."""
         error = self._latent(x, draws, condition).squared_error(x, draws["noise"]) / self.space.dimensions
         share = draws["weight"] / (self.steps or 1)
         return Costs({"squared_error": share * error}, position(draws["level"], self.steps), error)
 
     def hybrid_costs(
-        self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None, weight: float = HYBRID_WEIGHT
+        self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None, weight: float = HYBRID_WEIGHT
     ) -> Costs:
         """L_hybrid = L_simple + λ L_vlb (Nichol & Dhariwal 2021, eq. 16), L_vlb in bits/dim, its mean held fixed: of a learned
         variance. λ = `weight`.
@@ -280,7 +285,7 @@ class DiffusionModel(Chain):
             {"squared_error": share * simple, "vlb": share * vlb}, position(level, self.steps), (simple + vlb).detach()
         )
 
-    def _latent(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None) -> Prediction:
+    def _latent(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None) -> Prediction:
         """What the network says of the latents that `latent_draw` drew."""
         level, schedule = draws["level"], self.process.schedule
         if any(p.requires_grad for p in schedule.parameters()):
@@ -298,7 +303,7 @@ class DiffusionModel(Chain):
         self,
         n: int,
         generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         method: Literal["ancestral", "ddim"] = "ancestral",
         steps: int | None = None,
         eta: float = 0.0,
@@ -326,7 +331,7 @@ class DiffusionModel(Chain):
         self,
         n: int,
         generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         method: Literal["ancestral", "ddim"] = "ancestral",
         steps: int | None = None,
         eta: float = 0.0,
@@ -334,6 +339,7 @@ class DiffusionModel(Chain):
         """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes; same arguments."""
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
+        check_condition(condition, n)
         if method not in ("ancestral", "ddim"):
             raise DiffusionalError(f"method={method!r} came; expected ancestral or ddim")
         if eta and method == "ancestral":

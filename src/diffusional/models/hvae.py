@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.models.denoiser import Head
@@ -30,7 +31,8 @@ _NARROW = -2.0
 class HierarchicalVAE(Autoencoder):
     """An L-layer VAE on a `Ladder`: costs `kl` (B, L − 1), the layer next to x first, and `prior` (B,) for the top one.
 
-    q is residual: q(z_l|z_{>l}, x) = N(μ_p + μ(h, d), σ(h, d)²), its ln σ beginning at −2.
+    q is residual: q(z_l|z_{>l}, x) = N(μ_p + μ(h, d), σ(h, d)²), where ln σ is the network's output less 2. The ln σ of p and q
+    are clamped to [−15, 10], as in `VAE`, and otherwise used as they are.
 
     Args:
         ladder: the network; its `latents` are the dimensions of z_1 … z_L, its output what the likelihood needs: C·K
@@ -77,7 +79,7 @@ class HierarchicalVAE(Autoencoder):
         dtype = next(self.ladder.parameters()).dtype
         return (part.to(dtype) for part in said)
 
-    def infer(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Inference:
+    def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
         _unconditional(condition)
         features, state = [f.to(x.dtype) for f in self.ladder.up(x)], self.ladder.top(len(x))
         parts = noise.split(self.latents, 1)
@@ -112,7 +114,7 @@ class HierarchicalVAE(Autoencoder):
         return total
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
         """n items x (n, *space.shape): z_L ~ N(0, I), z_l ~ p(z_l|z_{>l}), x ~ p(x|z_{1:L})."""
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
@@ -126,6 +128,6 @@ class HierarchicalVAE(Autoencoder):
         )
 
 
-def _unconditional(condition: Tensor | None) -> None:
+def _unconditional(condition: Condition | None) -> None:
     if condition is not None:
         raise DiffusionalError("a condition came; the ladder takes none")

@@ -197,6 +197,7 @@ def logistic_scales(output: Tensor, space: Discrete) -> tuple[Items, Items]:
     """μ and s of a discretised logistic (B, *dims), in the data's units, from a network's (μ, ln s) (B, 2C, *rest).
 
     The network's μ counts from the middle of the range and its s in half ranges, so that outputs of order one suit any space.
+    s is clamped to at least 1e-3 bin widths and ln s to at most 20.
 
     >>> logistic_scales(torch.zeros(1, 2), Discrete((1,), 3, low=0.0, high=1.0))
     (tensor([[0.5000]]), tensor([[0.5000]]))

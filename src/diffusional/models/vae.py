@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diffusional.conditions import Condition, called, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
@@ -39,8 +40,9 @@ from diffusional.models.parameterization import Prediction
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Continuous, Discrete, Space
 
-# ln σ of a learned Gaussian stays within ± this: beyond it, e^{2 ln σ} says nothing in float32.
-_LOG_STD = 7.0
+# Limits of a learned Gaussian's ln σ, those that latent diffusion's autoencoders use: σ from 3e-7 to 2e4. Between any two of them
+# e^δ, δ = ln v_q − ln v_p ≤ 50, leaves float32 sixteen orders of magnitude for a sum over dimensions.
+LOG_STD_LIMITS = (-15.0, 10.0)
 # Of a loss that visits no levels.
 _NO_VISITS = (torch.zeros(0), torch.zeros(0))
 # A diffusion prior's costs among those of its VAE.
@@ -48,12 +50,14 @@ _NAMES = {"reconstruction": "latent_reconstruction", "jacobian": "latent_jacobia
 
 
 def bounded(mean: Tensor, log_std: Tensor) -> Gaussian:
-    """N(mean, σ²) with ln σ held softly within ±7.
+    """N(mean, σ²) of a network's mean and ln σ, where ln σ is clamped to [−15, 10] and otherwise used as it is.
 
-    >>> bounded(torch.zeros(1, 1), torch.zeros(1, 1)).std
-    tensor([[1.]])
+    The limits keep KLs finite in float32. A clamped ln σ receives no gradient.
+
+    >>> bounded(torch.zeros(1, 3), torch.tensor([[-8.0, 0.0, 12.0]])).log_variance / 2
+    tensor([[-8.,  0., 10.]])
     """
-    return Gaussian(mean, 2 * _LOG_STD * torch.tanh(log_std / _LOG_STD))
+    return Gaussian(mean, 2 * log_std.clamp(*LOG_STD_LIMITS))
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Autoencoder(LatentVariableModel):
         return self.likelihood.space
 
     @abstractmethod
-    def infer(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Inference:
+    def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
         """Draw z_L … z_1 ~ q(z_{1:L}|x), ε = `noise` (B, Σ latents), z_1's first."""
 
     @abstractmethod
@@ -131,16 +135,17 @@ class Autoencoder(LatentVariableModel):
         space = self.space if isinstance(self.space, Discrete) else None
         return read(output, torch.zeros_like(x), nothing, predicts, head, space)
 
-    def _checked_noise(self, x: Tensor, noise: Tensor) -> None:
+    def _checked_noise(self, x: Tensor, noise: Tensor, condition: Condition | None) -> None:
         self.space.check(x)
+        check_condition(condition, len(x))
         if noise.shape != (x.shape[0], *self.noise_shape):
             raise DiffusionalError(
                 f"noise of shape {tuple(noise.shape)} came; expected {(x.shape[0], *self.noise_shape)}"
             )
 
-    def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
+    def terms(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """MATH (8) with one draw of the latents: `noise` (B, *noise_shape)."""
-        self._checked_noise(x, noise)
+        self._checked_noise(x, noise, condition)
         drawn = self.infer(x, noise, condition)
         kl = [q.kl(p).double() for q, p in zip(drawn.q, drawn.p, strict=True)]
         below = torch.stack(kl[:-1], 1) if len(kl) > 1 else kl[0].new_zeros(len(x), 0)
@@ -153,7 +158,7 @@ class Autoencoder(LatentVariableModel):
         shape = (x.shape[0], *self.noise_shape)
         return torch.empty(shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
 
-    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
+    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
         """MATH (8), one draw of the latents from `generator`; one network evaluation per item."""
         return self.terms(x, self._noise(x, generator), condition)
 
@@ -168,7 +173,7 @@ class Autoencoder(LatentVariableModel):
         shape = (len(x) if n is None else n, sum(self.latents))
         return {"noise": x.new_empty(shape).normal_(generator=generator)}
 
-    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """MATH (8) at one draw of the latents (the reparameterised gradient): "kl_1" … "kl_L−1", and "prior" for KL_L."""
         ledger = self.terms(x, draws["noise"], condition)
         below = {f"kl_{i + 1}": kl for i, kl in enumerate(ledger.kl.unbind(1))}
@@ -196,19 +201,20 @@ class Autoencoder(LatentVariableModel):
         self,
         x: Tensor,
         generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         weight: float = 1.0,
         free_bits: float = 0.0,
     ) -> Tensor:
         """`objective` at a draw from `generator`."""
         self.space.check(x)
+        check_condition(condition, len(x))
         return self.objective(self.costs(x, self.draw(x, None, generator), condition), weight, free_bits)
 
-    def log_weight(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> PerItem:
+    def log_weight(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:
         """ln p(x, z)/q(z|x) (B,), nats, at one draw of z: the path form, MATH (7). Its expectation is the ELBO, and that of its
         exponential is p(x).
         """
-        self._checked_noise(x, noise)
+        self._checked_noise(x, noise, condition)
         drawn = self.infer(x, noise, condition)
         return -self._reconstruction(x, drawn) + drawn.log_p() - drawn.log_q() - self.space.log_jacobian()
 
@@ -229,13 +235,17 @@ class VAE(Autoencoder):
     """p(x, z) = p(x|z) p(z), q(z|x) = N(μ(x), diag σ(x)²): NELBO = −E ln p(x|z) + KL[q(z|x) ‖ p(z)], MATH (21).
 
     Args:
-        encoder: module from x (B, *shape) to (B, 2n): μ and ln σ.
+        encoder: module from x (B, *shape) to (B, 2n): μ and ln σ. ln σ is used as given within [−15, 10], σ from 3e-7 to
+            2e4, and clamped to these limits outside; the bound is then that of the clamped q(z|x).
         decoder: module from z (B, n) to what `predicts` says: for "levels" C·K channels (`head="categorical"`) or 2C
             ("logistic"), for "data" the mean of x.
         likelihood: p(x|z) over the data's space.
         latents: n.
         prior: None for N(0, I); or a DiffusionModel over Continuous((n,)), whose latents follow z. Its costs then are the
             ledger's `kl` and `prior`, its −ln p(z|z_1) is "latent_reconstruction", and −H[q(z|x)] "encoder_entropy".
+
+    A condition is passed to the encoder, the decoder and the network of a diffusion prior, q(z|x, c), p(x|z, c) and p(z|c). For
+    a prior p(z) that does not depend on it, wrap the prior's network in a module that takes the condition and ignores it.
 
     Shapes: x (B, *space.shape), encoded. Costs are nats, float64. Raises DiffusionalError for a likelihood that needs a
     noisy x, a prior over another space, and items that the space refuses.
@@ -295,9 +305,12 @@ class VAE(Autoencoder):
             self.chain.regrid(steps),
         )
 
-    def posterior(self, x: Items, condition: Tensor | None = None) -> Gaussian:
-        """q(z|x) = N(μ(x), σ(x)²), (B, n)."""
-        out = self.encoder(x) if condition is None else self.encoder(x, condition)
+    def posterior(self, x: Items, condition: Condition | None = None) -> Gaussian:
+        """q(z|x) = N(μ(x), σ(x)²), (B, n), with ln σ clamped to [−15, 10].
+
+        Raises DiffusionalError where the encoder's output has another shape than (B, 2n).
+        """
+        out = called(self.encoder, x, condition=condition)
         if out.shape != (len(x), 2 * self.latents[0]):
             raise DiffusionalError(
                 f"the encoder's output has shape {tuple(out.shape)}; {self.latents[0]} latents need {(len(x), 2 * self.latents[0])}"
@@ -311,34 +324,35 @@ class VAE(Autoencoder):
     def log_posteriors(self, encoded: Gaussian, z: tuple[Tensor, ...]) -> Tensor:
         return log_probs(encoded, z[0])
 
-    def decode(self, z: Tensor, x: Items, condition: Tensor | None = None) -> Prediction:
+    def decode(self, z: Tensor, x: Items, condition: Condition | None = None) -> Prediction:
         """What the decoder says of z (B, n); x tells shape and type only."""
-        output = self.decoder(z) if condition is None else self.decoder(z, condition)
+        output = called(self.decoder, z, condition=condition)
         return self._decoded(output, x, self.predicts, self.head)
 
-    def infer(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Inference:
+    def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
         q = self.posterior(x, condition)
         z = q.sample(noise=noise[:, : self.latents[0]])
         standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
         return Inference((z,), (q,), (standard,), lambda: self.decode(z, x, condition))
 
-    def terms(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> Ledger:
+    def terms(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """One draw of every cost: `noise` (B, n), or with a diffusion prior of T latents (B, n·(1 + T)): z's ε first."""
         if self.chain is None:
             return super().terms(x, noise, condition)
-        self._checked_noise(x, noise)
+        self._checked_noise(x, noise, condition)
         drawn = self.infer(x, noise, condition)
         n = self.latents[0]
         walk = noise[:, n:].reshape(len(x), -1, n).transpose(0, 1).contiguous()
-        return self._joined(x, drawn, self.chain.terms(drawn.z[0], walk))
+        return self._joined(x, drawn, self.chain.terms(drawn.z[0], walk, condition))
 
-    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Ledger:
+    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
         """One draw of every cost; a diffusion prior pays for its T levels, or 256 cells of continuous time."""
         if self.chain is None:
             return super().elbo(x, generator, condition)
         self.space.check(x)
+        check_condition(condition, len(x))
         drawn = self._inferred(x, generator, condition)
-        return self._joined(x, drawn, self.chain.elbo(drawn.z[0], generator))
+        return self._joined(x, drawn, self.chain.elbo(drawn.z[0], generator, condition))
 
     def draw(
         self,
@@ -354,13 +368,13 @@ class VAE(Autoencoder):
             out |= {f"prior_{name}": value for name, value in inner.items()}
         return out
 
-    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Tensor | None = None) -> Costs:
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """As an autoencoder's; of a diffusion prior the costs of MATH (22), one level per item, and −H[q(z|x)]."""
         if self.chain is None:
             return super().costs(x, draws, condition)
         drawn = self.infer(x, draws["noise"], condition)
         inner = {name.removeprefix("prior_"): value for name, value in draws.items() if name.startswith("prior_")}
-        chain = self.chain.costs(drawn.z[0], inner)
+        chain = self.chain.costs(drawn.z[0], inner, condition)
         terms = {"reconstruction": self._reconstruction(x, drawn), **self.extra(x)}
         terms |= {_NAMES.get(name, name): value for name, value in chain.terms.items()}
         terms["encoder_entropy"] = -drawn.q[0].entropy().double()
@@ -378,7 +392,7 @@ class VAE(Autoencoder):
             )
         return super().objective(costs, weight, free_bits)
 
-    def _inferred(self, x: Tensor, generator: torch.Generator | None, condition: Tensor | None) -> Inference:
+    def _inferred(self, x: Tensor, generator: torch.Generator | None, condition: Condition | None) -> Inference:
         noise = torch.empty(len(x), self.latents[0], dtype=x.dtype, device=x.device).normal_(generator=generator)
         return self.infer(x, noise, condition)
 
@@ -391,7 +405,7 @@ class VAE(Autoencoder):
             self._reconstruction(x, drawn), chain.kl, chain.prior, self.space.dimensions, self.extra(x) | extra
         )
 
-    def log_weight(self, x: Items, noise: Tensor, condition: Tensor | None = None) -> PerItem:
+    def log_weight(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:
         if self.chain is not None:
             raise DiffusionalError(
                 "importance weights came for a diffusion prior; its path's weights vary by far too much to be averaged"
@@ -399,7 +413,7 @@ class VAE(Autoencoder):
         return super().log_weight(x, noise, condition)
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
         """n items x ~ p(x|z), z ~ p(z), (n, *space.shape).
 
         >>> from diffusional.space import binary
@@ -409,11 +423,12 @@ class VAE(Autoencoder):
         """
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
+        check_condition(condition, n)
         example = next(self.parameters())
         if self.chain is None:
             z = torch.empty(n, *self.latents, dtype=example.dtype, device=example.device).normal_(generator=generator)
         else:
-            z = self.chain.sample(n, generator)
+            z = self.chain.sample(n, generator, condition)
         like = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device)
         return self.likelihood.sample(self.decode(z, like, condition), generator)
 
