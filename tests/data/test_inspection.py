@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from diffusional.data import Dataset, load, survey
+from diffusional.data import Dataset, inspection, load, survey
 from diffusional.data import dataset as dataset_file
 from diffusional.data.inspection import Inspection, inspect
 from diffusional.errors import DiffusionalError
@@ -139,6 +140,48 @@ def test_values_outside_the_levels() -> None:
     assert only(inspect(data)).startswith("validation has values from 0 to 20, outside the declared levels 0 … 16")
 
 
+def sparse() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 2**31, (1600, 4))
+
+
+@pytest.mark.parametrize("declared", [2**31, 2**62, 2**64])
+def test_memory_does_not_grow_with_the_declared_levels(declared: int) -> None:
+    values = sparse()
+    tracemalloc.start()
+    found = inspect(levels(values, declared))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**25
+    assert found.distinct == len(np.unique(values))
+    # That most levels do not occur says nothing where hardly a value repeats; that models cannot tell them apart does.
+    assert only(found).startswith(f"{declared} levels are declared, and float32")
+
+
+def test_levels_are_counted_alike_with_and_without_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = 17 * good_levels(16)
+    by_counters = inspect(levels(values, 256))
+    monkeypatch.setattr(survey, "_COUNTED", 40)
+    monkeypatch.setattr(dataset_file, "_BLOCK", 100)
+    by_sorting = inspect(levels(values, 256))
+    assert by_sorting.distinct == by_counters.distinct == 16
+    assert by_sorting.findings == by_counters.findings
+
+
+def test_more_distinct_levels_than_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_COUNTED", 0)
+    monkeypatch.setattr(survey, "MOST", 10)
+    monkeypatch.setattr(inspection, "MOST", 10)
+    found = inspect(levels(2 * good_levels(17), 40))
+    assert found.distinct == 10
+    assert found.findings == ()  # a common step of ten levels need not be that of all
+
+
+def test_levels_that_float32_tells_apart() -> None:
+    assert inspect(levels(good_levels(17), 2**24)).findings[0].startswith("17 of 16777216 declared levels occur")
+    told = inspect(levels(good_levels(17), 2**24 + 1)).findings
+    assert told[0].startswith("16777217 levels are declared, and float32")
+
+
 # --------------------------------------------------------------------------------------------------- duplicates
 
 
@@ -188,6 +231,61 @@ def test_columns_with_a_spike() -> None:
     values[::5, 2] = 0.0
     finding = only(inspect(reals(values, ("a", "b", "c"))))
     assert finding.startswith("columns with one value again and again: 'c' (0 in 20%); a density of discrete values")
+
+
+def images(values: np.ndarray) -> Dataset:
+    wide = values.astype(np.float64)  # for the moments; what is looked at has the narrow type
+    data = reals(wide)
+    return dataclasses.replace(data, **{part: getattr(data, part).float() for part in ("train", "validation", "test")})
+
+
+def byte_images() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (1600, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("scaled", "grid", "index"),
+    [
+        (lambda x: x / 255, "multiples of 1/255", "x * 255"),
+        (lambda x: x / 256, "multiples of 1/256", "x * 256"),
+        (lambda x: x / 127.5 - 1, "multiples of 1/127.5, counted from -1", "(x + 1) * 127.5"),
+        (lambda x: (x / 255).astype(np.float16), "multiples of 1/255", "x * 255"),
+        (lambda x: 257 * x / 65535, "multiples of 1/255", "x * 255"),
+        (lambda x: x, "whole numbers", "x"),
+    ],
+)
+def test_bytes_stored_as_reals(scaled, grid: str, index: str) -> None:
+    finding = only(inspect(images(scaled(byte_images()))))
+    assert finding.startswith(f"all values are {grid}: these are data of 256 levels")
+    assert finding.endswith(f"store np.rint({index}) as integers and declare levels=256")
+
+
+def test_bytes_standardised_by_channel() -> None:
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    values = (byte_images() / 255 - mean[:, None, None]) / deviation[:, None, None]
+    told = inspect(images(values)).findings
+    assert len(told) == 3
+    for channel, finding in enumerate(told):
+        assert finding.startswith(f"channel {channel} has only 256 distinct values among 16000, so they are levels")
+
+
+def test_one_channel_and_one_column_of_levels() -> None:
+    values = byte_images() / 255
+    values[:, 2] = np.random.default_rng(3).normal(size=(1600, 4, 4))
+    told = inspect(images(values)).findings
+    assert [finding[:46] for finding in told] == [
+        f"the values of channel {c} are multiples of 1/255"[:46] for c in (0, 1)
+    ]
+    table = good_reals()
+    table[:, 1] = np.random.default_rng(4).integers(0, 256, 1600) / 255
+    assert only(inspect(reals(table, ("a", "b", "c")))).startswith("the values of column 'b' are multiples of 1/255: ")
+
+
+def test_images_of_real_numbers_are_no_finding() -> None:
+    generator = np.random.default_rng(5)
+    for values in (generator.normal(size=(1600, 3, 4, 4)), generator.random((1600, 3, 4, 4))):
+        for kind in (np.float16, np.float32):
+            assert inspect(images(values.astype(kind))).findings == ()
 
 
 def test_outliers() -> None:

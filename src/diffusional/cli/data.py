@@ -69,13 +69,15 @@ def _table(found: "Inspection") -> "Table":
 
 def _kind(found: "Inspection") -> str:
     """What an item is: its shape, and the values it can have."""
+    from diffusional.data.survey import MOST
     from diffusional.space import Discrete
 
     shape = " × ".join(map(str, found.space.shape))
     what = {1: f"{shape} numbers", 3: f"images of {shape} (channels × height × width)"}
     item = what.get(len(found.space.shape), f"arrays of {shape}")
     if isinstance(found.space, Discrete):
-        return f"{item}, {found.space.levels} levels, of which {found.distinct} occur"
+        least = "at least " if found.distinct == MOST else ""
+        return f"{item}, {found.space.levels} levels, of which {least}{found.distinct} occur"
     return f"{item}, real-valued"
 
 

@@ -14,13 +14,19 @@ import numpy as np
 from torch import Tensor
 
 from diffusional.data.dataset import SPLITS, Dataset, Stream
+from diffusional.data.grid import Grid, find_grid
 from diffusional.data.rows import Rows
-from diffusional.data.survey import Survey, survey
+from diffusional.data.survey import MOST, Survey, survey
 from diffusional.space import Continuous, Discrete, Space
 
 _PICTURE = 64  # items that are shown
 _FEW = 100  # items of a split below which its error bars are wide
 _FAR = 20.0  # standard deviations
+_RESOLVED = 2**24  # levels over [-1, 1] that float32 tells apart
+_REPEATS = 8  # values to each level that occurs, for levels that don't occur to mean something
+_STANDARDISED = 2**10  # distinct values of a channel up to which they are taken for levels
+_OFTEN = 20  # values to each distinct one of a channel, there
+_UNBOUNDED = "a density of discrete values has no upper bound, so their likelihood means nothing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +36,7 @@ class Inspection:
     Attributes:
         looked_at: how many items of each split were looked at, all of them unless the split is large or a stream.
         ranges: the least and the most of the raw values that were looked at.
-        distinct: how many of the declared levels occur; None for real-valued data.
+        distinct: how many of the declared levels occur, counted up to 2^24 (`survey.MOST`); None for real-valued data.
         held: where train is: "in memory", "memory-mapped", "streamed", or "read item by item".
         bytes: of all raw values together; a stream's are not counted.
         picture: raw values (≤ 64, *shape) of the first train items.
@@ -89,9 +95,7 @@ def inspect(dataset: Dataset) -> Inspection:
         {split: len(s.rows) for split, s in seen.items()},
         str(train.dtype).removeprefix("torch."),
         {split: (s.least, s.most) for split, s in seen.items()},
-        int(np.count_nonzero(np.sum([s.counts for s in seen.values()], axis=0)))
-        if isinstance(space, Discrete)
-        else None,
+        min(len(_occurring(seen)), MOST) if isinstance(space, Discrete) else None,
         _held(train),
         sum((n or 0) * space.dimensions * getattr(dataset, split).dtype.itemsize for split, n in lengths.items()),
         {split: dataset.fingerprint(split) for split in SPLITS},
@@ -118,7 +122,9 @@ def _findings(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
         yield from _levels(dataset.space, seen)
         yield from _constant(seen["train"])
     else:
-        yield from _columns(dataset, seen["train"])
+        grids = list(_grids(dataset, seen["train"]))
+        yield from grids
+        yield from () if grids else _columns(dataset, seen["train"])
         yield from _outliers(dataset, dataset.space, seen)
     yield from _duplicates(seen)
     yield from _small(seen)
@@ -138,11 +144,17 @@ def _broken(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
 
 def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
     """Levels that were declared and do not occur: a coarser scale, or one that is too long."""
-    counts: np.ndarray = np.sum([s.counts for s in seen.values()], axis=0)
-    values = np.flatnonzero(counts)
-    if len(values) < 2:
+    if space.levels > _RESOLVED:
+        yield (
+            f"{space.levels} levels are declared, and float32, in which models get their values, tells at most {_RESOLVED} "
+            "apart; divide the values to have fewer levels, or store them as floats to have them modelled as real numbers"
+        )
+    values = _occurring(seen)
+    looked = sum(len(s.rows) for s in seen.values()) * space.dimensions
+    # Where values hardly repeat, levels are missing because there are few values.
+    if len(values) < 2 or len(values) >= MOST or looked < _REPEATS * len(values):
         return
-    step, most = math.gcd(*values.tolist()), int(values[-1])
+    step, most = int(np.gcd.reduce(values)), int(values[-1])
     told = f"{len(values)} of {space.levels} declared levels occur"
     if step > 1:
         yield (
@@ -156,6 +168,50 @@ def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
             f"{told}; if the data were scaled from fewer levels, map them back to 0 … {len(values) - 1} and declare "
             f"levels={len(values)}, or the model learns the gaps and the bound flatters it"
         )
+
+
+def _occurring(seen: dict[str, Survey]) -> np.ndarray:
+    """The levels that occur in any split, sorted."""
+    return np.unique(np.concatenate([s.levels for s in seen.values()]))
+
+
+def _grids(dataset: Dataset, train: Survey) -> Iterator[str]:
+    """Real values that are levels, scaled: all of them, those of a channel of images, or those of a column."""
+    x, shape = train.columns, dataset.space.shape
+    if len(x) < 20:
+        return
+    grid = find_grid(_finite(x))
+    if grid is not None:
+        yield f"all values are {_scaled(grid)}"
+    elif len(shape) == 3:
+        for channel, values in enumerate(np.moveaxis(x.reshape(len(x), *shape), 1, 0)):
+            values = _finite(values)
+            grid, distinct = find_grid(values), np.unique(values)
+            if grid is not None:
+                yield f"the values of channel {channel} are {_scaled(grid)}"
+            elif 1 < len(distinct) <= _STANDARDISED and len(values) >= _OFTEN * len(distinct):
+                yield (
+                    f"channel {channel} has only {len(distinct)} distinct values among {len(values)}, so they are levels, "
+                    f"perhaps of bytes standardised by channel; {_UNBOUNDED}: undo the scaling, store the levels as "
+                    "integers and declare their number"
+                )
+    else:
+        found = {j: grid for j in range(x.shape[1]) if (grid := find_grid(_finite(x[:, j]), whole=False)) is not None}
+        for grid in sorted(set(found.values()), key=str):
+            places = [_place(dataset, j) for j in found if found[j] == grid]
+            yield f"the values of {'column' if len(places) == 1 else 'columns'} {_first(places)} are {_scaled(grid)}"
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def _scaled(grid: Grid) -> str:
+    """What a grid is, and what to do about it."""
+    return (
+        f"{grid}: these are data of {grid.levels} levels, stored as reals; {_UNBOUNDED}: store {grid.index()} as integers "
+        f"and declare levels={grid.levels}"
+    )
 
 
 def _constant(train: Survey) -> Iterator[str]:
@@ -179,7 +235,7 @@ def _columns(dataset: Dataset, train: Survey) -> Iterator[str]:
             few.append(f"{_place(dataset, j)} ({len(values)} distinct)")
         elif counts.max() > len(x) / 10:
             often.append(f"{_place(dataset, j)} ({values[counts.argmax()]:g} in {counts.max() / len(x):.0%})")
-    advice = "a density of discrete values has no upper bound, so their likelihood means nothing: drop them"
+    advice = f"{_UNBOUNDED}: drop them"
     if few:
         yield f"columns of few values among {len(x)} train items: {_first(few)}; {advice}, or declare levels"
     if often:

@@ -13,6 +13,8 @@ ALL = 2**31  # bytes of a split up to which every item is looked at
 _SAMPLE = 2**28  # bytes of items, evenly spaced, that are looked at of a larger one
 _OF_STREAM = 1000  # items, the first, that are looked at of a stream
 _COLUMNS = 2**22  # values of which the distinct ones are counted, column by column
+MOST = 2**24  # distinct levels that are counted; there may be more
+_COUNTED = 2**16  # levels up to which there is a counter for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class Survey:
     whole: bool
     rows: np.ndarray  # (n,)
     digests: tuple[bytes, ...]  # (n,), one for each item
-    counts: np.ndarray  # (K,) of each level, for discrete data, else (0,)
+    levels: np.ndarray  # (≤ MOST,) the levels that occur, sorted, for discrete data, else (0,)
     infinite: int
     least: float
     most: float
@@ -39,8 +41,8 @@ def survey(dataset: Dataset, split: str) -> Survey:
 
     >>> from diffusional.data import load
     >>> seen = survey(load("digits"), "train")
-    >>> seen.most, len(seen.rows), int(seen.counts.sum())
-    (16.0, 1000, 64000)
+    >>> seen.most, len(seen.rows), seen.levels.tolist() == list(range(17))
+    (16.0, 1000, True)
     """
     raw = getattr(dataset, split)
     space = dataset.space
@@ -55,7 +57,7 @@ def survey(dataset: Dataset, split: str) -> Survey:
         rows = np.arange(0, len(raw), step)
     discrete = isinstance(space, Discrete)
     d, n = space.dimensions, len(rows)
-    counts = np.zeros(space.levels if isinstance(space, Discrete) else 0, np.int64)
+    occurring = _Occurring(space.levels if isinstance(space, Discrete) else 0)
     total, squares = np.zeros(d), np.zeros(d)
     low, high = np.full(d, np.inf), np.full(d, -np.inf)
     centre = None
@@ -69,8 +71,7 @@ def survey(dataset: Dataset, split: str) -> Survey:
         wide = np.ascontiguousarray(x.astype("<i8" if discrete else "<f8") + 0)
         digests += [hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in wide]
         if discrete:
-            inside = wide[(wide >= 0) & (wide < len(counts))]
-            counts += np.bincount(inside, minlength=len(counts))
+            occurring.add(wide)
         finite = np.isfinite(wide)
         infinite += int((~finite).sum())
         real = np.where(finite, wide, 0.0)
@@ -88,7 +89,7 @@ def survey(dataset: Dataset, split: str) -> Survey:
         whole,
         rows,
         tuple(digests),
-        counts,
+        occurring.levels(),
         infinite,
         float(low.min()),
         float(high.max()),
@@ -99,3 +100,35 @@ def survey(dataset: Dataset, split: str) -> Survey:
         (float(brightness.mean()), float(brightness.std())),
         np.concatenate(kept) if kept else np.zeros((0, d)),
     )
+
+
+class _Occurring:
+    """Which of K levels occur: their memory grows with the levels that do, not with K."""
+
+    def __init__(self, declared: int) -> None:
+        self.declared = declared
+        self.counts = np.zeros(declared if declared <= _COUNTED else 0, np.int64)
+        self.known = np.zeros(0, np.int64)
+        self.new: list[np.ndarray] = []
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in int64 values; those outside 0 … K − 1 are left out."""
+        inside = values[(values >= 0) & (values < self.declared)]
+        if len(self.counts):
+            self.counts += np.bincount(inside, minlength=len(self.counts))
+        elif len(self.known) < MOST:
+            self.new.append(np.unique(inside))
+            # Merged only when there are as many new ones as known ones, so that the work grows with their number.
+            if sum(map(len, self.new)) > max(len(self.known), _COUNTED):
+                self._merge()
+
+    def levels(self) -> np.ndarray:
+        """The levels that occur, sorted; the least 2^24 of those seen first if there are more."""
+        if len(self.counts):
+            return np.flatnonzero(self.counts)
+        self._merge()
+        return self.known
+
+    def _merge(self) -> None:
+        self.known = np.unique(np.concatenate([self.known, *self.new]))[:MOST]
+        self.new = []
