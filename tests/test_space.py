@@ -158,3 +158,21 @@ def test_declarations_refused(make) -> None:
 
 def test_binary() -> None:
     assert binary((3,)) == Discrete((3,), 2, -1.0, 1.0)
+
+
+def test_an_item_that_no_standardisation_holds() -> None:
+    space = Continuous((2,), (0.0, 1.0), (1.0, 1e-170))
+    raw = torch.tensor([[0.0, 1.0], [3.0, 1.5]], dtype=torch.float64)
+    with pytest.raises(DiffusionalError, match=r"item 1 has the value 1.5, which is too far from the mean"):
+        space.encode(raw)
+    assert space.encode(raw[:1]).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1e160), (0.0, 1e-170), (1.7e9, 2.0), (-1.7e9, 2.0)])
+def test_raw_values_beyond_float32_are_decoded_in_float64(shift: float, scale: float) -> None:
+    space = Continuous((2,), (0.0, shift), (1.0, scale))
+    x = torch.tensor([[0.25, -0.5], [1.0, 0.75]])
+    raw = space.decode(x)
+    assert raw.dtype == torch.float64
+    close(raw, torch.stack([x[:, 0].double(), shift + scale * x[:, 1].double()], 1))
+    assert Continuous((2,), (0.0, 1e4), (1.0, 2.0)).decode(x).dtype == torch.float32

@@ -177,14 +177,31 @@ class Continuous:
         return out.reshape(self.shape) if len(values) == self.dimensions and len(values) > 1 else out
 
     def encode(self, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Raw reals (B, *shape) to standardised x."""
+        """Raw reals (B, *shape) to standardised x. Raises DiffusionalError for values that are not finite before or after."""
         _check_items(raw, self.shape)
-        x = (raw.double() - self._along(self.shift, raw)) / self._along(self.scale, raw)
-        return x.to(dtype)
+        x = ((raw.double() - self._along(self.shift, raw)) / self._along(self.scale, raw)).to(dtype)
+        finite = torch.isfinite(x).flatten(1)
+        if not finite.all():
+            item = int((~finite).any(1).nonzero()[0])
+            value = float(raw[item].flatten()[~finite[item]][0])
+            raise DiffusionalError(
+                f"item {item} has the value {value:g}, which is too far from the mean to be standardised in {dtype}; check whether it is "
+                "in the same unit as the training data"
+            )
+        return x
 
     def decode(self, x: Tensor) -> Tensor:
-        """Standardised x (B, *shape) to raw reals."""
-        return (x.double() * self._along(self.scale, x) + self._along(self.shift, x)).to(x.dtype)
+        """Standardised x (B, *shape) to raw reals, in the type of x, or in float64 if that type cannot hold them.
+
+        It cannot where a scale is below 1e-30 or above 1e30, or less than 2⁻¹⁴ of its shift (a float32 has 24 bits).
+
+        >>> Continuous((1,), shift=(1.7e9,), scale=(2.0,)).decode(torch.tensor([[0.5]]))
+        tensor([[1.7000e+09]], dtype=torch.float64)
+        """
+        shift, scale = self._along(self.shift, x), self._along(self.scale, x)
+        raw = x.double() * scale + shift
+        held = (scale >= 1e-30) & (scale <= 1e30) & (shift.abs() <= 2**14 * scale)
+        return raw.to(x.dtype) if held.all() else raw
 
     def check(self, x: Tensor) -> None:
         """Raise unless x (B, *shape) is finite and of a floating type."""

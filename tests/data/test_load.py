@@ -1,6 +1,7 @@
 """`load` from files: what is stored comes back, split without loss; whatever would have to be guessed is refused."""
 
 import gzip
+import math
 import pickle
 import struct
 import zipfile
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from diffusional.data import Dataset, load
+from diffusional.data import dataset as dataset_file
+from diffusional.data.inspection import inspect
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete
 
@@ -287,6 +290,36 @@ def test_values_that_are_not_finite(tmp_path: Path, bad: float) -> None:
         npz(tmp_path, {"train": REALS, "test": values[20:]})
     with pytest.raises(DiffusionalError, match=r"key 'train': item 23 \(split validation\)"):
         npz(tmp_path, {"train": values[:25], "test": REALS})
+
+
+@pytest.mark.parametrize("size", [1e-305, 1e-170, 1e160, 1e305])
+@pytest.mark.parametrize("block", [2**19, 8])
+@pytest.mark.filterwarnings("error")
+def test_very_small_and_very_large_values(
+    tmp_path: Path, size: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Squares of such values are 0 or infinite in float64; the standardisation is that of the same values in another unit."""
+    monkeypatch.setattr(dataset_file, "_BLOCK", block)
+    values = np.random.default_rng(0).normal(5.0, 2.0, (50, 2))
+    values[:3, 0] = 0.0  # the unit is found after the first block
+    np.save(tmp_path / "plain.npy", values)
+    np.save(tmp_path / "a.npy", values * [size, 1.0])
+    plain, data = load(tmp_path / "plain.npy"), load(tmp_path / "a.npy")
+    np.testing.assert_allclose(data.space.shift, plain.space.shift * np.array([size, 1.0]), rtol=1e-12)
+    np.testing.assert_allclose(data.space.scale, plain.space.scale * np.array([size, 1.0]), rtol=1e-12)
+    np.testing.assert_allclose(data.encode("test"), plain.encode("test"), rtol=1e-6)
+    jacobian = plain.space.log_jacobian() + math.log(size)
+    assert data.space.log_jacobian() == pytest.approx(jacobian, rel=1e-12)
+    assert inspect(data).findings == inspect(plain).findings
+
+
+@pytest.mark.parametrize(("size", "todo"), [(1e-309, "too small .*multiply"), (7e307, "too large .*divide")])
+@pytest.mark.filterwarnings("error")
+def test_values_that_cannot_be_standardised_are_named(tmp_path: Path, size: float, todo: str) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).uniform(-1, 1, (50, 3)) * [1.0, size, 1.0])
+    with pytest.raises(DiffusionalError, match=rf"a.npy: .*1 of 3 positions are {todo}") as caught:
+        load(tmp_path / "a.npy")
+    assert ": 1;" in str(caught.value)
 
 
 def test_constant_columns_are_named(tmp_path: Path) -> None:

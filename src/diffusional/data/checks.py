@@ -115,10 +115,30 @@ def channels_first(values: np.ndarray, source: str) -> np.ndarray:
     return values
 
 
+def units(sizes: np.ndarray) -> np.ndarray:
+    """Powers of two by which to divide values of these magnitudes, so that their squares neither overflow nor vanish.
+
+    1 for magnitudes from 2⁻³⁰⁰ to 2³⁰⁰, so that ordinary values stay as they are; a division by a power of two is exact.
+
+    >>> units(np.array([0.0, 3.0, 1e-170, 1e160])) == np.array([1.0, 1.0, 2.0**-564, 2.0**532])
+    array([ True,  True,  True,  True])
+    """
+    exponents = np.frexp(sizes)[1]
+    return np.ldexp(1.0, np.where((sizes == 0) | (np.abs(exponents) <= 300), 0, np.maximum(exponents, -1000)))
+
+
 @dataclass
 class _Scan:
-    """What one pass over all parts found: the range of all; faults, the first of each kind with its place; of the
-    train part the number, mean, sum of squared deviations, least and most at each position."""
+    """What one pass over all parts found.
+
+    Attributes:
+        least, most: the range of all values.
+        faults: the first fault of each kind, with its place.
+        n: the number of train items.
+        mean, squares: their mean and their sum of squared deviations at each position, divided by `unit` and its square.
+        low, high: their least and largest value at each position.
+        unit: a power of two for each position, see `units`.
+    """
 
     least: float = np.inf
     most: float = -np.inf
@@ -128,19 +148,30 @@ class _Scan:
     squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     low: np.ndarray = field(default_factory=lambda: np.zeros(0))
     high: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    unit: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def add(self, x: np.ndarray) -> None:
-        """Take in train items (n, …): means and squares of blocks are merged, which loses no digits (Chan et al. 1979)."""
+        """Add train items (n, …). Means and squares of blocks are merged, which loses no digits (Chan et al. 1979)."""
         x = x.astype(np.float64, copy=False)
+        low, high = x.min(0), x.max(0)
+        if self.n:
+            low, high = np.minimum(self.low, low), np.maximum(self.high, high)
+        unit = units(np.maximum(np.abs(low), np.abs(high)))
+        if self.n and (unit != self.unit).any():
+            change = self.unit / unit
+            self.mean, self.squares = self.mean * change, self.squares * change * change
+        if (unit != 1).any():
+            x = x / unit
         n, mean = len(x), x.mean(0)
         squares = ((x - mean) ** 2).sum(0)
+        self.low, self.high, self.unit = low, high, unit
         if self.n == 0:
-            self.n, self.mean, self.squares, self.low, self.high = n, mean, squares, x.min(0), x.max(0)
+            self.n, self.mean, self.squares = n, mean, squares
             return
         apart, total = mean - self.mean, self.n + n
         self.mean = self.mean + apart * (n / total)
         self.squares = self.squares + squares + apart**2 * (self.n * n / total)
-        self.n, self.low, self.high = total, np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
+        self.n = total
 
 
 def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
@@ -230,12 +261,25 @@ def _check_levels(found: _Scan, space: Discrete) -> None:
 def _standardised(found: _Scan, shape: tuple[int, ...], source: str, labels: tuple[str, ...]) -> Continuous:
     constant = np.argwhere(found.low == found.high)
     if len(constant):
-        named = [labels[p[0]] if labels else str(tuple(p) if len(p) > 1 else p[0]) for p in constant[:5].tolist()]
-        more = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
         raise DiffusionalError(
             f"{source}: {len(constant)} of {found.low.size} positions are constant over the "
-            f"{found.n} train items: {', '.join(named)}{more}. A constant has no density: drop these columns; "
+            f"{found.n} train items: {_places(constant, labels)}. A constant has no density: drop these columns; "
             "if the values are pixels, store integers and declare their levels"
         )
-    scale = np.sqrt(found.squares / found.n)
-    return Continuous(shape, shift=tuple(found.mean.ravel().tolist()), scale=tuple(scale.ravel().tolist()))
+    deviation = np.sqrt(found.squares / found.n)
+    scale = deviation * found.unit
+    small, large = scale < np.finfo(float).tiny, np.maximum(np.abs(found.low), np.abs(found.high)) > 2.0**1022
+    for bad, size, todo in ((small, "small", "multiply"), (large, "large", "divide")):
+        if bad.any():
+            raise DiffusionalError(
+                f"{source}: the values at {int(bad.sum())} of {found.low.size} positions are too {size} for float64 to standardise them: "
+                f"{_places(np.argwhere(bad), labels)}; {todo} them by a constant, that is, change their unit"
+            )
+    mean = found.mean * found.unit
+    return Continuous(shape, shift=tuple(mean.ravel().tolist()), scale=tuple(scale.ravel().tolist()))
+
+
+def _places(positions: np.ndarray, labels: tuple[str, ...]) -> str:
+    """The first five positions (n, number of axes), by their names if they have any."""
+    named = [labels[p[0]] if labels else str(tuple(p) if len(p) > 1 else p[0]) for p in positions[:5].tolist()]
+    return ", ".join(named) + (f" and {len(positions) - 5} more" if len(positions) > 5 else "")

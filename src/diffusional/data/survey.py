@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffusional.data.checks import units
 from diffusional.data.dataset import Dataset, Stream, block_rows
-from diffusional.space import Discrete
+from diffusional.space import Continuous, Discrete
 
 ALL = 2**31  # bytes of a split up to which every item is looked at
 _SAMPLE = 2**28  # bytes of items, evenly spaced, that are looked at of a larger one
@@ -32,7 +33,9 @@ class Survey:
     deviation: np.ndarray  # (D,)
     low: np.ndarray  # (D,)
     high: np.ndarray  # (D,)
-    brightness: tuple[float, float]  # mean and deviation over items of the mean over positions
+    brightness: tuple[
+        float, float
+    ]  # mean and deviation over items of the mean over positions, in units of max(`units`)
     columns: np.ndarray  # some of the values (m, D), for continuous data, else (0, D)
 
 
@@ -60,6 +63,9 @@ def survey(dataset: Dataset, split: str) -> Survey:
     occurring = _Occurring(space.levels if isinstance(space, Discrete) else 0)
     total, squares = np.zeros(d), np.zeros(d)
     low, high = np.full(d, np.inf), np.full(d, -np.inf)
+    # In units in which the squares of very large and very small values neither overflow nor vanish.
+    sizes = np.maximum(np.abs(space.shift), space.scale) if isinstance(space, Continuous) else np.ones(1)
+    unit = units(np.broadcast_to(sizes, d))
     centre = None
     digests: list[bytes] = []
     means, kept, infinite = [], [], 0
@@ -75,11 +81,12 @@ def survey(dataset: Dataset, split: str) -> Survey:
         finite = np.isfinite(wide)
         infinite += int((~finite).sum())
         real = np.where(finite, wide, 0.0)
+        scaled = real / unit
         # Sums about the first item keep their digits where values are large and differ little.
-        centre = real[0].copy() if centre is None else centre
-        total, squares = total + (real - centre).sum(0), squares + ((real - centre) ** 2).sum(0)
+        centre = scaled[0].copy() if centre is None else centre
+        total, squares = total + (scaled - centre).sum(0), squares + ((scaled - centre) ** 2).sum(0)
         low, high = np.minimum(low, real.min(0)), np.maximum(high, real.max(0))
-        means.append(real.mean(1))
+        means.append((real / unit.max()).mean(1))
         if not discrete:
             kept.append(x[-first % every :: every])
     assert centre is not None  # a dataset has no empty split
@@ -93,8 +100,8 @@ def survey(dataset: Dataset, split: str) -> Survey:
         infinite,
         float(low.min()),
         float(high.max()),
-        centre + mean,
-        np.sqrt(np.maximum(0.0, squares / n - mean**2)),
+        unit * (centre + mean),
+        unit * np.sqrt(np.maximum(0.0, squares / n - mean**2)),
         low,
         high,
         (float(brightness.mean()), float(brightness.std())),
