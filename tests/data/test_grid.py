@@ -77,6 +77,8 @@ def test_levels_that_do_not_reach_the_ends() -> None:
         np.array([0.0, 0.5, 1.0]),  # too few to tell
         np.zeros(100),
         np.full(100, 0.25),
+        1e-170 * RNG.random(100),  # all within rounding of 0
+        0.5 + 1e-9 * RNG.random(100),
         np.zeros(0),
     ],
 )

@@ -73,8 +73,8 @@ def find_grid(values: np.ndarray, whole: bool = True) -> Grid | None:
     some = x[np.linspace(0, len(x) - 1, min(len(x), _SOME)).astype(int)]
     for low, high in ranges:
         error = eps * max(1.0, abs(low), abs(high))  # of a division and a shift, each rounded
-        if least < low - error or most > high + error:
-            continue
+        if least < low - error or most > high + error or most - least <= 2 * error:
+            continue  # values this close together lie on every grid
         # All steps at once on some of the values, then those that are left on all.
         steps = (high - low) / _STEPS
         for n in _STEPS[_fits(some, low, steps[:, None], error).all(1)].tolist():
