@@ -301,7 +301,7 @@ def test_very_small_and_very_large_values(
     """Squares of such values are 0 or infinite in float64; the standardisation is that of the same values in another unit."""
     monkeypatch.setattr(dataset_file, "_BLOCK", block)
     values = np.random.default_rng(0).normal(5.0, 2.0, (50, 2))
-    values[:8, 0] *= 1e-150  # so that the unit changes after the first block
+    values[:8, 0] *= max(1e-150, 1e-320 / size)  # so that the unit changes after the first block
     np.save(tmp_path / "plain.npy", values)
     np.save(tmp_path / "a.npy", values * [size, 1.0])
     plain, data = load(tmp_path / "plain.npy"), load(tmp_path / "a.npy")
