@@ -18,7 +18,7 @@ Only public names are used, so that the tool runs on older versions too:
     git worktree add /tmp/before COMMIT && PYTHONPATH=/tmp/before/src python tools/digest.py --out before.json
 
 A part that raises is recorded as the type of its exception. Entries are compared bit by bit (float64, NaN equals NaN), except for what
-`Plan.fit` finds: the last digits of LAPACK's solutions differ from run to run, so these are compared to a relative 1e-9 (coefficients,
+`Plan.fit` finds: the last digits of LAPACK's solutions differ from run to run, so these are compared to a relative 1e-6 (coefficients,
 which are badly conditioned where a control varies little, to 1e-2). An entry that only the new run has is listed, but is no difference.
 """
 
@@ -569,7 +569,7 @@ PARTS = (models, hybrid, binomial, learned_posteriors, comparisons, informations
 
 
 # Entries that pass through LAPACK, and how far they may differ, as a part of the entry's largest value: the first that matches.
-ROUNDING = {"/plan/(expected|drawn)$": 1e-2, "/plan(/|$)": 1e-9}
+ROUNDING = {"/plan/(expected|drawn)$": 1e-2, "/plan(/|$)": 1e-6}
 
 
 def difference(before: dict[str, Any], now: dict[str, Any], rounding: float = 0.0) -> str:
