@@ -462,9 +462,7 @@ def stages(file: str) -> list[tuple[str, ...]]:
 
 def killed(verdict: str, by: str) -> bool:
     """Whether a test saw the mutant: by an assertion, by any other error, or by hanging."""
-    if verdict == "broken" and by.startswith("pytest died"):
-        return True
-    return verdict in ("killed", "timed out") or (verdict == "broken" and "::" in by)
+    return verdict != "green" and "no tests ran" not in by.lower()
 
 
 def is_equivalent(mutant: Mutant) -> bool:
@@ -472,22 +470,26 @@ def is_equivalent(mutant: Mutant) -> bool:
 
 
 def run_stage(
-    chosen: list[tuple[int, Mutant]], stage: int, jobs: int, timeouts: dict[tuple[str, ...], float]
+    chosen: list[tuple[int, Mutant]], tests: tuple[str, ...], jobs: int
 ) -> Iterator[tuple[int, Mutant, bool, str]]:
-    """Each mutant with whether it was killed in this stage, and by what."""
-    by_limit: dict[float, list[tuple[int, Mutant, Job]]] = {}
-    for number, mutant in chosen:
-        tests = stages(mutant.file)[stage]
-        # The whole file in place of the whole file: a place alone may occur twice.
-        job = Job(tests, Fault(mutant.file, f"{number}", mutant.source, mutant.mutated, tests))
-        by_limit.setdefault(timeouts[tests], []).append((number, mutant, job))
-    for limit, some in by_limit.items():
-        known = {id(job): (number, mutant) for number, mutant, job in some}
-        for outcome in run_all([job for *_, job in some], jobs, limit):
-            number, mutant = known[id(outcome.job)]
-            if outcome.verdict == "broken" and not killed(outcome.verdict, outcome.by):
-                print(f"no tests ran for {mutant}: {outcome.by}", flush=True)
-            yield number, mutant, killed(outcome.verdict, outcome.by), outcome.by or outcome.verdict
+    """Each mutant with whether these tests killed it, and by what. Raises SystemExit where they fail without a mutant."""
+    (plain,) = run_all([Job(tests)], 1, 3600)
+    nothing = "no tests ran" in plain.by.lower()
+    if plain.verdict != "green" and not nothing:
+        print(f"these tests fail without a mutant: {' '.join(tests)}\n  {plain.by}\nMend this first.")
+        raise SystemExit(2)
+    if nothing:
+        yield from ((number, mutant, False, "no tests") for number, mutant in chosen)
+        return
+    # The whole file in place of the whole file: a place alone may occur twice.
+    work = [
+        (number, mutant, Job(tests, Fault(mutant.file, str(number), mutant.source, mutant.mutated, tests)))
+        for number, mutant in chosen
+    ]
+    known = {id(job): (number, mutant) for number, mutant, job in work}
+    for outcome in run_all([job for *_, job in work], jobs, 60 + 10 * plain.seconds):
+        number, mutant = known[id(outcome.job)]
+        yield number, mutant, killed(outcome.verdict, outcome.by), outcome.by or outcome.verdict
 
 
 def main() -> int:
@@ -531,21 +533,19 @@ def main() -> int:
         if not ready:
             left = []
             break
-        timeouts: dict[tuple[str, ...], float] = {}
-        for tests in dict.fromkeys(stages(mutant.file)[stage] for _, mutant in ready):
-            (outcome,) = run_all([Job(tests)], 1, 3600)
-            if outcome.verdict != "green" and "No tests ran" not in outcome.by and "no tests ran" not in outcome.by:
-                print(f"these tests fail without a mutant: {' '.join(tests)}\n  {outcome.by}\nMend this first.")
-                return 2
-            timeouts[tests] = 60 + 10 * outcome.seconds
         print(f"stage {stage + 1}: {len(ready)} mutants ({time.monotonic() - start:.0f} s)", flush=True)
         survived = []
-        for number, mutant, dead, by in run_stage(ready, stage, options.jobs, timeouts):
-            if dead:
-                print(f"{number:3} killed      {mutant}  by {by.removeprefix('tests/').splitlines()[0]}", flush=True)
-            else:
-                survived.append((number, mutant))
-                print(f"{number:3} survived stage {stage + 1}: {mutant}", flush=True)
+        by_tests: dict[tuple[str, ...], list[tuple[int, Mutant]]] = {}
+        for number, mutant in ready:
+            by_tests.setdefault(stages(mutant.file)[stage], []).append((number, mutant))
+        for tests, some in by_tests.items():
+            for number, mutant, dead, by in run_stage(some, tests, options.jobs):
+                if dead:
+                    first = by.removeprefix("tests/").splitlines()[0]
+                    print(f"{number:3} killed      {mutant}  by {first}", flush=True)
+                else:
+                    survived.append((number, mutant))
+                    print(f"{number:3} survived {stage + 1}  {mutant}", flush=True)
         left = sorted(survived)
     survivors = sorted(left + done, key=lambda pair: pair[0])
     for number, mutant in survivors:
