@@ -137,3 +137,10 @@ def test_special_files_are_refused_in_place_of_data(tmp_path: Path, make) -> Non
     kind = "named pipe" if make is _fifo else "character device"
     for name, line in zip([*names, *inside], told, strict=True):
         assert f"{tmp_path / name} is a {kind}" in line
+
+
+def test_special_files_are_refused_in_a_folder_of_the_hub_s_library(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    _fifo(tmp_path / "train.parquet")
+    with pytest.raises(DiffusionalError, match=r"train\.parquet is a named pipe"):
+        load(f"hf:{tmp_path}")

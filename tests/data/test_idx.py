@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,15 @@ def test_no_items_is_a_valid_file(tmp_path: Path) -> None:
     assert read_idx(tmp_path / "a.idx").shape == (0, 4)
 
 
+def test_memory_is_what_the_header_declares(tmp_path: Path) -> None:
+    (tmp_path / "bomb.idx").write_bytes(gzip.compress(idx_bytes(np.zeros(12, np.uint8)) + bytes(2**24), mtime=0))
+    tracemalloc.start()
+    with pytest.raises(DiffusionalError, match="too long"):
+        read_idx(tmp_path / "bomb.idx")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
 GOOD = idx_bytes(np.arange(12, dtype=np.int16).reshape(3, 4))
 
 
@@ -57,6 +67,15 @@ GOOD = idx_bytes(np.arange(12, dtype=np.int16).reshape(3, 4))
         (b"\0\0\x0a\x01" + GOOD[4:], "starts with 00 00 0a 01, which is no IDX"),
         (b"\0\0\x08\0", "declares 0 axes; expected 1 to 32"),
         (b"\0\0\x08\x21" + bytes(200), "declares 33 axes; expected 1 to 32"),
+        (b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8, r"declares shape \(0, 4294967295, 4294967295\), which is too large"),
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(9), r"truncated: its header promises 7\d{28} bytes .*, 9 came"),
+        (
+            gzip.compress(b"\0\0\x08\x01\x7f\0\0\0", mtime=0),
+            r"promises 2130706432 bytes .* a gzip file of \d+ bytes holds",
+        ),
+        (gzip.compress(GOOD[:-5], mtime=0), r"truncated: its header promises 24 bytes .*, 19 came"),
+        (gzip.compress(GOOD + bytes(2**20), mtime=0), r"too long: its header promises 24 bytes .* at least 25 came"),
+        (gzip.compress(GOOD, mtime=0) + b"more", "damaged gzip file"),
         (gzip.compress(GOOD, mtime=0)[:-12], "damaged gzip file"),
         (gzip.compress(GOOD, mtime=0)[:12] + b"\xff" * 20, "damaged gzip file"),
         (gzip.compress(GOOD, mtime=0)[:-8] + b"\0" * 8, "damaged gzip file .*CRC"),

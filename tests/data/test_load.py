@@ -89,6 +89,7 @@ def test_too_few_items_to_split(tmp_path: Path, n: int) -> None:
         ("train", "validation", "test"),
         ("x_train", "x_val", "x_test"),
         ("train", "val", "test"),
+        ("train", "valid", "test"),
         ("X_train", "x_validation", "x_test"),
         ("train_images", "val_images", "test_images"),
     ],
@@ -238,6 +239,15 @@ def test_booleans_have_two_levels(tmp_path: Path, levels: int | None) -> None:
     assert data.encode("train").unique().tolist() == [-1.0, 1.0]
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("uint64", 2**63), ("float64", 2.0**63)])
+def test_values_that_int64_does_not_hold(tmp_path: Path, dtype: str, largest: float) -> None:
+    values = INTS.astype(dtype)
+    values[3, 2] = largest
+    for levels in (2**64, None) if dtype == "uint64" else (2**64,):
+        with pytest.raises(DiffusionalError, match=r"has a value of 9\.22337e\+18, expected at most 2\^63 - 1"):
+            npy(tmp_path, values, levels=levels)
+
+
 def test_booleans_with_other_levels(tmp_path: Path) -> None:
     with pytest.raises(DiffusionalError, match="booleans came with levels=256; they have 2"):
         npy(tmp_path, INTS > 8, levels=256)
@@ -322,6 +332,15 @@ def test_values_that_cannot_be_standardised_are_named(tmp_path: Path, size: floa
     assert ": 1;" in str(caught.value)
 
 
+def test_wider_floats_are_kept_as_float64(tmp_path: Path) -> None:
+    values = REALS.astype(np.longdouble)
+    assert npy(tmp_path, values).fingerprint("train") == npy(tmp_path, REALS).fingerprint("train")
+    if np.finfo(np.longdouble).max > np.finfo(np.float64).max:
+        values[7, 1] = np.longdouble("1e4000")
+        with pytest.raises(DiffusionalError, match=r"item 7 \(split \w+\) has a value that is not finite"):
+            npy(tmp_path, values)
+
+
 def test_constant_columns_are_named(tmp_path: Path) -> None:
     values = np.concatenate([REALS, np.full((50, 7), 0.1)], 1)  # 0.1: its computed variance is not exactly zero
     with pytest.raises(
@@ -385,6 +404,20 @@ def test_missing_files(name: str) -> None:
     ) as caught:
         load(name)
     assert str(Path(name).expanduser()) in str(caught.value)
+
+
+def test_an_empty_name_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savetxt(tmp_path / "a.csv", REALS, delimiter=",", header="a,b,c,d", comments="")
+    monkeypatch.chdir(tmp_path)
+    assert load(".").space.shape == (4,)
+    with pytest.raises(DiffusionalError, match="the name of the data is empty"):
+        load("")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000 + ".npy", "a\0.npy"], ids=["long", "null"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(DiffusionalError, match=r"could not be read \("):
+        load(name)
 
 
 def test_digits_as_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,6 +509,23 @@ def test_npy_files_that_are_not_what_they_say(tmp_path: Path, content: bytes, wh
         assert told.startswith(f"{name} could not be read ({why}")
         assert told.endswith("); save it again")
         assert len(told) < 300
+
+
+def test_values_after_the_array_are_not_dropped(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, REALS)
+        np.save(file, REALS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.write(tmp_path / "a.npy", "x.npy")
+    second = (tmp_path / "a.npy").stat().st_size // 2
+    for name in ("TMP/a.npy", "'x.npy' in TMP/a.npz"):
+        told = refusal(tmp_path / name[-5:])
+        assert told.startswith(f"{name} holds {second} bytes after the array of its header, of shape (50, 4)")
+
+
+def test_named_fields_are_refused_by_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(50, [("age", "f4"), ("height", "f4")]))
+    assert refusal(tmp_path / "a.npy").startswith("TMP/a.npy has named fields (age, height), expected plain numbers")
 
 
 def test_an_unknown_version_of_the_format(tmp_path: Path) -> None:

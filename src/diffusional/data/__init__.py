@@ -25,7 +25,7 @@ from diffusional.data.checks import to_dataset
 from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
 from diffusional.data.hub import load_hub, read_hub
-from diffusional.data.kinds import given_name, kind_of
+from diffusional.data.kinds import ACCEPTED, given_name, kind_of
 from diffusional.data.pictures import Fit, Options
 from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import Fractions, Part, split_at_random
@@ -198,6 +198,8 @@ def _kind(name_or_path: str | Path) -> tuple[Path, str]:
             f"the data {name.removeprefix(PYTHON)!r} were given in Python as a Dataset and cannot be loaded by name; give the file "
             "that holds them (evaluate: --data FILE), or pass the Dataset in Python (df.train(config, run, data, resume=True))"
         )
+    if not name:
+        raise DiffusionalError(f'the name of the data is empty, expected {ACCEPTED} ("." for the working folder)')
     path = Path(name_or_path).expanduser()
     return path, "hub" if name.startswith(_HUB) else kind_of(path)
 

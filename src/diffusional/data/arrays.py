@@ -22,7 +22,7 @@ from diffusional.files import check_regular
 
 _KEYS = {
     "train": {"train", "x_train", "train_images"},
-    "validation": {"validation", "val", "x_validation", "x_val", "val_images"},
+    "validation": {"validation", "valid", "val", "x_validation", "x_valid", "x_val", "val_images"},
     "test": {"test", "x_test", "test_images"},
 }
 _LABEL_WORDS = {"y", "label", "labels", "target", "targets"}
@@ -83,7 +83,7 @@ def _members(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(file: Any, name: str, size: int) -> None:
-    """Raise DiffusionalError unless an .npy of so many bytes, open at its beginning, may hold what its header declares."""
+    """Raise DiffusionalError unless an .npy of so many bytes, open at its beginning, holds what its header declares."""
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
         raise DiffusionalError(
@@ -97,6 +97,18 @@ def _check_header(file: Any, name: str, size: int) -> None:
     if min(shape, default=0) < 0 or math.prod(shape) * max(1, dtype.itemsize) > came:
         declared = shortened(f"its header declares shape {shape} of {dtype}")
         raise DiffusionalError(f"{name} could not be read ({declared}, {came} bytes of values came); save it again")
+    if dtype.names is not None:
+        raise DiffusionalError(
+            f"{name} has named fields ({shortened(', '.join(dtype.names))}), expected plain numbers of one type. Save "
+            "numpy.lib.recfunctions.structured_to_unstructured(array)"
+        )
+    more = came - math.prod(shape) * dtype.itemsize
+    if more:
+        declared = shortened(f"the array of its header, of shape {shape} and type {dtype}")
+        raise DiffusionalError(
+            f"{name} holds {more} bytes after {declared}, which would not be read. Save each array in a file of its own "
+            "(np.save with an open file appends)"
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from diffusional.space import Continuous, Discrete, Space
 # Some items of one split: where they came from, the split, their rows there, and their values.
 Block = tuple[str, str, np.ndarray, np.ndarray]
 
+_LARGEST = 2**63 - 1  # as int64
 IN_MEMORY = 2**26  # 64 MiB: splits that are smaller together are tensors, others are views of what holds them
 
 
@@ -79,6 +80,11 @@ def find_space(
         return Discrete(shape, 2)
     space = None if levels is None else Discrete(shape, levels)
     found = _scan(blocks, space)
+    if (space is not None or kind == "integer") and found.most > _LARGEST:
+        raise DiffusionalError(
+            f"{name} has a value of {found.most:g}, expected at most 2^63 - 1, since levels are stored as int64. Give "
+            "values of fewer levels, or floats to have them modelled as real numbers"
+        )
     if space is not None:
         _check_levels(found, space)
         return space
@@ -179,6 +185,9 @@ def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
     found = _Scan()
     for source, split, rows, block in blocks:
         real = block.dtype.kind == "f"
+        if real and block.dtype.itemsize > 8:  # kept in float64, in which they may be infinite
+            with np.errstate(over="ignore"):
+                block = block.astype(np.float64)
         if real:
             _note(found, source, split, rows, ~np.isfinite(block), "infinite")
             if "infinite" in found.faults:

@@ -12,6 +12,7 @@ their own. Real-valued streams are standardised by the first 10,000 items, which
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from diffusional.data.checks import channels_first, declared, to_dataset
 from diffusional.data.dataset import SPLITS, Dataset, block_rows
+from diffusional.data.folders import walk
 from diffusional.data.images import check_levels, decode_all
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
@@ -30,6 +32,7 @@ from diffusional.data.rows import integers, reals
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.data.storage import store
 from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular
 from diffusional.space import Discrete
 
 _NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
@@ -121,6 +124,9 @@ def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any
     local = str(Path(path).expanduser()) if path.startswith(("/", ".", "~")) else path
     if path.startswith(("/", ".", "~")) and not Path(local).exists():
         raise DiffusionalError(f"hf:{path} does not exist; give a folder, or owner/name for a data set of the Hub")
+    if os.path.isdir(local):
+        for name in walk(Path(local)):  # the library would wait for ever for a named pipe
+            check_regular(Path(local) / name)
     try:
         builder = datasets.load_dataset_builder(local, config)
         if streaming:
