@@ -169,7 +169,7 @@ def test_train_evaluate_sample(
 
 def test_scores_budgets_and_two_runs(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, record = tiny / "run", tmp_path / "out.json"
-    data = ["--data", tiny / "tiny.npy"]
+    data = ["--data", tiny / "tiny.npy", "--split", "all"]
     for suffix in ("csv", "npz"):
         scores = tmp_path / f"scores.{suffix}"
         evaluating = ["evaluate", run, *data, "--visits", 4, "--no-audit", "--per-item", scores, "--json", record]
@@ -180,7 +180,8 @@ def test_scores_budgets_and_two_runs(tiny: Path, tmp_path: Path, capsys: pytest.
     assert result["network_evaluations"] == 40 * 4
     head, *lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert head.split(",") == list(columns)
-    assert [float(line.split(",")[1]) for line in lines] == pytest.approx(columns["nelbo"].tolist(), rel=1e-9)
+    assert columns["row"].tolist() == list(range(40))
+    assert [float(line.split(",")[4]) for line in lines] == pytest.approx(columns["nelbo"].tolist(), rel=1e-9)
 
     # A budget that doesn't suffice: the best estimate, marked, and a status of its own.
     out_of_reach = ["evaluate", run, *data, "--error", 1e-6, "--max-evaluations", 900, "--no-audit", "--json", record]
@@ -398,16 +399,15 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "items of another shape": (
         lambda f: ["evaluate", f / "run", "--data", npy(f / "b.npy", integers((40, 1, 5, 5)))],
-        "TMP/b.npy has items of shape (1, 5, 5); the run was trained on (1, 4, 4)",
+        "TMP/b.npy: expected items of shape (1, 4, 4), as the model was trained on, got (1, 5, 5)",
     ),
     "other levels": (
         lambda f: ["evaluate", f / "run", "--data", f / "tiny.npy", "--levels", 7],
-        "TMP/tiny.npy is Discrete(shape=(1, 4, 4), levels=7, low=-1.0, high=1.0); the run was trained on "
-        "Discrete(shape=(1, 4, 4), levels=5, low=-1.0, high=1.0): their bounds do not compare",
+        "--levels 7: the run was trained on data of 5 levels; leave it out",
     ),
     "no levels": (
         lambda f: ["evaluate", f / "run", "--levels", 0],
-        "levels=0 came; discrete data need at least 2 levels",
+        "--levels 0: the run was trained on data of 5 levels; leave it out",
     ),
     "a used folder": (
         lambda f: RUN_AGAIN(f),

@@ -21,6 +21,15 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 
+# Standard deviations of the training data from their mean: beyond the first, half of the items of an honest data set never lie; beyond the
+# second, a data set is far from what the model was trained on.
+_APART, _FAR = 10.0, 100.0
+# Raw values of the same kind as the training data, standardised, have a median distance from the mean within the first and a spread
+# within the second.
+_ORDINARY, _SPREAD = 3.0, 5.0
+# Items from which a spread, or moderate distances, are judged; and how many items are looked at.
+_ENOUGH, _LOOKED_AT = 16, 1000
+
 
 def _check_shape(shape: tuple[int, ...]) -> None:
     if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
@@ -114,6 +123,10 @@ class Discrete:
                 f"{self.levels} levels from {self.low:g} to {self.high:g}; encode raw data with space.encode(raw)"
             )
 
+    def doubts(self, x: Tensor) -> list[str]:
+        """None, for items that `check` accepts: all of them are on the levels."""
+        return []
+
     def log_jacobian(self) -> float:
         """Σ_d ln scale_d, zero for a mass function."""
         return 0.0
@@ -204,10 +217,88 @@ class Continuous:
         return raw.to(x.dtype) if held.all() else raw
 
     def check(self, x: Tensor) -> None:
-        """Raise unless x (B, *shape) is finite and of a floating type."""
+        """Raise unless x (B, *shape) is finite, of a floating type, and encoded.
+
+        Values are taken to be raw if most items, as they are, lie far from the training data or have hardly any spread, and would be
+        ordinary at every position once encoded. A minority of outliers, however far, changes nothing.
+
+        >>> space = Continuous((2,), shift=(30000.0, 1.7), scale=(8000.0, 0.1))
+        >>> space.check(torch.tensor([[-0.5, 1e6], [0.2, 0.1], [1.0, -1.0]]))
+        >>> space.check(torch.tensor([[26000.0, 1.8], [31600.0, 1.71]]))
+        Traceback (most recent call last):
+            ...
+        diffusional.errors.DiffusionalError: the items seem to be raw values: expected encoded ones, ...
+        """
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
             raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
+        place = self._raw_place(x)
+        if place is not None and len(x) > 1:
+            raise DiffusionalError(self._seem_raw(x, place))
+
+    def doubts(self, x: Tensor) -> list[str]:
+        """Sentences on encoded items (B, *shape) that make a bound of them doubtful: they lie far from the training data, for most of the
+        items; or a single item seems to be raw. Empty for ordinary items, also with a minority of outliers.
+
+        >>> Continuous((1,), (5.0,), (2.0,)).doubts(torch.tensor([[1000.0], [1001.0], [0.3]]))[0][:47]
+        'half of the items or more lie at least 100 stan'
+        """
+        if not self._standardises():
+            return []
+        if len(x) == 1:
+            place = self._raw_place(x)
+            return [] if place is None else [self._seem_raw(x, place)]
+        if float(x.abs().max()) <= _FAR:
+            return []
+        middle = _some(x).abs().median(0).values
+        if float(middle.max()) <= _FAR:
+            return []
+        return [
+            f"half of the items or more lie at least {_FAR:g} standard deviations of the training data from their mean (position "
+            f"{_position(int(middle.argmax()), self.shape)}: {float(middle.max()):.3g}), where the model was not trained: see whether they "
+            "are in the units of the training data, and encoded once by space.encode(raw)"
+        ]
+
+    def _standardises(self) -> bool:
+        return any(shift != 0 for shift in self.shift) or any(scale != 1 for scale in self.scale)
+
+    def _raw_place(self, x: Tensor) -> int | None:
+        """The position at which encoded items x are strange, if all positions would be ordinary once x was encoded; else None."""
+        small = len(x) >= _ENOUGH and min(self.scale) < 1 / _APART
+        if not self._standardises() or not (small or float(x.abs().max()) > _APART):
+            return None
+        given = _some(x)
+        raw = (given - self._along(self.shift, given).reshape(-1)) / self._along(self.scale, given).reshape(-1)
+        distance, as_raw = given.abs().median(0).values, raw.abs().median(0).values
+        if not bool((as_raw <= _ORDINARY).all()):
+            return None
+        if bool((distance > _FAR).any()):
+            return int(distance.argmax())
+        if len(x) < _ENOUGH:
+            return None
+        # One position alone may agree by chance: items that are moderately strange have to agree at two where the encoding matters.
+        changes = torch.tensor([abs(b) > _ORDINARY or not 1 / _ORDINARY < s < _ORDINARY for b, s in self._pairs()])
+        if int(changes.sum()) > 1 and bool((distance > _APART).any()):
+            return int(distance.argmax())
+        spread, raw_spread = (1.4826 * (v - v.median(0).values).abs().median(0).values for v in (given, raw))
+        if bool((spread < 1 / _FAR).any()) and bool(((raw_spread > 1 / _SPREAD) & (raw_spread < _SPREAD)).all()):
+            return int(spread.argmin())
+        return None
+
+    def _pairs(self) -> list[tuple[float, float]]:
+        """Shift and scale of every position."""
+        n = self.dimensions
+        shift, scale = (values * n if len(values) == 1 else values for values in (self.shift, self.scale))
+        return list(zip(shift, scale, strict=True))
+
+    def _seem_raw(self, x: Tensor, place: int) -> str:
+        shift, scale = self._pairs()[place]
+        value = float(_some(x)[:, place].median())
+        return (
+            f"the items seem to be raw values: expected encoded ones, with mean 0 and standard deviation 1 over the training data, got a "
+            f"median of {value:.6g} at position {_position(place, self.shape)}, where the raw training data have mean {shift:.6g} and standard "
+            f"deviation {scale:.6g}. Encode them: model.space.encode(raw)"
+        )
 
     def log_jacobian(self) -> float:
         """Σ_d ln scale_d: what the standardisation adds to −ln p(x), in nats."""
@@ -242,6 +333,21 @@ def from_dict(record: dict[str, Any]) -> Space:
         return known[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
     except TypeError as error:
         raise DiffusionalError(f"a {kind} space with keys {sorted(record)} came: {error}") from error
+
+
+def _some(x: Tensor) -> Tensor:
+    """At most _LOOKED_AT items, evenly spread, flattened (n, D) float64."""
+    return x[:: -(-len(x) // _LOOKED_AT)].detach().flatten(1).double()
+
+
+def _position(place: int, shape: tuple[int, ...]) -> str:
+    if len(shape) == 1:
+        return str(place)
+    where = []
+    for n in reversed(shape):
+        place, rest = divmod(place, n)
+        where.append(rest)
+    return str(tuple(reversed(where)))
 
 
 def _check_items(values: Tensor, shape: tuple[int, ...]) -> None:

@@ -34,7 +34,7 @@ def test_items_are_in_the_files_order_with_their_rows(tmp_path: Path) -> None:
     assert torch.equal(items.encode(), PLANE.encode(torch.from_numpy(values)))
     columns = items.columns()
     assert columns["row"].tolist() == list(range(1000))
-    assert set(columns["file"]) == {"a.npy"}
+    assert set(columns["source"]) == {"a.npy"}
     assert set(columns["split"]) == {"all"}
 
 
@@ -58,7 +58,7 @@ def test_images_are_known_by_their_files(tmp_path: Path) -> None:
             Image.new("L", (4, 4), 10 * i + (split == "test")).save(tmp_path / split / f"{i}.png")
     items = data.read(tmp_path, Discrete((1, 4, 4), 256))
     names = [f"{split}/{i}.png" for split in ("train", "test") for i in range(3)]
-    assert items.columns()["file"].tolist() == names
+    assert items.columns()["source"].tolist() == names
     assert items.items["test"][:][:, 0, 0, 0].tolist() == [1, 11, 21]
     assert items.origin_of(4) == "test/1.png"
 
@@ -67,7 +67,7 @@ def test_a_folder_of_tables_gives_file_and_row(tmp_path: Path) -> None:
     table(tmp_path / "a.csv", "x,y", [[0, 0], [1, 1]])
     table(tmp_path / "b.csv", "y,x", [[2.5, 2]])
     items = data.read(tmp_path, Continuous((2,)))
-    assert list(zip(items.columns()["file"], items.columns()["row"].tolist(), strict=True)) == [
+    assert list(zip(items.columns()["source"], items.columns()["row"].tolist(), strict=True)) == [
         ("a.csv", 0),
         ("a.csv", 1),
         ("b.csv", 0),

@@ -91,6 +91,7 @@ def test_a_run_folder_holds_what_it_should(run: Path, config: Config) -> None:
     assert {p.name for p in run.iterdir()} == {
         "config.json",
         "data.json",
+        "trained-on.safetensors",
         "model.safetensors",
         "metrics.jsonl",
         "timing.jsonl",

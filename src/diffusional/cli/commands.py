@@ -86,11 +86,13 @@ class Evaluate:
         ),
     ] = None
     data: str | None = None
-    """A data set, as for train; that of the run unless given."""
+    """A data set, as for train: all its items are evaluated, in its order. The run's own data unless given."""
+    columns: tuple[str, ...] | None = None
+    """Columns of a table to read, where it has others beside those that the run was trained on; they are matched by name."""
     levels: int | None = None
-    """How many integer levels the data have; those of the run unless given."""
+    """How many integer levels the data have; must be those of the run."""
     split: Literal["train", "validation", "test", "all"] | None = None
-    """test for the run's own data, all for other data, unless given."""
+    """Defaults to test for the run's own data, whatever their name, and to all for other data."""
     error: float | None = None
     """Monte Carlo error of the data set's mean to reach; 0.01 bits/dim unless another target is given."""
     unit: Literal["bits/dim", "nats"] = "bits/dim"
@@ -104,7 +106,7 @@ class Evaluate:
     importance_weighted: int | None = None
     """Of a VAE: the importance-weighted bound over so many draws beside the NELBO."""
     per_item: Path | None = None
-    """A .csv or .npz file for the score of every item, with its error."""
+    """A .csv or .npz file for the score of every item, with its error, and the file, row and split that it is from."""
     plan: Path | None = None
     """A plan.json; RUN/plan.json unless given, learned on the run's training data where there is none."""
     sweep: bool = False

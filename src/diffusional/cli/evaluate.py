@@ -1,12 +1,13 @@
 """`diffusional evaluate`, of one run or of two."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import check_target, console, device, first, plainly, watching, working
-from diffusional.cli.items import items, reference_items
+from diffusional.cli.items import SPLITS, Items, already_trained_on, items, reference_items
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -53,9 +54,11 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     if command.steps is not None or command.continuous:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
-    name, split, x = items(record, command.data, command.levels, command.split)
+    chosen = items(record, command.data, command.levels, command.split, command.columns)
+    name, split, x = chosen.name, chosen.split, chosen.x
     if command.other is not None:
-        return _compare(command, record, model, name, split, x)
+        return _compare(command, record, model, chosen)
+    about = _about(chosen, record)
     plan = reference = None
     if isinstance(model, Chain) and not sweep:
         plan, reference = _plan(record, model, command)
@@ -78,7 +81,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
             records=command.run if isinstance(model, Chain) and not sweep else None,
             progress=watch,
         )
-    out = result.to_json()
+    out = result.to_json() | about
     if isinstance(model, Chain):
         latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
     else:
@@ -102,7 +105,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
         console().print(f"importance-weighted bound, K = {command.importance_weighted}: {said}", soft_wrap=True)
         out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted, "caveats": caveats}
     if command.per_item is not None and first():
-        _write_scores(command.per_item, result)
+        _write_scores(command.per_item, result, chosen)
     # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
     plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
     if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
@@ -179,9 +182,7 @@ def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
         )
 
 
-def _compare(
-    command: Evaluate, record: "RunRecord", model: "LatentVariableModel", name: str, split: str, x: "Tensor"
-) -> dict[str, Any]:
+def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel", chosen: Items) -> dict[str, Any]:
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
     from diffusional.report.tables import comparison_table
@@ -189,6 +190,12 @@ def _compare(
 
     assert command.other is not None
     theirs = read_run(command.other)
+    name, split, x = chosen.name, chosen.split, chosen.x
+    if record.columns and theirs.columns and record.columns != theirs.columns:
+        raise DiffusionalError(
+            f"{command.other} was trained on the columns {', '.join(theirs.columns)}, {command.run} on {', '.join(record.columns)}: their "
+            "bounds are of different items and do not compare"
+        )
     if command.data is None and theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(
             f"the {split} split of {command.other} is not that of {command.run}; name the data to compare on with --data"
@@ -197,6 +204,7 @@ def _compare(
     if command.steps is not None or command.continuous:
         with plainly():
             other = regridded(other, "continuous" if command.steps is None else command.steps)
+    about = _about(chosen, record, theirs)
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
     with watching(command.unit, model.space.dimensions) as watch:
@@ -212,20 +220,50 @@ def _compare(
             audit=not command.no_audit,
             progress=watch,
         )
-    out = {"runs": [str(command.run), str(command.other)]} | result.to_json()
+    out = {"runs": [str(command.run), str(command.other)]} | result.to_json() | about
     title = f"{name}, {split}: {out['items']} items, {out['network_evaluations']:,} network evaluations of both"
     console().print(comparison_table(out, title))
     return out
 
 
-def _write_scores(path: Path, result: "Evaluation") -> None:
-    """Every item's score and costs in nats, its error, and how many draws it had, as .csv or .npz."""
+def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
+    """What the record says of the data. Prints, as warnings, what was assumed, and how many of the items a run was trained on."""
+    trained = [already_trained_on(record, chosen) for record in records]
+    warned = list(chosen.notes)
+    # Of the run's own splits only "all" mixes: "train" says it itself, and the others were kept apart.
+    if not chosen.own or chosen.split == "all":
+        for record, n in zip(records, trained, strict=True):
+            if n:
+                which = "all" if n == len(chosen.x) else f"{n:,} of the {len(chosen.x):,}"
+                warned.append(
+                    f"{which} items of {chosen.name} are identical to items that {record.path} was trained on: their bound is lower than "
+                    "that of new data"
+                )
+    if first():
+        for text in warned:
+            print(f"diffusional: warning: {text}", file=sys.stderr)
+    known = trained[0] if len(records) == 1 else trained
+    return {"data": chosen.name, "split": chosen.split, "trained_on": known, "warnings": warned}
+
+
+def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
+    """Every item's score and costs in nats, its error, how many draws it had, and its file, row and split, as .csv or .npz.
+
+    Lines are in the order of the file.
+    """
     import csv
     import os
 
     import numpy as np
 
     columns = {name: values.numpy() for name, values in result.per_item.items()}
+    item = columns.pop("item")
+    known = {name: values[item] for name, values in chosen.columns.items()}
+    order = np.arange(len(item))
+    if chosen.own:  # whose splits may be in a random order
+        rank = np.array([SPLITS.index(split) for split in known["split"].tolist()])
+        order = np.lexsort((known["row"], known["source"], rank))
+    columns = {name: values[order] for name, values in ({"item": item} | known | columns).items()}
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     if path.suffix == ".npz":
         np.savez_compressed(partial, allow_pickle=False, **columns)

@@ -139,7 +139,8 @@ def _budget(command: Information) -> dict[str, Any]:
     if not (isinstance(model, DiffusionModel) and isinstance(other, DiffusionModel)):
         which = command.reference if isinstance(model, DiffusionModel) else command.data
         raise DiffusionalError(f"{which} holds no Gaussian diffusion model, and has no levels to compare")
-    name, split, x = items(record, split=command.split)
+    chosen = items(record, split=command.split)
+    name, split, x = chosen.name, chosen.split, chosen.x
     if theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(f"the {split} split of {command.reference} is not that of {command.data}")
     generator = torch.Generator().manual_seed(command.seed)
@@ -160,7 +161,8 @@ def _latents(command: Information, record: "RunRecord", model: "Autoencoder") ->
 
     if command.reference is not None:
         raise DiffusionalError(f"--reference came with {command.data}, which is no diffusion model; leave it out")
-    name, split, x = items(record, split=command.split or "train")
+    chosen = items(record, split=command.split or "train")
+    name, split, x = chosen.name, chosen.split, chosen.x
     with working(f"drawing {command.samples} latents"):
         found = aggregated(model, x, command.samples, torch.Generator().manual_seed(command.seed))
     out = found.to_json() | {

@@ -59,7 +59,7 @@ class Collection:
         return out
 
     def columns(self) -> dict[str, np.ndarray]:
-        """ "file", "row" and "split" of every item, each (N,), in the order of `encode`: row i belongs to item i."""
+        """ "source", "row" and "split" of every item, each (N,), in the order of `encode`: row i belongs to item i."""
         return dict(joined(list(self.origins.items())))
 
     def origin_of(self, item: int) -> str:

@@ -95,10 +95,11 @@ class Source:
     Attributes:
         splits: for each split the object that was loaded, and the Origin of its items. A Dataset whose split is another object,
             such as one made by `dataclasses.replace`, has no known origin for it.
-        arguments: the arguments of `load` that give the same Dataset again; None if it did not come from `load`.
+        arguments: the arguments of `load` that give the same Dataset again ("warps" is of `training.build.build_dataset`); None if
+            it did not come from there.
     """
 
-    splits: Mapping[str, tuple[Any, Origin]]
+    splits: Mapping[str, tuple[Any, Origin | None]]
     arguments: Mapping[str, Any] | None = None
 
 

@@ -48,6 +48,15 @@ class Origin:
     length: int
     files: Files | None = None
 
+    @staticmethod
+    def unknown(n: int) -> "Origin":
+        """The origin of n items that are from no file, such as warped copies: no name, and row −1.
+
+        >>> Origin.unknown(2).rows().tolist()
+        [-1, -1]
+        """
+        return Origin("", np.full(n, -1), 0)
+
     def __len__(self) -> int:
         return len(self._range()) if isinstance(self.where, slice) else len(self.where)
 
@@ -91,11 +100,11 @@ class Origin:
 
 
 def joined(origins: list[tuple[str, Origin]]) -> Iterator[tuple[str, np.ndarray]]:
-    """The columns "file", "row" and "split" of the items of (split, origin) pairs, one after the other.
+    """The columns "source", "row" and "split" of the items of (split, origin) pairs, one after the other.
 
     >>> dict(joined([("test", Origin("a.npy", slice(0, 2), 2))]))["row"].tolist()
     [0, 1]
     """
-    yield "file", np.concatenate([origin.names() for _, origin in origins])
+    yield "source", np.concatenate([origin.names() for _, origin in origins])
     yield "row", np.concatenate([origin.rows() for _, origin in origins])
     yield "split", np.concatenate([np.full(len(origin), split) for split, origin in origins])

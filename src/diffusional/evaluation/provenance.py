@@ -52,7 +52,9 @@ def condition_record(condition: Condition | None) -> dict[str, str]:
 def provenance(
     model: LatentVariableModel, data: Tensor, seed: int, condition: Condition | None = None
 ) -> dict[str, Any]:
-    """What every evaluation records, whatever its method; `condition_sha256` only where there is a condition."""
+    """What every evaluation records, whatever its method; `condition_sha256` only where there is a condition, and `doubts` only for
+    items that the space has doubts about."""
+    doubts = model.space.doubts(data)
     return {
         "data_sha256": fingerprint(model.space, data),
         **condition_record(condition),
@@ -68,4 +70,4 @@ def provenance(
             "python": platform.python_version(),
         },
         "command": " ".join(sys.argv),
-    }
+    } | ({"doubts": doubts} if doubts else {})

@@ -36,6 +36,12 @@ class Evaluation:
     reached: bool = True
     caveats: tuple[str, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        # What `provenance` saw in the data belongs to every result, whatever its method.
+        doubts = [text for text in self.provenance.get("doubts", ()) if text not in self.caveats]
+        if doubts:
+            object.__setattr__(self, "caveats", (*self.caveats, *doubts))
+
     def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
         """Monte Carlo confidence interval of this data set's NELBO, by Student's t.
 

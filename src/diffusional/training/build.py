@@ -9,6 +9,7 @@ from torch import nn
 from diffusional import schedule as schedules
 from diffusional.binomial import BinomialDiffusion
 from diffusional.data import Dataset, load
+from diffusional.data.dataset import Source
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
@@ -36,6 +37,7 @@ def build_dataset(config: DataConfig) -> Dataset:
     dataset = load(
         config.name,
         levels=config.levels,
+        split=config.split,
         seed=config.split_seed,
         size=config.size,
         fit=config.fit,
@@ -50,7 +52,13 @@ def build_dataset(config: DataConfig) -> Dataset:
         return dataset
     originals = dataset.tensor("train")
     copies = warped(originals, config.warps, config.split_seed).to(originals)
-    return dataclasses.replace(dataset, train=torch.cat([originals.repeat(config.warps, 1, 1, 1), copies]))
+    train = torch.cat([originals.repeat(config.warps, 1, 1, 1), copies])
+    assert dataset.source is not None
+    splits = {split: kept for split, kept in dataset.source.splits.items() if split != "train"} | {
+        "train": (train, None)
+    }
+    arguments = dict(dataset.arguments or {}) | {"seed": config.split_seed, "warps": config.warps}
+    return dataclasses.replace(dataset, train=train, source=Source(splits, arguments))
 
 
 def build_schedule(config: ScheduleConfig) -> schedules.Schedule:

@@ -31,7 +31,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular, load_json, load_tensors, save_json, save_tensors, settle, sha256, writing
 from diffusional.levels import LEARNING, LevelSampler
 from diffusional.training.average import WeightAverage
-from diffusional.training.config import Config, SystemConfig, differences, matter
+from diffusional.training.config import Config, SystemConfig, beside_data, differences, matter
 
 _STATE, _BEST, _PROGRESS, _MANIFEST = "state.safetensors", "best.safetensors", "progress.json", "manifest.json"
 _FORMAT = 2
@@ -199,7 +199,8 @@ def restore(found: Path, state: State, config: Config, processes: int = 1) -> Pr
     model made.
     """
     manifest = load_json(found / _MANIFEST)
-    if changed := matter(differences(Config.from_dict(manifest["config"]), config)):
+    # The data were compared by their fingerprints when the run was resumed.
+    if changed := beside_data(matter(differences(Config.from_dict(manifest["config"]), config))):
         raise DiffusionalError(
             f"config.json was edited since {found} was written; put it back, or begin another run with it. Differences (there "
             "→ here): " + "; ".join(changed)

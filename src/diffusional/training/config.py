@@ -31,6 +31,8 @@ class DataConfig:
     """How many integer levels arrays and tables have (256 for 8-bit images); real-valued data have none."""
     split_seed: int = 0
     """Seed of the split, where the file has none of its own."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Fractions of train, validation and test, where the file has no splits of its own."""
     warps: int = 0
     """Train on this many warped copies of each image and as many of the image itself (digits only)."""
     size: int | None = None
@@ -336,6 +338,15 @@ def differences(a: Config, b: Config) -> list[str]:
 
 # What may differ when a run is resumed: when it ends, what it leaves, how the machine does it.
 _FREE = ("max_seconds", "patience", "checkpoint_every", "keep_checkpoints", "skip_nonfinite", "system.")
+
+
+def beside_data(found: list[str]) -> list[str]:
+    """The `differences` that are not in the data's name or options: whether the data themselves differ is told by their fingerprints.
+
+    >>> beside_data(["data.name: a.npy → b.npy", "steps: 2000 → 7"])
+    ['steps: 2000 → 7']
+    """
+    return [line for line in found if not line.startswith("data.")]
 
 
 def matter(found: list[str]) -> list[str]:

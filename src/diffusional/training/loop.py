@@ -33,6 +33,7 @@ from diffusional.training.diagnosis import diagnose, diagnose_gradient, diagnose
 from diffusional.training.feed import Feed
 from diffusional.training.journal import Journal
 from diffusional.training.objective import Objective, validate
+from diffusional.training.own import recorded
 from diffusional.training.run import CHECKPOINTS, CONFIG, PROFILE, WEIGHTS, begin, load
 from diffusional.training.seeds import seed_of
 from diffusional.training.stopping import Stopping
@@ -58,7 +59,8 @@ def train(
     Under `accelerate launch` or torchrun every process calls this; `config.batch` is that of all of them together.
 
     Args:
-        data: a Dataset in hand; `config.data` is loaded unless given.
+        data: a Dataset; `config.data` is loaded unless given. config.json then records the file that the Dataset was loaded from by
+            `df.data.load`, with its options, or that it was made in Python.
         console: where the progress bar goes; standard error unless given.
         watch: called with (step, averaged model in evaluation mode) before the first step and after each validation; its time
             doesn't count. The model is the run's own: what it keeps for later it must copy.
@@ -80,6 +82,7 @@ def train(
     accelerator = exchange.accelerator()
     share = _share(config, accelerator)
     dataset = data or build_dataset(config.data)
+    config = recorded(config, data)
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
     model = build_model(config, dataset.space)

@@ -3,9 +3,9 @@
 import fcntl
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from diffusional.files import is_temporary, load_json, load_tensors, save_json
 from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
 from diffusional.training.build import build_model
-from diffusional.training.config import Config, differences, matter
+from diffusional.training.config import Config, beside_data, differences, matter
+from diffusional.training.trained import TRAINED, Trained
 
 CONFIG, DATA, WEIGHTS, CHECKPOINTS, PROFILE = (
     "config.json",
@@ -32,22 +33,34 @@ CONFIG, DATA, WEIGHTS, CHECKPOINTS, PROFILE = (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder says of itself: its config, the space of its data, and the fingerprints of their splits."""
+    """What a run folder records: its config, the space of its data, and the fingerprints of their splits.
+
+    Attributes:
+        columns: names of the columns of a table, in the order of the model's positions; empty for other data, and for runs of
+            versions that did not record them.
+        source: the absolute path of the data, or their name; None for data made in Python and runs of earlier versions.
+        items: how many items each split has, None for a stream.
+    """
 
     path: Path
     config: Config
     space: Space
     fingerprints: dict[str, str]
+    columns: tuple[str, ...] = ()
+    source: str | None = None
+    items: dict[str, int | None] = field(default_factory=dict)
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """The data.json of a dataset; a stream has no number of items."""
+def describe(dataset: Dataset, seen: Callable[[Tensor], None] | None = None) -> dict[str, Any]:
+    """The data.json of a dataset; a stream has no number of items. `seen` is called with each block of raw training items."""
     splits = {split: getattr(dataset, split) for split in SPLITS}
     return {
         "name": dataset.name,
         "space": dataset.space.to_dict(),
+        "source": (dataset.arguments or {}).get("name_or_path"),
+        "columns": list(dataset.labels),
         "items": {split: None if isinstance(raw, Stream) else len(raw) for split, raw in splits.items()},
-        "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
+        "sha256": {split: dataset.fingerprint(split, seen if split == "train" else None) for split in SPLITS},
     }
 
 
@@ -66,7 +79,16 @@ def read_run(path: str | Path) -> RunRecord:
         raise DiffusionalError(f"{path / DATA} describes no space of data ({error}); was it edited by hand?") from error
     if not isinstance(fingerprints, dict) or not all(isinstance(one, str) for one in fingerprints.values()):
         raise DiffusionalError(f"{path / DATA} holds no fingerprints of its splits; was it edited by hand?")
-    return RunRecord(path, Config.load(path / CONFIG), space, fingerprints)
+    config = Config.load(path / CONFIG)
+    # Runs of earlier versions have neither of these.
+    columns, source, items = data.get("columns") or config.data.columns or (), data.get("source"), data.get("items") or {}
+    if not isinstance(columns, list | tuple) or not all(isinstance(one, str) for one in columns):
+        raise DiffusionalError(f"{path / DATA}: expected names of columns, got {columns!r}; was it edited by hand?")
+    if not isinstance(source, str | None):
+        raise DiffusionalError(f"{path / DATA}: expected a path or null as source, got {source!r}; was it edited by hand?")
+    if not isinstance(items, dict) or not all(isinstance(n, int | None) for n in items.values()):
+        raise DiffusionalError(f"{path / DATA}: expected numbers of items, got {items!r}; was it edited by hand?")
+    return RunRecord(path, config, space, fingerprints, tuple(columns), source, items)
 
 
 def _finite(space: Space) -> Space:
@@ -126,12 +148,14 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     used = (path / CONFIG).exists()
     if used and not resume:
         raise DiffusionalError(f"{path} already holds a run; continue it with --resume, or name another folder")
-    # A run that was killed while it began may have left its data.json, and temporary files.
-    if not used and any(p.name != DATA and not is_temporary(p) for p in path.iterdir()):
+    # A run that was killed while it began may have left these, and temporary files.
+    if not used and any(p.name not in (DATA, TRAINED) and not is_temporary(p) for p in path.iterdir()):
         raise DiffusionalError(f"{path} is not empty and holds no run; name a new folder")
     if used:
         record = read_run(path)
-        if changed := matter(differences(record.config, config)):
+        # Whether the data are the same is decided by their values, not by the name and options that they were loaded with.
+        changed = matter(differences(record.config, config))
+        if beside_data(changed):
             raise DiffusionalError(
                 f"{path} was begun with another config; resume with the same, or name another folder. Differences "
                 "(there → here): " + "; ".join(changed)
@@ -142,7 +166,10 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
         return
     if resume:
         raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
-    save_json(path / DATA, describe(dataset))
+    trained = Trained(dataset.space)
+    save_json(path / DATA, describe(dataset, trained.add))
+    if not isinstance(dataset.train, Stream):
+        trained.save(path)
     save_json(path / CONFIG, config.to_dict())
 
 

@@ -1,0 +1,89 @@
+"""The data of a run: what its config records of them, and how to have them again."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.data import PYTHON, Dataset
+from diffusional.data.dataset import Stream
+from diffusional.errors import DiffusionalError
+from diffusional.training.build import build_dataset
+from diffusional.training.config import Config, DataConfig
+from diffusional.training.trained import TRAINED, Trained
+
+if TYPE_CHECKING:
+    from diffusional.training.run import RunRecord
+
+
+def recorded(config: Config, data: Dataset | None) -> Config:
+    """The config with the data that a run is trained on: those of a Dataset given in Python, if there is one.
+
+    >>> from diffusional import data
+    >>> mine = dataclasses.replace(data.load("digits"), name="mine")
+    >>> recorded(Config(), mine).data.name
+    'digits'
+    >>> recorded(Config(), dataclasses.replace(mine, train=mine.tensor("train")[:500])).data.name
+    'python:mine'
+    """
+    if data is None:
+        return config
+    if data.arguments is None:
+        return dataclasses.replace(config, data=DataConfig(f"{PYTHON}{data.name}"))
+    arguments: dict[str, Any] = dict(data.arguments)
+    grey = arguments.pop("grey", None)
+    renamed = {"name_or_path": "name", "seed": "split_seed"}
+    found = {renamed.get(name, name): value for name, value in arguments.items()}
+    found["grey"] = {None: "auto", True: "yes", False: "no"}[grey]
+    return dataclasses.replace(config, data=DataConfig(**found))
+
+
+def own_data(record: "RunRecord", splits: tuple[str, ...] = ("train",), name: str | None = None) -> Dataset:
+    """The data set that a run was trained on, from where it was recorded, or from `name`.
+
+    Raises DiffusionalError if it cannot be loaded, or if one of `splits` is not what the run was trained with.
+    """
+    own = record.config.data
+    names = [name] if name is not None else [own.name]
+    # A relative path was relative to the folder that the run was begun in.
+    if name is None and record.source is not None and record.source != own.name:
+        names = [record.source, own.name] if _exists(record.source) else [own.name]
+    faults = []
+    for one in names:
+        try:
+            dataset = build_dataset(dataclasses.replace(own, name=one))
+        except (DiffusionalError, OSError) as error:
+            faults.append(str(error))
+            continue
+        changed = [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
+        if not changed and record.columns and dataset.labels and dataset.labels != record.columns:
+            faults.append(
+                f"the columns of {one} are {', '.join(dataset.labels)}, those that {record.path} was trained on "
+                f"{', '.join(record.columns)}: the file has changed. Name the data with --data"
+            )
+        elif not changed:
+            return dataset
+        else:
+            faults.append(
+                f"{', '.join(changed)} of {one} is not what {record.path} was trained with: the file has changed, or the run was "
+                "given its data in Python. Name the data to evaluate with --data"
+            )
+    raise DiffusionalError(faults[0])
+
+
+def _exists(source: str) -> bool:
+    return source.startswith("hf:") or Path(source).exists()
+
+
+def trained_on(record: "RunRecord") -> Trained | None:
+    """The training items of a run, by their hashes; None if they are not known (a stream, or data that are gone)."""
+    try:
+        if (record.path / TRAINED).exists():
+            return Trained.load(record.path, record.space)
+        dataset = own_data(record)
+        if isinstance(dataset.train, Stream):
+            return None
+        found = Trained(record.space)
+        dataset.fingerprint("train", found.add)
+    except (DiffusionalError, OSError):
+        return None
+    return found

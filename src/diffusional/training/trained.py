@@ -1,0 +1,61 @@
+"""Which items a run was trained on: a hash of each, 8 bytes, so that an evaluation can say that it scores them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusional.evaluation.provenance import as_seen
+from diffusional.files import load_tensors, save_tensors
+from diffusional.space import Space
+
+# The file of a run folder that holds the hashes.
+TRAINED = "trained-on.safetensors"
+
+
+class Trained:
+    """Hashes of the training items of a run, as its model sees them. Two different items share one with probability 2⁻⁶⁴.
+
+    >>> from diffusional.space import Discrete
+    >>> trained = Trained(Discrete((2,), 4))
+    >>> trained.add(torch.tensor([[0, 1], [2, 3]]))
+    >>> trained.among(trained.space.encode(torch.tensor([[2, 3], [3, 3]]))).tolist()
+    [True, False]
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._blocks: list[Tensor] = []
+
+    def add(self, raw: Tensor) -> None:
+        """Take in raw items (n, *space.shape)."""
+        self._blocks.append(item_hashes(self.space, self.space.encode(raw)))
+
+    @property
+    def hashes(self) -> Tensor:
+        """Hash of each item, int64 (N,)."""
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._blocks])
+
+    def among(self, x: Tensor) -> Tensor:
+        """Which of the encoded items x (n, *space.shape) are training items, bool (n,)."""
+        return torch.from_numpy(np.isin(item_hashes(self.space, x).numpy(), self.hashes.numpy()))
+
+    def save(self, run: Path) -> None:
+        """Write the hashes to the run folder."""
+        save_tensors(run / TRAINED, {"train": self.hashes})
+
+    @staticmethod
+    def load(run: Path, space: Space) -> "Trained":
+        """The hashes that `save` wrote. Raises DiffusionalError for a missing or damaged file."""
+        trained = Trained(space)
+        trained._blocks = [load_tensors(run / TRAINED).get("train", torch.zeros(0, dtype=torch.int64))]
+        return trained
+
+
+def item_hashes(space: Space, x: Tensor) -> Tensor:
+    """A 64-bit hash of each encoded item of x (n, *space.shape), int64 (n,): the same whatever type or file it came from."""
+    rows = np.ascontiguousarray(as_seen(space, x).cpu().double().flatten(1).numpy().astype("<f8"))
+    found = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return torch.from_numpy(np.frombuffer(found, "<i8").astype(np.int64))
