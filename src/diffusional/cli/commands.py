@@ -89,6 +89,8 @@ class Evaluate:
     """A data set, as for train: all its items are evaluated, in its order. The run's own data unless given."""
     columns: tuple[str, ...] | None = None
     """Columns of a table to read, where it has others beside those that the run was trained on; they are matched by name."""
+    decimal: Literal[".", ","] | None = None
+    """The decimal mark of a text table, where its values do not show it."""
     levels: int | None = None
     """How many integer levels the data have; must be those of the run."""
     split: Literal["train", "validation", "test", "all"] | None = None

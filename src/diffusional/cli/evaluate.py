@@ -54,7 +54,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     if command.steps is not None or command.continuous:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
-    chosen = items(record, command.data, command.levels, command.split, command.columns)
+    chosen = items(record, command.data, command.levels, command.split, command.columns, command.decimal)
     name, split, x = chosen.name, chosen.split, chosen.x
     if command.other is not None:
         return _compare(command, record, model, chosen)
@@ -260,8 +260,10 @@ def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
     item = columns.pop("item")
     known = {name: values[item] for name, values in chosen.columns.items()}
     order = np.arange(len(item))
-    if chosen.own:  # whose splits may be in a random order
-        rank = np.array([SPLITS.index(split) for split in known["split"].tolist()])
+    if chosen.own:  # whose splits may be in a random order, and of one array or several
+        places = set(zip(known["source"].tolist(), known["row"].tolist(), strict=True))
+        one = len(places) == len(item)
+        rank = np.array([0 if one else SPLITS.index(split) for split in known["split"].tolist()])
         order = np.lexsort((known["row"], known["source"], rank))
     columns = {name: values[order] for name, values in ({"item": item} | known | columns).items()}
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")

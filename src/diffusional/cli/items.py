@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffusional.errors import DiffusionalError
 
@@ -44,6 +44,7 @@ def items(
     levels: int | None = None,
     split: str | None = None,
     columns: tuple[str, ...] | None = None,
+    decimal: Literal[".", ","] | None = None,
 ) -> Items:
     """The items to evaluate, encoded by the run's own space.
 
@@ -58,23 +59,31 @@ def items(
     if levels not in (None, space.levels):
         has = f"{space.levels} levels" if space.levels else "real values, which have no levels"
         raise DiffusionalError(f"--levels {levels}: the run was trained on data of {has}; leave it out")
-    if data is None and columns is not None:
-        raise DiffusionalError("--columns chooses columns of other data; give --data with it, or leave it out")
+    if data is None and (columns is not None or decimal is not None):
+        raise DiffusionalError(
+            "--columns and --decimal are for the table given by --data; give --data with them, or leave them out"
+        )
     if data is None:
         parts = SPLITS if split == "all" else (split or "test",)
         return _of_own(record, own_data(record, parts), None, split)
     if columns is None and _named(record, data) and (dataset := _same(record, data)) is not None:
         return _of_own(record, dataset, data, split)
-    found = _read(record, data, columns)
+    found = _read(record, data, columns, decimal)
     total = [record.items.get(part) or -1 for part in SPLITS]
     if columns is None and len(found) == sum(total) and (dataset := _same(record, data)) is not None:
         return _of_own(record, dataset, data, split)
     if split not in (None, "all"):
-        found = _read(record, data, columns, split)
+        found = _read(record, data, columns, decimal, split)
     return Items(data, split or "all", found.encode(), found.columns(), False, found.notes)
 
 
-def _read(record: "RunRecord", data: str, columns: tuple[str, ...] | None, split: str | None = None) -> "Collection":
+def _read(
+    record: "RunRecord",
+    data: str,
+    columns: tuple[str, ...] | None,
+    decimal: Literal[".", ","] | None,
+    split: str | None = None,
+) -> "Collection":
     """Other data, read with the options of the run's own where these are for data of that kind."""
     from diffusional.data import read
     from diffusional.data.kinds import kind_of
@@ -86,6 +95,8 @@ def _read(record: "RunRecord", data: str, columns: tuple[str, ...] | None, split
         options = {"size": own.size, "fit": own.fit, "grey": {"auto": None, "yes": True, "no": False}[own.grey]}
     if kind == "hub":
         options["column"] = own.column
+    if kind == "table":
+        options["decimal"] = decimal or (None if data.lower().endswith(".parquet") else own.decimal)
     # A run that was trained on chosen columns leaves out the others of any file, as it did those of its own.
     chosen = columns if columns is not None or kind != "table" else own.columns
     return read(data, record.space, columns=chosen, names=record.columns, split=split, **options)

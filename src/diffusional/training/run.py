@@ -81,11 +81,17 @@ def read_run(path: str | Path) -> RunRecord:
         raise DiffusionalError(f"{path / DATA} holds no fingerprints of its splits; was it edited by hand?")
     config = Config.load(path / CONFIG)
     # Runs of earlier versions have neither of these.
-    columns, source, items = data.get("columns") or config.data.columns or (), data.get("source"), data.get("items") or {}
+    columns, source, items = (
+        data.get("columns") or config.data.columns or (),
+        data.get("source"),
+        data.get("items") or {},
+    )
     if not isinstance(columns, list | tuple) or not all(isinstance(one, str) for one in columns):
         raise DiffusionalError(f"{path / DATA}: expected names of columns, got {columns!r}; was it edited by hand?")
     if not isinstance(source, str | None):
-        raise DiffusionalError(f"{path / DATA}: expected a path or null as source, got {source!r}; was it edited by hand?")
+        raise DiffusionalError(
+            f"{path / DATA}: expected a path or null as source, got {source!r}; was it edited by hand?"
+        )
     if not isinstance(items, dict) or not all(isinstance(n, int | None) for n in items.values()):
         raise DiffusionalError(f"{path / DATA}: expected numbers of items, got {items!r}; was it edited by hand?")
     return RunRecord(path, config, space, fingerprints, tuple(columns), source, items)
