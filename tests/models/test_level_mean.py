@@ -1,5 +1,6 @@
 """x̂ of a logistic head and its slopes in closed form, against the table of all levels and its autograd in float64."""
 
+import warnings
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -182,3 +183,12 @@ def test_a_denoiser_keeps_nothing_of_the_size_of_its_levels() -> None:
     assert isinstance(prediction, LevelsPrediction)
     assert kept
     assert max(kept) <= output.numel()
+
+
+@each_space
+def test_scratch_memory_is_used_as_it_is(space: Discrete) -> None:
+    """torch would resize a tensor given as `out` with the wrong shape, with a warning, in memory that others use."""
+    output, z, gamma = grid(space)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slopes(short, output, z, gamma, space)

@@ -228,6 +228,17 @@ def test_gaussian_density_takes_the_variance_of_z_over_alpha() -> None:
     close(GaussianLikelihood(space).sample(prediction, generator(2)), said.numpy() + std * noise.numpy())
 
 
+def test_a_gaussian_density_takes_gamma_in_float64() -> None:
+    """γ = −12.3456789 lies between two numbers of float32, 1e-6 apart; x of float32 does not make it one of them."""
+    gamma = -12.3456789
+    for dtype in (F64, torch.float32):
+        x, said = randn(2, 3, dtype=dtype), randn(2, 3, seed=1, dtype=dtype)
+        prediction = Prediction(torch.zeros(2, 3, dtype=dtype), float64([gamma, gamma]), said, "data")
+        found = GaussianLikelihood(Continuous((3,))).log_prob(x, prediction)
+        squared = (x - said).double().square() * math.exp(-gamma)
+        close(found, (-0.5 * (squared + gamma + math.log(2 * math.pi))).sum(1), rtol=1e-12)
+
+
 def test_bernoulli_floor() -> None:
     p = Bernoulli(Discrete((1,), 2), floor=0.01)
     said = float64([[-1.5], [1.5], [0.5]])
