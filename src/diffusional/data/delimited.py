@@ -32,6 +32,7 @@ from diffusional.errors import DiffusionalError
 
 _BLOCK = 2**20  # bytes parsed at a time
 _LINES = 64  # but at least about this many lines: each block has a cost for every column
+_HEADER_LINES = 64  # the most lines of a header, whose names may hold line ends if they are quoted
 _SAMPLE = 2**16  # bytes after the header by which the delimiter is decided
 _LINE = 2**28  # bytes of the longest line that is accepted
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -39,17 +40,19 @@ _MISSING = frozenset(pa_csv.ConvertOptions().null_values) | {""}
 
 _EXPONENT = r"([eE][+-]?\d+)?"
 # A number, however it is written: with a decimal point or comma, or separators of thousands.
-_NUMBER = re.compile(rf"[+-]?(\d+[.,]?\d*|[.,]\d+|\d{{1,3}}([.,' \u00a0\u202f]\d{{3}})+([.,]\d*)?){_EXPONENT}")
+_NUMBER = re.compile(
+    rf"[+-]?(\d+[.,]?\d*|[.,]\d+|\d{{1,3}}([.,' \u00a0\u202f]\d{{3}})+([.,]\d*)?){_EXPONENT}", re.ASCII
+)
 _GROUPS = re.compile(
     r"[+-]?\d{1,3}((,\d{3}){2,}|(\.\d{3}){2,}|(,\d{3})+\.\d*|(\.\d{3})+,\d*|([' \u00a0\u202f]\d{3})+([.,]\d*)?)"
 )
-_COMMA = re.compile(rf"[+-]?(\d+,\d*|,\d+){_EXPONENT}")
-_COMMA_OR_GROUP = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
-_POINT_OR_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
-_SHORT_INTEGER = re.compile(r"[+-]?\d{1,3}")
+_COMMA = re.compile(rf"[+-]?(\d+,\d*|,\d+){_EXPONENT}", re.ASCII)
+_COMMA_OR_GROUP = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
+_POINT_OR_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)
+_SHORT_INTEGER = re.compile(r"[+-]?\d{1,3}", re.ASCII)
 _PLACEHOLDER = re.compile(r"Unnamed: \d+(_level_\d+)?")
-_EMPTY_LINE = re.compile(rb"\n(?=\r?\n)|\r(?=\r)|\A\r?\n")
-_QUOTED_COMMA = re.compile(rb'"[^"\r\n]*,')
+_EMPTY_LINE = re.compile(rb"\n(?=\r?\n)|\r(?=\r)|\A\r?\n|\A\r(?!\n)")
+_QUOTED_COMMA = re.compile(rb'"[^"\r\n]*,', re.ASCII)
 
 
 class TextTable:
@@ -190,9 +193,10 @@ class TextTable:
             while piece := self._get(opened, max(_SAMPLE, len(data))):
                 data += piece
                 ended = re.search(rb"[\r\n]", data[len(data) - len(data.lstrip()) :])
-                if ended is not None and len(data) >= _SAMPLE + 4 * ended.end():
+                length = len(data) if ended is None else ended.end()
+                if ended is not None and len(data) >= _SAMPLE + 4 * length:
                     break
-                if ended is None and len(data) > _LINE:
+                if length > _LINE:
                     raise DiffusionalError(
                         f"{self.file}: its first line, the header, is longer than {_LINE // 2**20} MiB; expected a table with one row "
                         "on each line"
@@ -216,7 +220,7 @@ class TextTable:
         # Lines end with \n, \r or \r\n. A name in quotes may hold line ends.
         lines = io.StringIO(text, newline="").readlines()
         blank = next(i for i, line in enumerate(lines) if line.strip())
-        ends = range(blank + 1, min(blank + _LINES, len(lines)) + 1)
+        ends = range(blank + 1, min(blank + _HEADER_LINES, len(lines)) + 1)
         end = next((end for end in ends if "".join(lines[blank:end]).count('"') % 2 == 0), blank + 1)
         header = "".join(lines[blank:end])
         marked = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
