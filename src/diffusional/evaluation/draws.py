@@ -3,13 +3,11 @@
 An item's j-th visit depends on the item, the seed, the plan and j: not on batch-mates, order, subset or processes. Draws of
 an item are independent, so with J of them, w = 1/q and r = cost − g (plan.py (a)),
 
-    Ŝ_i = base_i + (1/J) Σ_j w_ij r_ij,          Var Ŝ_i by their sample variance s_i²/J,
+    Ŝ_i = base_i + R_i,     R_i = (1/J) Σ_j w_ij r_ij,          Var Ŝ_i by their sample variance v_i = s_i²/J,
 
-and for the mean over N items, each counted once, √(Σ_i s_i²/J)/N. Where the error allows it, fewer than N items are visited: the
-first n in the order of their keys, which is a random one. Their residuals stand for the others', whose base is known:
-
-    mean = (1/N) Σ_{i≤N} base_i + (1/n) Σ_{i≤n} R_i,   R_i = Ŝ_i − base_i,
-    Var  = (1 − n/N) Var(R)/n + (n/N) (1/n²) Σ_{i≤n} s_i²/J                    (two-stage sampling: Cochran 1977, §10.3)
+and for the mean over N items, each counted once, √(Σ_i v_i)/N. Where the error allows it, fewer than N items are visited. Items whose
+base is extreme are then visited with certainty, or sampled among their like; the first of the others, in the order of their keys,
+which is a random one, stand for all of them: see strata.py.
 
 With several processes (torch.distributed) each visits its share of the items, and all get all the records.
 """
@@ -31,8 +29,9 @@ from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
+from diffusional.evaluation.strata import Strata
 from diffusional.files import load_tensors, save_tensors
-from diffusional.ledger import Estimate, error_over_items
+from diffusional.ledger import Estimate
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
 
@@ -82,6 +81,12 @@ class Draws:
             self.base = torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)])
             self.prior = model.prior(data.to(self.device)).cpu()
             self.extra = {name: term.cpu() for name, term in model.extra(data.to(self.device)).items()}
+        self.strata = Strata.by_extremeness(self.columns(), self.order)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Everything known of each item without the network, by name, (N,) each: the base of every cell, KL_T and further exact terms."""
+        cells = {f"base of cell {c}": column for c, column in enumerate(self.base.T)}
+        return cells | {"known": self.known(), "prior": self.prior} | self.extra
 
     @property
     def evaluations(self) -> int:
@@ -173,21 +178,21 @@ class Draws:
 
     def survey(self, base: Tensor, mean: Tensor, variance: Tensor, evaluations: int) -> Estimate:
         """Mean and errors of a cost over all N items: base (N,) is known of each, mean and variance (n,) of those visited."""
-        total, n = len(base), len(mean)
-        value = float(base.mean() + mean.mean())
-        between = float(mean.var()) if n > 1 else math.nan
-        error2 = float(variance.sum()) / n / total
-        if n < total:
-            error2 += (1 - n / total) * between / n
-        items = error_over_items(base[self.visited()] + mean, variance, total)
-        return Estimate(value, math.sqrt(error2), items, total, evaluations)
+        total, items = len(base), self.visited()
+        if len(items) == total:
+            value, error = float(base.mean() + mean.mean()), math.sqrt(float(variance.sum())) / total
+        else:
+            drawn, error = self.strata.mean_and_error(items, mean, variance)
+            value = float(base.mean()) + drawn
+        return Estimate(value, error, self.strata.item_error(items, base, mean, variance), total, evaluations)
 
     def expected_variance(self, visit: float) -> float:
-        """Of the mean of the n items visited, where a visit has the variance `visit`: Σ_i 1/J_i of it over n², of however many items
-        these are a part.
+        """The variance of the data set's mean if every visit has the variance `visit`: Σ_i w_i²/J_i of it over N², where a visited
+        item stands for w_i items.
         """
-        j = self.count[self.visited()].double()
-        return visit * float((1 / j).sum()) / len(j) ** 2
+        items = self.visited()
+        weight = self.strata.weights(items)
+        return visit * float((weight.square() / self.count[items].double()).sum()) / len(self.data) ** 2
 
     def nelbo(self) -> Estimate:
         """The mean NELBO of the data set in nats, with both errors."""
@@ -206,12 +211,16 @@ class Draws:
 
     def freedom_of(self, values: Tensor, filled: Tensor) -> float:
         """The same of any values (n, J) of the visited items' draws."""
+        items = self.visited()
         mean, _ = self.spread(values, filled)
         j = filled.sum(1, keepdim=True)
         q = (values - mean[:, None]).square() * filled / (j * (j - 1))
+        part = len(items) < len(self.data)
+        if part:
+            q = q * self.strata.weights(items)[:, None]
         within = _sharing(q) * float((j - 1).sum() / j.sum())
         # Where items stand for others, so do their deviations from each other.
-        between = _sharing((mean - mean.mean()).square()) if len(mean) < len(self.data) else math.inf
+        between = _sharing(self.strata.between(items, mean)) if part else math.inf
         return min(within, between)
 
     def item_errors(self) -> Tensor:

@@ -35,6 +35,7 @@ from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.provenance import provenance
 from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.strata import FIRST_OF_BAND, grown
 from diffusional.evaluation.sweep import sweep
 from diffusional.ledger import UNITS, Estimate, per_unit
 from diffusional.models.base import LatentVariableModel
@@ -256,6 +257,11 @@ class Task:
         return self.draws.evaluations + self.pilot + self._audits
 
     @property
+    def _order(self) -> Tensor:
+        """All items in the order of visits: the extreme ones first where the budget may end before all are visited."""
+        return self.draws.order if self.budget is None else self.draws.strata.order
+
+    @property
     def _audits(self) -> int:
         return 0 if self.audited is None else len(self.audited.left)
 
@@ -273,8 +279,8 @@ class Task:
         nats = per_unit(unit, draws.model.space.dimensions)
         doubts = self.audit(None if target is None else target * nats) if audit else []
         if visits is not None:
-            allowed = self._afford(draws.order, torch.full((n,), visits))
-            self._extend(draws.order, allowed)
+            allowed = self._afford(self._order, torch.full((n,), visits))
+            self._extend(self._order, allowed)
             self._some_visited()
             enough = bool((draws.count >= visits).all())
         elif target is not None:
@@ -294,16 +300,17 @@ class Task:
         self, every: list[Draws], estimate: Callable[[], Estimate], target: float, items: int = _FIRST_ITEMS
     ) -> bool:
         """Extend all of `every` alike, in rounds, until the estimate's error is at most `target` (nats), or the budget ends."""
-        draws = every[0]
-        n, order = len(draws.data), draws.order
-        first = min(n, items)
-        items, each = first, max(_FIRST_DRAWS, -(-_FREEDOM // first) + 1)
-        items, each = max(items, len(draws.visited())), max(each, int(draws.count.max()) if n else 0)
+        draws, strata = every[0], every[0].strata
+        n, picked = len(draws.data), strata.first(items)
+        each = strata.draws(picked, max(_FIRST_DRAWS, -(-_FREEDOM // int(picked.sum())) + 1))
+        picked = torch.maximum(picked, strata.visited(draws.visited()))
+        each = torch.zeros_like(each).scatter_reduce(0, strata.of, draws.count, "amax").maximum(each)
         while True:
-            wanted = torch.full((items,), each)
-            allowed = self._afford(order[:items], wanted)
+            chosen = strata.pick(picked)
+            wanted = each[strata.of[chosen]]
+            allowed = self._afford(chosen, wanted)
             for one in every:
-                self._extend(order[:items], allowed, one)
+                self._extend(chosen, allowed, one)
             self._some_visited()
             now = estimate()
             self._estimate = now
@@ -313,18 +320,21 @@ class Task:
             if bool((allowed < wanted).any()):
                 return False
             ratio = (now.error / target) ** 2
-            if items < n:
-                items = min(n, max(items + 1, min(math.ceil(1.05 * items * ratio), 4 * items)))
-            else:
-                each = max(each + 1, min(math.ceil(1.02 * each * ratio), 4 * each))
+            # Strata that are visited as a whole are drawn more often, the others extended.
+            whole = picked == strata.sizes
+            each = torch.where(whole, grown(each, 1.02 * ratio), each)
+            picked = torch.minimum(grown(picked, 1.05 * ratio), strata.sizes)
 
     def _some_visited(self) -> None:
         """Raise where the budget was too small for any estimate."""
-        few = min(2, len(self.draws.data))
-        if len(self.draws.visited()) < few:
+        items, strata = self.draws.visited(), self.draws.strata
+        if len(items) < min(2, len(self.draws.data)) or not strata.enough(items):
+            extreme = int(strata.sizes[1:].minimum(torch.tensor(FIRST_OF_BAND)).sum())
+            needed = extreme + int(strata.sizes[0].clamp(max=2))
             raise DiffusionalError(
-                f"a budget of {self.budget} evaluations came; the pilot and the audit took {self.spent}, and two draws of "
-                f"{few} items are needed. Give a plan, leave out the audit, or raise it"
+                f"max_evaluations={self.budget} is too small: {self.spent} were spent, the pilot and the audit included, but two draws of "
+                f"{needed} items are needed, of which {extreme} have extreme expected costs. Raise max_evaluations, pass a plan, or leave "
+                "out the audit"
             )
 
     def _cautious(self) -> Estimate:
@@ -344,7 +354,7 @@ class Task:
     def _to_item_error(self, target: float) -> bool:
         """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""
         draws = self.draws
-        left = draws.order
+        left = self._order
         each = _ITEM_DRAWS
         while len(left):
             wanted = torch.full((len(left),), each)

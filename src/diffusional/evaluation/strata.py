@@ -1,0 +1,166 @@
+"""Strata of items: which items are visited with certainty, and how a part of the others stands for all of them.
+
+What is known of an item without the network (the expected cost of the controls in every cell of levels, KL_T, log-Jacobians) shows
+whether the item is unlike the rest. Items within six robust standard deviations of the median in everything that is known are
+*ordinary* and form stratum 0; the others form strata by bands of their distance (6–12, 12–24, …), so that an item in a stratum is
+compared only with items about as unusual as itself. From stratum h, with N_h items, the first n_h in a random order are visited. With
+R_i the mean weighted residual of a visited item and v_i the Monte Carlo variance of R_i,
+
+    mean = (1/N) [Σ_{i≤N} base_i + Σ_h (N_h/n_h) Σ_{i∈h, visited} R_i],                                                      (a)
+    Var  = (1/N²) Σ_h N_h² [(1 − n_h/N_h) S_h²/n_h + (n_h/N_h) (1/n_h²) Σ_{i∈h, visited} v_i],                               (b)
+
+S_h² the variance of R over the visited items of stratum h: stratified two-stage sampling (Cochran 1977, §5.3 and §10.3). A stratum
+that is visited as a whole (n_h = N_h), such as a handful of outliers, contributes its Monte Carlo variance and nothing else.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusional.ledger import error_over_items
+
+# Robust standard deviations from the median up to which an item is ordinary, and the number of bands beyond, each twice as wide.
+ORDINARY, _BANDS = 6.0, 12
+# Items of a band that the first look visits.
+FIRST_OF_BAND = 64
+# Spreads below this share of the median's magnitude are rounding.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Strata:
+    """The strata of N items.
+
+    Attributes:
+        of: (N,) the stratum of every item; 0 holds the ordinary ones.
+        order: (N,) the items in the order in which they are visited: the most extreme stratum first, each in a random order.
+    """
+
+    of: Tensor
+    order: Tensor
+
+    @classmethod
+    def by_extremeness(cls, known: Mapping[str, Tensor], order: Tensor) -> "Strata":
+        """The strata from what is known of each item, columns of (N,), and a random `order` (N,) of the items.
+
+        >>> known = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 900.0])
+        >>> strata = Strata.by_extremeness({"base": known}, torch.arange(6))
+        >>> (strata.of > 0).nonzero().squeeze(1).tolist(), strata.order.tolist()
+        ([5], [5, 0, 1, 2, 3, 4])
+        """
+        n = len(order)
+        distance = torch.zeros(n, dtype=torch.float64)
+        for column in known.values():
+            distance = torch.maximum(distance, robust_distance(column))
+        band = torch.floor(torch.log2((distance / ORDINARY).clamp(min=0.5))).long() + 1
+        of = band.clamp(0, _BANDS)
+        return cls(of, order[torch.argsort(-of[order], stable=True)])
+
+    @property
+    def sizes(self) -> Tensor:
+        """N_h (H,): the number of items of each stratum, zeros included."""
+        return torch.bincount(self.of, minlength=_BANDS + 1)
+
+    def first(self, items: int) -> Tensor:
+        """n_h (H,) of a first look: `items` ordinary ones and some of every band; all items where `items` are as many."""
+        wanted = torch.full_like(self.sizes, FIRST_OF_BAND if items < len(self.of) else items)
+        wanted[0] = items
+        return torch.minimum(self.sizes, wanted)
+
+    def draws(self, picked: Tensor, each: int) -> Tensor:
+        """Draws of every item (H,) in a first look at `picked` (H,) items: `each` of an ordinary one, twice as many in every further
+        band, whose costs are larger, but no more in a band than of all ordinary items together.
+        """
+        wanted = each * 2 ** torch.arange(len(picked))
+        most = each * picked[0] // picked.clamp(min=1)
+        return torch.minimum(wanted, most).clamp(min=each)
+
+    def pick(self, count: Tensor) -> Tensor:
+        """The first count_h (H,) items of every stratum, in the order of visits."""
+        sizes = self.sizes
+        stratum = self.of[self.order]
+        # The position of each item within its stratum: the order lists whole strata, the most extreme first.
+        begins = sizes.flip(0).cumsum(0).flip(0) - sizes
+        position = torch.arange(len(self.order)) - begins[stratum]
+        return self.order[position < count[stratum]]
+
+    def visited(self, items: Tensor) -> Tensor:
+        """n_h (H,) of visited items (n,)."""
+        return torch.bincount(self.of[items], minlength=_BANDS + 1)
+
+    def enough(self, items: Tensor) -> bool:
+        """Whether every stratum is visited as a whole or by two items or more, as (b) needs."""
+        some = self.visited(items)
+        return bool(((some >= 2) | (some == self.sizes)).all())
+
+    def weights(self, items: Tensor) -> Tensor:
+        """N_h/n_h (n,) of visited items (n,): how many items each stands for."""
+        share = self.sizes.double() / self.visited(items).clamp(min=1).double()
+        return share[self.of[items]]
+
+    def between(self, items: Tensor, mean: Tensor) -> Tensor:
+        """Squared deviations (n,) whose sum is the part of N² Var in (b) that comes from items not visited; `mean` (n,) is R."""
+        sizes, some = self.sizes.double(), self.visited(items).double()
+        total = torch.zeros_like(sizes).index_add_(0, self.of[items], mean)
+        centred = mean - (total / some.clamp(min=1))[self.of[items]]
+        factor = sizes * (sizes - some) / (some * (some - 1)).clamp(min=1)
+        return factor[self.of[items]] * centred.square()
+
+    def mean_and_error(self, items: Tensor, mean: Tensor, variance: Tensor) -> tuple[float, float]:
+        """(a) without the bases, and the square root of (b), from R and v (n,) of the visited items (n,)."""
+        n, weight = len(self.of), self.weights(items)
+        value = float((weight * mean).sum()) / n
+        within = float((weight * variance).sum())
+        return value, math.sqrt(within + float(self.between(items, mean).sum())) / n
+
+    def item_error(self, items: Tensor, known: Tensor, mean: Tensor, variance: Tensor) -> float:
+        """Standard error over items of the mean: √(variance over all N items of what they score / N).
+
+        The bases `known` (N,) are those of all items; the visited ones, weighted, say what the residuals add:
+
+            v̂ = Var_N(known) + Σ_i (w_i/N) [a_i(known + R) − v_i − a_i(known)],     a_i(y) = N/(N − 1) (y_i − ȳ_w)²,
+
+        at least the standard error of its second part, as in `error_over_items`.
+        """
+        n, weight = len(self.of), self.weights(items)
+        if len(items) == n:
+            return error_over_items(known[items] + mean, variance, n)
+
+        def squares(values: Tensor) -> Tensor:
+            return n / (n - 1) * (values - (weight * values).sum() / n).square()
+
+        parts = squares(known[items] + mean) - variance - squares(known[items])
+        centred = weight * (parts - (weight * parts).sum() / n)
+        noise = float((weight * variance).sum()) / n * math.sqrt(2 / (len(items) - 1))
+        least = max(float(centred.square().sum().sqrt()) / n, noise)
+        return math.sqrt(max(float(known.var()) + float((weight * parts).sum()) / n, least) / n)
+
+
+def grown(numbers: Tensor, factor: float) -> Tensor:
+    """About `factor` times the numbers (H,): each one more at least, four times as many at most.
+
+    >>> grown(torch.tensor([10, 10]), 1.5).tolist(), grown(torch.tensor([10]), 100.0).tolist()
+    ([15, 15], [40])
+    """
+    wanted = torch.ceil(numbers.double() * factor).long()
+    return torch.maximum(torch.minimum(wanted, 4 * numbers), numbers + 1)
+
+
+def robust_distance(values: Tensor) -> Tensor:
+    """|v − median| in robust standard deviations (N,): 1.4826 times the median deviation, or 1.2533 times the mean one where the
+    former is zero; 0 for values that differ by rounding only.
+
+    >>> robust_distance(torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0])).round().tolist()
+    [1.0, 1.0, 0.0, 1.0, 66.0]
+    """
+    values = values.double()
+    middle = values.median()
+    away = (values - middle).abs()
+    scale = 1.4826 * away.median()
+    negligible = _ROUNDING * middle.abs()
+    if not scale > negligible:
+        scale = 1.2533 * away.mean()
+    return away / scale if scale > negligible else torch.zeros_like(away)

@@ -1,0 +1,104 @@
+"""Strata of items: extreme items are visited with certainty, and the estimate from the others is unbiased with a true error."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffusional.evaluation.strata import FIRST_OF_BAND, Strata, grown, robust_distance
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def population(items: int, extreme: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bases, residuals and Monte Carlo variances (N,): those of the first `extreme` items are far larger than the others'."""
+    base = torch.randn(items, generator=generator(0), dtype=torch.float64)
+    residual = 0.3 * base + 0.5 * torch.randn(items, generator=generator(1), dtype=torch.float64)
+    variance = torch.rand(items, generator=generator(2), dtype=torch.float64)
+    base[:extreme] += 10 * torch.arange(1, extreme + 1)
+    residual[:extreme] += 40.0
+    variance[:extreme] *= 100
+    return base, residual, variance
+
+
+def test_extreme_items_are_set_apart_by_any_column() -> None:
+    base, _, _ = population(200, 0)
+    other = base.flip(0).clone()
+    other[17], other[40] = -300.0, 40.0
+    strata = Strata.by_extremeness({"base": base, "prior": other}, torch.randperm(200, generator=generator(3)))
+    assert set((strata.of > 0).nonzero().squeeze(1).tolist()) == {17, 40}
+    assert strata.of[17] > strata.of[40]
+    assert strata.order[:2].tolist() == [17, 40]
+    assert strata.order.sort().values.tolist() == list(range(200))
+
+
+def test_rounding_is_not_a_distance() -> None:
+    assert robust_distance(5 + 1e-7 * torch.randn(50, generator=generator(0))).tolist() == [0.0] * 50
+    # Most items alike: the mean deviation takes the place of the median one.
+    values = torch.zeros(100)
+    values[3] = 1.0
+    assert robust_distance(values)[3] == pytest.approx(100 / 1.2533)
+
+
+def test_the_first_look_takes_all_of_a_small_band_and_a_part_of_a_large_one() -> None:
+    of = torch.tensor([0] * 500 + [1] * (FIRST_OF_BAND + 30) + [4] * 3)
+    strata = Strata(of, torch.argsort(-of, stable=True))
+    picked = strata.first(256)
+    assert picked[[0, 1, 4]].tolist() == [256, FIRST_OF_BAND, 3]
+    items = strata.pick(picked)
+    assert torch.bincount(of[items]).tolist() == [256, FIRST_OF_BAND, 0, 0, 3]
+    # The extreme ones are drawn more often, but cost no more than the ordinary ones together.
+    each = strata.draws(picked, 2)
+    assert each[[0, 1, 4]].tolist() == [2, 4, 32]
+    assert bool((each * picked <= 2 * 256)[picked > 0].all())
+
+
+def test_grown() -> None:
+    assert grown(torch.tensor([10, 1, 0]), 2.55).tolist() == [26, 3, 1]
+    assert grown(torch.tensor([10]), 1.0).tolist() == [11]
+
+
+@pytest.mark.parametrize("extreme", [0, 5])
+def test_the_estimate_is_unbiased_and_its_error_true(extreme: int) -> None:
+    """Over 3,000 random orders and noises; Cochran (1977), §5.3 and §10.3."""
+    base, residual, variance = population(60, extreme)
+    truth, repeats = float((base + residual).mean()), 3000
+    values, squares, item_errors = [], [], []
+    for seed in range(repeats):
+        g = generator(seed)
+        strata = Strata.by_extremeness({"base": base}, torch.randperm(60, generator=g))
+        items = strata.pick(strata.first(15)).sort().values
+        mean = residual[items] + variance[items].sqrt() * torch.randn(len(items), generator=g, dtype=torch.float64)
+        value, error = strata.mean_and_error(items, mean, variance[items])
+        values.append(float(base.mean()) + value)
+        squares.append(error**2)
+        item_errors.append(strata.item_error(items, base, mean, variance[items]) ** 2)
+    spread = np.std(values, ddof=1)
+    assert abs(np.mean(values) - truth) < 4 * spread / math.sqrt(repeats)
+    assert math.sqrt(np.mean(squares)) == pytest.approx(spread, rel=0.05)
+    # With certainty: the five extreme items alone would have made the spread many times as large.
+    assert spread < 0.7
+    assert np.mean(item_errors) == pytest.approx(float((base + residual).var()) / 60, rel=0.08)
+
+
+def test_items_visited_as_a_whole_stand_for_themselves() -> None:
+    base, residual, variance = population(40, 4)
+    strata = Strata.by_extremeness({"base": base}, torch.arange(40))
+    items = strata.pick(strata.sizes).sort().values
+    value, error = strata.mean_and_error(items, residual, variance)
+    assert value == pytest.approx(float(residual.mean()))
+    assert error == pytest.approx(math.sqrt(float(variance.sum())) / 40)
+    assert strata.weights(items).tolist() == [1.0] * 40
+    part = strata.pick(strata.first(10)).sort().values
+    assert float(strata.weights(part).sum()) == pytest.approx(40)
+
+
+def test_enough_needs_two_of_every_stratum_or_all_of_it() -> None:
+    strata = Strata(torch.tensor([0, 0, 0, 2]), torch.tensor([3, 0, 1, 2]))
+    assert strata.enough(torch.tensor([0, 1, 3]))
+    assert not strata.enough(torch.tensor([0, 3]))
+    assert not strata.enough(torch.tensor([0, 1, 2]))
