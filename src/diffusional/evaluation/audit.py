@@ -1,8 +1,9 @@
 """The audit: are there costs that a learned plan doesn't expect?
 
 Every level (2,048 at most, evenly spread) is visited once, at random items, at the price of one image's full sweep, and what the plan
-leaves of the cost is compared with what it expects there. A cost that the pilot has not met then doesn't pass for a small error, if it
-is large and not rare.
+leaves of the cost is compared with what it expects there. A cost that the pilot has not met then does not pass for a small error, if it
+is large and not rare. The audit is about levels, so its items are ordinary ones: items with extreme expected costs are visited in strata
+of their own (strata.py), and there the plan's expectation, made for ordinary items, would be compared with the wrong thing.
 """
 
 from dataclasses import dataclass
@@ -47,13 +48,15 @@ class Audit:
     def of(cls, draws: Draws) -> "Audit":
         """By the plan of `draws`, of its model and data. Raises DiffusionalError for a cost that is not finite."""
         model, plan, count = draws.model, draws.plan, cls.size(draws.model)
-        generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[0][:4], "little"))
+        # Neither the visits nor the items depend on the order of the data.
+        ordinary = draws.order[draws.strata.of[draws.order] == 0]
+        generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[int(ordinary[0])][:4], "little"))
         middle = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
         level = middle if model.levels is None else (middle * model.levels).long() + 1
         if model.levels == count:
             level = torch.arange(count) + 1
         cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
-        item = torch.randint(len(draws.data), (count,), generator=generator)
+        item = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
         noise = torch.randn(count, *draws.data.shape[1:], generator=generator).to(draws.device, draws.data.dtype)
         c = moved(rows_of(draws.condition, item), draws.device)
         with torch.inference_mode():

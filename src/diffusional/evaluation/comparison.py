@@ -6,7 +6,8 @@ With a_ij and b_ij their weighted residuals at an item's j-th visit, the differe
     D_i = (base_i^A − base_i^B) + (1/J) Σ_j (a_ij − b_ij),
 
 and its errors are those of `draws.py` for the differences: covariances need no estimate of their own. What is left may be rare: the
-Monte Carlo error is at least the one that the two audits, which visited the same levels, expect, √(∫ d²/π) over all visits.
+Monte Carlo error is at least the one that the two audits, which visited the same levels, expect, √(∫ d²/π) over all visits, and the
+pilots, which visited the same levels with the same noise, have their say in it as in `evaluate` (Draws.cautious).
 
 Where one of them is no diffusion model there are no common levels: both are evaluated on all items to target/√2 each, and only the
 items are paired.
@@ -147,14 +148,16 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     caveats = [
         f"{name}: {text}" for name, task in zip("AB", tasks, strict=True) if audit for text in task.audit(target)
     ]
-    # What two models share cancels, and what is left may be rare: the error is the larger of the one seen and the one that the audits,
-    # which saw every level, expect.
+    # What two models share cancels, and what is left may be rare: the error is at least what the audits, which visited every level, and
+    # the pilots expect of it.
     audits = [task.audited for task in tasks if task.audited is not None]
-    of_one_visit = audits[0].paired_variance(audits[1]) if len(audits) == 2 else 0.0
+    by_audits = audits[0].paired_variance(audits[1]) if len(audits) == 2 else 0.0
+    by_pilots = one.plan.paired_variance(other.plan)
 
     def cautious() -> Estimate:
         seen = _difference(one, other, sum(task.spent for task in tasks))
-        return replace(seen, error=max(seen.error, math.sqrt(one.expected_variance(of_one_visit))))
+        least = math.sqrt(one.expected_variance(by_audits))
+        return one.cautious(replace(seen, error=max(seen.error, least)), by_pilots)
 
     enough = tasks[0].to_error([one, other], cautious, target)
     results = [task.result([]) for task in tasks]

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from diffusional.models.diffusion import DiffusionModel
 _NOISE = 16_000_000
 # An item's own draws outweigh what the plan expects of them from this many on.
 _PRIOR_DRAWS = 4
+# Where the error seen is below it, the plan's expectation counts as so many degrees of freedom.
+_PLAN_FREEDOM = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +195,16 @@ class Draws:
         items = self.visited()
         weight = self.strata.weights(items)
         return visit * float((weight.square() / self.count[items].double()).sum()) / len(self.data) ** 2
+
+    def cautious(self, seen: Estimate, visit: float) -> Estimate:
+        """`seen` with the error that a rule that stops may go by, where one visit is expected to have the variance `visit`, nats².
+
+        Draws that met no rare cost give a low estimate and a low error at once; to stop where the error seen is low would favour them.
+        What the pilot expects of the error does not depend on these draws. It counts as _PLAN_FREEDOM degrees of freedom, where it is more.
+        """
+        freedom = float((self.count[self.visited()] - 1).sum())
+        blend = (_PLAN_FREEDOM * self.expected_variance(visit) + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
+        return replace(seen, error=max(seen.error, math.sqrt(blend)))
 
     def nelbo(self) -> Estimate:
         """The mean NELBO of the data set in nats, with both errors."""

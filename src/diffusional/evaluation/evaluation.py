@@ -45,8 +45,6 @@ from diffusional.models.vae import VAE
 
 # The first look: this many items, if there are as many, and draws of each.
 _FIRST_ITEMS, _FIRST_DRAWS = 256, 2
-# Where the error seen is below it, the plan's expectation counts as so many degrees of freedom in the rule that stops.
-_PLAN_FREEDOM = 256
 # Few items are drawn more often, for as many degrees of freedom.
 _FREEDOM = 60
 # An item's own error is believed from this many draws on.
@@ -338,18 +336,11 @@ class Task:
             )
 
     def _cautious(self) -> Estimate:
-        """The NELBO with the error that stopping goes by: the one seen or, where that is less, the plan's say in it.
-
-        Draws that met no rare cost give a low estimate and a low error at once; to stop where the error seen is low would favour
-        them. What the plan expects of the error knows nothing of these draws; it counts as _PLAN_FREEDOM degrees of freedom.
-        """
-        draws, seen = self.draws, self.draws.nelbo()
+        """The NELBO with the error that stopping goes by: the one seen or, where that is less, the plan's say in it."""
+        draws = self.draws
         if draws.plan.provenance.get("method") != "pilot":
-            return seen
-        freedom = float((draws.count[draws.visited()] - 1).sum())
-        expected = draws.expected_variance(draws.plan.draw_variance)
-        blend = (_PLAN_FREEDOM * expected + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
-        return replace(seen, error=max(seen.error, math.sqrt(blend)))
+            return draws.nelbo()
+        return draws.cautious(draws.nelbo(), draws.plan.draw_variance)
 
     def _to_item_error(self, target: float) -> bool:
         """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import Control, Wiener, fit_controls
-from diffusional.evaluation.plan import Plan, about, cell_edges, resolution
+from diffusional.evaluation.plan import Met, Plan, about, cell_edges, resolution
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
 from diffusional.models.chain import Chain
@@ -49,12 +49,22 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     known = _known_variance(model, controls, plan.edges, data)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    levels: list[Tensor] = []
+    said = about(model)
+    origin = {"seed": seed, "data_sha256": fingerprint(model.space, data), "evaluations": evaluations}
+    # The visits of another model's pilot, if there is one for the same levels and data, so that the differences of their costs are met.
+    replayed = Met.nothing()
+    if like is not None and plan.edges.equal(like.edges) and origin.items() <= like.provenance.items():
+        replayed = like.met
 
     def visit(n: int) -> None:
         """n more evaluations under the plan as it is: their cells, costs and features."""
         item = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(-(-n // len(data)))])[:n]
         v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         visits = plan.at(v[torch.randperm(n, generator=generator)])
+        if len(replayed.left):
+            some = slice(sum(map(len, levels)), sum(map(len, levels)) + n)
+            visits = Visits(replayed.cell[some], replayed.level[some], visits.weight)
         noise = torch.randn(n, *data.shape[1:], generator=generator).to(device)
         x, c = data[item].to(device), moved(rows_of(condition, item), device)
         costs = visit_costs(model, x, visits, noise, c)
@@ -64,6 +74,7 @@ def fit(
                 f"the pilot met a cost that is not finite: {float(costs[bad])} for item {int(item[bad])} at level "
                 f"{visits.level[bad].item():g}; nothing was left out"
             )
+        levels.append(visits.level)
         rows.append((visits.cell, costs, visit_features(model, controls, x, visits, noise)))
         if not model.decoder_uses_network:
             zero = Visits(torch.zeros_like(visits.cell), torch.ones_like(visits.level), torch.ones_like(visits.weight))
@@ -77,7 +88,6 @@ def fit(
         visit(n)
         cell, costs, features = (torch.cat(parts) for parts in zip(*rows, strict=True))
         plan = _regressed(plan, model, cell, costs, features, known)
-    said = about(model)
     if like is not None and all(like.provenance.get(key) == said[key] for key in said) and plan.edges.equal(like.edges):
         plan = replace(plan, mass=like.mass)
     learned = {
@@ -86,11 +96,15 @@ def fit(
         "cells": cells,
         "controls": [control.name for control in controls],
         "seed": seed,
-        "data_sha256": fingerprint(model.space, data),
+        "data_sha256": origin["data_sha256"],
         **condition_record(condition),
         "weights_sha256": tensor_hash(model.state_dict()),
     }
-    return replace(plan, provenance=said | learned)
+    # Every other part is of a decoder without network.
+    network = rows[:: 1 if model.decoder_uses_network else 2]
+    cell, costs, features = (torch.cat(parts) for parts in zip(*network, strict=True))
+    met = Met(cell, torch.cat(levels), costs - plan._subtracted(cell, features))
+    return replace(plan, provenance=said | learned, met=met)
 
 
 def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:

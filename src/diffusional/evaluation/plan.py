@@ -52,6 +52,20 @@ _NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
 
 
 @dataclass(frozen=True, eq=False)
+class Met:
+    """What a pilot met: `cell` (P,), `level` (P,) and the residual `left` (P,), cost − g in nats, of its P network evaluations."""
+
+    cell: Tensor
+    level: Tensor
+    left: Tensor
+
+    @classmethod
+    def nothing(cls) -> "Met":
+        """The record of a plan that was not learned, or was saved before pilots were recorded."""
+        return cls(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Cells of levels with their probabilities, and the control variates with their coefficients.
 
@@ -64,6 +78,10 @@ class Plan:
         scale: (C + 1,) s_c, nats.
         controls: K of them.
         provenance: what it was learned from.
+        met: the pilot's visits and residuals. They decide no score, and are not part of `sha256`.
+
+    Raises DiffusionalError unless the edges increase, the probabilities are finite, positive (the reconstruction's may be zero) and sum
+    to one, and all tensors have the shapes above and are finite.
     """
 
     edges: Tensor
@@ -74,6 +92,31 @@ class Plan:
     scale: Tensor
     controls: tuple[Control, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    met: Met = field(default_factory=Met.nothing)
+
+    def __post_init__(self) -> None:
+        if self.edges.ndim != 1 or len(self.edges) < 2 or not bool((self.edges[1:] > self.edges[:-1]).all()):
+            raise DiffusionalError(
+                f"expected edges of at least one cell of levels, in increasing order, got {self.edges.tolist()}; learn the plan again"
+            )
+        cells, controls = self.cells + 1, len(self.controls)
+        shapes = {"mass": (cells,), "constant": (cells,), "scale": (cells,)}
+        shapes |= {"expected": (controls, cells), "drawn": (controls, cells)}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+                raise DiffusionalError(
+                    f"expected a finite {name} of shape {shape} for {self.cells} cells of levels and {controls} controls, got shape "
+                    f"{tuple(value.shape)}{'' if torch.isfinite(value).all() else ' with values that are not finite'}; learn the plan again"
+                )
+        total = float(self.mass.double().sum())
+        if not bool((self.mass[1:] > 0).all() and self.mass[0] >= 0) or abs(total - 1) > 1e-6:
+            raise DiffusionalError(
+                "expected probabilities `mass` of the reconstruction (at least 0) and of every cell of levels (above 0) that sum to 1, got "
+                f"{self.mass.tolist()}, whose sum is {total:g}; divide them by their sum, or learn the plan again"
+            )
+        if bool((self.scale < 0).any()):
+            raise DiffusionalError(f"expected a scale of at least 0 in every cell, got {self.scale.tolist()}")
 
     @property
     def cells(self) -> int:
@@ -214,9 +257,32 @@ class Plan:
     @property
     def draw_variance(self) -> float:
         """What one visit's variance is expected to be, nats² per item: Σ_c (n_c s_c)²/π_c."""
+        return self._of_one_visit(self.scale.square())
+
+    def paired_variance(self, other: "Plan") -> float:
+        """The variance, nats² per item, that one visit of two models is expected to have in the difference of their costs.
+
+        Σ_c n_c² d_c²/π_c with d_c² the mean square of the difference of the residuals that both pilots met in cell c, where they met
+        the same visits (`Plan.fit(…, like=…)`). Otherwise only the two models' own scales are known, and d_c = |s_c − s'_c| is the
+        least that two residuals of these scales can differ by. Zero where the plans visit different levels.
+        """
+        if not (torch.equal(self.edges, other.edges) and torch.equal(self.mass, other.mass)):
+            return 0.0
+        squares = (self.scale - other.scale).square()
+        ours, theirs = self.met, other.met
+        alike = all(self.provenance.get(key) == other.provenance.get(key) for key in ("data_sha256", "seed"))
+        if alike and len(ours.left) and torch.equal(ours.level, theirs.level) and torch.equal(ours.cell, theirs.cell):
+            count = torch.bincount(ours.cell, minlength=self.cells + 1)
+            total = torch.zeros_like(squares).index_add_(0, ours.cell, (ours.left - theirs.left).square())
+            # A decoder without network is not visited: what its costs differ by stays with the scales.
+            squares = torch.where(count > 0, total / count.clamp(min=1), squares)
+        return self._of_one_visit(squares)
+
+    def _of_one_visit(self, squares: Tensor) -> float:
+        """Σ_c n_c² squares_c/π_c, with squares (C + 1,) the variance of one cost in each cell."""
         width = torch.cat([torch.ones(1, dtype=torch.float64), (self.edges[1:] - self.edges[:-1]).double()])
-        parts = (width * self.scale).square() / self.mass.clamp(min=1e-12)
-        free = parts[0] if self.mass[0] > 0 else self.scale[0] ** 2
+        parts = width.square() * squares / self.mass.clamp(min=1e-12)
+        free = parts[0] if self.mass[0] > 0 else squares[0]
         return float(parts[1:].sum() + free)
 
     def sha256(self) -> str:
@@ -244,7 +310,8 @@ class Plan:
             "sha256": self.sha256(),
             "provenance": self.provenance,
         }
-        save_tensors(path.with_suffix(".safetensors"), self._tensors())
+        met = {f"pilot.{name}": value for name, value in vars(self.met).items()}
+        save_tensors(path.with_suffix(".safetensors"), self._tensors() | met)
         save_json(path, record)
 
     @classmethod
@@ -254,14 +321,16 @@ class Plan:
         record = load_json(path)
         tensors = load_tensors(path.with_suffix(".safetensors"))
         try:
-            states: dict[str, dict[str, Tensor]] = {name: {} for name in record["controls"]}
+            states: dict[str, dict[str, Tensor]] = {name: {} for name in [*record["controls"], "pilot"]}
             for key, value in tensors.items():
                 name, _, part = key.partition(".")
                 if part:
                     states[name][part] = value
+            pilot = states.pop("pilot")
+            met = Met(**pilot) if pilot else Met.nothing()
             controls = tuple(KINDS[name].from_state(model.space, state) for name, state in states.items())
             own = {name: tensors[name] for name in _NUMBERS}
-            plan = cls(**own, controls=controls, provenance=record["provenance"])
+            plan = cls(**own, controls=controls, provenance=record["provenance"], met=met)
             said = {name: record[name] for name in ("edges", "mass", "constant", "scale")}
             said |= {name: list(record[name].values()) for name in ("expected", "drawn")}
             intact = plan.sha256() == record["sha256"] and all(own[name].tolist() == said[name] for name in _NUMBERS)
