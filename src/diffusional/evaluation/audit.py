@@ -50,6 +50,7 @@ class Audit:
         model, plan, count = draws.model, draws.plan, cls.size(draws.model)
         # Neither the visits nor the items depend on the order of the data.
         ordinary = draws.order[draws.strata.of[draws.order] == 0]
+        ordinary = ordinary if len(ordinary) else draws.order
         generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[int(ordinary[0])][:4], "little"))
         middle = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
         level = middle if model.levels is None else (middle * model.levels).long() + 1

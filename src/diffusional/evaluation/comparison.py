@@ -29,6 +29,7 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, error_over_items, per_unit
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
+from diffusional.models.denoiser import network_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,8 @@ def compare(
             f"A's items are {a.space}, B's are {b.space}: bounds over different spaces do not compare"
         )
     a.space.check(data)
+    if network_dtype(a) is torch.float32 and network_dtype(b) is torch.float32:
+        data = data.float()
     if not target_error > 0:
         raise DiffusionalError(f"target_error={target_error} came; give a positive number")
     if not (isinstance(a, Chain) and isinstance(b, Chain)):

@@ -19,6 +19,7 @@ variance alone.
 from typing import Protocol, runtime_checkable
 
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from diffusional.baselines import FactorizedCategorical
@@ -30,6 +31,8 @@ from diffusional.space import Discrete, Space
 # The trapezoid rule in z: nodes σ/4 apart, 8 σ beyond the outermost level. For neighbouring levels d σ apart its error is
 # about exp(−d²/8 − 8π²/d) < 3e-8.
 _SPACING, _REACH = 0.25, 8.0
+# Standard deviations of z between neighbouring levels from which they are never mistaken.
+_APART = 56.0
 # Numbers in one (nodes × positions) matrix.
 _NUMBERS = 8_000_000
 # Tables that are kept; beyond, or where tables are large, they are interpolated between knots in γ (cubic: 1e-4 nats off at worst, where σ
@@ -40,6 +43,8 @@ _LARGE = 50_000
 _SMOOTHING, _LEAST = 0.1, 1e-6
 # Eigenvectors of the covariance are found up to this dimension.
 WIENER_DIMENSIONS = 4096
+# Items per dimension from which a sample covariance is used as it is, and a control is fitted to the items that the pilot visits.
+ENOUGH = 4
 
 
 @runtime_checkable
@@ -142,8 +147,19 @@ class Factorized:
         rule = exponent.exp() * (_SPACING / (2 * torch.pi) ** 0.5)
         return (exponent - shift[:, None]).exp(), shift, rule
 
+    def _certain(self, gamma: float) -> bool:
+        """Whether z tells the levels apart beyond double precision, so that x̂_d = x_d and every integral here is zero.
+
+        Two levels α Δ/σ = d standard deviations apart are mistaken with probability about exp(−d²/8), below 1e-170 from d = 56 on; the grid
+        of the trapezoid rule, on the other hand, would grow as d.
+        """
+        g = torch.tensor(gamma, dtype=torch.float64)
+        return float(alpha(g) / sigma(g)) * self.space.width > _APART
+
     def _table(self, gamma: float) -> Tensor:
         """E_ε (x_k − x̂_d)² (D, K) at γ."""
+        if self._certain(gamma):
+            return torch.zeros(self.probs.shape, dtype=torch.float64)
         if gamma in self._tables:
             return self._tables[gamma]
         kernel, _, rule = self._kernels(gamma)
@@ -192,6 +208,9 @@ class Factorized:
             share[d] = torch.bincount(column, minlength=self.space.levels) / len(x)
         values, out = self.space.values[:, None], []
         for g in gamma.tolist():
+            if self._certain(g):
+                out.append(0.0)
+                continue
             kernel, _, rule = self._kernels(g)
             data = (kernel @ (self.probs * self.space.values).T) / (kernel @ self.probs.T)  # (G, D)
             m0, m1, m2, m3, m4 = (rule.T @ data**power for power in range(5))  # (K, D) each
@@ -201,10 +220,13 @@ class Factorized:
         return torch.tensor(out, dtype=torch.float64).clamp(min=0)
 
     def expected_decoding(self, x: Tensor, gamma: Tensor) -> Tensor:
+        index = self.space.index(x).flatten(1)
+        if self._certain(float(gamma)):
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
         kernel, shift, rule = self._kernels(float(gamma))
         # −ln p_d(k|z) = −ln p_d(k) + (z − α x_k)²/2σ² + ln Σ_j p_d(j) exp(−(z − α x_j)²/2σ²), the middle's mean being ½.
         table = 0.5 - self.probs.log() + ((shift[:, None] + (kernel @ self.probs.T).log()).T @ rule)
-        return self._at(self.space.index(x).flatten(1), table)
+        return self._at(index, table)
 
 
 def _knots(gamma: Tensor, large: bool) -> list[tuple[float, Tensor, Tensor]]:
@@ -259,10 +281,18 @@ class Wiener:
 
     @classmethod
     def fit(cls, x: Tensor, smallest: float = 1e-12) -> "Wiener":
-        """Mean and covariance of items x (N, *dims), N ≥ 1; eigenvalues below `smallest` are raised to it."""
+        """Mean and covariance of items x (N, *dims), N ≥ 1; eigenvalues below `smallest` are raised to it.
+
+        Of fewer than ENOUGH · D items the covariance is shrunk towards its mean variance, (1 − δ) Σ̂ + δ (tr Σ̂/D) I, with δ by Ledoit &
+        Wolf (2004): in the directions that so few items do not span, the world would otherwise be certain, and wrong by any factor for
+        another item.
+        """
         flat = x.detach().cpu().double().flatten(1)
         centred = flat - flat.mean(0)
         eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred / len(flat))
+        if len(flat) < ENOUGH * flat.shape[1]:
+            shrinkage = float(ledoit_wolf_shrinkage(flat.numpy())) if len(flat) > 1 else 1.0
+            eigenvalues = (1 - shrinkage) * eigenvalues + shrinkage * eigenvalues.mean()
         least = max(_LEAST * float(eigenvalues[-1]), smallest)
         return cls(flat.mean(0), eigenvalues.clamp(min=least), eigenvectors)
 

@@ -40,6 +40,7 @@ from diffusional.evaluation.sweep import sweep
 from diffusional.ledger import UNITS, Estimate, per_unit
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
+from diffusional.models.denoiser import network_dtype
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import VAE
 
@@ -47,8 +48,15 @@ from diffusional.models.vae import VAE
 _FIRST_ITEMS, _FIRST_DRAWS = 256, 2
 # Few items are drawn more often, for as many degrees of freedom.
 _FREEDOM = 60
+# The error seen is not believed where the plan expects more than so many times its variance.
+_SURPRISE = 2.0
 # An item's own error is believed from this many draws on.
 _ITEM_DRAWS = 8
+# Of a plan that was not learned.
+NO_AUDIT = (
+    "the plan was not learned by a pilot (Plan.uniform), so there is nothing to audit the levels against, and the error rests on the draws "
+    "only: a rare cost that was not met is not in it. Learn a plan (Plan.fit), or pass audit=False to do without"
+)
 # Seconds between two writes of the records.
 _SAVE_EVERY = 20.0
 
@@ -130,6 +138,7 @@ def evaluate(
     check_targets(target_error, visits, item_error, max_evaluations, draws)
     if steps is not None:
         model = regridded(model, steps)
+    data = as_the_network(model, data)
     was_training = model.training
     model.eval()
     try:
@@ -166,6 +175,11 @@ def evaluate(
         return task.run(target_error, visits, item_error, unit, every_item, audit)
     finally:
         model.train(was_training)
+
+
+def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:
+    """Items in float32 where the network's parameters are: a score does not depend on the type in which its item was given."""
+    return data.float() if network_dtype(model) is torch.float32 else data
 
 
 def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> DiffusionModel | VAE:
@@ -299,7 +313,7 @@ class Task:
     ) -> bool:
         """Extend all of `every` alike, in rounds, until the estimate's error is at most `target` (nats), or the budget ends."""
         draws, strata = every[0], every[0].strata
-        n, picked = len(draws.data), strata.first(items)
+        picked = strata.first(items)
         each = strata.draws(picked, max(_FIRST_DRAWS, -(-_FREEDOM // int(picked.sum())) + 1))
         picked = torch.maximum(picked, strata.visited(draws.visited()))
         each = torch.zeros_like(each).scatter_reduce(0, strata.of, draws.count, "amax").maximum(each)
@@ -405,12 +419,28 @@ class Task:
         """Sentences on costs that a learned plan doesn't expect, and that matter for `target`, nats."""
         model = self.draws.model
         if self.draws.plan.provenance.get("method") != "pilot":
-            return []
+            return [NO_AUDIT]
         count = Audit.size(model)
         if self.budget is not None and self.spent + count > self.budget:
             return [f"the budget of {self.budget} evaluations left none for the audit of the {count} levels"]
         self.audited = Audit.of(self.draws)
         return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
+
+    def _vouched(self, seen: Estimate, freedom: float) -> tuple[Estimate, float]:
+        """The estimate with the error seen or, where the plan expects more than _SURPRISE times its variance, with the plan's say in it."""
+        draws = self.draws
+        if draws.expected_variance(draws.plan.draw_variance) <= _SURPRISE * seen.error**2:
+            return seen, freedom
+        return draws.cautious(seen, draws.plan.draw_variance), freedom
+
+    def _impossible(self, nelbo: Estimate) -> list[str]:
+        """The caveat of an estimate that no mass function can have."""
+        if self.draws.model.space.levels is None or nelbo.value >= 0:
+            return []
+        return [
+            f"the estimate is {nelbo.value:.4g} nats, but the NELBO of discrete data is at least 0: the draws have not met the costs that make "
+            "up for what the plan subtracts. Learn the plan again, on data like these, or sweep"
+        ]
 
     def result(self, caveats: list[str]) -> Evaluation:
         """The books of the draws as they stand."""
@@ -431,7 +461,9 @@ class Task:
         ]
         levels = [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]
         freedom = draws.freedom()
-        caveats = [*caveats, *few_draws(freedom, nelbo.error)]
+        caveats = [*caveats, *few_draws(freedom, nelbo.error), *self._impossible(nelbo)]
+        if draws.plan.provenance.get("method") == "pilot":
+            nelbo, freedom = self._vouched(nelbo, freedom)
         scores = {name: known[items] + drawn.get(name, (zero, zero))[0] for name, known in base.items()}
         plan = draws.plan
         about: dict[str, Any] = self._about | {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.controls import Control, Wiener, fit_controls
+from diffusional.evaluation.controls import ENOUGH, Control, Wiener, fit_controls
 from diffusional.evaluation.plan import Met, Plan, about, cell_edges, resolution
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
@@ -29,6 +29,8 @@ _SHRINK = 10.0
 # Its neighbours: so many cells on either side. No cell's share is taken for less than this part of the largest of theirs.
 _AROUND = 2
 _LEAST_OF_AROUND = 0.6
+# Controls are dropped where fewer of them leave less than this part of the variance.
+_HARM = 0.8
 
 
 def fit(
@@ -43,15 +45,18 @@ def fit(
 ) -> Plan:
     """As `Plan.fit`, of a model that is not training."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
-    # Their worlds are Gaussian diffusions of their own.
-    controls = tuple(fit_controls(names, data, model.space)) if isinstance(model, DiffusionModel) else ()
-    plan = _even(model, controls, data, cells)
-    generator = torch.Generator().manual_seed(seed)
-    known = _known_variance(model, controls, plan.edges, data)
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    levels: list[Tensor] = []
     said = about(model)
     origin = {"seed": seed, "data_sha256": fingerprint(model.space, data), "evaluations": evaluations}
+    worlds, visited = _parted(len(data), model.space.dimensions, seed)
+    fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
+    # Their worlds are Gaussian diffusions of their own.
+    controls = tuple(fit_controls(names, fitted, model.space)) if isinstance(model, DiffusionModel) and len(worlds) else ()
+    plan = _even(model, controls, data, cells)
+    generator = torch.Generator().manual_seed(seed)
+    known = _known_variance(model, controls, plan.edges, tried)
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    levels: list[Tensor] = []
+    items: list[Tensor] = []
     # The visits of another model's pilot, if there is one for the same levels and data, so that the differences of their costs are met.
     replayed = Met.nothing()
     if like is not None and plan.edges.equal(like.edges) and origin.items() <= like.provenance.items():
@@ -59,13 +64,14 @@ def fit(
 
     def visit(n: int) -> None:
         """n more evaluations under the plan as it is: their cells, costs and features."""
-        item = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(-(-n // len(data)))])[:n]
+        repeats = -(-n // len(visited))
+        item = visited[torch.cat([torch.randperm(len(visited), generator=generator) for _ in range(repeats)])[:n]]
         v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         visits = plan.at(v[torch.randperm(n, generator=generator)])
         if len(replayed.left):
             some = slice(sum(map(len, levels)), sum(map(len, levels)) + n)
             visits = Visits(replayed.cell[some], replayed.level[some], visits.weight)
-        noise = torch.randn(n, *data.shape[1:], generator=generator).to(device)
+        noise = torch.randn(n, *data.shape[1:], generator=generator).to(device, data.dtype)
         x, c = data[item].to(device), moved(rows_of(condition, item), device)
         costs = visit_costs(model, x, visits, noise, c)
         if not bool(torch.isfinite(costs).all()):
@@ -75,10 +81,12 @@ def fit(
                 f"{visits.level[bad].item():g}; nothing was left out"
             )
         levels.append(visits.level)
+        items.append(item)
         rows.append((visits.cell, costs, visit_features(model, controls, x, visits, noise)))
         if not model.decoder_uses_network:
+            items.append(item)
             zero = Visits(torch.zeros_like(visits.cell), torch.ones_like(visits.level), torch.ones_like(visits.weight))
-            other = torch.randn(n, *data.shape[1:], generator=generator).to(device)
+            other = torch.randn(n, *data.shape[1:], generator=generator).to(device, data.dtype)
             rows.append(
                 (zero.cell, visit_costs(model, x, zero, other, None), visit_features(model, controls, x, zero, other))
             )
@@ -88,23 +96,89 @@ def fit(
         visit(n)
         cell, costs, features = (torch.cat(parts) for parts in zip(*rows, strict=True))
         plan = _regressed(plan, model, cell, costs, features, known)
+    helpful = _helpful(plan, model, cell, costs, features, known, torch.cat(items) % 2)
+    plan, features, known = _with_controls(plan, helpful, features, known)
+    if len(helpful) < len(controls):
+        plan = _regressed(plan, model, cell, costs, features, known)
     if like is not None and all(like.provenance.get(key) == said[key] for key in said) and plan.edges.equal(like.edges):
         plan = replace(plan, mass=like.mass)
     learned = {
         "method": "pilot",
         "evaluations": evaluations,
         "cells": cells,
-        "controls": [control.name for control in controls],
+        "controls": [control.name for control in plan.controls],
+        "dropped_controls": [control.name for control in controls if control not in plan.controls],
         "seed": seed,
         "data_sha256": origin["data_sha256"],
         **condition_record(condition),
         "weights_sha256": tensor_hash(model.state_dict()),
     }
     # Every other part is of a decoder without network.
-    network = rows[:: 1 if model.decoder_uses_network else 2]
-    cell, costs, features = (torch.cat(parts) for parts in zip(*network, strict=True))
+    step = 1 if model.decoder_uses_network else 2
+    cell, costs, _ = (torch.cat(parts) for parts in zip(*rows[::step], strict=True))
+    features = torch.cat(features.split([len(part[0]) for part in rows])[::step])
     met = Met(cell, torch.cat(levels), costs - plan._subtracted(cell, features))
     return replace(plan, provenance=said | learned, met=met)
+
+
+def _parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The rows of the reference data that the controls are fitted to, and those that the pilot visits.
+
+    All of them for both where there are enough. Few items are parted in two random halves: a world that was fitted to the items that it
+    is tried on follows them better than any others. Of fewer than four nothing is fitted.
+    """
+    everything = torch.arange(items)
+    if items >= ENOUGH * dimensions:
+        return everything, everything
+    if items < 4:
+        return everything[:0], everything
+    shuffled = torch.randperm(items, generator=torch.Generator().manual_seed(seed))
+    return shuffled[: items // 2].sort().values, shuffled[items // 2 :].sort().values
+
+
+def _with_controls(plan: Plan, kept: list[int], features: Tensor, known: Tensor) -> tuple[Plan, Tensor, Tensor]:
+    """The plan, the features (V, 2K) and the known variances (K, C + 1) with some of the controls."""
+    if len(kept) == len(plan.controls):
+        return plan, features, known
+    columns = [*kept, *(len(plan.controls) + k for k in kept)]
+    fewer = replace(
+        plan,
+        expected=plan.expected[kept],
+        drawn=plan.drawn[kept],
+        controls=tuple(plan.controls[k] for k in kept),
+    )
+    return fewer, features[:, columns], known[kept]
+
+
+def _helpful(
+    plan: Plan, model: Chain, cell: Tensor, costs: Tensor, features: Tensor, known: Tensor, fold: Tensor
+) -> list[int]:
+    """Which controls to keep: all, unless some or none leave less variance, by regression on one half of the items (`fold` (V,) is 0 or
+    1) and what is left on the other.
+    """
+    every = list(range(len(plan.controls)))
+    width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
+
+    def left(kept: list[int]) -> float:
+        """The least variance of a visit, (Σ_c n_c s_c)², with s_c from items that the coefficients were not fitted to."""
+        some, columns, variances = _with_controls(plan, kept, features, known)
+        squares, count = torch.zeros_like(width), torch.zeros_like(width)
+        for half in (0, 1):
+            fitted, tried = fold != half, fold == half
+            trial = _regressed(some, model, cell[fitted], costs[fitted], columns[fitted], variances)
+            residual = costs[tried] - trial._subtracted(cell[tried], columns[tried])
+            squares.index_add_(0, cell[tried], residual.square())
+            count.index_add_(0, cell[tried], torch.ones_like(residual))
+        return float((width * (squares / count.clamp(min=1)).sqrt()).sum()) ** 2
+
+    if not every or not bool((fold == 0).any() and (fold == 1).any()):
+        return every
+    chosen, least = every, _HARM * left(every)
+    for kept in ([], *([k] for k in every if len(every) > 1)):
+        found = left(kept)
+        if found < least:
+            chosen, least = kept, found
+    return chosen
 
 
 def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:

@@ -93,8 +93,10 @@ class Denoiser(nn.Module):
         log_snr = (-gamma).expand(z.shape[0])
         # An adapter sees float64: in a short type, neighbouring levels of a long grid are one.
         time = log_snr if self.time is None else self.time(log_snr)
-        time = time.to(z.dtype) if time.dtype.is_floating_point else time
-        output = called(self.module, z, time, condition=condition)
+        # The network's own type, whatever that of the items is.
+        seen = z.to(network_dtype(self.module) or z.dtype)
+        time = time.to(seen.dtype) if time.dtype.is_floating_point else time
+        output = called(self.module, seen, time, condition=condition)
         if not self.learns_variance:
             return read(output, z, gamma, self.predicts, self.head, self.space)
         channels = z.shape[1]
@@ -106,6 +108,16 @@ class Denoiser(nn.Module):
         mean, o = output[:, :-channels], output[:, -channels:].to(z.dtype)
         said = read(mean, z, gamma, self.predicts, self.head, self.space)
         return replace(said, fraction=0.5 * (o + 1))
+
+
+def network_dtype(module: object) -> torch.dtype | None:
+    """The floating-point type of a module's first parameter; None where it has none.
+
+    >>> network_dtype(nn.Linear(2, 2).bfloat16()), network_dtype(nn.Identity())
+    (torch.bfloat16, None)
+    """
+    parameters = module.parameters() if isinstance(module, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.dtype.is_floating_point), None)
 
 
 def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
