@@ -20,7 +20,7 @@ from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import Control, Factorized, fit_controls
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.plan import Met, Plan
 from diffusional.files import load_json, load_tensors, save_json, save_tensors
 
 LOW, HIGH = -5.0, 5.0
@@ -203,12 +203,37 @@ def test_the_ends_of_the_unit_interval_are_fine(steps: int | None) -> None:
         assert bool(torch.isfinite(visits.weight).all())
 
 
-def test_cells_without_mass_are_never_visited() -> None:
+@pytest.mark.parametrize(
+    "mass",
+    [
+        [0.0, 0.3, 0.0, 0.7, 0.0, 0.0],  # cells that are never visited
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        [0.3, 0.3, -0.2, 0.2, 0.2, 0.2],
+        [-0.1, 0.3, 0.2, 0.2, 0.2, 0.2],
+        [0.0, 0.2, 0.2, math.nan, 0.2, 0.2],
+        [0.5, 0.5],
+    ],
+)
+def test_probabilities_that_are_none_are_refused(mass: list[float]) -> None:
     plan = plan_of(discrete(38), (), cells=5)
-    mass = float64([0.0, 0.3, 0.0, 0.7, 0.0, 0.0])
-    visits = replace(plan, mass=mass).at(torch.cat([grid(1000), float64([0.0, 0.3, LAST])]))
-    assert set(visits.cell.tolist()) == {1, 3}
-    assert bool(torch.isfinite(visits.weight).all())
+    with pytest.raises(DiffusionalError, match="mass"):
+        replace(plan, mass=float64(mass))
+    # The reconstruction may be left out: its decoder may need no network.
+    assert replace(plan, mass=float64([0.0, 0.2, 0.2, 0.2, 0.2, 0.2])).cells == 5
+
+
+def test_other_numbers_that_no_plan_has_are_refused() -> None:
+    plan = plan_of(discrete(38), (), cells=5)
+    with pytest.raises(DiffusionalError, match="edges"):
+        replace(plan, edges=plan.edges.flip(0))
+    with pytest.raises(DiffusionalError, match="constant of shape"):
+        replace(plan, constant=plan.constant[:-1])
+    with pytest.raises(DiffusionalError, match="not finite"):
+        replace(plan, constant=plan.constant * math.inf)
+    with pytest.raises(DiffusionalError, match="expected of shape"):
+        replace(plan, expected=float64([[0.0] * 6]))
+    with pytest.raises(DiffusionalError, match="scale of at least 0"):
+        replace(plan, scale=plan.scale - 1)
 
 
 def test_the_uniform_plan_sees_every_level_alike() -> None:
@@ -454,7 +479,21 @@ def test_a_second_model_sees_what_the_first_one_saw() -> None:
     assert torch.equal(second.mass, first.mass)
     assert not torch.equal(second.mass, alone.mass)
     assert torch.equal(second.edges, first.edges)
-    close(second.drawn, alone.drawn)
+    # The second pilot visits what the first one visited, with the same noise.
+    assert torch.equal(second.met.level, first.met.level)
+    assert torch.equal(second.met.cell, first.met.cell)
+    # What the two plans expect of a difference is what their pilots met of it, cell by cell.
+    width = torch.cat([float64([1.0]), (first.edges[1:] - first.edges[:-1]).double()])
+    expected = 0.0
+    for c in range(first.cells + 1):
+        apart = (first.met.left - second.met.left)[first.met.cell == c]
+        expected += float(width[c] ** 2 / first.mass[c] * apart.square().mean())
+    assert first.paired_variance(second) == pytest.approx(expected)
+    # The same model twice differs by nothing; pilots that saw other visits leave the difference of the scales.
+    assert first.paired_variance(first) == 0
+    blind = replace(second, met=Met.nothing())
+    least = (width * (first.scale - second.scale)).square() / first.mass
+    assert first.paired_variance(blind) == pytest.approx(float(least.sum()))
     # Other levels have nothing to share.
     assert Plan.fit(discrete(31), levels(40), 250, cells=5, like=first).edges[-1] == 31
 
@@ -588,7 +627,7 @@ def test_a_plan_whose_tensors_were_changed_is_refused(name: str, tmp_path: Path)
     tensors = load_tensors(path.with_suffix(".safetensors"))
     tensors[name] = tensors[name] * 2
     save_tensors(path.with_suffix(".safetensors"), tensors)
-    with pytest.raises(DiffusionalError, match="don't belong together; learn the plan again"):
+    with pytest.raises(DiffusionalError, match="don't belong together; learn the plan again|mass"):
         Plan.load(path, discrete(30))
 
 

@@ -1,7 +1,7 @@
 """The audit: are there costs that a learned plan doesn't expect?
 
-Every level (2,048 at most, evenly spread) is visited once, at random items, at the price of one image's full sweep, and what the plan
-leaves of the cost is compared with what it expects there. A cost that the pilot has not met then does not pass for a small error, if it
+Every level (2,048 at most, evenly spread) is visited once, or as often as 256 visits in all need, at random items, at the price of about
+one image's full sweep, and what the plan leaves of the cost is compared with what it expects there. A cost that the pilot has not met then does not pass for a small error, if it
 is large and not rare. The audit is about levels, so its items are ordinary ones: items with extreme expected costs are visited in strata
 of their own (strata.py), and there the plan's expectation, made for ordinary items, would be compared with the wrong thing.
 """
@@ -18,13 +18,13 @@ from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.visits import Visits
 from diffusional.models.chain import Chain
 
-# Levels at most, and from how many s_c on a residual is out of all expectation.
-_MOST, _OUT = 2048, 12.0
+# Visits at most and at least, and from how many s_c on a residual is out of all expectation.
+_MOST, _LEAST, _OUT = 2048, 256, 12.0
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What one visit of each of A levels found.
+    """What A visits, spread evenly over the levels, found.
 
     Attributes:
         plan: by which.
@@ -42,7 +42,8 @@ class Audit:
     @staticmethod
     def size(model: Chain) -> int:
         """Network evaluations that it takes."""
-        return min(model.levels or _MOST, _MOST)
+        levels = model.levels or _MOST
+        return min(levels * max(1, -(-_LEAST // levels)), _MOST)
 
     @classmethod
     def of(cls, draws: Draws) -> "Audit":
@@ -54,8 +55,8 @@ class Audit:
         generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[int(ordinary[0])][:4], "little"))
         middle = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
         level = middle if model.levels is None else (middle * model.levels).long() + 1
-        if model.levels == count:
-            level = torch.arange(count) + 1
+        if model.levels is not None and count % model.levels == 0:
+            level = torch.arange(count) % model.levels + 1
         cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
         item = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
         noise = torch.randn(count, *draws.data.shape[1:], generator=generator).to(draws.device, draws.data.dtype)
@@ -75,11 +76,14 @@ class Audit:
         expected = self.plan.scale[self.cell]
         share = self.each * self.left
         found = ((self.left.abs() > _OUT * expected) & (share.abs() > matters)).nonzero().squeeze(1)
-        worst = found[share[found].abs().argsort(descending=True)][:3]
+        # The worst visit of each level, and of these the worst three.
+        worst: dict[float, int] = {}
+        for i in found[share[found].abs().argsort(descending=True)].tolist():
+            worst.setdefault(self.level[i].item(), i)
         return [
             f"level {self.level[i].item():g} cost {abs(float(self.left[i])):.3g} nats {'more' if self.left[i] > 0 else 'less'} than the "
             f"plan expects there (± {float(expected[i]):.2g}): learn the plan again, on data like these, or sweep"
-            for i in worst.tolist()
+            for i in list(worst.values())[:3]
         ]
 
     def paired_variance(self, other: "Audit") -> float:

@@ -422,7 +422,9 @@ class Task:
             return [NO_AUDIT]
         count = Audit.size(model)
         if self.budget is not None and self.spent + count > self.budget:
-            return [f"the budget of {self.budget} evaluations left none for the audit of the {count} levels"]
+            return [
+                f"the budget of {self.budget} evaluations left none for the audit of the levels, which takes {count}"
+            ]
         self.audited = Audit.of(self.draws)
         return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
 

@@ -50,7 +50,9 @@ def fit(
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
     fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
     # Their worlds are Gaussian diffusions of their own.
-    controls = tuple(fit_controls(names, fitted, model.space)) if isinstance(model, DiffusionModel) and len(worlds) else ()
+    controls = (
+        tuple(fit_controls(names, fitted, model.space)) if isinstance(model, DiffusionModel) and len(worlds) else ()
+    )
     plan = _even(model, controls, data, cells)
     generator = torch.Generator().manual_seed(seed)
     known = _known_variance(model, controls, plan.edges, tried)
