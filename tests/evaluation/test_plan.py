@@ -230,10 +230,10 @@ def test_other_numbers_that_no_plan_has_are_refused() -> None:
         replace(plan, constant=plan.constant[:-1])
     with pytest.raises(DiffusionalError, match="not finite"):
         replace(plan, constant=plan.constant * math.inf)
-    with pytest.raises(DiffusionalError, match="expected of shape"):
-        replace(plan, expected=float64([[0.0] * 6]))
+    with pytest.raises(DiffusionalError, match="drawn of shape"):
+        replace(plan, drawn=float64([[0.0] * 6]))
     with pytest.raises(DiffusionalError, match="scale of at least 0"):
-        replace(plan, scale=plan.scale - 1)
+        replace(plan, scale=-1 - plan.scale)
 
 
 def test_the_uniform_plan_sees_every_level_alike() -> None:

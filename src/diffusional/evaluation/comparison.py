@@ -23,7 +23,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.averages import few_draws
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.evaluation import Task, Watch, evaluate
+from diffusional.evaluation.evaluation import Task, Watch, as_the_network, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, error_over_items, per_unit
@@ -100,8 +100,8 @@ def compare(
             f"A's items are {a.space}, B's are {b.space}: bounds over different spaces do not compare"
         )
     a.space.check(data)
-    if network_dtype(a) is torch.float32 and network_dtype(b) is torch.float32:
-        data = data.float()
+    if network_dtype(a) is network_dtype(b):
+        data = as_the_network(a, data)
     if not target_error > 0:
         raise DiffusionalError(f"target_error={target_error} came; give a positive number")
     if not (isinstance(a, Chain) and isinstance(b, Chain)):

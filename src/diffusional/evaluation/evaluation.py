@@ -43,6 +43,7 @@ from diffusional.models.chain import Chain
 from diffusional.models.denoiser import network_dtype
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import VAE
+from diffusional.space import Discrete
 
 # The first look: this many items, if there are as many, and draws of each.
 _FIRST_ITEMS, _FIRST_DRAWS = 256, 2
@@ -179,7 +180,9 @@ def evaluate(
 
 def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:
     """Items in float32 where the network's parameters are: a score does not depend on the type in which its item was given."""
-    return data.float() if network_dtype(model) is torch.float32 else data
+    if network_dtype(model) is not torch.float32 or data.dtype is torch.float32:
+        return data
+    return model.space.encode(model.space.index(data)) if isinstance(model.space, Discrete) else data.float()
 
 
 def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> DiffusionModel | VAE:
