@@ -72,10 +72,10 @@ class Strata:
 
     def draws(self, picked: Tensor, each: int) -> Tensor:
         """Draws of every item (H,) in a first look at `picked` (H,) items: `each` of an ordinary one, twice as many in every further
-        band, whose costs are larger, but of all bands together no more than of the ordinary items.
+        band, whose costs may be larger, up to a quarter of the ordinary items' draws for all bands together.
         """
         wanted = each * 2 ** torch.arange(len(picked))
-        most = each * picked[0] // (picked[1:].sign().sum() * picked).clamp(min=1)
+        most = each * picked[0] // (4 * picked[1:].sign().sum() * picked).clamp(min=1)
         return torch.minimum(wanted, most).clamp(min=each)
 
     def pick(self, count: Tensor) -> Tensor:
