@@ -96,6 +96,13 @@ def test_continuous_time(make, masses: np.ndarray) -> None:
     assert stats.kstest(np.interp(u, np.arange(cells + 1) / cells, edges), "uniform").pvalue > 1e-4
 
 
+@every_sampler
+def test_continuous_levels_have_all_digits_of_float64(make, masses: np.ndarray) -> None:
+    """Uniform numbers of float32 are multiples of 2⁻²⁴: at most 2²⁴ places, and 0 among them once in 2²⁴ draws."""
+    u = make().sample(64, None, generator(0)).level
+    assert not bool((u == u.float().double()).any())
+
+
 def test_the_cumulative_proposal() -> None:
     edges = float64(np.concatenate([[0], _masses().cumsum()]))
     u = np.linspace(0, 1, 101)

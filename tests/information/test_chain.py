@@ -181,6 +181,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: chain(POINTS, GaussianDiffusion(schedule.log_snr_linear())), "regrid"),
         (lambda: chain(POINTS, MARKOV, samples=1), "at least 2"),
         (lambda: chain(POINTS * torch.nan, MARKOV), "not finite"),
+        (lambda: chain(POINTS.index_fill(0, torch.tensor([2]), math.inf), MARKOV), "not finite"),
         (lambda: chain(POINTS[:0], MARKOV), "N ≥ 1"),
         (lambda: chain(exact.Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1)), MARKOV), "Mixture world"),
     ],
