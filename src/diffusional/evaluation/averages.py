@@ -1,8 +1,13 @@
 """Models without levels to visit at random: the NELBO as the mean of independent draws of `terms`, item by item.
 
-An item's j-th draw depends on the item, the seed and j alone. With J draws of an item, and s_i² their sample variance,
+An item's j-th draw depends only on the item, the seed and j. With J draws of an item, and s_i² their sample variance,
 
     Ŝ_i = mean_j NELBO_ij,      Var Ŝ_i = s_i²/J,      and √(Σ_i s_i²/J_i)/N for the data set's mean.
+
+Costs with rare, large parts have a small mean and a small spread at once in the draws that met none of them. The error of the data
+set's mean, and the rule that stops by it, therefore heed a pilot whose draws the mean does not use (tail_pilot.py): the variance
+of a draw is the larger of the sample variance and of both estimates pooled. A caveat says where either rests on few draws. With a
+budget, the pilot also says beforehand whether the budget suffices, so that `reached` does not depend on lucky draws only.
 
 The importance-weighted bound averages weights instead, −ln (1/K) Σ_k p(x, z_k)/q(z_k|x), and falls with K toward −ln p(x)
 (Burda, Grosse & Salakhutdinov 2016).
@@ -11,17 +16,18 @@ The importance-weighted bound averages weights instead, −ln (1/K) Σ_k p(x, z_
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
+from diffusional.evaluation import processes, tail_pilot
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import mean_of_items
+from diffusional.evaluation.tail_pilot import Variance
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import batch_rows
@@ -35,6 +41,10 @@ _FIRST, _PLAIN = 8, 64
 _EFFECTIVE = 10
 # Numbers of noise in one network call.
 _NUMBERS = 4_000_000
+# A pilot's draws where one draw takes many evaluations, or where fixed numbers of draws are few.
+_FEWER = 64
+# The part of a budget that the pilot may take, 1/5, and its relative errors between which the budget is doubted.
+_PART, _BEFORE, _AFTER = 5, 1.0, 2.0
 
 # Of a mean whose items stopped by their own errors.
 EACH_ITS_OWN = (
@@ -55,6 +65,16 @@ def few_draws(freedom: float, error: float) -> list[str]:
     ]
 
 
+def heavy_tails(freedom: float, error: float) -> list[str]:
+    """The caveat of an error whose draws are many, but most of which a few of them carry."""
+    if freedom >= LEAST_FREEDOM or not error > 0:
+        return []
+    return [
+        f"the error rests on few large costs ({freedom:.0f} degrees of freedom): the costs have heavy tails, of which more may not have "
+        "been met. Give more draws"
+    ]
+
+
 @dataclass
 class Averages:
     """Sums over an item's draws, which can be extended: of every cost, and of the NELBO's and the layers' squares."""
@@ -70,6 +90,18 @@ class Averages:
         self.keys = item_keys(as_seen(self.model.space, self.data), self.seed)
         self.device = next((t.device for t in (*self.model.parameters(), *self.model.buffers())), self.data.device)
         self.count = torch.zeros(len(self.data), dtype=torch.long)
+        # Each item's first NELBO, and its sums of the first to fourth powers of the others' differences from it.
+        self._first = torch.zeros(len(self.data), dtype=torch.float64)
+        self._powers = torch.zeros(len(self.data), 4, dtype=torch.float64)
+
+    @torch.inference_mode()
+    def begin(self) -> None:
+        """Learn the costs' names from one item, so that a process without a share of its own knows them too."""
+        if not self.sums:
+            x, noise = self.data[:1].to(self.device), torch.zeros(1, *self.model.noise_shape)
+            c = None if self.condition is None else self.condition[:1].to(self.device)
+            ledger = self._terms(x, noise.to(x), c)
+            self.sums = {n: torch.zeros(len(self.data), *v.shape[1:], dtype=torch.float64) for n, v in ledger.items()}
 
     @torch.inference_mode()
     def extend(self, items: Tensor, draws: int) -> None:
@@ -77,12 +109,8 @@ class Averages:
         shape = self.model.noise_shape
         mine = items[processes.share(len(items))]
         fresh: dict[str, Tensor] = {}
-        if not self.sums:
-            # One item tells the costs' names, so that a process without a share of its own has them too.
-            x, noise = self.data[:1].to(self.device), torch.zeros(1, *shape)
-            c = None if self.condition is None else self.condition[:1].to(self.device)
-            ledger = self._terms(x, noise.to(x), c)
-            self.sums = {n: torch.zeros(len(self.data), *v.shape[1:], dtype=torch.float64) for n, v in ledger.items()}
+        first, powers = torch.zeros_like(self._first), torch.zeros_like(self._powers)
+        self.begin()
         for some in mine.split(_rows(self.model)) if len(mine) else ():
             x = self.data[some].to(self.device)
             c = None if self.condition is None else self.condition[some].to(self.device)
@@ -90,11 +118,19 @@ class Averages:
                 # A block's items may differ in how many draws they have.
                 wanted = self.count[some] <= draw
                 noise = normal([stream(self.keys[i], draw, b"terms") for i in some[wanted].tolist()], shape).to(x)
-                there = wanted.to(x.device)
-                for name, values in self._terms(x[there], noise, None if c is None else c[there]).items():
-                    fresh.setdefault(name, torch.zeros_like(self.sums[name]))[some[wanted]] += values.cpu().double()
+                there, rows = wanted.to(x.device), some[wanted]
+                costs = self._terms(x[there], noise, None if c is None else c[there])
+                for name, values in costs.items():
+                    fresh.setdefault(name, torch.zeros_like(self.sums[name]))[rows] += values.cpu().double()
+                nelbo = costs["nelbo"].cpu().double()
+                if draw == 0:
+                    first[rows] = nelbo
+                away = nelbo - (first + self._first)[rows]
+                powers[rows] += away[:, None] ** torch.arange(1, 5)
         for name, total in self.sums.items():
             total += processes.collect(fresh.get(name, torch.zeros_like(total)))
+        self._first += processes.collect(first)
+        self._powers += processes.collect(powers)
         self.count[items] = draws
         bad = ~torch.isfinite(self.sums["nelbo"])
         if bool(bad.any()):
@@ -110,6 +146,29 @@ class Averages:
         parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}
         return parts | {name + "²": values.double().square() for name, values in parts.items()}
 
+    @torch.inference_mode()
+    def pilot(self, draws: int) -> "Pilot":
+        """A pilot of about `draws` draws, which the sums do not use."""
+        items, each = tail_pilot.chosen(self.keys, draws)
+        mine = processes.share(len(items))
+        weights = torch.zeros(len(items), each, dtype=torch.float64)
+        costs: dict[str, Tensor] = {}
+        for some in mine.split(max(1, _rows(self.model) // each)) if len(mine) else ():
+            noise, weight = tail_pilot.noise([self.keys[i] for i in items[some].tolist()], each, self.model.noise_shape)
+            weights[some] = weight
+            rows = items[some].repeat_interleave(each)
+            x = self.data[rows].to(self.device)
+            c = None if self.condition is None else self.condition[rows].to(self.device)
+            for name, values in self._terms(x, noise.flatten(0, 1).to(x), c).items():
+                if values.ndim == 1 and "²" not in name:
+                    part = costs.setdefault(name, torch.zeros_like(weights))
+                    part[some] = values.cpu().double().reshape(len(some), each)
+        weights = processes.collect(weights)
+        names = [name for name, total in self.sums.items() if total.ndim == 1 and "²" not in name]
+        costs = {name: processes.collect(costs.get(name, torch.zeros_like(weights))) for name in names}
+        found = {name: tail_pilot.variance(values, weights) for name, values in costs.items()}
+        return Pilot(found, len(items) * each * self.model.evaluations, bool(torch.isfinite(costs["nelbo"]).all()))
+
     def mean(self, name: str) -> Tensor:
         """Each item's mean of a cost (N,) or (N, L)."""
         values = self.sums[name]
@@ -123,14 +182,74 @@ class Averages:
         # What rounding leaves of equal draws is no spread.
         return torch.where(spread > 4 * torch.finfo(torch.float64).eps * j * squares, spread, 0.0) / (j - 1) / j
 
-    def estimate(self, name: str) -> Estimate:
-        """The data set's mean of a cost, with its two errors."""
-        return mean_of_items(self.mean(name), self.variance(name), self.evaluations)
+    def one_draw(self) -> Variance:
+        """The variance of one draw of the NELBO, averaged over the items, as the draws show it.
+
+        Its degrees of freedom are 3 (Σ q)²/Σ q², q the squared deviation of a draw over J (J − 1), as in `Draws.freedom`.
+        """
+        j = self.count.double()
+        mean, second, third, fourth = (self._powers / j[:, None]).unbind(1)
+        squares = (second - mean.square()).clamp(min=0)
+        fourths = (fourth - 4 * mean * third + 6 * mean.square() * second - 3 * mean.pow(4)).clamp(min=0)
+        parts, total = squares / (j - 1), float((fourths / (j * (j - 1).square())).sum())
+        freedom = 3 * float(parts.sum()) ** 2 / total * float((j - 1).sum() / j.sum()) if total > 0 else math.inf
+        return Variance(float((squares * j / (j - 1)).mean()), freedom, float(j.sum()))
+
+    def estimate(self, name: str, pilot: "Pilot | None" = None) -> Estimate:
+        """The data set's mean of a cost, with its two errors; with a pilot, which knows all items alike, heeding what it expects."""
+        seen = mean_of_items(self.mean(name), self.variance(name), self.evaluations)
+        if pilot is None:
+            return seen
+        n, draws = len(self.data), float(self.count.sum())
+        # The mean of all draws of all items, each of them drawn as often: its variance is that of one draw over their number.
+        pooled = pilot.variances[name].pooled(Variance(seen.error**2 * draws, math.inf, draws)) if n else None
+        error = seen.error if pooled is None else max(seen.error, math.sqrt(pooled.value / draws))
+        return replace(seen, error=error, network_evaluations=self.evaluations + pilot.evaluations)
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations so far."""
+        """Network evaluations so far, without the pilot's."""
         return int(self.count.sum()) * self.model.evaluations
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a pilot found: the variance of one draw of every cost, averaged over the items, for so many network evaluations.
+
+    `finite` is False where the wider noise met a NELBO that is not finite.
+    """
+
+    variances: dict[str, Variance]
+    evaluations: int
+    finite: bool
+
+    @staticmethod
+    def size(model: LatentVariableModel, items: int, visits: int | None, budget: int | None) -> int:
+        """How many draws a pilot gets: 0 where the budget leaves no room for it."""
+        draws = max(_FEWER, tail_pilot.DRAWS // model.evaluations)
+        if visits is not None:
+            draws = min(draws, max(_FEWER, items * visits // 2))
+        if budget is not None:
+            rest = budget // model.evaluations - items * (visits or 2)
+            draws = min(draws, rest if visits is not None else min(rest, budget // model.evaluations // _PART))
+        return draws if draws >= tail_pilot.LEAST_DRAWS else 0
+
+    def doubts(self, seen: Variance, target: float, draws: int, afforded: float) -> list[str]:
+        """Why a target (nats) that was reached within a budget may have been reached by luck; `draws` of the `afforded` were used."""
+        expected = self.variances["nelbo"]
+        most = math.sqrt(expected.value * (1 + _BEFORE * expected.uncertainty()) / afforded)
+        if most > target:
+            return [
+                f"the pilot expects that the budget leaves an error of up to {most:.3g} nats: draws that stay below the target may have "
+                "met too few of the rare costs. Raise max_evaluations"
+            ]
+        apart = math.hypot(expected.uncertainty(), seen.uncertainty())
+        if draws > 0.5 * afforded and seen.value > expected.value * (1 + _AFTER * apart):
+            return [
+                "the costs vary by more than the pilot expects, and the budget leaves little room for it: the target may have been "
+                "reached by luck. Raise max_evaluations"
+            ]
+        return []
 
 
 def _rows(model: LatentVariableModel) -> int:
@@ -152,7 +271,27 @@ def average(
     """Draw until the target is reached (nats; 64 draws of every item without one); `evaluate` calls this."""
     sums = Averages(model, data, seed, condition)
     n, everything = len(data), torch.arange(len(data))
-    afford = math.inf if max_evaluations is None else max_evaluations // model.evaluations
+    # Few items are drawn more often, for as many degrees of freedom as an error needs.
+    first = max(_FIRST, -(-2 * LEAST_FREEDOM // n) + 1)
+    each, items, enough = visits or (_PLAIN if target is None and item_error is None else first), everything, False
+    if max_evaluations is not None and max_evaluations // model.evaluations < 2 * n:
+        raise DiffusionalError(
+            f"max_evaluations must allow two draws of each item, got {max_evaluations}: two draws of {n} items take "
+            f"{2 * n * model.evaluations}"
+        )
+    size = 0 if item_error is not None else Pilot.size(model, n, each if target is None else None, max_evaluations)
+    sums.begin()
+    pilot = sums.pilot(size) if size else None
+    caveats = []
+    if pilot is None and item_error is None:
+        caveats.append(
+            f"the budget of {max_evaluations} evaluations left none for the pilot, which looks for rare large costs"
+        )
+    elif pilot is not None and not pilot.finite:
+        caveats.append("a draw with wider noise has a cost that is not finite: the bound may be infinite")
+    known = pilot if pilot is not None and pilot.finite else None
+    apart = 0 if pilot is None else pilot.evaluations
+    afford = math.inf if max_evaluations is None else (max_evaluations - apart) // model.evaluations
 
     def affordable(items: Tensor, draws: int) -> int:
         """Draws of each of `items` that the budget allows, at most `draws`."""
@@ -160,18 +299,11 @@ def average(
         have = int(sums.count[items].max())
         return draws if afford == math.inf else min(draws, have + int(afford - spent) // len(items))
 
-    # Few items are drawn more often, for as many degrees of freedom as an error needs.
-    first = max(_FIRST, -(-2 * LEAST_FREEDOM // n) + 1)
-    each, items, enough = visits or (_PLAIN if target is None and item_error is None else first), everything, False
     while True:
         allowed = affordable(items, each)
-        if allowed < 2:
-            raise DiffusionalError(
-                f"a budget of {max_evaluations} evaluations came; two draws of {n} items take {2 * n * model.evaluations}"
-            )
         if allowed > int(sums.count[items].max()):
             sums.extend(items, allowed)
-        now = sums.estimate("nelbo")
+        now = sums.estimate("nelbo", known)
         errors = sums.variance("nelbo").sqrt()
         if item_error is not None:
             items = (errors > item_error).nonzero().squeeze(1)
@@ -182,7 +314,8 @@ def average(
             enough = allowed == each if target is None else ratio <= 1
             wanted = max(each + 1, min(math.ceil(1.02 * each * ratio), 8 * each))
         if told is not None:
-            told(now, sums.evaluations, sums.evaluations if enough else n * wanted * model.evaluations)
+            spent = sums.evaluations + apart
+            told(now, spent, spent if enough else n * wanted * model.evaluations + apart)
         if enough or allowed < each:
             break
         each = wanted
@@ -191,13 +324,21 @@ def average(
     # Satterthwaite's: (Σ v_i)²/Σ v_i²/(J_i − 1).
     variance = sums.variance("nelbo")
     freedom = float(variance.sum().square() / (variance.square() / (sums.count - 1)).sum().clamp(min=1e-300))
-    caveats = few_draws(freedom, float(variance.sum()))
+    caveats += few_draws(freedom, now.error)
+    seen = sums.one_draw()
+    # The freedom of the larger of the two variances, which is the one that counts.
+    pooled = seen if known is None else known.variances["nelbo"].pooled(seen)
+    tails = pooled.freedom if pooled.value > seen.value else seen.freedom
+    if freedom >= LEAST_FREEDOM:
+        caveats += heavy_tails(tails, now.error)
+    if known is not None and target is not None and enough and afford < math.inf:
+        caveats += known.doubts(seen, target, int(sums.count.sum()), afford)
     reached = enough and (item_error is not None or not caveats)
     if item_error is not None:
         caveats.append(EACH_ITS_OWN)
     return Evaluation(
-        nelbo=sums.estimate("nelbo"),
-        terms={name: sums.estimate(name) for name in names},
+        nelbo=now,
+        terms={name: sums.estimate(name, known) for name in names},
         per_item={
             "item": everything,
             "nelbo": sums.mean("nelbo"),
@@ -210,8 +351,12 @@ def average(
         level_edges=torch.arange(layers.shape[1] + 1) + 1,
         dimensions=model.space.dimensions,
         provenance=provenance(model, data, seed)
-        | {"method": "draws of terms", "visits": [int(sums.count.min()), int(sums.count.max())]},
-        freedom=freedom,
+        | {
+            "method": "draws of terms",
+            "visits": [int(sums.count.min()), int(sums.count.max())],
+            "evaluations": {"pilot": apart, "draws": sums.evaluations},
+        },
+        freedom=min(freedom, tails),
         reached=reached,
         caveats=tuple(caveats),
     )
