@@ -56,6 +56,38 @@ def test_linear_denoisers_by_quadrature_and_in_closed_form(calibration: ModuleTy
     torch.testing.assert_close(closed, nodes, rtol=1e-9, atol=1e-12)
 
 
+def test_the_truth_of_the_trials_is_what_many_draws_come_to(calibration: ModuleType) -> None:
+    many = {"visits": 100}
+    for case in (
+        replace(calibration.outlying(True, 100, 1.0), options=many),
+        replace(calibration.outlying(False, 100, 1.0), options=many),
+        replace(calibration.spikes(20, 9, 0.3, 20, 100), options=many),
+        calibration.conditional(20, many),
+        calibration.few_references(5, many),
+        calibration.ddpm(6, many),
+        calibration.vae(4, visits=300),
+    ):
+        # Uniform plans, so that no plan that has missed a rare cost decides where to look.
+        plans = [calibration.Plan.uniform(case.model)] if case.plans else []
+        nelbo = replace(case, plans=plans).evaluate(7).nelbo
+        assert abs(nelbo.value - case.truth) < 4 * nelbo.error
+
+
+def test_the_rare_difference_by_quadrature_is_what_many_draws_come_to(calibration: ModuleType) -> None:
+    pair, repeats = calibration.rare_difference(60, 1.0), 2000
+    x = pair.data.repeat(repeats, 1)
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.zeros(len(x), dtype=torch.float64)
+    with torch.inference_mode():
+        for t in range(1, 20):
+            level, noise = torch.full((len(x),), t), torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            apart += pair.model.kl_at(x, level, noise) - pair.other.kl_at(x, level, noise)
+    means = apart.view(repeats, -1).mean(1)
+    error = float(means.std()) / math.sqrt(repeats)
+    assert error < 0.3 * abs(pair.truth)
+    assert abs(float(means.mean()) - pair.truth) < 4 * error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed visits", "part of the items", "stopping rule"])
 def test_intervals_cover_and_errors_match_the_spread(calibration: ModuleType, kind: str) -> None:
