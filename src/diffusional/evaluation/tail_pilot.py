@@ -49,7 +49,7 @@ class Variance:
         """The variance from both estimates, each weighted by the draws that it is worth.
 
         >>> Variance(1.0, 100.0, 100.0).pooled(Variance(2.0, 300.0, 300.0))
-        Variance(value=1.75, freedom=382.8..., worth=400.0)
+        Variance(value=1.75, freedom=376.9..., worth=400.0)
         """
         worth = self.worth + seen.worth
         mine, its = self.worth / worth * self.value, seen.worth / worth * seen.value
@@ -118,8 +118,10 @@ def variance(costs: Tensor, weights: Tensor) -> Variance:
     value, squares = float(parts.sum()), float(parts.square().sum())
     if not (value > 0 and squares > 0):
         return Variance(0.0, math.inf, 0.0)
-    relative = squares / value**2
-    # Of plain draws the same is (κ − 1)/M, κ the kurtosis of a cost.
-    kurtosis = float((weights * away.pow(4)).mean()) / value**2
-    worth = max(kurtosis - 1, 1e-9) / max(relative - 1 / parts.numel(), 1e-12)
-    return Variance(value, 3 / relative * (j - 1) / j, worth)
+    # The J draws of an item share their mean, which makes their deviations smaller and more alike: by these factors where costs are normal.
+    shared = j / (j - 1)
+    relative = shared * squares / value**2
+    # Of M plain draws the relative variance is (κ − 1)/M, κ the kurtosis of a cost.
+    kurtosis = shared**2 * float((weights * away.pow(4)).mean()) / value**2
+    worth = max(kurtosis - 1, 0.0) / max(relative - 1 / parts.numel(), 1e-12)
+    return Variance(value, 3 / relative, worth)
