@@ -146,6 +146,25 @@ def test_linked_folders_are_descended(tmp_path: Path) -> None:
     np.testing.assert_array_equal(in_order(load(tmp_path / "data"), 10), np.moveaxis(values, 3, 1))
 
 
+def test_folders_and_links_that_were_decided_on_are_notes(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in" / "training")
+    folder_of(tmp_path / "in" / "testing")
+    (tmp_path / "in" / "latest").symlink_to(tmp_path / "in" / "training")
+    data = load(tmp_path / "in")
+    assert (len(data.train) + len(data.validation), len(data.test)) == (10, 10)
+    splits, links = data.notes
+    assert splits == "by their names, train is training/ and test is testing/"
+    assert "passed over: latest (to training)" in links
+
+
+def test_a_link_that_leads_nowhere_is_named(small_memory: Path, tmp_path: Path) -> None:
+    folder_of(tmp_path / "data")
+    (tmp_path / "data" / "04.png").unlink()
+    (tmp_path / "data" / "04.png").symlink_to("gone.png")
+    with pytest.raises(DiffusionalError, match=r"04\.png is a link to gone\.png, which does not exist"):
+        load(tmp_path / "data")
+
+
 # ------------------------------------------------------------------------------------------------- size and fit
 
 
@@ -451,6 +470,11 @@ def test_what_exceeds_memory_is_cached(small_memory: Path, tmp_path: Path, monke
     cropped, stretched = (load(tmp_path / "data", size=4, fit=fit) for fit in ("crop", "resize"))
     assert not torch.equal(cropped.tensor("train"), stretched.tensor("train"))
     assert len(list(small_memory.iterdir())) == 3
+    # So does another way to decode the same files, such as one that turns pictures upright.
+    with monkeypatch.context() as patched:
+        patched.setattr(image_folders, "_DECODER", 0)
+        load(tmp_path / "data")
+    assert len(list(small_memory.iterdir())) == 4
     # A file that changed makes another cache.
     save(tmp_path / "data" / "00.png", 255 - values[0])
     os.utime(tmp_path / "data" / "00.png", ns=(1, 1))

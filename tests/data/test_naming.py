@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusional.data.naming import by_split, split_named
+from diffusional.data.naming import by_split, decisions, split_named
 from diffusional.errors import DiffusionalError
 
 
@@ -149,3 +149,12 @@ def test_the_split_that_a_name_begins_with() -> None:
     }
     assert {name: split_named(name) for name in named} == named
     assert not any(map(split_named, ("trainer", "wine_train", "eval", "contest", "", "17")))
+
+
+def test_decisions_are_told() -> None:
+    assert list(decisions({"train": paths("train/a", "train/b"), "test": paths("test")}, [])) == []
+    assert list(decisions({"train": paths("train")}, [])) == []
+    (told,) = decisions({"train": paths("d/training"), "test": ["test.png"], "validation": paths("a/val", "b/val")}, [])
+    assert told == "by their names, train is d/training/ and test is test.png and validation is a/val/1.png …"
+    (told,) = decisions({"train": paths("cat")}, [("all/", ""), ("x.png", "cat/1.png")])
+    assert told.endswith("passed over: all (to the folder itself) and 1 more")

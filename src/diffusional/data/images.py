@@ -20,13 +20,14 @@ from diffusional.data.checks import declared
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.folders import Alias, walk
 from diffusional.data.kinds import IMAGES
-from diffusional.data.naming import by_split
+from diffusional.data.naming import by_split, decisions
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
 from diffusional.data.progress import watched
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.data.storage import store
 from diffusional.errors import DiffusionalError
+from diffusional.files import check_regular
 from diffusional.space import Discrete
 
 # What lies beside images and is none.
@@ -46,6 +47,7 @@ _BESIDE = {
     ".ini",
     "",
 }
+_DECODER = 2  # the version of what `decode` makes of a file: another one does not take over the cache of this one
 _CHUNK = 64  # images that a thread takes at a time
 
 Read = Callable[[int], tuple[Path | bytes, str]]
@@ -75,13 +77,16 @@ def read_images(
 
     Raises DiffusionalError as `load_images` does.
     """
-    files = list_images(folder)
+    notes: list[str] = []
+    files = list_images(folder, notes)
     names = [name for split in SPLITS for name in files.get(split, [])]
 
     def read(i: int) -> tuple[Path, str]:
         return folder / names[i], str(folder / names[i])
 
     def made_from() -> Any:
+        for name in names:
+            check_regular(folder / name)
         stats = [(folder / name).stat() for name in names]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
 
@@ -95,13 +100,19 @@ def read_images(
     values, stored = decode_all(len(names), read, options, made_from)
     check_levels(levels, stored, str(folder))
     held = Files.of(names, [1] * len(names))
-    return {split: Part(values, rows[split], str(folder), files=held) for split in SPLITS if split in rows}, stored
+    parts = {
+        split: Part(values, rows[split], str(folder), files=held, notes=tuple(notes))
+        for split in SPLITS
+        if split in rows
+    }
+    return parts, stored
 
 
-def list_images(folder: Path) -> dict[str, list[str]]:
+def list_images(folder: Path, notes: list[str] | None = None) -> dict[str, list[str]]:
     """Paths of images relative to a folder, sorted, by split; all under "train" if the folder names no splits.
 
-    Every image is taken once, whatever links there are to it or to its folder (`data.folders.walk`).
+    Every image is taken once, whatever links there are to it or to its folder (`data.folders.walk`). What was decided
+    is appended to `notes`: folders of other names that were taken for splits, and links that were passed over.
 
     Raises DiffusionalError for a file that is neither an image nor known to lie beside them, for no images at all, and
     where it is unclear which images are in which split (`data.naming.by_split`).
@@ -111,7 +122,10 @@ def list_images(folder: Path) -> dict[str, list[str]]:
     if not found:
         raise DiffusionalError(f"{folder} holds no images; expected files {', '.join(IMAGES)} in it or below")
     aliases = [(link, first) for link, first in aliases if link.endswith("/") or _is_image(folder, link)]
-    return by_split(found, str(folder), "images", aliases)
+    files = by_split(found, str(folder), "images", aliases)
+    if notes is not None:
+        notes += decisions(files, aliases)
+    return files
 
 
 def decode_all(n: int, read: Read, options: Options, made_from: Callable[[], Any]) -> tuple[np.ndarray, int]:
@@ -138,7 +152,7 @@ def decode_all(n: int, read: Read, options: Options, made_from: Callable[[], Any
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    values = store((n, *first.values.shape), "uint8", lambda: [asdict(options), made_from()], fill)
+    values = store((n, *first.values.shape), "uint8", lambda: [_DECODER, asdict(options), made_from()], fill)
     return values, first.levels
 
 

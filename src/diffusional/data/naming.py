@@ -6,7 +6,7 @@ and otherwise refused: they are never mixed.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -105,6 +105,24 @@ def by_split(
             )
     out = {split: [name for name in names if found[name] == split] for split in _SPLITS}
     return {split: listed for split, listed in out.items() if listed}
+
+
+def decisions(files: dict[str, list[str]], aliases: Sequence[Alias]) -> Iterator[str]:
+    """Sentences on what was decided that a user may not expect: splits under other names, links that were passed over.
+
+    >>> list(decisions({"train": ["train2017/1.png"], "test": ["test/1.png"]}, []))
+    ['by their names, train is train2017/ and test is test/']
+    """
+    folders = {split: _shared(names) or names[0] + ("" if len(names) == 1 else " …") for split, names in files.items()}
+    if len(files) > 1 and any(folder != f"{split}/" for split, folder in folders.items()):
+        yield f"by their names, {' and '.join(f'{split} is {folder}' for split, folder in folders.items())}"
+    if aliases:
+        link, first = aliases[0]
+        others = f" and {len(aliases) - 1} more" if len(aliases) > 1 else ""
+        yield (
+            f"links to what was read under another name were passed over: {link.rstrip('/')} (to "
+            f"{first.rstrip('/') or 'the folder itself'}){others}"
+        )
 
 
 @lru_cache(4096)  # a folder is read once for every file in it

@@ -16,7 +16,7 @@ from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.delimited import TextTable
 from diffusional.data.folders import Alias, walk
 from diffusional.data.kinds import TABLES, given_name
-from diffusional.data.naming import by_split
+from diffusional.data.naming import by_split, decisions
 from diffusional.data.origin import Files
 from diffusional.data.parquet import ParquetTable, listed
 from diffusional.data.splits import Fractions, Part, random_rows
@@ -85,6 +85,9 @@ def read_table(
     rows = random_rows(given, str(path), fractions, seed)
     held = Files.of([str(table.file.relative_to(path)) for table in tables], counts) if path.is_dir() else None
     notes = (*_grouped(tables, chosen), *_counters(values, chosen))
+    if path.is_dir():
+        named = {split: [str(file.relative_to(path)) for file in listed] for split, listed in files.items()}
+        notes = (*decisions(named, []), *notes)
     return {split: Part(values, rows[split], str(path), chosen, held, notes) for split in SPLITS if split in rows}
 
 
