@@ -43,7 +43,7 @@ def test_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = data.load("digits")
     assert record["items"] == {"train": 1000, "validation": 350, "test": 447}
     assert record["fingerprints"] == {split: dataset.fingerprint(split) for split in record["items"]}
-    assert record["config"] == dataclasses.asdict(DataConfig())
+    assert record["config"] == json.loads(json.dumps(dataclasses.asdict(DataConfig())))
     assert "images of 1 × 8 × 8 (channels × height × width), 17 levels, of which 17 occur" in said
     row = next(line for line in said.splitlines() if "validation" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
@@ -58,6 +58,22 @@ def test_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert np.asarray(Image.open(picture).convert("L")).std() > 10
     # Warped copies are train items as any other.
     assert run(capsys, tmp_path, "--warps", 1)[0]["items"]["train"] == 2000
+
+
+def test_what_was_decided_about_a_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("n;price\n" + "".join(f"{i};{i + 1},125\n\n" for i in range(40)))
+    record, said = run(capsys, tmp_path, path, "--decimal", ",")
+    assert record["config"]["decimal"] == ","
+    assert record["ranges"]["train"][1] > 30
+    assert len(record["notes"]) == 3
+    for note in record["notes"]:
+        assert f"note: {note}\n" in said
+    assert "the delimiter is a semicolon, the decimal mark is a comma, as declared" in said
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["data", str(path)])
+    assert caught.value.code == 2
+    assert "'price' in row 1 " in capsys.readouterr().err
 
 
 def test_nothing_is_drawn_unless_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

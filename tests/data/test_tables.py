@@ -340,19 +340,12 @@ def test_a_large_table_is_one_array_and_three_views(tmp_path: Path, monkeypatch:
 
 
 MEASURE = """
-import sys, resource, time, torch
+import sys, resource
 from diffusional.data import load
 import diffusional.data.tables
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-began = time.monotonic()
 data = load(sys.argv[1])
-seconds = time.monotonic() - began
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-rows = torch.randint(len(data.train), (200, 512))
-began = time.monotonic()
-for row in rows:
-    data.train[row]
-print(seconds, grown, (time.monotonic() - began) / 200)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
@@ -370,7 +363,4 @@ def test_a_million_rows(tmp_path: Path, name: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / name)], capture_output=True, text=True, env=environment()
     )
-    seconds, grown, gather = map(float, ran.stdout.split())
-    assert seconds < 30, ran.stderr
-    assert grown * 1024 < 1.7 * values.nbytes + 2**26  # 64 MiB for pyarrow's own libraries
-    assert gather < 2e-3
+    assert int(ran.stdout) * 1024 < 1.7 * values.nbytes + 2**26, ran.stderr  # 64 MiB for pyarrow's own libraries
