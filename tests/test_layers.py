@@ -17,6 +17,7 @@ ROOT = Path(diffusional.__file__).parent
 FLOORS = (
     "errors",
     "files",
+    "launch",
     "shapes",
     "conditions",
     "gaussian",

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from diffusional.report.figures import grid, level_costs, paths
+from diffusional.errors import DiffusionalError
+from diffusional.report import tables
+from diffusional.report.figures import grid, histograms, level_costs, paths
 from diffusional.report.tables import ledger_table, yardstick_table
 
 
@@ -181,3 +184,54 @@ def test_drawing_changes_nothing_global(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     grid(tmp_path / "a.png", np.zeros((1, 1, 4, 4)), "")
     assert dict(mpl.rcParams) == before
+
+
+NAME = "[bold]run[v2][/] :smile: \\["
+
+
+def test_names_in_tables_are_no_markup() -> None:
+    """Whatever the console is set to, which is not ours where a table is printed from Python."""
+    nats = {"value": 1.0, "error": 0.1}
+    budget = {"rows": [{"name": NAME, "cost": nats, "information": nats, "gap": nats, "reference": nats}]}
+    budget |= {"total": budget["rows"][0], "relative_to": NAME}
+    curve = {"level": [1, 2], "gamma": [-9.0, 9.0], "information": [0.7, 0.1], "information_error": [0.0, 0.01]}
+    curve |= {"increment": [0.6], "increment_error": [0.01]}
+    difference = {"runs": [NAME, NAME], "a": RECORD, "b": RECORD, "difference": RECORD["nelbo"]}
+    check = {"what": NAME, "measured": 1e-12, "error": 0.0, "expected": 0.0, "tolerance": 1e-9}
+    claim = check | {
+        "id": "C1",
+        "claim": NAME,
+        "holds": True,
+        "control_fails": True,
+        "control": check | {"check": NAME},
+    }
+    shown = {
+        "ledger": (tables.ledger_table(RECORD, NAME), 1),
+        "yardstick": (tables.yardstick_table({NAME: RECORD["nelbo"]}, NAME), 2),
+        "ledgers": (tables.ledgers_table({NAME: RECORD}, NAME), 2),
+        "comparison": (tables.comparison_table(difference, NAME), 3),
+        "information": (tables.information_table(curve, NAME), 1),
+        "budget": (tables.budget_table(budget, NAME), 4),
+        "claims": (tables.claims_table({"claims": [claim]}, NAME), 5),
+    }
+    for kind, (table, times) in shown.items():
+        assert text(table).count(NAME) == times, kind
+
+
+def test_dollars_in_names_begin_no_formula(tmp_path: Path) -> None:
+    for n, label in enumerate(("a", "$\\frac$", "a$b$c")):
+        histograms(tmp_path / f"{n}.png", np.arange(30.0).reshape(30, 1), [label], label)
+        grid(tmp_path / f"grid-{n}.png", np.zeros((1, 1, 2, 2)), label)
+    assert (tmp_path / "2.png").read_bytes() != (tmp_path / "0.png").read_bytes()
+
+
+def test_a_figure_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Figure, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    (tmp_path / "a.png").write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(DiffusionalError, match="disk full"):
+        grid(tmp_path / "a.png", np.zeros((1, 1, 2, 2)), "title")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.png": b"old"}

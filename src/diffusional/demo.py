@@ -54,7 +54,7 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
     space = dataset.space
     assert isinstance(space, Discrete)
     console.print(
-        f"[bold]digits[/]: {len(plain.items('train'))} train (and warped copies of them), {len(dataset.validation)} validation, {len(dataset.test)} test images, "
+        f"digits: {len(plain.items('train'))} train (and warped copies of them), {len(dataset.validation)} validation, {len(dataset.test)} test images, "
         f"{space.dimensions} dimensions of {space.levels} levels."
     )
     x, originals = dataset.encode("test"), plain.encode("train")
@@ -73,14 +73,15 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
 
     took = {name: checkpoint.restore_progress(path / CHECKPOINTS).seconds for name, path in folders.items()}
     said = ", ".join(f"{took[name]:.0f} s" for name in models)
-    title = f"The test ledgers, {len(x)} images, after {said} of training; bits/dim"
-    console.print(tables.ledgers_table({_NAMES[name]: record for name, record in records.items()}, title))
-    rows = {f"{_NAMES[name]} (upper bound)": record["nelbo"] for name, record in records.items()}
-    rows |= {name: ruler["nelbo"] for name, ruler in rulers.items()}
-    console.print(tables.yardstick_table(rows, "Bits per dimension of the test images"))
-    known = curve(x, diffusion.process.schedule, 2, _SAMPLES, torch.Generator().manual_seed(0))
-    _say(traces, records, len(originals), float(known.information[0]), console)
-
+    out = {
+        "models": {
+            name: record | {"information": traces[name], "seconds_of_training": took[name]}
+            for name, record in records.items()
+        },
+        "yardsticks": rulers,
+        "run": str(run),
+    }
+    save_json(run / "demo.json", out)
     pictures(diffusion, x, results["diffusion"], run)
     for name in ("vae", "hierarchical_vae"):
         samples = models[name].sample(50, torch.Generator().manual_seed(0))
@@ -91,16 +92,15 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         math.log(len(originals)),
         "What the latents know of x while the models train",
     )
-    out = {
-        "models": {
-            name: record | {"information": traces[name], "seconds_of_training": took[name]}
-            for name, record in records.items()
-        },
-        "yardsticks": rulers,
-        "run": str(run),
-    }
-    save_json(run / "demo.json", out)
-    console.print(f"Pictures and numbers are in {run}: *.png, demo.json")
+    title = f"The test ledgers, {len(x)} images, after {said} of training; bits/dim"
+    console.print(tables.ledgers_table({_NAMES[name]: record for name, record in records.items()}, title))
+    rows = {f"{_NAMES[name]} (upper bound)": record["nelbo"] for name, record in records.items()}
+    rows |= {name: ruler["nelbo"] for name, ruler in rulers.items()}
+    console.print(tables.yardstick_table(rows, "Bits per dimension of the test images"))
+    known = curve(x, diffusion.process.schedule, 2, _SAMPLES, torch.Generator().manual_seed(0))
+    _say(traces, records, len(originals), float(known.information[0]), console)
+
+    console.print(f"Pictures and numbers are in {run}: *.png, demo.json", markup=False, emoji=False)
     return out
 
 

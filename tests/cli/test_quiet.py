@@ -43,7 +43,8 @@ def test_a_log_has_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_one_of_many_processes_speaks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert said(capsys, "doctor", "--json", tmp_path / "a.json") == ("", "")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("RANK", "0")

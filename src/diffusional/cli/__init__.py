@@ -1,59 +1,160 @@
 """The command line: a folder of small files, one for each command. Importing it imports no torch, so that `--help` is instant.
 
-Bad input ends with a message that says what came, what was expected and what to do, and exit status 2.
+An error is one line on standard error, which says what was expected, what was given and what to do; `--debug` adds the traceback.
+Results are saved before they are printed.
 """
 
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from diffusional.cli import commands
+from diffusional.cli import commands, outputs
 from diffusional.cli.completion import script
-from diffusional.cli.console import check_target, first
+from diffusional.cli.console import Result, first, show
+from diffusional.cli.failures import failure
 from diffusional.cli.parse import parse
+from diffusional.cli.streams import Guarded, guarded
 from diffusional.errors import DiffusionalError, Interrupted
+
+_DEBUG = "--debug"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; exits with 1 where a claim does not hold, 2 on bad input, 3 where an evaluation can't vouch for its target, and 128 and the
-    signal's number when interrupted (130 by Ctrl-C)."""
+    """Run a command.
+
+    Exits with 1 if a claim does not hold or something essential is broken, 2 on bad input, a lack of memory, or a file or standard
+    output that cannot be written, 3 if an evaluation did not reach its target, 70 on an internal error, 128 plus the number of the
+    signal if interrupted (130 by Ctrl-C), and 141 if standard output was closed before everything was printed.
+
+    Args:
+        argv: the arguments; those of the process by default. `--debug` among them shows the traceback of an error.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    debug = _DEBUG in args
+    args = [arg for arg in args if arg != _DEBUG]
+    with guarded() as (out, err), _plain_warnings():
+        status = _status(args, debug, out)
+        out.flush()
+        status = _printed(out, status)
+        err.flush()
+    if status or {"-h", "--help"} & {*args}:
+        raise SystemExit(status)
+
+
+def _status(args: list[str], debug: bool, out: Guarded) -> int:
+    """Do what was typed, and say in one line what went wrong; returns the exit status."""
+    try:
+        return _run(args, out)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except Interrupted as stop:
+        print(f"diffusional: {stop}", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        print("diffusional: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        status, said = failure(error, args[0] if args else "")
+        print(f"diffusional: {said}", file=sys.stderr)
+        return status
+    finally:
+        outputs.close()
+
+
+def _run(args: list[str], out: Guarded) -> int:
     if args == ["--version"]:
         import diffusional
 
         print(f"diffusional {diffusional.__version__}")
-        return
-    try:
-        command = parse(args)
-        if isinstance(command, commands.Completion):
-            print(script(command.shell), end="")
+        return 0
+    command = parse(args)
+    if isinstance(command, commands.Completion):
+        print(script(command.shell), end="")
+        return 0
+    to_stdout = command.json is not None and outputs.is_standard_output(command.json)
+    if command.json is not None:
+        outputs.check_target("--json", command.json, _inputs(command))
+    # Standard output that takes the JSON takes nothing else.
+    with contextlib.redirect_stdout(sys.stderr) if to_stdout else contextlib.nullcontext():
+        result = _done(command)
+        faults = list(_saved(result, command.json, out if to_stdout else None))
+        show(result)
+    if faults:
+        raise faults[0]
+    record = result.record
+    if record.get("reached") is False:
+        print(f"diffusional: not reached: {_why(record)}", file=sys.stderr)
+        return 3
+    if record.get("works") is False:
+        return 1
+    return int(not all(claim["holds"] and claim["control_fails"] for claim in record.get("claims", ())))
+
+
+def _saved(result: Result, json: Path | None, out: Guarded | None) -> Iterator[Exception]:
+    """Write all files of a result, whatever becomes of one of them; yields what went wrong."""
+    from diffusional.files import json_text
+
+    def save_json() -> None:
+        text = json_text(result.record)
+        if json is None or not first():
             return
-        if command.json is not None:
-            check_target("--json", command.json)
-        record = _done(command)
-        if command.json is not None and first():
-            from diffusional.files import save_json
+        if out is None:
+            outputs.save(json, lambda file: file.write(text.encode()))
+            return
+        out.write(text)
+        out.flush()
 
-            save_json(command.json, record)
-        if record.get("reached") is False:
-            print(f"diffusional: not reached: {_why(record)}", file=sys.stderr)
-            raise SystemExit(3)
-        if record.get("works") is False:
-            raise SystemExit(1)
-        if not all(claim["holds"] and claim["control_fails"] for claim in record.get("claims", ())):
-            raise SystemExit(1)
-    except (DiffusionalError, OSError) as error:
-        print(f"diffusional: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Interrupted as stop:
-        print(f"diffusional: {stop}", file=sys.stderr)
-        raise SystemExit(128 + stop.signal) from None
-    except KeyboardInterrupt:
-        print("diffusional: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    for save in (save_json, *result.saves):
+        try:
+            save()
+        except (DiffusionalError, OSError, MemoryError) as error:
+            yield error
 
 
-def _done(command: Any) -> dict[str, Any]:
+def _printed(out: Guarded, status: int) -> int:
+    """The exit status, given what became of standard output."""
+    if out.fault is None or status:
+        return status
+    if out.stream is None:  # closed on purpose, by >&-
+        return 0
+    if isinstance(out.fault, BrokenPipeError):
+        return 141  # as a program that the signal ends: whoever read has seen enough
+    why = getattr(out.fault, "strerror", None) or out.fault
+    print(
+        f"diffusional: error: standard output could not be written ({why}); files that were asked for are written",
+        file=sys.stderr,
+    )
+    return 2
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without a place in the code."""
+
+    def said(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"diffusional: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = said
+        yield
+
+
+def _inputs(command: Any) -> list[Path]:
+    """The files that a command reads, so that its result replaces none of them."""
+    named = [getattr(command, name, None) for name in ("data", "other", "plan", "reference")]
+    named.append(getattr(getattr(getattr(command, "config", None), "data", None), "name", None))
+    named.append(getattr(getattr(command, "config", None), "name", None))
+    return [Path(os.path.expanduser(str(one))) for one in named if one is not None]
+
+
+def _done(command: Any) -> Result:
     """Do what a command says; only now is what it needs imported."""
     match command:
         case commands.Demo():

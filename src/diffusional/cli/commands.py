@@ -9,7 +9,7 @@ import tyro
 from diffusional.training.config import Config, DataConfig
 
 # Where a command leaves its result as JSON.
-Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON.")]
+Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON; - for standard output.")]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run folder.")]
 
 

@@ -57,7 +57,7 @@ def _bash() -> str:
             if o.choices and not o.positional
         ]
         named = [o.name for o in known if not o.positional]
-        names.append(f'        "{command} -"*) words="{" ".join([*named, "--help"])}" ;;')
+        names.append(f'        "{command} -"*) words="{" ".join([*named, "--debug", "--help"])}" ;;')
         names += [
             f'        "{command} "*) words="{" ".join(o.choices)}" ;;' for o in known if o.positional and o.choices
         ]

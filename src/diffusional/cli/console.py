@@ -6,11 +6,14 @@ there are no colours, and tables are 100 columns wide.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusional import launch
+from diffusional.cli.outputs import check_target
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -24,19 +27,59 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a command found.
+
+    Attributes:
+        record: for --json; saved first.
+        shown: what is printed once everything is saved: lines, and tables of rich.
+        saves: what writes the other files, called after --json is written, each of them whatever becomes of the others.
+    """
+
+    record: dict[str, Any]
+    shown: Sequence[Any] = ()
+    saves: Sequence[Callable[[], None]] = ()
+
+
+def show(result: Result) -> None:
+    """Print a result."""
+    for one in result.shown:
+        say(one) if isinstance(one, str) else console().print(one)
+
+
+def say(text: str) -> None:
+    """Print a line as it is, whatever its length and the brackets in it."""
+    console().print(text, soft_wrap=True, highlight=False)
+
+
 def first() -> bool:
-    """Whether this process speaks and writes for all that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints and writes for all that a launcher started.
+
+    A RANK that is left in the environment means nothing: a launcher that starts several processes sets WORLD_SIZE and more.
+    """
+    return launch.rank() == 0
 
 
 def console(stderr: bool = False) -> "Console":
-    """Where results are printed, by the first process alone; with `stderr`, where progress is shown."""
+    """Where results are printed, by the first process only; with `stderr`, where progress is shown.
+
+    What is printed is printed as it is: brackets and colons in names of runs, files and classes are no markup.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    # NO_COLOR: rich alone would still write bold and dim.
+    # NO_COLOR: rich by itself would still write bold and dim.
     plain: dict[str, Any] = {"color_system": None} if "NO_COLOR" in os.environ else {}
-    return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH, quiet=not first(), **plain)
+    seen = stream is not None and stream.isatty()
+    return Console(
+        file=stream,
+        width=None if seen else _WIDTH,
+        quiet=stream is None or not first(),
+        markup=False,
+        emoji=False,
+        **plain,
+    )
 
 
 def device() -> "torch.device":
@@ -46,14 +89,6 @@ def device() -> "torch.device":
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def check_target(option: str, path: Path) -> None:
-    """Before the work, not after it: can the result be written there?"""
-    if path.is_dir():
-        raise DiffusionalError(f"{option} {path}: this is a folder; give a file")
-    if not path.resolve().parent.is_dir():
-        raise DiffusionalError(f"{option} {path}: the folder {path.resolve().parent} does not exist")
-
-
 def check_figure(option: str, path: Path) -> None:
     """As `check_target`, for a picture."""
     if path.suffix != ".png":
@@ -61,10 +96,14 @@ def check_figure(option: str, path: Path) -> None:
     check_target(option, path)
 
 
-def numbered(path: Path) -> Path:
-    """`path`, or the first of name-2, name-3 … that does not exist: nothing is overwritten."""
+def numbered(path: Path, *others: str) -> Path:
+    """`path`, or the first of name-2, name-3 … that does not exist, nor do files of that name with the suffixes `others`."""
+
+    def taken(one: Path) -> bool:
+        return any(os.path.lexists(name) for name in (one, *(one.with_suffix(suffix) for suffix in others)))
+
     candidate, number = path, 2
-    while candidate.exists():
+    while taken(candidate):
         candidate, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
     return candidate
 

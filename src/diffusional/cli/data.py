@@ -2,10 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusional.cli.commands import Data
-from diffusional.cli.console import check_figure, console, plainly, working
+from diffusional.cli.console import Result, check_figure, plainly, working
 from diffusional.training.config import DataConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ROWS = 10_000
 
 
-def run(command: Data) -> dict[str, Any]:
+def run(command: Data) -> Result:
     """Load as train would, print what was found, and draw it if asked to."""
     if command.figure is not None:
         check_figure("--figure", command.figure)
@@ -32,22 +32,19 @@ def run(command: Data) -> dict[str, Any]:
         dataset = build_dataset(config)
         with working(f"looking at {dataset.name}"):
             found = inspect(dataset)
-    _say(f"{found.name}: {_kind(found)}")
-    console().print(_table(found))
     size = f"{found.bytes / 2**20:,.1f} MiB" if found.bytes >= 2**20 else f"{found.bytes:,} bytes"
-    _say(f"raw values of type {found.raw_type}, {size}; train is {found.held}")
-    for note in found.notes:
-        _say(f"note: {note}")
-    for finding in found.findings:
-        _say(f"warning: {finding}")
-    if command.figure is not None:
-        _draw(command.figure, dataset, found)
-        _say(f"drawn in {command.figure}")
-    return found.to_json() | {"config": dataclasses.asdict(config)}
-
-
-def _say(text: str) -> None:
-    console().print(text, soft_wrap=True, highlight=False, markup=False)
+    shown = [
+        f"{found.name}: {_kind(found)}",
+        _table(found),
+        f"raw values of type {found.raw_type}, {size}; train is {found.held}",
+        *(f"note: {note}" for note in found.notes),
+        *(f"warning: {finding}" for finding in found.findings),
+    ]
+    record = found.to_json() | {"config": dataclasses.asdict(config)}
+    if command.figure is None:
+        return Result(record, shown)
+    figure = command.figure
+    return Result(record, [*shown, f"drawn in {figure}"], [lambda: _draw(figure, dataset, found)])
 
 
 def _table(found: "Inspection") -> "Table":

@@ -1,16 +1,15 @@
 """`diffusional demo`."""
 
 import dataclasses
-from typing import Any
 
 from diffusional.cli.commands import Demo
-from diffusional.cli.console import console, numbered
+from diffusional.cli.console import Result, console, numbered
 
 # Steps of `demo --quick`.
 QUICK = 160
 
 
-def run(command: Demo) -> dict[str, Any]:
+def run(command: Demo) -> Result:
     from diffusional.demo import demo
     from diffusional.training.recipes import digits
 
@@ -19,4 +18,4 @@ def run(command: Demo) -> dict[str, Any]:
         config = dataclasses.replace(config, steps=QUICK, validate_every=QUICK // 4, checkpoint_every=QUICK)
     if command.steps is not None:
         config = dataclasses.replace(config, steps=command.steps)
-    return demo(config, numbered(command.out), console())
+    return Result(demo(config, numbered(command.out), console()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusional.cli.commands import Doctor
-from diffusional.cli.console import console, working
+from diffusional.cli.console import Result, working
 
 # What nothing works without, and what else the library stands on.
 _CORE = ("torch", "numpy", "scipy", "safetensors", "accelerate", "diffusers", "sklearn", "matplotlib", "rich", "tyro")
@@ -41,14 +41,13 @@ class Finding:
     said: str
 
 
-def run(command: Doctor) -> dict[str, Any]:
+def run(command: Doctor) -> Result:
     """Look, print a table, and say whether the core works."""
     with working("looking"):
         found = list(findings())
     works = all(finding.state != "broken" for finding in found)
-    console().print(_table(found))
-    console().print("everything essential works" if works else "something essential is broken: see above")
-    return {"works": works, "findings": [vars(finding) for finding in found]}
+    said = "everything essential works" if works else "something essential is broken: see above"
+    return Result({"works": works, "findings": [vars(finding) for finding in found]}, [_table(found), said])
 
 
 def findings() -> Iterator[Finding]:
@@ -196,8 +195,8 @@ def _folder(name: str, folder: Path, essential: bool) -> Finding:
 
 
 def _table(found: list[Finding]) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="What works here", title_justify="left", title_style="bold")
     for column in ("", "", "", "found"):
@@ -208,8 +207,7 @@ def _table(found: list[Finding]) -> Any:
         if group not in (None, finding.group):
             table.add_section()
         shown = "" if group == finding.group else finding.group
-        table.add_row(
-            shown, escape(finding.name), f"[{colours[finding.state]}]{finding.state}[/]", escape(finding.said)
-        )
+        state = Text(finding.state, style=colours[finding.state])
+        table.add_row(shown, Text(finding.name), state, Text(finding.said))
         group = finding.group
     return table

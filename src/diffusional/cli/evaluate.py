@@ -1,13 +1,17 @@
 """`diffusional evaluate`, of one run or of two."""
 
 import dataclasses
+import os
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from diffusional.cli.commands import Evaluate
-from diffusional.cli.console import check_target, console, device, first, plainly, watching, working
+from diffusional.cli.console import Result, device, first, plainly, say, watching, working
 from diffusional.cli.items import SPLITS, Items, already_trained_on, items, reference_items
+from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 _ERROR = 0.01
 
 
-def run(command: Evaluate) -> dict[str, Any]:
+def run(command: Evaluate) -> Result:
     """On every process that a launcher started, each item looked at by one of them."""
     from diffusional.evaluation.processes import launched
 
@@ -31,7 +35,7 @@ def run(command: Evaluate) -> dict[str, Any]:
         return _evaluate(command)
 
 
-def _evaluate(command: Evaluate) -> dict[str, Any]:
+def _evaluate(command: Evaluate) -> Result:
     from diffusional.evaluation import evaluate, importance_weighted
     from diffusional.evaluation.evaluation import check_targets, regridded
     from diffusional.files import save_json
@@ -78,7 +82,8 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
             audit=not command.no_audit,
             draws=command.draws,
             cells=1000 if command.cells is None else command.cells,
-            records=command.run if isinstance(model, Chain) and not sweep else None,
+            # Of a run that cannot be written, as a shared one, nothing is kept.
+            records=command.run if isinstance(model, Chain) and not sweep and os.access(command.run, os.W_OK) else None,
             progress=watch,
         )
     out = result.to_json() | about
@@ -87,13 +92,13 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     else:
         assert isinstance(model, Autoencoder)
         latents = f"latents {', '.join(map(str, model.latents))}"
-    console().print(
+    shown: list[Any] = [
         ledger_table(
             out,
             f"{name}, {split}: {out['items']} items, {latents}, levels {out['levels'] or '∞'}, "
             f"{out['network_evaluations']:,} network evaluations ({out['network_evaluations'] / out['items']:.1f} per item)",
         )
-    )
+    ]
     if command.importance_weighted is not None:
         assert isinstance(model, Autoencoder)
         with (
@@ -102,15 +107,25 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
         ):
             tighter = importance_weighted(model, x, command.importance_weighted, command.seed)
         said = tighter.to("bits/dim", model.space.dimensions)
-        console().print(f"importance-weighted bound, K = {command.importance_weighted}: {said}", soft_wrap=True)
+        shown.append(f"importance-weighted bound, K = {command.importance_weighted}: {said}")
         out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted, "caveats": caveats}
+    saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
-        _write_scores(command.per_item, result, chosen)
+        per_item = command.per_item
+        saves.append(lambda: _write_scores(per_item, result, chosen))
     # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
     plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
     if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
-        save_json(command.run / f"evaluation-{split}.json", out)
-    return out
+        saves.append(lambda: _kept(lambda: save_json(command.run / f"evaluation-{split}.json", out)))
+    return Result(out, shown, saves)
+
+
+def _kept(save: "Callable[[], None]") -> None:
+    """Write what a run keeps for later; the result does not depend on it, so that a read-only run folder is only a warning."""
+    try:
+        save()
+    except DiffusionalError as error:
+        warnings.warn(str(error), stacklevel=2)
 
 
 def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan | None, Tensor | None]":
@@ -133,10 +148,8 @@ def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan
     with working("learning a plan on the run's training data"):
         plan = Plan.fit(model, reference, seed=command.seed)
     if first():
-        plan.save(path)
-    console().print(
-        f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data", soft_wrap=True
-    )
+        _kept(lambda: plan.save(path))
+    say(f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data")
     return plan, reference
 
 
@@ -151,7 +164,10 @@ def _check_evaluate(command: Evaluate) -> None:
     if command.per_item is not None:
         if command.per_item.suffix not in (".csv", ".npz"):
             raise DiffusionalError(f"--per-item {command.per_item} came; scores are written as .csv or .npz")
-        check_target("--per-item", command.per_item)
+        inputs = (command.data, command.plan)
+        check_target("--per-item", command.per_item, [Path(one).expanduser() for one in inputs if one is not None])
+        if command.json is not None and os.path.realpath(command.json) == os.path.realpath(command.per_item):
+            raise DiffusionalError(f"--json and --per-item both name {command.json}; name two files")
     if command.other is not None and (
         sweep or any(getattr(command, name) is not None for name in ("per_item", "item_error", "visits", "plan"))
     ):
@@ -182,7 +198,7 @@ def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
         )
 
 
-def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel", chosen: Items) -> dict[str, Any]:
+def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel", chosen: Items) -> Result:
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
     from diffusional.report.tables import comparison_table
@@ -222,8 +238,7 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
         )
     out = {"runs": [str(command.run), str(command.other)]} | result.to_json() | about
     title = f"{name}, {split}: {out['items']} items, {out['network_evaluations']:,} network evaluations of both"
-    console().print(comparison_table(out, title))
-    return out
+    return Result(out, [comparison_table(out, title)])
 
 
 def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
@@ -252,7 +267,7 @@ def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
     Lines are in the order of the file.
     """
     import csv
-    import os
+    import io
 
     import numpy as np
 
@@ -266,12 +281,17 @@ def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
         rank = np.array([0 if one else SPLITS.index(split) for split in known["split"].tolist()])
         order = np.lexsort((known["row"], known["source"], rank))
     columns = {name: values[order] for name, values in ({"item": item} | known | columns).items()}
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    if path.suffix == ".npz":
-        np.savez_compressed(partial, allow_pickle=False, **columns)
-    else:
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-    os.replace(partial, path)
+
+    def write(file: "BinaryIO") -> None:
+        if path.suffix == ".npz":
+            np.savez_compressed(file, allow_pickle=False, **columns)
+            return
+        # Names that are no UTF-8 are written with the bytes that they have.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        text.flush()
+        text.detach()
+
+    save(path, write)

@@ -47,13 +47,18 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 
 
+_DEBUG = "Every command takes --debug, which shows the traceback of an error."
+
+
 def examples(args: Sequence[str]) -> str:
     """The examples that belong to the help that `args` asked for.
 
     >>> print(examples(["claims", "--help"]), end="")
+    Every command takes --debug, which shows the traceback of an error.
+    <BLANKLINE>
     examples:
       diffusional claims
       diffusional claims --only C1 C5 --json claims.json
     """
     lines = EXAMPLES.get(args[0] if args else "", EXAMPLES[""])
-    return "\n".join(["examples:", *(f"  {line}" for line in lines)]) + "\n"
+    return "\n".join([_DEBUG, "", "examples:", *(f"  {line}" for line in lines)]) + "\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Information
-from diffusional.cli.console import bar, check_figure, console, working
+from diffusional.cli.console import Result, bar, check_figure, working
 from diffusional.cli.items import items
 from diffusional.errors import DiffusionalError
 from diffusional.training.config import ScheduleConfig
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 
-def run(command: Information) -> dict[str, Any]:
+def run(command: Information) -> Result:
     import torch
     from rich.progress import Progress
 
@@ -73,12 +73,14 @@ def run(command: Information) -> dict[str, Any]:
     }
     latents = "T = ∞" if schedule.steps is None else f"T = {schedule.steps}"
     title = f"{command.data}, {split}: {len(x)} items, {command.schedule}, {latents}, {found.samples} draws"
-    console().print(information_table(out, title))
-    for line in _said(out, "u" if schedule.steps is None else "t"):
-        console().print(line, soft_wrap=True, highlight=False)
-    if command.figure is not None:
+    lines = [information_table(out, title), *_said(out, "u" if schedule.steps is None else "t")]
+    if command.figure is None:
+        return Result(out, lines)
+    figure = command.figure
+
+    def draw() -> None:
         information_curve(
-            command.figure,
+            figure,
             found.level.numpy(),
             found.gamma.numpy(),
             found.information.numpy(),
@@ -87,7 +89,8 @@ def run(command: Information) -> dict[str, Any]:
             wasted,
             title,
         )
-    return out
+
+    return Result(out, lines, [draw])
 
 
 def _schedule(command: Information) -> ScheduleConfig:
@@ -112,7 +115,7 @@ def _schedule(command: Information) -> ScheduleConfig:
     return ScheduleConfig(command.schedule, steps, **given)
 
 
-def _budget(command: Information) -> dict[str, Any]:
+def _budget(command: Information) -> Result:
     """The nat budget of a run relative to another."""
     import torch
 
@@ -148,11 +151,10 @@ def _budget(command: Information) -> dict[str, Any]:
         found = budget(model, x, other, command.levels_shown, command.samples, generator)
     out = found.to_json() | {"runs": [command.data, str(command.reference)], "data": name, "split": split}
     title = f"{name}, {split}: {found.samples} draws of {len(x)} items, {command.data} relative to {command.reference}"
-    console().print(budget_table(out, title))
-    return out
+    return Result(out, [budget_table(out, title)])
 
 
-def _latents(command: Information, record: "RunRecord", model: "Autoencoder") -> dict[str, Any]:
+def _latents(command: Information, record: "RunRecord", model: "Autoencoder") -> Result:
     """What a VAE's latents know of a split: I(x; z), KL[q(z) ‖ p(z)], active units, and layers that carry nothing."""
     import torch
 
@@ -173,23 +175,20 @@ def _latents(command: Information, record: "RunRecord", model: "Autoencoder") ->
         "samples": command.samples,
     }
 
-    def say(text: str) -> None:
-        console().print(text, soft_wrap=True, highlight=False)
-
     def pm(estimate: Any) -> str:
         return " ± ".join(with_error(estimate.value, estimate.error)) + " nats"
 
-    say(f"{name}, {split}: {len(x)} items, H(x) = {found.entropy:.4f} nats, {command.samples} draws")
-    say(f"I(x; z)            {pm(found.information)}")
-    say(f"KL[q(z) ‖ p(z)]    {pm(found.marginal_kl)}{', an upper bound' if found.bounded else ''}")
-    say(f"E KL[q(z|x) ‖ p(z)] {pm(found.kl)}: their sum, MATH (21)")
+    shown = [
+        f"{name}, {split}: {len(x)} items, H(x) = {found.entropy:.4f} nats, {command.samples} draws",
+        f"I(x; z)            {pm(found.information)}",
+        f"KL[q(z) ‖ p(z)]    {pm(found.marginal_kl)}{', an upper bound' if found.bounded else ''}",
+        f"E KL[q(z|x) ‖ p(z)] {pm(found.kl)}: their sum, MATH (21)",
+    ]
     for i, (layer, active, units) in enumerate(zip(found.layers, found.active, found.units, strict=True)):
-        say(f"layer {i + 1}: {pm(layer)}, {active} of {units} units active")
+        shown.append(f"layer {i + 1}: {pm(layer)}, {active} of {units} units active")
     if found.chain is not None:
-        say(f"of the fixed chain: I(z; z₁) {pm(found.chain[0])}, I(x; z₁) {pm(found.chain[1])}")
-    for warning in found.warnings:
-        say(f"warning: {warning}")
-    return out
+        shown.append(f"of the fixed chain: I(z; z₁) {pm(found.chain[0])}, I(x; z₁) {pm(found.chain[1])}")
+    return Result(out, [*shown, *(f"warning: {warning}" for warning in found.warnings)])
 
 
 def _said(out: dict[str, Any], name: str) -> Iterator[str]:

@@ -92,4 +92,4 @@ def _option_meant(name: str, known: Iterable[str]) -> str:
 
 
 def _is_option(word: str) -> bool:
-    return word.startswith("-") and not is_number(word)
+    return word.startswith("-") and word != "-" and not is_number(word)

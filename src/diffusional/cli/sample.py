@@ -1,16 +1,22 @@
 """`diffusional sample`."""
 
-from typing import Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Sample
-from diffusional.cli.console import console, device, numbered, working
+from diffusional.cli.console import Result, device, numbered, working
 from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Samples drawn at a time.
 _BATCH = 256
 
 
-def run(command: Sample) -> dict[str, Any]:
+def run(command: Sample) -> Result:
+    """Draw samples; they are written to files whose names were free when the command began, and replace none."""
     import numpy as np
     import torch
 
@@ -19,12 +25,17 @@ def run(command: Sample) -> dict[str, Any]:
     from diffusional.space import Discrete
     from diffusional.training.run import load
 
-    out = command.out or numbered(command.run / "samples.npz")
+    out = command.out or numbered(command.run / "samples.npz", ".png")
     if out.suffix != ".npz":
         raise DiffusionalError(f"--out {out} came; samples are written as .npz")
-    if out.exists():
-        raise DiffusionalError(f"--out {out} exists; it was left alone, name another file")
     model = load(command.run)
+    images = model.space if len(model.space.shape) == 3 and isinstance(model.space, Discrete) else None
+    if os.path.lexists(out):
+        raise DiffusionalError(f"--out {out} exists; it was left alone, name another file")
+    if images is not None and os.path.lexists(picture := out.with_suffix(".png")):
+        raise DiffusionalError(
+            f"--out {out}: {picture}, where its picture would go, exists; it was left alone, name another file"
+        )
     if not out.resolve().parent.is_dir():
         raise DiffusionalError(f"--out {out}: the folder {out.resolve().parent} does not exist")
     place = device()
@@ -40,18 +51,37 @@ def run(command: Sample) -> dict[str, Any]:
         # Of a whole batch's activations there may be too many to hold; n < 1 is the model's to refuse.
         sizes = [min(_BATCH, command.n - done) for done in range(0, command.n, _BATCH)] or [command.n]
         x = torch.cat([model.sample(n, generator, **options).cpu() for n in sizes])
+    broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+    if broken:
+        raise DiffusionalError(
+            f"{broken} of {command.n} samples are not finite, so that none was written: the network of {command.run} gives numbers "
+            "that are too large. Train it for longer or with a lower --optimizer.lr"
+        )
     raw = model.space.decode(x).numpy()
-    np.savez_compressed(out, samples=raw)
-    written = [str(out)]
-    if len(model.space.shape) == 3 and isinstance(model.space, Discrete):
-        picture = out.with_suffix(".png")
-        grid(picture, x.numpy(), f"{command.n} samples, {command.method}", low=model.space.low, high=model.space.high)
-        written.append(str(picture))
-    console().print(f"{command.n} samples in {' and '.join(written)}")
-    return {
-        "samples": written,
+    written = [_written(out, lambda path: np.savez_compressed(path, samples=raw))]
+    if images is not None:
+        title, low, high = f"{command.n} samples, {command.method}", images.low, images.high
+        beside = written[0].with_suffix(".png")
+        written.append(_written(beside, lambda path: grid(path, x.numpy(), title, low=low, high=high)))
+    names = [str(path) for path in written]
+    record = {
+        "samples": names,
         "n": command.n,
         "method": command.method,
         "seed": command.seed,
         "shape": list(raw.shape),
     }
+    return Result(record, [f"{command.n} samples in {' and '.join(names)}"])
+
+
+def _written(path: Path, write: "Callable[[Path], Any]") -> Path:
+    """Write a new file; if another process has taken its name meanwhile, under the next one that is free."""
+    from diffusional.files import writing
+
+    while True:
+        try:
+            with writing(path, overwrite=False) as (part,):
+                write(part)
+            return path
+        except FileExistsError:
+            path = numbered(path)

@@ -3,10 +3,10 @@
 from typing import Any
 
 from diffusional.cli.commands import Train
-from diffusional.cli.console import console
+from diffusional.cli.console import Result, console
 
 
-def run(command: Train) -> dict[str, Any]:
+def run(command: Train) -> Result:
     from diffusional.files import load_json
     from diffusional.ledger import per_unit
     from diffusional.report.tables import profile_table
@@ -19,16 +19,17 @@ def run(command: Train) -> dict[str, Any]:
     )
     progress = restore_progress(command.run / CHECKPOINTS)
     best = progress.best / per_unit("bits/dim", model.space.dimensions)
-    console().print(
+    shown: list[Any] = [
         f"{command.run}: best validation bound {best:.4f} bits/dim at step {progress.best_step} of {progress.step}"
-    )
+    ]
     if command.profile:
-        console().print(profile_table(load_json(command.run / PROFILE)))
+        shown.append(profile_table(load_json(command.run / PROFILE)))
     record = read_run(command.run)
-    return {
+    out = {
         "run": str(command.run),
         "steps": progress.step,
         "seconds": progress.seconds,
         "validation": {"value": best, "unit": "bits/dim", "step": progress.best_step},
         "data_sha256": record.fingerprints,
     }
+    return Result(out, shown)

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from diffusional import launch
 from diffusional.errors import DiffusionalError
 
 _GLANCE = 0.1  # seconds between looks at what another process is making
@@ -37,7 +38,7 @@ def store(
     [[7, 7, 7], [7, 7, 7]]
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size <= available_memory() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+    if size <= available_memory() / 2 / max(1, launch.number("LOCAL_WORLD_SIZE", 1)):
         out = np.empty(shape, dtype)
         fill(out)
         return out

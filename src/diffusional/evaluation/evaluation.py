@@ -403,7 +403,12 @@ class Task:
 
     def _save(self) -> None:
         if self._path is not None and processes.is_main():
-            self.draws.save(self._path, self._tag)
+            try:
+                self.draws.save(self._path, self._tag)
+            except DiffusionalError as error:
+                # They are for another evaluation to go on from; this one does not need them.
+                warnings.warn(f"{error}. The evaluation goes on, and its draws are not kept", stacklevel=2)
+                self._path = None
         self._saved = time.monotonic()
 
     def _tell(self, now: Estimate | None, target: float | None) -> None:

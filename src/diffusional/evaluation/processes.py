@@ -8,25 +8,47 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffusional import launch
+from diffusional.errors import DiffusionalError
+
 
 @contextmanager
 def launched() -> Iterator[None]:
     """Join the processes that torchrun or `accelerate launch` has started with this one, and leave them at the end.
 
+    Without a launcher, or with only some of its variables in the environment, there is one process. Raises DiffusionalError for
+    variables that are no numbers, and for processes that do not meet.
+
     >>> with launched():
     ...     share(3)
     tensor([0, 1, 2])
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if launch.size() == 1 or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(_device())
+    try:
+        with launch.waiting():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    except (RuntimeError, ValueError) as error:  # torch's errors of a store or a network are RuntimeErrors
+        raise DiffusionalError(
+            f"the {launch.size()} processes of WORLD_SIZE could not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({str(error).splitlines()[0]}). Start them with torchrun or accelerate launch, or unset WORLD_SIZE for one process"
+        ) from error
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _device() -> int:
+    index, there = launch.number("LOCAL_RANK", 0), torch.cuda.device_count()
+    if not 0 <= index < there:
+        raise DiffusionalError(
+            f"LOCAL_RANK={index} in the environment, but there are {there} GPUs. Start at most {there} processes on this machine"
+        )
+    return index
 
 
 def share(rows: int) -> Tensor:

@@ -32,6 +32,7 @@ from diffusional.conditions import Condition, called, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.chain import Chain
+from diffusional.models.likelihood import check_drawn
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Discrete, Space, binary
 
@@ -185,6 +186,7 @@ class BinomialDiffusionModel(Chain):
         example = next(self.parameters(), torch.empty(0, device=self.process.betas.device))
 
         def drawn(p: Bits) -> Tensor:
+            check_drawn(p.mean)
             noise = torch.empty(p.logit.shape, dtype=example.dtype, device=example.device)
             return p.sample(noise=noise.normal_(generator=generator))
 

@@ -59,11 +59,31 @@ def gather_levels(log_probs: PerLevel, index: Items) -> PerItem:
 
 
 def sample_levels(log_probs: PerLevel, space: Discrete, generator: torch.Generator | None) -> Items:
-    """One level per position from ln p (B, K, *dims), as model values (B, *dims); inverse of the CDF."""
+    """One level per position from ln p (B, K, *dims), as model values (B, *dims); inverse of the CDF.
+
+    Raises DiffusionalError for probabilities that are not finite.
+    """
     cdf = log_probs.double().exp().cumsum(1)
+    check_drawn(cdf[:, -1])
     v = torch.empty_like(cdf[:, :1]).uniform_(generator=generator) * cdf[:, -1:]
     index = (cdf < v).sum(1).clamp(max=space.levels - 1)
     return space.values.to(log_probs)[index]
+
+
+def check_drawn(values: Tensor) -> None:
+    """Raise DiffusionalError unless what samples are drawn from, or the samples (B, …), are finite.
+
+    >>> check_drawn(torch.tensor([[0.0], [torch.nan]]))
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: 1 of 2 samples are not finite: the network's output is NaN or too large. Check ...
+    """
+    broken = int((~torch.isfinite(values)).flatten(1).any(1).sum())
+    if broken:
+        raise DiffusionalError(
+            f"{broken} of {len(values)} samples are not finite: the network's output is NaN or too large. Check its weights, "
+            "or train it for longer or with a lower learning rate"
+        )
 
 
 def log_bin_mass(lower: Tensor, upper: Tensor) -> Tensor:
@@ -258,7 +278,9 @@ class GaussianLikelihood(nn.Module):
         """x ~ p(x | z_1) (B, *dims)."""
         mean = prediction.data
         noise = torch.empty_like(mean).normal_(generator=generator)
-        return mean + (0.5 * self._log_variance(prediction)).exp().to(mean) * noise
+        x = mean + (0.5 * self._log_variance(prediction)).exp().to(mean) * noise
+        check_drawn(x)
+        return x
 
 
 class Bernoulli(nn.Module):

@@ -3,15 +3,21 @@
 Figures are made without pyplot, so that importing or drawing changes nothing global and needs no display.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from diffusional.files import writing
+
+P = ParamSpec("P")
 
 _INK = "#22223b"
 _KL = "#3a6ea5"
@@ -21,6 +27,23 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, completely or not at all."""
+    with writing(path) as (part,):
+        figure.savefig(part, dpi=150, format="png")
+
+
+def _literal(draw: Callable[P, None]) -> Callable[P, None]:
+    """Draw names as they are: a dollar in a file's or a column's name begins no formula."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        with rc_context({"text.parse_math": False}):
+            draw(*args, **kwargs)
+
+    return drawn
 
 
 def _picture(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
@@ -35,6 +58,7 @@ def _picture(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
         spine.set_color("#c9cad9")
 
 
+@_literal
 def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: float = -1.0, high: float = 1.0) -> None:
     """Images (N, C, H, W) in a grid with `columns` columns.
 
@@ -53,9 +77,10 @@ def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: flo
         else:
             place.axis("off")
     figure.suptitle(title, fontsize=11, color=_INK)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
+@_literal
 def histograms(path: Path, columns: np.ndarray, labels: Sequence[str], title: str, most: int = 20) -> None:
     """A histogram of each column of (N, D), of the first `most` of them.
 
@@ -82,9 +107,10 @@ def histograms(path: Path, columns: np.ndarray, labels: Sequence[str], title: st
             place.spines[side].set_visible(False)
     left_out = f", {shown} of {columns.shape[1]} columns" if shown < columns.shape[1] else ""
     figure.suptitle(title + left_out, fontsize=11, color=_INK)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
+@_literal
 def paths(
     path: Path,
     rows: Sequence[np.ndarray],
@@ -109,9 +135,10 @@ def paths(
     for place, label in zip(axes[0], labels, strict=True):
         place.set_title(label, fontsize=8, color=_INK)
     figure.suptitle(title, fontsize=11, color=_INK)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
+@_literal
 def level_costs(path: Path, gamma: np.ndarray, kl: np.ndarray, title: str) -> None:
     """Where the nats go: the cost per unit of log-SNR against log-SNR, and its running sum from the noisiest level.
 
@@ -144,9 +171,10 @@ def level_costs(path: Path, gamma: np.ndarray, kl: np.ndarray, title: str) -> No
     axes.set_ylim(0, None)
     for a in (axes, total):
         a.spines["top"].set_visible(False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
+@_literal
 def information_curve(
     path: Path,
     level: np.ndarray,
@@ -194,9 +222,10 @@ def information_curve(
     top.set_xlabel("log-SNR", color=_INK)
     axes.spines["right"].set_visible(False)
     figure.suptitle(title, fontsize=11, color=_INK)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
+@_literal
 def information_traces(
     path: Path, traces: Mapping[str, Sequence[Mapping[str, Any]]], entropy: float, title: str
 ) -> None:
@@ -225,4 +254,4 @@ def information_traces(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.set_title(title, fontsize=11, color=_INK)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from diffusional.ledger import per_unit, with_error
 
@@ -19,17 +19,22 @@ def ledger_table(result: Mapping[str, Any], title: str) -> Table:
     2
     """
     bit = per_unit("bits/dim", result["dimensions"])
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("cost")
     for column in ("nats", "± MC", "± items", "bits/dim", "± MC", "± items"):
         table.add_column(column, justify="right")
     for name, term in result["terms"].items():
-        table.add_row(name, *_numbers(term, 1.0), *_numbers(term, bit))
+        table.add_row(_plain(name), *_numbers(term, 1.0), *_numbers(term, bit))
     table.add_section()
     total = result["nelbo_nats"]
     table.add_row("NELBO", *_numbers(total, 1.0), *_numbers(total, bit), style="bold")
     table.caption = f"± MC: by this evaluation's noise; ± items: by the choice of the {result['items']}"
     return table
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """A user's text, printed as it is: brackets and colons in names are no markup, whichever console prints the table."""
+    return Text(text, style)
 
 
 def _numbers(term: Mapping[str, Any], divisor: float) -> tuple[str, str, str]:
@@ -44,12 +49,12 @@ def yardstick_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     >>> yardstick_table({"a": {"value": 2.4, "error": 0.0, "item_error": 0.02}}, "test").row_count
     1
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("model")
     for column in ("bits/dim", "± Monte Carlo", "± items"):
         table.add_column(column, justify="right")
     for name, row in sorted(rows.items(), key=lambda pair: pair[1]["value"]):
-        table.add_row(name, *_numbers(row, 1.0))
+        table.add_row(_plain(name), *_numbers(row, 1.0))
     return table
 
 
@@ -61,13 +66,13 @@ def ledgers_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table
     >>> ledgers_table({"a": record, "b": record}, "test").row_count
     3
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("cost")
     for name in results:
-        table.add_column(name, justify="right")
+        table.add_column(_plain(name), justify="right")
     names = dict.fromkeys(name for record in results.values() for name in record["terms"])
     for name in names:
-        table.add_row(name, *(_cell(record, record["terms"].get(name)) for record in results.values()))
+        table.add_row(_plain(name), *(_cell(record, record["terms"].get(name)) for record in results.values()))
     table.add_section()
     table.add_row("NELBO", *(_cell(record, record["nelbo_nats"]) for record in results.values()), style="bold")
     items = (_numbers(r["nelbo_nats"], per_unit("bits/dim", r["dimensions"]))[2] for r in results.values())
@@ -91,12 +96,12 @@ def comparison_table(result: Mapping[str, Any], title: str) -> Table:
     >>> comparison_table(record, "test").row_count
     3
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("NELBO")
     for column in ("bits/dim", "± MC", "± items"):
         table.add_column(column, justify="right")
     for run, key in zip(result["runs"], ("a", "b"), strict=True):
-        table.add_row(run, *_numbers(result[key]["nelbo"], 1.0))
+        table.add_row(_plain(run), *_numbers(result[key]["nelbo"], 1.0))
     table.add_section()
     table.add_row("A − B, paired", *_numbers(result["difference"], 1.0), style="bold")
     table.caption = "negative: A gives the data more probability; ± MC: by this evaluation's noise; ± items: by the choice of the items"
@@ -110,7 +115,7 @@ def information_table(record: Mapping[str, Any], title: str) -> Table:
     >>> information_table(curve | {"increment": [0.6], "increment_error": [0.01]}, "test").row_count
     2
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title, "bold"), title_justify="left")
     continuous = record["level"][-1] == 1
     for column in ("u" if continuous else "t", "log SNR", "I(x; z), nats", "±", "lost to the next", "±"):
         table.add_column(column, justify="right")
@@ -132,19 +137,20 @@ def budget_table(record: Mapping[str, Any], title: str) -> Table:
     2
     """
     reference = record["relative_to"]
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("nats")
     for column in ("cost", "±", "reference's" if reference else "information", "±", "gap", "±"):
         table.add_column(column, justify="right")
     second = "reference" if reference else "information"
     for row in record["rows"]:
-        table.add_row(row["name"], *_columns(row, second))
+        table.add_row(_plain(row["name"]), *_columns(row, second))
     table.add_section()
-    table.add_row(record["total"]["name"], *_columns(record["total"], second), style="bold")
-    table.caption = (
+    table.add_row(_plain(record["total"]["name"]), *_columns(record["total"], second), style="bold")
+    table.caption = _plain(
         f"gaps relative to {reference}; no information is known here"
         if reference
-        else "cost = information + gap; training can reduce the gap alone"
+        else "cost = information + gap; training can reduce the gap alone",
+        "table.caption",
     )
     return table
 
@@ -188,7 +194,7 @@ def claims_table(result: Mapping[str, Any], title: str) -> Table:
     >>> claims_table({"claims": [claim | {"control": control}]}, "test").row_count
     2
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("")
     table.add_column("claim and check; control")
     table.add_column("measured", justify="right")
@@ -201,17 +207,17 @@ def claims_table(result: Mapping[str, Any], title: str) -> Table:
         )
         table.add_row(
             claim["id"],
-            escape(claim["claim"]) + f"\n[dim]{escape(claim['what'])}[/]",
+            Text.assemble(claim["claim"], "\n", (claim["what"], "dim")),
             _measured(claim),
             limits,
-            "[green]holds[/]" if claim["holds"] else "[bold red]DOES NOT HOLD[/]",
+            Text("holds", "green") if claim["holds"] else Text("DOES NOT HOLD", "bold red"),
         )
         table.add_row(
             "",
-            f"control: {escape(control['what'])}\n[dim]{escape(control['check'])}[/]",
+            Text.assemble("control: ", control["what"], "\n", (control["check"], "dim")),
             _measured(control),
             "",
-            "[green]fails[/]" if claim["control_fails"] else "[bold red]PASSES[/]",
+            Text("fails", "green") if claim["control_fails"] else Text("PASSES", "bold red"),
             end_section=True,
         )
     table.caption = "relative to the size of what is measured: 0.01 is 1 %. Every check is in --json"

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from diffusional import launch
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs
 from diffusional.schedule import Schedule
@@ -27,11 +28,12 @@ def accelerator() -> Accelerator:
     Raises DiffusionalError for ways of sharding weights whose checkpoints would not be whole.
     """
     # The network alone is cast: see Objective. Without a GPU, Accelerate sees several processes only if told that it is so.
-    made = Accelerator(
-        mixed_precision="no",
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-    )
+    with launch.without_leftovers(), launch.waiting():
+        made = Accelerator(
+            mixed_precision="no",
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        )
     kind = made.distributed_type
     plain = kind == DistributedType.NO or kind.value.startswith("MULTI_")
     if not plain and not (kind == DistributedType.FSDP and made.is_fsdp2):

@@ -13,6 +13,11 @@ _SHOW_CURSOR = "\x1b[?25h"
 _ECHO = 5.0
 
 
+def _launched() -> bool:
+    """Whether a launcher may pass on signals. An environment that makes no sense has been refused before."""
+    return os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
+
+
 class Stopping:
     """While entered, `asked` is the number of the signal that came, 0 before. Only a process's main thread can listen.
 
@@ -39,7 +44,7 @@ class Stopping:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         # A launcher passes on what the whole job was sent: the same signal twice, and meant once.
-        if self.asked == number and now - self._heard < _ECHO and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if self.asked == number and now - self._heard < _ECHO and _launched():
             return
         if self.asked:
             # No clean-up, which is what hangs; of a terminal only the cursor that a progress bar hid.
