@@ -173,6 +173,7 @@ def test_more_distinct_levels_than_are_counted(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(inspection, "MOST", 10)
     found = inspect(levels(2 * good_levels(17), 40))
     assert found.distinct == 10
+    assert len(survey.survey(levels(good_levels(17), 40), "train").levels) == 10
     assert found.findings == ()  # a common step of ten levels need not be that of all
 
 
