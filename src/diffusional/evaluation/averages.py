@@ -234,7 +234,7 @@ class Pilot:
             draws = min(draws, rest if visits is not None else min(rest, budget // model.evaluations // _PART))
         return draws if draws >= tail_pilot.LEAST_DRAWS else 0
 
-    def doubts(self, seen: Variance, target: float, draws: int, afforded: float) -> list[str]:
+    def doubts(self, seen: Variance, target: float, draws: int, afforded: int) -> list[str]:
         """Why a target (nats) that was reached within a budget may have been reached by luck; `draws` of the `afforded` were used."""
         expected = self.variances["nelbo"]
         most = math.sqrt(expected.value * (1 + _BEFORE * expected.uncertainty()) / afforded)
@@ -332,7 +332,7 @@ def average(
     if freedom >= LEAST_FREEDOM:
         caveats += heavy_tails(tails, now.error)
     if known is not None and target is not None and enough and afford < math.inf:
-        caveats += known.doubts(seen, target, int(sums.count.sum()), afford)
+        caveats += known.doubts(seen, target, int(sums.count.sum()), int(afford))
     reached = enough and (item_error is not None or not caveats)
     if item_error is not None:
         caveats.append(EACH_ITS_OWN)
