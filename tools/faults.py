@@ -818,6 +818,13 @@ FAULTS = [
     ),
     _fault(
         "evaluation/noise.py",
+        "condition left out of an item's key",
+        "content + given[i]",
+        "content",
+        "evaluation/test_noise.py::test_the_condition_is_part_of_an_item_s_key",
+    ),
+    _fault(
+        "evaluation/noise.py",
         "the same noise for every draw",
         'key + draw.to_bytes(8, "little")',
         "key",
@@ -1306,6 +1313,27 @@ FAULTS = [
         "values - controls @ slopes",
         "values - centred @ slopes",
         "information/test_curve.py::test_little_information_in_much_noise_is_told",
+    ),
+    _fault(
+        "information/curve.py",
+        "no control for how often a point repeats",
+        "+ points.entropy()] if unequal",
+        "+ points.entropy()] if False",
+        "information/test_curve.py::test_little_information_of_repeated_points_is_known_as_well_as_of_distinct_ones",
+    ),
+    _fault(
+        "information/curve.py",
+        "a control for repeats whose mean is not zero",
+        "share[own] + points.entropy()",
+        "share[own] - points.entropy()",
+        "information/test_curve.py::test_little_information_of_repeated_points_is_known_as_well_as_of_distinct_ones",
+    ),
+    _fault(
+        "information/aggregated.py",
+        "active units by items counted once",
+        "return (w * (values - mean).square()).sum(0)",
+        "return (values - mean).square().mean(0)",
+        "information/test_aggregated.py::test_units_are_active_by_the_variance_of_their_means_over_all_items",
     ),
     _fault(
         "information/curve.py",

@@ -1,6 +1,7 @@
 """Evaluation noise: whose it is, and the two errors that it leaves, against closed forms."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from battery import F64, close, float64, plain_alpha, plain_sigma, randn
 from diffusional import schedule
 from diffusional.evaluation.evaluation import evaluate
 from diffusional.evaluation.noise import item_keys, stream
+from diffusional.evaluation.plan import Plan
 from diffusional.forward import GaussianDiffusion
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
@@ -96,3 +98,91 @@ def test_an_item_s_noise_is_its_own() -> None:
     first, again, other = (torch.from_numpy(stream(keys[0], draw).standard_normal(2000)) for draw in (0, 0, 1))
     assert first.equal(again)
     assert abs(float(torch.corrcoef(torch.stack([first, other]))[0, 1])) < 4 / math.sqrt(2000)
+
+
+def test_keys_without_a_condition_are_pinned() -> None:
+    """Scores on fixed seeds must not change between versions, so neither may the keys of items without a condition."""
+    first, second = item_keys(float64([[0.5, -1.0], [0.5, -1.0]]), 3)
+    assert first.hex() == "b7b024bf402fa54f6fe614f5411e3819a2c4362d7b122911ac87461e531374a1"
+    assert second.hex() == "6c756c94c269c14ad04de0a0bf149d6f8f3c9d509b2202bbf33231f0e9faded1"
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_condition_is_part_of_an_item_s_key(by_name: bool) -> None:
+    """Equal items with different conditions have keys of their own, whatever their order; equal pairs differ by occurrence."""
+
+    def keys(rows: list[int]) -> list[bytes]:
+        index = torch.tensor(rows)
+        items = float64([[0.5, 1.0]]).repeat(len(rows), 1)
+        label = torch.tensor([0, 1, 2, 1])[index]
+        text = torch.zeros(4, 2, 3)
+        text[2, 1, 1] = 1.0
+        return item_keys(items, 0, {"label": label, "text": text[index]} if by_name else label[:, None])
+
+    zero, one, two, again = keys([0, 1, 2, 3])
+    assert len({zero, one, two, again, *item_keys(float64([[0.5, 1.0]]), 0)}) == 5
+    assert keys([2, 1, 0]) == [two, one, zero]
+    assert keys([2]) == [two]
+    assert keys([3, 1]) == [one, again]
+
+
+def test_every_tensor_of_a_condition_counts_and_its_float_type_does_not() -> None:
+    items = float64([[0.5, 1.0]])
+    label, text = torch.tensor([3]), torch.ones(1, 2)
+    every = [
+        {"label": label, "text": text},
+        {"label": label + 1, "text": text},
+        {"label": label, "text": 2 * text},
+        {"label": label, "words": text},
+        {"text": text},
+        text,
+    ]
+    assert len({item_keys(items, 0, condition)[0] for condition in every}) == len(every)
+    assert item_keys(items, 0, text.double()) == item_keys(items, 0, text)
+    assert item_keys(items, 0, {"text": text, "label": label}) == item_keys(items, 0, every[0])
+
+
+class Shifted(nn.Module):
+    """x̂ = z/2 plus what the condition says, a tensor or tensors by name."""
+
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | dict[str, Tensor]) -> Tensor:
+        if isinstance(condition, Tensor):
+            return 0.5 * z + condition
+        return 0.5 * z + condition["text"].mean((1, 2))[:, None] + condition["label"][:, None]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("method", ["visits", "sweep"])
+def test_scores_of_items_that_differ_in_their_condition_do_not_depend_on_the_order(method: str, by_name: bool) -> None:
+    process = GaussianDiffusion(schedule.log_snr_linear(-6.0, 5.0, steps=10))
+    model = DiffusionModel(process, Denoiser(Shifted(), "data"), GaussianLikelihood(Continuous((D,)), assisted=False))
+    x, label = X[:1].repeat(3, 1), torch.tensor([-1.0, 0.0, 1.0])
+    how: dict[str, Any] = {"visits": 4, "plan": Plan.uniform(model)} if method == "visits" else {"draws": 2}
+
+    def scores(rows: list[int]) -> list[float]:
+        own = label[torch.tensor(rows)]
+        condition = {"text": torch.zeros(len(rows), 5, 2), "label": own} if by_name else own[:, None]
+        result = evaluate(model, x[: len(rows)], condition=condition, **how)
+        return [round(v, 6) for v in result.per_item["nelbo"].tolist()]
+
+    first, second, third = scores([0, 1, 2])
+    assert len({first, second, third}) == 3
+    assert scores([2, 1, 0]) == [third, second, first]
+    assert scores([2]) == [third]
+
+
+@pytest.mark.parametrize("method", ["visits", "sweep"])
+def test_provenance_includes_the_condition(method: str) -> None:
+    process = GaussianDiffusion(schedule.log_snr_linear(-6.0, 5.0, steps=10))
+    model = DiffusionModel(process, Denoiser(Shifted(), "data"), GaussianLikelihood(Continuous((D,)), assisted=False))
+    how: dict[str, Any] = {"visits": 2, "plan": Plan.uniform(model)} if method == "visits" else {"draws": 2}
+    ones = torch.ones(3, 1)
+    named = {"text": torch.ones(3, 1, 2), "label": torch.zeros(3)}
+    hashes = [
+        evaluate(model, X[:3], condition=condition, **how).provenance["condition_sha256"]
+        for condition in (ones, 2 * ones, named, named | {"label": torch.ones(3)}, ones.clone())
+    ]
+    assert len(set(hashes)) == 4
+    assert hashes[4] == hashes[0]
+    free = DiffusionModel(process, Denoiser(lambda z, s: 0.5 * z, "data"), GaussianLikelihood(Continuous((D,))))
+    assert "condition_sha256" not in evaluate(free, X[:3], draws=2).provenance

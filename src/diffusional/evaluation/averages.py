@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes, tail_pilot
 from diffusional.evaluation.noise import item_keys, normal, stream
@@ -82,12 +83,12 @@ class Averages:
     model: LatentVariableModel
     data: Tensor
     seed: int
-    condition: Tensor | None = None
+    condition: Condition | None = None
     count: Tensor = field(init=False)
     sums: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.keys = item_keys(as_seen(self.model.space, self.data), self.seed)
+        self.keys = item_keys(as_seen(self.model.space, self.data), self.seed, self.condition)
         self.device = next((t.device for t in (*self.model.parameters(), *self.model.buffers())), self.data.device)
         self.count = torch.zeros(len(self.data), dtype=torch.long)
         # Each item's first NELBO, and its sums of the first to fourth powers of the others' differences from it.
@@ -99,7 +100,7 @@ class Averages:
         """Learn the costs' names from one item, so that a process without a share of its own knows them too."""
         if not self.sums:
             x, noise = self.data[:1].to(self.device), torch.zeros(1, *self.model.noise_shape)
-            c = None if self.condition is None else self.condition[:1].to(self.device)
+            c = moved(rows_of(self.condition, slice(1)), self.device)
             ledger = self._terms(x, noise.to(x), c)
             self.sums = {n: torch.zeros(len(self.data), *v.shape[1:], dtype=torch.float64) for n, v in ledger.items()}
 
@@ -113,13 +114,13 @@ class Averages:
         self.begin()
         for some in mine.split(_rows(self.model)) if len(mine) else ():
             x = self.data[some].to(self.device)
-            c = None if self.condition is None else self.condition[some].to(self.device)
+            c = moved(rows_of(self.condition, some), self.device)
             for draw in range(int(self.count[some].min()), draws):
                 # A block's items may differ in how many draws they have.
                 wanted = self.count[some] <= draw
                 noise = normal([stream(self.keys[i], draw, b"terms") for i in some[wanted].tolist()], shape).to(x)
                 there, rows = wanted.to(x.device), some[wanted]
-                costs = self._terms(x[there], noise, None if c is None else c[there])
+                costs = self._terms(x[there], noise, rows_of(c, there))
                 for name, values in costs.items():
                     fresh.setdefault(name, torch.zeros_like(self.sums[name]))[rows] += values.cpu().double()
                 nelbo = costs["nelbo"].cpu().double()
@@ -140,7 +141,7 @@ class Averages:
                 f"item {item} has a cost that is not finite: {parts}; nothing was left out of the mean"
             )
 
-    def _terms(self, x: Tensor, noise: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+    def _terms(self, x: Tensor, noise: Tensor, condition: Condition | None) -> dict[str, Tensor]:
         """The columns of the books: every cost, the layers' KLs, and the squares of all."""
         ledger = self.model.terms(x, noise, condition)
         parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}
@@ -265,7 +266,7 @@ def average(
     item_error: float | None = None,
     seed: int = 0,
     max_evaluations: int | None = None,
-    condition: Tensor | None = None,
+    condition: Condition | None = None,
     told: Told | None = None,
 ) -> Evaluation:
     """Draw until the target is reached (nats; 64 draws of every item without one); `evaluate` calls this."""
@@ -350,7 +351,7 @@ def average(
         levels_error=layers.sum(0).sqrt() / n,
         level_edges=torch.arange(layers.shape[1] + 1) + 1,
         dimensions=model.space.dimensions,
-        provenance=provenance(model, data, seed)
+        provenance=provenance(model, data, seed, condition)
         | {
             "method": "draws of terms",
             "visits": [int(sums.count.min()), int(sums.count.max())],
@@ -363,7 +364,7 @@ def average(
 
 
 def importance_weighted(
-    model: Autoencoder, data: Tensor, draws: int = 64, seed: int = 0, condition: Tensor | None = None
+    model: Autoencoder, data: Tensor, draws: int = 64, seed: int = 0, condition: Condition | None = None
 ) -> Estimate:
     """The mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
 
@@ -382,8 +383,7 @@ def importance_weighted(
     if draws < 2:
         raise DiffusionalError(f"draws={draws} came; give at least 2, the weights' spread tells the error")
     model.space.check(data)
-    if condition is not None and len(condition) != len(data):
-        raise DiffusionalError(f"{len(condition)} conditions came for {len(data)} items; give one for each")
+    check_condition(condition, len(data))
     was_training = model.training
     model.eval()
     try:
@@ -409,14 +409,14 @@ def importance_weighted(
     return mean_of_items(values, mc, len(values) * draws)
 
 
-def _log_weights(model: Autoencoder, data: Tensor, draws: int, seed: int, condition: Tensor | None) -> Tensor:
+def _log_weights(model: Autoencoder, data: Tensor, draws: int, seed: int, condition: Condition | None) -> Tensor:
     """ln w (K, N)."""
-    keys = item_keys(as_seen(model.space, data), seed)
+    keys = item_keys(as_seen(model.space, data), seed, condition)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
     parts = []
     for some in torch.arange(len(data)).split(_rows(model)):
         x = data[some].to(device)
-        c = None if condition is None else condition[some].to(device)
+        c = moved(rows_of(condition, some), device)
         noises = (
             normal([stream(keys[i], k, b"weights") for i in some.tolist()], model.noise_shape) for k in range(draws)
         )

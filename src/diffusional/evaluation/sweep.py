@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
@@ -42,7 +43,7 @@ def sweep(
     seed: int = 0,
     draws: int | None = None,
     cells: int = 1000,
-    condition: Tensor | None = None,
+    condition: Condition | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """The full sweep; `evaluate` without a target calls this. `progress` is called with (rows done, rows in all)."""
@@ -72,7 +73,7 @@ def sweep(
         level_edges=edges / levels if model.levels is None else edges + 1,
         dimensions=model.space.dimensions,
         freedom=freedom,
-        provenance=provenance(model, data, seed)
+        provenance=provenance(model, data, seed, condition)
         | {"method": "full sweep", "draws": draws, "cells": levels if model.levels is None else None},
     )
 
@@ -98,7 +99,7 @@ def _kl_sweep(
     keys: list[bytes],
     draws: int,
     levels: int,
-    condition: Tensor | None,
+    condition: Condition | None,
     advance: Callable[[int], None],
 ) -> Tensor:
     """Every KL of a block of items, (draws, B, L) on the CPU; in continuous time each cell's share of the integral."""
@@ -110,21 +111,21 @@ def _kl_sweep(
         for rows in torch.arange(len(x) * levels).split(min(_ROWS, batch_rows(model.space))):
             item, level = (rows // levels).to(x.device), rows % levels
             u = (level + jitter[rows]) / levels if model.levels is None else level + 1
-            c = None if condition is None else condition[item]
+            c = rows_of(condition, item)
             kl = model.kl_at(x[item], u.to(x.device), noise[rows].to(x), c)
             sweeps[draw].view(-1)[rows] = kl.cpu() / (levels if model.levels is None else 1)
             advance(len(rows))
     return sweeps
 
 
-def _reconstructions(model: Chain, x: Tensor, keys: list[bytes], draws: int, condition: Tensor | None) -> _Part:
+def _reconstructions(model: Chain, x: Tensor, keys: list[bytes], draws: int, condition: Condition | None) -> _Part:
     noise = normal([stream(key, 0) for key in keys], (_RECONSTRUCTIONS * draws, *x.shape[1:])).to(x)
     rows = min(_ROWS, batch_rows(model.space))
     costs = torch.stack(
         [
             torch.cat(
                 [
-                    model.reconstruction(some, eps, None if condition is None else condition[i * rows : (i + 1) * rows])
+                    model.reconstruction(some, eps, rows_of(condition, slice(i * rows, (i + 1) * rows)))
                     for i, (some, eps) in enumerate(zip(x.split(rows), noise[:, k].split(rows), strict=True))
                 ]
             )
@@ -140,10 +141,10 @@ def _sweep(
     seed: int,
     draws: int,
     levels: int,
-    condition: Tensor | None,
+    condition: Condition | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor, float]:
-    keys = item_keys(as_seen(model.space, data), seed)
+    keys = item_keys(as_seen(model.space, data), seed, condition)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
     mine, done = processes.share(len(data)), 0
 
@@ -159,7 +160,7 @@ def _sweep(
     block = max(1, _NOISE // ((levels + _RECONSTRUCTIONS * draws) * model.space.dimensions))
     for rows in mine.split(block):
         x = data[rows].to(device)
-        c = None if condition is None else condition[rows].to(device)
+        c = moved(rows_of(condition, rows), device)
         some = [keys[i] for i in rows.tolist()]
         sweeps = _kl_sweep(model, x, some, draws, levels, c, advance)
         by_level[rows] = sweeps.mean(0)
