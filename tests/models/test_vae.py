@@ -1,6 +1,7 @@
 """Autoencoders: the ledger against closed forms of a linear-Gaussian world, two layers and more, and a diffusion prior."""
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -447,8 +448,53 @@ def test_dropout_is_off_while_weights_are_drawn() -> None:
 
 
 def test_weights_that_amount_to_few_draws_are_said_to() -> None:
-    with pytest.warns(UserWarning, match="give more draws"):
+    with pytest.warns(UserWarning, match="of 20 items .* fewer than 10 of 16 draws"):
         importance_weighted(linear((5 * A, B, LOG_STD)), items(20), 16)
+
+
+def weighted(logs: Tensor, monkeypatch: pytest.MonkeyPatch) -> df.Estimate:
+    """The importance-weighted bound of items whose ln w (K, N) are given."""
+    monkeypatch.setattr(sys.modules["diffusional.evaluation.averages"], "_log_weights", lambda *_: logs)
+    return importance_weighted(linear(), items(logs.shape[1]), len(logs))
+
+
+def normal_weights(spread: Tensor, draws: int, seed: int) -> Tensor:
+    """ln w ~ N(−s²/2, s²), so that E w = 1, of items with s = `spread` (N,)."""
+    g = torch.Generator().manual_seed(seed)
+    return spread * torch.randn(draws, len(spread), generator=g, dtype=F64) - 0.5 * spread.square()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
+def test_an_importance_weighted_error_is_that_of_its_worst_items(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 items a share has weights of which one of 64 dominates: the error covers what runs differ by, and a warning says so."""
+    spread = torch.full((40,), 0.5, dtype=F64)
+    spread[: int(40 * share)] = 4.0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runs = [weighted(normal_weights(spread, 64, seed), monkeypatch) for seed in range(100)]
+    error, value = (torch.tensor([getattr(run, name) for run in runs]) for name in ("error", "value"))
+    assert 0.8 < float(error.square().mean().sqrt() / value.std()) < 1.5
+    assert len(caught) == (0 if share == 0 else 100)
+    if share:
+        assert f"{int(40 * share)} of 40 items" in str(caught[0].message)
+
+
+def test_the_delta_method_stays_where_no_weights_dominate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit; and one item in a thousand whose weights do dominate carries too little of the error for a warning."""
+    logs = normal_weights(torch.full((1000,), 0.5, dtype=F64), 64, seed=0)
+    share = torch.softmax(logs, 0)
+    assert float((1 / share.square().sum(0)).min()) > 10
+    variance = 64 / 63 * (share - 1 / 64).square().sum(0)
+    # One weight of 40 among 63 of 1: 6.4 effective draws, and halves of 71 and 32.
+    logs[:, 7] = 0.0
+    logs[5, 7] = math.log(40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixed = weighted(logs, monkeypatch)
+        rest = weighted(torch.cat([logs[:, :7], logs[:, 8:]], 1), monkeypatch)
+    assert rest.error == pytest.approx(float((variance.sum() - variance[7]).sqrt()) / 999, rel=1e-12)
+    between = (1000 * mixed.error) ** 2 - (999 * rest.error) ** 2
+    assert between == pytest.approx(0.5 * math.log(71 / 32) ** 2, rel=1e-9)
 
 
 def test_few_draws_are_not_vouched_for() -> None:

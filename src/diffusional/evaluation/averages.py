@@ -38,8 +38,10 @@ from diffusional.models.vae import Autoencoder
 LEAST_FREEDOM = 15
 # Draws of every item before its spread is believed, and of a plain evaluation.
 _FIRST, _PLAIN = 8, 64
-# Draws that the weights must amount to, by 1/Σ share².
+# Effective draws 1/Σ share² of an item below which a few weights dominate the others: the delta method's variance is too small there.
 _EFFECTIVE = 10
+# Of the squared error, the part that such items may carry without a warning; and splits of an item's draws into halves.
+_DOMINATED, _SPLITS = 0.1, 8
 # Numbers of noise in one network call.
 _NUMBERS = 4_000_000
 # A pilot's draws where one draw takes many evaluations, or where fixed numbers of draws are few.
@@ -368,9 +370,14 @@ def importance_weighted(
 ) -> Estimate:
     """The mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
 
-    In expectation it is the NELBO at K = 1 and never rises with K. Its Monte Carlo error is by the delta method, √Var w/(√K E w) per
-    item, which is too small where few weights outweigh the others (there it warns); it says nothing of how far the bound
-    still is from −ln p(x). Raises DiffusionalError for draws < 2, for a model with a diffusion prior, and for weights that are not finite.
+    In expectation it is the NELBO at K = 1 and never rises with K. The Monte Carlo error of an item is by the delta method,
+    √Var w/(√K E w). Where the weights amount to fewer than 10 effective draws, 1/Σ share² with share = w/Σ w, that error would be
+    too small, and it is the spread between halves of the item's draws instead, which errs upward. The error of the mean is the root
+    of the summed squares, so that it is dominated by the worst items. It does not include how far the bound still is from
+    −ln p(x).
+
+    Raises DiffusionalError for draws < 2, for a model with a diffusion prior, and for weights that are not finite. Warns where
+    items with fewer than 10 effective draws carry more than a tenth of the squared error.
 
     >>> from diffusional.models.likelihood import NetworkLevels
     >>> from diffusional.models.vae import VAE
@@ -399,14 +406,33 @@ def importance_weighted(
         )
     share = torch.softmax(logs, 0)
     mc = draws / (draws - 1) * (share - 1 / draws).square().sum(0)
-    effective = float((1 / share.square().sum(0)).median())
-    if effective < _EFFECTIVE:
+    effective = 1 / share.square().sum(0)
+    few = effective < _EFFECTIVE
+    mc = torch.where(few, torch.maximum(mc, _variance_between_halves(logs)), mc)
+    carried = float(mc[few].sum() / mc.sum().clamp(min=1e-300))
+    if carried > _DOMINATED:
+        worst = int(effective.argmin())
         warnings.warn(
-            f"half of the items' weights amount to {effective:.1f} draws of {draws} or fewer: their errors are too small, and the "
-            "bound is still far from −ln p(x); give more draws",
+            f"{int(few.sum())} of {len(values)} items have weights that amount to fewer than {_EFFECTIVE} of {draws} draws (item {worst}: "
+            f"{float(effective[worst]):.1f}), and carry {carried:.0%} of the squared error: the bound is still far from −ln p(x) "
+            "there. Give more draws",
             stacklevel=2,
         )
     return mean_of_items(values, mc, len(values) * draws)
+
+
+def _variance_between_halves(logs: Tensor) -> Tensor:
+    """Variance (N,) of ln of the mean of half the weights, from ln w (K, N): a little more than that of all K where few dominate.
+
+    Half the squared difference of two halves, averaged over random splits, the same for all items and on every call.
+    """
+    half, generator = len(logs) // 2, torch.Generator().manual_seed(0)
+    squares = torch.zeros(logs.shape[1], dtype=torch.float64)
+    for _ in range(_SPLITS):
+        order = torch.randperm(len(logs), generator=generator)
+        one, other = (torch.logsumexp(logs[some], 0) for some in (order[:half], order[half : 2 * half]))
+        squares += 0.5 * (one - other).double().square() / _SPLITS
+    return squares
 
 
 def _log_weights(model: Autoencoder, data: Tensor, draws: int, seed: int, condition: Condition | None) -> Tensor:
