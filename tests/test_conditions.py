@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import diffusional as df
+from diffusional import likelihood, schedule
 from diffusional.conditions import by_name, called, check_condition, moved, repeated, row_digests, rows_of
 from diffusional.errors import DiffusionalError
 
@@ -71,3 +73,171 @@ def test_an_error_inside_the_network_is_its_own() -> None:
 
     with pytest.raises(TypeError, match="of the network"):
         called(broken, torch.ones(1), condition=torch.ones(1))
+
+
+# Models: every call hands every network the condition of its own items.
+
+FORMS = {
+    "a column": lambda x: x,
+    "three axes": lambda x: x[:, :, None] * torch.ones(1, 2),
+    "by name": lambda x: {"half": 0.5 * x, "rest": (0.5 * x)[:, :, None] * torch.ones(1, 1, 2)},
+}
+
+
+def told(condition: Any) -> Tensor:
+    """The item (B, 1) that a condition of one of FORMS states."""
+    if isinstance(condition, Tensor):
+        return condition.flatten(1)[:, :1]
+    return condition["half"] + condition["rest"].mean(2)
+
+
+class Told(nn.Module):
+    """What the condition states, whatever the input: a perfect prediction for the condition's own item."""
+
+    def forward(self, z: Tensor, *rest: Any) -> Tensor:
+        return told(rest[-1]).expand_as(z)
+
+
+class Sharp(nn.Module):
+    """An encoder that needs the condition: z = x almost exactly."""
+
+    def forward(self, x: Tensor, condition: Any) -> Tensor:
+        return torch.cat([x + 0 * told(condition), torch.full_like(x, -8.0)], 1)
+
+
+LINE = df.Continuous((1,))
+
+
+def chain(steps: int | None = 5, network: nn.Module | None = None) -> df.DiffusionModel:
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-4.0, 4.0, steps))
+    decoder = likelihood.GaussianLikelihood(LINE, 1e-4)
+    return df.DiffusionModel(process, df.Denoiser(network or Told(), "data"), decoder)
+
+
+def vae(steps: int | None = 5, network: nn.Module | None = None) -> df.VAE:
+    decoder = likelihood.GaussianLikelihood(LINE, 1e-4)
+    return df.VAE(Sharp(), Told(), decoder, 1, prior=chain(steps, network))
+
+
+X = torch.tensor([[-2.0], [0.5], [3.0]])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", [chain, vae])
+def test_every_call_passes_each_item_its_own_condition(make: Any, form: str) -> None:
+    """A network that repeats the condition costs nothing beyond the noise of z if, and only if, each row meets its own item."""
+    model, c = make(), FORMS[form](X)
+    wrong = FORMS[form](X.flip(0))
+
+    def costs(condition: Any) -> list[float]:
+        g = torch.Generator().manual_seed(0)
+        shape = model.noise_shape
+        noise = torch.zeros(shape[0], 3, 1) if make is chain else torch.zeros(3, *shape)
+        drawn = model.draw(X, None, g, 3)
+        # Let every item visit a level.
+        drawn["first" if make is chain else "prior_first"] = torch.zeros(3, dtype=torch.bool)
+        elsewhere = model.costs(X, drawn, condition).terms["kl"]
+        return [
+            float(model.elbo(X, g, condition).kl.sum(1).max()),
+            float(model.terms(X, noise, condition).kl.sum(1).max()),
+            float(elsewhere.max()),
+            df.evaluate(model, X, draws=2, condition=condition).terms["kl"].value
+            if make is chain
+            else df.evaluate(model, X, visits=2, condition=condition).terms["kl"].value,
+        ]
+
+    assert max(costs(c)) < 0.01
+    assert min(costs(wrong)) > 1
+    assert bool(torch.isfinite(model.loss(X, torch.Generator().manual_seed(0), c)))
+    drawn = model.sample(3, torch.Generator().manual_seed(0), c)
+    torch.testing.assert_close(drawn, X, rtol=0, atol=0.1)
+    if make is chain:
+        assert float(model.path_elbo(X, torch.Generator().manual_seed(0), c).nelbo.max()) < 20
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prior_in_continuous_time_is_given_the_condition_too(form: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    model = vae(None)
+    assert float(model.elbo(X, g, FORMS[form](X)).kl.sum(1).max()) < 0.01
+    assert float(model.elbo(X, g, FORMS[form](X.flip(0))).kl.sum(1).max()) > 1
+    assert bool(torch.isfinite(model.loss(X, g, FORMS[form](X))))
+
+
+class Ignores(nn.Module):
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Any) -> Tensor:
+        return 0 * z
+
+
+class Unconditional(nn.Module):
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return 0 * z
+
+
+def test_a_prior_that_takes_no_condition_refuses_it_and_one_that_ignores_it_does_not() -> None:
+    g = torch.Generator().manual_seed(0)
+    refusing, ignoring = vae(network=Unconditional()), vae(network=Ignores())
+    for call in (
+        lambda model: model.elbo(X, g, X),
+        lambda model: model.terms(X, torch.zeros(3, *model.noise_shape), X),
+        lambda model: model.loss(X, g, X),
+        lambda model: model.sample(3, g, X),
+    ):
+        with pytest.raises(DiffusionalError, match="Unconditional takes 2 inputs and no condition"):
+            call(refusing)
+        call(ignoring)
+
+
+CALLS: dict[str, Any] = {
+    "elbo": lambda model, c: model.elbo(X, condition=c),
+    "loss": lambda model, c: model.loss(X, condition=c),
+    "sample": lambda model, c: model.sample(3, condition=c),
+    "terms": lambda model, c: model.terms(
+        X, torch.zeros(5, 3, 1) if isinstance(model, df.DiffusionModel) else torch.zeros(3, *model.noise_shape), c
+    ),
+    "evaluate": lambda model, c: df.evaluate(model, X, condition=c),
+}
+OF_CHAINS: dict[str, Any] = {
+    "kl_at": lambda model, c: model.kl_at(X, torch.tensor([1, 2, 3]), torch.zeros(3, 1), c),
+    "path_elbo": lambda model, c: model.path_elbo(X, condition=c),
+    "simple_loss": lambda model, c: model.simple_loss(X, condition=c),
+    "walk_back": lambda model, c: list(model.walk_back(3, condition=c)),
+    "plan": lambda model, c: df.Plan.fit(model, X, 100, condition=c),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "call"),
+    [(chain, call) for call in {**CALLS, **OF_CHAINS}.values()]
+    + [(vae, call) for call in CALLS.values()]
+    + [(vae, lambda model, c: model.warmed_loss(X, condition=c))],
+)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_condition_of_another_length_is_refused_with_both_numbers(model: Any, call: Any, rows: int) -> None:
+    with pytest.raises(DiffusionalError, match=f"{rows} rows for 3 items"):
+        call(model(), torch.zeros(rows, 1))
+    with pytest.raises(DiffusionalError, match=f"'label'.*{rows} rows for 3 items"):
+        call(model(), {"text": torch.zeros(3, 1), "label": torch.zeros(rows)})
+
+
+class Bits(nn.Module):
+    """Log-odds ± 9 of the bits that the condition states."""
+
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Any) -> Tensor:
+        return 9 * told(condition)
+
+
+def test_a_binomial_chain_takes_conditions_as_a_gaussian_one_does() -> None:
+    bits = torch.tensor([[1.0], [-1.0], [-1.0]])
+    model = df.BinomialDiffusionModel(df.BinomialDiffusion.constant(6), Bits(), df.space.binary((1,)))
+    for form in FORMS.values():
+        g = torch.Generator().manual_seed(0)
+        assert float(model.elbo(bits, g, form(bits)).nelbo.max()) < 0.05
+        assert float(model.elbo(bits, g, form(-bits)).nelbo.min()) > 1
+        assert float(model.path_elbo(bits, g, form(bits)).nelbo.max()) < 1
+        assert model.sample(3, g, form(bits)).equal(bits)
+    for call in (model.path_elbo, model.elbo, model.loss):
+        with pytest.raises(DiffusionalError, match="2 rows for 3 items"):
+            call(bits, condition=bits[:2])
+    with pytest.raises(DiffusionalError, match="2 rows for 3 items"):
+        model.sample(3, condition=bits[:2])

@@ -424,7 +424,7 @@ class VAE(Autoencoder):
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
         check_condition(condition, n)
-        example = next(self.parameters())
+        example = next(self.parameters(), torch.empty(0))
         if self.chain is None:
             z = torch.empty(n, *self.latents, dtype=example.dtype, device=example.device).normal_(generator=generator)
         else:
