@@ -87,7 +87,7 @@ FORMS = {
 def told(condition: Any) -> Tensor:
     """The item (B, 1) that a condition of one of FORMS states."""
     if isinstance(condition, Tensor):
-        return condition.flatten(1)[:, :1]
+        return condition.reshape(len(condition), -1)[:, :1]
     return condition["half"] + condition["rest"].mean(2)
 
 
