@@ -161,7 +161,7 @@ class Averages:
             weights[some] = weight
             rows = items[some].repeat_interleave(each)
             x = self.data[rows].to(self.device)
-            c = None if self.condition is None else self.condition[rows].to(self.device)
+            c = moved(rows_of(self.condition, rows), self.device)
             for name, values in self._terms(x, noise.flatten(0, 1).to(x), c).items():
                 if values.ndim == 1 and "²" not in name:
                     part = costs.setdefault(name, torch.zeros_like(weights))
