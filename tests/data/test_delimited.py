@@ -1,5 +1,7 @@
 """Text that can be read in more than one way is refused by row and column, or read by what its own values show, and that is noted."""
 
+import csv
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diffusional.data import Dataset, delimited, load, read, tables
 from diffusional.data.inspection import inspect
@@ -96,7 +100,7 @@ def test_a_comma_in_a_column_that_is_not_read_decides_nothing(tmp_path: Path) ->
 def test_one_separator_before_three_digits_is_refused_unless_declared(
     tmp_path: Path, content: str, row: int, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delimited, "_BLOCK", 40)
+    monkeypatch.setattr(delimited, "_BLOCK", 4)
     monkeypatch.setattr(delimited, "_LINES", 1)
     path = write(tmp_path, content)
     said = refused(
@@ -299,13 +303,15 @@ def test_tabs_that_are_not_there(tmp_path: Path) -> None:
     assert load(write(tmp_path, lines("weight, kg", lambda i: f"{i}.5"), "b.tsv")).labels == ("weight, kg",)
 
 
-@pytest.mark.parametrize("block", [64, 2**20])
+@pytest.mark.parametrize("block", [7, 64, 2**20])
 def test_quotes_and_line_ends_within_a_value(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "_BLOCK", block)
     monkeypatch.setattr(delimited, "_LINES", 1)
     path = write(tmp_path, lines('"te\nxt",x', lambda i: f'"a, b\n{i}",{i}.5'))
     data = load(path, columns=("x",))
     assert column(data) == [i + 0.5 for i in range(N)]
+    quoted = write(tmp_path, lines("text,x", lambda i: f'"a\n""b"", {i}",{i}.5'))
+    assert column(load(quoted, columns=("x",))) == [i + 0.5 for i in range(N)]
     inches = write(tmp_path, lines("text,x", lambda i: f'5" pipe,{i}.5'))
     assert column(load(inches, columns=("x",))) == [i + 0.5 for i in range(N)]
 
@@ -380,6 +386,50 @@ def test_the_given_name_of_a_link_decides(tmp_path: Path, monkeypatch: pytest.Mo
     assert load(tmp_path / "folder").labels == ("x", "y")
     monkeypatch.chdir(tmp_path / "folder")
     assert [given_name(Path(name)) for name in (".", "..", "0.parquet")] == ["folder", tmp_path.name, "0.parquet"]
+
+
+VALUES = (
+    ["1", "2.5", "30"],
+    ["1", "2,5", "30"],
+    ["900", "1,011"],
+    ["900", "1.011"],
+    ["1", "", "NA"],
+    ['"1"', "+2", "3e1"],
+)
+TOKENS = [*'1,;.\t\n" x', "12", "345", "e3", "\r\n", "\n\n", "1,234", "0,5", "a"]
+GRIDS = st.builds(
+    lambda names, values, delimiter, end, rows: end.join(
+        delimiter.join(cells)
+        for cells in [names, *[[values[k % len(values)] for k in row[: len(names)]] for row in rows]]
+    ),
+    st.lists(st.sampled_from(["a", "b c", "x1", "1", "", "NA"]), min_size=1, max_size=3),
+    st.sampled_from(VALUES),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+    st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), max_size=8),
+)
+LOOSE = st.lists(st.sampled_from(TOKENS), max_size=30).map(lambda tokens: "a,b\n" + "".join(tokens))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=GRIDS | LOOSE, block=st.sampled_from([1, 7, 2**20]))
+def test_what_is_read_is_what_the_csv_module_reads(tmp_path: Path, content: str, block: int) -> None:
+    path = write(tmp_path, content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "_BLOCK", block)
+        patch.setattr(delimited, "_LINES", 1)
+        try:
+            part = tables.read_table(path, None, 0, None)["train"]
+        except DiffusionalError:
+            return
+    note = part.notes[0]
+    delimiter = next((d for d, name in ((";", "semicolon"), ("\t", "tab")) if f"delimiter is a {name}" in note), ",")
+    rows = list(csv.reader(io.StringIO(content, newline=""), delimiter="\0" if "one column" in note else delimiter))
+    names, body = next((row, rows[i + 1 :]) for i, row in enumerate(rows) if row)
+    body = [row for row in body if row]
+    point = (lambda text: text.replace(",", ".")) if "mark is a comma" in note else str
+    expected = [[float(point(row[names.index(label)])) for label in part.labels] for row in body]
+    np.testing.assert_array_equal(part.array, expected)
 
 
 # ------------------------------------------------------------------------------------------------------ wide tables
