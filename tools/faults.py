@@ -1147,6 +1147,13 @@ FAULTS = [
         "evaluation/test_honest_errors.py::test_the_audit_is_about_ordinary_items",
     ),
     _fault(
+        "evaluation/strata.py",
+        "evaluations allocated by the variance, not its root",
+        "factor = ratio * (own / spent.clamp(min=1)).sqrt()",
+        "factor = ratio * (own / spent.clamp(min=1))",
+        "evaluation/test_strata.py::test_growth_is_neymans_allocation",
+    ),
+    _fault(
         "evaluation/draws.py",
         "a third of the degrees of freedom",
         "3 * float(squares.sum()) ** 2",

@@ -58,8 +58,27 @@ def test_the_first_look_takes_all_of_a_small_band_and_a_part_of_a_large_one() ->
 
 
 def test_grown() -> None:
-    assert grown(torch.tensor([10, 1, 0]), 2.55).tolist() == [26, 3, 1]
-    assert grown(torch.tensor([10]), 1.0).tolist() == [11]
+    assert grown(torch.tensor([10, 1, 0]), torch.tensor([2.55, 2.55, 2.55])).tolist() == [26, 3, 1]
+    assert grown(torch.tensor([10, 10, 10]), torch.tensor([1.0, 1.001, 0.2])).tolist() == [10, 11, 10]
+
+
+def test_growth_is_neymans_allocation() -> None:
+    """Of all factors that lower the variance by the ratio, these cost the fewest evaluations; written out for two strata."""
+    of = torch.tensor([0] * 30 + [2] * 3)
+    strata = Strata(of, torch.argsort(-of, stable=True))
+    everything = torch.arange(33)
+    variance = torch.tensor([1.0] * 30 + [200.0] * 3, dtype=torch.float64)
+    count = torch.tensor([2] * 30 + [8] * 3)
+    factor = strata.growth(everything, variance, torch.zeros(33, dtype=torch.float64), count, 4.0)
+    v, n = np.array([30.0, 600.0]), np.array([60.0, 24.0])
+    best = 4 * np.sqrt(v / n) * np.sqrt(v * n).sum() / v.sum()
+    assert factor[0] == pytest.approx(best[0])
+    assert factor[2] == pytest.approx(max(best[1], 4.0))
+    assert (v / best).sum() == pytest.approx(v.sum() / 4)
+    # One stratum, or draws without spread: all grow alike.
+    one = Strata(torch.zeros(33, dtype=torch.long), everything)
+    assert one.growth(everything, variance, variance, count, 4.0).tolist() == [4.0] * 13
+    assert strata.growth(everything, 0 * variance, 0 * variance, count, 4.0).tolist() == [4.0] * 13
 
 
 @pytest.mark.parametrize("extreme", [0, 5])

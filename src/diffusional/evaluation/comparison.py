@@ -162,7 +162,7 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
         least = math.sqrt(one.expected_variance(by_audits))
         return one.cautious(replace(seen, error=max(seen.error, least)), by_pilots)
 
-    enough = tasks[0].to_error([one, other], cautious, target)
+    enough = tasks[0].to_error([one, other], cautious, lambda: _paired(one, other), target)
     results = [task.result([]) for task in tasks]
     difference = cautious()
     caveats += [f"{name}: {text}" for name, result in zip("AB", results, strict=True) for text in result.caveats]

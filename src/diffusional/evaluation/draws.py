@@ -208,9 +208,12 @@ class Draws:
 
     def nelbo(self) -> Estimate:
         """The mean NELBO of the data set in nats, with both errors."""
+        return self.survey(self.known(), *self.spread(*self.values()), self.evaluations)
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """The weighted residuals of the visited items (n, J), KLs and reconstruction together, and which of them are filled."""
         records, filled = self.parts(self.visited())
-        mean, variance = self.spread(records.kl + records.reconstruction, filled)
-        return self.survey(self.known(), mean, variance, self.evaluations)
+        return records.kl + records.reconstruction, filled
 
     def freedom(self) -> float:
         """Degrees of freedom of the Monte Carlo error: Σ_i (J_i − 1) for normal draws, few where few draws carry it.
@@ -218,8 +221,7 @@ class Draws:
         (Σ q)²/Σ q² counts the draws that share the error evenly, q_ij the squared deviation of a draw over J_i (J_i − 1); for
         normal draws it is a third of their number.
         """
-        records, filled = self.parts(self.visited())
-        return self.freedom_of(records.kl + records.reconstruction, filled)
+        return self.freedom_of(*self.values())
 
     def freedom_of(self, values: Tensor, filled: Tensor) -> float:
         """The same of any values (n, J) of the visited items' draws."""
@@ -237,10 +239,10 @@ class Draws:
 
     def item_errors(self) -> Tensor:
         """Standard error (n,) of every visited item's own NELBO: its own spread, and the plan's as if it were four draws."""
-        records, filled = self.parts(self.visited())
-        mean, _ = self.spread(records.kl + records.reconstruction, filled)
+        values, filled = self.values()
+        mean, _ = self.spread(values, filled)
         j = filled.sum(1)
-        squares = ((records.kl + records.reconstruction - mean[:, None]).square() * filled).sum(1)
+        squares = ((values - mean[:, None]).square() * filled).sum(1)
         prior = _PRIOR_DRAWS if self.plan.draw_variance > 0 else 0
         pooled = (prior * self.plan.draw_variance + squares) / (prior + j - 1)
         return (pooled / j).sqrt()

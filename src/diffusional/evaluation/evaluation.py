@@ -299,7 +299,8 @@ class Task:
             self._some_visited()
             enough = bool((draws.count >= visits).all())
         elif target is not None:
-            enough = self.to_error([draws], self._cautious, target * nats, n if every_item else _FIRST_ITEMS)
+            first = n if every_item else _FIRST_ITEMS
+            enough = self.to_error([draws], self._cautious, draws.values, target * nats, first)
         else:
             assert item_error is not None
             enough = self._to_item_error(item_error * nats)
@@ -312,9 +313,17 @@ class Task:
         return replace(result, reached=enough and not (result.caveats if item_error is None else doubts))
 
     def to_error(
-        self, every: list[Draws], estimate: Callable[[], Estimate], target: float, items: int = _FIRST_ITEMS
+        self,
+        every: list[Draws],
+        estimate: Callable[[], Estimate],
+        values: Callable[[], tuple[Tensor, Tensor]],
+        target: float,
+        items: int = _FIRST_ITEMS,
     ) -> bool:
-        """Extend all of `every` alike, in rounds, until the estimate's error is at most `target` (nats), or the budget ends."""
+        """Extend all of `every` alike, in rounds, until the estimate's error is at most `target` (nats), or the budget ends.
+
+        `values` returns the draws (n, J) of the visited items that the estimate is made of, and which of them are filled.
+        """
         draws, strata = every[0], every[0].strata
         picked = strata.first(items)
         each = strata.draws(picked, max(_FIRST_DRAWS, -(-_FREEDOM // int(picked.sum())) + 1))
@@ -334,11 +343,12 @@ class Task:
                 return True
             if bool((allowed < wanted).any()):
                 return False
-            ratio = (now.error / target) ** 2
+            visited, (mean, variance) = draws.visited(), draws.spread(*values())
+            factor = strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2)
             # Strata that are visited as a whole are drawn more often, the others extended.
             whole = picked == strata.sizes
-            each = torch.where(whole, grown(each, 1.02 * ratio), each)
-            picked = torch.minimum(grown(picked, 1.05 * ratio), strata.sizes)
+            each = torch.where(whole, grown(each, 1.02 * factor), each)
+            picked = torch.minimum(grown(picked, 1.05 * factor), strata.sizes)
 
     def _some_visited(self) -> None:
         """Raise where the budget was too small for any estimate."""

@@ -78,6 +78,26 @@ class Strata:
         most = each * picked[0] // (4 * picked[1:].sign().sum() * picked).clamp(min=1)
         return torch.minimum(wanted, most).clamp(min=each)
 
+    def growth(self, items: Tensor, variance: Tensor, mean: Tensor, evaluations: Tensor, ratio: float) -> Tensor:
+        """How many times as many evaluations each stratum is to have (H,), for the variance (b) to fall by `ratio`.
+
+        By Neyman's allocation: from variances V_h and evaluations n_h, f_h = ratio √(V_h/n_h) Σ_k √(V_k n_k)/Σ_k V_k minimises the total
+        Σ n_h f_h. The extreme strata, whose few draws may not have met what their items cost, grow by `ratio` at least.
+
+        Args:
+            items, variance, mean: (n,) the visited items, and v and R of each.
+            evaluations: (n,) of each.
+        """
+        shape = len(self.sizes)
+        own = torch.zeros(shape, dtype=torch.float64)
+        own.index_add_(0, self.of[items], self.weights(items) * variance + self.between(items, mean))
+        spent = torch.zeros(shape, dtype=torch.float64).index_add_(0, self.of[items], evaluations.double())
+        even = torch.full_like(own, ratio)
+        if int((self.sizes > 0).sum()) < 2 or not float(own.sum()) > 0:
+            return even
+        factor = ratio * (own / spent.clamp(min=1)).sqrt() * (own * spent).sqrt().sum() / own.sum()
+        return torch.cat([factor[:1], factor[1:].clamp(min=ratio)])
+
     def pick(self, count: Tensor) -> Tensor:
         """The first count_h (H,) items of every stratum, in the order of visits."""
         sizes = self.sizes
@@ -139,14 +159,14 @@ class Strata:
         return math.sqrt(max(float(known.var()) + float((weight * parts).sum()) / n, least) / n)
 
 
-def grown(numbers: Tensor, factor: float) -> Tensor:
-    """About `factor` times the numbers (H,): each one more at least, four times as many at most.
+def grown(numbers: Tensor, factor: Tensor) -> Tensor:
+    """About `factor` (H,) times the numbers (H,): four times at most, one more at least where the factor is above one.
 
-    >>> grown(torch.tensor([10, 10]), 1.5).tolist(), grown(torch.tensor([10]), 100.0).tolist()
-    ([15, 15], [40])
+    >>> grown(torch.tensor([10, 10, 10]), torch.tensor([1.5, 100.0, 0.5])).tolist()
+    [15, 40, 10]
     """
     wanted = torch.ceil(numbers.double() * factor).long()
-    return torch.maximum(torch.minimum(wanted, 4 * numbers), numbers + 1)
+    return torch.where(factor > 1, torch.maximum(torch.minimum(wanted, 4 * numbers), numbers + 1), numbers)
 
 
 def robust_distance(values: Tensor) -> Tensor:
