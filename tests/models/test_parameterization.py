@@ -14,6 +14,7 @@ from diffusional.models.parameterization import (
     level_log_probs,
     level_mean,
     logistic_logits,
+    logistic_scales,
 )
 from diffusional.space import Discrete
 
@@ -153,6 +154,17 @@ def test_logistic_at_extremes(levels: int, mu: float, log_s: float) -> None:
     close(logits.double().logsumexp(1), [[0.0]], atol=1e-3)
     logits.sum().backward()
     assert bool(output.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("space", [Discrete((1,), 2), Discrete((1,), 256), Discrete((1,), 17, 0.0, 4.0)], ids=str)
+def test_scales_of_a_logistic_are_in_half_ranges_between_their_limits(space: Discrete) -> None:
+    """s in [Δ/1000, e²⁰ half ranges], Δ the bin width, and untouched in between, close to both limits."""
+    half, least = (space.high - space.low) / 2, (space.high - space.low) / (space.levels - 1) / 1000
+    log_s = [-50.0, np.log(least / half) - 0.1, np.log(least / half) + 0.1, -0.7, 19.9, 20.1, 50.0]
+    want = [least, least, np.exp(0.1) * least, half * np.exp(-0.7), half * np.exp(19.9), *[half * np.exp(20)] * 2]
+    mu, s = logistic_scales(float64([[0.3, value] for value in log_s]), space)
+    close(s[:, 0], want)
+    close(mu, (space.high + space.low) / 2 + half * 0.3 * np.ones((len(log_s), 1)))
 
 
 @pytest.mark.parametrize("space", [Discrete((2, 3), 4), Discrete((2, 3), 17, 0.0, 1.0)], ids=str)
