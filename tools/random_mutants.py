@@ -490,6 +490,15 @@ def killed(verdict: str, by: str) -> bool:
     return verdict != "green" and "no tests ran" not in by.lower()
 
 
+def stale() -> list[str]:
+    """Rows of EQUIVALENT whose line is no longer in the file."""
+    return [
+        f"{file}: {line}"
+        for file, line, *_ in EQUIVALENT
+        if line not in (own.strip() for own in _text(file).splitlines())
+    ]
+
+
 def is_equivalent(mutant: Mutant) -> bool:
     return any(row[:3] == (mutant.file, *mutant.lines()) for row in EQUIVALENT)
 
@@ -528,6 +537,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the draw and run nothing")
     options = parser.parse_args()
 
+    if old := stale():
+        print("These rows of EQUIVALENT no longer fit the source; rewrite or drop them:", *old, sep="\n  ")
+        return 2
     drawn = list(enumerate(draw(options.n, options.seed, options.only)))
     if options.mutant:
         drawn = [(number, mutant) for number, mutant in drawn if number in options.mutant]
