@@ -176,3 +176,65 @@ def test_raw_values_beyond_float32_are_decoded_in_float64(shift: float, scale: f
     assert raw.dtype == torch.float64
     close(raw, torch.stack([x[:, 0].double(), shift + scale * x[:, 1].double()], 1))
     assert Continuous((2,), (0.0, 1e4), (1.0, 2.0)).decode(x).dtype == torch.float32
+
+
+# Raw values where encoded ones are expected.
+
+TABLE = Continuous((2,), shift=(30000.0, 1.7), scale=(8000.0, 0.1))
+
+
+def encoded(n: int, d: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("n", [2, 16, 3000])
+def test_raw_values_are_refused(n: int) -> None:
+    with pytest.raises(DiffusionalError, match=r"raw.*encode"):
+        TABLE.check(TABLE.decode(encoded(n)))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        Continuous((3,), shift=(40.0, 170.0, 70.0), scale=(12.0, 10.0, 15.0)),  # tens of standard deviations away
+        Continuous((2,), shift=(0.0, 0.0), scale=(1e-3, 2e-3)),  # where they look like the mean of all
+        Continuous((1, 2, 2), shift=(128.0,), scale=(0.5,)),
+    ],
+)
+def test_raw_values_near_the_encoded_ones_are_refused(space: Continuous) -> None:
+    x = encoded(200, space.dimensions).reshape(200, *space.shape)
+    space.check(x)
+    with pytest.raises(DiffusionalError, match="raw"):
+        space.check(space.decode(x.double()))
+
+
+@pytest.mark.parametrize("far", [10.0, 500.0, 30000.0, 1e9])
+def test_encoded_outliers_are_accepted(far: float) -> None:
+    for space in (TABLE, Continuous((2,), (0.0, 0.0), (1000.0, 1000.0)), Continuous((2,), (5.0, -5.0), (0.01, 0.02))):
+        x = encoded(20)
+        x[:8] += far
+        x[8, 0] = -far
+        space.check(x)
+        assert space.doubts(x) == []
+    # One outlier by itself, which would be no ordinary item if it were raw.
+    one = torch.tensor([[far, 0.3]])
+    TABLE.check(one)
+    assert TABLE.doubts(one) == []
+
+
+def test_a_narrow_slice_of_encoded_items_is_accepted() -> None:
+    space = Continuous((2,), (0.0, 0.0), (1e-3, 2e-3))
+    for x in (encoded(50) * torch.tensor([1.0, 0.0]), torch.zeros(50, 2), encoded(50) * torch.tensor([1.0, 1e-3])):
+        space.check(x)
+        assert space.doubts(x) == []
+
+
+def test_items_far_from_the_training_data_are_reported() -> None:
+    (doubt,) = TABLE.doubts(encoded(10) + 500)
+    assert "100 standard deviations" in doubt
+    assert "500" in doubt or "501" in doubt
+    (doubt,) = TABLE.doubts(TABLE.decode(encoded(1)))  # a single raw item
+    assert "raw" in doubt
+    assert Continuous((2,)).doubts(encoded(10) + 500) == []  # no standardisation, no training scale
+    Continuous((2,)).check(encoded(10) + 500)
+    assert Discrete((2,), 4).doubts(torch.ones(3, 2)) == []
