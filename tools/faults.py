@@ -312,6 +312,27 @@ FAULTS = [
         "test_space.py::test_standardisation_and_its_jacobian",
     ),
     _fault(
+        "space.py",
+        "items are raw if one position would be ordinary",
+        "bool((as_raw <= _ORDINARY).all())",
+        "bool((as_raw <= _ORDINARY).any())",
+        "test_space.py::test_encoded_outliers_are_accepted",
+    ),
+    _fault(
+        "space.py",
+        "the farthest item decides whether all are raw",
+        "given.abs().median(0).values, raw",
+        "given.abs().amax(0), raw",
+        "test_space.py::test_encoded_outliers_are_accepted",
+    ),
+    _fault(
+        "space.py",
+        "raw values that would be encoded the wrong way",
+        "given - self._along(self.shift, given)",
+        "given + self._along(self.shift, given)",
+        "test_space.py::test_raw_values_are_refused",
+    ),
+    _fault(
         "exact.py",
         "mmse(γ_t) for mmse(γ_{t+1}) in KL_t",
         "(snr[:-1] - snr[1:]) * error[1:]",

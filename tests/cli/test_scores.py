@@ -252,3 +252,14 @@ def test_chosen_columns_are_chosen_in_other_files_too(tmp_path: Path, capsys: py
     record, _, _ = scored(capsys, tmp_path, tmp_path / "run", "--data", new)
     assert record["items"] == 3
     assert scored(capsys, tmp_path, tmp_path / "run", "--data", own)[0]["split"] == "test"
+
+
+def test_samples_carry_the_names_of_their_columns(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "samples.npz"
+    assert main(capsys, "sample", trained / "run", "--n", 12, "--out", out, "--json", tmp_path / "sample.json")[0] == 0
+    assert np.load(out, allow_pickle=False)["columns"].tolist() == ["x", "y"]
+    assert json.loads((tmp_path / "sample.json").read_text())["columns"] == ["x", "y"]
+    record, _, _ = scored(capsys, tmp_path, trained / "run", "--data", out)
+    assert (record["items"], record["warnings"]) == (12, [])

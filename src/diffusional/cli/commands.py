@@ -144,7 +144,8 @@ class Sample:
     seed: int = 0
     """Of the noise; the same seed gives the same samples."""
     out: Path | None = None
-    """An .npz file for the samples, as raw data; RUN/samples.npz unless given. Images also become a .png beside it."""
+    """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz; images are also drawn
+    in a .png beside it."""
     json: Json = None
 
 

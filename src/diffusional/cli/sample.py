@@ -23,7 +23,7 @@ def run(command: Sample) -> Result:
     from diffusional.models.diffusion import DiffusionModel
     from diffusional.report.figures import grid
     from diffusional.space import Discrete
-    from diffusional.training.run import load
+    from diffusional.training.run import load, read_run
 
     out = command.out or numbered(command.run / "samples.npz", ".png")
     if out.suffix != ".npz":
@@ -58,7 +58,10 @@ def run(command: Sample) -> Result:
             "that are too large. Train it for longer or with a lower --optimizer.lr"
         )
     raw = model.space.decode(x).numpy()
-    written = [_written(out, lambda path: np.savez_compressed(path, samples=raw))]
+    # The names of a table's columns, in the order of the samples; `data` reads them back.
+    columns = read_run(command.run).columns
+    arrays = {"samples": raw} | ({"columns": np.array(columns)} if columns else {})
+    written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
     if images is not None:
         title, low, high = f"{command.n} samples, {command.method}", images.low, images.high
         beside = written[0].with_suffix(".png")
@@ -70,6 +73,7 @@ def run(command: Sample) -> Result:
         "method": command.method,
         "seed": command.seed,
         "shape": list(raw.shape),
+        **({"columns": list(columns)} if columns else {}),
     }
     return Result(record, [f"{command.n} samples in {' and '.join(names)}"])
 
