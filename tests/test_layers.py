@@ -16,6 +16,7 @@ ROOT = Path(diffusional.__file__).parent
 # From the top down. A package is one floor, except models/, whose files have their own order.
 FLOORS = (
     "errors",
+    "progress",
     "files",
     "launch",
     "shapes",
@@ -57,7 +58,7 @@ FLOORS = (
 # Who may import what is large.
 GUESTS = {"accelerate": ("training", "cli"), "diffusers": ("interop", "networks")}
 # What must start at once, without torch.
-LIGHT = ("diffusional", "diffusional.files", "diffusional.training.config", "diffusional.cli")
+LIGHT = ("diffusional", "diffusional.files", "diffusional.progress", "diffusional.training.config", "diffusional.cli")
 # Package files that only load others lazily, with nothing of their own.
 LAZY = ("__init__.py",)
 

@@ -1,8 +1,10 @@
 """What a run meets in its life: signals, damage, a full disk, edits by hand, a second process, numbers that are not finite."""
 
 import dataclasses
+import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -24,7 +26,7 @@ from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import load_json, load_tensors, save_json, sha256
 from diffusional.models.diffusion import DiffusionModel
-from diffusional.training import checkpoint, feed, journal, loop, run
+from diffusional.training import checkpoint, feed, journal, loop, objective, run
 from diffusional.training.average import WeightAverage
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, SystemConfig
 from diffusional.training.diagnosis import diagnose_gradient, diagnose_weights
@@ -140,6 +142,199 @@ def test_the_command_line_says_how_to_go_on(config: Config, tmp_path: Path) -> N
     )
     assert done.returncode == 143
     assert done.stderr == "diffusional: stopped after step 4 of 9, with a checkpoint; go on with --resume\n"
+
+
+# Signals and the time limit during a validation. A validation here has six batches, one for each item.
+
+
+class Clock:
+    """The seconds of a run that its steps and validation batches take, whatever the machine does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float = 1.0, batch: float = 2.0) -> None:
+        self.now, self.step, self.batch, self.batches = 0.0, step, batch, 0
+        self.signal_at: int | None = None
+        call, encode = feed.Feed.__call__, Dataset.encode
+
+        def stepped(feed: feed.Feed, at: int) -> Any:
+            self.now += self.step
+            return call(feed, at)
+
+        def encoded(dataset: Dataset, split: str, rows: Any = slice(None)) -> Tensor:
+            if split == "validation":
+                self.now += self.batch
+                self.batches += 1
+                if self.batches == self.signal_at:
+                    signal.raise_signal(signal.SIGTERM)
+            return encode(dataset, split, rows)
+
+        monkeypatch.setattr(feed.Feed, "__call__", stepped)
+        monkeypatch.setattr(Dataset, "encode", encoded)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "batch_rows", lambda space: 16)
+
+
+@pytest.fixture
+def clock(in_batches: None, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole_in_batches(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(objective, "batch_rows", lambda space: 16)
+        loop.train(config, folder, console=QUIET)
+    return folder
+
+
+def validated(folder: Path) -> list[int]:
+    return [line["step"] for line in journal.read(folder) if "validation" in line]
+
+
+# Six batches a validation, at steps 5, 10, 15 and 20.
+@pytest.mark.parametrize(("batch", "step"), [(9, 10), (12, 10), (22, 20)])
+def test_a_signal_during_a_validation_ends_it_before_the_next_batch(
+    batch: int, step: int, whole_in_batches: Path, config: Config, tmp_path: Path, clock: Clock
+) -> None:
+    clock.signal_at, last = batch, batch % 6 == 0
+    with pytest.raises(Interrupted, match=f"stopped after step {step} of 20, with a checkpoint"):
+        loop.train(config, tmp_path / "run", console=QUIET)
+    assert clock.batches == batch
+    assert newest(tmp_path / "run").name == f"step-{step:08d}"
+    assert validated(tmp_path / "run") == [s for s in (5, 10, 15, 20) if s < step or (last and s == step)]
+    loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    same(whole_in_batches, tmp_path / "run")
+
+
+def test_a_crash_after_a_validation_that_was_owed_does_not_report_it_twice(
+    whole_in_batches: Path, config: Config, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.signal_at = 9
+    with pytest.raises(Interrupted):
+        loop.train(config, tmp_path / "run", console=QUIET)
+    with monkeypatch.context() as patched:
+        at_step(11, KeyboardInterrupt, patched)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    assert validated(tmp_path / "run") == [5, 10]
+    loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    same(whole_in_batches, tmp_path / "run")
+    told = [line["step"] for line in journal.read(tmp_path / "run", journal.TIMING)]
+    assert told == [line["step"] for line in journal.read(tmp_path / "run")]
+
+
+def test_a_crash_while_the_last_checkpoint_is_replaced_loses_nothing(
+    config: Config, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only checkpoint there is: the one of the last step, written again once its validation is done."""
+    chosen = dataclasses.replace(config, keep_checkpoints=1)
+    loop.train(chosen, tmp_path / "whole", console=QUIET)
+    clock.batches, clock.signal_at = 0, 22
+    with pytest.raises(Interrupted):
+        loop.train(chosen, tmp_path / "run", console=QUIET)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "settle", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(chosen, tmp_path / "run", resume=True, console=QUIET)
+    assert not list((tmp_path / "run/checkpoints").glob("step-*"))
+    loop.train(chosen, tmp_path / "run", resume=True, console=QUIET)
+    same(tmp_path / "whole", tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000020"]
+
+
+@pytest.mark.parametrize(("limit", "last"), [(29.0, 5), (40.0, 10), (46.5, 11)])
+def test_a_time_limit_counts_validations_and_leaves_time_for_the_last(
+    limit: float, last: int, config: Config, tmp_path: Path, clock: Clock
+) -> None:
+    """A step takes 1 s and a validation 12 s: 5 steps end at 17 s, 10 at 34 s, 15 at 51 s and 20 at 68 s."""
+    chosen = dataclasses.replace(config, max_seconds=limit)
+    loop.train(chosen, tmp_path / "run", console=QUIET, clock=clock)
+    assert newest(tmp_path / "run").name == f"step-{last:08d}"
+    assert validated(tmp_path / "run")[-1] == last
+    seconds = last + 12.0 * len(validated(tmp_path / "run"))
+    assert journal.read(tmp_path / "run", journal.TIMING)[-1]["seconds"] == seconds
+    assert seconds < limit + clock.step
+    before = everything(tmp_path / "run")
+    loop.train(chosen, tmp_path / "run", resume=True, console=QUIET, clock=clock)
+    assert everything(tmp_path / "run") == before
+
+
+def test_a_time_limit_ends_a_validation_that_takes_longer_than_the_last(
+    whole_in_batches: Path, config: Config, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slower(step: int, model: Any) -> None:
+        clock.batch = 4.0
+
+    chosen = dataclasses.replace(config, max_seconds=40.0)
+    loop.train(chosen, tmp_path / "run", console=QUIET, clock=clock, watch=slower)
+    # The validation at 5 steps took 24 s, from 5 s on. That at 10 steps is never begun: 34 s + 24 s are too many.
+    assert newest(tmp_path / "run").name == "step-00000005"
+    # With 70 s there is time for those of 12 s at 10 steps, to 46 s, and at 15 steps, to 63 s.
+    clock.batch = 2.0
+    loop.train(dataclasses.replace(config, max_seconds=70.0), tmp_path / "run", resume=True, console=QUIET, clock=clock)
+    assert validated(tmp_path / "run") == [5, 10, 15]
+
+
+def test_a_validation_that_the_time_limit_ends_is_owed(
+    whole_in_batches: Path, config: Config, tmp_path: Path, clock: Clock
+) -> None:
+    def slower(step: int, model: Any) -> None:
+        clock.batch = 4.0 if step == 5 else 2.0
+
+    chosen = dataclasses.replace(config, max_seconds=40.0)
+    loop.train(chosen, tmp_path / "run", console=QUIET, clock=clock, watch=slower)
+    # From 22 s on, batches of the second validation end at 26, 30, 34, 38 and 42 s.
+    assert (clock.now, clock.batches) == (42.0, 6 + 5)
+    assert newest(tmp_path / "run").name == "step-00000010"
+    assert validated(tmp_path / "run") == [5]
+    before = everything(tmp_path / "run")
+    loop.train(chosen, tmp_path / "run", resume=True, console=QUIET, clock=clock)
+    assert everything(tmp_path / "run") == before
+    loop.train(config, tmp_path / "run", resume=True, console=QUIET)
+    assert load_json(tmp_path / "run/config.json")["max_seconds"] is None
+    same(whole_in_batches, tmp_path / "run")
+
+
+def test_the_first_validation_is_completed_whatever_the_time(config: Config, tmp_path: Path, clock: Clock) -> None:
+    loop.train(dataclasses.replace(config, max_seconds=3.0), tmp_path / "run", console=QUIET, clock=clock)
+    assert (validated(tmp_path / "run"), clock.now) == ([3], 15.0)
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_a_line_every_thirty_seconds_off_a_terminal(
+    terminal: bool, config: Config, tmp_path: Path, clock: Clock
+) -> None:
+    clock.step, clock.batch = 4.0, 5.0
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=200)
+    chosen = dataclasses.replace(config, max_seconds=200.0, validate_every=12)
+    loop.train(chosen, tmp_path / "run", console=console, clock=clock)
+    said = file.getvalue()
+    if terminal:
+        assert "training: " not in said
+        assert "steps/s" in said
+        return
+    lines = said.splitlines()
+    assert "\x1b" not in said
+    # The steps end at 4, 8 … 48 s, the validation's batches at 53 … 78 s; then there are 122 s left.
+    assert lines[0] == "training: 8 of 20 steps, 0.25 steps/s, 48 s remaining"
+    assert lines[1] == "training: 10 of 20 steps, 0.25 steps/s, expected duration 1 min 16 s"
+    assert re.fullmatch(
+        r"training: 12 of 20 steps, 0\.186 steps/s, 43 s remaining, \d\.\d{3} bits/dim, validating: 3 of 6 batches done",
+        lines[2],
+    )
+    assert re.fullmatch(r"training: 16 of 20 .* remaining, \d\.\d{3} bits/dim \(validation; best \d\.\d{3}\)", lines[3])
 
 
 # Damage.

@@ -1,11 +1,12 @@
 """What the commands share: where they print and compute, what they show meanwhile, and which files they may write.
 
-On a terminal, bars and spinners move on standard error, so that standard output can go to a file. Elsewhere nothing moves,
-there are no colours, and tables are 100 columns wide.
+On a terminal, bars and spinners move on standard error, so that standard output can go to a file. Elsewhere a line is printed there
+every 30 seconds, there are no colours, and tables are 100 columns wide.
 """
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from diffusional.cli.outputs import check_target
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
+    from threading import Event
+
     import torch
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
+    from diffusional.evaluation.evaluation import Progress as Report
     from diffusional.evaluation.evaluation import Watch
 
 # Columns of a table that nobody sees being printed.
@@ -131,21 +135,64 @@ def bar(*columns: "ProgressColumn", transient: bool = False) -> "Progress":
 
 
 @contextmanager
-def working(said: str) -> Iterator[None]:
-    """A spinner and the seconds so far, for what takes a while and can't say how long."""
+def working(said: str, ended: "Event | None" = None) -> Iterator[None]:
+    """Show that a task of unknown length is under way: a spinner on a terminal, elsewhere a line every 30 seconds.
+
+    `ended` is set at the end; its `wait` is the clock of the lines.
+    """
+    from threading import Event, Thread
+
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from diffusional.progress import EVERY, duration
+
+    shown = console(stderr=True)
+    if not shown.is_terminal:
+        over = Event() if ended is None else ended
+
+        def report() -> None:
+            rounds = 0
+            while not over.wait(EVERY):
+                rounds += 1
+                shown.print(f"{said}: {duration(rounds * EVERY)} so far", markup=False, highlight=False, soft_wrap=True)
+
+        thread = Thread(target=report, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with bar(*columns, transient=True) as shown:
-        shown.add_task(said, total=None)
+    with bar(*columns, transient=True) as moving:
+        moving.add_task(said, total=None)
         yield
 
 
 @contextmanager
-def watching(unit: str, dimensions: int) -> "Iterator[Watch]":
-    """A progress bar with the estimate so far."""
+def watching(unit: str, dimensions: int, clock: Callable[[], float] = time.monotonic) -> "Iterator[Watch]":
+    """Show the progress of an evaluation, with the estimate so far: a bar on a terminal, elsewhere a line every 30 seconds.
+
+    `clock` returns the current time in seconds.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+    from diffusional.progress import ProgressLines
+
+    def estimate(now: "Report") -> str:
+        return "" if now.estimate is None else str(now.estimate.to(unit, dimensions)).split(" (")[0]
+
+    shown = console(stderr=True)
+    if not shown.is_terminal:
+        lines = ProgressLines(
+            lambda line: shown.print(line, markup=False, highlight=False, soft_wrap=True),
+            "evaluating",
+            "evaluations",
+            clock=clock,
+        )
+        yield lambda now: lines.update(now.evaluations, now.expected, estimate(now))
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -153,11 +200,12 @@ def watching(unit: str, dimensions: int) -> "Iterator[Watch]":
         TextColumn("evaluations"),
         TimeRemainingColumn(),
     )
-    with bar(*columns) as shown:
-        task = shown.add_task("evaluating", total=None)
+    with bar(*columns) as moving:
+        task = moving.add_task("evaluating", total=None)
 
-        def watch(now: Any) -> None:
-            said = "evaluating" if now.estimate is None else str(now.estimate.to(unit, dimensions)).split(" (")[0]
-            shown.update(task, description=said, completed=now.evaluations, total=now.expected)
+        def watch(now: "Report") -> None:
+            moving.update(
+                task, description=estimate(now) or "evaluating", completed=now.evaluations, total=now.expected
+            )
 
         yield watch

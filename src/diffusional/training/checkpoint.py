@@ -39,8 +39,9 @@ _FORMAT = 2
 
 @dataclass
 class Progress:
-    """Where a run is: steps done, the best validation NELBO (nats), its step and the SHA-256 of its model.safetensors, validations since, the step of the last one,
-    seconds trained, steps skipped, the place in a stream (epoch, items of it), and the losses that no line of the metrics has told yet.
+    """The state of a run: steps done, the best validation NELBO (nats), its step and the SHA-256 of its model.safetensors, the number of
+    validations since, the step of the last one and its duration in seconds, seconds of training and validation, steps skipped, the
+    position in a stream (epoch, items of it), and the losses not yet written to the metrics.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Progress:
     best_sha256: str = ""
     stale: int = 0
     validated: int = 0
+    validation_seconds: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
     epoch: int = 0
@@ -280,6 +282,14 @@ def newest(folder: Path) -> Path | None:
             f"{'; '.join(damaged)}: no checkpoint in {folder} is whole. Put back a copy of it, or begin another run"
         )
     return None
+
+
+def recover(folder: Path) -> None:
+    """Complete the replacement of a checkpoint by another of the same step that a crash has cut short; for the main process only."""
+    for partial in folder.glob(".partial-*") if folder.is_dir() else []:
+        final = folder / partial.name.replace(".partial-", "step-")
+        if not final.exists() and (partial / _MANIFEST).exists() and _fault(partial) is None:
+            settle(partial, final)
 
 
 def tidy(newest: Path, keep: int) -> None:

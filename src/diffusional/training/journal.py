@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, timing.jsonl, and a progress bar with rate, remaining time and bound.
+"""What a run reports: metrics.jsonl, timing.jsonl, and its rate, remaining time and bound, as a bar on a terminal or as lines.
 
 metrics.jsonl is a function of the run alone, so that one that was interrupted and resumed leaves the same file; when each line
 was written stands in timing.jsonl.
@@ -6,7 +6,9 @@ was written stands in timing.jsonl.
 
 import json
 import os
+import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular, not_written, writing
+from diffusional.progress import ProgressLines
 from diffusional.training import checkpoint
 from diffusional.training.config import Config
 
@@ -26,12 +29,21 @@ _SHOWN = 5
 
 
 class Journal:
-    """Of a run folder, at `progress`. Only the process that `speaks` writes and shows anything."""
+    """The metrics of a run at `progress`, written to its folder, and its progress, shown on a console.
+
+    Only the process that `speaks` writes or shows anything. `clock` returns the current time in seconds.
+    """
 
     def __init__(
-        self, run: Path, config: Config, progress: checkpoint.Progress, console: Console, speaks: bool
+        self,
+        run: Path,
+        config: Config,
+        progress: checkpoint.Progress,
+        console: Console,
+        speaks: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.run, self.progress, self.speaks = run, progress, speaks
+        self.run, self.config, self.progress, self.speaks = run, config, progress, speaks
         named = {
             "simple": ("simple_loss", "L_simple"),
             "hybrid": ("hybrid_loss", "L_hybrid"),
@@ -47,14 +59,23 @@ class Journal:
             TimeRemainingColumn(),
             TextColumn("{task.fields[bound]}"),
         )
-        # On a terminal alone: redrawn lines are noise in a log, which has the metrics.
+        # A bar is redrawn, which only a terminal can do; a log gets lines.
+        self.lines: ProgressLines | None = None
+        if speaks and not console.is_terminal:
+            self.lines = ProgressLines(
+                lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+                "training",
+                "steps",
+                clock=clock,
+            )
+        self.bound = ""
         self.bar = Progress(*columns, console=console, disable=not (speaks and console.is_terminal))
         self.task = self.bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
         self.files: dict[str, TextIO] = {}
 
     def __enter__(self) -> "Journal":
         for name in (METRICS, TIMING) if self.speaks else ():
-            _truncate(self.run / name, self.progress.step)
+            _truncate(self.run / name, self.progress)
             try:
                 # Line by line, so that a killed run leaves whole lines.
                 self.files[name] = (self.run / name).open("a", buffering=1, encoding="utf-8")
@@ -75,9 +96,10 @@ class Journal:
         losses = self.progress.losses
         if loss is not None:
             losses.append(loss)
+        self._report()
         if not last and self.progress.step % _LOG_EVERY:
             return
-        speed = f"{self.progress.step / self.progress.seconds:.1f} steps/s"
+        speed = f"{self.progress.step / max(1e-9, self.progress.seconds):.1f} steps/s"
         self.bar.update(self.task, completed=self.progress.step, rate=speed)
         if not losses:
             return
@@ -86,13 +108,27 @@ class Journal:
         skipped = {"skipped": self.progress.skipped} if self.progress.skipped else {}
         self._write({self.key: recent, "lr": rate, "norm": norm} | skipped)
         if not self.validated:
-            self.bar.update(self.task, bound=f"{recent:.3f} {self.label}")
+            self._show(f"{recent:.3f} {self.label}")
+
+    def validating(self, done: int, total: int) -> None:
+        """Show that a validation is under way, with `done` of its `total` batches done."""
+        self._report(f"validating: {done:,} of {total:,} batches done")
 
     def validation(self, bound: float, best: float) -> None:
         """A validation bound in bits/dim."""
         self.validated = True
         self._write({"validation": bound})
-        self.bar.update(self.task, bound=f"{bound:.3f} bits/dim (validation; best {best:.3f})")
+        self._show(f"{bound:.3f} bits/dim (validation; best {best:.3f})")
+
+    def _show(self, bound: str) -> None:
+        self.bound = bound
+        self.bar.update(self.task, bound=bound)
+
+    def _report(self, doing: str = "") -> None:
+        if self.lines is not None:
+            limit, state = self.config.max_seconds, ", ".join(part for part in (self.bound, doing) if part)
+            left = None if limit is None else max(0.0, limit - self.progress.seconds)
+            self.lines.update(self.progress.step, self.config.steps, state, left)
 
     def flush(self) -> None:
         """Bring the lines to disk before a checkpoint that counts on them."""
@@ -104,7 +140,9 @@ class Journal:
                 raise not_written(self.run / name, error) from error
 
     def _write(self, values: dict[str, Any]) -> None:
-        timing = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3)}
+        timing: dict[str, Any] = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3)}
+        if "validation" in values:
+            timing["validation"] = True
         for name, record in ((METRICS, {"step": self.progress.step} | values), (TIMING, timing)):
             if name in self.files:
                 try:
@@ -125,8 +163,8 @@ def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
     return [record for _, record in records]
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after the checkpoint: they will be taken again.
+def _truncate(path: Path, progress: checkpoint.Progress) -> None:
+    """Drop the lines of steps and validations after the checkpoint, which will be written again.
 
     So is a last line without an end, which a killed run leaves. Other lines that hold no record are moved to a file beside it,
     with a warning.
@@ -134,7 +172,8 @@ def _truncate(path: Path, step: int) -> None:
     if not path.exists() and not path.is_symlink():
         return
     records, damaged, cut = _sorted(_lines(path))
-    kept = [line for line, record in records if record["step"] <= step]
+    done = {True: progress.validated, False: progress.step}
+    kept = [line for line, record in records if record["step"] <= done["validation" in record]]
     if len(kept) == len(records) and not damaged and not cut:
         return
     aside = path.with_name(f"{path.name}.damaged")

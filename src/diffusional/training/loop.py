@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -51,8 +52,9 @@ def train(
     console: Console | None = None,
     watch: Watch | None = None,
     profile: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> LatentVariableModel:
-    """Train a model by its ELBO and leave everything in the folder `run`; returns the best model, as `load(run)` does.
+    """Train a model on its ELBO, with everything it leaves in the folder `run`; returns the best model, as `load(run)` does.
 
     The metrics go to metrics.jsonl, a line per 10 steps and per validation; the averaged weights with the best validation
     bound to model.safetensors. `resume` continues a run with the same config and data, to the same bits on the same machine.
@@ -61,14 +63,20 @@ def train(
     Args:
         data: a Dataset; `config.data` is loaded unless given. config.json then records the file that the Dataset was loaded from by
             `df.data.load`, with its options, or that it was made in Python.
-        console: where the progress bar goes; standard error unless given.
-        watch: called with (step, averaged model in evaluation mode) before the first step and after each validation; its time
-            doesn't count. The model is the run's own: what it keeps for later it must copy.
-        profile: write profile.json, where a step's time goes (on a GPU this makes steps wait for one another).
+        console: where progress is shown, by default standard error: a progress bar on a terminal; elsewhere the expected duration
+            after ten steps, and a line every 30 seconds.
+        watch: called with (step, averaged model in evaluation mode) before the first step and after each validation. Its time
+            is not counted. The model is the run's own: copy whatever is kept for later.
+        profile: write profile.json with the time spent in each part of a step (on a GPU this makes steps wait for one another).
+        clock: the current time in seconds, increasing: for `config.max_seconds`, the timings and the progress lines.
 
-    Raises DiffusionalError for a used folder without `resume`, another config or other data with it, another process that
-    trains in the folder, a disk that takes no more, and a loss that is not finite (the last good checkpoint stays in every
-    case); Interrupted, after a checkpoint, on SIGINT and SIGTERM.
+    `config.max_seconds` counts steps and validations. The run ends early enough for a last validation as long as the one
+    before. A validation that is not done in time is abandoned if there has been one before; otherwise it is completed, so
+    that there is a model.
+
+    Raises DiffusionalError for a used folder without `resume`, a different config or different data with it, another process
+    that trains in the folder, a disk that is full or read-only, and a loss that is not finite (the last good checkpoint stays
+    in every case). Raises Interrupted on SIGINT and SIGTERM, after the current step or validation batch, with a checkpoint.
 
     >>> import tempfile
     >>> from diffusional.training.config import ModelConfig
@@ -90,6 +98,8 @@ def train(
     optimizer = _optimizer(model, config.optimizer)
     others, main = exchange.Exchange(accelerator), accelerator.is_main_process
     with begin(run, config, dataset, resume, main), others.lost_one_named(run / CHECKPOINTS):
+        if main:
+            checkpoint.recover(run / CHECKPOINTS)
         others.agree("their config and data", (config.to_dict(), dataset.space.to_dict()))
         prepare_networks(model, config.system, accelerator.device)
         objective, optimizer = accelerator.prepare(Objective(model, config), optimizer)
@@ -114,7 +124,7 @@ def train(
         feed.seek(progress.step, (progress.epoch, progress.of_epoch))
         trainer = _Trainer(config, run, dataset, accelerator, others, objective, state, progress, feed, share)
         try:
-            trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device))
+            trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device, clock), clock)
         finally:
             feed.close()
         accelerator.wait_for_everyone()
@@ -136,41 +146,44 @@ class _Trainer:
     feed: Feed
     share: slice
 
-    def run_to_the_end(self, console: Console, watch: Watch | None, stopwatch: Stopwatch) -> None:
-        """Steps, validations and checkpoints until the run has ended or is asked to stop."""
+    def run_to_the_end(
+        self, console: Console, watch: Watch | None, stopwatch: Stopwatch, now: Callable[[], float]
+    ) -> None:
+        """Take steps, validate and save checkpoints until the run has ended or is interrupted."""
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
         unit = per_unit("bits/dim", self.dataset.space.dimensions)
         # L_simple and L_hybrid are already per dimension, and no bounds: their numbers get no unit.
         scale = unit if config.objective == "elbo" else 1.0
-        clock = _Clock(progress.seconds)
+        clock = _Clock(progress.seconds, now)
         if watch is not None and progress.step == 0:
             with clock.paused():
                 self._watched(watch)
         taken = agreed = 0
-        with Stopping() as stopping, Journal(self.run, config, progress, console, main) as journal:
-            if progress.step and progress.validated < progress.step and self._due():
-                self._validate(unit, journal, clock, watch, stopwatch)
+        with Stopping() as stopping, Journal(self.run, config, progress, console, main, now) as journal:
+            if self._owed():
+                agreed = self._validate(unit, journal, clock, stopping, watch, stopwatch)
+                if self._finished() and not self._owed():
+                    # No step follows that would bring a checkpoint with it.
+                    journal.flush()
+                    self._save()
             while not self._finished() and not agreed:
                 rate = learning_rate(config.optimizer, progress.step, config.steps)
                 loss, norm, agreed = self._step(rate, scale, stopwatch, stopping)
                 progress.step += 1
                 progress.epoch, progress.of_epoch = self.feed.place(progress.step)
-                progress.seconds = clock.seconds()
-                if config.max_seconds is not None:
-                    progress.seconds = self.others.seconds(progress.seconds)
+                self._count_time(clock)
                 taken += 1
                 journal.step(loss, rate, norm, self._finished())
-                # Who asked for the end may not wait long: the validation is owed then, and done when the run goes on.
-                if self._due() and (not agreed or self._finished()):
-                    self._validate(unit, journal, clock, watch, stopwatch)
-                    _, agreed = self.others.loss(0.0, stopping.asked)
+                # An interruption comes first: the validation is then owed, and done when the run is resumed.
+                if self._due() and not agreed:
+                    agreed = self._validate(unit, journal, clock, stopping, watch, stopwatch)
                 if self._finished() or agreed or progress.step % config.checkpoint_every == 0:
                     with stopwatch("checkpoint"):
                         journal.flush()
                         self._save()
         if stopwatch.on and main and taken:
             save_json(self.run / PROFILE, {"steps": taken, "seconds": stopwatch.seconds})
-        if agreed and not self._finished():
+        if agreed and (self._owed() or not self._finished()):
             raise Interrupted(
                 f"stopped after step {progress.step} of {config.steps}, with a checkpoint; go on with --resume", agreed
             )
@@ -251,13 +264,47 @@ class _Trainer:
         """Whether the step just taken is one that is validated."""
         return self.progress.step % self.config.validate_every == 0 or self._finished()
 
+    def _owed(self) -> bool:
+        """Whether the step just taken should have been validated, but was not."""
+        return 0 < self.progress.step != self.progress.validated and self._due()
+
+    def _count_time(self, clock: "_Clock") -> None:
+        self.progress.seconds = clock.seconds()
+        if self.config.max_seconds is not None:
+            self.progress.seconds = self.others.seconds(self.progress.seconds)
+
     def _validate(
-        self, unit: float, journal: Journal, clock: "_Clock", watch: Watch | None, stopwatch: Stopwatch
-    ) -> None:
-        progress, main = self.progress, self.accelerator.is_main_process
+        self,
+        unit: float,
+        journal: Journal,
+        clock: "_Clock",
+        stopping: Stopping,
+        watch: Watch | None,
+        stopwatch: Stopwatch,
+    ) -> int:
+        """Validate the averaged weights, and keep them if they are the best so far.
+
+        Returns the number of a signal that any process was sent, 0 if there was none. A signal ends the validation before the
+        next batch, and it is then owed; so does the time limit, if there has been a validation before.
+        """
+        config, progress, main = self.config, self.progress, self.accelerator.is_main_process
+        agreed, before = 0, progress.seconds
+
+        def stop(done: int, total: int) -> bool:
+            nonlocal agreed
+            _, agreed = self.others.loss(0.0, stopping.asked)
+            self._count_time(clock)
+            journal.validating(done, total)
+            late = config.max_seconds is not None and progress.seconds >= config.max_seconds
+            return agreed > 0 or (late and progress.validated > 0)
+
         with stopwatch("validation"):
             with self.state.average.in_place():
-                bound = validate(self.state.model, self.dataset, self.config.seed, self.objective)
+                bound = validate(self.state.model, self.dataset, config.seed, self.objective, stop)
+            self._count_time(clock)
+            if bound is None:
+                return agreed
+            progress.validation_seconds = progress.seconds - before
             progress.record(bound)
             if progress.stale == 0:
                 best = self.state.averaged(keep=main)
@@ -268,6 +315,7 @@ class _Trainer:
         if watch is not None:
             with clock.paused():
                 self._watched(watch)
+        return self.others.loss(0.0, stopping.asked)[1]
 
     def _watched(self, watch: Watch) -> None:
         model = self.state.model
@@ -292,10 +340,24 @@ class _Trainer:
         self.others.raise_together(fault)
 
     def _finished(self) -> bool:
-        """All steps taken, out of time, or out of patience; so that resuming a run that has ended changes nothing."""
-        config, progress = self.config, self.progress
-        out_of_time = config.max_seconds is not None and progress.step > 0 and progress.seconds >= config.max_seconds
-        return progress.step >= config.steps or out_of_time or 0 < config.patience <= progress.stale
+        """Whether all steps are taken, or the run has ended early; resuming a run that has ended changes nothing."""
+        return self.progress.step >= self.config.steps or ended_early(self.config, self.progress) is not None
+
+
+def ended_early(config: Config, progress: checkpoint.Progress) -> Literal["max_seconds", "patience"] | None:
+    """Return the limit of `config` that has ended a run before its last step, None if no limit has.
+
+    `max_seconds` includes the time that another validation would take. The first step is always taken.
+
+    >>> ended_early(Config(steps=100, max_seconds=60.0), checkpoint.Progress(step=40, seconds=55.0, validation_seconds=6.0))
+    'max_seconds'
+    """
+    if progress.step >= config.steps:
+        return None
+    needed = progress.seconds + progress.validation_seconds
+    if config.max_seconds is not None and progress.step > 0 and needed >= config.max_seconds:
+        return "max_seconds"
+    return "patience" if 0 < config.patience <= progress.stale else None
 
 
 def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -318,19 +380,20 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 class _Clock:
-    """Seconds of training, those of earlier sessions included."""
+    """Measures the seconds of a run, including those of earlier sessions."""
 
-    def __init__(self, before: float) -> None:
-        self._started = time.monotonic() - before
+    def __init__(self, before: float, now: Callable[[], float]) -> None:
+        self._now, self._started = now, now() - before
 
     def seconds(self) -> float:
-        return time.monotonic() - self._started
+        return self._now() - self._started
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        since = time.monotonic()
+        """Do not count the time of what is done within."""
+        since = self._now()
         yield
-        self._started += time.monotonic() - since
+        self._started += self._now() - since
 
 
 def _share(config: Config, accelerator: Accelerator) -> slice:

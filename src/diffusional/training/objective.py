@@ -47,12 +47,24 @@ class Objective(nn.Module):
 
 
 def validate(
-    model: nn.Module, dataset: Dataset, seed: int, objective: Callable[..., tuple[Tensor, Costs]] | None = None
-) -> float:
-    """The validation NELBO in nats: up to 16 draws of the noise (and of stratified t) per item, the same at every call.
+    model: nn.Module,
+    dataset: Dataset,
+    seed: int,
+    objective: Callable[..., tuple[Tensor, Costs]] | None = None,
+    stop: Callable[[int, int], bool] | None = None,
+) -> float | None:
+    """Compute the validation NELBO in nats from up to 16 draws of the noise (and of stratified t) per item, the same at every call.
 
-    Several processes share the blocks of items, each counted once. `objective` is what sharded weights are called through.
-    Raises DiffusionalError where the bound is not finite.
+    Several processes share the blocks of items, each counted once.
+
+    Args:
+        objective: the wrapper through which sharded weights are called.
+        stop: called before each batch with the number of batches done and their total, by all processes alike. If it returns
+            True the validation is abandoned.
+
+    Returns the bound, or None if the validation was abandoned.
+
+    Raises DiffusionalError if the bound is not finite.
     """
     assert isinstance(model, LatentVariableModel)
     device = next(model.parameters()).device
@@ -66,21 +78,25 @@ def validate(
     mine = processes.share(blocks).tolist()
     # Sharded weights are gathered by all at once: a process that has no block left computes its last again.
     rounds = -(-blocks // processes.count())
-    with torch.inference_mode():
-        for i in range(rounds):
-            block = mine[i] if i < len(mine) else blocks - 1
-            x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
-            repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
-            generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
-            random = model.draw(repeated, None, generator)
-            costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
-            if i < len(mine):
-                totals[block] = float(costs.total().mean()) * len(x)
-    model.train(was_training)
+    try:
+        with torch.inference_mode():
+            for i in range(rounds):
+                if stop is not None and stop(i, rounds):
+                    return None
+                block = mine[i] if i < len(mine) else blocks - 1
+                x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
+                repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
+                generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
+                random = model.draw(repeated, None, generator)
+                costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
+                if i < len(mine):
+                    totals[block] = float(costs.total().mean()) * len(x)
+    finally:
+        model.train(was_training)
     bound = float(processes.collect(totals).sum()) / n
     if not math.isfinite(bound):
         raise DiffusionalError(
-            f"the validation bound is {bound:g}: the averaged weights cost an item of the validation split more than can be "
-            "counted. Try a lower optimizer.lr or optimizer.clip, or look at the data with `diffusional data`"
+            f"the validation bound is {bound:g}: the averaged weights give an item of the validation split a cost that is not "
+            "finite. Try a lower optimizer.lr or optimizer.clip, or check the data with `diffusional data`"
         )
     return bound

@@ -1,14 +1,16 @@
 """Where a step's time goes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 
 class Stopwatch:
-    """Seconds by the name of a phase, while `on`; a GPU is waited for at both ends of each.
+    """Measure the seconds spent in each named phase, while `on`; both ends of a phase wait for the GPU.
+
+    `clock` returns the current time in seconds.
 
     >>> watch = Stopwatch(on=True)
     >>> with watch("data"):
@@ -17,8 +19,10 @@ class Stopwatch:
     ['data']
     """
 
-    def __init__(self, on: bool, device: torch.device | None = None) -> None:
-        self.on, self.seconds = on, dict[str, float]()
+    def __init__(
+        self, on: bool, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.on, self.seconds, self._clock = on, dict[str, float](), clock
         self._cuda = device is not None and device.type == "cuda"
 
     def __call__(self, phase: str) -> AbstractContextManager[None]:
@@ -36,4 +40,4 @@ class Stopwatch:
     def _now(self) -> float:
         if self._cuda:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self._clock()
