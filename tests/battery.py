@@ -155,6 +155,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(schedule.__file__).parents[1])}
 
 
+# Seconds after which a process of a test is taken to hang. No test measures speed: on a busy machine a process may need minutes.
+HANGS = 3600.0
+
+
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
     """Standard normal numbers, the same for the same seed."""
     return torch.randn(shape, generator=generator(seed), dtype=dtype)

@@ -4,9 +4,15 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("diffusional", deadline=None, derandomize=os.environ.get("CI") == "true")
+# Neither a deadline nor the check of how long an example takes to draw: no test may fail on a busy machine.
+settings.register_profile(
+    "diffusional",
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("diffusional")
 
 

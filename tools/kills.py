@@ -3,7 +3,8 @@
     python tools/kills.py                           # 100 random moments and every write boundary: some minutes on two cores
     python tools/kills.py --random 4 --boundaries 8 # a sample, as the tests take it
 
-A run is killed at a random moment of its life, or at the k-th of its write boundaries, all in the order in which it comes to them:
+A run is killed at a random moment of its life, which is the k-th call of any function in it, so that neither the speed of the machine
+nor what else it does matters; or at the k-th of its write boundaries:
 
     before it opens a file of its folder for writing, makes, renames, links or removes something there (Python's audit events)
     before a safetensors file is written (in Rust, which audits nothing), with half of its bytes written, and after
@@ -22,9 +23,10 @@ import random
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -56,15 +58,24 @@ def config_of(folder: Path) -> Config:
     )
 
 
-def in_child(run: Path, config: Config, boundary: int | None = None, counted: Path | None = None) -> int:
-    """Fork a process that begins the run or resumes it; it kills itself at the `boundary`-th of its write boundaries."""
+def in_child(
+    run: Path, config: Config, boundary: int | None = None, call: int | None = None, counted: Path | None = None
+) -> int:
+    """Fork a process that begins the run or resumes it, and kills itself at a write boundary or a call, counted from 1.
+
+    A process that reaches its end writes the numbers of both to `counted`.
+    """
     pid = os.fork()
     if pid:
         return pid
     try:
-        Boundaries(run, boundary, counted).watch()
+        boundaries, calls = Boundaries(run, boundary), Calls(call)
+        boundaries.watch()
         resume = (run / "config.json").exists()
-        train(config, run, resume=resume, console=Console(quiet=True))
+        with calls.watched():
+            train(config, run, resume=resume, console=Console(quiet=True))
+        if counted is not None:
+            counted.write_text(json.dumps({"boundaries": boundaries.seen, "calls": calls.seen}))
         os._exit(0)
     except BaseException:
         import traceback
@@ -73,17 +84,35 @@ def in_child(run: Path, config: Config, boundary: int | None = None, counted: Pa
         os._exit(70)
 
 
-class Boundaries:
-    """Counts the write boundaries of this process in the folder `run`, and dies at the `last`."""
+class Calls:
+    """Counts the calls and returns of functions in this thread, builtin ones included, and kills the process at the `last`."""
 
-    def __init__(self, run: Path, last: int | None, counted: Path | None) -> None:
-        self.inside, self.last, self.counted, self.seen = f"{run}{os.sep}", last, counted, 0
+    def __init__(self, last: int | None) -> None:
+        self.last, self.seen = last, 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        sys.setprofile(self._called)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+    def _called(self, frame: FrameType, event: str, argument: Any) -> None:
+        self.seen += 1
+        if self.seen == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Boundaries:
+    """Counts the write boundaries of this process in the folder `run`, and kills the process at the `last`."""
+
+    def __init__(self, run: Path, last: int | None) -> None:
+        self.inside, self.last, self.seen = f"{run}{os.sep}", last, 0
 
     def reached(self, half: Callable[[], None] | None = None) -> None:
         """Another one. `half` leaves a write as it is in its middle, where this is the last."""
         self.seen += 1
-        if self.counted is not None:
-            self.counted.write_text(str(self.seen))
         if self.seen == self.last:
             if half is not None:
                 half()
@@ -177,26 +206,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config, count = config_of(folder), folder / "count"
-        started = time.monotonic()
         assert ended(in_child(folder / "whole", config, counted=count)) == 0
-        lifetime, boundaries = time.monotonic() - started, int(count.read_text())
+        whole = json.loads(count.read_text())
+        boundaries, calls = whole["boundaries"], whole["calls"]
         wanted = left(folder / "whole")
 
-        def at_random(run: Path) -> Callable[[], int]:
-            moment = rng.uniform(0, lifetime)
-
-            def kill() -> int:
-                pid = in_child(run, config)
-                time.sleep(moment)
-                os.kill(pid, signal.SIGKILL)
-                return ended(pid)
-
-            return kill
+        def at_random(run: Path, times: int) -> list[Callable[[], int]]:
+            """Kill a run at a call, and again what is left of it. A run takes a few calls more or fewer each time."""
+            kills, rest = [], 0.99 * calls
+            for _ in range(times):
+                call = 1 + int(rng.uniform(0, rest))
+                rest -= call
+                kills.append(lambda call=call: ended(in_child(run, config, call=call)))
+            return kills
 
         trials: dict[str, list[Callable[[], int]]] = {}
         for i in range(args.random):
             run = folder / f"random-{i}"
-            trials[run.name] = [at_random(run) for _ in range(2 if i % 4 == 3 else 1)]
+            trials[run.name] = at_random(run, 2 if i % 4 == 3 else 1)
         some = args.boundaries or boundaries
         for k in sorted({1 + round(i * (boundaries - 1) / max(1, some - 1)) for i in range(some)}):
             run = folder / f"boundary-{k}"
@@ -213,7 +240,7 @@ def main() -> None:
         "at_random_moments": sum(r["killed"] for r in records if r["trial"].startswith("random")),
         "at_write_boundaries": sum(r["killed"] for r in records if r["trial"].startswith("boundary")),
         "write_boundaries_of_a_run": boundaries,
-        "seconds_of_a_run": round(lifetime, 2),
+        "calls_of_a_run": calls,
         "lost": [r["trial"] for r in bad if r["failed"]],
         "different": [r["trial"] for r in bad if r["different"]],
     }

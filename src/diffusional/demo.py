@@ -5,7 +5,8 @@ and what each one's latents know of the data as training proceeds.
 import dataclasses
 import math
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,21 @@ def _trained(
     return train(config, run, dataset, console=console, watch=watch), trace
 
 
-def _for_as_long(recipe: Config, like: Config, dataset: Dataset, seconds: float) -> Config:
-    """The recipe with as many steps as `seconds` of training hold on this machine, by a short run, and ten validations."""
+def _for_as_long(
+    recipe: Config,
+    like: Config,
+    dataset: Dataset,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Config:
+    """Return the recipe with as many steps as take `seconds` on this machine, measured by a short run, and ten validations.
+
+    `clock` returns the current time in seconds.
+    """
     chosen = dataclasses.replace(recipe, data=like.data, seed=like.seed)
     short = dataclasses.replace(chosen, steps=_TIMED, validate_every=_TIMED, checkpoint_every=_TIMED)
     with tempfile.TemporaryDirectory() as folder:
-        train(short, Path(folder) / "run", dataset, console=Console(quiet=True))
+        train(short, Path(folder) / "run", dataset, console=Console(quiet=True), clock=clock)
         told = journal.read(Path(folder) / "run", journal.TIMING)[:-1]  # the last is the validation's
     per_step = (told[-1]["seconds"] - told[0]["seconds"]) / (told[-1]["step"] - told[0]["step"])
     steps = max(1, round(seconds / per_step))

@@ -11,29 +11,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from battery import environment
+from battery import HANGS, environment
 from diffusional.data import storage
 from diffusional.errors import DiffusionalError
 
-# Says when it begins to fill, and dies there if it is told to; `work` seconds later it prints what it has.
+# Reports that it has arrived, and when it begins to fill. It fills once so many of them have arrived, or dies there, and prints the sum.
 SCRIPT = """
-import os, signal, sys, time
+import glob, os, signal, sys, time
 from diffusional.data import storage
 
-log, ending, work = sys.argv[1], sys.argv[2], float(sys.argv[3])
+log, ending, together = sys.argv[1], sys.argv[2], int(sys.argv[3])
 storage.available_memory = lambda: 0
 
 def fill(out):
     with open(log, "a") as file:
         file.write("begun\\n")
     out[:3] = 7
-    time.sleep(work)
+    while len(glob.glob(log + ".arrived-*")) < together:
+        time.sleep(0.01)
     if ending == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if ending == "fails":
         raise ValueError("a bad picture")
     out[:] = 7
 
+open(f"{log}.arrived-{os.getpid()}", "w").close()
 print(int(storage.store((6,), "uint8", lambda: "sevens", fill).sum()))
 """
 
@@ -45,8 +47,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache/diffusional"
 
 
-def process(log: Path, ending: str = "fine", work: float = 0.6) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, str(log), ending, str(work)]
+def process(log: Path, ending: str = "fine", together: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(log), ending, str(together)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
 
@@ -69,27 +71,27 @@ def test_processes_of_a_machine_share_its_memory(cache: Path, monkeypatch: pytes
 
 
 def test_a_file_is_made_once_for_all(cache: Path, tmp_path: Path) -> None:
-    found = [process(tmp_path / "log") for _ in range(4)]
-    assert [p.communicate(timeout=60) for p in found] == [("42\n", "")] * 4
+    found = [process(tmp_path / "log", together=4) for _ in range(4)]
+    assert [p.communicate(timeout=HANGS) for p in found] == [("42\n", "")] * 4
     assert (tmp_path / "log").read_text() == "begun\n"
     (file,) = cache.iterdir()
     assert np.load(file).tolist() == [7] * 6
 
 
 def test_another_takes_over_where_one_dies(cache: Path, tmp_path: Path) -> None:
-    dying = process(tmp_path / "log", "killed", work=0.0)
-    assert dying.wait(timeout=60) == -signal.SIGKILL
+    dying = process(tmp_path / "log", "killed")
+    assert dying.wait(timeout=HANGS) == -signal.SIGKILL
     assert sorted(p.suffix for p in cache.iterdir()) == [".lock", ".npy"]  # what it was at
-    found = [process(tmp_path / "log", work=0.2) for _ in range(2)]
-    assert [p.communicate(timeout=60) for p in found] == [("42\n", "")] * 2
+    found = [process(tmp_path / "log", together=3) for _ in range(2)]
+    assert [p.communicate(timeout=HANGS) for p in found] == [("42\n", "")] * 2
     assert (tmp_path / "log").read_text() == "begun\n" * 2
     (file,) = cache.iterdir()
     assert not file.name.startswith(".")
 
 
 def test_all_are_told_what_one_met(cache: Path, tmp_path: Path) -> None:
-    found = [process(tmp_path / "log", "fails", work=0.2) for _ in range(2)]
-    assert all("a bad picture" in p.communicate(timeout=60)[1] for p in found)
+    found = [process(tmp_path / "log", "fails", together=2) for _ in range(2)]
+    assert all("a bad picture" in p.communicate(timeout=HANGS)[1] for p in found)
     assert not list(cache.iterdir())
 
 

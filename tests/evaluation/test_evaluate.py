@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import diffusional as df
-from battery import close, environment, generator, plain_alpha, plain_sigma, randn
+from battery import HANGS, close, environment, generator, plain_alpha, plain_sigma, randn
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Evaluation, Plan, Progress, draws, evaluate, evaluation
@@ -701,7 +701,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         for rank in (-1, 0, 1)
     ]
     for one in running:
-        _, said = one.communicate(timeout=120)
+        _, said = one.communicate(timeout=HANGS)
         assert one.returncode == 0, said
     alone, first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (-1, 0, 1))
     for name, wanted in alone.items():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import load_tensors
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.vae import Autoencoder
-from diffusional.training import recipes
+from diffusional.training import feed, recipes
 from diffusional.training.build import build_model
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.loop import validate
@@ -211,9 +212,19 @@ def test_the_watch_sees_the_first_state_and_every_validation(stored: Path, tmp_p
     assert seen == [0, 20, 40, 60]
 
 
-def test_equal_time_is_what_the_steps_come_to(stored: Path) -> None:
+@pytest.mark.parametrize(("seconds", "steps", "every"), [(30.0, 15, 2), (1000.0, 500, 50), (0.5, 1, 1)])
+def test_equal_time_is_what_the_steps_come_to(
+    seconds: float, steps: int, every: int, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that the steps turn by two seconds each, and by a hundred in the first."""
+    now, call = [0.0], feed.Feed.__call__
+
+    def stepped(self: feed.Feed, at: int) -> Any:
+        now[0] += 2.0 if at else 100.0
+        return call(self, at)
+
+    monkeypatch.setattr(feed.Feed, "__call__", stepped)
     dataset = df.data.load(str(stored), levels=5)
     like = config(stored, "vae")
-    chosen = demo._for_as_long(like, like, dataset, seconds=1.0)
-    assert 20 < chosen.steps < 20_000
-    assert 1 <= chosen.validate_every <= chosen.steps / 10 + 1
+    chosen = demo._for_as_long(like, like, dataset, seconds, clock=lambda: now[0])
+    assert (chosen.steps, chosen.validate_every) == (steps, every)

@@ -6,14 +6,13 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from battery import environment
+from battery import HANGS, environment
 from diffusional.files import load_json, load_tensors
 from diffusional.training import journal, loop
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, SystemConfig
@@ -111,7 +110,7 @@ def together(
     script.write_text(SCRIPT.format(before=before, watch=watch))
     command = [sys.executable, *LAUNCHER, str(script), str(saved), str(run), *options]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment() | {"OMP_NUM_THREADS": "1"}, timeout=100
+        command, capture_output=True, text=True, env=environment() | {"OMP_NUM_THREADS": "1"}, timeout=HANGS
     )
 
 
@@ -135,10 +134,8 @@ def test_parts_of_a_batch_are_the_batch(alone: Path, config: Config, tmp_path: P
 def test_two_processes_are_one_and_go_on_as_one(alone: Path, config: Config, tmp_path: Path) -> None:
     # Killed after the checkpoint of step 12, when the bound of step 16 had been told.
     ending = "lambda step, model: os.kill(os.getpid(), signal.SIGKILL) if step == 16 and rank == 1 else None"
-    started = time.monotonic()
     done = together(config, tmp_path / "run", watch=ending)
     assert done.returncode != 0
-    assert time.monotonic() - started < 100
     assert "another process of this run has ended" in done.stderr
     assert "go on with --resume, on any number of processes that divides the batch" in done.stderr
     newest = max((tmp_path / "run/checkpoints").iterdir())
@@ -190,7 +187,7 @@ def test_two_processes_evaluate_every_item_once(alone: Path, tmp_path: Path) -> 
         command = [sys.executable, *(LAUNCHER if name == "two" else []), "-m", "diffusional", *args]
         command.append(str(tmp_path / f"{name}.json"))
         env = environment() | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANGS)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("NELBO") == 1
         for plan in alone.glob("plan*.json"):

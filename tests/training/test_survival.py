@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 import diffusional as df
-from battery import environment
+from battery import HANGS, environment
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import load_json, load_tensors, save_json, sha256
@@ -127,7 +128,7 @@ def test_a_second_signal_ends_at_once() -> None:
     code += "with Stopping() as s:\n    signal.raise_signal({0})\n    print('heard', s.asked)\n    signal.raise_signal({0})\n    print('late')"
     for number in (signal.SIGINT, signal.SIGTERM):
         command = [sys.executable, "-u", "-c", code.format(int(number))]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=HANGS)
         assert (done.returncode, done.stdout, done.stderr) == (128 + number, f"heard {int(number)}\n", "")
 
 
@@ -138,7 +139,7 @@ def test_the_command_line_says_how_to_go_on(config: Config, tmp_path: Path) -> N
     args = ["train", str(tmp_path / "run"), "--data.name", config.data.name, "--data.levels", "5", "--steps", "9"]
     args += ["--model.widths", "8", "8", "--batch", "8"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, env=environment(), timeout=120
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, env=environment(), timeout=HANGS
     )
     assert done.returncode == 143
     assert done.stderr == "diffusional: stopped after step 4 of 9, with a checkpoint; go on with --resume\n"
@@ -876,14 +877,18 @@ def test_a_compiled_network_takes_the_same_steps(config: Config, tmp_path: Path)
 
 
 def test_a_profile_tells_where_the_time_goes(config: Config, tmp_path: Path) -> None:
-    loop.train(config, tmp_path / "run", console=QUIET, profile=True)
+    """By a clock that advances a second whenever it is looked at: a phase that nothing else looks at it in takes a second."""
+    clock = itertools.count(0.0, 1.0).__next__
+    loop.train(config, tmp_path / "run", console=QUIET, profile=True, clock=clock)
     record = load_json(tmp_path / "run/profile.json")
     assert record["steps"] == 20
-    phases = {"data", "draws", "forward", "backward", "clip", "optimiser", "average", "level sampler"}
-    assert phases | {"validation", "checkpoint", "processes"} == set(record["seconds"])
-    assert all(seconds >= 0 for seconds in record["seconds"].values())
-    told = json.loads((tmp_path / "run/timing.jsonl").read_text().splitlines()[-1])["seconds"]
-    assert 0.5 * told < sum(record["seconds"].values()) < 1.5 * told + 1
+    phases = ("data", "draws", "forward", "backward", "clip", "processes", "optimiser", "average", "level sampler")
+    seconds = record["seconds"]
+    assert {*phases, "validation", "checkpoint"} == set(seconds)
+    assert [seconds[phase] for phase in phases] == [20.0] * len(phases)
+    # Checkpoints at steps 4, 8 … 20; validations at 5, 10, 15 and 20, in which the time is looked at as well.
+    assert seconds["checkpoint"] == 5 + 3
+    assert 4 < seconds["validation"] < 40
 
 
 def test_environment_of_checkpoints(whole: Path) -> None:

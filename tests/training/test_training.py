@@ -124,7 +124,7 @@ def test_metrics_have_a_line_per_ten_steps_and_per_validation(run: Path) -> None
     assert [line["step"] for line in timing] == [line["step"] for line in lines]
     seconds = [line["seconds"] for line in timing]
     assert seconds == sorted(seconds)
-    assert seconds[0] > 0
+    assert seconds[0] >= 0
 
 
 def test_the_loss_in_the_metrics_is_the_mean_of_its_steps(
