@@ -17,6 +17,7 @@ ROOT = Path(diffusional.__file__).parent
 FLOORS = (
     "errors",
     "progress",
+    "words",
     "files",
     "launch",
     "shapes",
@@ -34,6 +35,7 @@ FLOORS = (
     "models.time",
     "models.level_mean",
     "models.parameterization",
+    "models.calls",
     "models.denoiser",
     "models.backward",
     "models.likelihood",

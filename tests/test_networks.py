@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from battery import generator
 from diffusional.errors import DiffusionalError
-from diffusional.networks import MLP, FromDiffusers, UNet
+from diffusional.networks import MLP, FromDiffusers, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.networks.embedding import LogSNREmbedding
+from diffusional.networks.norms import GroupNorm
+from diffusional.space import Discrete
+from diffusional.training.build import build_model
+from diffusional.training.config import Config, ModelConfig
 
 
 def inputs(*shape: int, batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -164,9 +168,58 @@ def test_a_unet_knows_where_it_is() -> None:
     assert columns.detach().std() > 1e-3
 
 
+ONE_PIXEL: dict[str, Callable[[], nn.Module]] = {
+    "unet": lambda: UNet(1, widths=(8, 8, 8, 8)),
+    "unet, wider": lambda: UNet(1, widths=(16, 16, 16, 16)),
+    "vdm": lambda: VDMUNet(1, width=8, blocks=1),
+    "ddpm": lambda: ddpm_unet(1, (5, 5), widths=(8, 8, 8, 8), blocks=1, attention=()),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ONE_PIXEL)
+def test_one_item_of_one_pixel_gets_what_it_gets_in_a_batch(name: str, training: bool) -> None:
+    """A norm then has a single value in each of its groups; the U-Nets shrink 5 × 5 pixels to one."""
+    network = perturbed(ONE_PIXEL[name]()).train(training)
+    shape = (1, 1, 1) if name == "vdm" else (1, 5, 5)
+    z, log_snr = inputs(*shape, batch=2)
+    together = network(z, log_snr)
+    for i in range(2):
+        torch.testing.assert_close(network(z[i : i + 1], log_snr[i : i + 1]), together[i : i + 1])
+    one = network(z[:1], log_snr[:1])
+    assert not torch.equal(one, network(z[:1] + 1, log_snr[:1]))
+    one.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+
+
+def test_the_norm_is_torch_s() -> None:
+    ours, theirs = GroupNorm(2, 6), nn.GroupNorm(2, 6)
+    ours.load_state_dict({"weight": torch.randn(6), "bias": torch.randn(6)})
+    theirs.load_state_dict(ours.state_dict())
+    z = torch.randn(3, 6, 4, 5)
+    assert torch.equal(ours(z), theirs(z))
+    assert torch.equal(ours(z[:1]), theirs(z[:1]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: MLP((4,), hidden=1), lambda: ResidualMLP((4,), 2, hidden=1), lambda: Ladder((4,), (4,), (2,), hidden=1)],
+)
+def test_a_width_whose_norm_is_constant_is_refused(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(DiffusionalError, match=r"hidden.*at least 2.*got 1"):
+        make()
+
+
+def test_a_unet_that_would_ignore_its_input_is_refused() -> None:
+    space = Discrete((3, 1, 1), 5)
+    with pytest.raises(DiffusionalError, match=r"width 8.*\(3, 1, 1\).*mlp.*16"):
+        build_model(Config(model=ModelConfig(network="unet", widths=(8,))), space)
+    build_model(Config(model=ModelConfig(network="unet", widths=(16,))), space)
+
+
 @pytest.mark.parametrize("widths", [(), (8, 12), (4,)])
 def test_widths_that_norms_can_t_divide(widths: tuple[int, ...]) -> None:
-    with pytest.raises(DiffusionalError, match="each must be a multiple of 8"):
+    with pytest.raises(DiffusionalError, match=r"multiples of 8.*got \("):
         UNet(1, widths=widths)
 
 

@@ -93,8 +93,8 @@ def test_output_channels() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"predicts": "epsilon"}, "epsilon.*noise, data, v, score, levels"),
-        ({"head": "softmax"}, "softmax.*categorical or logistic"),
+        ({"predicts": "epsilon"}, "noise, data, v, score, levels.*epsilon.*predicts='noise'"),
+        ({"head": "sigmoid"}, "categorical, logistic.*sigmoid"),
         ({"predicts": "levels"}, "space=Discrete"),
         ({"predicts": "levels", "space": Continuous((2, 4))}, "space=Discrete"),
     ],

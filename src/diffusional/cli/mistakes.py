@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from diffusional.cli.options import Option, is_number, options
+from diffusional.words import hint
 
 
 def mistake(args: Sequence[str], commands: Mapping[str, type]) -> str | None:
@@ -78,7 +79,10 @@ def _take(rest: list[str], option: Option) -> list[str]:
 def _wrong(values: list[str], option: Option) -> str | None:
     for value in values:
         if not option.takes(value):
+            foreign = hint(option.name.removeprefix("--"), value) if option.choices else None
             said = meant(value, option.choices, listed=True) if option.choices else f"expected {option.expected}."
+            if foreign is not None:
+                said = f"{foreign} Expected one of {', '.join(option.choices)}."
             return f"{option.name} {value} came; {said}"
     return None
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffusional.errors import DiffusionalError
 from diffusional.forward import posterior_at
 from diffusional.gaussian import Gaussian, phi
 from diffusional.models.parameterization import Prediction
 from diffusional.shapes import Items, PerItem, align, sum_dims
+from diffusional.words import check_word
 
 Variance = Literal["posterior", "transition", "learned"]
 VARIANCES: tuple[str, ...] = ("posterior", "transition", "learned")
@@ -33,8 +33,7 @@ VARIANCES: tuple[str, ...] = ("posterior", "transition", "learned")
 
 def check_variance(variance: str) -> None:
     """Raise DiffusionalError unless `variance` is one of VARIANCES."""
-    if variance not in VARIANCES:
-        raise DiffusionalError(f"variance={variance!r} came; expected one of {', '.join(VARIANCES)}")
+    check_word("variance", variance, VARIANCES)
 
 
 def log_ratio(gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:

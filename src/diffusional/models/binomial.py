@@ -28,9 +28,10 @@ from torch import Tensor
 
 from diffusional.bernoulli import Bits
 from diffusional.binomial import BinomialDiffusion, seen_through
-from diffusional.conditions import Condition, called, check_condition
+from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
+from diffusional.models.calls import call
 from diffusional.models.chain import Chain
 from diffusional.models.likelihood import check_drawn
 from diffusional.shapes import Items, PerItem
@@ -46,8 +47,8 @@ class BinomialDiffusionModel(Chain):
         space: `space.binary(shape)`.
 
     Standard normal noise, which `terms`, `kl_at` and `draw` take as in any chain, becomes uniform by Φ, and that a bit.
-    Raises DiffusionalError for another space, items that it refuses, and levels outside 1 … T−1; ValueError where the network's
-    output has the wrong shape.
+    Raises DiffusionalError for another space, items that it refuses, levels outside 1 … T−1, and an output of the network that is
+    not a single floating-point tensor of z's shape.
 
     >>> model = BinomialDiffusionModel(BinomialDiffusion.constant(20), lambda z, log_snr: 0 * z, binary((4,)))
     >>> ledger = model.elbo(torch.ones(2, 4), torch.Generator().manual_seed(0))
@@ -84,9 +85,9 @@ class BinomialDiffusionModel(Chain):
         tensor([[1.0986]], dtype=torch.float64)
         """
         log_snr = (-self.process.gamma(t)).to(z)
-        output = called(self.network, z, log_snr, condition=condition)
+        output = call(self.network, z, log_snr, condition=condition)
         if output.shape != z.shape:
-            raise ValueError(
+            raise DiffusionalError(
                 f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; it must return one "
                 "logit for each position, in z's shape"
             )

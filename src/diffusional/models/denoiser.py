@@ -6,10 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from diffusional.conditions import Condition, called
+from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha
+from diffusional.models.calls import call, shape_hint
 from diffusional.models.parameterization import (
+    HEADS,
     PREDICTS,
     Head,
     LevelsPrediction,
@@ -19,6 +21,7 @@ from diffusional.models.parameterization import (
 )
 from diffusional.shapes import Items, align
 from diffusional.space import Discrete
+from diffusional.words import check_word
 
 
 def output_channels(
@@ -56,8 +59,8 @@ class Denoiser(nn.Module):
             the posterior's variance and the transition's and a little beyond (Nichol & Dhariwal 2021, eq. 15); for
             `variance="learned"`.
 
-    Raises DiffusionalError for an unknown `predicts` or `head`, or a levels head without a discrete space; ValueError
-    where the module's output has the wrong shape.
+    Raises DiffusionalError for an unknown `predicts` or `head`, for a levels head without a discrete space, and when the
+    module's output is not a single floating-point tensor of the right shape on z's device.
 
     >>> import torch
     >>> denoiser = Denoiser(lambda z, log_snr: 0 * z, predicts="data")
@@ -75,10 +78,8 @@ class Denoiser(nn.Module):
         learns_variance: bool = False,
     ) -> None:
         super().__init__()
-        if predicts not in PREDICTS:
-            raise DiffusionalError(f"predicts={predicts!r} came; expected one of {', '.join(PREDICTS)}")
-        if head not in ("categorical", "logistic"):
-            raise DiffusionalError(f"head={head!r} came; expected categorical or logistic")
+        check_word("predicts", predicts, PREDICTS)
+        check_word("head", head, HEADS)
         if predicts == "levels" and not isinstance(space, Discrete):
             raise DiffusionalError(f'predicts="levels" needs the levels: space=Discrete(...); {space!r} came')
         self.module = module
@@ -96,12 +97,12 @@ class Denoiser(nn.Module):
         # The network's own type, whatever that of the items is.
         seen = z.to(network_dtype(self.module) or z.dtype)
         time = time.to(seen.dtype) if time.dtype.is_floating_point else time
-        output = called(self.module, seen, time, condition=condition)
+        output = call(self.module, seen, time, condition=condition)
         if not self.learns_variance:
             return read(output, z, gamma, self.predicts, self.head, self.space)
         channels = z.shape[1]
         if output.ndim != z.ndim or output.shape[1] <= channels or output.shape[2:] != z.shape[2:]:
-            raise ValueError(
+            raise DiffusionalError(
                 f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; with a learned variance "
                 f"it must have {channels} channels more than without"
             )
@@ -121,7 +122,7 @@ def network_dtype(module: object) -> torch.dtype | None:
 
 
 def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
-    """A network's output (B, …) for z (B, *dims) at γ, as what it predicts. Raises ValueError for a wrong shape.
+    """A network's output (B, …) for z (B, *dims) at γ, as what it predicts. Raises DiffusionalError for a wrong shape.
 
     At γ = ∞ z says nothing, and a levels head's output is the whole of the distribution: so a VAE's decoder speaks.
 
@@ -135,9 +136,9 @@ def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head
     output = output.to(z.dtype)
     if predicts != "levels":
         if output.shape != z.shape:
-            raise ValueError(
+            raise DiffusionalError(
                 f"the network's output has shape {tuple(output.shape)} for z of shape {tuple(z.shape)}; "
-                f"a network that predicts {predicts} must return z's shape"
+                f"a network that predicts {predicts} must return z's shape{shape_hint(output, z)}"
             )
         return Prediction(z, gamma, output, predicts)
     assert space is not None

@@ -27,6 +27,7 @@ from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Pull
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Space
+from diffusional.words import check_word
 
 # λ of L_hybrid.
 HYBRID_WEIGHT = 1e-3
@@ -340,8 +341,7 @@ class DiffusionModel(Chain):
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
         check_condition(condition, n)
-        if method not in ("ancestral", "ddim"):
-            raise DiffusionalError(f"method={method!r} came; expected ancestral or ddim")
+        check_word("method", method, ("ancestral", "ddim"))
         if eta and method == "ancestral":
             raise DiffusionalError(
                 f'eta={eta} came with method="ancestral", which has no such choice: use method="ddim"'

@@ -28,14 +28,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
 from diffusional.models.level_mean import logistic_mean
 from diffusional.shapes import Items, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Discrete
+from diffusional.words import check_word
 
 Head = Literal["categorical", "logistic"]
 Predicts = Literal["noise", "data", "v", "score", "levels"]
+HEADS: tuple[str, ...] = ("categorical", "logistic")
 PREDICTS: tuple[str, ...] = ("noise", "data", "v", "score", "levels")
+# What a prediction is stored as.
+_KINDS = PREDICTS[:-1]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class Prediction:
     value: Tensor
     kind: str
     fraction: Tensor = field(default_factory=lambda: torch.zeros(0), kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_word("predicts", self.kind, _KINDS)
 
     def __getitem__(self, items: Tensor) -> "Prediction":
         """The prediction for some items of the batch; γ must be (B,)."""
@@ -247,7 +255,7 @@ def level_log_probs(logits: Tensor, z: Tensor, gamma: Tensor, space: Discrete) -
 def _expect(output: Tensor, space: Discrete, per_channel: int) -> None:
     expected = (space.shape[0] * per_channel, *space.shape[1:])
     if tuple(output.shape[1:]) != expected:
-        raise ValueError(
+        raise DiffusionalError(
             f"the network's output has shape {tuple(output.shape[1:])} per item; a levels head over "
             f"{space.levels} levels of items {space.shape} expects {expected}"
         )

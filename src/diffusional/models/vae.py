@@ -21,12 +21,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffusional.conditions import Condition, called, check_condition
+from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
 from diffusional.levels import LevelSampler
 from diffusional.models.base import LatentVariableModel
+from diffusional.models.calls import call
 from diffusional.models.denoiser import Head, read
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import (
@@ -36,9 +37,10 @@ from diffusional.models.likelihood import (
     Likelihood,
     NetworkLevels,
 )
-from diffusional.models.parameterization import Prediction
+from diffusional.models.parameterization import HEADS, Prediction
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Continuous, Discrete, Space
+from diffusional.words import check_word
 
 # Limits of a learned Gaussian's ln σ, those that latent diffusion's autoencoders use: σ from 3e-7 to 2e4. Between any two of them
 # e^δ, δ = ln v_q − ln v_p ≤ 50, leaves float32 sixteen orders of magnitude for a sum over dimensions.
@@ -310,7 +312,7 @@ class VAE(Autoencoder):
 
         Raises DiffusionalError where the encoder's output has another shape than (B, 2n).
         """
-        out = called(self.encoder, x, condition=condition)
+        out = call(self.encoder, x, condition=condition, role="encoder")
         if out.shape != (len(x), 2 * self.latents[0]):
             raise DiffusionalError(
                 f"the encoder's output has shape {tuple(out.shape)}; {self.latents[0]} latents need {(len(x), 2 * self.latents[0])}"
@@ -326,7 +328,7 @@ class VAE(Autoencoder):
 
     def decode(self, z: Tensor, x: Items, condition: Condition | None = None) -> Prediction:
         """What the decoder says of z (B, n); x tells shape and type only."""
-        output = called(self.decoder, z, condition=condition)
+        output = call(self.decoder, z, condition=condition, role="decoder")
         return self._decoded(output, x, self.predicts, self.head)
 
     def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
@@ -451,6 +453,5 @@ def checked_decoder(
         raise DiffusionalError(
             f"predicts={predicts!r} came with {type(likelihood).__name__}, which reads {spoken(likelihood)!r}"
         )
-    if head not in ("categorical", "logistic"):
-        raise DiffusionalError(f"head={head!r} came; expected categorical or logistic")
+    check_word("head", head, HEADS)
     return said, head

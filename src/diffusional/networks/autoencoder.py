@@ -5,9 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffusional.networks.norms import check_hidden
+
 
 class ResidualMLP(nn.Module):
-    """(B, *shape) → (B, outputs) by `blocks` residual layers of width `hidden`.
+    """(B, *shape) → (B, outputs) by `blocks` residual layers of width `hidden`, at least 2 (else DiffusionalError).
 
     >>> ResidualMLP((1, 8, 8), 10, hidden=16)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
@@ -17,6 +19,7 @@ class ResidualMLP(nn.Module):
         self, shape: tuple[int, ...], outputs: int, hidden: int = 256, blocks: int = 2, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        check_hidden(hidden)
         self.first = nn.Linear(math.prod(shape), hidden)
         self.blocks = nn.Sequential(*(_Residual(hidden, dropout) for _ in range(blocks)))
         self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs))
@@ -36,6 +39,7 @@ class Ladder(nn.Module):
         shape: of x.
         out_shape: of the output for one item.
         latents: dimensions of z_1 … z_L, the one next to x first.
+        hidden: width of the layers, at least 2 (else DiffusionalError).
 
     >>> ladder = Ladder((1, 8, 8), (2, 8, 8), latents=(8, 4), hidden=16)
     >>> features, state = ladder.up(torch.zeros(3, 1, 8, 8)), ladder.top(3)
@@ -54,6 +58,7 @@ class Ladder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_hidden(hidden)
         self.latents, self.out_shape = tuple(latents), tuple(out_shape)
         depth = range(len(latents))
         self.first = nn.Linear(math.prod(shape), hidden)

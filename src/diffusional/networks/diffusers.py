@@ -17,7 +17,8 @@ class FromDiffusers(nn.Module):
     Networks that halve images need sides that can be halved: z is padded with zeros on all sides, evenly, to the next `multiple`,
     and the output is cropped. `recompute` is diffusers' own gradient checkpointing.
 
-    Raises DiffusionalError where `recompute` is set for a network that has none.
+    Raises DiffusionalError where `recompute` is set for a network that has none, for a condition that the network does not take
+    or lacks, and for an output without `.sample`.
 
     >>> import torch
     >>> from diffusers import UNet2DModel
@@ -34,12 +35,32 @@ class FromDiffusers(nn.Module):
     def forward(self, z: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         extra = {} if condition is None else {self.condition_as: condition}
         if self.multiple == 1:
-            return self.network(z, time, **extra).sample
+            return self._called(z, time, extra)
         height, width = z.shape[-2:]
         top, left = (_padding(side, self.multiple) // 2 for side in (height, width))
         bottom, right = (_padding(side, self.multiple) - before for side, before in ((height, top), (width, left)))
-        said = self.network(pad(z, (left, right, top, bottom)), time, **extra).sample
+        said = self._called(pad(z, (left, right, top, bottom)), time, extra)
         return said[..., top : top + height, left : left + width]
+
+    def _called(self, z: Tensor, time: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        kind = type(self.network).__name__
+        try:
+            output = self.network(z, time, **extra)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            given = f"a condition as {self.condition_as}" if extra else "no condition"
+            raise DiffusionalError(
+                f"a {kind} could not be called with {given}: {error}. Give the condition that it was trained with, and its name in "
+                "condition_as, such as class_labels or encoder_hidden_states"
+            ) from error
+        sample = getattr(output, "sample", None)
+        if not isinstance(sample, Tensor):
+            raise DiffusionalError(
+                f"a {kind} returned a {type(output).__name__}; FromDiffusers wraps networks whose output has a tensor named sample. "
+                "Give networks that return a tensor to Denoiser as they are"
+            )
+        return sample
 
     @property
     def recompute(self) -> bool:

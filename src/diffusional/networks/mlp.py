@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from diffusional.networks.embedding import LogSNREmbedding
+from diffusional.networks.norms import check_hidden
 from diffusional.networks.recompute import through
 
 
@@ -14,6 +15,9 @@ class MLP(nn.Module):
     Args:
         shape: of one item.
         outputs: output channels per data channel (1; K or 2 for a levels head).
+        hidden: width of the layers, at least 2.
+
+    Raises DiffusionalError for a smaller `hidden`.
 
     >>> import torch
     >>> MLP((20,), hidden=32)(torch.zeros(3, 20), torch.zeros(3)).shape
@@ -30,6 +34,7 @@ class MLP(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        check_hidden(hidden)
         self.out_shape = (outputs * shape[0], *shape[1:])
         self.recompute = False  # activation checkpointing of the residual blocks
         self.embedding = LogSNREmbedding(128, condition_dim)

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from diffusional.errors import DiffusionalError
 from diffusional.networks.embedding import LogSNREmbedding
+from diffusional.networks.norms import GroupNorm
 from diffusional.networks.recompute import through
 
 
@@ -20,7 +21,8 @@ class UNet(nn.Module):
     Args:
         channels: C of the data.
         outputs: output channels per data channel (1; K or 2 for a levels head).
-        widths: channels at each resolution, each a multiple of 8; the image is halved between them.
+        widths: channels at each resolution, each a multiple of 8; the image is halved between them. At a width of 8 the groups of
+            a norm are single channels, whose norm is constant where the image is a single pixel: use at least 16 there.
         blocks: residual blocks at the lowest resolution.
 
     >>> UNet(1, outputs=2, widths=(8, 16))(torch.zeros(3, 1, 8, 8), torch.zeros(3)).shape
@@ -38,7 +40,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or any(w % 8 for w in widths):
-            raise DiffusionalError(f"widths {widths} came; each must be a multiple of 8 (group normalisation)")
+            raise DiffusionalError(f"expected widths that are multiples of 8 (for group normalisation), got {widths}")
         self.recompute = False  # activation checkpointing of the residual blocks
         self.embedding = LogSNREmbedding(128, condition_dim)
         self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
@@ -50,7 +52,7 @@ class UNet(nn.Module):
             self.grow.append(nn.Conv2d(coarse, fine, 3, padding=1))
             self.up.append(nn.ModuleList([_ResBlock(2 * fine, fine, dropout), _ResBlock(fine, fine, dropout)]))
         self.middle = nn.ModuleList(_ResBlock(widths[-1], widths[-1], dropout) for _ in range(blocks))
-        self.last = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], outputs * channels, 1))
+        self.last = nn.Sequential(GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], outputs * channels, 1))
         _zero(self.last[-1])
 
     def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -77,10 +79,10 @@ class _ResBlock(nn.Module):
 
     def __init__(self, channels: int, outputs: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels)
+        self.norm1 = GroupNorm(8, channels)
         self.conv1 = nn.Conv2d(channels, outputs, 3, padding=1)
         self.film = nn.Linear(128, 2 * outputs)
-        self.norm2 = nn.GroupNorm(8, outputs)
+        self.norm2 = GroupNorm(8, outputs)
         # Whole channels: on little data it regularises better than single activations, and draws far fewer numbers.
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)

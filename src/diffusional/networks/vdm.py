@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diffusional.errors import DiffusionalError
 from diffusional.networks.embedding import check_condition
+from diffusional.networks.norms import GroupNorm
 from diffusional.networks.recompute import through
 
 
@@ -167,9 +168,9 @@ class _Attention(nn.Module):
         return h + self.out(said).squeeze(1).mT.unflatten(2, h.shape[2:])
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _norm(channels: int) -> GroupNorm:
     """Theirs, 32 groups, ε = 1e-6; fewer in narrow networks: a group of one channel would norm the noise level away."""
-    return nn.GroupNorm(min(math.gcd(32, channels), channels // 2), channels, eps=1e-6)
+    return GroupNorm(min(math.gcd(32, channels), channels // 2), channels, eps=1e-6)
 
 
 def _initialise(layer: nn.Module) -> None:

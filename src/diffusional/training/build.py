@@ -206,6 +206,11 @@ def _network(
         raise DiffusionalError(
             f'model.network="{kind}" came with model.kind="{chosen.kind}"; it is a Gaussian diffusion\'s: use unet or mlp'
         )
+    if kind == "unet" and max(space.shape[1:]) == 1 and chosen.widths[0] == 8:
+        raise DiffusionalError(
+            f'network="unet" of width 8 ignores items of shape {space.shape}: the norm of a single pixel of a single channel is '
+            'constant. Use model.network="mlp", or model.widths of at least 16'
+        )
     if kind == "ddpm":
         c, h, w = space.shape
         return ddpm_unet(

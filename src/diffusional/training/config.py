@@ -1,6 +1,7 @@
 """The typed configuration of a run, saved with it as config.json. Imports no torch, so that `--help` is instant."""
 
 import dataclasses
+import functools
 import json
 import math
 import reprlib
@@ -13,6 +14,26 @@ from typing import Any, Literal
 
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json
+from diffusional.words import hint as word_hint
+
+
+def _check_words(section: str, config: Any) -> None:
+    """Raise DiffusionalError for a value that is not among the words of its field, or not of its type."""
+    for name, hint in _word_fields(type(config)).items():
+        _checked(hint, getattr(config, name), f"{section}{'.' if section else ''}{name}")
+
+
+@functools.cache
+def _word_fields(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a config that take one of a few words, with their types."""
+    hints = typing.get_type_hints(kind)
+    return {name: hint for name, hint in hints.items() if _is_words(hint)}
+
+
+def _is_words(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal or any(
+        typing.get_origin(part) is Literal for part in typing.get_args(hint)
+    )
 
 
 def _require(section: str, config: Any, name: str, holds: Callable[[Any], Any], expected: str) -> None:
@@ -53,6 +74,7 @@ class DataConfig:
     """Items of a streamed data set's validation and test splits (taken off train where it has none)."""
 
     def __post_init__(self) -> None:
+        _check_words("data", self)
         _require("data", self, "warps", lambda v: v >= 0, "0 or more")
         _require("data", self, "split_seed", lambda v: v >= 0, "0 or more")
         _require("data", self, "size", lambda v: v is None or v >= 1, "at least 1 pixel")
@@ -82,6 +104,9 @@ class ScheduleConfig:
     """β_1 (linear, learned_betas)."""
     beta_end: float = 0.02
     """β_T (linear)."""
+
+    def __post_init__(self) -> None:
+        _check_words("schedule", self)
 
 
 @dataclass(frozen=True)
@@ -118,6 +143,7 @@ class ModelConfig:
     """Part of the activations set to 0 in training."""
 
     def __post_init__(self) -> None:
+        _check_words("model", self)
         _require("model", self, "dropout", lambda v: 0 <= v < 1, "0 to below 1")
         _require("model", self, "widths", lambda v: v and all(w > 0 and w % 8 == 0 for w in v), "multiples of 8")
         _require("model", self, "attention", lambda v: all(side > 0 for side in v), "sides of images in pixels")
@@ -229,6 +255,7 @@ class Config:
     """Leave out up to so many steps whose loss or gradient is not finite, and count them; 0 stops at the first."""
 
     def __post_init__(self) -> None:
+        _check_words("", self)
         for name in ("steps", "batch", "validate_every", "checkpoint_every", "keep_checkpoints"):
             _require("", self, name, lambda v: v >= 1, "at least 1")
         for name in ("patience", "skip_nonfinite"):
@@ -388,8 +415,10 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         return _checked(hint, value, name)
     if origin is Literal:
         if value not in options:
+            meant = word_hint(name, value)
             raise DiffusionalError(
                 f"config key '{name}' is {reprlib.repr(value)}; expected one of {', '.join(map(repr, options))}"
+                + ("" if meant is None else f". {meant}")
             )
         return value
     if origin is tuple:

@@ -1,0 +1,122 @@
+"""Calls of networks, which may come from anywhere: their one output tensor, or an error that says what is wrong with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusional.conditions import Condition, called
+from diffusional.errors import DiffusionalError
+
+
+def call(
+    network: Callable[..., Any], *inputs: Tensor, condition: Condition | None = None, role: str = "network"
+) -> Tensor:
+    """Call a network and return its output, which must be a single floating-point tensor on the device of the inputs.
+
+    Args:
+        network: any module or function.
+        inputs: its arguments, before the condition.
+        condition: its last argument, where there is one.
+        role: what the network is to the model, for messages.
+
+    Raises DiffusionalError for any other output, for networks on another device or of another type than the inputs, and for
+    group normalisation of a single value, which torch refuses. Other exceptions of the network pass.
+
+    >>> call(lambda z, s: (z, s), torch.zeros(2, 3), torch.zeros(2))
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: the network (function) returned a tuple of 2, expected a tensor. Wrap it in a function that returns the tensor meant
+    """
+    try:
+        output = called(network, *inputs, condition=condition)
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = _explained(network, inputs, error)
+        if said is None:
+            raise
+        raise DiffusionalError(f"the {role} ({_kind(network)}) {said}") from error
+    place = inputs[0].device
+    if not isinstance(output, Tensor):
+        said = f"returned {_described(output)}, expected a tensor. {_advice(network, output)}"
+    elif not output.dtype.is_floating_point:
+        said = f"returned {_type(output.dtype)} values, expected floating-point numbers"
+    elif output.device != place:
+        said = f"returned a tensor on {output.device} for inputs on {place}; expected one device for both"
+    else:
+        return output
+    raise DiffusionalError(f"the {role} ({_kind(network)}) {said}")
+
+
+def shape_hint(output: Tensor, z: Tensor) -> str:
+    """Return what a wrong shape of a denoiser's output (B, …) for z (B, C, …) suggests, as a sentence; "" where that is nothing.
+
+    >>> shape_hint(torch.zeros(2, 6, 4), torch.zeros(2, 3, 4))
+    '. A network with twice the channels may predict a variance as well: learns_variance=True and variance="learned"'
+    """
+    if output.ndim == z.ndim and output.shape[2:] == z.shape[2:] and output.shape[:2] == (len(z), 2 * z.shape[1]):
+        return '. A network with twice the channels may predict a variance as well: learns_variance=True and variance="learned"'
+    if output.ndim == z.ndim and output.shape[1:] == z.shape[1:]:
+        return ". Each item needs an output of its own"
+    if output.numel() == z.numel():
+        return ". The number of values is right: reshape the output"
+    return ""
+
+
+def _explained(network: Any, inputs: tuple[Tensor, ...], error: Exception) -> str | None:
+    """Why a call failed, where that is the caller's to change."""
+    if isinstance(error, DiffusionalError):
+        return None
+    if isinstance(error, TypeError):
+        return (
+            f"could not be called: {error}. {_FROM_DIFFUSERS}"
+            if _of_diffusers(network) and "argument" in str(error)
+            else None
+        )
+    if "more than 1 value per channel" in str(error):
+        return (
+            f"normalises a single value ({error}), as batch normalisation in training and group normalisation of one item do: "
+            "use at least 2 items in a batch, or groups of several channels"
+        )
+    parameters = list(network.parameters()) if isinstance(network, nn.Module) else []
+    devices, place = {p.device for p in parameters}, inputs[0].device
+    if devices and place not in devices:
+        where = ", ".join(sorted(map(str, devices)))
+        return f"is on {where}, its input on {place}: move both to one device with .to(...)"
+    types = {p.dtype for p in parameters if p.dtype.is_floating_point}
+    if types and inputs[0].dtype not in types and "dtype" in str(error):
+        own = ", ".join(sorted(map(_type, types)))
+        return f"has weights of {own}, its input is {_type(inputs[0].dtype)}: give both one type with .to(...)"
+    return None
+
+
+_FROM_DIFFUSERS = (
+    "Use df.networks.FromDiffusers(network), and give Denoiser the time that the network was trained with, such as "
+    "time=diffusional.models.time.TrainedIndex(schedule)"
+)
+
+
+def _advice(network: Any, output: Any) -> str:
+    if _of_diffusers(network) or isinstance(getattr(output, "sample", None), Tensor):
+        return _FROM_DIFFUSERS
+    return "Wrap it in a function that returns the tensor meant"
+
+
+def _of_diffusers(network: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] == "diffusers" for kind in type(network).__mro__)
+
+
+def _kind(network: Any) -> str:
+    return type(network).__name__
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {len(output)}"
+    if isinstance(output, dict) and type(output) is dict:
+        return f"a dict of {', '.join(map(repr, output)) or 'nothing'}"
+    return "nothing (None)" if output is None else f"a {type(output).__name__}"
