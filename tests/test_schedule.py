@@ -87,6 +87,16 @@ def test_against_diffusers(made: str, theirs: str) -> None:
     close(torch.sigmoid(-ours.grid()), scheduler.alphas_cumprod.double(), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_gamma_of_float32_u_is_that_of_the_same_numbers(kind: str) -> None:
+    """u of a short type is taken as it is, and all that follows is float64."""
+    made, u = SCHEDULES[kind](), torch.linspace(0, 1, 101)
+    for function in (made.gamma, made.dgamma):
+        got = function(u)
+        assert got.dtype == torch.float64
+        assert torch.equal(got, function(u.double()))
+
+
 def test_float32_loses_what_gamma_keeps() -> None:
     """MATH (4): α² formed in float32 gives a wrong SNR; ours is right to 1e-12."""
     linear = _made("linear")

@@ -68,6 +68,27 @@ FAULTS = [
     ),
     _fault(
         "schedule.py",
+        "u of a learned schedule in its own type",
+        "u.double() * (len(knots) - 1)",
+        "u * (len(knots) - 1)",
+        "test_schedule.py::test_gamma_of_float32_u_is_that_of_the_same_numbers[learned_betas]",
+    ),
+    _fault(
+        "models/base.py",
+        "log-Jacobian of float32",
+        "self.space.log_jacobian(), dtype=torch.float64",
+        "self.space.log_jacobian(), dtype=torch.float32",
+        "test_space.py::test_the_jacobian_of_a_wide_table_keeps_float64",
+    ),
+    _fault(
+        "models/chain.py",
+        "u = 1 refused",
+        "(level <= 1)",
+        "(level < 1)",
+        "models/test_diffusion.py::test_both_ends_of_continuous_time_belong_to_it[1.0]",
+    ),
+    _fault(
+        "schedule.py",
         "β for −ln(1 − β)",
         "_knots(-torch.log1p(-betas))",
         "_knots(betas)",
@@ -1913,8 +1934,8 @@ FAULTS = [
     _fault(
         "training/journal.py",
         "a line of the checkpoint's own step dropped",
-        'json.loads(line)["step"] <= step',
-        'json.loads(line)["step"] < step',
+        'record["step"] <= done[',
+        'record["step"] < done[',
         "training/test_training.py::test_resuming_a_finished_run_changes_nothing",
     ),
     _fault(
@@ -1948,9 +1969,37 @@ FAULTS = [
     _fault(
         "training/loop.py",
         "a validation that is owed left out",
-        "            if progress.step and progress.validated < progress.step and self._due():",
+        "            if self._owed():",
         "            if False:",
         "training/test_survival.py::test_a_validation_that_is_owed_is_done_when_the_run_goes_on",
+    ),
+    _fault(
+        "training/loop.py",
+        "a signal during a validation not heeded",
+        "return agreed > 0 or (late",
+        "return (late",
+        "training/test_survival.py::test_a_signal_during_a_validation_ends_it_before_the_next_batch",
+    ),
+    _fault(
+        "training/loop.py",
+        "the time limit not heeded during a validation",
+        "(late and progress.validated > 0)",
+        "False",
+        "training/test_survival.py::test_a_validation_that_the_time_limit_ends_is_owed",
+    ),
+    _fault(
+        "training/loop.py",
+        "no time reserved for the last validation",
+        "needed = progress.seconds + progress.validation_seconds",
+        "needed = progress.seconds",
+        "training/test_survival.py::test_a_time_limit_counts_validations_and_leaves_time_for_the_last",
+    ),
+    _fault(
+        "training/loop.py",
+        "the first validation given up",
+        "(late and progress.validated > 0)",
+        "late",
+        "training/test_survival.py::test_the_first_validation_is_completed_whatever_the_time",
     ),
     _fault(
         "training/checkpoint.py",

@@ -284,6 +284,22 @@ def test_discrete_time_approaches_continuous_time_at_first_order() -> None:
     assert excess[1] / excess[2] == pytest.approx(4, rel=0.05)
 
 
+@pytest.mark.parametrize("u", [0.0, 1.0])
+def test_both_ends_of_continuous_time_belong_to_it(u: float) -> None:
+    """dKL/du = ½ γ'(u) ‖ε − ε̂‖², here of a network that predicts no noise at all."""
+    model = DiffusionModel(
+        GaussianDiffusion(schedule.log_snr_linear(-3.0, 4.0)),
+        Denoiser(lambda z, log_snr: 0 * z, "noise"),
+        likelihood.LevelPosterior(Discrete((2, 2), 4)),
+    )
+    noise = randn(3, 2, 2)
+    got = model.kl_at(batch(3), torch.tensor([0.5, u, u], dtype=F64), noise)
+    torch.testing.assert_close(got, 0.5 * 7 * noise.double().square().sum((1, 2)))
+    beyond = math.nextafter(u, 3 * u - 1)
+    with pytest.raises(DiffusionalError, match=r"u in \[0, 1\]"):
+        model.kl_at(batch(3), torch.tensor([0.5, u, beyond], dtype=F64), noise)
+
+
 def test_elbo_in_continuous_time_is_the_integral() -> None:
     world = gaussian(2)
     model = world_model(world, schedule.log_snr_linear(-8.0, 6.0), "v", "posterior")
