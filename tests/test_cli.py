@@ -61,10 +61,6 @@ def test_help_names_the_commands() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
     for name in ("demo", "train", "evaluate", "sample"):
         assert name in done.stdout
-    modules = done.stderr.split()
-    large = {"torch", "numpy", "scipy", "sklearn", "matplotlib", "diffusers", "accelerate", "pyarrow", "PIL", "pandas"}
-    assert not large & {module.partition(".")[0] for module in modules}
-    assert len(modules) < 900
 
 
 # What makes help instant, as far as a test can tell without a clock.
