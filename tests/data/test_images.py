@@ -506,13 +506,12 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 MEASURE = """
-import sys, resource, time
+import sys, resource
 from diffusional.data import load
 import PIL.PngImagePlugin
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-began = time.monotonic()
 data = load(sys.argv[1])
-print(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
@@ -525,9 +524,9 @@ def test_twenty_thousand_small_images(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, env=environment()
     )
-    seconds, grown = map(float, ran.stdout.split())
+    assert ran.returncode == 0, ran.stderr
+    grown = int(ran.stdout)
     size = 20_000 * 32 * 32 * 3
-    assert seconds < 40, ran.stderr  # 7 on one busy core
     assert grown * 1024 < 2.1 * size + 2**26  # the array and the tensors made of it, and Pillow
 
 
