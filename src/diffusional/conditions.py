@@ -93,7 +93,7 @@ def moved(condition: Condition | None, device: torch.device) -> Any:
     return {name: value.to(device) for name, value in condition.items()}
 
 
-def called(network: Callable[..., Tensor], *inputs: Tensor, condition: Condition | None = None) -> Tensor:
+def called(network: Callable[..., Any], *inputs: Tensor, condition: Condition | None = None) -> Any:
     """`network(*inputs)`, or `network(*inputs, condition)` where there is a condition.
 
     Raises DiffusionalError where the network has no parameter for the condition.
