@@ -131,17 +131,15 @@ def _kept(save: "Callable[[], None]") -> None:
 def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan | None, Tensor | None]":
     """The plan of a run, learned on its training data the first time; without these, nothing, and a pilot on the data."""
     from diffusional.evaluation import Plan
-    from diffusional.evaluation.provenance import tensor_hash
-    from diffusional.files import load_json
 
     if command.plan is not None:
         return Plan.load(command.plan, model), None
     own = model.steps == record.config.schedule.steps
     name = "plan.json" if own else f"plan-{'continuous' if model.steps is None else model.steps}.json"
     path = record.path / name
-    # Of other weights, γ may have been learned on: no plan for these.
-    if path.exists() and load_json(path).get("provenance", {}).get("weights_sha256") == tensor_hash(model.state_dict()):
-        return Plan.load(path, model), None
+    kept = _kept_plan(path, model)
+    if kept is not None:
+        return kept, None
     reference = reference_items(record)
     if reference is None:
         return None, None
@@ -151,6 +149,25 @@ def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan
         _kept(lambda: plan.save(path))
     say(f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data")
     return plan, reference
+
+
+def _kept_plan(path: Path, model: "Chain") -> "Plan | None":
+    """The plan that a run keeps; None if there is none for these weights. One that is damaged is learned again, with a warning."""
+    from diffusional.evaluation import Plan
+    from diffusional.evaluation.provenance import tensor_hash
+    from diffusional.files import load_json
+
+    if not path.exists():
+        return None
+    try:
+        provenance = load_json(path).get("provenance")
+        # Of other weights, γ may have been learned on: no plan for these.
+        if isinstance(provenance, dict) and provenance.get("weights_sha256") != tensor_hash(model.state_dict()):
+            return None
+        return Plan.load(path, model)
+    except DiffusionalError as error:
+        warnings.warn(f"{error}: it is learned anew", stacklevel=2)
+        return None
 
 
 def _check_evaluate(command: Evaluate) -> None:

@@ -33,7 +33,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import KINDS, Control
 from diffusional.evaluation.provenance import tensor_hash
 from diffusional.evaluation.visits import Visits, quadrature, visit_costs, visit_features
-from diffusional.files import load_json, load_tensors, save_json, save_tensors
+from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
@@ -311,8 +311,10 @@ class Plan:
             "provenance": self.provenance,
         }
         met = {f"pilot.{name}": value for name, value in vars(self.met).items()}
-        save_tensors(path.with_suffix(".safetensors"), self._tensors() | met)
-        save_json(path, record)
+        # Both or neither: a write that fails never leaves the numbers of one plan beside the text of another.
+        with writing(path.with_suffix(".safetensors"), path) as (tensors, text):
+            write_tensors(tensors, self._tensors() | met)
+            text.write_text(json_text(record), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, model: Chain) -> "Plan":
