@@ -287,6 +287,8 @@ def test_images_of_real_numbers_are_no_finding() -> None:
     for values in (generator.normal(size=(1600, 3, 4, 4)), generator.random((1600, 3, 4, 4))):
         for kind in (np.float16, np.float32):
             assert inspect(images(values.astype(kind))).findings == ()
+    # As few distinct values as bytes might have, but none of them twice.
+    assert inspect(images(generator.normal(size=(1600, 1, 1, 1)).astype(np.float32))).findings == ()
 
 
 def test_outliers() -> None:
