@@ -164,6 +164,8 @@ def test_fixed_visits_of_heavy_tails_hold_the_truth_or_have_a_caveat(calibration
     # With so few draws the error often rests on few large costs; then there is a caveat.
     assert 0 < sum(vouched) < 50
     assert sum(holds) > 0.92 * len(holds)
+    texts = [text for seed in range(8) for text in calibration.vae(30, visits=16).evaluate(seed).caveats]
+    assert any("few large costs" in text for text in texts)
 
 
 def test_healthy_autoencoders_have_no_caveat_and_spend_little_more(calibration: ModuleType) -> None:
