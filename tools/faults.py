@@ -1205,8 +1205,8 @@ FAULTS = [
     _fault(
         "evaluation/evaluation.py",
         "a target's unit taken twice",
-        "self._cautious, target * nats",
-        "self._cautious, target * nats**2",
+        "draws.values, target * nats",
+        "draws.values, target * nats**2",
         "evaluation/test_evaluate.py::test_the_target_is_reached_and_every_evaluation_counted",
     ),
     _fault(
