@@ -91,7 +91,7 @@ def test_what_does_not_compare_is_refused(x: Tensor) -> None:
     )
     with pytest.raises(DiffusionalError, match="different spaces do not compare"):
         compare(model(), standardised, x)
-    with pytest.raises(DiffusionalError, match="give a positive number"):
+    with pytest.raises(DiffusionalError, match="positive target_error"):
         compare(model(), model(), x, -1.0)
     with pytest.raises(DiffusionalError, match="items of shape"):
         compare(model(), model(), x[:, :2])
@@ -152,3 +152,31 @@ def test_a_difference_that_rests_on_few_draws_is_said(x: Tensor, pair: tuple[df.
     assert found.difference.error > 0
     assert [caveat for caveat in found.caveats if caveat.startswith("the error rests on few draws")]
     assert not found.reached
+
+
+class Told(torch.nn.Module):
+    """ε̂ of the world, times the condition."""
+
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor) -> Tensor:
+        return condition[:, None] * WORLD.denoiser("noise").module(z, log_snr)
+
+
+def test_both_models_are_given_the_condition(x: Tensor) -> None:
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=100))
+    decoder = likelihood.GaussianLikelihood(SPACE, assisted=False)
+    told, plain = (
+        df.DiffusionModel(process, df.Denoiser(net), decoder) for net in (Told(), WORLD.denoiser("noise").module)
+    )
+    ignoring = df.DiffusionModel(process, df.Denoiser(lambda z, s, c: WORLD.denoiser("noise").module(z, s)), decoder)
+    same = compare(told, ignoring, x, 0.05, "nats", condition=torch.ones(60), audit=False)
+    assert abs(same.difference.value) < 1e-6
+    half = compare(told, ignoring, x, 0.5, "nats", condition=torch.full((60,), 0.5), audit=False)
+    assert half.difference.value > 6 * half.difference.error
+    hashes = {each.a.provenance["condition_sha256"] for each in (same, half)} | {half.b.provenance["condition_sha256"]}
+    assert len(hashes) == 2
+    with pytest.raises(DiffusionalError, match="59 rows for 60 items"):
+        compare(told, ignoring, x, condition=torch.ones(59))
+    with pytest.raises(DiffusionalError, match="reference"):
+        compare(told, ignoring, x, condition=torch.ones(60), reference=x)
+    with pytest.raises(DiffusionalError):
+        compare(told, plain, x, condition=torch.ones(60))

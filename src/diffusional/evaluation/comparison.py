@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.averages import few_draws
 from diffusional.evaluation.draws import Draws
@@ -77,14 +78,15 @@ def compare(
     reference: Tensor | None = None,
     max_evaluations: int | None = None,
     audit: bool = True,
+    condition: Condition | None = None,
     progress: Watch | None = None,
 ) -> Comparison:
     """NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
 
-    Args as in `evaluate`; `plans` are A's and B's. Evaluations of both networks count.
+    Args as in `evaluate`; `plans` are A's and B's, and both models are given the same `condition`. Evaluations of both networks count.
 
-    Raises DiffusionalError where the two models' spaces (shape, levels, range, standardisation) differ: their bounds are
-    not of the same thing.
+    Raises DiffusionalError where the two models' spaces (shape, levels, range, standardisation) differ, since their bounds are then
+    not of the same thing, and for a condition that does not have one row per item.
 
     >>> import torch
     >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
@@ -102,8 +104,13 @@ def compare(
     a.space.check(data)
     if network_dtype(a) is network_dtype(b):
         data = as_the_network(a, data)
+    check_condition(condition, len(data))
+    if condition is not None and reference is not None and plans is None:
+        raise DiffusionalError(
+            "reference was given with a condition, but the reference items have none: pass plans instead"
+        )
     if not target_error > 0:
-        raise DiffusionalError(f"target_error={target_error} came; give a positive number")
+        raise DiffusionalError(f"expected a positive target_error, got {target_error}")
     if not (isinstance(a, Chain) and isinstance(b, Chain)):
         if plans is not None:
             raise DiffusionalError("plans came; they are for two diffusion models: leave them out")
@@ -120,6 +127,7 @@ def compare(
                 every_item=True,
                 max_evaluations=budget,
                 audit=audit,
+                condition=condition,
                 progress=progress,
             )
             # Seeds of their own: two autoencoders would share a part of their noise, which no error here knows of.
@@ -132,13 +140,14 @@ def compare(
     try:
         pilot = 0
         if plans is None:
-            first = Plan.fit(a, data if reference is None else reference, seed=seed)
-            plans = first, Plan.fit(b, data if reference is None else reference, seed=seed, like=first)
+            pilots = data if reference is None else reference
+            first = Plan.fit(a, pilots, seed=seed, condition=condition)
+            plans = first, Plan.fit(b, pilots, seed=seed, condition=condition, like=first)
             pilot = PILOT
         budget = None if max_evaluations is None else max_evaluations // 2
         tasks = [
-            Task(Draws(a, plans[0], data, seed), pilot, budget, watch=progress),
-            Task(Draws(b, plans[1], data, seed), pilot, budget),
+            Task(Draws(a, plans[0], data, seed, condition), pilot, budget, watch=progress),
+            Task(Draws(b, plans[1], data, seed, condition), pilot, budget),
         ]
         return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit)
     finally:

@@ -226,6 +226,7 @@ class Plan:
         coefficients = torch.cat([self.expected, self.drawn])[:, cell]  # (2K, V)
         return self.constant[cell] + (features * coefficients.T).sum(1)
 
+    @torch.no_grad()
     def base(self, model: Chain, x: Tensor) -> Tensor:
         """Σ_{t in c} E_ε g_t (N, C + 1), nats: what is known of each cell without the network, the reconstruction first."""
         width = (self.edges[1:] - self.edges[:-1]).double()
