@@ -1162,6 +1162,13 @@ FAULTS = [
     ),
     _fault(
         "evaluation/plan.py",
+        "the pilots' differences not weighted by their cells",
+        "sharing(weight[self.met.cell] * apart.square())",
+        "sharing(apart.square())",
+        "evaluation/test_plan.py::test_a_second_model_sees_what_the_first_one_saw",
+    ),
+    _fault(
+        "evaluation/plan.py",
         "what two pilots met added, not subtracted",
         "(ours.left - theirs.left)",
         "(ours.left + theirs.left)",
@@ -1196,7 +1203,7 @@ FAULTS = [
         "evaluation/test_strata.py::test_growth_is_neymans_allocation",
     ),
     _fault(
-        "evaluation/draws.py",
+        "ledger.py",
         "a third of the degrees of freedom",
         "3 * float(squares.sum()) ** 2",
         "float(squares.sum()) ** 2",

@@ -180,6 +180,17 @@ def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
     return math.sqrt(max(float(parts.mean()), told) / items)
 
 
+def sharing(squares: Tensor) -> float:
+    """How many normal numbers have squares as unequal as these: 3 (Σ q)²/Σ q², infinite where all are zero.
+
+    >>> import torch
+    >>> sharing(torch.ones(10)), sharing(torch.tensor([1.0, 0.0, 0.0]))
+    (30.0, 3.0)
+    """
+    fourth = float(squares.square().sum())
+    return 3 * float(squares.sum()) ** 2 / fourth if fourth > 0 else math.inf
+
+
 def with_error(value: float, error: float) -> tuple[str, str]:
     """Value and error as text, with the decimals that the error's two leading digits allow.
 

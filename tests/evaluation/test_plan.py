@@ -489,6 +489,12 @@ def test_a_second_model_sees_what_the_first_one_saw() -> None:
         apart = (first.met.left - second.met.left)[first.met.cell == c]
         expected += float(width[c] ** 2 / first.mass[c] * apart.square().mean())
     assert first.paired_variance(second) == pytest.approx(expected)
+    # The share of each visit in it, and how many carry it.
+    weight = (width.square() / first.mass)[first.met.cell] / torch.bincount(first.met.cell)[first.met.cell]
+    q = weight * (first.met.left - second.met.left).square()
+    assert float(q.sum()) == pytest.approx(expected)
+    assert first.paired_freedom(second) == pytest.approx(3 * float(q.sum()) ** 2 / float(q.square().sum()))
+    assert math.isinf(first.paired_freedom(first))
     # The same model twice differs by nothing; pilots that saw other visits leave the difference of the scales.
     assert first.paired_variance(first) == 0
     blind = replace(second, met=Met.nothing())

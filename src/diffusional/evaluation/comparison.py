@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.averages import few_draws
+from diffusional.evaluation.averages import LEAST_FREEDOM, few_draws
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task, Watch, as_the_network, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
@@ -177,6 +177,12 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     caveats += [f"{name}: {text}" for name, result in zip("AB", results, strict=True) for text in result.caveats]
     freedom = one.freedom_of(*_paired(one, other))
     caveats += few_draws(freedom, difference.error)
+    of_pilots = one.plan.paired_freedom(other.plan)
+    if by_pilots > 0 and of_pilots < LEAST_FREEDOM:
+        caveats.append(
+            f"the difference that the pilots met rests on few of their visits ({of_pilots:.0f} degrees of freedom): the models differ by "
+            "rare, large costs, of which more may not have been met. Learn the plans from more evaluations (Plan.fit), or sweep"
+        )
     a, b = (replace(result, reached=enough and not result.caveats) for result in results)
     return Comparison(difference, a, b, freedom, reached=enough and not caveats, caveats=tuple(caveats))
 

@@ -31,7 +31,7 @@ from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.evaluation.strata import Strata
 from diffusional.files import load_tensors, save_tensors
-from diffusional.ledger import Estimate
+from diffusional.ledger import Estimate, sharing
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
 
@@ -232,9 +232,9 @@ class Draws:
         part = len(items) < len(self.data)
         if part:
             q = q * self.strata.weights(items)[:, None]
-        within = _sharing(q) * float((j - 1).sum() / j.sum())
+        within = sharing(q) * float((j - 1).sum() / j.sum())
         # Where items stand for others, so do their deviations from each other.
-        between = _sharing(self.strata.between(items, mean)) if part else math.inf
+        between = sharing(self.strata.between(items, mean)) if part else math.inf
         return min(within, between)
 
     def item_errors(self) -> Tensor:
@@ -307,9 +307,3 @@ def _options(model: Chain) -> list[Any]:
         type(model.likelihood).__name__,
         {k: v for k, v in options.items() if not k.startswith("_") and k != "training"},
     ]
-
-
-def _sharing(squares: Tensor) -> float:
-    """How many normal numbers would have squares as unequal as these: 3 (Σ q)²/Σ q²."""
-    fourth = float(squares.square().sum())
-    return 3 * float(squares.sum()) ** 2 / fourth if fourth > 0 else math.inf

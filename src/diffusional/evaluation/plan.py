@@ -21,6 +21,7 @@ Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte 
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from diffusional.evaluation.controls import KINDS, Control
 from diffusional.evaluation.provenance import tensor_hash
 from diffusional.evaluation.visits import Visits, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
+from diffusional.ledger import sharing
 from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
@@ -270,14 +272,33 @@ class Plan:
         if not (torch.equal(self.edges, other.edges) and torch.equal(self.mass, other.mass)):
             return 0.0
         squares = (self.scale - other.scale).square()
-        ours, theirs = self.met, other.met
-        alike = all(self.provenance.get(key) == other.provenance.get(key) for key in ("data_sha256", "seed"))
-        if alike and len(ours.left) and torch.equal(ours.level, theirs.level) and torch.equal(ours.cell, theirs.cell):
-            count = torch.bincount(ours.cell, minlength=self.cells + 1)
-            total = torch.zeros_like(squares).index_add_(0, ours.cell, (ours.left - theirs.left).square())
+        count = torch.bincount(self.met.cell, minlength=self.cells + 1)
+        apart = self._apart(other)
+        if len(apart):
+            total = torch.zeros_like(squares).index_add_(0, self.met.cell, apart.square())
             # A decoder without network is not visited: what its costs differ by stays with the scales.
             squares = torch.where(count > 0, total / count.clamp(min=1), squares)
         return self._of_one_visit(squares)
+
+    def paired_freedom(self, other: "Plan") -> float:
+        """How many normal numbers would have squares as unequal as the pilots' differences, each weighted as in `paired_variance`:
+        few where a few visits make up that variance. Infinite where the pilots did not meet the same visits.
+        """
+        apart = self._apart(other)
+        if not len(apart):
+            return math.inf
+        width = torch.cat([torch.ones(1, dtype=torch.float64), (self.edges[1:] - self.edges[:-1]).double()])
+        count = torch.bincount(self.met.cell, minlength=self.cells + 1).clamp(min=1)
+        weight = width.square() / (self.mass.clamp(min=1e-12) * count)
+        return sharing(weight[self.met.cell] * apart.square())
+
+    def _apart(self, other: "Plan") -> Tensor:
+        """The differences (P,) of the residuals that both pilots met at the same visits; none where the visits differ."""
+        ours, theirs = self.met, other.met
+        alike = all(self.provenance.get(key) == other.provenance.get(key) for key in ("data_sha256", "seed"))
+        if not alike or not torch.equal(ours.level, theirs.level) or not torch.equal(ours.cell, theirs.cell):
+            return ours.left[:0]
+        return ours.left - theirs.left
 
     def _of_one_visit(self, squares: Tensor) -> float:
         """Σ_c n_c² squares_c/π_c, with squares (C + 1,) the variance of one cost in each cell."""
