@@ -124,22 +124,23 @@ def test_the_importance_weighted_bound_is_no_worse(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     record = tmp_path / "e.json"
-    arguments = ("evaluate", run, "--visits", 64, "--importance-weighted", 32, "--json", record)
+    arguments = ("evaluate", run, "--visits", 512, "--importance-weighted", 32, "--json", record)
     status, said, err = main(capsys, *arguments)
     if run.name == "vae-diffusion-prior":
         assert (status, "diffusion prior" in err) == (2, True)
         return
     written = json.loads(record.read_text())
     tighter, nelbo = written["importance_weighted"], written["nelbo"]
-    assert status == 0
+    assert status == 0, written["caveats"]
     assert "K = 32" in said
     assert tighter["value"] < nelbo["value"] + 3 * (tighter["error"] + nelbo["error"])
-    assert tighter["caveats"] == []
+    # An item whose weights amount to few draws is named where it carries much of the error: tests/models/test_vae.py has when.
+    assert all("of the squared error" in caveat for caveat in tighter["caveats"])
     # Eight draws never amount to the ten that an error by the delta method asks for.
-    status, _, err = main(capsys, "evaluate", run, "--visits", 64, "--importance-weighted", 8, "--json", record)
+    status, _, err = main(capsys, "evaluate", run, "--visits", 512, "--importance-weighted", 8, "--json", record)
     (caveat,) = json.loads(record.read_text())["importance_weighted"]["caveats"]
     assert status == 0
-    assert "give more draws" in caveat
+    assert "more draws" in caveat
     assert f"diffusional: warning: {caveat}" in err
 
 
