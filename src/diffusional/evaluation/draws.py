@@ -33,7 +33,6 @@ from diffusional.evaluation.strata import Strata
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate, sharing
 from diffusional.models.chain import Chain
-from diffusional.models.diffusion import DiffusionModel
 
 # Numbers of noise drawn at once.
 _NOISE = 16_000_000
@@ -260,7 +259,7 @@ class Draws:
             [
                 about["data_sha256"],
                 about["weights_sha256"],
-                *_options(model),
+                *model.identity(),
                 learned,
                 self.keys[0].hex(),
                 tensor_hash(by_name(self.condition)),
@@ -295,15 +294,3 @@ class Draws:
             )
         self.count, self.goal, self._cell = tensors["count"], tensors["goal"], tensors["cell"]
         self._kl, self._reconstruction = tensors["kl"], tensors["reconstruction"]
-
-
-def _options(model: Chain) -> list[Any]:
-    """What a chain's costs depend on besides its tensors: of a Gaussian one its variance and decoder."""
-    if not isinstance(model, DiffusionModel):
-        return [type(model).__name__]
-    options = {k: v for k, v in vars(model.likelihood).items() if isinstance(v, int | float | str | None)}
-    return [
-        model.variance,
-        type(model.likelihood).__name__,
-        {k: v for k, v in options.items() if not k.startswith("_") and k != "training"},
-    ]

@@ -36,7 +36,6 @@ from diffusional.evaluation.provenance import tensor_hash
 from diffusional.evaluation.visits import Visits, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.ledger import sharing
-from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
 
@@ -368,17 +367,9 @@ class Plan:
         return plan
 
 
-def _grid(model: Chain) -> Tensor:
-    """γ_1 … γ_T, or γ at 65 places of continuous time."""
-    if isinstance(model, BinomialDiffusionModel):
-        return model.process.gamma(torch.arange(1, model.steps + 1))
-    assert isinstance(model, DiffusionModel)
-    return (model.process.schedule if model.steps is not None else model.process.schedule.regrid(65)).grid()
-
-
 def about(model: Chain) -> dict[str, Any]:
     """What a plan says of the model that it was learned for."""
-    grid = _grid(model)
+    grid = model.noise_levels()
     digest = hashlib.sha256(json.dumps([f"{g:.9g}" for g in grid.tolist()]).encode()).hexdigest()
     return {
         "latents": model.steps,

@@ -117,6 +117,10 @@ class BinomialDiffusionModel(Chain):
         """z_t, in x's type."""
         return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
 
+    def noise_levels(self) -> Tensor:
+        """γ_1, …, γ_T (T,) of the binomial process."""
+        return self.process.gamma(torch.arange(1, self.steps + 1))
+
     def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
         z_next = self._noisy(x, level + 1, noise)
         return self._kl(x, level, z_next, self.data(z_next, level + 1, condition))

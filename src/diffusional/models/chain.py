@@ -6,6 +6,7 @@ A subclass says what the three kinds of costs are; the Gaussian diffusion (diffu
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,16 @@ class Chain(LatentVariableModel):
     def levels(self) -> int | None:
         """L = T − 1, the number of KL_t with t < T; None in continuous time."""
         return None if self.steps is None else self.steps - 1
+
+    def noise_levels(self) -> Tensor:
+        """(T,) numbers that identify the chain's levels, by which a plan recognises the model that it was learned for; 65 of them in
+        continuous time. They are γ where a family has one, and 1, …, T otherwise.
+        """
+        return torch.arange(1, (self.steps or 65) + 1, dtype=torch.float64)
+
+    def identity(self) -> list[Any]:
+        """What the costs depend on besides the tensors of the model, as JSON-ready values: by default its type."""
+        return [type(self).__name__]
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ The middle sum in continuous time is ½ E ∫ γ'(u) ‖ε − ε̂‖² du (MAT
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -139,6 +139,17 @@ class DiffusionModel(Chain):
             return backward.kl_density(squared_error, self.process.schedule.dgamma(level))
         gamma_s, gamma_t = self._gammas(level)
         return backward.kl(squared_error, gamma_s, gamma_t, self.space.dimensions, self.variance)
+
+    def noise_levels(self) -> Tensor:
+        """γ_1, …, γ_T (T,), or γ at 65 places of continuous time."""
+        schedule = self.process.schedule
+        return (schedule if self.steps is not None else schedule.regrid(65)).grid()
+
+    def identity(self) -> list[Any]:
+        """The variance, and the decoder with its options."""
+        options = {k: v for k, v in vars(self.likelihood).items() if isinstance(v, int | float | str | None)}
+        own = {k: v for k, v in options.items() if not k.startswith("_") and k != "training"}
+        return [self.variance, type(self.likelihood).__name__, own]
 
     def noisy_gamma(self, level: PerItem) -> PerItem:
         """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
