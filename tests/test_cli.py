@@ -631,12 +631,13 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "an image cut short": (
         lambda f: ["data", cut(pictures(f / "pictures", *[(8, 8)] * 20) / "07.png")],
-        "TMP/pictures/07.png could not be read as an image (cannot identify image file 'TMP/pictures/07.png'); "
+        "TMP/pictures/07.png could not be read as an image (its content is not that of a known format); "
         "get it again, or take it out of the data",
     ),
     "a table with a word": (
         lambda f: ["data", raw(f / "a.csv", b"a,b\n" + b"1,2\n" * 30 + b"3,four\n")],
-        "TMP/a.csv: column 'b' is not numeric; choose columns=('a',) (--columns a; for train --data.columns a)",
+        "TMP/a.csv: column 'b' is not numeric; choose columns=('a',) (--columns a; for train --data.columns a) "
+        "(in 'b' the value in row 31 is 'four')",
     ),
     "a table with a gap": (
         lambda f: ["data", raw(f / "a.csv", b"a,b\n" + b"1,2\n" * 30 + b"3,\n")],

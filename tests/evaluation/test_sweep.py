@@ -466,7 +466,7 @@ def test_a_cost_that_is_not_finite_raises_and_names_the_item(images: Tensor) -> 
         ({"cells": -1}, "cells=-1 came; both must be at least 1"),
         ({"model": levels_model(2), "draws": 1}, "draws=1 came with a single level"),
         ({"model": levels_model(None), "draws": 1, "cells": 1}, "draws=1 came with a single level"),
-        ({"condition": torch.zeros(8, 1)}, "8 conditions came for 9 items"),
+        ({"condition": torch.zeros(8, 1)}, "8 rows for 9 items"),
         ({"data": torch.zeros(0, 1, 4, 4)}, "no items came"),
         (
             {"data": torch.zeros(2, 1, 5, 5)},

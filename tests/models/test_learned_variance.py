@@ -423,7 +423,8 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "too many channels": (
         lambda: Denoiser(lambda z, s: torch.cat([z, z, z], 1), learns_variance=True)(X, torch.zeros(5)),
         ValueError,
-        "the network's output has shape (5, 4, 3) for z of shape (5, 2, 3); a network that predicts noise must return z's shape",
+        "the network's output has shape (5, 4, 3) for z of shape (5, 2, 3); a network that predicts noise must return z's shape"
+        '. A network with twice the channels may predict a variance as well: learns_variance=True and variance="learned"',
     ),
     "a least variance of nothing": (
         lambda: likelihood.DiscretizedGaussian(Discrete((2,), 5), least=0.0),

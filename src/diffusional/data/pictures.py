@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from diffusional.data.orientation import ORIENTATION, upright
 from diffusional.errors import DiffusionalError
@@ -90,8 +90,10 @@ def decode(source: Path | bytes, name: str, options: Options) -> Picture:
     except DiffusionalError:
         raise
     except _BROKEN as error:
+        # Pillow names what was opened, which is not always a path.
+        reason = "its content is not that of a known format" if isinstance(error, UnidentifiedImageError) else error
         raise DiffusionalError(
-            f"{name} could not be read as an image ({error}); get it again, or take it out of the data"
+            f"{name} could not be read as an image ({reason}); get it again, or take it out of the data"
         ) from error
 
 
