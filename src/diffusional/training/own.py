@@ -45,7 +45,7 @@ def own_data(record: "RunRecord", splits: tuple[str, ...] = ("train",), name: st
     own = record.config.data
     names = [name] if name is not None else [own.name]
     # A relative path was relative to the folder that the run was begun in.
-    if name is None and record.source is not None and record.source != own.name:
+    if name is None and record.source is not None and not Path(own.name).expanduser().is_absolute():
         names = [record.source, own.name] if _exists(record.source) else [own.name]
     faults = []
     for one in names:
