@@ -222,8 +222,22 @@ def test_values_outside_the_levels_name_file_item_and_split(tmp_path: Path, valu
     values[31, 4] = value
     with pytest.raises(DiffusionalError, match=r"a.npy: item 31 \(split \w+\) has a value outside .* 0 … 16") as caught:
         npy(tmp_path, values, levels=17)
-    advice = "shift the data" if value < 0 else f"at least levels={value + 1}"
+    advice = "add 1 to all values" if value < 0 else f"at least levels={value + 1}"
     assert advice in str(caught.value)
+
+
+def test_few_values_on_a_longer_scale_are_to_be_numbered(tmp_path: Path) -> None:
+    """Binary data stored as 0 and 255 have 2 levels, not 256: with 256 the model would learn the gaps."""
+    binary = np.arange(60).reshape(20, 3) % 2
+    with pytest.raises(DiffusionalError, match=r"levels 0 … 1 .*only 2 .* occur, 0, 255: .*np\.unique") as caught:
+        npy(tmp_path, binary * 255, levels=2)
+    assert "levels=256" not in str(caught.value)
+    with pytest.raises(DiffusionalError, match=r"only 2 .* occur, -1, 1: "):
+        npy(tmp_path, binary * 2 - 1, levels=2)
+    with pytest.raises(DiffusionalError, match=r"at least levels=256"):
+        npy(tmp_path, np.vstack([binary * 255, [[7, 8, 9]]]), levels=2)
+    with pytest.raises(DiffusionalError, match=r"add 1 to all values, and declare at least levels=4"):
+        npy(tmp_path, np.arange(60).reshape(20, 3) % 4 - 1, levels=2)
 
 
 def test_levels_below_two(tmp_path: Path) -> None:

@@ -188,3 +188,51 @@ def test_a_good_network_is_called_as_it_was() -> None:
             p.add_(torch.ones_like(p))
     z = torch.randn(2, 3)
     assert torch.equal(call(network, z, S), network(z, S))
+
+
+class InPlace(nn.Module):
+    """Halves every tensor that it is given, or copies of them; its output has the width of the first, or twice that."""
+
+    def __init__(self, in_place: bool, outputs: int = 3) -> None:
+        super().__init__()
+        self.in_place, self.outputs = in_place, outputs
+
+    def forward(self, *inputs: Any) -> Tensor:
+        tensors = [v for given in inputs for v in (given.values() if isinstance(given, dict) else [given])]
+        tensors = tensors if self.in_place else [v.clone() for v in tensors]
+        for v in tensors:
+            v.mul_(0.5)
+        out = tensors[0] + sum(v.flatten(1).mean(1, keepdim=True) for v in tensors[1:] if v.ndim > 1)
+        return out if self.outputs == 3 else torch.cat([out, -out], 1)
+
+
+@pytest.mark.parametrize("condition", [None, "tensor", "dict"])
+def test_a_network_may_change_its_inputs_in_place(condition: str | None) -> None:
+    rows = {"tensor": torch.ones(2, 1), "dict": {"label": torch.ones(2, 1)}, None: None}[condition]
+    z, s = torch.arange(6.0).view(2, 3), torch.ones(2)
+    out = call(InPlace(in_place=True), z, s, condition=rows)
+    assert torch.equal(out, call(InPlace(in_place=False), z, s, condition=rows))
+    assert torch.equal(z, torch.arange(6.0).view(2, 3))
+    assert torch.equal(s, torch.ones(2))
+    kept = rows["label"] if isinstance(rows, dict) else rows
+    assert kept is None or torch.equal(kept, torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "vae"])
+def test_models_are_the_same_with_a_network_that_works_in_place(kind: str) -> None:
+    space = df.Continuous((3,))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    before = x.clone()
+
+    def costs(in_place: bool) -> Tensor:
+        if kind == "diffusion":
+            forward = df.GaussianDiffusion(schedule.linear(steps=10))
+            denoiser = df.Denoiser(InPlace(in_place))
+            model = df.DiffusionModel(forward, denoiser, df.likelihood.GaussianLikelihood(space))
+        else:
+            p = df.likelihood.GaussianLikelihood(space, variance=1.0)
+            model = df.VAE(InPlace(in_place, 6), InPlace(in_place), p, 3, predicts="data")
+        return model.elbo(x, torch.Generator().manual_seed(0)).nelbo
+
+    assert torch.equal(costs(True), costs(False))
+    assert torch.equal(x, before)

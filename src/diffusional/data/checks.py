@@ -140,6 +140,7 @@ class _Scan:
     Attributes:
         least, most: the range of all values.
         faults: the first fault of each kind, with its place.
+        values: the different values, at most as many as there are levels, where the first block has one outside the levels; else None.
         n: the number of train items.
         mean, squares: their mean and their sum of squared deviations at each position, divided by `unit` and its square.
         low, high: their least and largest value at each position.
@@ -149,6 +150,7 @@ class _Scan:
     least: float = np.inf
     most: float = -np.inf
     faults: dict[str, str] = field(default_factory=dict)
+    values: np.ndarray | None = None
     n: int = 0
     mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
     squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -183,7 +185,7 @@ class _Scan:
 def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
     """Everything that the checks need, from one pass. Raises DiffusionalError for the first value that is not finite."""
     found = _Scan()
-    for source, split, rows, block in blocks:
+    for number, (source, split, rows, block) in enumerate(blocks):
         real = block.dtype.kind == "f"
         if real and block.dtype.itemsize > 8:  # kept in float64, in which they may be infinite
             with np.errstate(over="ignore"):
@@ -202,6 +204,10 @@ def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
             _note(found, source, split, rows, block != np.floor(block), "fraction")
         if (least < 0 or most >= space.levels) and "outside" not in found.faults:
             _note(found, source, split, rows, (block < 0) | (block >= space.levels), "outside")
+            found.values = np.zeros(0, block.dtype) if number == 0 else None
+        if found.values is not None:
+            values = np.union1d(found.values, block)
+            found.values = values if len(values) <= space.levels else None
     return found
 
 
@@ -260,7 +266,17 @@ def _check_levels(found: _Scan, space: Discrete) -> None:
         )
     if "outside" in found.faults:
         least, most = int(found.least), int(found.most)
-        advice = "levels count from 0: shift the data" if least < 0 else f"declare at least levels={most + 1}"
+        if found.values is not None and "fraction" not in found.faults:
+            listed = ", ".join(f"{value:g}" if value.dtype.kind == "f" else str(value) for value in found.values[:8])
+            more = f" and {len(found.values) - 8} more" if len(found.values) > 8 else ""
+            advice = (
+                f"only {len(found.values)} different values occur, {listed}{more}: number them from 0, as "
+                "np.unique(x, return_inverse=True)[1].reshape(x.shape) does"
+            )
+        elif least < 0:
+            advice = f"levels count from 0: add {-least} to all values, and declare at least levels={most - least + 1}"
+        else:
+            advice = f"declare at least levels={most + 1}"
         raise DiffusionalError(
             f"{found.faults['outside']} a value outside the declared levels 0 … {space.levels - 1} "
             f"(values: {least} to {most}); {advice}"

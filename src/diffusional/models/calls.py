@@ -15,6 +15,9 @@ def call(
 ) -> Tensor:
     """Call a network and return its output, which must be a single floating-point tensor on the device of the inputs.
 
+    The network gets copies of the inputs and the condition: one that changes them in place (`nn.ReLU(inplace=True)`, `z *= 2`)
+    would otherwise change the items of the caller and the z that its output is combined with.
+
     Args:
         network: any module or function.
         inputs: its arguments, before the condition.
@@ -29,8 +32,13 @@ def call(
         ...
     diffusional.errors.DiffusionalError: the network (function) returned a tuple of 2, expected a tensor. Wrap it in a function that returns the tensor meant
     """
+    given = condition
+    if isinstance(condition, Tensor):
+        given = condition.clone()
+    elif condition is not None:
+        given = {name: value.clone() for name, value in condition.items()}
     try:
-        output = called(network, *inputs, condition=condition)
+        output = called(network, *(value.clone() for value in inputs), condition=given)
     except (RuntimeError, TypeError, ValueError) as error:
         said = _explained(network, inputs, error)
         if said is None:
