@@ -805,7 +805,7 @@ FAULTS = [
     _fault(
         "ledger.py",
         "standard deviation over items for its standard error",
-        "told) / items)",
+        "least) / items)",
         "told))",
         "evaluation/test_noise.py::test_the_value_and_both_errors_in_closed_form",
     ),
@@ -2459,7 +2459,7 @@ FAULTS = [
     _fault(
         "ledger.py",
         "no spread over items where noise hides it",
-        "max(float(parts.mean()), told)",
+        "max(float(parts.mean()), least)",
         "max(float(parts.mean()), 0.0)",
         "test_ledger.py",
     ),
@@ -2527,14 +2527,14 @@ FAULTS = [
         "models/test_sampling.py::test_fewer_steps_are_trained_latents",
     ),
     _fault(
-        "evaluation/comparison.py",
+        "ledger.py",
         "Satterthwaite's formula with the degrees of freedom upside down",
-        "part**2 / e.freedom",
-        "part**2 * e.freedom",
+        "(variance.square() / freedom)",
+        "(variance.square() * freedom)",
         "models/test_vae.py::test_two_autoencoders_with_noise_in_common_know_their_difference",
     ),
     _fault(
-        "evaluation/sweep.py",
+        "ledger.py",
         "a normal quantile for few sweeps",
         "** 2 / squares if squares > 0 else math.inf",
         "** 2 / squares if squares < 0 else math.inf",

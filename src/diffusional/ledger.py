@@ -164,8 +164,8 @@ def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
         v̂ = mean_i a_i,      a_i = n/(n − 1) (y_i − ȳ)² − s_i²,
 
     is unbiased for the variance of what the items themselves score. Where noise hides that, v̂ may fall to zero and below; so the
-    standard error of v̂ itself is the least that is taken for it: the spread of a_i over √n, which few items tell badly, or, where that
-    is more, what normal noise would make of it, √(2/(n − 1)) of its mean variance. NaN for one item.
+    standard error of v̂ itself is the least value used for it: the spread of a_i over √n or, if that is more (with few items the spread
+    is uncertain), the standard error under normal noise, √(2/(n − 1)) times its mean variance. NaN for one item.
 
     >>> import torch
     >>> scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -176,8 +176,24 @@ def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
     if n < 2:
         return math.nan
     parts = n / (n - 1) * (scores - scores.mean()).square() - noise
-    told = max(float(parts.std()) / math.sqrt(n), float(noise.mean()) * math.sqrt(2 / (n - 1)))
-    return math.sqrt(max(float(parts.mean()), told) / items)
+    least = max(float(parts.std()) / math.sqrt(n), float(noise.mean()) * math.sqrt(2 / (n - 1)))
+    return math.sqrt(max(float(parts.mean()), least) / items)
+
+
+def satterthwaite(*parts: tuple[Tensor, Tensor | float | int]) -> float:
+    """Degrees of freedom of a sum of independent variance estimates, (Σ v)²/Σ (v²/f) (Satterthwaite 1946).
+
+    Args:
+        parts: any number of pairs (v, f): variances v and the degrees of freedom f of each of them.
+
+    Returns infinity if all variances are zero.
+
+    >>> import torch
+    >>> satterthwaite((torch.ones(4), 8.0))
+    32.0
+    """
+    squares = sum(float((variance.square() / freedom).sum()) for variance, freedom in parts)
+    return sum(float(variance.sum()) for variance, _ in parts) ** 2 / squares if squares > 0 else math.inf
 
 
 def sharing(squares: Tensor) -> float:

@@ -1,9 +1,9 @@
 """The audit: are there costs that a learned plan doesn't expect?
 
-Every level (2,048 at most, evenly spread) is visited once, or as often as 256 visits in all need, at random items, at the price of about
-one image's full sweep, and what the plan leaves of the cost is compared with what it expects there. A cost that the pilot has not met then does not pass for a small error, if it
-is large and not rare. The audit is about levels, so its items are ordinary ones: items with extreme expected costs are visited in strata
-of their own (strata.py), and there the plan's expectation, made for ordinary items, would be compared with the wrong thing.
+Every level (at most 2,048, evenly spread) is visited once, or more often if there are fewer than 256 levels, at random items. This takes
+about as many evaluations as the full sweep of one image. The residual of each cost is compared with the plan's expectation at that level, so
+that a large, frequent cost that the pilot has not met is found. The audit examines levels, so it visits ordinary items only: items with
+extreme expected costs are visited in strata of their own (strata.py), and the plan's expectation does not apply to them.
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.visits import Visits
 from diffusional.models.chain import Chain
 
-# Visits at most and at least, and from how many s_c on a residual is out of all expectation.
+# The most and fewest visits, and the number of s_c from which a residual is unexpected.
 _MOST, _LEAST, _OUT = 2048, 256, 12.0
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What A visits, spread evenly over the levels, found.
+    """Results of A visits, spread evenly over the levels.
 
     Attributes:
         plan: by which.

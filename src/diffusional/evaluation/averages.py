@@ -4,10 +4,10 @@ An item's j-th draw depends only on the item, the seed and j. With J draws of an
 
     Ŝ_i = mean_j NELBO_ij,      Var Ŝ_i = s_i²/J,      and √(Σ_i s_i²/J_i)/N for the data set's mean.
 
-Costs with rare, large parts have a small mean and a small spread at once in the draws that met none of them. The error of the data
-set's mean, and the rule that stops by it, therefore heed a pilot whose draws the mean does not use (tail_pilot.py): the variance
-of a draw is the larger of the sample variance and of both estimates pooled. A caveat says where either rests on few draws. With a
-budget, the pilot also says beforehand whether the budget suffices, so that `reached` does not depend on lucky draws only.
+Costs with rare, large parts have both a small mean and a small spread in draws that met none of these parts. The error of the data
+set's mean, and the stopping rule that uses it, therefore include a pilot whose draws are not part of the mean (tail_pilot.py): the
+variance of a draw is the larger of the sample variance and the pooled estimate. A caveat reports that either rests on few draws. With
+a budget, the pilot also predicts whether the budget suffices, so that `reached` does not depend on favourable draws only.
 
 The importance-weighted bound averages weights instead, −ln (1/K) Σ_k p(x, z_k)/q(z_k|x), and falls with K toward −ln p(x)
 (Burda, Grosse & Salakhutdinov 2016).
@@ -29,7 +29,7 @@ from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.tail_pilot import Variance
-from diffusional.ledger import Estimate
+from diffusional.ledger import Estimate, satterthwaite
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import batch_rows
 from diffusional.models.vae import Autoencoder
@@ -38,15 +38,15 @@ from diffusional.models.vae import Autoencoder
 LEAST_FREEDOM = 15
 # Draws of every item before its spread is believed, and of a plain evaluation.
 _FIRST, _PLAIN = 8, 64
-# Effective draws 1/Σ share² of an item below which a few weights dominate the others: the delta method's variance is too small there.
+# Effective draws 1/Σ share² of an item below which a few weights dominate, and the variance of the delta method is too small.
 _EFFECTIVE = 10
-# Of the squared error, the part that such items may carry without a warning; and splits of an item's draws into halves.
+# The part of the squared error that such items may contribute without a warning; the number of splits of an item's draws into halves.
 _DOMINATED, _SPLITS = 0.1, 8
 # Numbers of noise in one network call.
 _NUMBERS = 4_000_000
-# A pilot's draws where one draw takes many evaluations, or where fixed numbers of draws are few.
+# Draws of a pilot if a draw takes many evaluations, or if few draws are requested.
 _FEWER = 64
-# The part of a budget that the pilot may take, 1/5, and its relative errors between which the budget is doubted.
+# The pilot may take 1/5 of a budget. The budget is doubted by these numbers of the pilot's relative errors, before and after the draws.
 _PART, _BEFORE, _AFTER = 5, 1.0, 2.0
 
 # Of a mean whose items stopped by their own errors.
@@ -69,12 +69,12 @@ def few_draws(freedom: float, error: float) -> list[str]:
 
 
 def heavy_tails(freedom: float, error: float) -> list[str]:
-    """The caveat of an error whose draws are many, but most of which a few of them carry."""
+    """Return the caveat of an error that rests mostly on a few of many draws."""
     if freedom >= LEAST_FREEDOM or not error > 0:
         return []
     return [
-        f"the error rests on few large costs ({freedom:.0f} degrees of freedom): the costs have heavy tails, of which more may not have "
-        "been met. Give more draws"
+        f"the error rests on few large costs ({freedom:.0f} degrees of freedom): the costs have heavy tails, and further large costs "
+        "may not have been drawn. Give more draws"
     ]
 
 
@@ -93,13 +93,13 @@ class Averages:
         self.keys = item_keys(as_seen(self.model.space, self.data), self.seed, self.condition)
         self.device = next((t.device for t in (*self.model.parameters(), *self.model.buffers())), self.data.device)
         self.count = torch.zeros(len(self.data), dtype=torch.long)
-        # Each item's first NELBO, and its sums of the first to fourth powers of the others' differences from it.
+        # Each item's first NELBO, and the sums of the first to fourth powers of the differences of its other draws from it.
         self._first = torch.zeros(len(self.data), dtype=torch.float64)
         self._powers = torch.zeros(len(self.data), 4, dtype=torch.float64)
 
     @torch.inference_mode()
     def begin(self) -> None:
-        """Learn the costs' names from one item, so that a process without a share of its own knows them too."""
+        """Determine the names of the costs from one item, so that a process without a share of the items has them too."""
         if not self.sums:
             x, noise = self.data[:1].to(self.device), torch.zeros(1, *self.model.noise_shape)
             c = moved(rows_of(self.condition, slice(1)), self.device)
@@ -151,7 +151,7 @@ class Averages:
 
     @torch.inference_mode()
     def pilot(self, draws: int) -> "Pilot":
-        """A pilot of about `draws` draws, which the sums do not use."""
+        """Run a pilot of about `draws` draws, which are not added to the sums."""
         items, each = tail_pilot.chosen(self.keys, draws)
         mine = processes.share(len(items))
         weights = torch.zeros(len(items), each, dtype=torch.float64)
@@ -186,7 +186,7 @@ class Averages:
         return torch.where(spread > 4 * torch.finfo(torch.float64).eps * j * squares, spread, 0.0) / (j - 1) / j
 
     def one_draw(self) -> Variance:
-        """The variance of one draw of the NELBO, averaged over the items, as the draws show it.
+        """Estimate the variance of one draw of the NELBO, averaged over the items, from the draws.
 
         Its degrees of freedom are 3 (Σ q)²/Σ q², q the squared deviation of a draw over J (J − 1), as in `Draws.freedom`.
         """
@@ -199,27 +199,27 @@ class Averages:
         return Variance(float((squares * j / (j - 1)).mean()), freedom, float(j.sum()))
 
     def estimate(self, name: str, pilot: "Pilot | None" = None) -> Estimate:
-        """The data set's mean of a cost, with its two errors; with a pilot, which knows all items alike, heeding what it expects."""
+        """Return the data set's mean of a cost, with its two errors; with a pilot, its variance is pooled into the error."""
         seen = mean_of_items(self.mean(name), self.variance(name), self.evaluations)
         if pilot is None:
             return seen
         n, draws = len(self.data), float(self.count.sum())
-        # The mean of all draws of all items, each of them drawn as often: its variance is that of one draw over their number.
+        # All items have the same number of draws, so the variance of the mean is that of one draw over the number of draws.
         pooled = pilot.variances[name].pooled(Variance(seen.error**2 * draws, math.inf, draws)) if n else None
         error = seen.error if pooled is None else max(seen.error, math.sqrt(pooled.value / draws))
         return replace(seen, error=error, network_evaluations=self.evaluations + pilot.evaluations)
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations so far, without the pilot's."""
+        """Network evaluations so far, without those of the pilot."""
         return int(self.count.sum()) * self.model.evaluations
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a pilot found: the variance of one draw of every cost, averaged over the items, for so many network evaluations.
+    """Results of a pilot: the variance of one draw of every cost, averaged over the items, and the network evaluations it took.
 
-    `finite` is False where the wider noise met a NELBO that is not finite.
+    `finite` is False if a draw with wider noise gave a NELBO that is not finite.
     """
 
     variances: dict[str, Variance]
@@ -228,7 +228,7 @@ class Pilot:
 
     @staticmethod
     def size(model: LatentVariableModel, items: int, visits: int | None, budget: int | None) -> int:
-        """How many draws a pilot gets: 0 where the budget leaves no room for it."""
+        """Return the number of draws of a pilot: 0 if the budget leaves no room for it."""
         draws = max(_FEWER, tail_pilot.DRAWS // model.evaluations)
         if visits is not None:
             draws = min(draws, max(_FEWER, items * visits // 2))
@@ -238,19 +238,19 @@ class Pilot:
         return draws if draws >= tail_pilot.LEAST_DRAWS else 0
 
     def doubts(self, seen: Variance, target: float, draws: int, afforded: int) -> list[str]:
-        """Why a target (nats) that was reached within a budget may have been reached by luck; `draws` of the `afforded` were used."""
+        """Return reasons why a target (nats) may have been reached by chance within a budget, after `draws` of the `afforded` draws."""
         expected = self.variances["nelbo"]
         most = math.sqrt(expected.value * (1 + _BEFORE * expected.uncertainty()) / afforded)
         if most > target:
             return [
-                f"the pilot expects that the budget leaves an error of up to {most:.3g} nats: draws that stay below the target may have "
-                "met too few of the rare costs. Raise max_evaluations"
+                f"the pilot expects that the budget leaves an error of up to {most:.3g} nats: draws with an error below the target may "
+                "have missed rare costs. Raise max_evaluations"
             ]
         apart = math.hypot(expected.uncertainty(), seen.uncertainty())
         if draws > 0.5 * afforded and seen.value > expected.value * (1 + _AFTER * apart):
             return [
-                "the costs vary by more than the pilot expects, and the budget leaves little room for it: the target may have been "
-                "reached by luck. Raise max_evaluations"
+                "the costs vary more than the pilot expects, and the budget leaves little room for more draws: the target may have been "
+                "reached by chance. Raise max_evaluations"
             ]
         return []
 
@@ -274,13 +274,12 @@ def average(
     """Draw until the target is reached (nats; 64 draws of every item without one); `evaluate` calls this."""
     sums = Averages(model, data, seed, condition)
     n, everything = len(data), torch.arange(len(data))
-    # Few items are drawn more often, for as many degrees of freedom as an error needs.
+    # Few items get more draws each, so that the error has enough degrees of freedom.
     first = max(_FIRST, -(-2 * LEAST_FREEDOM // n) + 1)
     each, items, enough = visits or (_PLAIN if target is None and item_error is None else first), everything, False
     if max_evaluations is not None and max_evaluations // model.evaluations < 2 * n:
         raise DiffusionalError(
-            f"max_evaluations must allow two draws of each item, got {max_evaluations}: two draws of {n} items take "
-            f"{2 * n * model.evaluations}"
+            f"max_evaluations must be at least {2 * n * model.evaluations} (two draws of each of {n} items), got {max_evaluations}"
         )
     size = 0 if item_error is not None else Pilot.size(model, n, each if target is None else None, max_evaluations)
     sums.begin()
@@ -324,12 +323,13 @@ def average(
         each = wanted
     names = [name for name in sums.sums if "²" not in name and name not in ("nelbo", "levels")]
     layers = sums.variance("levels")
-    # Satterthwaite's: (Σ v_i)²/Σ v_i²/(J_i − 1).
     variance = sums.variance("nelbo")
-    freedom = float(variance.sum().square() / (variance.square() / (sums.count - 1)).sum().clamp(min=1e-300))
+    # Draws that do not vary show nothing of an error that the pilot expects.
+    varies = bool(variance.any()) or now.error == 0
+    freedom = satterthwaite((variance, sums.count - 1)) if varies else 0.0
     caveats += few_draws(freedom, now.error)
     seen = sums.one_draw()
-    # The freedom of the larger of the two variances, which is the one that counts.
+    # The degrees of freedom of the larger of the two variances, which is the one that is used.
     pooled = seen if known is None else known.variances["nelbo"].pooled(seen)
     tails = pooled.freedom if pooled.value > seen.value else seen.freedom
     if freedom >= LEAST_FREEDOM:
@@ -370,14 +370,14 @@ def importance_weighted(
 ) -> Estimate:
     """The mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
 
-    In expectation it is the NELBO at K = 1 and never rises with K. The Monte Carlo error of an item is by the delta method,
-    √Var w/(√K E w). Where the weights amount to fewer than 10 effective draws, 1/Σ share² with share = w/Σ w, that error would be
-    too small, and it is the spread between halves of the item's draws instead, which errs upward. The error of the mean is the root
+    In expectation it is the NELBO at K = 1 and never rises with K. The Monte Carlo error of an item is that of the delta method,
+    √Var w/(√K E w). If the weights amount to fewer than 10 effective draws, 1/Σ share² with share = w/Σ w, that error would be
+    too small. It is then the spread between halves of the item's draws, which errs upward. The error of the mean is the root
     of the summed squares, so that it is dominated by the worst items. It does not include how far the bound still is from
     −ln p(x).
 
-    Raises DiffusionalError for draws < 2, for a model with a diffusion prior, and for weights that are not finite. Warns where
-    items with fewer than 10 effective draws carry more than a tenth of the squared error.
+    Raises DiffusionalError for draws < 2, for a model with a diffusion prior, and for weights that are not finite. Warns if
+    items with fewer than 10 effective draws contribute more than a tenth of the squared error.
 
     >>> from diffusional.models.likelihood import NetworkLevels
     >>> from diffusional.models.vae import VAE
@@ -414,17 +414,17 @@ def importance_weighted(
         worst = int(effective.argmin())
         warnings.warn(
             f"{int(few.sum())} of {len(values)} items have weights that amount to fewer than {_EFFECTIVE} of {draws} draws (item {worst}: "
-            f"{float(effective[worst]):.1f}), and carry {carried:.0%} of the squared error: the bound is still far from −ln p(x) "
-            "there. Give more draws",
+            f"{float(effective[worst]):.1f}), and contribute {carried:.0%} of the squared error: their bound is still far from "
+            "−ln p(x). Give more draws",
             stacklevel=2,
         )
     return mean_of_items(values, mc, len(values) * draws)
 
 
 def _variance_between_halves(logs: Tensor) -> Tensor:
-    """Variance (N,) of ln of the mean of half the weights, from ln w (K, N): a little more than that of all K where few dominate.
+    """Estimate the variance (N,) of ln of the mean of half the weights, from ln w (K, N); it exceeds that of all K if few dominate.
 
-    Half the squared difference of two halves, averaged over random splits, the same for all items and on every call.
+    The estimate is half the squared difference of two halves, averaged over random splits, the same for all items and on every call.
     """
     half, generator = len(logs) // 2, torch.Generator().manual_seed(0)
     squares = torch.zeros(logs.shape[1], dtype=torch.float64)

@@ -6,8 +6,8 @@ With a_ij and b_ij their weighted residuals at an item's j-th visit, the differe
     D_i = (base_i^A − base_i^B) + (1/J) Σ_j (a_ij − b_ij),
 
 and its errors are those of `draws.py` for the differences: covariances need no estimate of their own. What is left may be rare: the
-Monte Carlo error is at least the one that the two audits, which visited the same levels, expect, √(∫ d²/π) over all visits, and the
-pilots, which visited the same levels with the same noise, have their say in it as in `evaluate` (Draws.cautious).
+Monte Carlo error is at least the error expected from the two audits, which visited the same levels, √(∫ d²/π) over all visits. The
+expectation of the pilots, which visited the same levels with the same noise, is included as in `evaluate` (Draws.cautious).
 
 Where one of them is no diffusion model there are no common levels: both are evaluated on all items to target/√2 each, and only the
 items are paired.
@@ -27,7 +27,7 @@ from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task, Watch, as_the_network, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
-from diffusional.ledger import Estimate, error_over_items, per_unit
+from diffusional.ledger import Estimate, error_over_items, per_unit, satterthwaite
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
 from diffusional.models.denoiser import network_dtype
@@ -83,7 +83,7 @@ def compare(
 ) -> Comparison:
     """NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
 
-    Args as in `evaluate`; `plans` are A's and B's, and both models are given the same `condition`. Evaluations of both networks count.
+    Args as in `evaluate`; `plans` are A's and B's, and both models get the same `condition`. Evaluations of both networks count.
 
     Raises DiffusionalError where the two models' spaces (shape, levels, range, standardisation) differ, since their bounds are then
     not of the same thing, and for a condition that does not have one row per item.
@@ -160,8 +160,8 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     caveats = [
         f"{name}: {text}" for name, task in zip("AB", tasks, strict=True) if audit for text in task.audit(target)
     ]
-    # What two models share cancels, and what is left may be rare: the error is at least what the audits, which visited every level, and
-    # the pilots expect of it.
+    # Costs that two models share cancel, and the rest may be rare: the error is at least the one expected from the audits, which visited
+    # every level, and the pilots.
     audits = [task.audited for task in tasks if task.audited is not None]
     by_audits = audits[0].paired_variance(audits[1]) if len(audits) == 2 else 0.0
     by_pilots = one.plan.paired_variance(other.plan)
@@ -216,8 +216,5 @@ def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:
         a.nelbo.network_evaluations + b.nelbo.network_evaluations,
     )
     caveats = tuple(f"{name}: {text}" for name, e in zip("AB", (a, b), strict=True) for text in e.caveats)
-    # Satterthwaite's, of a sum of two independent squares.
-    parts = [e.nelbo.error**2 for e in (a, b)]
-    fourth = sum(part**2 / e.freedom for part, e in zip(parts, (a, b), strict=True))
-    freedom = sum(parts) ** 2 / fourth if fourth > 0 else math.inf
+    freedom = satterthwaite(*((torch.tensor(e.nelbo.error, dtype=torch.float64).square(), e.freedom) for e in (a, b)))
     return Comparison(difference, a, b, freedom, a.reached and b.reached, caveats)

@@ -31,7 +31,7 @@ from diffusional.space import Discrete, Space
 # The trapezoid rule in z: nodes σ/4 apart, 8 σ beyond the outermost level. For neighbouring levels d σ apart its error is
 # about exp(−d²/8 − 8π²/d) < 3e-8.
 _SPACING, _REACH = 0.25, 8.0
-# Standard deviations of z between neighbouring levels from which they are never mistaken.
+# Distance of neighbouring levels, in standard deviations of z, from which they are never confused.
 _APART = 56.0
 # Numbers in one (nodes × positions) matrix.
 _NUMBERS = 8_000_000
@@ -43,7 +43,7 @@ _LARGE = 50_000
 _SMOOTHING, _LEAST = 0.1, 1e-6
 # Eigenvectors of the covariance are found up to this dimension.
 WIENER_DIMENSIONS = 4096
-# Items per dimension from which a sample covariance is used as it is, and a control is fitted to the items that the pilot visits.
+# Items per dimension from which a sample covariance is used unchanged, and controls are fitted to the items that the pilot visits.
 ENOUGH = 4
 
 
@@ -148,10 +148,10 @@ class Factorized:
         return (exponent - shift[:, None]).exp(), shift, rule
 
     def _certain(self, gamma: float) -> bool:
-        """Whether z tells the levels apart beyond double precision, so that x̂_d = x_d and every integral here is zero.
+        """Return whether z determines the levels within double precision, so that x̂_d = x_d and every integral here is zero.
 
-        Two levels α Δ/σ = d standard deviations apart are mistaken with probability about exp(−d²/8), below 1e-170 from d = 56 on; the grid
-        of the trapezoid rule, on the other hand, would grow as d.
+        Two levels α Δ/σ = d standard deviations apart are confused with probability about exp(−d²/8), below 1e-170 from d = 56 on, whereas
+        the grid of the trapezoid rule would grow as d.
         """
         g = torch.tensor(gamma, dtype=torch.float64)
         return float(alpha(g) / sigma(g)) * self.space.width > _APART
@@ -284,8 +284,8 @@ class Wiener:
         """Mean and covariance of items x (N, *dims), N ≥ 1; eigenvalues below `smallest` are raised to it.
 
         Of fewer than ENOUGH · D items the covariance is shrunk towards its mean variance, (1 − δ) Σ̂ + δ (tr Σ̂/D) I, with δ by Ledoit &
-        Wolf (2004): in the directions that so few items do not span, the world would otherwise be certain, and wrong by any factor for
-        another item.
+        Wolf (2004): in the directions that the items do not span, the variance would otherwise be zero, and the costs of other items
+        wrong by any factor.
         """
         flat = x.detach().cpu().double().flatten(1)
         centred = flat - flat.mean(0)

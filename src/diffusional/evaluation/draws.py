@@ -5,9 +5,9 @@ an item are independent, so with J of them, w = 1/q and r = cost − g (plan.py 
 
     Ŝ_i = base_i + R_i,     R_i = (1/J) Σ_j w_ij r_ij,          Var Ŝ_i by their sample variance v_i = s_i²/J,
 
-and for the mean over N items, each counted once, √(Σ_i v_i)/N. Where the error allows it, fewer than N items are visited. Items whose
-base is extreme are then visited with certainty, or sampled among their like; the first of the others, in the order of their keys,
-which is a random one, stand for all of them: see strata.py.
+and for the mean over N items, each counted once, √(Σ_i v_i)/N. If the error allows it, fewer than N items are visited. Items whose
+base is extreme are then visited with certainty, or sampled from strata of similar items. The first of the others, in the random order
+of their keys, represent all of them: see strata.py.
 
 With several processes (torch.distributed) each visits its share of the items, and all get all the records.
 """
@@ -38,7 +38,7 @@ from diffusional.models.chain import Chain
 _NOISE = 16_000_000
 # An item's own draws outweigh what the plan expects of them from this many on.
 _PRIOR_DRAWS = 4
-# Where the error seen is below it, the plan's expectation counts as so many degrees of freedom.
+# Degrees of freedom of the plan's expectation where the error seen is below it.
 _PLAN_FREEDOM = 256
 
 
@@ -85,7 +85,7 @@ class Draws:
         self.strata = Strata.by_extremeness(self.columns(), self.order)
 
     def columns(self) -> dict[str, Tensor]:
-        """Everything known of each item without the network, by name, (N,) each: the base of every cell, KL_T and further exact terms."""
+        """Return what is known of each item without the network, by name, (N,) each: the base of every cell, KL_T and further exact terms."""
         cells = {f"base of cell {c}": column for c, column in enumerate(self.base.T)}
         return cells | {"known": self.known(), "prior": self.prior} | self.extra
 
@@ -189,17 +189,17 @@ class Draws:
 
     def expected_variance(self, visit: float) -> float:
         """The variance of the data set's mean if every visit has the variance `visit`: Σ_i w_i²/J_i of it over N², where a visited
-        item stands for w_i items.
+        item represents w_i items.
         """
         items = self.visited()
         weight = self.strata.weights(items)
         return visit * float((weight.square() / self.count[items].double()).sum()) / len(self.data) ** 2
 
     def cautious(self, seen: Estimate, visit: float) -> Estimate:
-        """`seen` with the error that a rule that stops may go by, where one visit is expected to have the variance `visit`, nats².
+        """Return `seen` with the error for a stopping rule, if one visit is expected to have the variance `visit`, nats².
 
-        Draws that met no rare cost give a low estimate and a low error at once; to stop where the error seen is low would favour them.
-        What the pilot expects of the error does not depend on these draws. It counts as _PLAN_FREEDOM degrees of freedom, where it is more.
+        Draws that met no rare cost give both a low estimate and a low error, so stopping at a low error would favour them. The
+        pilot's expectation does not depend on these draws. If it is larger, it is blended in with _PLAN_FREEDOM degrees of freedom.
         """
         freedom = float((self.count[self.visited()] - 1).sum())
         blend = (_PLAN_FREEDOM * self.expected_variance(visit) + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
@@ -210,7 +210,7 @@ class Draws:
         return self.survey(self.known(), *self.spread(*self.values()), self.evaluations)
 
     def values(self) -> tuple[Tensor, Tensor]:
-        """The weighted residuals of the visited items (n, J), KLs and reconstruction together, and which of them are filled."""
+        """Return the weighted residuals of the visited items (n, J), KLs and reconstruction together, and a mask of those that exist."""
         records, filled = self.parts(self.visited())
         return records.kl + records.reconstruction, filled
 
@@ -223,7 +223,7 @@ class Draws:
         return self.freedom_of(*self.values())
 
     def freedom_of(self, values: Tensor, filled: Tensor) -> float:
-        """The same of any values (n, J) of the visited items' draws."""
+        """Return the same for any values (n, J) of the visited items' draws."""
         items = self.visited()
         mean, _ = self.spread(values, filled)
         j = filled.sum(1, keepdim=True)
@@ -232,7 +232,7 @@ class Draws:
         if part:
             q = q * self.strata.weights(items)[:, None]
         within = sharing(q) * float((j - 1).sum() / j.sum())
-        # Where items stand for others, so do their deviations from each other.
+        # If items represent others, so do their deviations from one another.
         between = sharing(self.strata.between(items, mean)) if part else math.inf
         return min(within, between)
 

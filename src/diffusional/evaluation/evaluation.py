@@ -49,14 +49,14 @@ from diffusional.space import Discrete
 _FIRST_ITEMS, _FIRST_DRAWS = 256, 2
 # Few items are drawn more often, for as many degrees of freedom.
 _FREEDOM = 60
-# The error seen is not believed where the plan expects more than so many times its variance.
+# The plan's expectation is included in the error if it is more than this many times the variance seen.
 _SURPRISE = 2.0
 # An item's own error is believed from this many draws on.
 _ITEM_DRAWS = 8
-# Of a plan that was not learned.
+# The caveat of a plan that was not learned.
 NO_AUDIT = (
-    "the plan was not learned by a pilot (Plan.uniform), so there is nothing to audit the levels against, and the error rests on the draws "
-    "only: a rare cost that was not met is not in it. Learn a plan (Plan.fit), or pass audit=False to do without"
+    "the plan was not learned by a pilot (Plan.uniform), so the levels cannot be audited, and the error rests on the draws only: it does "
+    "not include rare costs that no draw met. Learn a plan (Plan.fit), or pass audit=False to skip the audit"
 )
 # Seconds between two writes of the records.
 _SAVE_EVERY = 20.0
@@ -179,7 +179,7 @@ def evaluate(
 
 
 def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:
-    """Items in float32 where the network's parameters are: a score does not depend on the type in which its item was given."""
+    """Return items in float32 if the network's parameters are: a score does not depend on the type of its item."""
     if network_dtype(model) is not torch.float32 or data.dtype is torch.float32:
         return data
     return model.space.encode(model.space.index(data)) if isinstance(model.space, Discrete) else data.float()
@@ -273,7 +273,7 @@ class Task:
 
     @property
     def _order(self) -> Tensor:
-        """All items in the order of visits: the extreme ones first where the budget may end before all are visited."""
+        """All items in the order of visits: extreme items first if a budget may end before all are visited."""
         return self.draws.order if self.budget is None else self.draws.strata.order
 
     @property
@@ -320,9 +320,9 @@ class Task:
         target: float,
         items: int = _FIRST_ITEMS,
     ) -> bool:
-        """Extend all of `every` alike, in rounds, until the estimate's error is at most `target` (nats), or the budget ends.
+        """Extend all of `every` equally, in rounds, until the estimate's error is at most `target` (nats), or the budget ends.
 
-        `values` returns the draws (n, J) of the visited items that the estimate is made of, and which of them are filled.
+        `values` returns the draws (n, J) of the visited items from which the estimate is made, and a mask of those that exist.
         """
         draws, strata = every[0], every[0].strata
         picked = strata.first(items)
@@ -345,7 +345,7 @@ class Task:
                 return False
             visited, (mean, variance) = draws.visited(), draws.spread(*values())
             factor = strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2)
-            # Strata that are visited as a whole are drawn more often, the others extended.
+            # Strata that are visited as a whole get more draws per item, the others more items.
             whole = picked == strata.sizes
             each = torch.where(whole, grown(each, 1.02 * factor), each)
             picked = torch.minimum(grown(picked, 1.05 * factor), strata.sizes)
@@ -357,13 +357,13 @@ class Task:
             extreme = int(strata.sizes[1:].minimum(torch.tensor(FIRST_OF_BAND)).sum())
             needed = extreme + int(strata.sizes[0].clamp(max=2))
             raise DiffusionalError(
-                f"max_evaluations={self.budget} is too small: {self.spent} were spent, the pilot and the audit included, but two draws of "
-                f"{needed} items are needed, of which {extreme} have extreme expected costs. Raise max_evaluations, pass a plan, or leave "
-                "out the audit"
+                f"max_evaluations={self.budget} is too small: {self.spent} were spent, including the pilot and the audit, but two draws of "
+                f"{needed} items are needed, of which {extreme} have extreme expected costs. Raise max_evaluations, pass a plan, or "
+                "leave out the audit"
             )
 
     def _cautious(self) -> Estimate:
-        """The NELBO with the error that stopping goes by: the one seen or, where that is less, the plan's say in it."""
+        """Return the NELBO with the error for the stopping rule: the one seen or, if it is larger, its blend with the plan's."""
         draws = self.draws
         if draws.plan.provenance.get("method") != "pilot":
             return draws.nelbo()
@@ -416,8 +416,8 @@ class Task:
             try:
                 self.draws.save(self._path, self._tag)
             except DiffusionalError as error:
-                # They are for another evaluation to go on from; this one does not need them.
-                warnings.warn(f"{error}. The evaluation goes on, and its draws are not kept", stacklevel=2)
+                # Only a later evaluation that continues from these draws needs the file.
+                warnings.warn(f"{error}. The evaluation continues, and its draws are not kept", stacklevel=2)
                 self._path = None
         self._saved = time.monotonic()
 
@@ -447,19 +447,19 @@ class Task:
         return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
 
     def _vouched(self, seen: Estimate, freedom: float) -> tuple[Estimate, float]:
-        """The estimate with the error seen or, where the plan expects more than _SURPRISE times its variance, with the plan's say in it."""
+        """Return the estimate, with the plan's expectation in its error if that is more than _SURPRISE times the variance seen."""
         draws = self.draws
         if draws.expected_variance(draws.plan.draw_variance) <= _SURPRISE * seen.error**2:
             return seen, freedom
         return draws.cautious(seen, draws.plan.draw_variance), freedom
 
     def _impossible(self, nelbo: Estimate) -> list[str]:
-        """The caveat of an estimate that no mass function can have."""
+        """Return the caveat of a negative estimate for discrete data, which is impossible."""
         if self.draws.model.space.levels is None or nelbo.value >= 0:
             return []
         return [
-            f"the estimate is {nelbo.value:.4g} nats, but the NELBO of discrete data is at least 0: the draws have not met the costs that make "
-            "up for what the plan subtracts. Learn the plan again, on data like these, or sweep"
+            f"the estimate is {nelbo.value:.4g} nats, but the NELBO of discrete data is at least 0: the draws have missed costs that offset "
+            "what the plan subtracts. Learn the plan again, on data like these, or use the sweep"
         ]
 
     def result(self, caveats: list[str]) -> Evaluation:

@@ -1,8 +1,8 @@
 """Evaluation noise that depends on the item and nothing else.
 
 An item's score must not change with its batch-mates, the batch size, the order, or the subset that it is scored in. So its
-noise comes from a counter-based generator (Philox; Salmon et al. 2011) keyed by a hash of (seed, the item's bytes, its
-condition's bytes where there is a condition, how many items before it are the same, draw).
+noise comes from a counter-based generator (Philox; Salmon et al. 2011) keyed by a hash of the seed, the item's bytes, the
+bytes of its condition if there is one, the number of equal items before it, and the draw.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from diffusional.conditions import Condition, check_condition, row_digests
 
 
 def item_keys(x: Tensor, seed: int, condition: Condition | None = None) -> list[bytes]:
-    """A 32-byte key for every item of x (N, *dims), from the seed, the item's float64 bytes and its occurrence in x.
+    """Return a 32-byte key for every item of x (N, *dims), from the seed, the item's float64 bytes and its occurrence in x.
 
     With a `condition` (N, …) the key depends on its row as well, and items count as the same only if their conditions are
     the same too. Raises DiffusionalError unless the condition has a row for every item.

@@ -29,7 +29,7 @@ _SHRINK = 10.0
 # Its neighbours: so many cells on either side. No cell's share is taken for less than this part of the largest of theirs.
 _AROUND = 2
 _LEAST_OF_AROUND = 0.6
-# Controls are dropped where fewer of them leave less than this part of the variance.
+# Controls are dropped if a smaller set of them leaves less than this part of the variance.
 _HARM = 0.8
 
 
@@ -59,7 +59,7 @@ def fit(
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     levels: list[Tensor] = []
     items: list[Tensor] = []
-    # The visits of another model's pilot, if there is one for the same levels and data, so that the differences of their costs are met.
+    # Replay the visits of another model's pilot on the same levels and data, so that the differences of their costs are known.
     replayed = Met.nothing()
     if like is not None and plan.edges.equal(like.edges) and origin.items() <= like.provenance.items():
         replayed = like.met
@@ -115,7 +115,7 @@ def fit(
         **condition_record(condition),
         "weights_sha256": tensor_hash(model.state_dict()),
     }
-    # Every other part is of a decoder without network.
+    # Every other part belongs to a decoder without network.
     step = 1 if model.decoder_uses_network else 2
     cell, costs, _ = (torch.cat(parts) for parts in zip(*rows[::step], strict=True))
     features = torch.cat(features.split([len(part[0]) for part in rows])[::step])
@@ -124,10 +124,10 @@ def fit(
 
 
 def _parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The rows of the reference data that the controls are fitted to, and those that the pilot visits.
+    """Return the rows of the reference data to which the controls are fitted, and the rows that the pilot visits.
 
-    All of them for both where there are enough. Few items are parted in two random halves: a world that was fitted to the items that it
-    is tried on follows them better than any others. Of fewer than four nothing is fitted.
+    If there are enough items, both are all of them. Few items are split into two random halves, since controls follow the items that they
+    were fitted to better than others. With fewer than four items nothing is fitted.
     """
     everything = torch.arange(items)
     if items >= ENOUGH * dimensions:
@@ -139,7 +139,7 @@ def _parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _with_controls(plan: Plan, kept: list[int], features: Tensor, known: Tensor) -> tuple[Plan, Tensor, Tensor]:
-    """The plan, the features (V, 2K) and the known variances (K, C + 1) with some of the controls."""
+    """Return the plan, the features (V, 2K) and the known variances (K, C + 1) with the controls of `kept` only."""
     if len(kept) == len(plan.controls):
         return plan, features, known
     columns = [*kept, *(len(plan.controls) + k for k in kept)]
@@ -155,14 +155,14 @@ def _with_controls(plan: Plan, kept: list[int], features: Tensor, known: Tensor)
 def _helpful(
     plan: Plan, model: Chain, cell: Tensor, costs: Tensor, features: Tensor, known: Tensor, fold: Tensor
 ) -> list[int]:
-    """Which controls to keep: all, unless some or none leave less variance, by regression on one half of the items (`fold` (V,) is 0 or
-    1) and what is left on the other.
+    """Return the controls to keep: all, unless a single one or none leaves less variance. The coefficients are fitted to one half of the
+    items (`fold` (V,) is 0 or 1) and the variance is measured on the other.
     """
     every = list(range(len(plan.controls)))
     width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
 
     def left(kept: list[int]) -> float:
-        """The least variance of a visit, (Σ_c n_c s_c)², with s_c from items that the coefficients were not fitted to."""
+        """Return the least variance of a visit, (Σ_c n_c s_c)², with s_c from items to which the coefficients were not fitted."""
         some, columns, variances = _with_controls(plan, kept, features, known)
         squares, count = torch.zeros_like(width), torch.zeros_like(width)
         for half in (0, 1):

@@ -54,7 +54,7 @@ _NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
 
 @dataclass(frozen=True, eq=False)
 class Met:
-    """What a pilot met: `cell` (P,), `level` (P,) and the residual `left` (P,), cost − g in nats, of its P network evaluations."""
+    """The record of a pilot: `cell` (P,), `level` (P,) and the residual `left` (P,), cost − g in nats, of its P network evaluations."""
 
     cell: Tensor
     level: Tensor
@@ -62,7 +62,7 @@ class Met:
 
     @classmethod
     def nothing(cls) -> "Met":
-        """The record of a plan that was not learned, or was saved before pilots were recorded."""
+        """Return the record of a plan that was not learned, or was saved by a version that did not record pilots."""
         return cls(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0, dtype=torch.float64))
 
 
@@ -79,7 +79,7 @@ class Plan:
         scale: (C + 1,) s_c, nats.
         controls: K of them.
         provenance: what it was learned from.
-        met: the pilot's visits and residuals. They decide no score, and are not part of `sha256`.
+        met: the pilot's visits and residuals. Scores do not depend on them, and they are not part of `sha256`.
 
     Raises DiffusionalError unless the edges increase, the probabilities are finite, positive (the reconstruction's may be zero) and sum
     to one, and all tensors have the shapes above and are finite.
@@ -262,11 +262,11 @@ class Plan:
         return self._of_one_visit(self.scale.square())
 
     def paired_variance(self, other: "Plan") -> float:
-        """The variance, nats² per item, that one visit of two models is expected to have in the difference of their costs.
+        """Return the expected variance, nats² per item, of the difference of two models' costs at one visit.
 
-        Σ_c n_c² d_c²/π_c with d_c² the mean square of the difference of the residuals that both pilots met in cell c, where they met
-        the same visits (`Plan.fit(…, like=…)`). Otherwise only the two models' own scales are known, and d_c = |s_c − s'_c| is the
-        least that two residuals of these scales can differ by. Zero where the plans visit different levels.
+        It is Σ_c n_c² d_c²/π_c, where d_c² is the mean square of the difference of the two pilots' residuals in cell c, if both made the
+        same visits (`Plan.fit(…, like=…)`). Otherwise only the models' scales are known, and d_c = |s_c − s'_c| is the smallest
+        possible difference of two residuals with these scales. Zero if the plans visit different levels.
         """
         if not (torch.equal(self.edges, other.edges) and torch.equal(self.mass, other.mass)):
             return 0.0
@@ -275,7 +275,7 @@ class Plan:
         apart = self._apart(other)
         if len(apart):
             total = torch.zeros_like(squares).index_add_(0, self.met.cell, apart.square())
-            # A decoder without network is not visited: what its costs differ by stays with the scales.
+            # A decoder without network is not visited: for its costs the difference of the scales is used.
             squares = torch.where(count > 0, total / count.clamp(min=1), squares)
         return self._of_one_visit(squares)
 
@@ -332,7 +332,7 @@ class Plan:
             "provenance": self.provenance,
         }
         met = {f"pilot.{name}": value for name, value in vars(self.met).items()}
-        # Both or neither: a write that fails never leaves the numbers of one plan beside the text of another.
+        # Both or neither: a failed write must not combine the numbers of one plan with the text of another.
         with writing(path.with_suffix(".safetensors"), path) as (tensors, text):
             write_tensors(tensors, self._tensors() | met)
             text.write_text(json_text(record), encoding="utf-8")

@@ -17,7 +17,7 @@ def launched() -> Iterator[None]:
     """Join the processes that torchrun or `accelerate launch` has started with this one, and leave them at the end.
 
     Without a launcher, or with only some of its variables in the environment, there is one process. Raises DiffusionalError for
-    variables that are no numbers, and for processes that do not meet.
+    variables that are not integers, and for processes that cannot connect to one another.
 
     >>> with launched():
     ...     share(3)
@@ -33,7 +33,7 @@ def launched() -> Iterator[None]:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     except (RuntimeError, ValueError) as error:  # torch's errors of a store or a network are RuntimeErrors
         raise DiffusionalError(
-            f"the {launch.size()} processes of WORLD_SIZE could not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"the {launch.size()} processes of WORLD_SIZE could not connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
             f"({str(error).splitlines()[0]}). Start them with torchrun or accelerate launch, or unset WORLD_SIZE for one process"
         ) from error
     try:
@@ -46,7 +46,7 @@ def _device() -> int:
     index, there = launch.number("LOCAL_RANK", 0), torch.cuda.device_count()
     if not 0 <= index < there:
         raise DiffusionalError(
-            f"LOCAL_RANK={index} in the environment, but there are {there} GPUs. Start at most {there} processes on this machine"
+            f"expected LOCAL_RANK from 0 to {there - 1} (there are {there} GPUs), got {index}. Start at most {there} processes on this machine"
         )
     return index
 

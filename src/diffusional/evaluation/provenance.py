@@ -41,7 +41,7 @@ def fingerprint(space: Space, data: Tensor) -> str:
 
 
 def condition_record(condition: Condition | None) -> dict[str, str]:
-    """The entry `condition_sha256` of a record, or nothing where there is no condition.
+    """Return the entry `condition_sha256` of a record; {} if there is no condition.
 
     >>> condition_record(None), list(condition_record(torch.ones(3)))
     ({}, ['condition_sha256'])
@@ -52,8 +52,8 @@ def condition_record(condition: Condition | None) -> dict[str, str]:
 def provenance(
     model: LatentVariableModel, data: Tensor, seed: int, condition: Condition | None = None
 ) -> dict[str, Any]:
-    """What every evaluation records, whatever its method; `condition_sha256` only where there is a condition, and `doubts` only for
-    items that the space has doubts about."""
+    """Return the record that all methods of evaluation share; `condition_sha256` only if there is a condition, and `doubts` only if the
+    space has doubts about the items."""
     doubts = model.space.doubts(data)
     return {
         "data_sha256": fingerprint(model.space, data),

@@ -37,7 +37,7 @@ class Evaluation:
     caveats: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        # What `provenance` saw in the data belongs to every result, whatever its method.
+        # Doubts about the data, from `provenance`, are caveats of every result.
         doubts = [text for text in self.provenance.get("doubts", ()) if text not in self.caveats]
         if doubts:
             object.__setattr__(self, "caveats", (*self.caveats, *doubts))

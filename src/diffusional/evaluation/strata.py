@@ -1,7 +1,7 @@
-"""Strata of items: which items are visited with certainty, and how a part of the others stands for all of them.
+"""Strata of items: which items are visited with certainty, and how a part of the others represents all of them.
 
-What is known of an item without the network (the expected cost of the controls in every cell of levels, KL_T, log-Jacobians) shows
-whether the item is unlike the rest. Items within six robust standard deviations of the median in everything that is known are
+The quantities known of an item without the network (the expected cost of the controls in every cell of levels, KL_T, log-Jacobians)
+show whether it is unusual. Items within six robust standard deviations of the median in all of these quantities are
 *ordinary* and form stratum 0; the others form strata by bands of their distance (6–12, 12–24, …), so that an item in a stratum is
 compared only with items about as unusual as itself. From stratum h, with N_h items, the first n_h in a random order are visited. With
 R_i the mean weighted residual of a visited item and v_i the Monte Carlo variance of R_i,
@@ -10,7 +10,7 @@ R_i the mean weighted residual of a visited item and v_i the Monte Carlo varianc
     Var  = (1/N²) Σ_h N_h² [(1 − n_h/N_h) S_h²/n_h + (n_h/N_h) (1/n_h²) Σ_{i∈h, visited} v_i],                               (b)
 
 S_h² the variance of R over the visited items of stratum h: stratified two-stage sampling (Cochran 1977, §5.3 and §10.3). A stratum
-that is visited as a whole (n_h = N_h), such as a handful of outliers, contributes its Monte Carlo variance and nothing else.
+that is visited as a whole (n_h = N_h), such as a handful of outliers, contributes only its Monte Carlo variance.
 """
 
 import math
@@ -24,7 +24,7 @@ from diffusional.ledger import error_over_items
 
 # Robust standard deviations from the median up to which an item is ordinary, and the number of bands beyond, each twice as wide.
 ORDINARY, _BANDS = 6.0, 12
-# Items of a band that the first look visits.
+# Items of a band that the first round visits.
 FIRST_OF_BAND = 64
 # Spreads below this share of the median's magnitude are rounding.
 _ROUNDING = 1e-5
@@ -44,7 +44,7 @@ class Strata:
 
     @classmethod
     def by_extremeness(cls, known: Mapping[str, Tensor], order: Tensor) -> "Strata":
-        """The strata from what is known of each item, columns of (N,), and a random `order` (N,) of the items.
+        """Form the strata from the known quantities of each item, columns of (N,), and a random `order` (N,) of the items.
 
         >>> known = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 900.0])
         >>> strata = Strata.by_extremeness({"base": known}, torch.arange(6))
@@ -61,28 +61,28 @@ class Strata:
 
     @property
     def sizes(self) -> Tensor:
-        """N_h (H,): the number of items of each stratum, zeros included."""
+        """N_h (H,): the number of items of each stratum, which may be zero."""
         return torch.bincount(self.of, minlength=_BANDS + 1)
 
     def first(self, items: int) -> Tensor:
-        """n_h (H,) of a first look: `items` ordinary ones and some of every band; all items where `items` are as many."""
+        """Return n_h (H,) of a first round: `items` ordinary items and some of every band; all items if `items` is their number."""
         wanted = torch.full_like(self.sizes, FIRST_OF_BAND if items < len(self.of) else items)
         wanted[0] = items
         return torch.minimum(self.sizes, wanted)
 
     def draws(self, picked: Tensor, each: int) -> Tensor:
-        """Draws of every item (H,) in a first look at `picked` (H,) items: `each` of an ordinary one, twice as many in every further
-        band, whose costs may be larger, up to a quarter of the ordinary items' draws for all bands together.
+        """Return the draws per item (H,) of a first round of `picked` (H,) items: `each` for ordinary items, and twice as many for each
+        further band, where costs may be larger, up to a quarter of the ordinary items' draws for all bands together.
         """
         wanted = each * 2 ** torch.arange(len(picked))
         most = each * picked[0] // (4 * picked[1:].sign().sum() * picked).clamp(min=1)
         return torch.minimum(wanted, most).clamp(min=each)
 
     def growth(self, items: Tensor, variance: Tensor, mean: Tensor, evaluations: Tensor, ratio: float) -> Tensor:
-        """How many times as many evaluations each stratum is to have (H,), for the variance (b) to fall by `ratio`.
+        """Return the factors (H,) by which to raise the evaluations of each stratum for the variance (b) to fall by `ratio`.
 
         By Neyman's allocation: from variances V_h and evaluations n_h, f_h = ratio √(V_h/n_h) Σ_k √(V_k n_k)/Σ_k V_k minimises the total
-        Σ n_h f_h. The extreme strata, whose few draws may not have met what their items cost, grow by `ratio` at least.
+        Σ n_h f_h. The extreme strata, whose few draws may have missed large costs, grow at least by `ratio`.
 
         Args:
             items, variance, mean: (n,) the visited items, and v and R of each.
@@ -99,7 +99,7 @@ class Strata:
         return torch.cat([factor[:1], factor[1:].clamp(min=ratio)])
 
     def pick(self, count: Tensor) -> Tensor:
-        """The first count_h (H,) items of every stratum, in the order of visits."""
+        """Return the first count_h (H,) items of every stratum, in the order of visits."""
         sizes = self.sizes
         stratum = self.of[self.order]
         # The position of each item within its stratum: the order lists whole strata, the most extreme first.
@@ -108,21 +108,21 @@ class Strata:
         return self.order[position < count[stratum]]
 
     def visited(self, items: Tensor) -> Tensor:
-        """n_h (H,) of visited items (n,)."""
+        """Count the visited items (n,) of each stratum, n_h (H,)."""
         return torch.bincount(self.of[items], minlength=_BANDS + 1)
 
     def enough(self, items: Tensor) -> bool:
-        """Whether every stratum is visited as a whole or by two items or more, as (b) needs."""
+        """Return whether at least two items, or all, of every stratum are visited, as (b) requires."""
         some = self.visited(items)
         return bool(((some >= 2) | (some == self.sizes)).all())
 
     def weights(self, items: Tensor) -> Tensor:
-        """N_h/n_h (n,) of visited items (n,): how many items each stands for."""
+        """Return N_h/n_h (n,) of visited items (n,): the number of items that each represents."""
         share = self.sizes.double() / self.visited(items).clamp(min=1).double()
         return share[self.of[items]]
 
     def between(self, items: Tensor, mean: Tensor) -> Tensor:
-        """Squared deviations (n,) whose sum is the part of N² Var in (b) that comes from items not visited; `mean` (n,) is R."""
+        """Return squared deviations (n,) whose sum is the part of N² Var in (b) due to items not visited; `mean` (n,) is R."""
         sizes, some = self.sizes.double(), self.visited(items).double()
         total = torch.zeros_like(sizes).index_add_(0, self.of[items], mean)
         centred = mean - (total / some.clamp(min=1))[self.of[items]]
@@ -130,16 +130,16 @@ class Strata:
         return factor[self.of[items]] * centred.square()
 
     def mean_and_error(self, items: Tensor, mean: Tensor, variance: Tensor) -> tuple[float, float]:
-        """(a) without the bases, and the square root of (b), from R and v (n,) of the visited items (n,)."""
+        """Return (a) without the bases, and the square root of (b), from R and v (n,) of the visited items (n,)."""
         n, weight = len(self.of), self.weights(items)
         value = float((weight * mean).sum()) / n
         within = float((weight * variance).sum())
         return value, math.sqrt(within + float(self.between(items, mean).sum())) / n
 
     def item_error(self, items: Tensor, known: Tensor, mean: Tensor, variance: Tensor) -> float:
-        """Standard error over items of the mean: √(variance over all N items of what they score / N).
+        """Return the standard error over items of the mean: √(variance of the scores of all N items / N).
 
-        The bases `known` (N,) are those of all items; the visited ones, weighted, say what the residuals add:
+        The bases `known` (N,) are those of all items; the contribution of the residuals is estimated from the visited ones, weighted:
 
             v̂ = Var_N(known) + Σ_i (w_i/N) [a_i(known + R) − v_i − a_i(known)],     a_i(y) = N/(N − 1) (y_i − ȳ_w)²,
 
@@ -160,7 +160,7 @@ class Strata:
 
 
 def grown(numbers: Tensor, factor: Tensor) -> Tensor:
-    """About `factor` (H,) times the numbers (H,): four times at most, one more at least where the factor is above one.
+    """Return about `factor` (H,) times the numbers (H,): at most four times, and at least one more where the factor is above one.
 
     >>> grown(torch.tensor([10, 10, 10]), torch.tensor([1.5, 100.0, 0.5])).tolist()
     [15, 40, 10]
@@ -170,8 +170,8 @@ def grown(numbers: Tensor, factor: Tensor) -> Tensor:
 
 
 def robust_distance(values: Tensor) -> Tensor:
-    """|v − median| in robust standard deviations (N,): 1.4826 times the median deviation, or 1.2533 times the mean one where the
-    former is zero; 0 for values that differ by rounding only.
+    """Return |v − median| in robust standard deviations (N,): 1.4826 times the median absolute deviation, or 1.2533 times the mean absolute
+    deviation if that is zero; 0 for values that differ only by rounding.
 
     >>> robust_distance(torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0])).round().tolist()
     [1.0, 1.0, 0.0, 1.0, 66.0]

@@ -26,7 +26,7 @@ from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
-from diffusional.ledger import Estimate, Ledger, error_over_items
+from diffusional.ledger import Estimate, Ledger, error_over_items, satterthwaite
 from diffusional.models.chain import Chain, batch_rows
 
 # Rows of one network call, and numbers of noise held at once.
@@ -176,10 +176,9 @@ def _sweep(
     if draws == 1:
         level_variance = collapsed_variance(by_level)
         kl_variance = level_variance.sum(1)
-    # Satterthwaite's: (Σ v)²/Σ v²/f. A pair of levels is one degree of freedom, its variance twice that of each.
-    kl_squares = 2 * level_variance.square().sum() if draws == 1 else kl_variance.square().sum() / (draws - 1)
-    squares = float(kl_squares + cost_variance.square().sum() / (_RECONSTRUCTIONS * draws - 1))
-    freedom = float((kl_variance + cost_variance).sum()) ** 2 / squares if squares > 0 else math.inf
+    # A pair of levels is one degree of freedom, half of one for each.
+    of_kl = (level_variance, 0.5) if draws == 1 else (kl_variance, draws - 1)
+    freedom = satterthwaite(of_kl, (cost_variance, _RECONSTRUCTIONS * draws - 1))
     mc = {"reconstruction": cost_variance, "kl": kl_variance}
     x = data.to(device)
     extra = {name: term.cpu() for name, term in model.extra(x).items()}

@@ -1,7 +1,7 @@
 """A pilot for models without levels: the variance of one draw, from draws that the estimate does not use.
 
-Costs with rare, large parts look small, and look certain, until one of these parts is met. A rule that stops by the spread of the draws
-that it averages therefore prefers the evaluations that have met too few. The pilot's variance does not depend on those draws.
+Costs with rare, large parts have a small mean and a small spread until a draw meets one of these parts. A rule that stops by the spread of
+the averaged draws therefore favours evaluations that have met too few. The pilot's variance does not depend on those draws.
 
 Rare costs of an autoencoder usually lie in the tails of its noise, so the pilot draws half of its noise from a wider normal
 distribution, with s² = 1 + 2/√d in d dimensions, and weights every draw by the ratio of the densities (a defensive mixture; Owen,
@@ -11,8 +11,8 @@ Monte Carlo theory, methods and examples, §9.11):
 
     v̂_i = 1/(J (J − 1)) Σ_{j<k} w_j w_k (c_j − c_k)²,
 
-which is unbiased for the variance v_i of item i's cost c under N(0, I). An event four standard deviations out, one plain draw in
-16,000, is met by one pilot draw in 100.
+which is unbiased for the variance v_i of item i's cost c under N(0, I). An event four standard deviations from the mean occurs in
+one plain draw in 16,000, and in one pilot draw in 100.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from diffusional.evaluation.noise import stream
 
-# Draws of a pilot, and the fewest that are worth their price.
+# Draws of a pilot, and the fewest with which a pilot is worthwhile.
 DRAWS, LEAST_DRAWS = 512, 16
-# Draws of an item that is in the pilot, at least.
+# The fewest draws of an item in the pilot.
 _EACH = 2
 
 
@@ -37,8 +37,8 @@ class Variance:
 
     Attributes:
         value: nats².
-        freedom: degrees of freedom: 3 (Σ q)²/Σ q² of the parts q that the draws contribute, few where few draws carry it.
-        worth: how many draws of plain noise would estimate the variance as well.
+        freedom: degrees of freedom, 3 (Σ q)²/Σ q² with q the contributions of the draws; few if few draws dominate.
+        worth: the number of draws of plain noise that would estimate the variance equally well.
     """
 
     value: float
@@ -46,7 +46,7 @@ class Variance:
     worth: float
 
     def pooled(self, seen: "Variance") -> "Variance":
-        """The variance from both estimates, each weighted by the draws that it is worth.
+        """Return the variance from both estimates, each weighted by its `worth`.
 
         >>> Variance(1.0, 100.0, 100.0).pooled(Variance(2.0, 300.0, 300.0))
         Variance(value=1.75, freedom=376.9..., worth=400.0)
@@ -63,7 +63,7 @@ class Variance:
 
 
 def wider(dimensions: int) -> float:
-    """s, the standard deviation of the wider noise in so many dimensions: about one nat from N(0, I), whatever they are.
+    """Return s, the standard deviation of the wider noise: about one nat from N(0, I) in any number of dimensions.
 
     >>> round(wider(1), 3), round(wider(100), 3)
     (1.732, 1.095)
@@ -72,7 +72,7 @@ def wider(dimensions: int) -> float:
 
 
 def chosen(keys: list[bytes], draws: int) -> tuple[Tensor, int]:
-    """The items of a pilot of at most `draws` draws, a random part of many that does not depend on their order, and draws of each.
+    """Choose the items of a pilot of at most `draws` draws, at random but independently of their order, and the draws of each.
 
     >>> items, each = chosen([b"a", b"b", b"c"], 13)
     >>> items.tolist(), each
@@ -84,7 +84,7 @@ def chosen(keys: list[bytes], draws: int) -> tuple[Tensor, int]:
 
 
 def noise(keys: list[bytes], draws: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The pilot's noise (len(keys), draws, *shape), float32, and its weights (len(keys), draws); they depend on each key only.
+    """Return the pilot's noise (len(keys), draws, *shape), float32, and its weights (len(keys), draws); they depend only on the keys.
 
     >>> noises, weights = noise([b"item"], 3, (2,))
     >>> noises.shape, bool((weights < 2).all())
@@ -104,7 +104,7 @@ def noise(keys: list[bytes], draws: int, shape: tuple[int, ...]) -> tuple[Tensor
 
 
 def variance(costs: Tensor, weights: Tensor) -> Variance:
-    """The mean over items of the variance of one draw, from costs (n, J) and their weights (n, J), J ≥ 2.
+    """Estimate the mean over items of the variance of one draw, from costs (n, J) and their weights (n, J), J ≥ 2.
 
     >>> variance(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2)).value
     2.0
@@ -112,16 +112,16 @@ def variance(costs: Tensor, weights: Tensor) -> Variance:
     n, j = costs.shape
     total = weights.sum(1, keepdim=True)
     away = costs - (weights * costs).sum(1, keepdim=True) / total
-    # What rounding leaves of equal costs is no spread.
+    # Differences of equal costs by rounding are no spread.
     away = torch.where(away.square() > 4 * torch.finfo(torch.float64).eps * costs.square(), away, 0.0)
     parts = total * weights * away.square() / (j * (j - 1) * n)
     value, squares = float(parts.sum()), float(parts.square().sum())
     if not (value > 0 and squares > 0):
         return Variance(0.0, math.inf, 0.0)
-    # The J draws of an item share their mean, which makes their deviations smaller and more alike: by these factors where costs are normal.
+    # The J draws of an item share their mean, so their deviations are smaller and more equal: by these factors if costs are normal.
     shared = j / (j - 1)
     relative = shared * squares / value**2
-    # Of M plain draws the relative variance is (κ − 1)/M, κ the kurtosis of a cost.
+    # With M plain draws the relative variance is (κ − 1)/M, κ the kurtosis of a cost.
     kurtosis = shared**2 * float((weights * away.pow(4)).mean()) / value**2
     worth = max(kurtosis - 1, 0.0) / max(relative - 1 / parts.numel(), 1e-12)
     return Variance(value, 3 / relative, worth)

@@ -17,8 +17,8 @@ class FromDiffusers(nn.Module):
     Networks that halve images need sides that can be halved: z is padded with zeros on all sides, evenly, to the next `multiple`,
     and the output is cropped. `recompute` is diffusers' own gradient checkpointing.
 
-    Raises DiffusionalError where `recompute` is set for a network that has none, for a condition that the network does not take
-    or lacks, and for an output without `.sample`.
+    Raises DiffusionalError if `recompute` is set for a network without it, if the network does not accept the condition or needs one
+    that is not given, and if its output has no `.sample`.
 
     >>> import torch
     >>> from diffusers import UNet2DModel
@@ -158,11 +158,12 @@ def ddpm_unet(
         freq_shift=1,
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
     )
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not scale_shift:
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    if not scale_shift:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
     _zero(network.conv_out)
     for module in network.modules():
         if isinstance(module, ResnetBlock2D):
