@@ -27,5 +27,5 @@ def test_digits_encode_to_the_range() -> None:
 
 
 def test_other_levels_are_refused() -> None:
-    with pytest.raises(DiffusionalError, match="levels=16 came for digits, which have 17; leave levels out"):
+    with pytest.raises(DiffusionalError, match="levels must be 17 for digits, got 16"):
         load("digits", levels=16)

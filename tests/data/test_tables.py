@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from battery import environment
-from diffusional.data import Dataset, checks, delimited, load, tables
+from diffusional.data import Dataset, checks, delimited, load
 from diffusional.data.rows import Rows
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete
@@ -108,7 +108,7 @@ def test_the_guessed_number_of_rows_does_not_matter(
     tmp_path: Path, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delimited, "_BLOCK", 300)
-    monkeypatch.setattr(tables, "_expected", lambda table: expected)
+    monkeypatch.setattr(delimited.TextTable, "expected", expected)
     np.testing.assert_array_equal(in_order(load(write(tmp_path, text()))), VALUES)
 
 

@@ -12,8 +12,8 @@ What `load` takes:
 
 and `from_torch` takes any map-style Dataset of PyTorch.
 
-`load` splits data and declares their space, to train on them; `read` gives all items of a file in its order, in the space of a model
-that was trained on other data, to score them.
+`load` splits data and declares their space, for training. `read` returns all items of a file in its order, in the space of a model that
+was trained on other data, for scoring.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from diffusional.space import Space
 __all__ = ["Collection", "Dataset", "from_torch", "load", "read"]
 
 _HUB = "hf:"
-# The name of data that were given in Python and came from no file.
+# Prefix of the name of data that were given in Python and have no file.
 PYTHON = "python:"
 _ARRAY = "an array (.npy, .npz, IDX)"
 # What the kinds of data are called in errors.
@@ -139,19 +139,19 @@ def read(
     column: str | None = None,
     decimal: Literal[".", ","] | None = None,
 ) -> Collection:
-    """All items of a file or folder, in its order, in the space of a model that was trained on other data.
+    """Read all items of a file or folder, in its order, in the space of a model that was trained on other data.
 
-    Nothing is split at random, and nothing is computed from these items: `encode` uses the standardisation of `space`. So one item is
-    enough, and a column may be constant.
+    Nothing is split at random, and nothing is computed from these items: `encode` uses the standardisation of `space`. A file may therefore
+    have a single item, or a constant column.
 
     Args:
         name_or_path: as for `load`.
         space: `model.space`, which the items must fit: their shape, whether they are discrete, and their levels.
-        columns: columns of a table to read, by name; all unless given.
+        columns: columns of a table to read, by name. Defaults to all.
         names: names of the columns that the model was trained on (`labels` of its Dataset). Columns are matched by name: a table in
-            another order is put into this order, and one with other, missing or further columns is refused. If the model or the file
-            has no names, columns are matched by position, and `Collection.notes` says so.
-        split: only the items that the file itself assigns to this split ("train", "validation" or "test"); all unless given.
+            another order is reordered, and one with missing or further columns is refused. If the model or the file
+            has no names, columns are matched by position, with a note in `Collection.notes`.
+        split: "train", "validation" or "test", to read only the items that the file itself assigns to it. Defaults to all.
         size, fit, grey, column, decimal: as for `load`.
 
     Raises DiffusionalError as `load` does, and for items that are not of the space.
@@ -174,7 +174,7 @@ def read(
     _refuse_others(given, kind)
     options, stored = Options(size, fit, grey), None
     if kind == "hub":
-        parts, stored = read_hub(str(name_or_path), None, options, column)
+        parts, stored = read_hub(str(name_or_path), options, column)
         return collected(str(name_or_path), parts, stored, space, names, split)
     if kind == "images":
         parts, stored = images.read_images(path.resolve(), None, None, 0, options)
@@ -191,7 +191,7 @@ def read(
 
 
 def _kind(name_or_path: str | Path) -> tuple[Path, str]:
-    """The path, and what kind of data it holds. Raises DiffusionalError for what cannot be loaded by name."""
+    """Return the path and the kind of its data. Raises DiffusionalError for data that cannot be loaded by name."""
     name = str(name_or_path)
     if name.startswith(PYTHON):
         raise DiffusionalError(
@@ -215,7 +215,7 @@ def _array_parts(path: Path, kind: str, fractions: Fractions | None, seed: int) 
 def _check_digits(levels: int | None) -> None:
     if levels not in (None, digits.LEVELS):
         raise DiffusionalError(
-            f"levels={levels} came for digits, which have {digits.LEVELS}; leave levels out, or name other data (--data)"
+            f"levels must be {digits.LEVELS} for digits, got {levels}; leave levels out, or name other data (--data)"
         )
 
 

@@ -38,8 +38,8 @@ _READERS: dict[tuple[int, int], Callable[[Any], Any]] = {
 def read_numpy(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by key, or of an .npy file, mapped, under the key "".
 
-    Raises DiffusionalError, naming the file and the member, for damaged ones, for what would need pickle, and for what
-    is no regular file.
+    Raises DiffusionalError, with the file and the member, for damaged files, for arrays that need pickle, and for paths
+    that are not regular files.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def _members(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(file: Any, name: str, size: int) -> None:
-    """Raise DiffusionalError unless an .npy of so many bytes, open at its beginning, holds what its header declares."""
+    """Raise DiffusionalError unless an .npy of `size` bytes, open at its beginning, holds exactly what its header declares."""
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
         raise DiffusionalError(
@@ -139,8 +139,8 @@ def choose_splits(
 ) -> dict[str, Part]:
     """Parts "train", "validation" and "test" of a file's arrays: one array, or one for each split.
 
-    With `fractions=None` only the splits that the file has, and one array is all "train". Labels, known by their key and shape, are
-    left out; strings under the key "columns" are the names of the columns of (N, D) arrays. Raises DiffusionalError, listing keys and shapes,
+    With `fractions=None` only the file's own splits are returned, and a single array is all "train". Labels, recognised by key and shape,
+    are left out; strings under the key "columns" are the names of the columns of (N, D) arrays. Raises DiffusionalError, listing keys and shapes,
     when it is unclear which array is which.
 
     >>> parts = choose_splits({"x": np.zeros((10, 3)), "y": np.zeros(10)}, "a.npz", (0.8, 0.1, 0.1), seed=0)
@@ -167,7 +167,7 @@ def choose_splits(
 
 
 def _columns(data: dict[str, np.ndarray], source: str) -> tuple[str, ...]:
-    """Take the names of the columns, which `diffusional sample` writes beside samples, out of the arrays of a file."""
+    """Remove the names of the columns, which `diffusional sample` writes with its samples, from the arrays of a file, and return them."""
     names = data.get("columns")
     if names is None or names.dtype.kind != "U" or names.ndim != 1 or len(data) == 1:
         return ()

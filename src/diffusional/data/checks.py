@@ -122,9 +122,9 @@ def channels_first(values: np.ndarray, source: str) -> np.ndarray:
 
 
 def units(sizes: np.ndarray) -> np.ndarray:
-    """Powers of two by which to divide values of these magnitudes, so that their squares neither overflow nor vanish.
+    """Return powers of two by which to divide values of these magnitudes so that their squares neither overflow nor vanish.
 
-    1 for magnitudes from 2⁻³⁰⁰ to 2³⁰⁰, so that ordinary values stay as they are; a division by a power of two is exact.
+    The power is 1 for magnitudes from 2⁻³⁰⁰ to 2³⁰⁰, so that ordinary values do not change; division by a power of two is exact.
 
     >>> units(np.array([0.0, 3.0, 1e-170, 1e160])) == np.array([1.0, 1.0, 2.0**-564, 2.0**532])
     array([ True,  True,  True,  True])
@@ -135,7 +135,7 @@ def units(sizes: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Scan:
-    """What one pass over all parts found.
+    """Results of one pass over all parts.
 
     Attributes:
         least, most: the range of all values.
@@ -143,7 +143,7 @@ class _Scan:
         values: the different values, at most as many as there are levels, where the first block has one outside the levels; else None.
         n: the number of train items.
         mean, squares: their mean and their sum of squared deviations at each position, divided by `unit` and its square.
-        low, high: their least and largest value at each position.
+        low, high: their smallest and largest value at each position.
         unit: a power of two for each position, see `units`.
     """
 
@@ -187,7 +187,7 @@ def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
     found = _Scan()
     for number, (source, split, rows, block) in enumerate(blocks):
         real = block.dtype.kind == "f"
-        if real and block.dtype.itemsize > 8:  # kept in float64, in which they may be infinite
+        if real and block.dtype.itemsize > 8:  # stored in float64, where they may be infinite
             with np.errstate(over="ignore"):
                 block = block.astype(np.float64)
         if real:
@@ -305,6 +305,6 @@ def _standardised(found: _Scan, shape: tuple[int, ...], source: str, labels: tup
 
 
 def _places(positions: np.ndarray, labels: tuple[str, ...]) -> str:
-    """The first five positions (n, number of axes), by their names if they have any."""
+    """List the first five positions (n, number of axes), by name if they have names."""
     named = [labels[p[0]] if labels else str(tuple(p) if len(p) > 1 else p[0]) for p in positions[:5].tolist()]
     return ", ".join(named) + (f" and {len(positions) - 5} more" if len(positions) > 5 else "")

@@ -1,4 +1,4 @@
-"""All items of a file in its order, in the space of a model that was trained on other data: what is scored, not trained on."""
+"""Data to be scored: all items of a file in its order, in the space of a model that was trained on other data."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusional.data.checks import channels_first, kind_of_values
 from diffusional.data.dataset import SPLITS, Items, block_rows
 from diffusional.data.origin import Origin, joined
+from diffusional.data.quoting import listed
 from diffusional.data.rows import Rows, integers, reals
 from diffusional.data.splits import Part
 from diffusional.errors import DiffusionalError
@@ -27,10 +28,10 @@ class Collection:
     Attributes:
         name: the file's or folder's name.
         space: the model's.
-        items: raw values by split, as the file has them; one split "all" if it has none.
+        items: raw values of the file by split; a single split "all" if the file has none.
         origins: for each split, the file and row of its items.
         labels: names of the columns of a table, in the model's order; empty for other data.
-        notes: what was assumed, in sentences, for the user to check.
+        notes: assumptions for the user to check, one sentence each.
     """
 
     name: str
@@ -44,8 +45,8 @@ class Collection:
         return sum(map(len, self.items.values()))
 
     def encode(self) -> Tensor:
-        """The model's values of all items, (N, *space.shape) float32, split after split. Raises DiffusionalError naming the item
-        that the space refuses."""
+        """Encode all items, (N, *space.shape) float32, one split after the other. Raises DiffusionalError, with its place, for an
+        item that the space refuses."""
         out = torch.empty((len(self), *self.space.shape))
         size, done = block_rows(self.space.shape), 0
         for split, raw in self.items.items():
@@ -59,11 +60,11 @@ class Collection:
         return out
 
     def columns(self) -> dict[str, np.ndarray]:
-        """ "source", "row" and "split" of every item, each (N,), in the order of `encode`: row i belongs to item i."""
+        """Return "source", "row" and "split" of every item, each (N,), in the order of `encode`."""
         return dict(joined(list(self.origins.items())))
 
     def origin_of(self, item: int) -> str:
-        """The file and row of one item, for messages."""
+        """Return the file and row of one item, for messages."""
         for split, raw in self.items.items():
             if item < len(raw):
                 return self.origins[split].place(item)
@@ -74,9 +75,9 @@ class Collection:
 def collected(
     name: str, parts: dict[str, Part], stored: int | None, space: Space, names: tuple[str, ...], split: str | None
 ) -> Collection:
-    """The Collection of the parts of a file. `stored` is the number of levels of an image format, None for other data.
+    """Return the Collection of the parts of a file. `stored` is the number of levels of an image format, None for other data.
 
-    Raises DiffusionalError for items that are not of the space, columns with other names, and a split that the file does not have.
+    Raises DiffusionalError for items that do not fit the space, columns with other names, and a split that the file does not have.
     """
     if split is not None:
         if split not in parts or set(parts) == {"train"}:
@@ -118,7 +119,7 @@ def collected(
 
 
 def check_names(columns: tuple[str, ...], names: tuple[str, ...], source: str) -> None:
-    """Raise DiffusionalError unless the columns of a file are those that a model was trained on, in whatever order.
+    """Raise DiffusionalError unless the columns of a file are those that a model was trained on, in any order.
 
     >>> check_names(("b", "a"), ("a", "b"), "new.csv")
     >>> check_names(("a", "c"), ("a", "b"), "new.csv")
@@ -146,17 +147,8 @@ def check_names(columns: tuple[str, ...], names: tuple[str, ...], source: str) -
     )
 
 
-def listed(names: list[str] | tuple[str, ...]) -> str:
-    """Names for a message, at most eight of them.
-
-    >>> listed([str(i) for i in range(10)])
-    "'0', '1', '2', '3', '4', '5', '6', '7' and 2 more"
-    """
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
 def _check(part: Part, stored: int | None, space: Space) -> None:
-    """Raise DiffusionalError, naming the item, unless a part's items are of the space."""
+    """Raise DiffusionalError, with the place of the item, unless all items of a part fit the space."""
     shape = tuple(part.array.shape[1:])
     if shape != tuple(space.shape):
         raise DiffusionalError(
@@ -177,7 +169,7 @@ def _check(part: Part, stored: int | None, space: Space) -> None:
     levels = 2 if kind == "boolean" else stored
     if levels not in (None, space.levels):
         raise DiffusionalError(
-            f"{part.source}: expected data of {space.levels} levels, as the model was trained on, got {levels}: the bounds would not compare"
+            f"{part.source}: expected data of {space.levels} levels, as the model was trained on, got {levels}: the bounds could not be compared"
         )
     for rows, block in _blocks(part):
         if kind == "real":
@@ -188,7 +180,7 @@ def _check(part: Part, stored: int | None, space: Space) -> None:
 
 
 def _blocks(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of a part's items, with their rows in the array."""
+    """Yield blocks of a part's items, with their rows in the array."""
     size = block_rows(part.array.shape[1:])
     rows = np.arange(len(part.array))[part.rows]
     for start in range(0, len(rows), size):

@@ -90,13 +90,13 @@ def block_rows(shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where the splits of a Dataset came from.
+    """The origin of the splits of a Dataset.
 
     Attributes:
         splits: for each split the object that was loaded, and the Origin of its items. A Dataset whose split is another object,
             such as one made by `dataclasses.replace`, has no known origin for it.
-        arguments: the arguments of `load` that give the same Dataset again ("warps" is of `training.build.build_dataset`); None if
-            it did not come from there.
+        arguments: the arguments of `load` that reproduce the Dataset ("warps" belongs to `training.build.build_dataset`); None if it
+            was made in another way.
     """
 
     splits: Mapping[str, tuple[Any, Origin | None]]
@@ -106,10 +106,10 @@ class Source:
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Raw values `train`, `validation` and `test`, each (N, *space.shape): integers for a discrete space,
-    float32 or float64 for a continuous one. `labels` names the positions of an item, if its file did: of a table they
-    are its column names, in order. `notes` lists what the loader decided about the file (the delimiter, the decimal
-    mark, columns left out), one sentence each; `diffusional data` prints them. `source` records where the items came from; `origin`
-    and `arguments` read it.
+    float32 or float64 for a continuous one. `labels` are the names of an item's positions, if the file has any: of a table they
+    are its column names, in order. `notes` lists the loader's decisions about the file (delimiter, decimal
+    mark, columns left out), one sentence each; `diffusional data` prints them. `source` records the origin of the items, which
+    `origin` and `arguments` return.
 
     Raises DiffusionalError for a split that is empty or whose shape or type is not the space's; the values
     themselves are checked as they are encoded.
@@ -150,7 +150,7 @@ class Dataset:
                 )
 
     def origin(self, split: str) -> Origin | None:
-        """The file and row of each item of a split; None if they are not known (data made in Python, a stream).
+        """Return the file and row of each item of a split; None if they are not known (data made in Python, a stream).
 
         Raises DiffusionalError for an unknown split.
 
@@ -164,7 +164,7 @@ class Dataset:
 
     @property
     def arguments(self) -> Mapping[str, Any] | None:
-        """The arguments of `load` that give this Dataset again; None if there are none, or a split was replaced.
+        """The arguments of `load` that reproduce this Dataset; None if there are none, or a split was replaced.
 
         >>> from diffusional import data
         >>> data.load("digits").arguments

@@ -1,11 +1,11 @@
 """One delimited text file (.csv, .tsv, perhaps .gz) as a table of numbers.
 
-A text file does not say how it is to be read. What is decided here is decided only where there is one reading:
+A text file does not specify how to read it. The following is decided here, and only if there is one possible reading:
 
 - the delimiter, which must give the header and the rows the same number of values;
 - the header, which must not look like a row of numbers;
-- the decimal mark. "1,011" is 1.011 to some and 1011 to others; it is read only if another value of the columns, such as "0,5",
-  shows that commas are decimal marks, or if `decimal` says so. Separators of thousands are refused.
+- the decimal mark. "1,011" may mean 1.011 or 1011; it is read only if another value of the columns, such as "0,5", shows that commas are
+  decimal marks, or if `decimal` declares it. Separators of thousands are refused.
 
 Every value that cannot be read as a number is refused with its column and row.
 """
@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from diffusional.data.parquet import EXACT, check_names, is_numeric, is_unnamed_index, listed, not_exact
-from diffusional.data.quoting import shortened
+from diffusional.data.parquet import EXACT, check_distinct, is_numeric, is_unnamed_index, not_exact
+from diffusional.data.quoting import listed, shortened
 from diffusional.errors import DiffusionalError
 
 _BLOCK = 2**20  # bytes parsed at a time
@@ -59,13 +59,13 @@ class TextTable:
     """The columns of a delimited text file, and its rows as numbers.
 
     Args:
-        file: the file; a name that ends with .tsv or .tsv.gz means tabs, one that ends with .gz is unpacked.
-        decimal: "." or ",": the decimal mark, where the values themselves would be ambiguous. None decides by the values.
+        file: the file; names ending in .tsv or .tsv.gz mean tabs, and files ending in .gz are unpacked.
+        decimal: the decimal mark, "." or ",", if the values are ambiguous. None decides by the values.
 
     Attributes:
-        columns: the names of all columns, in order, and whether each holds numbers.
+        columns: for the name of each column, in order, whether it holds numbers.
         index: columns with the name that pandas gives to the unnamed index of a DataFrame; not read unless chosen by name.
-        named_index: always empty: text does not say which column is an index.
+        named_index: always empty, since text does not mark the index.
 
     Raises DiffusionalError for a file that is empty, not UTF-8, without a header, or ambiguous.
     """
@@ -84,7 +84,7 @@ class TextTable:
             )
         _check_header(file, self._names)
         # Names may be empty, or numbers, as long as they are not read (see `check_choice`); pyarrow needs them to differ.
-        check_names([name for name in self._names if name.strip()] or ["x"], file)
+        check_distinct([name for name in self._names if name.strip()] or ["x"], file)
         self._keys = [name if name.strip() else f"\0{place}" for place, name in enumerate(self._names)]
         longest = max(len(names), *(len(row) for row in rows[:8]), 1)
         self._block = min(max(_BLOCK, _LINES * longest), _LINE)
@@ -107,11 +107,11 @@ class TextTable:
         return False
 
     def words(self, name: str) -> str:
-        """The first value of a column that is not a number, for errors."""
+        """Return a description of the first value of a column that is not a number, for errors."""
         return self._words.get(name, "") + self._hint()
 
     def _hint(self) -> str:
-        """The likely reason why nothing fits, where the header suggests one."""
+        """Return the likely reason of an error if the header suggests one, else ""."""
         if self._names[0].lstrip().startswith("#"):
             return "; the first line, taken as the header, begins with #: remove comments from the file"
         if len(self._names) == 1 and re.search(r"[ |:]", self._names[0].strip()):
@@ -119,7 +119,7 @@ class TextTable:
         return ""
 
     def check_choice(self, chosen: bool) -> None:
-        """Raise DiffusionalError for a header that is doubtful if all columns are read, that is, unless they were chosen by name."""
+        """Raise DiffusionalError for a doubtful header, unless the columns were chosen by name."""
         if chosen:
             return
         if len(self.columns) < len(self._names):
@@ -142,7 +142,7 @@ class TextTable:
             )
 
     def notes(self, columns: tuple[str, ...]) -> Iterator[str]:
-        """What was decided about the file when these columns were read."""
+        """Yield the decisions that were made about the file when these columns were read."""
         mark, reason = self._marks.get(columns, (".", ""))
         delimiter = (
             f"the delimiter is a {_DELIMITERS[self.delimiter]}" if len(self._names) > 1 else "there is one column"
@@ -158,7 +158,7 @@ class TextTable:
             yield f"skipped {self._empty_lines} empty line{'s' * (self._empty_lines > 1)}"
 
     def read(self, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
-        """The rows (n, D) of these columns, block by block, as float64; missing values are NaN."""
+        """Yield the rows (n, D) of these columns, block by block, as float64; missing values are NaN."""
         if columns not in self._marks:
             self._marks[columns] = self._find_mark(columns)
         mark = self._marks[columns][0]
@@ -187,7 +187,7 @@ class TextTable:
     # ------------------------------------------------------------------------------------------------ the header
 
     def _header(self) -> tuple[str, int, list[str]]:
-        """The header as text, the number of bytes before the first row, and the first rows as text."""
+        """Return the header as text, the number of bytes before the first row, and the first rows as text."""
         data = b""
         with self._open() as opened:
             while piece := self._get(opened, max(_SAMPLE, len(data))):
@@ -229,7 +229,7 @@ class TextTable:
         return header, start, [row.rstrip("\r\n") for row in rows if row.strip("\r\n")]
 
     def _inferred(self) -> dict[str, bool]:
-        """The columns with a name, and whether the values of each in the first block look like numbers."""
+        """Return, for each column with a name, whether its values in the first block look like numbers."""
         chunk = next(self._chunks(), b"")
         if not chunk.strip():
             return {name: True for name in self._keys if not name.startswith("\0")}
@@ -244,7 +244,7 @@ class TextTable:
         }
 
     def _looks_numeric(self, name: str, column: Any) -> bool:
-        """Whether a column that pyarrow takes for something else holds numbers in another notation."""
+        """Return whether a column that pyarrow does not read as numbers holds numbers in another notation."""
         if not pa.types.is_string(column.type):
             row = next((i for i, value in enumerate(column.is_valid().to_pylist(), 1) if value), 1)
             self._words[name] = f"the value in row {row} is of type {column.type}"
@@ -259,7 +259,7 @@ class TextTable:
     # -------------------------------------------------------------------------------------------- the decimal mark
 
     def _find_mark(self, columns: tuple[str, ...]) -> tuple[str, str]:
-        """The decimal mark of the columns, and how it was decided."""
+        """Return the decimal mark of the columns, and how it was decided."""
         if self._decimal is not None:
             return self._decimal, ", as declared"
         doubtful = None
@@ -293,7 +293,7 @@ class TextTable:
         return ".", ""
 
     def _rows_before(self, number: int) -> int:
-        """The number of rows in the chunks before one."""
+        """Count the rows in the chunks before chunk `number`."""
         rows = 0
         for chunk in islice(self._chunks(), number):
             rows += self.texts(chunk, rows, self._keys[:1]).num_rows
@@ -302,7 +302,7 @@ class TextTable:
     # ---------------------------------------------------------------------------------------------------- values
 
     def _parse(self, chunk: bytes, first: int, types: dict[str, pa.DataType], mark: str) -> pa.Table:
-        """A chunk as a table of the columns of `types`, or of all columns if there are none; `first` rows were before it."""
+        """Parse a chunk, before which there are `first` rows, to a table of the columns of `types`, or of all columns if `types` is empty."""
         wrong: list[Any] = []
 
         def refuse(row: Any) -> str:
@@ -336,14 +336,14 @@ class TextTable:
             ) from error
 
     def texts(self, chunk: bytes, first: int, columns: Iterable[str]) -> pa.Table:
-        """The values of a chunk as they are written."""
+        """Return the values of a chunk as written in the file."""
         try:
             return self._parse(chunk, first, dict.fromkeys(columns, pa.binary()), ".")
         except pa.ArrowException as error:
             raise DiffusionalError(f"{self.file}: {_advice(str(error))}") from error
 
     def _slowly(self, chunk: bytes, first: int, columns: tuple[str, ...], mark: str) -> np.ndarray:
-        """The values of a chunk that pyarrow does not convert: raises for the first that is not a number."""
+        """Convert a chunk that pyarrow does not convert. Raises DiffusionalError for the first value that is not a number."""
         table = self.texts(chunk, first, columns)
         texts = [[written(value) for value in column.to_pylist()] for column in table.columns]
         out = np.full((table.num_rows, len(columns)), np.nan)
@@ -361,7 +361,7 @@ class TextTable:
         return out
 
     def _refuse(self, name: str, row: int, value: str, mark: str, columns: tuple[str, ...] = ()) -> None:
-        """Raise for a value that is not a number, with the reason."""
+        """Raise DiffusionalError for a value that is not a number, with the reason."""
         place = f"{self.file}: the value of column {name!r} in row {row} (after the header) is {shortened(repr(value))}"
         if _GROUPS.fullmatch(value):
             raise DiffusionalError(f"{place}, with separators between thousands; write numbers without them")
@@ -377,7 +377,7 @@ class TextTable:
         )
 
     def _check_exact(self, chunk: bytes, first: int, columns: list[str]) -> None:
-        """Raise for an integer that float64 changes."""
+        """Raise DiffusionalError for an integer that float64 cannot represent."""
         table = self.texts(chunk, first, columns)
         for name, column in zip(columns, table.columns, strict=True):
             for row, text in enumerate(column.to_pylist(), first + 1):
@@ -400,7 +400,7 @@ class TextTable:
             raise DiffusionalError(f"{self.file} could not be read ({error}); get it again") from error
 
     def _chunks(self) -> Iterator[bytes]:
-        """The rows after the header, in pieces of about `_block` bytes that end with a row."""
+        """Yield the rows after the header, in pieces of about `_block` bytes that end with a row."""
         with self._open() as opened:
             self._get(opened, self._start)
             rest = b""
@@ -419,10 +419,10 @@ class TextTable:
 
 
 class _Grouped:
-    """Columns whose points may separate thousands: 900 beside 1.011, with nothing that shows what the point is.
+    """Columns whose points may be separators of thousands, such as one with 900 and 1.011.
 
-    Points are decimal marks as soon as a value has other than three digits after its point, or four digits before it or without
-    one; a column without points does not matter.
+    A point is a decimal mark as soon as a value has a number of digits other than three after its point, four digits before it, or four
+    digits and no point. Columns without points are not affected.
     """
 
     def __init__(self, table: TextTable, columns: tuple[str, ...]) -> None:
@@ -432,7 +432,7 @@ class _Grouped:
         self.first: dict[int, tuple[int, str]] = {}
 
     def add(self, chunk: bytes, first: int, block: np.ndarray) -> None:
-        """Take in a block of values, and its text."""
+        """Add a block of values, and its text."""
         places = np.flatnonzero(self.open)
         size = np.abs(block[:, places])
         with np.errstate(invalid="ignore"):
@@ -453,7 +453,7 @@ class _Grouped:
                     break
 
     def check(self) -> None:
-        """Raise for the first column that remains unclear."""
+        """Raise DiffusionalError for the first column that remains ambiguous."""
         for j in np.flatnonzero(self.open & self.whole):
             if int(j) in self.first:
                 row, value = self.first[int(j)]
@@ -466,7 +466,7 @@ class _Grouped:
 
 
 def _end_of_row(data: bytes, patient: bool) -> int:
-    """The end of the last row in `data`, 0 if there is none. Line ends within quotes end no row, if `patient`."""
+    """Return the end of the last row in `data`, 0 if there is none. If `patient`, line ends within quotes do not end a row."""
     end = data.rfind(b"\n") + 1
     if not end:
         # Old files end lines with \r; the last may be the first half of \r\n.
@@ -475,18 +475,18 @@ def _end_of_row(data: bytes, patient: bool) -> int:
         return end
     if end and data.count(b'"', 0, end) % 2:
         end = data.rfind(b"\n", 0, data.rfind(b'"', 0, end)) + 1
-        # An unbalanced quote may also be a mark for inches: read on, and then do without this check.
+        # An unbalanced quote may also be an inch mark: read on, and later skip this check.
         return end if data.count(b'"', 0, end) % 2 == 0 else 0
     return end
 
 
 def _with_commas(column: Any) -> np.ndarray:
-    """Whether each value of a column (n,) has a comma."""
+    """Return whether each value of a column (n,) has a comma."""
     return pc.call_function("match_substring", [column], pc.MatchSubstringOptions(",")).to_numpy()
 
 
 def written(value: bytes) -> str:
-    """A value as it is written, without spaces around it.
+    """Return a value as text, without spaces around it.
 
     >>> written(b" 1.5 ")
     '1.5'
@@ -495,7 +495,7 @@ def written(value: bytes) -> str:
 
 
 def _split(text: str, delimiter: str) -> list[list[str]]:
-    """The values of each line that is not empty; an empty list where a value is too long."""
+    """Return the values of each line that is not empty; [[]] if a value is too long."""
     try:
         return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row] or [[]]
     except csv.Error:
@@ -503,7 +503,7 @@ def _split(text: str, delimiter: str) -> list[list[str]]:
 
 
 def _delimiter(file: Path, header: str, rows: list[str]) -> str:
-    """The delimiter that gives the header and the first rows the same number of values."""
+    """Return the delimiter that gives the header and the first rows the same number of values."""
     text = "\n".join([header, *rows])
     widths = {d: [len(row) for row in _split(text, d)] for d in _DELIMITERS if d in header}
     # The last row of the sample may end within quotes.
@@ -529,7 +529,7 @@ def _delimiter(file: Path, header: str, rows: list[str]) -> str:
 
 
 def _check_header(file: Path, names: list[str]) -> None:
-    """Raise for a first line of numbers and missing values only."""
+    """Raise DiffusionalError for a first line that has only numbers and missing values."""
     numbers = [bool(_NUMBER.fullmatch(name.strip())) for name in names]
     missing = [name.strip() in _MISSING for name in names]
     if any(numbers) and all(a or b for a, b in zip(numbers, missing, strict=True)):
@@ -540,7 +540,7 @@ def _check_header(file: Path, names: list[str]) -> None:
 
 
 def _is_scale(names: list[str]) -> bool:
-    """Whether names that are numbers are the points of a scale, such as wavelengths or years: five or more, all rising or falling."""
+    """Return whether names that are numbers form a scale, such as wavelengths or years: at least five, all increasing or all decreasing."""
     try:
         steps = np.diff([float(name.strip().replace(",", ".")) for name in names])
     except ValueError:

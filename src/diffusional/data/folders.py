@@ -70,7 +70,7 @@ def walk(folder: Path, aliases: list[Alias] | None = None) -> Iterator[str]:
     for name in links:
         try:
             identity = _identity(folder / name)
-        except DiffusionalError:  # a dangling link: whoever needs the file says so
+        except DiffusionalError:  # a dangling link: reported when the file is opened
             yield name
             continue
         if identity in first:

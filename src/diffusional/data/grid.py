@@ -10,9 +10,9 @@ _RANGES = ((0.0, 1.0), (-0.5, 0.5), (-1.0, 1.0))
 _STEPS = np.array(sorted({2**bits - 1 for bits in range(1, 17)} | {2**bits for bits in range(1, 17)}))
 _SLACK = 1e-3  # more than float16 rounds by
 _SOME = 32  # values on which all steps are tried
-_CHANCE = 1e-12  # of values that are on no grid passing for values that are
-_MOST_CHANCE = 0.6  # of one such value: the error is small against the step
-_REPEATS = 8  # values to each distinct one, where whole numbers are taken for levels
+_CHANCE = 1e-12  # probability that values on no grid are taken for values on one
+_MOST_CHANCE = 0.6  # the same for a single value: the error is small against the step
+_REPEATS = 8  # values per distinct value from which whole numbers are taken for levels
 _WHOLE = 2**16  # the most levels that whole numbers are taken for
 
 
@@ -35,13 +35,13 @@ class Grid:
         return f"multiples of {step}" if self.low == 0 else f"multiples of {step}, counted from {self.low:.10g}"
 
     def index(self) -> str:
-        """The Python expression that gives the levels of values x."""
+        """Return the Python expression that converts values x to levels."""
         x = "x" if self.low == 0 else f"(x {'-' if self.low > 0 else '+'} {abs(self.low):.10g})"
         return f"np.rint({x})" if self.step == 1 else f"np.rint({x} * {1 / self.step:.10g})"
 
 
 def find_grid(values: np.ndarray, whole: bool = True) -> Grid | None:
-    """The grid that all values lie on, to the rounding of the type they were stored in, or None.
+    """Return the grid on which all values lie, within the rounding of the type that they were stored in, or None.
 
     Grids of 2 to 65,537 levels over [0, 1], [-0.5, 0.5] and [-1, 1] are tried, the coarsest first, with steps of
     1/(2^b − 1) and 1/2^b of the range; and, if `whole`, whole numbers from 0 to 65,535 that repeat. Values that were
@@ -74,7 +74,7 @@ def find_grid(values: np.ndarray, whole: bool = True) -> Grid | None:
     for low, high in ranges:
         error = eps * max(1.0, abs(low), abs(high))  # of a division and a shift, each rounded
         if least < low - error or most > high + error or most - least <= 2 * error:
-            continue  # values this close together lie on every grid
+            continue  # values this close to one another lie on every grid
         # All steps at once on some of the values, then those that are left on all.
         steps = (high - low) / _STEPS
         for n in _STEPS[_fits(some, low, steps[:, None], error).all(1)].tolist():
@@ -87,12 +87,12 @@ def find_grid(values: np.ndarray, whole: bool = True) -> Grid | None:
 
 
 def _fits(x: np.ndarray, low: float, step: Any, error: float) -> np.ndarray:
-    """Whether values are within an error of low + step · k, k whole."""
+    """Return whether values are within `error` of low + step · k for whole k."""
     return np.abs(low + step * np.rint((x - low) / step) - x) <= error
 
 
 def _grid(low: float, step: float, n: int, k: np.ndarray) -> Grid:
-    """The coarsest grid with places k, of 0 … n: bins' centres, for one, are the odd places of a grid twice as fine."""
+    """Return the coarsest grid with places k of 0 … n; the centres of bins, for example, are the odd places of a grid twice as fine."""
     apart = int(np.gcd.reduce(np.diff(k)))
     first = int(k[0]) % apart
     levels = (n - first) // apart + 1
@@ -103,7 +103,7 @@ def _grid(low: float, step: float, n: int, k: np.ndarray) -> Grid:
 
 
 def _precision(values: np.ndarray) -> float:
-    """The distance from 1 to the next number of float16 if it holds all values, else of float32."""
+    """Return the machine epsilon of float16 if it can represent all values, else of float32."""
     with np.errstate(over="ignore"):
         narrow = np.array_equal(values.astype(np.float16).astype(values.dtype), values)
     return float(np.finfo(np.float16 if narrow else np.float32).eps)

@@ -72,8 +72,8 @@ def load_hub(
     return _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity)
 
 
-def read_hub(name: str, levels: int | None, options: Options, column: str | None) -> tuple[dict[str, Part], int | None]:
-    """The items of "hf:…", downloaded, by the splits that it has, and the levels of images (None for arrays).
+def read_hub(name: str, options: Options, column: str | None) -> tuple[dict[str, Part], int | None]:
+    """Download the items of "hf:…" by its own splits. Also returns the number of levels of images (None for arrays).
 
     Raises DiffusionalError as `load_hub` does.
     """
@@ -84,7 +84,7 @@ def read_hub(name: str, levels: int | None, options: Options, column: str | None
     dtype = None if picture else _dtype(found["train"].features[column])
     found = {split: _only(rows, column, dtype, streaming=False) for split, rows in found.items()}
     source = f"{name}, column {column!r}"
-    return (_pictures if picture else _arrays)(source, found, column, levels, None, 0, options)
+    return (_pictures if picture else _arrays)(source, found, column, None, None, 0, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any
     if path.startswith(("/", ".", "~")) and not Path(local).exists():
         raise DiffusionalError(f"hf:{path} does not exist; give a folder, or owner/name for a data set of the Hub")
     if os.path.isdir(local):
-        for name in walk(Path(local)):  # the library would wait for ever for a named pipe
+        for name in walk(Path(local)):  # opening a named pipe would block
             check_regular(Path(local) / name)
     try:
         builder = datasets.load_dataset_builder(local, config)
@@ -274,7 +274,7 @@ def _arrays(
 
 
 def _files(found: dict[str, Any]) -> Files:
-    """The splits of a Hub data set as the files that its items are from: an item is known by its number in its split."""
+    """Return the splits of a Hub data set as the files of its items: an item is identified by its number in its split."""
     return Files.of(list(found), [len(rows) for rows in found.values()])
 
 

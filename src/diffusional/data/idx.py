@@ -32,10 +32,10 @@ _RATIO = 1032  # the most bytes that deflate unpacks from one (zlib's technical 
 def read_idx(path: Path) -> np.ndarray:
     """The array of an IDX file, gzipped or not, with the shape its header declares and in native byte order.
 
-    No more memory is taken than the header declares, and none that the file cannot fill.
+    Allocates no more memory than the header declares, and none that the file cannot fill.
 
-    Raises DiffusionalError when the file is no regular file, cannot be read or unpacked, has another magic number,
-    declares no axes, or does not hold exactly the bytes its header promises.
+    Raises DiffusionalError if the file is not a regular file, cannot be read or unpacked, has another magic number,
+    declares no axes, or does not hold exactly the bytes that its header declares.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _array(file: Any, path: str, size: int, packed: bool) -> np.ndarray:
-    """The array of an open IDX file; `size` is the number of bytes on disk, perhaps `packed` by gzip."""
+    """Read the array of an open IDX file; `size` is its number of bytes on disk, and `packed` tells whether gzip has compressed it."""
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\x00\x00" or head[2] not in _TYPES:
         raise DiffusionalError(
@@ -79,26 +79,26 @@ def _array(file: Any, path: str, size: int, packed: bool) -> np.ndarray:
     lengths = file.read(4 * axes)
     if len(lengths) < 4 * axes:
         raise DiffusionalError(
-            f"{path} is truncated: {axes} axes need a header of {start} bytes, {4 + len(lengths)} came; get the file again"
+            f"{path} is truncated: {axes} axes need a header of {start} bytes, got {4 + len(lengths)}; get the file again"
         )
     shape = tuple(int(n) for n in np.frombuffer(lengths, ">u4"))
     dtype = np.dtype(_TYPES[head[2]])
     promised = math.prod(shape) * dtype.itemsize
-    declared = f"its header promises {promised} bytes of values (shape {shape}, {dtype.name})"
+    declared = f"its header declares {promised} bytes of values (shape {shape}, {dtype.name})"
     most = _RATIO * size if packed else size - start
     if promised > most:
-        came = f"a gzip file of {size} bytes holds at most {most}" if packed else f"{most} came"
-        raise DiffusionalError(f"{path} is truncated: {declared}, {came}; get the file again")
+        held = f"a gzip file of {size} bytes holds at most {most}" if packed else f"got {most}"
+        raise DiffusionalError(f"{path} is truncated: {declared}, {held}; get the file again")
     content = np.empty(promised, np.uint8)
-    came = 0
-    while came < promised and (block := file.read(min(_BLOCK, promised - came))):
-        content[came : came + len(block)] = np.frombuffer(block, np.uint8)
-        came += len(block)
-    if came < promised:
-        raise DiffusionalError(f"{path} is truncated: {declared}, {came} came; get the file again")
+    done = 0
+    while done < promised and (block := file.read(min(_BLOCK, promised - done))):
+        content[done : done + len(block)] = np.frombuffer(block, np.uint8)
+        done += len(block)
+    if done < promised:
+        raise DiffusionalError(f"{path} is truncated: {declared}, got {done}; get the file again")
     if file.read(1):  # at the end of a gzip file this also compares its checksum
         more = f"at least {promised + 1}" if packed else size - start
-        raise DiffusionalError(f"{path} is too long: {declared}, {more} came; get the file again")
+        raise DiffusionalError(f"{path} is too long: {declared}, got {more}; get the file again")
     try:
         values = content.view(dtype).reshape(shape)
     except ValueError as error:  # no values, along axes whose product is too large

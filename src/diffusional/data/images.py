@@ -3,8 +3,8 @@
     folder/train/…, folder/validation/… (or val), folder/test/…     splits, as they are
     folder/…                                                        split at random
 
-Folders of other names that hold the word of a split, such as train2017 or testing, are splits too, or are refused if
-that is not clear. Files are taken in the order of their relative paths.
+Folders whose names contain the word of a split, such as train2017 or testing, are splits too, or are refused if the
+split is not clear. Files are taken in the order of their relative paths.
 """
 
 import os
@@ -47,7 +47,7 @@ _BESIDE = {
     ".ini",
     "",
 }
-_DECODER = 2  # the version of what `decode` makes of a file: another one does not take over the cache of this one
+_DECODER = 2  # version of `decode`: a cache of another version is not used
 _CHUNK = 64  # images that a thread takes at a time
 
 Read = Callable[[int], tuple[Path | bytes, str]]
@@ -73,7 +73,7 @@ def load_images(folder: Path, levels: int | None, fractions: Fractions, seed: in
 def read_images(
     folder: Path, levels: int | None, fractions: Fractions | None, seed: int, options: Options
 ) -> tuple[dict[str, Part], int]:
-    """The images of a folder by split, and their levels; with `fractions=None` only the splits that the folder itself has.
+    """Read the images of a folder by split, and their levels; with `fractions=None` only the folder's own splits.
 
     Raises DiffusionalError as `load_images` does.
     """
@@ -111,8 +111,8 @@ def read_images(
 def list_images(folder: Path, notes: list[str] | None = None) -> dict[str, list[str]]:
     """Paths of images relative to a folder, sorted, by split; all under "train" if the folder names no splits.
 
-    Every image is taken once, whatever links there are to it or to its folder (`data.folders.walk`). What was decided
-    is appended to `notes`: folders of other names that were taken for splits, and links that were passed over.
+    Every image is listed once, even if there are links to it or to its folder (`data.folders.walk`). Decisions are appended to
+    `notes`: folders of other names that were taken for splits, and links that were skipped.
 
     Raises DiffusionalError for a file that is neither an image nor known to lie beside them, for no images at all, and
     where it is unclear which images are in which split (`data.naming.by_split`).
@@ -166,7 +166,7 @@ def check_levels(levels: int | None, stored: int, source: str) -> None:
 
 
 def _is_image(folder: Path, name: str) -> bool:
-    """Whether a file is an image. Raises DiffusionalError for one that isn't, and isn't known to lie beside images."""
+    """Return whether a file is an image. Raises DiffusionalError for a file that is neither an image nor commonly found beside images."""
     suffix = os.path.splitext(name)[1].lower()
     if name.rsplit("/", 1)[-1].startswith("__"):
         return False

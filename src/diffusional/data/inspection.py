@@ -22,10 +22,10 @@ from diffusional.space import Continuous, Discrete, Space
 _PICTURE = 64  # items that are shown
 _FEW = 100  # items of a split below which its error bars are wide
 _FAR = 20.0  # standard deviations
-_RESOLVED = 2**24  # levels over [-1, 1] that float32 tells apart
-_REPEATS = 8  # values to each level that occurs, for levels that don't occur to mean something
-_STANDARDISED = 2**10  # distinct values of a channel up to which they are taken for levels
-_OFTEN = 20  # values to each distinct one of a channel, there
+_RESOLVED = 2**24  # levels over [-1, 1] that float32 distinguishes
+_REPEATS = 8  # values per level that occurs, from which levels that do not occur are reported
+_STANDARDISED = 2**10  # the most distinct values of a channel that are taken for levels
+_OFTEN = 20  # values per distinct value of a channel from which they are taken for levels
 _UNBOUNDED = "a density of discrete values has no upper bound, so their likelihood means nothing"
 
 
@@ -40,7 +40,7 @@ class Inspection:
         held: where train is: "in memory", "memory-mapped", "streamed", or "read item by item".
         bytes: of all raw values together; a stream's are not counted.
         picture: raw values (≤ 64, *shape) of the first train items.
-        notes: what the loader decided about the file, as `Dataset.notes`.
+        notes: the loader's decisions about the file, as in `Dataset.notes`.
     """
 
     name: str
@@ -146,12 +146,12 @@ def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
     """Levels that were declared and do not occur: a coarser scale, or one that is too long."""
     if space.levels > _RESOLVED:
         yield (
-            f"{space.levels} levels are declared, and float32, in which models get their values, tells at most {_RESOLVED} "
-            "apart; divide the values to have fewer levels, or store them as floats to have them modelled as real numbers"
+            f"{space.levels} levels are declared, and float32, in which models get their values, distinguishes at most {_RESOLVED}"
+            "; divide the values to have fewer levels, or store them as floats to have them modelled as real numbers"
         )
     values = _occurring(seen)
     looked = sum(len(s.rows) for s in seen.values()) * space.dimensions
-    # Where values hardly repeat, levels are missing because there are few values.
+    # If values hardly repeat, levels are missing because there are few values.
     if len(values) < 2 or len(values) >= MOST or looked < _REPEATS * len(values):
         return
     step, most = int(np.gcd.reduce(values)), int(values[-1])
@@ -171,12 +171,12 @@ def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
 
 
 def _occurring(seen: dict[str, Survey]) -> np.ndarray:
-    """The levels that occur in any split, sorted."""
+    """Return the levels that occur in any split, sorted."""
     return np.unique(np.concatenate([s.levels for s in seen.values()]))
 
 
 def _grids(dataset: Dataset, train: Survey) -> Iterator[str]:
-    """Real values that are levels, scaled: all of them, those of a channel of images, or those of a column."""
+    """Yield findings on real values that are scaled levels: all values, those of a channel of images, or those of a column."""
     x, shape = train.columns, dataset.space.shape
     if len(x) < 20:
         return
@@ -207,7 +207,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _scaled(grid: Grid) -> str:
-    """What a grid is, and what to do about it."""
+    """Describe a grid, and what to do about it."""
     return (
         f"{grid}: these are data of {grid.levels} levels, stored as reals; {_UNBOUNDED}: store {grid.index()} as integers "
         f"and declare levels={grid.levels}"

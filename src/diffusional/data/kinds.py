@@ -1,4 +1,4 @@
-"""What kind of data a path holds, from the names of files; no file is opened."""
+"""The kind of data that a path holds, from the names of files; no file is opened."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ _MNIST = ("-ubyte", "-ubyte.gz")
 
 
 def given_name(path: Path) -> str:
-    """The name of a file or folder as it was given: of a link the link's, since stores name files by their hash.
+    """Return the name of a file or folder as given. Of a link it is the link's own, since stores name files by their hash.
 
     >>> given_name(Path("data/table.parquet"))
     'table.parquet'
@@ -29,7 +29,7 @@ def kind_of(path: Path) -> str:
     """ "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
 
     A folder of images may hold tables beside them, such as labels. Raises DiffusionalError for anything else, for
-    what is no regular file, such as a named pipe or a device, and for a folder that cannot be listed.
+    special files such as named pipes and devices, and for a folder that cannot be listed.
 
     >>> kind_of(Path("/no/such.npy"))
     Traceback (most recent call last):
@@ -43,7 +43,7 @@ def kind_of(path: Path) -> str:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DiffusionalError(f"{path} does not exist; expected {ACCEPTED}") from error
-    except (OSError, ValueError):  # a name that is too long, or may not be looked at
+    except (OSError, ValueError):  # a name that is too long, or a lack of permission
         pass
     check_regular(path)
     if name.endswith((".npy", ".npz")):

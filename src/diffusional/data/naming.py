@@ -1,8 +1,8 @@
-"""Which split a folder or file belongs to, by its name.
+"""The split of a folder or file, by its name.
 
-Names are read as words: "train2017", "Training", "train_images" and "DIV2K_train_HR" hold the word train. Where the
-names of a data set hold the words of several splits, its splits are kept apart if the names differ in nothing else,
-and otherwise refused: they are never mixed.
+Names are read as words: "train2017", "Training", "train_images" and "DIV2K_train_HR" contain the word train. If the
+names of a data set contain the words of several splits, its splits are kept apart if the names differ in nothing else,
+and refused otherwise. They are never mixed.
 """
 
 import re
@@ -18,12 +18,12 @@ _WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "validate", "validating", "dev", "devel"), "validation"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
-    # Data that are held out, for validation or for test: never taken, but seen.
+    # Data that are held out, for validation or for test: recognised, and always refused.
     **dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "evaluation"),
 }
-# Words that name splits only beside another that does: "valid" may stand beside "invalid".
+# Words that name a split only if another name does: "valid" may be the counterpart of "invalid".
 _WEAK = {"valid", "validate", "validating", "dev", "devel", "eval", "evaluation"}
-# Words that say nothing of which items a folder or file has.
+# Words that do not distinguish the items of a folder or file.
 _FILLERS = {
     *("data", "dataset", "set", "split", "part", "of", "image", "images", "img", "imgs", "photo", "photos"),
     *("picture", "pictures", "x", "csv", "tsv", "gz", "parquet"),
@@ -36,7 +36,7 @@ _COMPOUND = re.compile(
 
 @dataclass(frozen=True)
 class _Reading:
-    """A name that holds a split's word: the split, the other words, whether it comes first, whether it is weak."""
+    """A name with a split's word: the split, the other words, whether the word is the first, and whether it is weak."""
 
     split: str
     rest: tuple[str, ...]
@@ -45,7 +45,7 @@ class _Reading:
 
 
 def split_named(name: str) -> str | None:
-    """The split of a folder or file whose name begins with the split's word, or None.
+    """Return the split of a folder or file whose name begins with the split's word, or None.
 
     >>> split_named("Train"), split_named("val2017"), split_named("test-00000-of-00001"), split_named("trainer")
     ('train', 'validation', 'test', None)
@@ -57,21 +57,21 @@ def split_named(name: str) -> str | None:
 def by_split(
     names: Sequence[str], source: str, what: str, aliases: Iterable[Alias] = (), files: bool = False
 ) -> dict[str, list[str]]:
-    """The paths of a data set by split, in order; all under "train" if their names say nothing of splits.
+    """Return the paths of a data set by split, in order; all under "train" if no name contains the word of a split.
 
-    Folders are read from the outermost inwards, and folders that all paths share are passed over. Of tables (`files`),
+    Folders are read from the outermost inwards, and folders that all paths share are skipped. Of tables (`files`),
     the files' own names are read too, and a split may have several.
 
     Args:
         names: paths relative to the data's folder, with "/" between their parts.
         source: the data's folder, for errors.
         what: what the files are, such as "images", for errors.
-        aliases: links that were passed over since they lead to folders or files that have other names too.
+        aliases: links that were skipped because their targets have other names too.
         files: whether a file's name may name its split.
 
     Raises:
-        DiffusionalError: where names hold the words of several splits and it is unclear which file is in which,
-            where files lie outside the splits, where there is no train, and where a link puts files into two splits.
+        DiffusionalError: if names contain the words of several splits and it is unclear which file belongs to which,
+            if files lie outside the splits, if there is no train, and if a link puts files into two splits.
 
     >>> by_split(["train2017/1.png", "train2017/2.png", "val2017/1.png"], "coco", "images")
     {'train': ['train2017/1.png', 'train2017/2.png'], 'validation': ['val2017/1.png']}
@@ -108,7 +108,7 @@ def by_split(
 
 
 def decisions(files: dict[str, list[str]], aliases: Sequence[Alias]) -> Iterator[str]:
-    """Sentences on what was decided that a user may not expect: splits under other names, links that were passed over.
+    """Yield decisions that a user may not expect, one sentence each: splits under other names, links that were skipped.
 
     >>> list(decisions({"train": ["train2017/1.png"], "test": ["test/1.png"]}, []))
     ['by their names, train is train2017/ and test is test/']
@@ -127,7 +127,7 @@ def decisions(files: dict[str, list[str]], aliases: Sequence[Alias]) -> Iterator
 
 @lru_cache(4096)  # a folder is read once for every file in it
 def _read(name: str) -> _Reading | None:
-    """What a name says of a split, if anything."""
+    """Return the split that a name contains, or None."""
     words = [word.lower() for word in _LETTERS.findall(name)]
     for place, word in enumerate(words):
         found = _COMPOUND.fullmatch(word)
@@ -140,7 +140,7 @@ def _read(name: str) -> _Reading | None:
 
 
 def _shared(names: Sequence[str]) -> str:
-    """The folders, with a slash at the end, that all paths have in common."""
+    """Return the folders that all paths have in common, with a slash at the end."""
     shared = names[0].rsplit("/", 1)[0].split("/") if "/" in names[0] else []
     for name in names:
         folders = name.split("/")[:-1]
@@ -156,7 +156,7 @@ def _shared(names: Sequence[str]) -> str:
 def _splits(
     units: dict[str, tuple[str, ...]], links: Collection[str], source: str, what: str, files: bool
 ) -> dict[str, str | None]:
-    """The split of each path by its folder (or file), or nothing if these say nothing of splits."""
+    """Return the split of each path by its folder (or file); {} if no name contains the word of a split."""
     readings = {unit: _read(unit) for unit in sorted({unit for pair in units.values() for unit in pair})}
     found = {unit: reading for unit, reading in readings.items() if reading is not None}
     if all(reading.weak for reading in found.values()):

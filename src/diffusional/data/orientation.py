@@ -1,4 +1,4 @@
-"""The orientation of a picture, wherever its file keeps it: in EXIF, in XMP, or in a raw profile of a PNG."""
+"""The orientation of a picture, from EXIF, XMP, or a raw profile of a PNG."""
 
 import re
 import struct
@@ -29,10 +29,10 @@ _NAMESPACE = rb"""xmlns:([\w.-]+)\s*=\s*["']http://ns\.adobe\.com/tiff/1\.0/["']
 
 
 def upright(image: Image.Image, name: str, tagged: bool = False) -> Image.Image:
-    """Turn a loaded image as its metadata say; the same object if they say nothing.
+    """Turn a loaded image as its metadata require; returns the same object if they have no orientation.
 
-    EXIF is read first, and XMP where EXIF has no orientation. `tagged` says that the image is a TIFF which had the tag
-    before it was loaded: Pillow may have turned it then, and has removed the tag if it did. Raises DiffusionalError,
+    EXIF is read first, then XMP if EXIF has no orientation. `tagged` is True for a TIFF that had the tag before it was
+    loaded: Pillow may have turned it then, and has removed the tag if it did. Raises DiffusionalError,
     with `name`, for EXIF data or a raw profile that cannot be read, since the orientation is then not known.
 
     >>> image = Image.new("L", (3, 2))
@@ -45,7 +45,7 @@ def upright(image: Image.Image, name: str, tagged: bool = False) -> Image.Image:
 
 
 def _orientation(info: dict[Any, Any], name: str) -> int:
-    """1 to 8, or 1 if there is none."""
+    """Return the orientation, 1 to 8, or 1 if there is none."""
     xmp = [_as_bytes(info[key]) for key in _XMP if info.get(key)]
     for content in _embedded(info, name):
         if content.startswith((_EXIF_HEAD, *_TIFF_HEADS)):
@@ -60,7 +60,7 @@ def _orientation(info: dict[Any, Any], name: str) -> int:
         else:
             xmp.append(content)
     for packet in xmp:
-        packet = packet.replace(b"\0", b"")  # UTF-16 and UTF-32 become ASCII where they are
+        packet = packet.replace(b"\0", b"")  # converts ASCII in UTF-16 and UTF-32
         declared = re.search(_NAMESPACE, packet)
         prefix = re.escape(declared[1]) if declared else b"tiff"
         found = re.search(prefix + rb""":Orientation\s*(?:=\s*["']|>)\s*([1-8])\s*["'<]""", packet)
@@ -70,7 +70,7 @@ def _orientation(info: dict[Any, Any], name: str) -> int:
 
 
 def _embedded(info: dict[Any, Any], name: str) -> Iterator[bytes]:
-    """The blocks of EXIF data, with or without their head, and those of other kinds that profiles may hold."""
+    """Yield the blocks of EXIF data, with or without their head, and blocks of other kinds in raw profiles."""
     if info.get("exif"):
         content = _as_bytes(info["exif"])
         yield content if content.startswith((_EXIF_HEAD, *_TIFF_HEADS)) else _EXIF_HEAD + content

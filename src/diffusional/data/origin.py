@@ -1,4 +1,4 @@
-"""Where items came from: the file, and the row in it, of every item of a split."""
+"""The origin of items: the file, and the row in it, of every item of a split."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Files:
 
     @staticmethod
     def of(names: list[str], counts: list[int]) -> "Files":
-        """Files with `counts` rows each, one after the other.
+        """Make the record of files with `counts` rows each, one after the other.
 
         >>> Files.of(["a.csv", "b.csv"], [3, 2]).starts.tolist()
         [0, 3]
@@ -34,8 +34,8 @@ class Origin:
 
     Attributes:
         name: the file that all items are from; used where `files` is None.
-        where: the row of the array (N, …) that was read, for each item; or a slice of the array.
-        length: N, the rows of that array.
+        where: for each item its row in the array (N, …) that was read; or a slice of the array.
+        length: N, the number of rows of that array.
         files: the files that the array was read from, if there are several.
 
     >>> origin = Origin("folder", np.array([4, 0]), 5, Files.of(["a.csv", "b.csv"], [3, 2]))
@@ -50,7 +50,7 @@ class Origin:
 
     @staticmethod
     def unknown(n: int) -> "Origin":
-        """The origin of n items that are from no file, such as warped copies: no name, and row −1.
+        """Return the origin of n items without a file, such as warped copies: an empty name, and row −1.
 
         >>> Origin.unknown(2).rows().tolist()
         [-1, -1]
@@ -61,18 +61,18 @@ class Origin:
         return len(self._range()) if isinstance(self.where, slice) else len(self.where)
 
     def rows(self) -> np.ndarray:
-        """Row of each item in its file, int64 (n,), counted from 0; a table's header is not counted, and an image is row 0."""
+        """Return the row of each item in its file, int64 (n,), from 0; a table's header is not counted, and an image is row 0."""
         rows = self._array_rows()
         return rows if self.files is None else rows - self.files.starts[self._files(self.files, rows)]
 
     def names(self) -> np.ndarray:
-        """Name of each item's file, (n,) strings."""
+        """Return the name of each item's file, (n,) strings."""
         if self.files is None:
             return np.full(len(self), self.name)
         return np.array(self.files.names)[self._files(self.files, self._array_rows())]
 
     def place(self, item: int) -> str:
-        """Where one item is, for messages.
+        """Return the place of one item, for messages.
 
         >>> Origin("a.npy", slice(2, 5), 9).place(1)
         'a.npy, row 3'
@@ -81,8 +81,8 @@ class Origin:
         if self.files is None:
             return f"{self.name}, row {row}"
         k = int(self._files(self.files, np.array([row]))[0])
-        alone = len(self.files.names) == self.length
-        return self.files.names[k] if alone else f"{self.files.names[k]}, row {row - int(self.files.starts[k])}"
+        single = len(self.files.names) == self.length
+        return self.files.names[k] if single else f"{self.files.names[k]}, row {row - int(self.files.starts[k])}"
 
     def _range(self) -> range:
         assert isinstance(self.where, slice)
@@ -100,7 +100,7 @@ class Origin:
 
 
 def joined(origins: list[tuple[str, Origin]]) -> Iterator[tuple[str, np.ndarray]]:
-    """The columns "source", "row" and "split" of the items of (split, origin) pairs, one after the other.
+    """Yield the columns "source", "row" and "split" of the items of (split, origin) pairs, one pair after the other.
 
     >>> dict(joined([("test", Origin("a.npy", slice(0, 2), 2))]))["row"].tolist()
     [0, 1]

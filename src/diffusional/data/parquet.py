@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from diffusional.data.quoting import shortened
+from diffusional.data.quoting import listed, shortened
 from diffusional.errors import DiffusionalError
 
 _BLOCK = 2**20  # bytes of values read at a time
@@ -25,7 +25,7 @@ class ParquetTable:
     """The columns of a Parquet file, and its rows as numbers.
 
     Attributes:
-        columns: the names of all columns, in order, and whether each holds numbers.
+        columns: for the name of each column, in order, whether it holds numbers.
         index: columns that pandas wrote for the unnamed index of a DataFrame; they are not read unless chosen by name.
         named_index: columns that are the named index of a DataFrame, according to its metadata.
 
@@ -36,7 +36,7 @@ class ParquetTable:
         self.file = file
         schema = self._open().schema_arrow
         names: list[str] = schema.names
-        check_names(names, file)
+        check_distinct(names, file)
         self._types: dict[str, Any] = dict(zip(names, schema.types, strict=True))
         self.columns = {name: is_numeric(kind) for name, kind in self._types.items()}
         self.index = tuple(name for name in names if is_unnamed_index(name))
@@ -49,21 +49,21 @@ class ParquetTable:
         return self._open().metadata.num_rows
 
     def is_float32(self, columns: tuple[str, ...]) -> bool:
-        """Whether all of these columns are float32."""
+        """Return whether all of these columns are float32."""
         return all(pa.types.is_float32(self._types[name]) for name in columns)
 
     def words(self, name: str) -> str:
-        """The type of a column that does not hold numbers, for errors."""
+        """Return the type of a column that does not hold numbers, for errors."""
         return f"it is of type {self._types[name]}"
 
     def notes(self, columns: tuple[str, ...]) -> Iterator[str]:
-        """What was decided about the file when these columns were read."""
+        """Yield the decisions that were made about the file when these columns were read."""
         left = [name for name in self.index if name not in columns]
         if left:
             yield f"left out {listed(left)}, the index of a DataFrame; choose it by name to use it"
 
     def read(self, columns: tuple[str, ...]) -> Iterator[np.ndarray]:
-        """The rows (n, D) of these columns, block by block, as float64; missing values are NaN."""
+        """Yield the rows (n, D) of these columns, block by block, as float64; missing values are NaN."""
         rows = max(_ROWS, _BLOCK // (8 * len(columns)))
         first = 0
         try:
@@ -93,7 +93,7 @@ class ParquetTable:
 
     def _open(self) -> pq.ParquetFile:
         try:
-            # Read through a buffer: otherwise a whole row group, which may be the whole file, is held beside the array.
+            # Read through a buffer: otherwise a whole row group, which may be the whole file, is in memory besides the array.
             opened = pq.ParquetFile(self.file, buffer_size=_BUFFER, pre_buffer=False)
             _ = opened.schema_arrow.names  # decoded only when asked for
             return opened
@@ -104,7 +104,7 @@ class ParquetTable:
 
 
 def is_numeric(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are read as numbers.
+    """Return whether values of an Arrow type are read as numbers.
 
     A column without any value is of type null: it counts as numbers, and its gaps are reported when it is read.
 
@@ -117,7 +117,7 @@ def is_numeric(kind: pa.DataType) -> bool:
 
 
 def is_unnamed_index(name: str) -> bool:
-    """Whether pandas gives this name to the unnamed index of a DataFrame when it writes the index as a column.
+    """Return whether pandas gives this name to the unnamed index of a DataFrame when it writes the index as a column.
 
     >>> is_unnamed_index("__index_level_0__"), is_unnamed_index("index")
     (True, False)
@@ -125,7 +125,7 @@ def is_unnamed_index(name: str) -> bool:
     return _UNNAMED_INDEX.fullmatch(name) is not None
 
 
-def check_names(names: list[str], file: Path) -> None:
+def check_distinct(names: list[str], file: Path) -> None:
     """Raise DiffusionalError for a table without columns, and for one with two columns of the same name."""
     if not names:
         raise DiffusionalError(f"{file} has no columns; expected a table with at least one column of numbers")
@@ -136,7 +136,7 @@ def check_names(names: list[str], file: Path) -> None:
 
 
 def not_exact(name: str, row: int, value: int) -> str:
-    """The error for an integer that float64 cannot hold.
+    """Return the error for an integer that float64 cannot represent.
 
     >>> not_exact("id", 3, 2**53 + 1)
     "the value of column 'id' in row 3 is 9007199254740993, which float64 would change to 9007199254740992; leave the ..."
@@ -147,18 +147,8 @@ def not_exact(name: str, row: int, value: int) -> str:
     )
 
 
-def listed(names: list[str]) -> str:
-    """At most eight names, for errors.
-
-    >>> listed(["a", "b"]), listed(list("abcdefghijk"))[-14:]
-    ("'a', 'b'", "'h' and 3 more")
-    """
-    shown = ", ".join(map(repr, names[:8]))
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
 def _stored_index(metadata: dict[bytes, bytes] | None) -> set[str]:
-    """The columns that the metadata of pandas name as the index; empty where there are no such metadata."""
+    """Return the columns that pandas metadata declare as the index; empty without such metadata."""
     try:
         record = json.loads((metadata or {}).get(b"pandas", b"{}"))
         return {name for name in record.get("index_columns", []) if isinstance(name, str)}

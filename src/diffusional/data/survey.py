@@ -63,7 +63,7 @@ def survey(dataset: Dataset, split: str) -> Survey:
     occurring = _Occurring(space.levels if isinstance(space, Discrete) else 0)
     total, squares = np.zeros(d), np.zeros(d)
     low, high = np.full(d, np.inf), np.full(d, -np.inf)
-    # In units in which the squares of very large and very small values neither overflow nor vanish.
+    # These units keep the squares of very large and very small values from overflowing or vanishing.
     sizes = np.maximum(np.abs(space.shift), space.scale) if isinstance(space, Continuous) else np.ones(1)
     unit = units(np.broadcast_to(sizes, d))
     centre = None
@@ -110,7 +110,7 @@ def survey(dataset: Dataset, split: str) -> Survey:
 
 
 class _Occurring:
-    """Which of K levels occur: their memory grows with the levels that do, not with K."""
+    """Record which of K levels occur, in memory that grows with the number of levels that occur, not with K."""
 
     def __init__(self, declared: int) -> None:
         self.declared = declared
@@ -119,7 +119,7 @@ class _Occurring:
         self.new: list[np.ndarray] = []
 
     def add(self, values: np.ndarray) -> None:
-        """Take in int64 values; those outside 0 … K − 1 are left out."""
+        """Add int64 values; those outside 0 … K − 1 are ignored."""
         inside = values[(values >= 0) & (values < self.declared)]
         if len(self.counts):
             self.counts += np.bincount(inside, minlength=len(self.counts))
@@ -130,7 +130,7 @@ class _Occurring:
                 self._merge()
 
     def levels(self) -> np.ndarray:
-        """The levels that occur, sorted; the least 2^24 of those seen first if there are more."""
+        """Return the levels that occur, sorted; if there are more than 2^24, the smallest of those seen first."""
         if len(self.counts):
             return np.flatnonzero(self.counts)
         self._merge()

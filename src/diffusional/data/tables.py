@@ -1,8 +1,8 @@
 """Tables of real numbers, from .csv, .tsv and .parquet: items are rows, positions are columns, with their names.
 
-Columns are chosen by name; by default all are, and all must be numbers. Nothing is filled in, dropped or guessed: a missing
-value, or one that can be read in two ways, is refused with its column and row. Integers are numbers like any other, unless
-`levels` declares them to be levels. What was decided about a file is in the notes of the Dataset.
+Columns are chosen by name; by default all are, and all must be numbers. Nothing is filled in, dropped or guessed: a missing or ambiguous
+value is refused with its column and row. Integers are numbers like any other, unless
+`levels` declares them to be levels. Decisions about a file are listed in the notes of the Dataset.
 """
 
 import difflib
@@ -18,14 +18,15 @@ from diffusional.data.folders import Alias, walk
 from diffusional.data.kinds import TABLES, given_name
 from diffusional.data.naming import by_split, decisions
 from diffusional.data.origin import Files
-from diffusional.data.parquet import ParquetTable, listed
+from diffusional.data.parquet import ParquetTable
+from diffusional.data.quoting import listed
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular
 
 Table = ParquetTable | TextTable
 
-_TYPED = 20  # columns that an error suggests to choose by name; of more it gives the number
+_TYPED = 20  # the most columns that an error lists to choose from; of more it gives the number
 
 
 def load_table(
@@ -36,7 +37,7 @@ def load_table(
     columns: tuple[str, ...] | None,
     decimal: str | None = None,
 ) -> Dataset:
-    """The Dataset of a table, or of a folder of its parts, in the order of their names.
+    """Load a table, or a folder of its parts in the order of their names.
 
     Parts in folders train, validation, test, or named so (train-00000.parquet), are those splits; other tables
     are split at random. The unnamed index that pandas writes beside the columns (`__index_level_0__`) is left out unless it is
@@ -58,7 +59,7 @@ def load_table(
 def read_table(
     path: Path, fractions: Fractions | None, seed: int, columns: tuple[str, ...] | None, decimal: str | None = None
 ) -> dict[str, Part]:
-    """The rows of a table, or of a folder of its parts, by split; with `fractions=None` only the splits that the folder itself has.
+    """Read the rows of a table, or of a folder of its parts, by split; with `fractions=None` only the folder's own splits.
 
     Raises DiffusionalError as `load_table` does.
     """
@@ -92,9 +93,9 @@ def read_table(
 
 
 def column_names(path: Path) -> tuple[str, ...]:
-    """The columns that are read from a table, or from the first of a folder of tables, unless some are chosen by name."""
+    """Return the columns that are read by default from a table, or from the first table of a folder."""
     files = _parts(path) if path.is_dir() else {"train": [path]}
-    return tuple(_columns(next(file for split in SPLITS for file in files.get(split, []))))
+    return tuple(_defaults(_opened(next(file for split in SPLITS for file in files.get(split, [])))))
 
 
 def _opened(file: Path, decimal: str | None = None) -> Table:
@@ -102,17 +103,13 @@ def _opened(file: Path, decimal: str | None = None) -> Table:
     return ParquetTable(file) if file.name.lower().endswith(".parquet") else TextTable(file, decimal)
 
 
-def _columns(file: Path) -> dict[str, bool]:
-    """The columns that are read from a file unless some are chosen, and which of them are numbers."""
-    return _defaults(_opened(file))
-
-
 def _defaults(table: Table) -> dict[str, bool]:
+    """Return the columns that are read unless some are chosen, and whether each holds numbers."""
     return {name: numeric for name, numeric in table.columns.items() if name not in table.index}
 
 
 def _grouped(tables: list[Table], chosen: tuple[str, ...]) -> list[str]:
-    """The notes of all parts; those of some parts only come with the name of the first."""
+    """Return the notes of all parts; a note that does not apply to all of them begins with the name of the first that it applies to."""
     places: dict[str, list[str]] = {}
     for table in tables:
         for note in table.notes(chosen):
@@ -126,7 +123,7 @@ def _grouped(tables: list[Table], chosen: tuple[str, ...]) -> list[str]:
 
 
 def _counters(values: np.ndarray, chosen: tuple[str, ...]) -> list[str]:
-    """A note on columns that count the rows."""
+    """Return a note on columns that count the rows, if there are any."""
     n = len(values)
     if n < 3:
         return []
@@ -153,7 +150,7 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
 
 
 def _choose(tables: list[Table], columns: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The columns to read, of the first table and all others."""
+    """Return the columns to read from all tables. Raises DiffusionalError unless every table has them."""
     first, kinds = tables[0], tables[0].columns
     if columns is not None and not columns:
         raise DiffusionalError("columns must have at least one name, got none; leave columns out to read all")
@@ -203,10 +200,10 @@ def _choose(tables: list[Table], columns: tuple[str, ...] | None) -> tuple[str, 
 
 
 def _filled(tables: list[Table], columns: tuple[str, ...]) -> tuple[np.ndarray, list[int]]:
-    """The rows of all tables in one array (N, D), float32 if all columns are so in all; how many each table has."""
+    """Read the rows of all tables into one array (N, D), float32 if all their columns are; also returns the number of rows of each."""
     narrow = all(table.is_float32(columns) for table in tables)
     # Memory that is never written to takes none, so a guess that is too large costs nothing; one that is too small a copy.
-    out = np.empty((sum(map(_expected, tables)), len(columns)), np.float32 if narrow else np.float64)
+    out = np.empty((sum(table.expected for table in tables), len(columns)), np.float32 if narrow else np.float64)
     n, counts = 0, []
     for table in tables:
         first = n
@@ -225,7 +222,7 @@ def _filled(tables: list[Table], columns: tuple[str, ...]) -> tuple[np.ndarray, 
 def _gap(
     tables: list[Table], table: Table, columns: tuple[str, ...], n: int, block: np.ndarray, gaps: np.ndarray
 ) -> str:
-    """The error for the first gap of a block after n rows; it names the columns without gaps."""
+    """Return the error for the first gap of a block after n rows; it lists the columns without gaps."""
     i, j = (int(place) for place in np.argwhere(gaps)[0])
     value = "is missing (empty, NA or NaN)" if np.isnan(block[i, j]) else f"is {block[i, j]}"
     filled = np.ones(len(columns), bool)
@@ -243,12 +240,8 @@ def _gap(
     )
 
 
-def _expected(table: Table) -> int:
-    return table.expected
-
-
 def _option(names: list[str]) -> str:
-    """A choice of columns as Python's option and the command line's; of many columns their number."""
+    """Return a choice of columns as the option of Python and of the command line; of many columns their number."""
     if len(names) > _TYPED:
         return f"{len(names)} columns, {listed(names)}: columns=… (--columns …; for train --data.columns …)"
     typed = shlex.join(names)
