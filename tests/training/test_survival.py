@@ -570,7 +570,7 @@ def small_disk() -> Iterator[None]:
             100,
             r"the checkpoint of step 16 could not be written to .*File too large.*step-00000012 is intact. Make room",
         ),
-        (5, r"model\.safetensors could not be written .*File too large.*; what was there is as it was. Make room"),
+        (5, r"model\.safetensors could not be written .*File too large.*; an existing file is unchanged. Make room"),
     ],
 )
 def test_a_full_disk(

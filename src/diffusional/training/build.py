@@ -208,8 +208,8 @@ def _network(
         )
     if kind == "unet" and max(space.shape[1:]) == 1 and chosen.widths[0] == 8:
         raise DiffusionalError(
-            f'network="unet" of width 8 ignores items of shape {space.shape}: the norm of a single pixel of a single channel is '
-            'constant. Use model.network="mlp", or model.widths of at least 16'
+            f'network="unet" needs model.widths of at least 16 for items of shape {space.shape}, got {chosen.widths[0]}: the norm of a '
+            'single pixel of a single channel is constant. Use wider layers, or model.network="mlp"'
         )
     if kind == "ddpm":
         c, h, w = space.shape

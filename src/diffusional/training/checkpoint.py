@@ -40,8 +40,8 @@ _FORMAT = 2
 @dataclass
 class Progress:
     """The state of a run: steps done, the best validation NELBO (nats), its step and the SHA-256 of its model.safetensors, the number of
-    validations since, the step of the last one and its duration in seconds, seconds of training and validation, steps skipped, the
-    position in a stream (epoch, items of it), and the losses not yet written to the metrics.
+    validations since then, the step of the last validation and its duration in seconds, seconds of training and validation, steps skipped,
+    the position in a stream (epoch and items of it), and the losses not yet written to the metrics.
     """
 
     step: int = 0
@@ -147,7 +147,7 @@ def _fill(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         if tensor.shape != saved[name].shape:
             raise ValueError(f"{name} has shape {tuple(saved[name].shape)} there, {tuple(tensor.shape)} here")
         if tensor.dtype != saved[name].dtype:
-            raise ValueError(f"{name} is {saved[name].dtype} there, {tensor.dtype} here")
+            raise ValueError(f"expected {name} of type {tensor.dtype}, got {saved[name].dtype}")
         tensor.copy_(_like(tensor, saved[name]))
 
 
@@ -251,7 +251,7 @@ def progress_of(checkpoint: Path) -> Progress:
 
 
 def _of_type(kind: Any, value: Any) -> bool:
-    """Whether a value read from JSON is of the type that a field of Progress has."""
+    """Return whether a value read from JSON has the type of a field of Progress."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind in (int, "int"):
         return number and isinstance(value, int) and value >= 0
@@ -285,7 +285,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def recover(folder: Path) -> None:
-    """Complete the replacement of a checkpoint by another of the same step that a crash has cut short; for the main process only."""
+    """Complete the replacement of a checkpoint by another of the same step that a crash interrupted; for the main process only."""
     for partial in folder.glob(".partial-*") if folder.is_dir() else []:
         final = folder / partial.name.replace(".partial-", "step-")
         if not final.exists() and (partial / _MANIFEST).exists() and _fault(partial) is None:

@@ -18,14 +18,14 @@ from diffusional.words import hint as word_hint
 
 
 def _check_words(section: str, config: Any) -> None:
-    """Raise DiffusionalError for a value that is not among the words of its field, or not of its type."""
+    """Raise DiffusionalError for a value that is not one of the choices of its field."""
     for name, hint in _word_fields(type(config)).items():
         _checked(hint, getattr(config, name), f"{section}{'.' if section else ''}{name}")
 
 
 @functools.cache
 def _word_fields(kind: type[Any]) -> dict[str, Any]:
-    """The fields of a config that take one of a few words, with their types."""
+    """Return the fields of a config that take one of a few words, with their types."""
     hints = typing.get_type_hints(kind)
     return {name: hint for name, hint in hints.items() if _is_words(hint)}
 
@@ -53,7 +53,7 @@ class DataConfig:
     split_seed: int = 0
     """Seed of the split, where the file has none of its own."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Fractions of train, validation and test, where the file has no splits of its own."""
+    """Fractions of train, validation and test, if the file has no splits of its own."""
     warps: int = 0
     """Train on this many warped copies of each image and as many of the image itself (digits only)."""
     size: int | None = None
@@ -65,7 +65,7 @@ class DataConfig:
     columns: tuple[str, ...] | None = None
     """Columns of a table, by name; None takes all."""
     decimal: Literal[".", ","] | None = None
-    """Decimal mark of the numbers in a .csv or .tsv; None decides by the values, and refuses those that could be read either way."""
+    """Decimal mark of the numbers in a .csv or .tsv; None decides by the values, and refuses ambiguous ones."""
     column: str | None = None
     """The column of a Hub data set that holds the items; None takes the only one that can."""
     streaming: bool = False
@@ -120,7 +120,7 @@ class ModelConfig:
     predicts: Literal["noise", "data", "v", "score", "levels"] | None = None
     """None picks levels for discrete data, v for real-valued data."""
     head: Literal["categorical", "logistic"] = "logistic"
-    """How a levels network speaks."""
+    """Output parameterisation of a `levels` network."""
     likelihood: Literal["network-levels", "level-posterior", "discretized-gaussian", "gaussian", "bernoulli"] | None = (
         None
     )
@@ -368,7 +368,7 @@ _FREE = ("max_seconds", "patience", "checkpoint_every", "keep_checkpoints", "ski
 
 
 def beside_data(found: list[str]) -> list[str]:
-    """The `differences` that are not in the data's name or options: whether the data themselves differ is told by their fingerprints.
+    """Return the `differences` outside the data's name and options: the data themselves are compared by their fingerprints.
 
     >>> beside_data(["data.name: a.npy → b.npy", "steps: 2000 → 7"])
     ['steps: 2000 → 7']

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, timing.jsonl, and its rate, remaining time and bound, as a bar on a terminal or as lines.
+"""Reports of a run: metrics.jsonl, timing.jsonl, and its rate, remaining time and bound, as a bar on a terminal or as lines.
 
 metrics.jsonl is a function of the run alone, so that one that was interrupted and resumed leaves the same file; when each line
 was written stands in timing.jsonl.
@@ -31,7 +31,7 @@ _SHOWN = 5
 class Journal:
     """The metrics of a run at `progress`, written to its folder, and its progress, shown on a console.
 
-    Only the process that `speaks` writes or shows anything. `clock` returns the current time in seconds.
+    Only the process with `reports` set writes or shows anything. `clock` returns the current time in seconds.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Journal:
         config: Config,
         progress: checkpoint.Progress,
         console: Console,
-        speaks: bool,
+        reports: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.run, self.config, self.progress, self.speaks = run, config, progress, speaks
+        self.run, self.config, self.progress, self.reports = run, config, progress, reports
         named = {
             "simple": ("simple_loss", "L_simple"),
             "hybrid": ("hybrid_loss", "L_hybrid"),
@@ -61,7 +61,7 @@ class Journal:
         )
         # A bar is redrawn, which only a terminal can do; a log gets lines.
         self.lines: ProgressLines | None = None
-        if speaks and not console.is_terminal:
+        if reports and not console.is_terminal:
             self.lines = ProgressLines(
                 lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
                 "training",
@@ -69,12 +69,12 @@ class Journal:
                 clock=clock,
             )
         self.bound = ""
-        self.bar = Progress(*columns, console=console, disable=not (speaks and console.is_terminal))
+        self.bar = Progress(*columns, console=console, disable=not (reports and console.is_terminal))
         self.task = self.bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
         self.files: dict[str, TextIO] = {}
 
     def __enter__(self) -> "Journal":
-        for name in (METRICS, TIMING) if self.speaks else ():
+        for name in (METRICS, TIMING) if self.reports else ():
             _truncate(self.run / name, self.progress)
             try:
                 # Line by line, so that a killed run leaves whole lines.
@@ -152,9 +152,9 @@ class Journal:
 
 
 def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl or timing.jsonl, as dicts.
+    """Read the records of a run's metrics.jsonl or timing.jsonl, as dicts.
 
-    A last line that is still being written is left out. Warns about damaged lines, by number, and leaves them out. Raises
+    A last line that is still being written is left out. Damaged lines are left out too, with a warning that lists their numbers. Raises
     DiffusionalError if the file is missing or cannot be read.
     """
     records, damaged, _ = _sorted(_lines(run / name))
@@ -164,10 +164,10 @@ def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 
 def _truncate(path: Path, progress: checkpoint.Progress) -> None:
-    """Drop the lines of steps and validations after the checkpoint, which will be written again.
+    """Remove the lines of steps and validations after the checkpoint, which will be written again.
 
-    So is a last line without an end, which a killed run leaves. Other lines that hold no record are moved to a file beside it,
-    with a warning.
+    A last line without an end, which a killed run leaves, is removed too. Other lines without a record are moved to a file beside
+    it, with a warning.
     """
     if not path.exists() and not path.is_symlink():
         return
@@ -188,7 +188,7 @@ def _truncate(path: Path, progress: checkpoint.Progress) -> None:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file; the last one is empty unless it has no end."""
+    """Return the lines of a file; the last one is empty unless the file ends within a line."""
     check_regular(path)
     try:
         return path.read_bytes().split(b"\n")
@@ -197,7 +197,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _sorted(lines: list[bytes]) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int, bytes], bool]:
-    """Lines with their records; lines that hold none, by their number from 1; and whether the last one was cut off."""
+    """Return lines with their records; lines without one, by their number from 1; and whether the last line was cut off."""
     records, damaged = [], {}
     for number, line in enumerate(lines, 1):
         record = _record(line)
@@ -209,7 +209,7 @@ def _sorted(lines: list[bytes]) -> tuple[list[tuple[bytes, dict[str, Any]]], dic
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None unless it is a JSON object with a step."""
+    """Return the record of a line; None unless it is a JSON object with a step."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

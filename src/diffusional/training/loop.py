@@ -54,25 +54,25 @@ def train(
     profile: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> LatentVariableModel:
-    """Train a model on its ELBO, with everything it leaves in the folder `run`; returns the best model, as `load(run)` does.
+    """Train a model on its ELBO and write all results to the folder `run`; returns the best model, as `load(run)` does.
 
     The metrics go to metrics.jsonl, a line per 10 steps and per validation; the averaged weights with the best validation
     bound to model.safetensors. `resume` continues a run with the same config and data, to the same bits on the same machine.
     Under `accelerate launch` or torchrun every process calls this; `config.batch` is that of all of them together.
 
     Args:
-        data: a Dataset; `config.data` is loaded unless given. config.json then records the file that the Dataset was loaded from by
-            `df.data.load`, with its options, or that it was made in Python.
+        data: a Dataset; by default `config.data` is loaded. If given, config.json records the file and the options with which
+            `df.data.load` loaded it, or that it was made in Python.
         console: where progress is shown, by default standard error: a progress bar on a terminal; elsewhere the expected duration
             after ten steps, and a line every 30 seconds.
         watch: called with (step, averaged model in evaluation mode) before the first step and after each validation. Its time
-            is not counted. The model is the run's own: copy whatever is kept for later.
+            is not counted. The model is the run's own: copy what you keep.
         profile: write profile.json with the time spent in each part of a step (on a GPU this makes steps wait for one another).
         clock: the current time in seconds, increasing: for `config.max_seconds`, the timings and the progress lines.
 
-    `config.max_seconds` counts steps and validations. The run ends early enough for a last validation as long as the one
-    before. A validation that is not done in time is abandoned if there has been one before; otherwise it is completed, so
-    that there is a model.
+    `config.max_seconds` includes steps and validations. The run ends early enough for a last validation that takes as long as the
+    previous one. A validation that does not end in time is abandoned, except the first, which is completed so that there is a
+    model.
 
     Raises DiffusionalError for a used folder without `resume`, a different config or different data with it, another process
     that trains in the folder, a disk that is full or read-only, and a loss that is not finite (the last good checkpoint stays
@@ -163,7 +163,7 @@ class _Trainer:
             if self._owed():
                 agreed = self._validate(unit, journal, clock, stopping, watch, stopwatch)
                 if self._finished() and not self._owed():
-                    # No step follows that would bring a checkpoint with it.
+                    # No further step will save a checkpoint.
                     journal.flush()
                     self._save()
             while not self._finished() and not agreed:
@@ -174,7 +174,7 @@ class _Trainer:
                 self._count_time(clock)
                 taken += 1
                 journal.step(loss, rate, norm, self._finished())
-                # An interruption comes first: the validation is then owed, and done when the run is resumed.
+                # After an interruption the validation is not run; it is run when the run is resumed.
                 if self._due() and not agreed:
                     agreed = self._validate(unit, journal, clock, stopping, watch, stopwatch)
                 if self._finished() or agreed or progress.step % config.checkpoint_every == 0:
@@ -265,7 +265,7 @@ class _Trainer:
         return self.progress.step % self.config.validate_every == 0 or self._finished()
 
     def _owed(self) -> bool:
-        """Whether the step just taken should have been validated, but was not."""
+        """Return whether the last step should have been validated, but was not."""
         return 0 < self.progress.step != self.progress.validated and self._due()
 
     def _count_time(self, clock: "_Clock") -> None:
@@ -284,8 +284,8 @@ class _Trainer:
     ) -> int:
         """Validate the averaged weights, and keep them if they are the best so far.
 
-        Returns the number of a signal that any process was sent, 0 if there was none. A signal ends the validation before the
-        next batch, and it is then owed; so does the time limit, if there has been a validation before.
+        Returns the number of a signal that any process received, 0 if there was none. A signal ends the validation before the next
+        batch, as does the time limit except in the first validation; a resumed run then repeats it.
         """
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
         agreed, before = 0, progress.seconds
@@ -340,7 +340,7 @@ class _Trainer:
         self.others.raise_together(fault)
 
     def _finished(self) -> bool:
-        """Whether all steps are taken, or the run has ended early; resuming a run that has ended changes nothing."""
+        """Return whether all steps are taken, or the run has ended early; resuming a run that has ended changes nothing."""
         return self.progress.step >= self.config.steps or ended_early(self.config, self.progress) is not None
 
 
@@ -390,7 +390,7 @@ class _Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count the time of what is done within."""
+        """Exclude the time spent within the block."""
         since = self._now()
         yield
         self._started += self._now() - since

@@ -53,13 +53,13 @@ def validate(
     objective: Callable[..., tuple[Tensor, Costs]] | None = None,
     stop: Callable[[int, int], bool] | None = None,
 ) -> float | None:
-    """Compute the validation NELBO in nats from up to 16 draws of the noise (and of stratified t) per item, the same at every call.
+    """Compute the validation NELBO in nats from up to 16 draws of the noise (and of stratified t) per item, equal at every call.
 
     Several processes share the blocks of items, each counted once.
 
     Args:
         objective: the wrapper through which sharded weights are called.
-        stop: called before each batch with the number of batches done and their total, by all processes alike. If it returns
+        stop: called by every process before each batch, with the number of batches done and their total. If it returns
             True the validation is abandoned.
 
     Returns the bound, or None if the validation was abandoned.

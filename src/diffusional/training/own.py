@@ -1,4 +1,4 @@
-"""The data of a run: what its config records of them, and how to have them again."""
+"""The data of a run: the record of them in its config, and how to load them again."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def recorded(config: Config, data: Dataset | None) -> Config:
-    """The config with the data that a run is trained on: those of a Dataset given in Python, if there is one.
+    """Return the config with the data that a run is trained on: those of a Dataset given in Python, if there is one.
 
     >>> from diffusional import data
     >>> mine = dataclasses.replace(data.load("digits"), name="mine")
@@ -38,13 +38,13 @@ def recorded(config: Config, data: Dataset | None) -> Config:
 
 
 def own_data(record: "RunRecord", splits: tuple[str, ...] = ("train",), name: str | None = None) -> Dataset:
-    """The data set that a run was trained on, from where it was recorded, or from `name`.
+    """Load the data set that a run was trained on, from its recorded path, or from `name`.
 
-    Raises DiffusionalError if it cannot be loaded, or if one of `splits` is not what the run was trained with.
+    Raises DiffusionalError if it cannot be loaded, or if one of `splits` has changed since the run was trained.
     """
     own = record.config.data
     names = [name] if name is not None else [own.name]
-    # A relative path was relative to the folder that the run was begun in.
+    # A relative path is relative to the folder in which the run was started.
     if name is None and record.source is not None and not Path(own.name).expanduser().is_absolute():
         names = [record.source, own.name] if _exists(record.source) else [own.name]
     faults = []
@@ -57,8 +57,8 @@ def own_data(record: "RunRecord", splits: tuple[str, ...] = ("train",), name: st
         changed = [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
         if not changed and record.columns and dataset.labels and dataset.labels != record.columns:
             faults.append(
-                f"the columns of {one} are {', '.join(dataset.labels)}, those that {record.path} was trained on "
-                f"{', '.join(record.columns)}: the file has changed. Name the data with --data"
+                f"expected {one} to have the columns {', '.join(record.columns)}, as {record.path} was trained on, got "
+                f"{', '.join(dataset.labels)}: the file has changed. Name the data with --data"
             )
         elif not changed:
             return dataset
@@ -75,7 +75,7 @@ def _exists(source: str) -> bool:
 
 
 def trained_on(record: "RunRecord") -> Trained | None:
-    """The training items of a run, by their hashes; None if they are not known (a stream, or data that are gone)."""
+    """Return the training items of a run, by their hashes; None if they are not known (a stream, or data that cannot be loaded)."""
     try:
         if (record.path / TRAINED).exists():
             return Trained.load(record.path, record.space)

@@ -33,13 +33,13 @@ CONFIG, DATA, WEIGHTS, CHECKPOINTS, PROFILE = (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder records: its config, the space of its data, and the fingerprints of their splits.
+    """The record of a run folder: its config, the space of its data, and the fingerprints of their splits.
 
     Attributes:
         columns: names of the columns of a table, in the order of the model's positions; empty for other data, and for runs of
-            versions that did not record them.
+            earlier versions.
         source: the absolute path of the data, or their name; None for data made in Python and runs of earlier versions.
-        items: how many items each split has, None for a stream.
+        items: number of items of each split, None for a stream.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class RunRecord:
 
 
 def describe(dataset: Dataset, seen: Callable[[Tensor], None] | None = None) -> dict[str, Any]:
-    """The data.json of a dataset; a stream has no number of items. `seen` is called with each block of raw training items."""
+    """Return the data.json of a dataset; a stream has no number of items. `seen` is called with each block of raw training items."""
     splits = {split: getattr(dataset, split) for split in SPLITS}
     return {
         "name": dataset.name,
@@ -65,7 +65,7 @@ def describe(dataset: Dataset, seen: Callable[[Tensor], None] | None = None) -> 
 
 
 def read_run(path: str | Path) -> RunRecord:
-    """Read what a run folder says of itself. Raises DiffusionalError if it is missing or broken."""
+    """Read the record of a run folder. Raises DiffusionalError if it is missing or broken."""
     path = Path(path)
     if not path.is_dir():
         raise DiffusionalError(f"{path} is no folder; give the run folder that `diffusional train` wrote")
@@ -98,16 +98,16 @@ def read_run(path: str | Path) -> RunRecord:
 
 
 def _finite(space: Space) -> Space:
-    """The space, whose numbers come from a file. Raises TypeError or ValueError for what is no finite number."""
+    """Return the space, which was read from a file. Raises TypeError or ValueError unless all its numbers are finite."""
     record = space.to_dict()
     for key in record.keys() - {"kind"}:
         for value in record[key] if isinstance(record[key], list) else [record[key]]:
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{key} is {value!r}, expected a number")
+                raise TypeError(f"expected a number as {key}, got {value!r}")
             if not math.isfinite(value):
-                raise ValueError(f"{key} is {value}, expected a finite number")
+                raise ValueError(f"expected a finite number as {key}, got {value}")
     if isinstance(record.get("levels", 2), float):
-        raise TypeError(f"levels is {record['levels']!r}, expected an integer")
+        raise TypeError(f"expected an integer as levels, got {record['levels']!r}")
     return space
 
 
@@ -154,12 +154,12 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     used = (path / CONFIG).exists()
     if used and not resume:
         raise DiffusionalError(f"{path} already holds a run; continue it with --resume, or name another folder")
-    # A run that was killed while it began may have left these, and temporary files.
+    # A run that was killed at its start may have left these, and temporary files.
     if not used and any(p.name not in (DATA, TRAINED) and not is_temporary(p) for p in path.iterdir()):
         raise DiffusionalError(f"{path} is not empty and holds no run; name a new folder")
     if used:
         record = read_run(path)
-        # Whether the data are the same is decided by their values, not by the name and options that they were loaded with.
+        # The data are compared by their values, not by the name and options with which they were loaded.
         changed = matter(differences(record.config, config))
         if beside_data(changed):
             raise DiffusionalError(
@@ -194,7 +194,7 @@ def load(run: str | Path) -> LatentVariableModel:
 def load_weights(model: LatentVariableModel, path: Path) -> None:
     """Fill a model from safetensors. Names, shapes and types must be exactly the model's own, and all values finite.
 
-    Raises DiffusionalError for a file that does not fit, with the names, what was expected and what the file holds.
+    Raises DiffusionalError for a file that does not fit, with the names and the expected and actual shapes or types.
     """
     tensors = load_tensors(path)
     own = model.state_dict()
@@ -213,7 +213,7 @@ def load_weights(model: LatentVariableModel, path: Path) -> None:
     ]
     if problems:
         raise DiffusionalError(f"{path} does not fit the model of this config: {_shortened(problems)}")
-    # Of the model's own constants some may be infinite; a NaN is never one.
+    # Some constants of a model may be infinite, but never NaN.
     broken = [name for name in own if not _sound(tensors[name], own[name])]
     if broken:
         raise DiffusionalError(
@@ -224,7 +224,7 @@ def load_weights(model: LatentVariableModel, path: Path) -> None:
 
 
 def _sound(stored: Tensor, own: Tensor) -> bool:
-    """Whether all values are finite, except where the model itself, freshly built, has an infinite one."""
+    """Return whether all values are finite, except where the newly built model has an infinite one."""
     if not stored.is_floating_point():
         return True
     finite = torch.isfinite(stored)

@@ -14,7 +14,7 @@ _ECHO = 5.0
 
 
 def _launched() -> bool:
-    """Whether a launcher may pass on signals. An environment that makes no sense has been refused before."""
+    """Return whether a launcher may forward signals. An invalid environment has been refused before."""
     return os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
 
 

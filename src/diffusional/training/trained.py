@@ -1,4 +1,4 @@
-"""Which items a run was trained on: a hash of each, 8 bytes, so that an evaluation can say that it scores them."""
+"""The items that a run was trained on: an 8-byte hash of each, so that an evaluation can report that it scores them."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ TRAINED = "trained-on.safetensors"
 
 
 class Trained:
-    """Hashes of the training items of a run, as its model sees them. Two different items share one with probability 2⁻⁶⁴.
+    """Hashes of the training items of a run, as its model sees them. Two different items have the same hash with probability 2⁻⁶⁴.
 
     >>> from diffusional.space import Discrete
     >>> trained = Trained(Discrete((2,), 4))
@@ -30,7 +30,7 @@ class Trained:
         self._blocks: list[Tensor] = []
 
     def add(self, raw: Tensor) -> None:
-        """Take in raw items (n, *space.shape)."""
+        """Add raw items (n, *space.shape)."""
         self._blocks.append(item_hashes(self.space, self.space.encode(raw)))
 
     @property
@@ -39,7 +39,7 @@ class Trained:
         return torch.cat([torch.zeros(0, dtype=torch.int64), *self._blocks])
 
     def among(self, x: Tensor) -> Tensor:
-        """Which of the encoded items x (n, *space.shape) are training items, bool (n,)."""
+        """Return whether each of the encoded items x (n, *space.shape) is a training item, bool (n,)."""
         return torch.from_numpy(np.isin(item_hashes(self.space, x).numpy(), self.hashes.numpy()))
 
     def save(self, run: Path) -> None:
@@ -48,14 +48,14 @@ class Trained:
 
     @staticmethod
     def load(run: Path, space: Space) -> "Trained":
-        """The hashes that `save` wrote. Raises DiffusionalError for a missing or damaged file."""
+        """Load the hashes that `save` wrote. Raises DiffusionalError for a missing or damaged file."""
         trained = Trained(space)
         trained._blocks = [load_tensors(run / TRAINED).get("train", torch.zeros(0, dtype=torch.int64))]
         return trained
 
 
 def item_hashes(space: Space, x: Tensor) -> Tensor:
-    """A 64-bit hash of each encoded item of x (n, *space.shape), int64 (n,): the same whatever type or file it came from."""
+    """Return a 64-bit hash of each encoded item of x (n, *space.shape), int64 (n,), independent of the type of its values."""
     rows = np.ascontiguousarray(as_seen(space, x).cpu().double().flatten(1).numpy().astype("<f8"))
     found = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
     return torch.from_numpy(np.frombuffer(found, "<i8").astype(np.int64))
