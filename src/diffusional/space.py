@@ -21,13 +21,13 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 
-# Standard deviations of the training data from their mean: beyond the first, half of the items of an honest data set never lie; beyond the
-# second, a data set is far from what the model was trained on.
+# Distances from the mean in standard deviations of the training data. The median item of encoded data does not exceed the first; if it
+# exceeds the second, the data are far from the training data.
 _APART, _FAR = 10.0, 100.0
-# Raw values of the same kind as the training data, standardised, have a median distance from the mean within the first and a spread
-# within the second.
+# Raw values of the same kind as the training data have, once standardised, a median distance from the mean below the first and a spread
+# within a factor of the second.
 _ORDINARY, _SPREAD = 3.0, 5.0
-# Items from which a spread, or moderate distances, are judged; and how many items are looked at.
+# The fewest items for judging a spread or moderate distances; the most items that are examined.
 _ENOUGH, _LOOKED_AT = 16, 1000
 
 
@@ -124,7 +124,7 @@ class Discrete:
             )
 
     def doubts(self, x: Tensor) -> list[str]:
-        """None, for items that `check` accepts: all of them are on the levels."""
+        """Return no doubts: all items that `check` accepts are on the levels."""
         return []
 
     def log_jacobian(self) -> float:
@@ -198,15 +198,15 @@ class Continuous:
             item = int((~finite).any(1).nonzero()[0])
             value = float(raw[item].flatten()[~finite[item]][0])
             raise DiffusionalError(
-                f"item {item} has the value {value:g}, which is too far from the mean to be standardised in {dtype}; check whether it is "
-                "in the same unit as the training data"
+                f"item {item} has the value {value:g}, which is too far from the mean to be standardised in {dtype}; check that it has "
+                "the unit of the training data"
             )
         return x
 
     def decode(self, x: Tensor) -> Tensor:
-        """Standardised x (B, *shape) to raw reals, in the type of x, or in float64 if that type cannot hold them.
+        """Convert standardised x (B, *shape) to raw reals, in the type of x, or in float64 if that type is too small.
 
-        It cannot where a scale is below 1e-30 or above 1e30, or less than 2⁻¹⁴ of its shift (a float32 has 24 bits).
+        It is too small if a scale is below 1e-30 or above 1e30, or less than 2⁻¹⁴ of its shift (a float32 has 24 bits).
 
         >>> Continuous((1,), shift=(1.7e9,), scale=(2.0,)).decode(torch.tensor([[0.5]]))
         tensor([[1.7000e+09]], dtype=torch.float64)
@@ -219,8 +219,8 @@ class Continuous:
     def check(self, x: Tensor) -> None:
         """Raise unless x (B, *shape) is finite, of a floating type, and encoded.
 
-        Values are taken to be raw if most items, as they are, lie far from the training data or have hardly any spread, and would be
-        ordinary at every position once encoded. A minority of outliers, however far, changes nothing.
+        Values are taken to be raw if most items lie far from the training data or have hardly any spread, and would be ordinary at
+        every position once encoded. A minority of outliers has no effect, however far they are.
 
         >>> space = Continuous((2,), shift=(30000.0, 1.7), scale=(8000.0, 0.1))
         >>> space.check(torch.tensor([[-0.5, 1e6], [0.2, 0.1], [1.0, -1.0]]))
@@ -237,8 +237,8 @@ class Continuous:
             raise DiffusionalError(self._seem_raw(x, place))
 
     def doubts(self, x: Tensor) -> list[str]:
-        """Sentences on encoded items (B, *shape) that make a bound of them doubtful: they lie far from the training data, for most of the
-        items; or a single item seems to be raw. Empty for ordinary items, also with a minority of outliers.
+        """Return reasons to doubt a bound of encoded items (B, *shape), one sentence each: most of them lie far from the training data, or a
+        single item seems to be raw. Empty for ordinary items, even with a minority of outliers.
 
         >>> Continuous((1,), (5.0,), (2.0,)).doubts(torch.tensor([[1000.0], [1001.0], [0.3]]))[0][:47]
         'half of the items or more lie at least 100 stan'
@@ -255,15 +255,15 @@ class Continuous:
             return []
         return [
             f"half of the items or more lie at least {_FAR:g} standard deviations of the training data from their mean (position "
-            f"{_position(int(middle.argmax()), self.shape)}: {float(middle.max()):.3g}), where the model was not trained: see whether they "
-            "are in the units of the training data, and encoded once by space.encode(raw)"
+            f"{_position(int(middle.argmax()), self.shape)}: {float(middle.max()):.3g}), where the model was not trained: check that they "
+            "are in the units of the training data, and were encoded once by space.encode(raw)"
         ]
 
     def _standardises(self) -> bool:
         return any(shift != 0 for shift in self.shift) or any(scale != 1 for scale in self.scale)
 
     def _raw_place(self, x: Tensor) -> int | None:
-        """The position at which encoded items x are strange, if all positions would be ordinary once x was encoded; else None."""
+        """Return the most unusual position of items x, if x is unusual and would be ordinary at all positions once encoded; else None."""
         small = len(x) >= _ENOUGH and min(self.scale) < 1 / _APART
         if not self._standardises() or not (small or float(x.abs().max()) > _APART):
             return None
@@ -276,7 +276,7 @@ class Continuous:
             return int(distance.argmax())
         if len(x) < _ENOUGH:
             return None
-        # One position alone may agree by chance: items that are moderately strange have to agree at two where the encoding matters.
+        # A single position may fit by chance: moderately unusual items must fit at two positions that the encoding changes.
         changes = torch.tensor([abs(b) > _ORDINARY or not 1 / _ORDINARY < s < _ORDINARY for b, s in self._pairs()])
         if int(changes.sum()) > 1 and bool((distance > _APART).any()):
             return int(distance.argmax())
@@ -286,7 +286,7 @@ class Continuous:
         return None
 
     def _pairs(self) -> list[tuple[float, float]]:
-        """Shift and scale of every position."""
+        """Return shift and scale of every position."""
         n = self.dimensions
         shift, scale = (values * n if len(values) == 1 else values for values in (self.shift, self.scale))
         return list(zip(shift, scale, strict=True))
@@ -336,7 +336,7 @@ def from_dict(record: dict[str, Any]) -> Space:
 
 
 def _some(x: Tensor) -> Tensor:
-    """At most _LOOKED_AT items, evenly spread, flattened (n, D) float64."""
+    """Return at most _LOOKED_AT items, evenly spread, flattened (n, D) float64."""
     return x[:: -(-len(x) // _LOOKED_AT)].detach().flatten(1).double()
 
 

@@ -79,7 +79,7 @@ def _binomial() -> Any:
     ("shape", "said"),
     [
         ((2, 6), "learns_variance"),
-        ((1, 3), "output of its own"),
+        ((1, 3), "one row per item"),
         ((3, 2), "reshape"),
         ((2, 4), r"\(2, 4\).*\(2, 3\)"),
         ((2, 3, 1), "reshape"),

@@ -1,4 +1,4 @@
-"""Calls of networks, which may come from anywhere: their one output tensor, or an error that says what is wrong with it."""
+"""Calls of networks of any origin: the single output tensor, or an error that describes what is wrong with it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,16 +21,16 @@ def call(
     Args:
         network: any module or function.
         inputs: its arguments, before the condition.
-        condition: its last argument, where there is one.
-        role: what the network is to the model, for messages.
+        condition: its last argument, if there is one.
+        role: the role of the network in the model, for messages.
 
     Raises DiffusionalError for any other output, for networks on another device or of another type than the inputs, and for
-    group normalisation of a single value, which torch refuses. Other exceptions of the network pass.
+    group normalisation of a single value, which torch refuses. Other exceptions of the network propagate.
 
     >>> call(lambda z, s: (z, s), torch.zeros(2, 3), torch.zeros(2))
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: the network (function) returned a tuple of 2, expected a tensor. Wrap it in a function that returns the tensor meant
+    diffusional.errors.DiffusionalError: the network (function) returned a tuple of 2, expected a tensor. Wrap it in a function that returns the intended tensor
     """
     given = condition
     if isinstance(condition, Tensor):
@@ -57,7 +57,7 @@ def call(
 
 
 def shape_hint(output: Tensor, z: Tensor) -> str:
-    """Return what a wrong shape of a denoiser's output (B, …) for z (B, C, …) suggests, as a sentence; "" where that is nothing.
+    """Return the likely cause of a wrong shape of a denoiser's output (B, …) for z (B, C, …), as a sentence, or "".
 
     >>> shape_hint(torch.zeros(2, 6, 4), torch.zeros(2, 3, 4))
     '. A network with twice the channels may predict a variance as well: learns_variance=True and variance="learned"'
@@ -65,14 +65,14 @@ def shape_hint(output: Tensor, z: Tensor) -> str:
     if output.ndim == z.ndim and output.shape[2:] == z.shape[2:] and output.shape[:2] == (len(z), 2 * z.shape[1]):
         return '. A network with twice the channels may predict a variance as well: learns_variance=True and variance="learned"'
     if output.ndim == z.ndim and output.shape[1:] == z.shape[1:]:
-        return ". Each item needs an output of its own"
+        return ". The output must have one row per item"
     if output.numel() == z.numel():
         return ". The number of values is right: reshape the output"
     return ""
 
 
 def _explained(network: Any, inputs: tuple[Tensor, ...], error: Exception) -> str | None:
-    """Why a call failed, where that is the caller's to change."""
+    """Return why a call failed, if the caller can change it, else None."""
     if isinstance(error, DiffusionalError):
         return None
     if isinstance(error, TypeError):
@@ -107,7 +107,7 @@ _FROM_DIFFUSERS = (
 def _advice(network: Any, output: Any) -> str:
     if _of_diffusers(network) or isinstance(getattr(output, "sample", None), Tensor):
         return _FROM_DIFFUSERS
-    return "Wrap it in a function that returns the tensor meant"
+    return "Wrap it in a function that returns the intended tensor"
 
 
 def _of_diffusers(network: Any) -> bool:

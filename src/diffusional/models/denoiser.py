@@ -94,7 +94,7 @@ class Denoiser(nn.Module):
         log_snr = (-gamma).expand(z.shape[0])
         # An adapter sees float64: in a short type, neighbouring levels of a long grid are one.
         time = log_snr if self.time is None else self.time(log_snr)
-        # The network's own type, whatever that of the items is.
+        # The network gets its own type, independent of the items' type.
         seen = z.to(network_dtype(self.module) or z.dtype)
         time = time.to(seen.dtype) if time.dtype.is_floating_point else time
         output = call(self.module, seen, time, condition=condition)
@@ -112,7 +112,7 @@ class Denoiser(nn.Module):
 
 
 def network_dtype(module: object) -> torch.dtype | None:
-    """The floating-point type of a module's first parameter; None where it has none.
+    """Return the type of a module's first floating-point parameter; None if it has none.
 
     >>> network_dtype(nn.Linear(2, 2).bfloat16()), network_dtype(nn.Identity())
     (torch.bfloat16, None)
@@ -122,7 +122,7 @@ def network_dtype(module: object) -> torch.dtype | None:
 
 
 def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
-    """A network's output (B, …) for z (B, *dims) at γ, as what it predicts. Raises DiffusionalError for a wrong shape.
+    """Convert a network's output (B, …) for z (B, *dims) at γ to a Prediction. Raises DiffusionalError for a wrong shape.
 
     At γ = ∞ z says nothing, and a levels head's output is the whole of the distribution: so a VAE's decoder speaks.
 

@@ -31,8 +31,8 @@ _NARROW = -2.0
 class HierarchicalVAE(Autoencoder):
     """An L-layer VAE on a `Ladder`: costs `kl` (B, L − 1), the layer next to x first, and `prior` (B,) for the top one.
 
-    q is residual: q(z_l|z_{>l}, x) = N(μ_p + μ(h, d), σ(h, d)²), where ln σ is the network's output less 2. The ln σ of p and q
-    are clamped to [−15, 10], as in `VAE`, and otherwise used as they are.
+    q is residual: q(z_l|z_{>l}, x) = N(μ_p + μ(h, d), σ(h, d)²), where ln σ is the network's output minus 2. The ln σ of p and q
+    are clamped to [−15, 10], as in `VAE`.
 
     Args:
         ladder: the network; its `latents` are the dimensions of z_1 … z_L, its output what the likelihood needs: C·K

@@ -59,7 +59,7 @@ def gather_levels(log_probs: PerLevel, index: Items) -> PerItem:
 
 
 def sample_levels(log_probs: PerLevel, space: Discrete, generator: torch.Generator | None) -> Items:
-    """One level per position from ln p (B, K, *dims), as model values (B, *dims); inverse of the CDF.
+    """Sample one level per position from ln p (B, K, *dims), as model values (B, *dims), by the inverse CDF.
 
     Raises DiffusionalError for probabilities that are not finite.
     """
@@ -71,7 +71,7 @@ def sample_levels(log_probs: PerLevel, space: Discrete, generator: torch.Generat
 
 
 def check_drawn(values: Tensor) -> None:
-    """Raise DiffusionalError unless what samples are drawn from, or the samples (B, …), are finite.
+    """Raise DiffusionalError unless the parameters of samples, or the samples (B, …), are finite.
 
     >>> check_drawn(torch.tensor([[0.0], [torch.nan]]))
     Traceback (most recent call last):

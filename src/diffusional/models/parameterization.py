@@ -39,7 +39,7 @@ Head = Literal["categorical", "logistic"]
 Predicts = Literal["noise", "data", "v", "score", "levels"]
 HEADS: tuple[str, ...] = ("categorical", "logistic")
 PREDICTS: tuple[str, ...] = ("noise", "data", "v", "score", "levels")
-# What a prediction is stored as.
+# The kinds of stored predictions.
 _KINDS = PREDICTS[:-1]
 
 

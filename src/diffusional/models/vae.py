@@ -42,8 +42,8 @@ from diffusional.shapes import Items, PerItem
 from diffusional.space import Continuous, Discrete, Space
 from diffusional.words import check_word
 
-# Limits of a learned Gaussian's ln σ, those that latent diffusion's autoencoders use: σ from 3e-7 to 2e4. Between any two of them
-# e^δ, δ = ln v_q − ln v_p ≤ 50, leaves float32 sixteen orders of magnitude for a sum over dimensions.
+# Limits of a learned Gaussian's ln σ, as in the autoencoders of latent diffusion: σ from 3e-7 to 2e4. With them e^δ,
+# δ = ln v_q − ln v_p ≤ 50, is at least sixteen orders of magnitude below float32's largest number, so that sums over dimensions are finite.
 LOG_STD_LIMITS = (-15.0, 10.0)
 # Of a loss that visits no levels.
 _NO_VISITS = (torch.zeros(0), torch.zeros(0))
@@ -52,7 +52,7 @@ _NAMES = {"reconstruction": "latent_reconstruction", "jacobian": "latent_jacobia
 
 
 def bounded(mean: Tensor, log_std: Tensor) -> Gaussian:
-    """N(mean, σ²) of a network's mean and ln σ, where ln σ is clamped to [−15, 10] and otherwise used as it is.
+    """Return N(mean, σ²) from a network's mean and ln σ, where ln σ is clamped to [−15, 10].
 
     The limits keep KLs finite in float32. A clamped ln σ receives no gradient.
 
@@ -237,8 +237,8 @@ class VAE(Autoencoder):
     """p(x, z) = p(x|z) p(z), q(z|x) = N(μ(x), diag σ(x)²): NELBO = −E ln p(x|z) + KL[q(z|x) ‖ p(z)], MATH (21).
 
     Args:
-        encoder: module from x (B, *shape) to (B, 2n): μ and ln σ. ln σ is used as given within [−15, 10], σ from 3e-7 to
-            2e4, and clamped to these limits outside; the bound is then that of the clamped q(z|x).
+        encoder: module from x (B, *shape) to (B, 2n): μ and ln σ. ln σ is clamped to [−15, 10], σ from 3e-7 to 2e4; the
+            bound is that of the clamped q(z|x).
         decoder: module from z (B, n) to what `predicts` says: for "levels" C·K channels (`head="categorical"`) or 2C
             ("logistic"), for "data" the mean of x.
         likelihood: p(x|z) over the data's space.
@@ -310,7 +310,7 @@ class VAE(Autoencoder):
     def posterior(self, x: Items, condition: Condition | None = None) -> Gaussian:
         """q(z|x) = N(μ(x), σ(x)²), (B, n), with ln σ clamped to [−15, 10].
 
-        Raises DiffusionalError where the encoder's output has another shape than (B, 2n).
+        Raises DiffusionalError unless the encoder's output has shape (B, 2n).
         """
         out = call(self.encoder, x, condition=condition, role="encoder")
         if out.shape != (len(x), 2 * self.latents[0]):

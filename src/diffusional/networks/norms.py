@@ -1,4 +1,4 @@
-"""Normalisation that gives an item the same result whatever the batch."""
+"""Normalisation with the same result for an item in every batch."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from diffusional.errors import DiffusionalError
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's GroupNorm, for a batch of one item with one value in each group as well.
+    """torch's GroupNorm that also accepts a batch of one item with one value in each group.
 
-    torch refuses such a batch, in evaluation too, as if it were batch normalisation; a batch of two of the same items it takes.
-    A group of one value is normalised to 0, so that only the bias is left of it.
+    torch refuses such a batch, even in evaluation, as if it were batch normalisation, but accepts a batch of two such items.
+    A group of one value is normalised to 0, so that the result is the bias.
 
     >>> GroupNorm(4, 4)(torch.ones(1, 4, 1, 1)).flatten().detach()
     tensor([0., 0., 0., 0.])
@@ -21,7 +21,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def check_hidden(hidden: int) -> None:
-    """Raise DiffusionalError for a width whose layer normalisation is constant.
+    """Raise DiffusionalError for a width of 1, whose layer normalisation is constant.
 
     >>> check_hidden(2)
     """

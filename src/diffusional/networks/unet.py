@@ -22,7 +22,7 @@ class UNet(nn.Module):
         channels: C of the data.
         outputs: output channels per data channel (1; K or 2 for a levels head).
         widths: channels at each resolution, each a multiple of 8; the image is halved between them. At a width of 8 the groups of
-            a norm are single channels, whose norm is constant where the image is a single pixel: use at least 16 there.
+            a norm are single channels, whose norm is constant if the image is a single pixel: use at least 16 there.
         blocks: residual blocks at the lowest resolution.
 
     >>> UNet(1, outputs=2, widths=(8, 16))(torch.zeros(3, 1, 8, 8), torch.zeros(3)).shape
