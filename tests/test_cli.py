@@ -369,8 +369,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a truncated IDX": (
         truncated_idx,
-        "TMP/cut-idx3-ubyte is truncated: its header promises 160 bytes of values (shape (10, 4, 4), uint8), 100 "
-        "came; get the file again",
+        "TMP/cut-idx3-ubyte is truncated: its header declares 160 bytes of values (shape (10, 4, 4), uint8), got "
+        "100; get the file again",
     ),
     "NaN": (
         with_nan,
@@ -482,7 +482,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "samples onto samples": (
         lambda f: ["sample", f / "run", "--out", npz(f / "a.npz"), "--steps", 3],
-        "--out TMP/a.npz exists; it was left alone, name another file",
+        "--out TMP/a.npz exists and was not replaced; name another file",
     ),
     "a folder with no run to resume": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--resume"),
@@ -575,7 +575,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "levels of digits": (
         lambda f: ["data", "digits", "--levels", 3],
-        "levels=3 came for digits, which have 17; leave levels out, or name other data (--data)",
+        "levels must be 17 for digits, got 3; leave levels out, or name other data (--data)",
     ),
     "data of no known kind": (
         lambda f: ["data", raw(f / "a.xyz", b"1")],

@@ -1,4 +1,4 @@
-"""What is left of a launcher in the environment means nothing; what makes no sense is refused."""
+"""An incomplete set of launcher variables is ignored; invalid values are refused."""
 
 import os
 from typing import Any

@@ -1,8 +1,8 @@
 """Conditions: a tensor, or several tensors by name, with one row for each item.
 
 Networks receive a condition as the caller gave it: a tensor, or a dict of tensors (a text embedding and a class label, for
-example). Everything in between, such as batches, blocks of levels and hashes, handles both through the functions here. All
-of them pass None (no condition) on.
+example). All code between the caller and the network, such as batches, blocks of levels and hashes, handles both through the functions
+here. All of them accept None (no condition).
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def check_condition(condition: Any, items: int) -> None:
 
 
 def rows_of(condition: Condition | None, index: Tensor | slice) -> Any:
-    """The rows `index` (a tensor of positions, a mask or a slice) of a condition: a batch's condition from the data set's.
+    """Return the rows `index` (a tensor of positions, a mask or a slice) of a condition, such as those of a batch.
 
     >>> rows_of({"label": torch.arange(4)}, torch.tensor([3, 0]))
     {'label': tensor([3, 0])}
@@ -68,7 +68,7 @@ def rows_of(condition: Condition | None, index: Tensor | slice) -> Any:
 
 
 def repeated(condition: Condition | None, times: int) -> Any:
-    """A condition (B, …) `times` times over, (times · B, …): item b stands in rows b, B + b, 2 B + b, ….
+    """Repeat a condition (B, …) to (times · B, …): the rows of item b are b, B + b, 2 B + b, ….
 
     >>> repeated(torch.tensor([[1], [2]]), 2).flatten().tolist()
     [1, 2, 1, 2]
@@ -81,7 +81,7 @@ def repeated(condition: Condition | None, times: int) -> Any:
 
 
 def moved(condition: Condition | None, device: torch.device) -> Any:
-    """A condition on `device`, in the types it has.
+    """Move a condition to `device`; types are unchanged.
 
     >>> moved({"label": torch.ones(2)}, torch.device("cpu"))
     {'label': tensor([1., 1.])}
@@ -94,9 +94,9 @@ def moved(condition: Condition | None, device: torch.device) -> Any:
 
 
 def called(network: Callable[..., Any], *inputs: Tensor, condition: Condition | None = None) -> Any:
-    """`network(*inputs)`, or `network(*inputs, condition)` where there is a condition.
+    """Call `network(*inputs)`, or `network(*inputs, condition)` if there is a condition.
 
-    Raises DiffusionalError where the network has no parameter for the condition.
+    Raises DiffusionalError if the network has no parameter for the condition.
 
     >>> called(lambda z, c: z + c, torch.ones(2), condition=torch.ones(2))
     tensor([2., 2.])
@@ -111,7 +111,7 @@ def called(network: Callable[..., Any], *inputs: Tensor, condition: Condition | 
             f"a condition was given, but {_name(network)} takes {len(inputs)} inputs and no condition ({error}). Use a network "
             "that takes one, or leave the condition out"
         ) from error
-    except ValueError:  # Python knows no signature of some built-in functions: the call itself will tell.
+    except ValueError:  # some built-in functions have no signature: the call itself raises if it fails
         pass
     return network(*inputs, condition)
 
@@ -121,7 +121,7 @@ def _name(network: object) -> str:
 
 
 def by_name(condition: Condition | None) -> dict[str, Tensor]:
-    """The tensors of a condition, by names that tell a single tensor from a dict of one: what is hashed of it.
+    """Return the tensors of a condition to hash, by names that distinguish a single tensor from a dict with one entry.
 
     >>> list(by_name(torch.ones(2))), list(by_name({"label": torch.ones(2)})), by_name(None)
     (['condition'], ['condition.label'], {})
@@ -134,7 +134,7 @@ def by_name(condition: Condition | None) -> dict[str, Tensor]:
 
 
 def row_digests(condition: Condition) -> list[bytes]:
-    """A 32-byte hash of every row's values, the same for one value in float32 and float64.
+    """Return a 32-byte hash of the values of each row; the type of floating-point numbers does not matter.
 
     >>> one, two, three = row_digests(torch.tensor([[0.0], [1.0], [0.0]]))
     >>> one == three, one == two

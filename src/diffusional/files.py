@@ -1,8 +1,8 @@
 """Tensors and records on disk: safetensors and JSON, never a pickle; files are written completely or not at all.
 
-Every writer works in a temporary folder of its own, beside the file that it replaces, and renames what it has finished. So any
-number of processes may save the same record: readers find a whole one at any time, and a write that fails or is killed leaves the
-old file as it was.
+Every writer works in a temporary folder of its own, beside the file that it replaces, and renames the finished file. Any number of
+processes may therefore save the same record: readers always find a complete one, and a write that fails or is killed leaves the old
+file unchanged.
 """
 
 import errno
@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # torch takes seconds: whoever reads JSON alone does not wait
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
-# Temporary folders, by a name that nobody else gives to theirs: those that a killed process left behind are removed.
+# Names of temporary folders. Folders that a killed process left behind are recognised by them and removed.
 _WORKPLACE = re.compile(r"\.diffusional-[0-9a-f]{16}\.partial")
-# Larger JSON is none of ours, and would be read into memory as a whole.
+# No file of this package is larger, and JSON is read into memory as a whole.
 _MOST_JSON = 2**28
 
 
@@ -47,7 +47,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
-    """Write tensors as safetensors to a path that `writing` gave. Raises OSError if that fails."""
+    """Write tensors as safetensors to a path from `writing`. Raises OSError if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -81,7 +81,7 @@ def save_json(path: Path, record: Any) -> None:
 
 
 def json_text(record: Any) -> str:
-    """A record as `save_json` writes it: indented, ASCII only, without NaN or infinity."""
+    """Return a record as `save_json` writes it: indented, ASCII only, without NaN or infinity."""
     return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
 
@@ -89,7 +89,7 @@ def json_text(record: Any) -> str:
 def writing(*paths: Path, overwrite: bool = True) -> Iterator[tuple[Path, ...]]:
     """Replace files completely or not at all; several files that belong together change together.
 
-    Yields a temporary path for each of `paths`. When the block ends, all of them are brought to disk and then renamed, one right
+    Yields a temporary path for each of `paths`. At the end of the block all of them are synced to disk and then renamed, one directly
     after the other. If the block raises, nothing changes. New files get the permissions that the umask allows, replaced files
     keep theirs, and a symbolic link stays a link: the file that it points to is replaced.
 
@@ -97,7 +97,7 @@ def writing(*paths: Path, overwrite: bool = True) -> Iterator[tuple[Path, ...]]:
         paths: the files to write; their folders must exist.
         overwrite: if False, raise FileExistsError rather than replace an existing file.
 
-    Raises DiffusionalError for paths that are no regular files and for an OSError in the block or while renaming.
+    Raises DiffusionalError for paths that are not regular files and for an OSError in the block or while renaming.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "scores.csv"
@@ -110,7 +110,7 @@ def writing(*paths: Path, overwrite: bool = True) -> Iterator[tuple[Path, ...]]:
     with ExitStack() as stack:
         try:
             parts = [stack.enter_context(_workplace(target.parent)) / target.name for target in targets]
-            # Created by the umask, whatever the mode of a file that a library puts in its place.
+            # Record the mode that the umask allows: a library may replace the file by one of another mode.
             modes = [_created(part) for part in parts]
             yield tuple(parts)
             for part, target, mode in zip(parts, targets, modes, strict=True):
@@ -130,7 +130,7 @@ def writing(*paths: Path, overwrite: bool = True) -> Iterator[tuple[Path, ...]]:
 
 
 def _target(path: Path) -> Path:
-    """The file that is written under this name: what a symbolic link points to."""
+    """Return the file that is written under this name: the target of a symbolic link, or the path itself."""
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     if target.exists() or target.is_symlink():
         check_regular(target)
@@ -139,7 +139,7 @@ def _target(path: Path) -> Path:
 
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
-    """A temporary folder of this writer's own. Its lock shows that the writer is alive: others remove those without one."""
+    """Make a temporary folder for this writer. Its lock shows that the writer is alive; other writers remove unlocked folders."""
     _tidy(folder)
     place, handle = _own_folder(folder)
     try:
@@ -155,14 +155,14 @@ def _own_folder(folder: Path) -> tuple[Path, int]:
         place.mkdir()
         try:
             handle = os.open(place, os.O_RDONLY)
-        except FileNotFoundError:  # tidied away by another process before it was locked
+        except FileNotFoundError:  # removed by another process before it was locked
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
             continue
-        except OSError:  # a file system without locks, where nobody tidies either
+        except OSError:  # a file system without locks, where no process removes folders either
             return place, handle
         if place.exists():
             return place, handle
@@ -170,7 +170,7 @@ def _own_folder(folder: Path) -> tuple[Path, int]:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove the temporary folders of writers that were killed: those that nobody has locked."""
+    """Remove the temporary folders of killed writers, which are not locked."""
     with suppress(OSError), os.scandir(folder) as entries:
         for left in [Path(entry.path) for entry in entries if _WORKPLACE.fullmatch(entry.name)]:
             with suppress(OSError):
@@ -183,7 +183,7 @@ def _tidy(folder: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a name is one of the temporary folders of `writing`, which a killed process may have left behind.
+    """Return whether a path is a temporary folder of `writing`, which a killed process may have left behind.
 
     >>> is_temporary(Path("runs/a/.diffusional-0123456789abcdef.partial")), is_temporary(Path("runs/a/data.json"))
     (True, False)
@@ -200,7 +200,7 @@ def _created(path: Path) -> int:
 
 
 def _name_anew(part: Path, target: Path) -> None:
-    """Give a finished file a name that no file has. Raises FileExistsError if one has, even if it appeared just now."""
+    """Give a finished file a new name. Raises FileExistsError if the name exists, even if it has only just been created."""
     try:
         os.link(part, target)
     except FileExistsError:
@@ -211,10 +211,10 @@ def _name_anew(part: Path, target: Path) -> None:
 
 
 def not_written(path: Path, error: Exception) -> DiffusionalError:
-    """The error for a file that could not be written. Whatever had its name is unchanged.
+    """Return the error for a file that could not be written. An existing file of that name is unchanged.
 
     >>> not_written(Path("runs/a/model.safetensors"), OSError("disk full")).args[0][:70]
-    'runs/a/model.safetensors could not be written (disk full); what was th'
+    'runs/a/model.safetensors could not be written (disk full); an existing'
     """
     why = (isinstance(error, OSError) and error.strerror) or error
     if isinstance(error, OSError) and error.errno == errno.ENOENT:
@@ -222,13 +222,13 @@ def not_written(path: Path, error: Exception) -> DiffusionalError:
             f"{path} could not be written: the folder {path.parent} does not exist. Create it first"
         )
     return DiffusionalError(
-        f"{path} could not be written ({why}); what was there is as it was. Make room, or check the permissions of "
+        f"{path} could not be written ({why}); an existing file is unchanged. Make room, or check the permissions of "
         "the folder, and try again (for a run: with --resume)"
     )
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Bring a finished file or folder to disk, then give it its name."""
+    """Sync a finished file or folder to disk, then give it its name."""
     for written in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
         _sync(written)
     os.replace(temporary, path)
@@ -255,7 +255,7 @@ _SPECIAL = {
 def check_regular(path: Path) -> None:
     """Raise DiffusionalError unless `path` is a regular file, or a link to one.
 
-    Call this before opening any file that a user names. Opening a named pipe waits for a writer, perhaps for ever, and
+    Call this before opening any file that a user names. Opening a named pipe blocks until a writer opens it, and
     a device such as /dev/zero has no end. Missing files, dangling links and loops of links are refused too.
 
     >>> check_regular(Path("/dev/zero"))
@@ -280,8 +280,8 @@ def check_regular(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError if it is no regular file or cannot be read."""
-    if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+    """SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError if it is not a regular file or cannot be read."""
+    if path.exists() and not path.is_file():  # opening a named pipe would block
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -315,13 +315,15 @@ def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises DiffusionalError if the file is missing, broken or no regular file."""
+    """Read a JSON object. Raises DiffusionalError if the file is missing, broken or not a regular file."""
     if not path.exists() and not path.is_symlink():
         raise DiffusionalError(f"{path} does not exist")
     check_regular(path)
     try:
         if (size := path.stat().st_size) > _MOST_JSON:
-            raise DiffusionalError(f"{path} has {size:,} bytes; expected a JSON record of at most {_MOST_JSON:,} bytes")
+            raise DiffusionalError(
+                f"expected a JSON record of at most {_MOST_JSON:,} bytes, got {path} of {size:,} bytes"
+            )
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DiffusionalError(f"{path} could not be read ({error.strerror}). Check its permissions") from error

@@ -1,7 +1,7 @@
-"""What a launcher (torchrun, accelerate launch) says in the environment; imports no torch.
+"""The environment variables of a launcher (torchrun, accelerate launch). Imports no torch.
 
-A launcher sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Clusters and shells often leave one or the other behind: these mean
-nothing, and the command runs as one process.
+A launcher sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Clusters and shells often leave some of them set: without the others they
+are ignored, and the command runs as one process.
 """
 
 import os
@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from diffusional.errors import DiffusionalError
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# What torch and Accelerate would take for a launch.
+# Variables from which torch and Accelerate infer a launch.
 _READ = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-# Seconds without the other processes after which a line says what is waited for.
+# Seconds of waiting for the other processes before a line reports it.
 _PATIENCE = 10.0
 
 
 def size() -> int:
-    """The number of processes that a launcher started; 1 without one.
+    """Return the number of processes that a launcher started; 1 without a launcher.
 
-    Raises DiffusionalError for a WORLD_SIZE or RANK that is no integer, or out of range.
+    Raises DiffusionalError for a WORLD_SIZE or RANK that is not an integer or out of range.
 
     >>> size()
     1
@@ -32,14 +32,14 @@ def size() -> int:
         return 1
     if not 0 <= mine < processes:
         raise DiffusionalError(
-            f"RANK={mine} and WORLD_SIZE={processes} in the environment: expected a RANK from 0 to WORLD_SIZE − 1. Unset both, or "
+            f"expected RANK from 0 to WORLD_SIZE − 1, got RANK={mine} and WORLD_SIZE={processes} in the environment. Unset both, or "
             "start with torchrun or accelerate launch"
         )
     return processes
 
 
 def rank() -> int:
-    """The index of this process among those of a launcher; 0 without one.
+    """Return the index of this process among those of a launcher; 0 without a launcher.
 
     >>> rank()
     0
@@ -48,7 +48,7 @@ def rank() -> int:
 
 
 def number(name: str, default: int) -> int:
-    """An integer of the environment, `default` if it is not set. Raises DiffusionalError for anything else.
+    """Return an integer environment variable, or `default` if it is not set. Raises DiffusionalError for other values.
 
     >>> number("NO_SUCH_VARIABLE", 1)
     1
@@ -58,13 +58,13 @@ def number(name: str, default: int) -> int:
         return int(text) if text else default
     except ValueError as error:
         raise DiffusionalError(
-            f"{name}={text!r} in the environment, expected an integer. Unset it, or start with torchrun or accelerate launch"
+            f"expected an integer {name}, got {text!r} in the environment. Unset it, or start with torchrun or accelerate launch"
         ) from error
 
 
 @contextmanager
 def without_leftovers() -> Iterator[None]:
-    """Hide variables of a launcher that are not complete, which torch and Accelerate would take for one.
+    """Hide an incomplete set of launcher variables, from which torch and Accelerate would infer a launch.
 
     >>> os.environ["LOCAL_RANK"] = "3"
     >>> with without_leftovers():
@@ -83,7 +83,7 @@ def without_leftovers() -> Iterator[None]:
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """While entered, say on standard error if the other processes of a launch do not come."""
+    """Report on standard error if the other processes of a launch have not connected after ten seconds."""
     if size() == 1:
         yield
         return
@@ -91,7 +91,7 @@ def waiting() -> Iterator[None]:
 
     def say() -> None:
         print(
-            f"diffusional: process {rank()} is waiting for all {size()} processes to meet at {where} (WORLD_SIZE={size()}). If there are "
+            f"diffusional: process {rank()} is waiting for all {size()} processes to connect at {where} (WORLD_SIZE={size()}). If there are "
             "no others, stop this one and unset WORLD_SIZE",
             file=sys.stderr,
         )

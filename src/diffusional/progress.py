@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 # Seconds between two lines.
 EVERY = 30.0
-# How many updates with more units done come before the expected duration.
+# Number of updates that advance before the expected duration is printed.
 _FORECAST = 10
 
 
@@ -48,8 +48,8 @@ class ProgressLines:
         Args:
             done: units done so far, those before a resumption included.
             total: units expected in all; None where unknown.
-            state: the current result, which ends the line.
-            left: seconds after which the task ends in any case.
+            state: the current result, printed at the end of the line.
+            left: seconds after which the task ends at the latest.
         """
         now = self._clock()
         advanced, self._last = done > self._last, max(done, self._last)
@@ -82,7 +82,7 @@ class ProgressLines:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, to two units at most.
+    """Format seconds in at most two units.
 
     >>> [duration(s) for s in (0.2, 42.0, 600.0, 605.0, 7260.0, 200_000.0)]
     ['0 s', '42 s', '10 min', '10 min 5 s', '2 h 1 min', '2 d 7 h']

@@ -1,13 +1,13 @@
-"""The words that other libraries use for the options of this one, so that a refusal can name the word that is meant.
+"""The words of other libraries for options of this one, so that an error can suggest the right word.
 
-diffusers' prediction and variance types, OpenAI's improved and guided diffusion, and DDPM's and VDM's released code. Imports no torch.
+They are from diffusers, OpenAI's improved and guided diffusion, and the released code of DDPM and VDM. Imports no torch.
 """
 
 from collections.abc import Sequence
 
 from diffusional.errors import DiffusionalError
 
-# Option: our word: the words of others for the same thing.
+# For each option, our words, and the words of others for each.
 _OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
     "predicts": {
         "noise": ("epsilon", "eps", "epsilon_prediction", "eps_prediction", "pred_noise", "pred_epsilon", "pred_eps"),
@@ -36,7 +36,7 @@ _OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
     "precision": {"no": ("fp32", "float32", "32"), "bf16": ("bfloat16",)},
     "head": {"categorical": ("softmax", "logits"), "logistic": ("discretized_logistic", "discretised_logistic")},
 }
-# Words that mean nothing here, or something else: what to know of them.
+# Words that have no counterpart here, with an explanation.
 _NOTES: dict[str, dict[str, str]] = {
     "predicts": dict.fromkeys(
         ("velocity", "flow", "flow_prediction", "vector_field", "u"),
@@ -53,7 +53,7 @@ _NOTES: dict[str, dict[str, str]] = {
 
 
 def hint(option: str, word: object) -> str | None:
-    """Return what another library's `word` for an option means here, as a sentence; None for a word that is not known.
+    """Return the counterpart of another library's `word` for an option, as a sentence; None for an unknown word.
 
     `option` is its name, with or without the sections before it.
 
@@ -74,7 +74,7 @@ def hint(option: str, word: object) -> str | None:
 
 
 def check_word(option: str, word: object, known: Sequence[str]) -> None:
-    """Raise DiffusionalError unless `word` is one of the known ones, with the one that is meant.
+    """Raise DiffusionalError, with a suggestion, unless `word` is one of the `known` words.
 
     >>> check_word("predicts", "eps", ("noise", "data"))
     Traceback (most recent call last):

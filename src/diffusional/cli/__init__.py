@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _status(args: list[str], debug: bool, out: Guarded) -> int:
-    """Do what was typed, and say in one line what went wrong; returns the exit status."""
+    """Run a command line and report an error in one line; returns the exit status."""
     try:
         return _run(args, out)
     except SystemExit as stop:
@@ -81,7 +81,7 @@ def _run(args: list[str], out: Guarded) -> int:
     to_stdout = command.json is not None and outputs.is_standard_output(command.json)
     if command.json is not None:
         outputs.check_target("--json", command.json, _inputs(command))
-    # Standard output that takes the JSON takes nothing else.
+    # If standard output gets the JSON, everything else goes to standard error.
     with contextlib.redirect_stdout(sys.stderr) if to_stdout else contextlib.nullcontext():
         result = _done(command)
         faults = list(_saved(result, command.json, out if to_stdout else None))
@@ -98,7 +98,7 @@ def _run(args: list[str], out: Guarded) -> int:
 
 
 def _saved(result: Result, json: Path | None, out: Guarded | None) -> Iterator[Exception]:
-    """Write all files of a result, whatever becomes of one of them; yields what went wrong."""
+    """Write all files of a result, even if one of them fails; yields the errors."""
     from diffusional.files import json_text
 
     def save_json() -> None:
@@ -119,13 +119,13 @@ def _saved(result: Result, json: Path | None, out: Guarded | None) -> Iterator[E
 
 
 def _printed(out: Guarded, status: int) -> int:
-    """The exit status, given what became of standard output."""
+    """Return the exit status, which depends on whether standard output could be written."""
     if out.fault is None or status:
         return status
     if out.stream is None:  # closed on purpose, by >&-
         return 0
     if isinstance(out.fault, BrokenPipeError):
-        return 141  # as a program that the signal ends: whoever read has seen enough
+        return 141  # as for a program that SIGPIPE ends: the reader has read enough
     why = getattr(out.fault, "strerror", None) or out.fault
     print(
         f"diffusional: error: standard output could not be written ({why}); files that were asked for are written",
@@ -136,7 +136,7 @@ def _printed(out: Guarded, status: int) -> int:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings as one line each, without a place in the code."""
+    """Print each warning as one line, without its place in the code."""
 
     def said(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"diffusional: warning: {message}", file=sys.stderr)
@@ -147,7 +147,7 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _inputs(command: Any) -> list[Path]:
-    """The files that a command reads, so that its result replaces none of them."""
+    """Return the files that a command reads: its result must not replace them."""
     named = [getattr(command, name, None) for name in ("data", "other", "plan", "reference")]
     named.append(getattr(getattr(getattr(command, "config", None), "data", None), "name", None))
     named.append(getattr(getattr(command, "config", None), "name", None))

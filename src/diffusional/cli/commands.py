@@ -86,15 +86,15 @@ class Evaluate:
         ),
     ] = None
     data: str | None = None
-    """A data set, as for train: all its items are evaluated, in its order. The run's own data unless given."""
+    """A data set, as for train: all its items are evaluated, in its order. Defaults to the run's own data."""
     columns: tuple[str, ...] | None = None
-    """Columns of a table to read, where it has others beside those that the run was trained on; they are matched by name."""
+    """Columns of a table to read, if it has more than the run was trained on. Columns are matched by name."""
     decimal: Literal[".", ","] | None = None
-    """The decimal mark of a text table, where its values do not show it."""
+    """The decimal mark of a text table, if its values do not show it."""
     levels: int | None = None
-    """How many integer levels the data have; must be those of the run."""
+    """Number of integer levels of the data; must be the run's."""
     split: Literal["train", "validation", "test", "all"] | None = None
-    """Defaults to test for the run's own data, whatever their name, and to all for other data."""
+    """Defaults to test for the run's own data, under any file name, and to all for other data."""
     error: float | None = None
     """Monte Carlo error of the data set's mean to reach; 0.01 bits/dim unless another target is given."""
     unit: Literal["bits/dim", "nats"] = "bits/dim"
@@ -108,7 +108,7 @@ class Evaluate:
     importance_weighted: int | None = None
     """Of a VAE: the importance-weighted bound over so many draws beside the NELBO."""
     per_item: Path | None = None
-    """A .csv or .npz file for the score of every item, with its error, and the file, row and split that it is from."""
+    """A .csv or .npz file for the score of every item, with its error and its file, row and split."""
     plan: Path | None = None
     """A plan.json; RUN/plan.json unless given, learned on the run's training data where there is none."""
     sweep: bool = False

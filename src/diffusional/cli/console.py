@@ -33,12 +33,12 @@ _WIDTH = 100
 
 @dataclass(frozen=True)
 class Result:
-    """What a command found.
+    """The result of a command.
 
     Attributes:
-        record: for --json; saved first.
-        shown: what is printed once everything is saved: lines, and tables of rich.
-        saves: what writes the other files, called after --json is written, each of them whatever becomes of the others.
+        record: what --json writes; saved first.
+        shown: lines and rich tables, printed after everything is saved.
+        saves: functions that write the other files. All are called after --json is written, even if one of them fails.
     """
 
     record: dict[str, Any]
@@ -53,22 +53,22 @@ def show(result: Result) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line as it is, whatever its length and the brackets in it."""
+    """Print a line literally: without wrapping, highlighting or markup."""
     console().print(text, soft_wrap=True, highlight=False)
 
 
 def first() -> bool:
-    """Whether this process prints and writes for all that a launcher started.
+    """Return whether this process prints and writes on behalf of all processes of a launch.
 
-    A RANK that is left in the environment means nothing: a launcher that starts several processes sets WORLD_SIZE and more.
+    RANK without the other variables is ignored: a launcher that starts several processes sets WORLD_SIZE as well.
     """
     return launch.rank() == 0
 
 
 def console(stderr: bool = False) -> "Console":
-    """Where results are printed, by the first process only; with `stderr`, where progress is shown.
+    """Return the console for results or, with `stderr`, for progress; only the first process prints.
 
-    What is printed is printed as it is: brackets and colons in names of runs, files and classes are no markup.
+    Text is printed literally: brackets and colons in names of runs, files and classes are not markup.
     """
     from rich.console import Console
 
@@ -101,7 +101,7 @@ def check_figure(option: str, path: Path) -> None:
 
 
 def numbered(path: Path, *others: str) -> Path:
-    """`path`, or the first of name-2, name-3 … that does not exist, nor do files of that name with the suffixes `others`."""
+    """Return `path`, or the first of name-2, name-3, … such that neither it nor the same name with a suffix of `others` exists."""
 
     def taken(one: Path) -> bool:
         return any(os.path.lexists(name) for name in (one, *(one.with_suffix(suffix) for suffix in others)))
@@ -136,9 +136,9 @@ def bar(*columns: "ProgressColumn", transient: bool = False) -> "Progress":
 
 @contextmanager
 def working(said: str, ended: "Event | None" = None) -> Iterator[None]:
-    """Show that a task of unknown length is under way: a spinner on a terminal, elsewhere a line every 30 seconds.
+    """Show that a task of unknown length is running: a spinner on a terminal, elsewhere a line every 30 seconds.
 
-    `ended` is set at the end; its `wait` is the clock of the lines.
+    `ended` is set at the end; the lines are timed by its `wait`.
     """
     from threading import Event, Thread
 

@@ -82,7 +82,7 @@ def _evaluate(command: Evaluate) -> Result:
             audit=not command.no_audit,
             draws=command.draws,
             cells=1000 if command.cells is None else command.cells,
-            # Of a run that cannot be written, as a shared one, nothing is kept.
+            # Draws are not kept in a run folder that is read-only, such as a shared one.
             records=command.run if isinstance(model, Chain) and not sweep and os.access(command.run, os.W_OK) else None,
             progress=watch,
         )
@@ -121,7 +121,7 @@ def _evaluate(command: Evaluate) -> Result:
 
 
 def _kept(save: "Callable[[], None]") -> None:
-    """Write what a run keeps for later; the result does not depend on it, so that a read-only run folder is only a warning."""
+    """Write a file that the run keeps for later use. The result does not depend on it, so a read-only folder is only a warning."""
     try:
         save()
     except DiffusionalError as error:
@@ -152,7 +152,7 @@ def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan
 
 
 def _kept_plan(path: Path, model: "Chain") -> "Plan | None":
-    """The plan that a run keeps; None if there is none for these weights. One that is damaged is learned again, with a warning."""
+    """Return the plan that a run keeps, or None if there is none for these weights. A damaged plan is learned again, with a warning."""
     from diffusional.evaluation import Plan
     from diffusional.evaluation.provenance import tensor_hash
     from diffusional.files import load_json
@@ -161,12 +161,12 @@ def _kept_plan(path: Path, model: "Chain") -> "Plan | None":
         return None
     try:
         provenance = load_json(path).get("provenance")
-        # Of other weights, γ may have been learned on: no plan for these.
+        # With other weights, a learned γ may have changed: the plan is not for these.
         if isinstance(provenance, dict) and provenance.get("weights_sha256") != tensor_hash(model.state_dict()):
             return None
         return Plan.load(path, model)
     except DiffusionalError as error:
-        warnings.warn(f"{error}: it is learned anew", stacklevel=2)
+        warnings.warn(f"{error}. The plan is learned again", stacklevel=2)
         return None
 
 
@@ -227,7 +227,7 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
     if record.columns and theirs.columns and record.columns != theirs.columns:
         raise DiffusionalError(
             f"{command.other} was trained on the columns {', '.join(theirs.columns)}, {command.run} on {', '.join(record.columns)}: their "
-            "bounds are of different items and do not compare"
+            "bounds are of different items and cannot be compared"
         )
     if command.data is None and theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(
@@ -259,10 +259,10 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
 
 
 def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
-    """What the record says of the data. Prints, as warnings, what was assumed, and how many of the items a run was trained on."""
+    """Return the entries of the record about the data. Prints warnings about assumptions and about items that a run was trained on."""
     trained = [already_trained_on(record, chosen) for record in records]
     warned = list(chosen.notes)
-    # Of the run's own splits only "all" mixes: "train" says it itself, and the others were kept apart.
+    # Among the run's own splits only "all" needs the warning: "train" is all training items, the others have none.
     if not chosen.own or chosen.split == "all":
         for record, n in zip(records, trained, strict=True):
             if n:
@@ -279,7 +279,7 @@ def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
 
 
 def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
-    """Every item's score and costs in nats, its error, how many draws it had, and its file, row and split, as .csv or .npz.
+    """Write each item's score and costs in nats, its error, number of draws, file, row and split, as .csv or .npz.
 
     Lines are in the order of the file.
     """
@@ -292,7 +292,7 @@ def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
     item = columns.pop("item")
     known = {name: values[item] for name, values in chosen.columns.items()}
     order = np.arange(len(item))
-    if chosen.own:  # whose splits may be in a random order, and of one array or several
+    if chosen.own:  # splits may be in a random order, and come from one array or several
         places = set(zip(known["source"].tolist(), known["row"].tolist(), strict=True))
         one = len(places) == len(item)
         rank = np.array([0 if one else SPLITS.index(split) for split in known["split"].tolist()])
@@ -303,7 +303,7 @@ def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
         if path.suffix == ".npz":
             np.savez_compressed(file, allow_pickle=False, **columns)
             return
-        # Names that are no UTF-8 are written with the bytes that they have.
+        # File names that are not UTF-8 are written as their original bytes.
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text)
         writer.writerow(columns)

@@ -1,4 +1,4 @@
-"""What is said of an error that ends a command, in one line, and the exit status that goes with it."""
+"""The line that is printed for an error that ends a command, and the exit status."""
 
 import errno
 import re
@@ -8,17 +8,17 @@ from pathlib import Path
 from diffusional.errors import DiffusionalError
 
 BAD_INPUT, INTERNAL = 2, 70
-# How torch, CUDA, NumPy and the system say that memory is short, apart from MemoryError.
+# Messages of torch, CUDA, NumPy and the system about a lack of memory, besides MemoryError.
 _NO_MEMORY = re.compile(
     r"not enough memory|out of memory|cannot allocate memory|can't allocate memory|bad_alloc|unable to allocate|failed to allocate"
     r"|unable to mmap|CUBLAS_STATUS_ALLOC_FAILED|array is too big|invalid buffer size|storage size calculation overflowed",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"(?:allocate|buffer size:?) ([\d.,]+) ?(bytes|[KMGT]i?B)?", re.IGNORECASE)
-# What needs less memory, by command.
+# What to lower if memory is short, by command.
 _LOWER = {
     "train": "--batch, --model.hidden or --model.widths, --data.size, or raise --system.accumulate, which cuts a batch into parts",
-    "evaluate": "the number of items (--split, or a smaller --data file); a computer or GPU with more memory does the rest",
+    "evaluate": "the number of items (--split, or a smaller --data file), or use a computer or GPU with more memory",
     "sample": "--n",
     "information": "--samples, --levels-shown or the number of items",
     "data": "--data.size, --levels or the number of items",
@@ -27,7 +27,7 @@ _LOWER = {
 
 
 def failure(error: BaseException, command: str = "") -> tuple[int, str]:
-    """Exit status and line for an error.
+    """Return the exit status and the line for an error.
 
     >>> failure(DiffusionalError("levels must be at least 2, got 1"))
     (2, 'error: levels must be at least 2, got 1')
@@ -37,7 +37,7 @@ def failure(error: BaseException, command: str = "") -> tuple[int, str]:
     """
     if lacks_memory(error):
         amount = _amount(str(error))
-        lower = _LOWER.get(command, "the size of what was asked for")
+        lower = _LOWER.get(command, "the size of the request")
         return BAD_INPUT, f"error: out of memory{amount}. Lower {lower}"
     if isinstance(error, DiffusionalError | OSError):
         return BAD_INPUT, f"error: {_line(str(error) or type(error).__name__)}"
@@ -50,7 +50,7 @@ def failure(error: BaseException, command: str = "") -> tuple[int, str]:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether memory was short: MemoryError, torch's RuntimeError and OutOfMemoryError, or the system's ENOMEM.
+    """Return whether an error is a lack of memory: MemoryError, torch's RuntimeError and OutOfMemoryError, or ENOMEM.
 
     >>> lacks_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")), lacks_memory(OSError())
     (True, False)
@@ -77,12 +77,12 @@ def _amount(said: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Text on one line."""
+    """Return text as one line."""
     return " ".join(text.splitlines())
 
 
 def _place(error: BaseException) -> str:
-    """Where in this package an error was raised."""
+    """Return where in this package an error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "diffusional" in Path(frame.filename).parts] or list(frames)
     if not own:

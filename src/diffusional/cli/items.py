@@ -23,11 +23,11 @@ class Items:
     """The items that a command evaluates.
 
     Attributes:
-        name, split: the data, and which split of them ("all" for all items).
+        name, split: name of the data, and the split that is evaluated ("all" for all items).
         x: the items (N, *space.shape), encoded by the run's own space.
         columns: "source", "row" and "split" of each item, (N,) each; row is −1 where it is not known.
-        own: whether they are the data that the run was trained with.
-        notes: what was assumed, in sentences.
+        own: whether these are the data that the run was trained with.
+        notes: assumptions that were made, one sentence each.
     """
 
     name: str
@@ -46,12 +46,12 @@ def items(
     columns: tuple[str, ...] | None = None,
     decimal: Literal[".", ","] | None = None,
 ) -> Items:
-    """The items to evaluate, encoded by the run's own space.
+    """Return the items to evaluate, encoded by the run's own space.
 
-    Without `data`, or where `data` holds the run's own data under whatever name: a split of them, "test" unless given. Other data are
-    taken whole, in their order, or the split that they themselves name.
+    Without `data`, or if `data` holds the run's own data under any name, these are a split of them, by default "test". Other data are
+    evaluated as a whole, in their order, or the split of that name if the file has it.
 
-    Raises DiffusionalError for data that are not of the run's space, or not what the run was trained with.
+    Raises DiffusionalError for data that do not fit the run's space, and for own data that have changed since the run was trained.
     """
     from diffusional.training.own import own_data
 
@@ -84,7 +84,7 @@ def _read(
     decimal: Literal[".", ","] | None,
     split: str | None = None,
 ) -> "Collection":
-    """Other data, read with the options of the run's own where these are for data of that kind."""
+    """Read other data, with those options of the run's own data that apply to data of this kind."""
     from diffusional.data import read
     from diffusional.data.kinds import kind_of
 
@@ -97,13 +97,13 @@ def _read(
         options["column"] = own.column
     if kind == "table":
         options["decimal"] = decimal or (None if data.lower().endswith(".parquet") else own.decimal)
-    # A run that was trained on chosen columns leaves out the others of any file, as it did those of its own.
+    # A run that was trained on chosen columns reads only these from any file.
     chosen = columns if columns is not None or kind != "table" else own.columns
     return read(data, record.space, columns=chosen, names=record.columns, split=split, **options)
 
 
 def _named(record: "RunRecord", data: str) -> bool:
-    """Whether `data` is the name or the path that the run's data had."""
+    """Return whether `data` is the name or the path of the run's data."""
     if data in (record.config.data.name, record.source):
         return True
     path = Path(data).expanduser()
@@ -111,7 +111,7 @@ def _named(record: "RunRecord", data: str) -> bool:
 
 
 def _same(record: "RunRecord", data: str) -> "Dataset | None":
-    """The data set of a name, if it is the run's own, item by item and split by split."""
+    """Return the data set named `data` if each split has the same items as the run's, else None."""
     from diffusional.training.own import own_data
 
     try:
@@ -121,7 +121,7 @@ def _same(record: "RunRecord", data: str) -> "Dataset | None":
 
 
 def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: str | None) -> Items:
-    """Items of the run's own data; where these were given by name, a note says which split was taken."""
+    """Return items of the run's own data; if these were given by name, with a note on the split that was chosen."""
     import torch
 
     from diffusional.data.origin import Origin, joined
@@ -133,14 +133,14 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
         )
     split = split or "test"
     parts = SPLITS if split == "all" else (split,)
-    # In the order of the split, which the hash of the data depends on. A run standardises all data as it did its own.
+    # In the order of the split, since the hash of the data depends on it. Encoding standardises as in training.
     x = record.space.encode(torch.cat([dataset.tensor(part) for part in parts]))
     columns = dict(joined([(part, dataset.origin(part) or Origin.unknown(len(dataset.items(part)))) for part in parts]))
     return Items(data or record.config.data.name, split, x, columns, True, notes)
 
 
 def already_trained_on(record: "RunRecord", chosen: Items) -> int | None:
-    """How many of the items the run was trained on, by their hashes; None if it is not known."""
+    """Return how many of the items the run was trained on, by their hashes; None if this is not known."""
     from diffusional.training.own import trained_on
 
     if chosen.own and chosen.split == "train":
@@ -150,7 +150,7 @@ def already_trained_on(record: "RunRecord", chosen: Items) -> int | None:
 
 
 def reference_items(record: "RunRecord") -> "Tensor | None":
-    """The run's training items, encoded (the first ones of a stream); None if they are not available, or are not the same."""
+    """Return the run's training items, encoded (of a stream the first ones); None if they are not available or have changed."""
     import torch
 
     from diffusional.data.dataset import Stream

@@ -1,4 +1,4 @@
-"""The files that a command is asked for (--json, --per-item): checked before the work, written before anything is printed.
+"""The files that a command is asked to write (--json, --per-item): checked before the work, written before anything is printed.
 
 A regular file is replaced completely or not at all, and a symbolic link stays a link. A named pipe, a terminal or /dev/fd/N
 (`--json >(jq .)`) is opened before the work and written through; it is never replaced. `--json -` is standard output.
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from diffusional.errors import DiffusionalError
 
-# Special files are open from the check to the end, by their path: whoever reads a pipe would otherwise see it end.
+# Special files by their path. They stay open from the check to the end: the reader of a pipe would otherwise see its end.
 _OPENED: dict[Path, BinaryIO] = {}
 # The files of a run folder, which no result may replace.
 _OF_A_RUN = {
@@ -27,7 +27,7 @@ _OF_A_RUN = {
     "timing.jsonl",
     "model.safetensors",
 }
-# An error of a rename in a folder that must not change; the file itself can still be written.
+# Errors of a rename in a folder that cannot be changed, where the file itself may still be writable.
 _NO_RENAME = {errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -35,11 +35,11 @@ def check_target(option: str, path: Path, inputs: Iterable[Path] = ()) -> None:
     """Check, before the work, that a result can be written to `path`, and open it if it is a special file.
 
     Args:
-        option: what named the path, for messages.
+        option: the option that names the path, for messages.
         path: where the result goes.
         inputs: files that the command reads, which the result must not replace.
 
-    Raises DiffusionalError for folders, missing or read-only folders, pipes that nobody reads, sockets and block devices, files
+    Raises DiffusionalError for folders, missing or read-only folders, pipes without a reader, sockets and block devices, files
     that the command reads, files of a run, and, for --json, existing files that are not JSON.
 
     >>> check_target("--json", Path("/"))
@@ -75,7 +75,7 @@ def check_target(option: str, path: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def _check_existing(option: str, path: Path, target: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to replace what a mistyped name may have meant."""
+    """Raise DiffusionalError for an existing file that a result must not replace, such as one named by mistake."""
     if any(one.is_file() and one.samefile(target) for one in inputs):
         raise DiffusionalError(f"{option} {path}: the command reads this file; name another file for the result")
     if target.name in _OF_A_RUN and (target.parent / "config.json").is_file():
@@ -90,7 +90,7 @@ def _check_existing(option: str, path: Path, target: Path, inputs: Iterable[Path
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether a result goes to standard output: `-`, /dev/stdout, or the file that standard output is redirected to.
+    """Return whether a result goes to standard output: `-`, /dev/stdout, or the file that standard output is redirected to.
 
     >>> is_standard_output(Path("-")), is_standard_output(Path("r.json"))
     (True, False)
@@ -151,7 +151,7 @@ def _renames(target: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """N, if the path is /dev/fd/N of this process or a link to it, such as /dev/stdout."""
+    """Return N if the path is /dev/fd/N of this process or a link to it, such as /dev/stdout; else None."""
     name = os.path.abspath(path)
     for _ in range(40):
         folder = os.path.realpath(os.path.dirname(name))
@@ -177,11 +177,11 @@ def _special(said: str, path: Path, mode: int) -> BinaryIO:
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
         raise DiffusionalError(f"{said}: this is a socket or a block device; give a file")
     try:
-        # Without O_NONBLOCK this would wait, perhaps for ever, for somebody who reads.
+        # Without O_NONBLOCK this would block until a reader opens the pipe.
         handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno == errno.ENXIO and stat.S_ISFIFO(mode):
-            raise DiffusionalError(f"{said}: nobody reads from this named pipe; start the reader first") from error
+            raise DiffusionalError(f"{said}: this named pipe has no reader; start the reader first") from error
         raise DiffusionalError(f"{said}: this cannot be written ({error.strerror})") from error
     os.set_blocking(handle, True)
     return os.fdopen(handle, "wb")

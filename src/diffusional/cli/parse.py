@@ -50,7 +50,7 @@ def parse(args: Sequence[str]) -> Command:
 
 
 def _check_seed(seed: int) -> None:
-    """Raise DiffusionalError for seeds that torch does not take. (A config checks its own.)"""
+    """Raise DiffusionalError for seeds outside torch's range. (A config checks its own.)"""
     if not 0 <= seed < 2**64:
         raise DiffusionalError(f"--seed {seed}: expected an integer from 0 to 2^64 - 1 ({2**64 - 1})")
 

@@ -16,7 +16,7 @@ _BATCH = 256
 
 
 def run(command: Sample) -> Result:
-    """Draw samples; they are written to files whose names were free when the command began, and replace none."""
+    """Draw samples and write them to new files; existing files are never replaced."""
     import numpy as np
     import torch
 
@@ -31,10 +31,10 @@ def run(command: Sample) -> Result:
     model = load(command.run)
     images = model.space if len(model.space.shape) == 3 and isinstance(model.space, Discrete) else None
     if os.path.lexists(out):
-        raise DiffusionalError(f"--out {out} exists; it was left alone, name another file")
+        raise DiffusionalError(f"--out {out} exists and was not replaced; name another file")
     if images is not None and os.path.lexists(picture := out.with_suffix(".png")):
         raise DiffusionalError(
-            f"--out {out}: {picture}, where its picture would go, exists; it was left alone, name another file"
+            f"--out {out}: {picture}, the file for the picture, exists and was not replaced; name another file"
         )
     if not out.resolve().parent.is_dir():
         raise DiffusionalError(f"--out {out}: the folder {out.resolve().parent} does not exist")
@@ -54,11 +54,11 @@ def run(command: Sample) -> Result:
     broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
     if broken:
         raise DiffusionalError(
-            f"{broken} of {command.n} samples are not finite, so that none was written: the network of {command.run} gives numbers "
-            "that are too large. Train it for longer or with a lower --optimizer.lr"
+            f"{broken} of {command.n} samples are not finite, so none was written: the outputs of the network of {command.run} are "
+            "too large. Train it for longer or with a lower --optimizer.lr"
         )
     raw = model.space.decode(x).numpy()
-    # The names of a table's columns, in the order of the samples; `data` reads them back.
+    # The names of a table's columns, in the order of the samples; `data.load` reads them.
     columns = read_run(command.run).columns
     arrays = {"samples": raw} | ({"columns": np.array(columns)} if columns else {})
     written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
@@ -79,7 +79,7 @@ def run(command: Sample) -> Result:
 
 
 def _written(path: Path, write: "Callable[[Path], Any]") -> Path:
-    """Write a new file; if another process has taken its name meanwhile, under the next one that is free."""
+    """Write a new file; if another process has taken the name meanwhile, use the next free one."""
     from diffusional.files import writing
 
     while True:

@@ -1,7 +1,6 @@
-"""Standard output and standard error that cannot end a command: what can't be printed must not cost a result.
+"""Standard output and standard error whose failures do not end a command, so that no result is lost.
 
-A character that the encoding does not have is replaced by a similar one; a pipe that was closed or a disk that is full is
-remembered and reported at the end.
+A character that the encoding lacks is replaced by a similar one. A closed pipe or a full disk is reported at the end.
 """
 
 import codecs
@@ -56,10 +55,10 @@ codecs.register_error("diffusional.similar", _similar)
 
 
 class Guarded(io.TextIOBase):
-    """A text stream whose writes never raise; `fault` is the first error that one met.
+    """A text stream whose writes never raise; `fault` is the first error, or None.
 
     Args:
-        stream: what is written to; None, as Python has it for a closed descriptor, takes everything and writes nothing.
+        stream: the stream to write to; None, Python's value for a closed descriptor, discards everything.
 
     >>> out = Guarded(io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     >>> _ = out.write("1.75 ± 0.01 nats")
@@ -73,7 +72,7 @@ class Guarded(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream; rich draws ASCII boxes where it is no Unicode."""
+        """Encoding of the stream; rich draws ASCII boxes if it is not Unicode."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
@@ -110,7 +109,7 @@ class Guarded(io.TextIOBase):
         return self.stream.fileno()
 
     def abandon(self) -> None:
-        """After a fault, let nothing more be written: Python would try, and complain, once more when it ends."""
+        """After a fault, discard further output: Python would otherwise try to write, and report the error, once more at exit."""
         if self.fault is not None and self.stream is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -120,7 +119,7 @@ class Guarded(io.TextIOBase):
 
 @contextlib.contextmanager
 def guarded() -> Iterator[tuple[Guarded, Guarded]]:
-    """Standard output and error as guarded streams, while entered."""
+    """Replace standard output and error by guarded streams within the block."""
     _occupy()
     out, err = Guarded(sys.stdout), Guarded(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -133,7 +132,7 @@ def guarded() -> Iterator[tuple[Guarded, Guarded]]:
 
 
 def _occupy() -> None:
-    """Open what the shell closed (`>&-`): the next file to be opened would get its number, and what libraries print."""
+    """Open the descriptors that the shell closed (`>&-`): otherwise the next file opened would get their number, and the output of libraries."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -43,7 +43,7 @@ def run(command: Train) -> Result:
 
 
 def _early(command: Train, progress: "Progress") -> str:
-    """Why a run ended before its last step or without its last validation; nothing for one that did not."""
+    """Return why a run ended before its last step or without its last validation; "" if it did neither."""
     from diffusional.training.loop import ended_early
 
     config, ended = command.config, ended_early(command.config, progress)

@@ -5,8 +5,8 @@
 Where noise has to be drawn, every draw is a *ray*: one item and one ε for all levels, z_t = α_t x + σ_t ε. Each marginal
 q(z_t|x) is right, which is all that (13) asks of them, and neighbouring levels see nearly the same latent: an increment's
 error shrinks with the increment, where on a walked path it would shrink with its square root. The increments are
-differences on the same rays, so they close the chain exactly. What is linear in ε·x, ‖x‖² and, where points repeat, ln w (w the
-point's share) is taken off each draw, since its mean is known: at the noisy end nothing else is left but the information.
+differences on the same rays, so they close the chain exactly. The parts that are linear in ε·x, ‖x‖² and, if points repeat, ln w (w the
+point's share) are subtracted from each draw, since their means are known: at the noisy end only the information remains.
 """
 
 from collections.abc import Callable
@@ -195,7 +195,7 @@ def _left(
     """ln p(x|z) (n, L) along rays of finite data: I(x; z) = H(x) + E ln p(x|z)."""
     parts, controls, done = [], [], 0
     mean_square = points.weights @ points.squares
-    # In much noise ln p(x_i|z) is ln w_i and little more. Of points that are equally frequent it is the same for all.
+    # At high noise ln p(x_i|z) is approximately ln w_i, which is constant if all points are equally frequent.
     share = points.weights.log()
     unequal = bool((points.weights != points.weights[0]).any())
     for own in points.draw(samples, generator).split(max(_ROWS, _BLOCK // len(points.weights))):

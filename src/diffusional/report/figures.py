@@ -36,7 +36,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _literal(draw: Callable[P, None]) -> Callable[P, None]:
-    """Draw names as they are: a dollar in a file's or a column's name begins no formula."""
+    """Draw names literally: a dollar sign in the name of a file or a column does not begin a formula."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> None:

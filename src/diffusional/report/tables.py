@@ -33,7 +33,7 @@ def ledger_table(result: Mapping[str, Any], title: str) -> Table:
 
 
 def _plain(text: str, style: str = "") -> Text:
-    """A user's text, printed as it is: brackets and colons in names are no markup, whichever console prints the table."""
+    """Return a user's text to be printed literally: brackets and colons in names are not markup on any console."""
     return Text(text, style)
 
 
@@ -149,7 +149,7 @@ def budget_table(record: Mapping[str, Any], title: str) -> Table:
     table.caption = _plain(
         f"gaps relative to {reference}; no information is known here"
         if reference
-        else "cost = information + gap; training can reduce the gap alone",
+        else "cost = information + gap; training can reduce only the gap",
         "table.caption",
     )
     return table
