@@ -1106,7 +1106,7 @@ FAULTS = [
     ),
     _fault(
         "evaluation/strata.py",
-        "visited items that stand for themselves alone",
+        "visited items that represent only themselves",
         "share = self.sizes.double() / self.visited(items).clamp(min=1).double()",
         "share = torch.ones(len(self.sizes), dtype=torch.float64)",
         "evaluation/test_strata.py::test_the_estimate_is_unbiased_and_its_error_true",
@@ -1148,21 +1148,21 @@ FAULTS = [
     ),
     _fault(
         "evaluation/draws.py",
-        "the rule that stops deaf to the plan",
+        "the stopping rule ignores the plan",
         "error=max(seen.error, math.sqrt(blend))",
         "error=seen.error",
         "evaluation/test_evaluate.py::test_the_rule_that_stops_heeds_the_plan",
     ),
     _fault(
         "evaluation/comparison.py",
-        "compare deaf to the audits",
+        "compare ignores the audits",
         "error=max(seen.error, least)",
         "error=seen.error",
         "evaluation/test_comparison.py::test_a_difference_that_no_draw_has_met_is_not_stopped_at",
     ),
     _fault(
         "evaluation/comparison.py",
-        "compare deaf to the pilots",
+        "compare ignores the pilots",
         "by_pilots = one.plan.paired_variance(other.plan)",
         "by_pilots = 0.0",
         "evaluation/test_honest_errors.py::test_a_rare_difference_that_the_pilots_met_is_not_stopped_at",
@@ -1177,8 +1177,8 @@ FAULTS = [
     _fault(
         "evaluation/plan.py",
         "what two pilots met added, not subtracted",
-        "(ours.left - theirs.left)",
-        "(ours.left + theirs.left)",
+        "return ours.left - theirs.left",
+        "return ours.left + theirs.left",
         "evaluation/test_plan.py::test_a_second_model_sees_what_the_first_one_saw",
     ),
     _fault(
@@ -1681,7 +1681,7 @@ FAULTS = [
     ),
     _fault(
         "evaluation/averages.py",
-        "the pilot has no say in an autoencoder's error",
+        "the pilot left out of an autoencoder's error",
         "error = seen.error if pooled is None else max(seen.error, math.sqrt(pooled.value / draws))",
         "error = seen.error",
         "evaluation/test_calibration.py::test_an_autoencoder_does_not_stop_early_where_it_met_no_rare_cost",
@@ -1989,14 +1989,14 @@ FAULTS = [
     ),
     _fault(
         "training/loop.py",
-        "a signal during a validation not heeded",
+        "a signal during a validation ignored",
         "return agreed > 0 or (late",
         "return (late",
         "training/test_survival.py::test_a_signal_during_a_validation_ends_it_before_the_next_batch",
     ),
     _fault(
         "training/loop.py",
-        "the time limit not heeded during a validation",
+        "the time limit ignored during a validation",
         "(late and progress.validated > 0)",
         "False",
         "training/test_survival.py::test_a_validation_that_the_time_limit_ends_is_owed",

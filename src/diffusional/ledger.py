@@ -197,7 +197,7 @@ def satterthwaite(*parts: tuple[Tensor, Tensor | float | int]) -> float:
 
 
 def sharing(squares: Tensor) -> float:
-    """How many normal numbers have squares as unequal as these: 3 (Σ q)²/Σ q², infinite where all are zero.
+    """Return the degrees of freedom 3 (Σ q)²/Σ q² of a sum of squares q of normal numbers; infinite if all are zero.
 
     >>> import torch
     >>> sharing(torch.ones(10)), sharing(torch.tensor([1.0, 0.0, 0.0]))

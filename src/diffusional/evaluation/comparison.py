@@ -181,7 +181,7 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     if by_pilots > 0 and of_pilots < LEAST_FREEDOM:
         caveats.append(
             f"the difference that the pilots met rests on few of their visits ({of_pilots:.0f} degrees of freedom): the models differ by "
-            "rare, large costs, of which more may not have been met. Learn the plans from more evaluations (Plan.fit), or sweep"
+            "rare, large costs, and others may have been missed. Learn the plans from more evaluations (Plan.fit), or use the sweep"
         )
     a, b = (replace(result, reached=enough and not result.caveats) for result in results)
     return Comparison(difference, a, b, freedom, reached=enough and not caveats, caveats=tuple(caveats))

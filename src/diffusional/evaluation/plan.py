@@ -280,8 +280,8 @@ class Plan:
         return self._of_one_visit(squares)
 
     def paired_freedom(self, other: "Plan") -> float:
-        """How many normal numbers would have squares as unequal as the pilots' differences, each weighted as in `paired_variance`:
-        few where a few visits make up that variance. Infinite where the pilots did not meet the same visits.
+        """Return the degrees of freedom of `paired_variance`, from the spread of the pilots' squared differences: few if a few visits
+        dominate that variance, infinite if the pilots did not make the same visits.
         """
         apart = self._apart(other)
         if not len(apart):
@@ -292,7 +292,7 @@ class Plan:
         return sharing(weight[self.met.cell] * apart.square())
 
     def _apart(self, other: "Plan") -> Tensor:
-        """The differences (P,) of the residuals that both pilots met at the same visits; none where the visits differ."""
+        """Return the differences (P,) of the residuals of both pilots at the same visits; empty if the visits differ."""
         ours, theirs = self.met, other.met
         alike = all(self.provenance.get(key) == other.provenance.get(key) for key in ("data_sha256", "seed"))
         if not alike or not torch.equal(ours.level, theirs.level) or not torch.equal(ours.cell, theirs.cell):

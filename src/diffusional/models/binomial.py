@@ -118,7 +118,7 @@ class BinomialDiffusionModel(Chain):
         return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
 
     def noise_levels(self) -> Tensor:
-        """γ_1, …, γ_T (T,) of the binomial process."""
+        """Return γ_1, …, γ_T (T,) of the binomial process."""
         return self.process.gamma(torch.arange(1, self.steps + 1))
 
     def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:

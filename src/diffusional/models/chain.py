@@ -68,13 +68,13 @@ class Chain(LatentVariableModel):
         return None if self.steps is None else self.steps - 1
 
     def noise_levels(self) -> Tensor:
-        """(T,) numbers that identify the chain's levels, by which a plan recognises the model that it was learned for; 65 of them in
-        continuous time. They are γ where a family has one, and 1, …, T otherwise.
+        """Return (T,) numbers that identify the chain's levels, 65 in continuous time: a plan checks by them that it fits a model. They are
+        γ if the family has one, and otherwise 1, …, T.
         """
         return torch.arange(1, (self.steps or 65) + 1, dtype=torch.float64)
 
     def identity(self) -> list[Any]:
-        """What the costs depend on besides the tensors of the model, as JSON-ready values: by default its type."""
+        """Return what the costs depend on besides the tensors of the model, as JSON values: by default its type."""
         return [type(self).__name__]
 
     @property

@@ -141,12 +141,12 @@ class DiffusionModel(Chain):
         return backward.kl(squared_error, gamma_s, gamma_t, self.space.dimensions, self.variance)
 
     def noise_levels(self) -> Tensor:
-        """γ_1, …, γ_T (T,), or γ at 65 places of continuous time."""
+        """Return γ_1, …, γ_T (T,), or γ at 65 levels of continuous time."""
         schedule = self.process.schedule
         return (schedule if self.steps is not None else schedule.regrid(65)).grid()
 
     def identity(self) -> list[Any]:
-        """The variance, and the decoder with its options."""
+        """Return the variance, and the decoder with its options."""
         options = {k: v for k, v in vars(self.likelihood).items() if isinstance(v, int | float | str | None)}
         own = {k: v for k, v in options.items() if not k.startswith("_") and k != "training"}
         return [self.variance, type(self.likelihood).__name__, own]
