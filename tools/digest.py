@@ -171,7 +171,7 @@ def weigh(module: nn.Module, seed: int = 0, gain: float = 1.0) -> Any:
 
 
 class Net(nn.Module):
-    """The best prediction for unit Gaussian data, plus a tenth of a random network; more output channels come from that alone."""
+    """The best prediction for unit Gaussian data, plus a tenth of a random network, which gives further output channels."""
 
     def __init__(self, shape: tuple[int, ...], predicts: str, outputs: int = 1, condition: int = 0, seed: int = 0):
         super().__init__()

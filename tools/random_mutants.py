@@ -9,7 +9,7 @@
 draw depends on the seed and the source only. A mutant changes one place:
 
     operators     + − * / // **, < <= > >= == !=, and/or, a dropped minus, a dropped `not`
-    terms         one side of a sum, difference, product or quotient alone
+    terms         only one side of a sum, difference, product or quotient
     constants     ±1 for integers (offsets, indices, dimensions), twice the value for floats, True ↔ False, float64 ↔ float32
     calls         min ↔ max, sum ↔ mean, exp ↔ expm1, log ↔ log1p, floor ↔ ceil …; two neighbouring arguments swapped
     methods       .double(), .to(dtype), .clamp(…), .abs(), .detach(), .square(), .sqrt(), … dropped
@@ -515,7 +515,7 @@ def run_stage(
     if nothing:
         yield from ((number, mutant, False, "no tests") for number, mutant in chosen)
         return
-    # The whole file in place of the whole file: a place alone may occur twice.
+    # Replace the whole file: the text of a place may occur twice.
     work = [
         (number, mutant, Job(tests, Fault(mutant.file, str(number), mutant.source, mutant.mutated, tests)))
         for number, mutant in chosen

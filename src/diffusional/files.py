@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusional.errors import DiffusionalError
 
-if TYPE_CHECKING:  # torch takes seconds: whoever reads JSON alone does not wait for it
+if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON does not need it
     import torch
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")

@@ -2,6 +2,10 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Seconds between two lines.
 EVERY = 30.0
@@ -79,6 +83,11 @@ class ProgressLines:
         else:
             return
         self._write(", ".join(parts))
+
+
+def line_printer(console: "Console") -> Callable[[str], None]:
+    """Return a function that prints a line on a console literally: without wrapping, highlighting or markup."""
+    return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

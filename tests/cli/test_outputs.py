@@ -157,7 +157,7 @@ def _socket(path: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (Path.mkdir, "folder"),
-    "a pipe that nobody reads": (os.mkfifo, "has no reader"),
+    "a pipe without a reader": (os.mkfifo, "has no reader"),
     "a socket": (_socket, "socket"),
     "a loop of links": (lambda path: path.symlink_to(path), "cannot be written"),
     "a table": (lambda path: path.write_text("a,b\n1,2\n"), "not JSON"),

@@ -164,19 +164,19 @@ class Told(torch.nn.Module):
 def test_both_models_are_given_the_condition(x: Tensor) -> None:
     process = df.GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=100))
     decoder = likelihood.GaussianLikelihood(SPACE, assisted=False)
-    told, plain = (
+    conditional, plain = (
         df.DiffusionModel(process, df.Denoiser(net), decoder) for net in (Told(), WORLD.denoiser("noise").module)
     )
     ignoring = df.DiffusionModel(process, df.Denoiser(lambda z, s, c: WORLD.denoiser("noise").module(z, s)), decoder)
-    same = compare(told, ignoring, x, 0.05, "nats", condition=torch.ones(60), audit=False)
+    same = compare(conditional, ignoring, x, 0.05, "nats", condition=torch.ones(60), audit=False)
     assert abs(same.difference.value) < 1e-6
-    half = compare(told, ignoring, x, 0.5, "nats", condition=torch.full((60,), 0.5), audit=False)
+    half = compare(conditional, ignoring, x, 0.5, "nats", condition=torch.full((60,), 0.5), audit=False)
     assert half.difference.value > 6 * half.difference.error
     hashes = {each.a.provenance["condition_sha256"] for each in (same, half)} | {half.b.provenance["condition_sha256"]}
     assert len(hashes) == 2
     with pytest.raises(DiffusionalError, match="59 rows for 60 items"):
-        compare(told, ignoring, x, condition=torch.ones(59))
+        compare(conditional, ignoring, x, condition=torch.ones(59))
     with pytest.raises(DiffusionalError, match="reference"):
-        compare(told, ignoring, x, condition=torch.ones(60), reference=x)
+        compare(conditional, ignoring, x, condition=torch.ones(60), reference=x)
     with pytest.raises(DiffusionalError):
-        compare(told, plain, x, condition=torch.ones(60))
+        compare(conditional, plain, x, condition=torch.ones(60))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diffusional import launch
 from diffusional.cli.outputs import check_target
 from diffusional.errors import DiffusionalError
+from diffusional.progress import EVERY, ProgressLines, duration, line_printer
 
 if TYPE_CHECKING:
     from threading import Event
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from diffusional.evaluation.evaluation import Progress as Report
     from diffusional.evaluation.evaluation import Watch
 
-# Columns of a table that nobody sees being printed.
+# Width of tables that are not printed on a terminal, in characters.
 _WIDTH = 100
 
 
@@ -54,7 +55,7 @@ def show(result: Result) -> None:
 
 def say(text: str) -> None:
     """Print a line literally: without wrapping, highlighting or markup."""
-    console().print(text, soft_wrap=True, highlight=False)
+    line_printer(console())(text)
 
 
 def first() -> bool:
@@ -144,17 +145,15 @@ def working(said: str, ended: "Event | None" = None) -> Iterator[None]:
 
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from diffusional.progress import EVERY, duration
-
     shown = console(stderr=True)
     if not shown.is_terminal:
-        over = Event() if ended is None else ended
+        over, write = Event() if ended is None else ended, line_printer(shown)
 
         def report() -> None:
             rounds = 0
             while not over.wait(EVERY):
                 rounds += 1
-                shown.print(f"{said}: {duration(rounds * EVERY)} so far", markup=False, highlight=False, soft_wrap=True)
+                write(f"{said}: {duration(rounds * EVERY)} so far")
 
         thread = Thread(target=report, daemon=True)
         thread.start()
@@ -178,15 +177,13 @@ def watching(unit: str, dimensions: int, clock: Callable[[], float] = time.monot
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from diffusional.progress import ProgressLines
-
     def estimate(now: "Report") -> str:
         return "" if now.estimate is None else str(now.estimate.to(unit, dimensions)).split(" (")[0]
 
     shown = console(stderr=True)
     if not shown.is_terminal:
         lines = ProgressLines(
-            lambda line: shown.print(line, markup=False, highlight=False, soft_wrap=True),
+            line_printer(shown),
             "evaluating",
             "evaluations",
             clock=clock,

@@ -20,8 +20,8 @@ class Evaluation:
         levels_kl, levels_error: (C,) mean cost of every level, or of every cell of levels, and its Monte Carlo error, nats.
         level_edges: (C + 1,) first level t of each cell, and L + 1; in continuous time the edges in u.
         freedom: degrees of freedom of the Monte Carlo error.
-        reached: False where a target was given that the budget, or the caveats, did not allow.
-        caveats: why the error can't be vouched for, in words; empty where nothing speaks against it.
+        reached: False if a target was given and not reached within the budget, or if there are caveats.
+        caveats: reasons why the error may be too small, one sentence each; empty if there are none.
     """
 
     nelbo: Estimate

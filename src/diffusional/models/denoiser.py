@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
             C·K channels (`head="categorical"`: free logits) or 2C (`head="logistic"`: μ and ln s).
         predicts: "noise", "data", "v", "score" or "levels".
         space: the data's space; needed for "levels" only.
-        head: how a levels module speaks.
+        head: the output parameterisation of a levels module.
         time: maps log-SNR to the module's own time input; see `diffusional.models.time`.
         learns_variance: the output has C channels more, o, last: ln v_p = (1 − f) ln v_q + f ln σ²_{t|s} with f = (o + 1)/2, between
             the posterior's variance and the transition's and a little beyond (Nichol & Dhariwal 2021, eq. 15); for
@@ -124,7 +124,7 @@ def network_dtype(module: object) -> torch.dtype | None:
 def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
     """Convert a network's output (B, …) for z (B, *dims) at γ to a Prediction. Raises DiffusionalError for a wrong shape.
 
-    At γ = ∞ z says nothing, and a levels head's output is the whole of the distribution: so a VAE's decoder speaks.
+    At γ = ∞ z has no information, and a levels head's output is the whole distribution, as for a VAE's decoder.
 
     >>> import torch
     >>> space, nothing = Discrete((1,), 2), torch.tensor([torch.inf])

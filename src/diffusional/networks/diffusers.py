@@ -133,7 +133,7 @@ def ddpm_unet(
             f"heads={heads} came with attention at widths of {', '.join(map(str, sorted(attentive)))}; several heads want one width, "
             "that of the lowest resolution, and must divide it: leave heads at 1, or choose other widths"
         )
-    # Imported here, so that whoever needs no network of diffusers' needs no diffusers.
+    # Imported here, so that diffusers is needed only for its networks.
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.unets.unet_2d import UNet2DModel

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular, not_written, writing
-from diffusional.progress import ProgressLines
+from diffusional.progress import ProgressLines, line_printer
 from diffusional.training import checkpoint
 from diffusional.training.config import Config
 
@@ -63,7 +63,7 @@ class Journal:
         self.lines: ProgressLines | None = None
         if reports and not console.is_terminal:
             self.lines = ProgressLines(
-                lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+                line_printer(console),
                 "training",
                 "steps",
                 clock=clock,
