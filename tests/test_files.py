@@ -349,7 +349,7 @@ def test_an_interrupted_write_of_tensors_leaves_the_old_file(tmp_path: Path, mon
     files.save_tensors(path, {"a": torch.ones(2)})
     monkeypatch.setattr("safetensors.torch.save_file", _half)
     with pytest.raises(
-        DiffusionalError, match=r"a\.safetensors could not be written \(disk full\); what was there is as it"
+        DiffusionalError, match=r"a\.safetensors could not be written \(disk full\); an existing file is unchanged"
     ):
         files.save_tensors(path, {"a": torch.zeros(2)})
     assert torch.equal(files.load_tensors(path)["a"], torch.ones(2))

@@ -147,7 +147,7 @@ def _fill(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         if tensor.shape != saved[name].shape:
             raise ValueError(f"{name} has shape {tuple(saved[name].shape)} there, {tuple(tensor.shape)} here")
         if tensor.dtype != saved[name].dtype:
-            raise ValueError(f"expected {name} of type {tensor.dtype}, got {saved[name].dtype}")
+            raise ValueError(f"{name} is {saved[name].dtype}, expected {tensor.dtype}")
         tensor.copy_(_like(tensor, saved[name]))
 
 
