@@ -307,7 +307,10 @@ def test_a_validation_that_the_time_limit_ends_is_owed(
 
 
 def test_the_first_validation_is_completed_whatever_the_time(config: Config, tmp_path: Path, clock: Clock) -> None:
-    loop.train(dataclasses.replace(config, max_seconds=3.0), tmp_path / "run", console=QUIET, clock=clock)
+    try:
+        loop.train(dataclasses.replace(config, max_seconds=3.0), tmp_path / "run", console=QUIET, clock=clock)
+    except DiffusionalError as error:
+        pytest.fail(f"the run left no model: {error}")
     assert (validated(tmp_path / "run"), clock.now) == ([3], 15.0)
     assert (tmp_path / "run/model.safetensors").exists()
 
