@@ -540,8 +540,12 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "two runs and a sweep": (
         lambda f: ["evaluate", f / "run", f / "run", "--sweep"],
-        "two runs came with --sweep, --draws, --cells, --per-item, --item-error, --visits or --plan; a comparison"
-        " takes --error and --max-evaluations",
+        "--sweep cannot be used with two runs: expected --error or --max-evaluations. Leave it out, or evaluate one run at a time",
+    ),
+    "two runs and options of one": (
+        lambda f: ["evaluate", f / "run", f / "run", "--visits", 4, "--per-item", f / "scores.csv"],
+        "--per-item, --visits cannot be used with two runs: expected --error or --max-evaluations. Leave them out, or evaluate "
+        "one run at a time",
     ),
     "no cells": (
         lambda f: ["evaluate", f / "run", "--cells", 0],

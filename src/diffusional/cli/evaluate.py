@@ -185,12 +185,13 @@ def _check_evaluate(command: Evaluate) -> None:
         check_target("--per-item", command.per_item, [Path(one).expanduser() for one in inputs if one is not None])
         if command.json is not None and os.path.realpath(command.json) == os.path.realpath(command.per_item):
             raise DiffusionalError(f"--json and --per-item both name {command.json}; name two files")
-    if command.other is not None and (
-        sweep or any(getattr(command, name) is not None for name in ("per_item", "item_error", "visits", "plan"))
-    ):
+    alone = ("draws", "cells", "per_item", "item_error", "visits", "plan")
+    single = ["--sweep"] * command.sweep
+    single += [f"--{name.replace('_', '-')}" for name in alone if getattr(command, name) is not None]
+    if command.other is not None and single:
         raise DiffusionalError(
-            "two runs came with --sweep, --draws, --cells, --per-item, --item-error, --visits or --plan; a comparison takes "
-            "--error and --max-evaluations"
+            f"{', '.join(single)} cannot be used with two runs: expected --error or --max-evaluations. Leave "
+            f"{'it' if len(single) == 1 else 'them'} out, or evaluate one run at a time"
         )
 
 
