@@ -9,9 +9,10 @@ from torch import Tensor
 import diffusional as df
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import Plan, compare, evaluate
+from diffusional.evaluation import Plan, compare, comparison, evaluate
 from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.evaluation import Task
 
 SPACE = df.Continuous((3,))
 WORLD = exact.Gaussian(torch.zeros(3), torch.diag(torch.tensor([0.2, 1.0, 2.0])))
@@ -68,6 +69,47 @@ def test_both_evaluations_are_those_of_the_models_alone(x: Tensor) -> None:
     assert record["difference"]["value"] == pytest.approx(both.difference.value / bit)
     assert record["interval"]["nats"] == list(both.interval())
     assert record["interval"]["bits/dim"] == pytest.approx([end / bit for end in both.interval()])
+
+
+def test_items_that_are_extreme_for_either_model_are_extreme_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A's plan expects outliers where the data have little variance; B's, which has no controls, expects nothing unusual of them.
+
+    Items chosen by the strata of one model do not represent those of the other's, so that both have the same.
+    """
+    a = model()
+    x = WORLD.sample(900, torch.Generator().manual_seed(3)).float()
+    plans = (Plan.fit(a, x, 300, cells=8), Plan.uniform(a, cells=8))
+    x[5:13] = torch.tensor([2.5, 0.0, 0.0])
+    outliers = set(range(5, 13))
+    apart = [set((Draws(a, plan, x).strata.of > 0).nonzero().squeeze(1).tolist()) for plan in plans]
+    assert outliers <= apart[0]
+    assert not outliers & apart[1]
+    tasks: list[Task] = []
+
+    class Recorded(Task):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            tasks.append(self)
+
+    monkeypatch.setattr(comparison, "Task", Recorded)
+    for some in (plans, plans[::-1]):
+        tasks.clear()
+        both = compare(a, a, x, 1e3, "nats", plans=some, audit=False)
+        for task, found in zip(tasks, (both.a, both.b), strict=True):
+            items = found.per_item["item"]
+            assert len(items) < 900
+            assert outliers <= set(items.tolist())
+            # Each outlier stands for itself only.
+            assert task.draws.strata.weights(items)[torch.isin(items, torch.arange(5, 13))].tolist() == [1.0] * 8
+
+
+@pytest.mark.parametrize("budget", [1, 6001])
+def test_a_budget_that_the_pilots_exceed_is_refused_before_they_start(
+    budget: int, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "fit", lambda *_, **__: pytest.fail("a pilot has started"))
+    with pytest.raises(DiffusionalError, match=f"max_evaluations.*{budget}"):
+        compare(model(), model(0.4), x, 0.01, "nats", max_evaluations=budget)
 
 
 def test_the_two_see_the_same_noise(x: Tensor) -> None:

@@ -373,6 +373,27 @@ def test_what_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, mon
         assert rows(model) == AUDIT
 
 
+@pytest.mark.parametrize("budget", [0, 100, 101, 150])
+def test_what_was_cut_off_goes_on_within_a_smaller_budget(
+    budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draws, "_NOISE", 8 * 37)  # blocks of 37 visits, which end within an item's three
+    monkeypatch.setattr(evaluation, "_SAVE_EVERY", -1.0)
+    model, x, path = discrete(), levels(100), tmp_path / "records.safetensors"
+    plan = plan_for(model)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, x, plan=plan, visits=3, audit=False, records=path, progress=Patience(3))
+    kept = 2 * 37
+    rows(model)
+    found = evaluate(model, x, plan=plan, visits=3, audit=False, records=path, max_evaluations=max(budget, 1))
+    # An item with a single draw gets another: beyond that, no more is spent than the budget.
+    assert rows(model) <= max(budget - kept, 1)
+    assert not found.reached
+    assert int(found.per_item["draws"].min()) >= 2
+    assert math.isfinite(found.nelbo.value)
+    assert math.isfinite(found.nelbo.error)
+
+
 def test_a_network_that_breaks_off_leaves_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "_NOISE", 8 * 37)
     monkeypatch.setattr(evaluation, "_SAVE_EVERY", -1.0)

@@ -245,3 +245,20 @@ def test_a_discrete_bound_below_zero_has_a_caveat() -> None:
     assert not [c for c in task.result([]).caveats if "at least 0" in c]
     task.draws._kl -= 1e6
     assert [c for c in task.result([]).caveats if "at least 0" in c]
+
+
+def test_the_folds_of_a_pilot_part_the_items_that_it_visits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the pilot visits few items, both halves of them are there, whatever their rows: else no control is ever found harmful."""
+    from diffusional.evaluation import pilot
+
+    folds: list[Tensor] = []
+
+    def seen(plan: Plan, *rest: Tensor) -> list[int]:
+        folds.append(rest[-1])
+        return list(range(len(plan.controls)))
+
+    monkeypatch.setattr(pilot, "_helpful", seen)
+    monkeypatch.setattr(pilot, "_parted", lambda *_: (torch.tensor([1, 3, 5]), torch.tensor([0, 2, 4])))
+    Plan.fit(normal_model(20, 0.0, 3.0), torch.randn(6, 1, generator=generator(0), dtype=torch.float64), 120)
+    assert {0, 1} == set(folds[0].tolist())
+    assert 0.25 < float(folds[0].double().mean()) < 0.75

@@ -36,8 +36,18 @@ def test_extreme_items_are_set_apart_by_any_column() -> None:
     assert strata.order.sort().values.tolist() == list(range(200))
 
 
+def test_an_outlier_among_nearly_equal_large_values_is_extreme() -> None:
+    """A spread that may be rounding is a unit all the same: what lies 300 of them away is no rounding."""
+    values = 1e5 + 1e-3 * torch.randn(500, generator=generator(0), dtype=torch.float64)
+    values[7] += 300.0
+    distance = robust_distance(values)
+    assert distance[7] == pytest.approx(300, rel=1e-4)
+    assert float(distance[:7].max()) < 0.01
+
+
 def test_rounding_is_not_a_distance() -> None:
-    assert robust_distance(5 + 1e-7 * torch.randn(50, generator=generator(0))).tolist() == [0.0] * 50
+    assert float(robust_distance(5 + 1e-7 * torch.randn(50, generator=generator(0))).max()) < 0.1
+    assert robust_distance(torch.full((50,), 5.0)).tolist() == [0.0] * 50
     # Most items alike: the mean deviation takes the place of the median one.
     values = torch.zeros(100)
     values[3] = 1.0
@@ -60,6 +70,22 @@ def test_the_first_look_takes_all_of_a_small_band_and_a_part_of_a_large_one() ->
 def test_grown() -> None:
     assert grown(torch.tensor([10, 1, 0]), torch.tensor([2.55, 2.55, 2.55])).tolist() == [26, 3, 1]
     assert grown(torch.tensor([10, 10, 10]), torch.tensor([1.0, 1.001, 0.2])).tolist() == [10, 11, 10]
+
+
+def test_a_variance_that_only_the_plan_expects_is_allocated_to_the_items_that_carry_it() -> None:
+    """Ordinary items whose draws show no spread get more of them where the plan's expectation is what keeps the error up."""
+    of = torch.tensor([0] * 300 + [3] * 2)
+    strata = Strata(of, torch.argsort(-of, stable=True))
+    everything, none, count = torch.arange(302), torch.zeros(302, dtype=torch.float64), torch.full((302,), 2)
+    variance = none.clone()
+    variance[300:] = 4.0
+    assert strata.growth(everything, variance, none, count, 4.0)[0] == 0
+    factor = strata.growth(everything, variance, none, count, 4.0, least=800.0)
+    # Written out: V_h and n_h, the plan's part shared out by Σ w²/J, here by the number of items.
+    v, n = np.array([800 * 300 / 302, 8 + 800 * 2 / 302]), np.array([600.0, 4.0])
+    best = 4 * np.sqrt(v / n) * np.sqrt(v * n).sum() / v.sum()
+    assert factor[0] == pytest.approx(best[0])
+    assert factor[3] == pytest.approx(max(best[1], 4.0))
 
 
 def test_growth_is_neymans_allocation() -> None:

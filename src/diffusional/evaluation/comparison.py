@@ -27,6 +27,7 @@ from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task, Watch, as_the_network, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.strata import Strata
 from diffusional.ledger import Estimate, error_over_items, per_unit, satterthwaite
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
@@ -134,6 +135,11 @@ def compare(
             for model, own in ((a, seed), (b, seed + 1))
         ]
         return _items_paired(*results)
+    if plans is None and max_evaluations is not None and max_evaluations // 2 <= PILOT:
+        raise DiffusionalError(
+            f"expected max_evaluations above {2 * PILOT + 1}, got {max_evaluations}: the two pilots take {PILOT} each, and every model gets "
+            "half of the budget. Raise it, or pass plans"
+        )
     modes = a.training, b.training
     a.eval()
     b.eval()
@@ -157,6 +163,9 @@ def compare(
 
 def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
     one, other = (task.draws for task in tasks)
+    # Both models visit the same items, so the strata are common to both: an item is extreme if either plan expects it to be.
+    known = {f"{name}: {column}": v for name, d in (("A", one), ("B", other)) for column, v in d.columns().items()}
+    one.strata = other.strata = Strata.by_extremeness(known, one.order)
     caveats = [
         f"{name}: {text}" for name, task in zip("AB", tasks, strict=True) if audit for text in task.audit(target)
     ]

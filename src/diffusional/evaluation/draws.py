@@ -79,9 +79,11 @@ class Draws:
         self._cell = torch.zeros(n, 0, dtype=torch.int16)
         with torch.inference_mode():
             step = max(1, _NOISE // model.space.dimensions)
-            self.base = torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)])
-            self.prior = model.prior(data.to(self.device)).cpu()
-            self.extra = {name: term.cpu() for name, term in model.extra(data.to(self.device)).items()}
+            # Agreed upon by all processes, since they decide which items are extreme.
+            self.base = processes.agreed(torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)]))
+            self.prior = processes.agreed(model.prior(data.to(self.device)).cpu())
+            extra = model.extra(data.to(self.device))
+            self.extra = {name: processes.agreed(term.cpu()) for name, term in extra.items()}
         self.strata = Strata.by_extremeness(self.columns(), self.order)
 
     def columns(self) -> dict[str, Tensor]:

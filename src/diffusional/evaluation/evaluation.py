@@ -263,8 +263,13 @@ class Task:
             self._path = self._path / f"draws-{hashlib.sha256(self._tag.encode()).hexdigest()[:12]}.safetensors"
         if self._path is not None and self._path.exists():
             self.draws.restore(self._path, self._tag)
-            unfinished = (self.draws.goal > self.draws.count).nonzero().squeeze(1)
-            self._extend(unfinished, self.draws.goal[unfinished])
+            # In the order of visits, and within the budget, which may be less than that of the evaluation that was cut off.
+            unfinished = self._order[(self.draws.goal > self.draws.count)[self._order]]
+            allowed = self._afford(unfinished, self.draws.goal[unfinished])
+            # A single draw of an item does not show its error: an item that was cut off after one gets another.
+            allowed = torch.where(self.draws.count[unfinished] == 1, allowed.clamp(min=2), allowed)
+            self.draws.goal[unfinished] = allowed
+            self._extend(unfinished, allowed)
 
     @property
     def spent(self) -> int:
@@ -337,6 +342,7 @@ class Task:
                 self._extend(chosen, allowed, one)
             self._some_visited()
             now = estimate()
+            now = replace(now, error=float(processes.agreed(torch.tensor(now.error, dtype=torch.float64))))
             self._estimate = now
             self._tell(now, target)
             if now.error <= target:
@@ -344,7 +350,12 @@ class Task:
             if bool((allowed < wanted).any()):
                 return False
             visited, (mean, variance) = draws.visited(), draws.spread(*values())
-            factor = strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2)
+            # The part of the error that the draws do not show, but the plan expects.
+            seen = draws.survey(draws.known(), mean, variance, 0).error
+            least = (now.error**2 - seen**2) * len(draws.data) ** 2
+            factor = processes.agreed(
+                strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2, least)
+            )
             # Strata that are visited as a whole get more draws per item, the others more items.
             whole = picked == strata.sizes
             each = torch.where(whole, grown(each, 1.02 * factor), each)
@@ -380,7 +391,7 @@ class Task:
             self._extend(left, allowed)
             self._some_visited()
             errors = torch.full((len(draws.data),), math.inf, dtype=torch.float64)
-            errors[draws.visited()] = draws.item_errors()
+            errors[draws.visited()] = processes.agreed(draws.item_errors())
             if bool((allowed < wanted).any()):
                 return bool((errors <= target).all())
             left = left[errors[left] > target]

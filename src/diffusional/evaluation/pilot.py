@@ -98,7 +98,7 @@ def fit(
         visit(n)
         cell, costs, features = (torch.cat(parts) for parts in zip(*rows, strict=True))
         plan = _regressed(plan, model, cell, costs, features, known)
-    helpful = _helpful(plan, model, cell, costs, features, known, torch.cat(items) % 2)
+    helpful = _helpful(plan, model, cell, costs, features, known, torch.searchsorted(visited, torch.cat(items)) % 2)
     plan, features, known = _with_controls(plan, helpful, features, known)
     if len(helpful) < len(controls):
         plan = _regressed(plan, model, cell, costs, features, known)

@@ -74,6 +74,18 @@ def collect(values: Tensor) -> Tensor:
     return shared.cpu()
 
 
+def agreed(values: Tensor) -> Tensor:
+    """The first process's values (CPU), in every process.
+
+    Results of linear algebra may differ between machines in the last bits. What decides on draws must not, since processes that decide
+    differently wait for each other for ever.
+
+    >>> agreed(torch.ones(2))
+    tensor([1., 1.])
+    """
+    return collect(values if is_main() else torch.zeros_like(values))
+
+
 def count() -> int:
     """How many processes there are.
 

@@ -78,7 +78,9 @@ class Strata:
         most = each * picked[0] // (4 * picked[1:].sign().sum() * picked).clamp(min=1)
         return torch.minimum(wanted, most).clamp(min=each)
 
-    def growth(self, items: Tensor, variance: Tensor, mean: Tensor, evaluations: Tensor, ratio: float) -> Tensor:
+    def growth(
+        self, items: Tensor, variance: Tensor, mean: Tensor, evaluations: Tensor, ratio: float, least: float = 0.0
+    ) -> Tensor:
         """Return the factors (H,) by which to raise the evaluations of each stratum for the variance (b) to fall by `ratio`.
 
         By Neyman's allocation: from variances V_h and evaluations n_h, f_h = ratio √(V_h/n_h) Σ_k √(V_k n_k)/Σ_k V_k minimises the total
@@ -87,10 +89,16 @@ class Strata:
         Args:
             items, variance, mean: (n,) the visited items, and v and R of each.
             evaluations: (n,) of each.
+            ratio: the variance that the rule which stops goes by, over the one wanted.
+            least: N² times the part of that variance which these draws do not show, but a plan expects: it is shared out by Σ w²/J, which
+                is what the plan's variance of one visit is multiplied by (`Draws.expected_variance`).
         """
         shape = len(self.sizes)
         own = torch.zeros(shape, dtype=torch.float64)
         own.index_add_(0, self.of[items], self.weights(items) * variance + self.between(items, mean))
+        expected = torch.zeros(shape, dtype=torch.float64)
+        expected.index_add_(0, self.of[items], self.weights(items).square() / evaluations.double())
+        own = own + max(least, 0.0) * expected / expected.sum()
         spent = torch.zeros(shape, dtype=torch.float64).index_add_(0, self.of[items], evaluations.double())
         even = torch.full_like(own, ratio)
         if int((self.sizes > 0).sum()) < 2 or not float(own.sum()) > 0:
@@ -171,7 +179,7 @@ def grown(numbers: Tensor, factor: Tensor) -> Tensor:
 
 def robust_distance(values: Tensor) -> Tensor:
     """Return |v − median| in robust standard deviations (N,): 1.4826 times the median absolute deviation, or 1.2533 times the mean absolute
-    deviation if that is zero; 0 for values that differ only by rounding.
+    deviation if that is zero; either is at least 1e-5 of the median's magnitude, below which values may differ only by rounding.
 
     >>> robust_distance(torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0])).round().tolist()
     [1.0, 1.0, 0.0, 1.0, 66.0]
@@ -182,5 +190,5 @@ def robust_distance(values: Tensor) -> Tensor:
     scale = 1.4826 * away.median()
     negligible = _ROUNDING * middle.abs()
     if not scale > negligible:
-        scale = 1.2533 * away.mean()
-    return away / scale if scale > negligible else torch.zeros_like(away)
+        scale = torch.maximum(1.2533 * away.mean(), negligible)
+    return away / scale if scale > 0 else torch.zeros_like(away)
