@@ -402,7 +402,7 @@ def test_every_item_to_its_own_error_and_budgets() -> None:
     short = evaluate(model, x, 1e-4, "nats", max_evaluations=300)
     assert not short.reached
     assert short.nelbo.network_evaluations <= 300
-    with pytest.raises(DiffusionalError, match="max_evaluations must be at least 24 .* 12 items"):
+    with pytest.raises(DiffusionalError, match=r"max_evaluations must be at least 24 .* 12 items"):
         evaluate(model, x, 0.1, max_evaluations=20)
 
 
