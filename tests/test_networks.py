@@ -212,7 +212,7 @@ def test_a_width_whose_norm_is_constant_is_refused(make: Callable[[], nn.Module]
 
 def test_a_unet_that_would_ignore_its_input_is_refused() -> None:
     space = Discrete((3, 1, 1), 5)
-    with pytest.raises(DiffusionalError, match=r"width 8.*\(3, 1, 1\).*mlp.*16"):
+    with pytest.raises(DiffusionalError, match=r"at least 16 .*\(3, 1, 1\), got 8.*mlp"):
         build_model(Config(model=ModelConfig(network="unet", widths=(8,))), space)
     build_model(Config(model=ModelConfig(network="unet", widths=(16,))), space)
 

@@ -98,7 +98,7 @@ def test_other_schedules_and_files(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--steps", 1], "T ≥ 2"),
         (["--figure", "a.pdf"], "drawn as .png"),
         (["--figure", "nowhere/a.png"], "does not exist"),
-        (["--levels", 3], "digits, which have 17"),
+        (["--levels", 3], "levels must be 17 for digits, got 3"),
         (["--schedule", "quadratic"], "quadratic"),
         (["--split", "half"], "half"),
     ],

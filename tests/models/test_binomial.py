@@ -323,8 +323,8 @@ def test_the_network_is_told_the_log_snr_and_the_condition() -> None:
     (_, told, *rest), (_, told_first, *rest_first) = network.asked
     close(told, [log_snr(BETAS, t) for t in (2, 3, 4)], rtol=1e-12)
     close(told_first, [log_snr(BETAS, 1)] * 3, rtol=1e-12)
-    assert rest[0] is condition
-    assert rest_first[0] is condition
+    assert torch.equal(rest[0], condition)
+    assert torch.equal(rest_first[0], condition)
 
 
 def test_float32_networks_see_float32_and_costs_are_float64() -> None:
