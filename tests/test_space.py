@@ -230,17 +230,26 @@ def test_raw_values_near_the_encoded_ones_are_refused(space: Continuous) -> None
         space.check(space.decode(x.double()))
 
 
+def accepts(space: Continuous, x: torch.Tensor) -> bool:
+    """Whether the space takes the items for encoded ones."""
+    try:
+        space.check(x)
+    except DiffusionalError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("far", [10.0, 500.0, 30000.0, 1e9])
 def test_encoded_outliers_are_accepted(far: float) -> None:
     for space in (TABLE, Continuous((2,), (0.0, 0.0), (1000.0, 1000.0)), Continuous((2,), (5.0, -5.0), (0.01, 0.02))):
         x = encoded(20)
         x[:8] += far
         x[8, 0] = -far
-        space.check(x)
+        assert accepts(space, x)
         assert space.doubts(x) == []
     # One outlier by itself, which would be no ordinary item if it were raw.
     one = torch.tensor([[far, 0.3]])
-    TABLE.check(one)
+    assert accepts(TABLE, one)
     assert TABLE.doubts(one) == []
 
 
