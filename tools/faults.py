@@ -806,7 +806,7 @@ FAULTS = [
         "ledger.py",
         "standard deviation over items for its standard error",
         "least) / items)",
-        "told))",
+        "least))",
         "evaluation/test_noise.py::test_the_value_and_both_errors_in_closed_form",
     ),
     _fault(
