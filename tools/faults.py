@@ -1058,8 +1058,8 @@ FAULTS = [
     _fault(
         "evaluation/draws.py",
         "what is known of the visited items for all",
-        "base.mean() + mean.mean()",
-        "base[self.visited()].mean() + mean.mean()",
+        "float(base.mean()) + drawn",
+        "float(base[items].mean()) + drawn",
         "evaluation/test_draws.py::test_the_survey_is_two_stage_sampling",
     ),
     _fault(
