@@ -1,6 +1,7 @@
 """Conditions: one row for each item, as a tensor or as several tensors by name."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -151,6 +152,11 @@ def test_every_call_passes_each_item_its_own_condition(make: Any, form: str) -> 
     assert bool(torch.isfinite(model.loss(X, torch.Generator().manual_seed(0), c)))
     drawn = model.sample(3, torch.Generator().manual_seed(0), c)
     torch.testing.assert_close(drawn, X, rtol=0, atol=0.1)
+    if make is not chain:
+        # The decoder has the condition as well, so the samples do not show whether the prior has it.
+        with patch.object(type(model.chain), "sample", side_effect=model.chain.sample) as sample:
+            model.sample(3, torch.Generator().manual_seed(0), c)
+        assert sample.call_args.args[2] is c
     if make is chain:
         assert float(model.path_elbo(X, torch.Generator().manual_seed(0), c).nelbo.max()) < 20
 
