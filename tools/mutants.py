@@ -187,6 +187,16 @@ def baseline(faults: Sequence[Fault], parts: int) -> list[Job]:
     return [Job(tuple(tests[i::parts])) for i in range(min(parts, len(tests)))]
 
 
+def prepare() -> None:
+    """Set up this process for the forks that run the tests: one thread each, and imports that they inherit."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["CI"] = "true"  # derandomises hypothesis: the same verdict every time
+    sys.dont_write_bytecode = True
+    for name in INHERITED:
+        __import__(name)
+    gc.freeze()  # the forks neither collect nor copy what they inherit
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults at a time (default: all cores)")
@@ -208,13 +218,7 @@ def main() -> int:
         print("every row of tools/faults.py must fit src/: rewrite `old` and `new` where the source has moved on")
         return 2
 
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["CI"] = "true"  # derandomises hypothesis: the same verdict every time
-    sys.dont_write_bytecode = True
-    for name in INHERITED:
-        __import__(name)
-    gc.freeze()  # the forks neither collect nor copy what they inherit
-
+    prepare()
     start = time.monotonic()
     for outcome in run_all(baseline(faults, options.jobs), options.jobs, 10 * options.timeout):
         if outcome.verdict != "green":

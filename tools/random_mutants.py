@@ -28,7 +28,6 @@ Exit status: 0 if every mutant was killed or is listed in EQUIVALENT, 1 if one s
 import argparse
 import ast
 import difflib
-import gc
 import os
 import random
 import re
@@ -40,7 +39,7 @@ from functools import cache
 from pathlib import Path
 
 from faults import Fault
-from mutants import INHERITED, PACKAGE, ROOT, Job, run_all
+from mutants import PACKAGE, ROOT, Job, prepare, run_all
 
 # Files, or folders, of which mutants are drawn.
 FILES = (
@@ -551,13 +550,7 @@ def main() -> int:
             print(f"{number:3} {mutant}")
         return 0
 
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["CI"] = "true"  # derandomises hypothesis: the same verdict every time
-    sys.dont_write_bytecode = True
-    for name in INHERITED:
-        __import__(name)
-    gc.freeze()  # the forks neither collect nor copy what they inherit
-
+    prepare()
     start = time.monotonic()
     skipped = [(number, mutant) for number, mutant in drawn if is_equivalent(mutant)]
     left = [(number, mutant) for number, mutant in drawn if not is_equivalent(mutant)]
