@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from diffusional import schedule
+from diffusional import cli, schedule
 from diffusional.models import likelihood
 from diffusional.models.likelihood import Likelihood
 from diffusional.models.parameterization import LevelsPrediction, Prediction
@@ -24,6 +24,18 @@ from diffusional.schedule import Schedule
 from diffusional.space import Continuous, Discrete, Space
 
 F64 = torch.float64
+
+
+def command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a `diffusional` command."""
+    capsys.readouterr()
+    try:
+        cli.main([str(a) for a in args])
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 def bent(made: Schedule, seed: int = 0, by: float = 1.0) -> Schedule:

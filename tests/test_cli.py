@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from battery import command as main
 from battery import environment
 from diffusional import cli, demo, files
 from diffusional.cli import sample
@@ -30,18 +31,6 @@ from diffusional.training import loop, objective, recipes
 from diffusional.training.config import Config, ModelConfig
 
 TINY = ["--data.levels", "5", "--model.widths", "8", "8", "--model.blocks", "1", "--batch", "8"]
-
-
-def main(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command."""
-    capsys.readouterr()
-    try:
-        cli.main([str(a) for a in args])
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from battery import command
 from diffusional import cli
 from diffusional.training.run import read_run
 
@@ -18,13 +19,8 @@ TINY = ("--model.hidden", "8", "--model.blocks", "1", "--batch", "8", "--steps",
 
 def main(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
     """Exit status and standard error of a command."""
-    capsys.readouterr()
-    try:
-        cli.main([str(a) for a in args])
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    return status, capsys.readouterr().err
+    status, _, err = command(capsys, *args)
+    return status, err
 
 
 def scored(
