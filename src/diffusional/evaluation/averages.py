@@ -30,7 +30,7 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.tail_pilot import Variance
 from diffusional.ledger import Estimate, satterthwaite
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.models.chain import batch_rows
 from diffusional.models.vae import Autoencoder
 
@@ -91,7 +91,7 @@ class Averages:
 
     def __post_init__(self) -> None:
         self.keys = item_keys(as_seen(self.model.space, self.data), self.seed, self.condition)
-        self.device = next((t.device for t in (*self.model.parameters(), *self.model.buffers())), self.data.device)
+        self.device = device_of(self.model, self.data)
         self.count = torch.zeros(len(self.data), dtype=torch.long)
         # Each item's first NELBO, and the sums of the first to fourth powers of the differences of its other draws from it.
         self._first = torch.zeros(len(self.data), dtype=torch.float64)
@@ -438,7 +438,7 @@ def _variance_between_halves(logs: Tensor) -> Tensor:
 def _log_weights(model: Autoencoder, data: Tensor, draws: int, seed: int, condition: Condition | None) -> Tensor:
     """ln w (K, N)."""
     keys = item_keys(as_seen(model.space, data), seed, condition)
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+    device = device_of(model, data)
     parts = []
     for some in torch.arange(len(data)).split(_rows(model)):
         x = data[some].to(device)

@@ -32,6 +32,7 @@ from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.evaluation.strata import Strata
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate, sharing
+from diffusional.models.base import device_of
 from diffusional.models.chain import Chain
 
 # Numbers of noise drawn at once.
@@ -69,7 +70,7 @@ class Draws:
         self.keys = item_keys(as_seen(model.space, data), seed, condition)
         order = sorted(range(len(data)), key=lambda i: hashlib.blake2b(self.keys[i] + b"order").digest())
         self.order = torch.tensor(order)
-        self.device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+        self.device = device_of(model, data)
         n = len(data)
         self.count = torch.zeros(n, dtype=torch.long)
         # What the round under way goes for: an interrupted evaluation ends it first, and is then where it would have been.
@@ -254,9 +255,7 @@ class Draws:
         """What the records belong to: data, weights, model, plan, seed and conditions. `about` is their provenance."""
         model, plan = self.model, self.plan
         # A pilot flown again finds the same plan, to rounding: what it was learned from says which it is.
-        learned = (
-            json.dumps(plan.provenance, sort_keys=True) if plan.provenance.get("method") == "pilot" else plan.sha256()
-        )
+        learned = json.dumps(plan.provenance, sort_keys=True) if plan.learned else plan.sha256()
         return json.dumps(
             [
                 about["data_sha256"],

@@ -376,7 +376,7 @@ class Task:
     def _cautious(self) -> Estimate:
         """Return the NELBO with the error for the stopping rule: the one seen or, if it is larger, its blend with the plan's."""
         draws = self.draws
-        if draws.plan.provenance.get("method") != "pilot":
+        if not draws.plan.learned:
             return draws.nelbo()
         return draws.cautious(draws.nelbo(), draws.plan.draw_variance)
 
@@ -447,7 +447,7 @@ class Task:
     def audit(self, target: float | None) -> list[str]:
         """Sentences on costs that a learned plan doesn't expect, and that matter for `target`, nats."""
         model = self.draws.model
-        if self.draws.plan.provenance.get("method") != "pilot":
+        if not self.draws.plan.learned:
             return [NO_AUDIT]
         count = Audit.size(model)
         if self.budget is not None and self.spent + count > self.budget:
@@ -457,12 +457,12 @@ class Task:
         self.audited = Audit.of(self.draws)
         return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
 
-    def _vouched(self, seen: Estimate, freedom: float) -> tuple[Estimate, float]:
+    def _vouched(self, seen: Estimate) -> Estimate:
         """Return the estimate, with the plan's expectation in its error if that is more than _SURPRISE times the variance seen."""
         draws = self.draws
         if draws.expected_variance(draws.plan.draw_variance) <= _SURPRISE * seen.error**2:
-            return seen, freedom
-        return draws.cautious(seen, draws.plan.draw_variance), freedom
+            return seen
+        return draws.cautious(seen, draws.plan.draw_variance)
 
     def _impossible(self, nelbo: Estimate) -> list[str]:
         """Return the caveat of a negative estimate for discrete data, which is impossible."""
@@ -493,8 +493,8 @@ class Task:
         levels = [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]
         freedom = draws.freedom()
         caveats = [*caveats, *few_draws(freedom, nelbo.error), *self._impossible(nelbo)]
-        if draws.plan.provenance.get("method") == "pilot":
-            nelbo, freedom = self._vouched(nelbo, freedom)
+        if draws.plan.learned:
+            nelbo = self._vouched(nelbo)
         scores = {name: known[items] + drawn.get(name, (zero, zero))[0] for name, known in base.items()}
         plan = draws.plan
         about: dict[str, Any] = self._about | {

@@ -17,6 +17,7 @@ from diffusional.evaluation.controls import ENOUGH, Control, Wiener, fit_control
 from diffusional.evaluation.plan import Met, Plan, about, cell_edges, resolution
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
+from diffusional.models.base import device_of
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
 
@@ -44,7 +45,7 @@ def fit(
     like: Plan | None,
 ) -> Plan:
     """As `Plan.fit`, of a model that is not training."""
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+    device = device_of(model, data)
     said = about(model)
     origin = {"seed": seed, "data_sha256": fingerprint(model.space, data), "evaluations": evaluations}
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
@@ -106,12 +107,10 @@ def fit(
         plan = replace(plan, mass=like.mass)
     learned = {
         "method": "pilot",
-        "evaluations": evaluations,
+        **origin,
         "cells": cells,
         "controls": [control.name for control in plan.controls],
         "dropped_controls": [control.name for control in controls if control not in plan.controls],
-        "seed": seed,
-        "data_sha256": origin["data_sha256"],
         **condition_record(condition),
         "weights_sha256": tensor_hash(model.state_dict()),
     }

@@ -125,6 +125,11 @@ class Plan:
         return len(self.edges) - 1
 
     @property
+    def learned(self) -> bool:
+        """Whether a pilot learned the plan, so that it expects something of the costs."""
+        return self.provenance.get("method") == "pilot"
+
+    @property
     def continuous(self) -> bool:
         return self.edges.dtype.is_floating_point
 

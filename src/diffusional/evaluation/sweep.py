@@ -27,6 +27,7 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, Ledger, error_over_items, satterthwaite
+from diffusional.models.base import device_of
 from diffusional.models.chain import Chain, batch_rows
 
 # Rows of one network call, and numbers of noise held at once.
@@ -145,7 +146,7 @@ def _sweep(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor, float]:
     keys = item_keys(as_seen(model.space, data), seed, condition)
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+    device = device_of(model, data)
     mine, done = processes.share(len(data)), 0
 
     def advance(rows: int) -> None:

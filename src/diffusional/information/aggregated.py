@@ -23,7 +23,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Estimate
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.models.vae import VAE, Autoencoder, log_probs
 
 # A latent unit is active where its posterior mean, in standard deviations of its prior, varies by more than this over the
@@ -112,7 +112,7 @@ def aggregated(
     if samples < 2:
         raise DiffusionalError(f"samples={samples} came; give at least 2, their spread tells the error")
     model.space.check(x)
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
+    device = device_of(model, x)
     # Noise is drawn where the model is, by a stream of the generator's.
     seed = int(torch.randint(2**62, (), generator=generator))
     was_training = model.training

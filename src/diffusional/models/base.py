@@ -11,6 +11,15 @@ from diffusional.levels import LevelSampler, Stratified
 from diffusional.space import Continuous, Space
 
 
+def device_of(model: nn.Module, data: Tensor) -> torch.device:
+    """The device of a model's first parameter or buffer; that of `data` where it has none.
+
+    >>> device_of(nn.Linear(1, 1), torch.zeros(1)).type
+    'cpu'
+    """
+    return next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+
+
 class LatentVariableModel(nn.Module, ABC):
     """A model of x with latents, trained on its ELBO: diffusion, VAE, hierarchical VAE.
 
