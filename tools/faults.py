@@ -1238,6 +1238,13 @@ FAULTS = [
         "evaluation/test_strata.py::test_growth_is_neymans_allocation",
     ),
     _fault(
+        "evaluation/strata.py",
+        "bands of many draws grow as bands of few",
+        "few = spent < _SEEN",
+        "few = spent >= 0",
+        "evaluation/test_strata.py::test_growth_is_neymans_allocation",
+    ),
+    _fault(
         "ledger.py",
         "a third of the degrees of freedom",
         "3 * float(squares.sum()) ** 2",

@@ -101,6 +101,11 @@ def test_growth_is_neymans_allocation() -> None:
     assert factor[0] == pytest.approx(best[0])
     assert factor[2] == pytest.approx(max(best[1], 4.0))
     assert (v / best).sum() == pytest.approx(v.sum() / 4)
+    # A band with 512 draws has met its large costs, and is allotted what it deserves: here less than the ratio.
+    seen = strata.growth(everything, variance.minimum(torch.tensor(1.0)), 0 * variance, 256 * count, 4.0)
+    v, n = np.array([30.0, 3.0]), 256 * n
+    assert seen[2] == pytest.approx((4 * np.sqrt(v / n) * np.sqrt(v * n).sum() / v.sum())[1])
+    assert seen[2] < 4
     # One stratum, or draws without spread: all grow alike.
     one = Strata(torch.zeros(33, dtype=torch.long), everything)
     assert one.growth(everything, variance, variance, count, 4.0).tolist() == [4.0] * 13

@@ -26,6 +26,8 @@ from diffusional.ledger import error_over_items
 ORDINARY, _BANDS = 6.0, 12
 # Items of a band that the first round visits.
 FIRST_OF_BAND = 64
+# Draws of a band from which on they are trusted to have met its large costs.
+_SEEN = 512
 # Spreads below this share of the median's magnitude are rounding.
 _ROUNDING = 1e-5
 
@@ -84,7 +86,7 @@ class Strata:
         """Return the factors (H,) by which to raise the evaluations of each stratum for the variance (b) to fall by `ratio`.
 
         By Neyman's allocation: from variances V_h and evaluations n_h, f_h = ratio √(V_h/n_h) Σ_k √(V_k n_k)/Σ_k V_k minimises the total
-        Σ n_h f_h. The extreme strata, whose few draws may have missed large costs, grow at least by `ratio`.
+        Σ n_h f_h. An extreme stratum with fewer than 512 draws, which may have missed large costs, grows at least by `ratio`.
 
         Args:
             items, variance, mean: (n,) the visited items, and v and R of each.
@@ -104,7 +106,9 @@ class Strata:
         if int((self.sizes > 0).sum()) < 2 or not float(own.sum()) > 0:
             return even
         factor = ratio * (own / spent.clamp(min=1)).sqrt() * (own * spent).sqrt().sum() / own.sum()
-        return torch.cat([factor[:1], factor[1:].clamp(min=ratio)])
+        few = spent < _SEEN
+        few[0] = False
+        return torch.where(few, factor.clamp(min=ratio), factor)
 
     def pick(self, count: Tensor) -> Tensor:
         """Return the first count_h (H,) items of every stratum, in the order of visits."""
