@@ -21,7 +21,6 @@ from seeds import pm, spread
 from torch import Tensor
 
 from diffusional.evaluation import Plan
-from diffusional.models.chain import batch_rows
 from diffusional.models.diffusion import DiffusionModel
 
 
@@ -32,13 +31,8 @@ def pairs(model: DiffusionModel, plan: Plan, x: Tensor, each: int, seed: int) ->
     n = len(x) * each
     visits = plan.at(torch.rand(n, generator=generator, dtype=torch.float64))
     noise = torch.randn(n, *x.shape[1:], generator=generator)
-    sides = []
-    for sign in (1, -1):
-        parts = []
-        for rows in torch.arange(n).split(min(2048, batch_rows(model.space))):
-            some = type(visits)(visits.cell[rows], visits.level[rows], visits.weight[rows])
-            parts.append(plan.residuals(model, x[rows // each], some, sign * noise[rows]))
-        sides.append(visits.weight * torch.cat(parts))
+    items = x.repeat_interleave(each, 0)
+    sides = [visits.weight * plan.residuals(model, items, visits, sign * noise) for sign in (1, -1)]
     plus, minus = sides
     of_pair = (0.5 * (plus + minus)).view(-1, each).var(1).mean()
     of_one = 0.5 * sum(side.view(-1, each).var(1).mean() for side in sides)

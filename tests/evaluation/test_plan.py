@@ -524,6 +524,48 @@ def test_conditions_go_with_their_items() -> None:
         Draws(model, plan, x, condition=x[:, :1].flip(0)).extend(torch.arange(40), torch.full((40,), 3))
 
 
+def test_pilots_under_other_conditions_are_not_paired() -> None:
+    """The same items and noise under another condition: the difference of two costs is not one between the models."""
+
+    class Shifted(nn.Module):
+        def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor) -> Tensor:
+            return 0.5 * z + condition
+
+    forward = df.GaussianDiffusion(schedule.log_snr_linear(LOW, HIGH, 12))
+    model = df.DiffusionModel(forward, df.Denoiser(Shifted(), "data"), likelihood.DiscretizedGaussian(SPACE))
+    x = levels(40)
+    first = Plan.fit(model, x, 250, cells=5, condition=x[:, :1])
+    same, shifted = (Plan.fit(model, x, 250, cells=5, condition=c, like=first) for c in (x[:, :1], x[:, :1] + 1))
+    none = Plan.fit(discrete(12), x, 250, cells=5, like=first)
+    assert len(first._apart(same)) == 250
+    for other in (shifted, none):
+        assert torch.equal(other.edges, first.edges)
+        # A pilot of its own, not the first one's visits.
+        assert not torch.equal(other.met.level, first.met.level)
+        # Not even where the visits happen to be the same.
+        paired = replace(other, met=first.met)
+        assert len(first._apart(paired)) == len(paired._apart(first)) == 0
+
+
+def test_a_plan_has_at_most_as_many_cells_as_its_records_can_tell() -> None:
+    edges = torch.arange(2**15 + 1)
+
+    def plan(cells: int) -> Plan:
+        zero = torch.zeros(cells + 1, dtype=torch.float64)
+        mass = torch.full_like(zero, 1 / (cells + 1))
+        return Plan(edges[: cells + 1], mass, zero, zero.new_zeros(0, cells + 1), zero.new_zeros(0, cells + 1), zero)
+
+    most = plan(2**15 - 1)
+    assert int(most.at(torch.tensor([1 - 1e-9])).cell.to(torch.int16)) == most.cells
+    with pytest.raises(DiffusionalError, match="32767 cells of levels, got 32768"):
+        plan(2**15)
+    for cells in (0, -3):
+        with pytest.raises(DiffusionalError, match=f"cells.*, got {cells}"):
+            Plan.uniform(discrete(12), cells)
+    with pytest.raises(DiffusionalError, match="32767 cells of levels, got 40000"):
+        Plan.uniform(discrete(50_001), 40_000)
+
+
 def test_a_pilot_that_meets_infinity_says_where() -> None:
     module = Fixed()
     module.forward = lambda z, log_snr: torch.where(log_snr[:, None] < -4.9, math.inf, z)

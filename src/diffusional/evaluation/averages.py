@@ -59,22 +59,12 @@ Told = Callable[[Estimate, int, int], None]
 
 
 def few_draws(freedom: float, error: float) -> list[str]:
-    """The caveat of an error with few degrees of freedom."""
+    """Return the caveat of an error with few degrees of freedom: few draws, or many of which a few dominate it."""
     if freedom >= LEAST_FREEDOM or not error > 0:
         return []
     return [
-        f"the error rests on few draws ({freedom:.0f} degrees of freedom), by their number or by heavy tails of the costs, of which more "
-        "may not have been met"
-    ]
-
-
-def heavy_tails(freedom: float, error: float) -> list[str]:
-    """Return the caveat of an error that rests mostly on a few of many draws."""
-    if freedom >= LEAST_FREEDOM or not error > 0:
-        return []
-    return [
-        f"the error rests on few large costs ({freedom:.0f} degrees of freedom): the costs have heavy tails, and further large costs "
-        "may not have been drawn. Give more draws"
+        f"the error rests on few draws ({freedom:.0f} degrees of freedom): there are not many, or a few large costs dominate it, and "
+        "further large costs may not have been drawn. Give more draws"
     ]
 
 
@@ -327,13 +317,12 @@ def average(
     # Draws that do not vary show nothing of an error that the pilot expects.
     varies = bool(variance.any()) or now.error == 0
     freedom = satterthwaite((variance, sums.count - 1)) if varies else 0.0
-    caveats += few_draws(freedom, now.error)
     seen = sums.one_draw()
     # The degrees of freedom of the larger of the two variances, which is the one that is used.
     pooled = seen if known is None else known.variances["nelbo"].pooled(seen)
     tails = pooled.freedom if pooled.value > seen.value else seen.freedom
-    if freedom >= LEAST_FREEDOM:
-        caveats += heavy_tails(tails, now.error)
+    freedom = min(freedom, tails)
+    caveats += few_draws(freedom, now.error)
     if known is not None and target is not None and enough and afford < math.inf:
         caveats += known.doubts(seen, target, int(sums.count.sum()), int(afford))
     reached = enough and (item_error is not None or not caveats)
@@ -359,7 +348,7 @@ def average(
             "visits": [int(sums.count.min()), int(sums.count.max())],
             "evaluations": {"pilot": apart, "draws": sums.evaluations},
         },
-        freedom=min(freedom, tails),
+        freedom=freedom,
         reached=reached,
         caveats=tuple(caveats),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import ENOUGH, Control, Wiener, fit_controls
-from diffusional.evaluation.plan import Met, Plan, about, cell_edges, resolution
+from diffusional.evaluation.plan import Met, Plan, about, cell_edges, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
 from diffusional.models.base import device_of
@@ -47,7 +47,12 @@ def fit(
     """As `Plan.fit`, of a model that is not training."""
     device = device_of(model, data)
     said = about(model)
-    origin = {"seed": seed, "data_sha256": fingerprint(model.space, data), "evaluations": evaluations}
+    origin = {
+        "seed": seed,
+        "data_sha256": fingerprint(model.space, data),
+        "evaluations": evaluations,
+        **condition_record(condition),
+    }
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
     fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
     # Their worlds are Gaussian diffusions of their own.
@@ -60,9 +65,9 @@ def fit(
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     levels: list[Tensor] = []
     items: list[Tensor] = []
-    # Replay the visits of another model's pilot on the same levels and data, so that the differences of their costs are known.
+    # Replay the visits of another model's pilot on the same levels, data and conditions, so that the differences of their costs are known.
     replayed = Met.nothing()
-    if like is not None and plan.edges.equal(like.edges) and origin.items() <= like.provenance.items():
+    if like is not None and plan.edges.equal(like.edges) and same_pilot(origin, like.provenance):
         replayed = like.met
 
     def visit(n: int) -> None:
@@ -111,7 +116,6 @@ def fit(
         "cells": cells,
         "controls": [control.name for control in plan.controls],
         "dropped_controls": [control.name for control in controls if control not in plan.controls],
-        **condition_record(condition),
         "weights_sha256": tensor_hash(model.state_dict()),
     }
     # Every other part belongs to a decoder without network.

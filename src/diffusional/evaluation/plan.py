@@ -22,6 +22,7 @@ Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from diffusional.models.diffusion import DiffusionModel
 
 # Evaluations of a pilot, and cells of levels.
 PILOT, CELLS = 3000, 32
+# Draws record the cell of a visit as int16, with 0 for the reconstruction.
+_MOST_CELLS = 2**15 - 1
 # What must agree between a plan and a model.
 _SAID = {
     "latents": "a number of latents",
@@ -48,7 +51,9 @@ _SAID = {
     "space": "a space",
     "decoder": "a decoder",
 }
-# The tensors of a plan, its controls aside.
+# What two pilots must have in common for the differences of their costs to be differences between the models.
+_PILOT = ("seed", "data_sha256", "condition_sha256", "evaluations")
+# The tensors of a plan, without those of its controls.
 _NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
 
 
@@ -81,8 +86,8 @@ class Plan:
         provenance: what it was learned from.
         met: the pilot's visits and residuals. Scores do not depend on them, and they are not part of `sha256`.
 
-    Raises DiffusionalError unless the edges increase, the probabilities are finite, positive (the reconstruction's may be zero) and sum
-    to one, and all tensors have the shapes above and are finite.
+    Raises DiffusionalError unless there are at most 32,767 cells of levels, the edges increase, the probabilities are finite, positive
+    (the reconstruction's may be zero) and sum to one, and all tensors have the shapes above and are finite.
     """
 
     edges: Tensor
@@ -99,6 +104,10 @@ class Plan:
         if self.edges.ndim != 1 or len(self.edges) < 2 or not bool((self.edges[1:] > self.edges[:-1]).all()):
             raise DiffusionalError(
                 f"expected edges of at least one cell of levels, in increasing order, got {self.edges.tolist()}; learn the plan again"
+            )
+        if self.cells > _MOST_CELLS:
+            raise DiffusionalError(
+                f"expected a plan of at most {_MOST_CELLS} cells of levels, got {self.cells}; give fewer cells"
             )
         cells, controls = self.cells + 1, len(self.controls)
         shapes = {"mass": (cells,), "constant": (cells,), "scale": (cells,)}
@@ -299,7 +308,7 @@ class Plan:
     def _apart(self, other: "Plan") -> Tensor:
         """Return the differences (P,) of the residuals of both pilots at the same visits; empty if the visits differ."""
         ours, theirs = self.met, other.met
-        alike = all(self.provenance.get(key) == other.provenance.get(key) for key in ("data_sha256", "seed"))
+        alike = same_pilot(self.provenance, other.provenance)
         if not alike or not torch.equal(ours.level, theirs.level) or not torch.equal(ours.cell, theirs.cell):
             return ours.left[:0]
         return ours.left - theirs.left
@@ -384,6 +393,11 @@ def about(model: Chain) -> dict[str, Any]:
     }
 
 
+def same_pilot(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two plans, by their provenance, come from pilots on the same items with the same conditions and noise."""
+    return all(one.get(key) == other.get(key) for key in _PILOT)
+
+
 def resolution(model: Chain) -> int:
     """Of cells' edges: levels, or parts of continuous time."""
     return model.levels or 4096
@@ -391,6 +405,8 @@ def resolution(model: Chain) -> int:
 
 def cell_edges(model: Chain, cells: int, density: Tensor) -> Tensor:
     """Edges of at most `cells` cells of about equal shares of a density over the levels (or over as many parts of [0, 1])."""
+    if cells < 1:
+        raise DiffusionalError(f"expected at least one cell of levels (cells), got {cells}")
     n = len(density)
     cumulative = torch.cat([density.new_zeros(1), density.cumsum(0)])
     cumulative = cumulative / cumulative[-1].clone()
