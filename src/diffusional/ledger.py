@@ -10,9 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from diffusional.errors import DiffusionalError
+
 UNITS = ("nats", "bits/dim")
+# Names that an extra term cannot have: those of the fixed terms, and of the columns beside them in an evaluation.
+_RESERVED = ("reconstruction", "kl", "prior", "nelbo", "elbo", "levels", "item", "error", "draws")
 
 
 def per_unit(unit: str, dimensions: int) -> float:
@@ -30,7 +35,18 @@ def per_unit(unit: str, dimensions: int) -> float:
 class Ledger:
     """Costs of B items in nats, MATH (8): reconstruction (B,), kl (B, L), prior (B,), and further named terms (B,).
 
-    `dimensions` is D, used for bits per dimension only.
+    `dimensions` is D, used for bits per dimension only. Ledgers of the parts of a composite model are joined by `Ledger.join`.
+
+    Attributes:
+        reconstruction: −ln p(x|z_1) (B,).
+        kl: KL_t (B, L), one column per level; of a joined ledger, the columns of all stages side by side.
+        prior: KL_T (B,).
+        dimensions: D, the number of dimensions of x.
+        extra: further costs (B,) by name.
+        stages: of a joined ledger, the ledger of every stage by its prefix; otherwise empty.
+
+    Raises ValueError for shapes that do not match, and for an extra term with a name that ledgers or records of evaluations use
+    otherwise, such as "kl" or "error".
 
     >>> import torch
     >>> ledger = Ledger(torch.tensor([1.0]), torch.tensor([[2.0, 3.0]]), torch.tensor([0.5]), dimensions=4)
@@ -45,6 +61,7 @@ class Ledger:
     prior: Tensor
     dimensions: int
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    stages: "Mapping[str, Ledger]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         batch = self.reconstruction.shape
@@ -54,8 +71,72 @@ class Ledger:
                 "expected (B,), (B, L), (B,)"
             )
         for name, term in self.extra.items():
+            if name in _RESERVED:
+                raise DiffusionalError(
+                    f"an extra term must not be named {name!r}, which has another meaning in ledgers and records: rename it"
+                )
             if term.shape != batch:
                 raise ValueError(f"term {name!r} of shape {tuple(term.shape)} came; expected {tuple(batch)}")
+
+    @classmethod
+    def join(cls, stages: "Mapping[str, Ledger]", dimensions: int) -> "Ledger":
+        """Join the ledgers of the stages of a composite model, such as a cascade or a diffusion over latents, into one.
+
+        The joined ledger's NELBO is the sum of those of its stages. Its other attributes and methods are as follows:
+
+        - `reconstruction` and `prior` (B,) are sums over the stages, and `kl` (B, L_1 + L_2 + …) has the levels of all stages side by
+          side, in the order of `stages`.
+        - `extra` has the further terms of every stage, as "stage.term".
+        - `blocks` has the `kl` (B, L_k) of each stage, as "stage.kl", and `totals()` every term of each, as "stage.reconstruction",
+          "stage.kl", "stage.prior", and so on. Both add up to the same NELBO.
+        - `bits_per_dim()` divides the NELBO by `dimensions` · ln 2. The number of dimensions of a stage, such as that of a low-resolution
+          image, is not used: costs are nats, whatever they are the costs of.
+        - `stages` has the ledgers that were joined.
+
+        A joined ledger can itself be a stage. Its terms are then "outer.inner.kl" and so on.
+
+        Args:
+            stages: ledgers of the same B items by prefix, at least one. A prefix is not empty and has no dot.
+            dimensions: D, the number of dimensions of x.
+
+        Raises:
+            DiffusionalError: for no stages, a stage that is not a Ledger, an empty prefix or one with a dot, stages with different
+                numbers of items or on different devices, and dimensions below 1.
+
+        >>> import torch
+        >>> base = Ledger(torch.tensor([0.0]), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]), dimensions=4)
+        >>> upsampler = Ledger(torch.tensor([2.5]), torch.tensor([[3.0]]), torch.tensor([0.5]), dimensions=16)
+        >>> both = Ledger.join({"base": base, "upsampler": upsampler}, dimensions=16)
+        >>> both.nelbo, both.kl, both.bits_per_dim()
+        (tensor([9.5000]), tensor([[1., 2., 3.]]), tensor([0.8566]))
+        >>> {name: float(term) for name, term in both.totals().items() if name.startswith("upsampler")}
+        {'upsampler.reconstruction': 2.5, 'upsampler.kl': 3.0, 'upsampler.prior': 0.5}
+        """
+        _check_stages(stages)
+        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1:
+            raise DiffusionalError(
+                f"dimensions must be a positive integer, the number of dimensions of x, got {dimensions!r}"
+            )
+        every = list(stages.values())
+        extra: dict[str, Tensor] = {}
+        for prefix, stage in stages.items():
+            extra |= {f"{prefix}.{name}": term for name, term in stage.extra.items()}
+        first, *others = every
+        return cls(
+            sum((one.reconstruction for one in others), first.reconstruction),
+            torch.cat([one.kl for one in every], 1),
+            sum((one.prior for one in others), first.prior),
+            dimensions,
+            extra,
+            dict(stages),
+        )
+
+    @property
+    def blocks(self) -> dict[str, Tensor]:
+        """The costs of the levels (B, L_k) of each chain by name: {"kl": kl}, or "stage.kl" for every stage of a joined ledger."""
+        if not self.stages:
+            return {"kl": self.kl}
+        return {f"{prefix}.{name}": kl for prefix, stage in self.stages.items() for name, kl in stage.blocks.items()}
 
     @property
     def nelbo(self) -> Tensor:
@@ -87,13 +168,42 @@ class Ledger:
         return self.nelbo + information
 
     def totals(self) -> dict[str, Tensor]:
-        """Each named cost (B,), the levels summed: they add up to `nelbo`."""
+        """Return each named cost (B,), with the levels of a chain summed: they add up to `nelbo`.
+
+        The terms of a joined ledger have their stage's prefix, as in "base.kl".
+        """
+        if self.stages:
+            return {
+                f"{prefix}.{name}": cost
+                for prefix, stage in self.stages.items()
+                for name, cost in stage.totals().items()
+            }
         return {
             "reconstruction": self.reconstruction,
             "kl": self.kl.sum(1),
             "prior": self.prior,
             **self.extra,
         }
+
+
+def _check_stages(stages: Mapping[str, Ledger]) -> None:
+    """Raise DiffusionalError unless these ledgers can be joined."""
+    if not isinstance(stages, Mapping) or not stages:
+        raise DiffusionalError(f"stages must be a non-empty dict from prefixes to ledgers, got {stages!r:.60}")
+    for prefix, stage in stages.items():
+        if not isinstance(prefix, str) or not prefix.strip() or "." in prefix:
+            raise DiffusionalError(
+                f"a prefix must be a non-empty string without a dot, got {prefix!r}: terms are named prefix.term"
+            )
+        if not isinstance(stage, Ledger):
+            raise DiffusionalError(f"stage {prefix!r} must be a Ledger, got {type(stage).__name__}")
+    for what, values in (
+        ("number of items", {prefix: len(stage.reconstruction) for prefix, stage in stages.items()}),
+        ("device", {prefix: stage.reconstruction.device for prefix, stage in stages.items()}),
+    ):
+        if len(set(values.values())) > 1:
+            got = ", ".join(f"{prefix}: {value}" for prefix, value in values.items())
+            raise DiffusionalError(f"stages must have the same {what}, got {got}: join ledgers of the same batch")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes, tail_pilot
 from diffusional.evaluation.noise import item_keys, normal, stream
-from diffusional.evaluation.provenance import as_seen, provenance
-from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.provenance import as_seen, gamma_at, provenance
+from diffusional.evaluation.result import Evaluation, edges_of_blocks
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.tail_pilot import Variance
 from diffusional.ledger import Estimate, satterthwaite
@@ -78,6 +78,7 @@ class Averages:
     condition: Condition | None = None
     count: Tensor = field(init=False)
     sums: dict[str, Tensor] = field(init=False, default_factory=dict)
+    blocks: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.keys = item_keys(as_seen(self.model.space, self.data), self.seed, self.condition)
@@ -136,6 +137,7 @@ class Averages:
     def _terms(self, x: Tensor, noise: Tensor, condition: Condition | None) -> dict[str, Tensor]:
         """The columns of the books: every cost, the layers' KLs, and the squares of all."""
         ledger = self.model.terms(x, noise, condition)
+        self.blocks = {name: kl.shape[1] for name, kl in ledger.blocks.items()}
         parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}
         return parts | {name + "²": values.double().square() for name, values in parts.items()}
 
@@ -314,6 +316,7 @@ def average(
     names = [name for name in sums.sums if "²" not in name and name not in ("nelbo", "levels")]
     layers = sums.variance("levels")
     variance = sums.variance("nelbo")
+    edges = edges_of_blocks(sums.blocks)
     # Draws that do not vary show nothing of an error that the pilot expects.
     varies = bool(variance.any()) or now.error == 0
     freedom = satterthwaite((variance, sums.count - 1)) if varies else 0.0
@@ -340,7 +343,9 @@ def average(
         },
         levels_kl=sums.mean("levels").mean(0),
         levels_error=layers.sum(0).sqrt() / n,
-        level_edges=torch.arange(layers.shape[1] + 1) + 1,
+        level_edges=edges,
+        gamma_edges=gamma_at(model, edges) if len(sums.blocks) == 1 else None,
+        blocks=sums.blocks,
         dimensions=model.space.dimensions,
         provenance=provenance(model, data, seed, condition)
         | {

@@ -33,7 +33,7 @@ from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.averages import EACH_ITS_OWN, average, few_draws
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import PILOT, Plan
-from diffusional.evaluation.provenance import provenance
+from diffusional.evaluation.provenance import gamma_at, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import FIRST_OF_BAND, grown
 from diffusional.evaluation.sweep import sweep
@@ -518,6 +518,7 @@ class Task:
             levels_kl=torch.tensor([level.value for level in levels], dtype=torch.float64),
             levels_error=torch.tensor([level.error for level in levels], dtype=torch.float64),
             level_edges=plan.edges,
+            gamma_edges=gamma_at(draws.model, plan.edges),
             dimensions=draws.model.space.dimensions,
             provenance=about,
             freedom=freedom,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import diffusional
 from diffusional.conditions import Condition, by_name
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.models.chain import Chain
 from diffusional.space import Discrete, Space
 
@@ -71,3 +71,29 @@ def provenance(
         },
         "command": " ".join(sys.argv),
     } | ({"doubts": doubts} if doubts else {})
+
+
+def gamma_at(model: LatentVariableModel, edges: Tensor) -> Tensor | None:
+    """Return γ = −log SNR (C + 1,) at the edges of levels, float64 on the CPU; None if the model's latents have no γ.
+
+    Args:
+        model: any model; of a VAE with a diffusion prior, γ is the prior's.
+        edges: (C + 1,) levels t from 1 to T; in continuous time u from 0 to 1.
+
+    >>> from diffusional import Denoiser, DiffusionModel, GaussianDiffusion, likelihood, schedule, space
+    >>> process = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=3))
+    >>> model = DiffusionModel(process, Denoiser(lambda z, s: 0 * z), likelihood.LevelPosterior(space.binary((4,))))
+    >>> gamma_at(model, torch.tensor([1, 3]))
+    tensor([-9.,  9.], dtype=torch.float64)
+    """
+    chain = getattr(model, "chain", None)
+    process = getattr(model if chain is None else chain, "process", None)
+    schedule, gamma = getattr(process, "schedule", None), getattr(process, "gamma", None)
+    edges = edges.to(device_of(model, edges))
+    if schedule is not None:
+        found = schedule.gamma(edges.double()) if schedule.steps is None else schedule.grid()[edges - 1]
+    elif gamma is not None:
+        found = gamma(edges)
+    else:
+        return None
+    return found.detach().double().cpu()

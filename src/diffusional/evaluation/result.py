@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffusional.ledger import Estimate
@@ -18,7 +19,10 @@ class Evaluation:
         per_item: "item" (n,), the items visited (all N unless the error allowed fewer); "nelbo" and every cost (n,) in
             nats, float64; "error" (n,), each score's own Monte Carlo error.
         levels_kl, levels_error: (C,) mean cost of every level, or of every cell of levels, and its Monte Carlo error, nats.
-        level_edges: (C + 1,) first level t of each cell, and L + 1; in continuous time the edges in u.
+        level_edges: (C + 1,) first level t of each cell, and L + 1; in continuous time the edges in u. Of a composite model, the edges
+            of each block of levels one after the other, C_k + 1 each.
+        gamma_edges: γ = −log SNR at `level_edges`, float64; None if the model's latents have no γ.
+        blocks: number of levels or cells C_k of each block of levels by name, in the order of `levels_kl`; {"kl": C} unless given.
         freedom: degrees of freedom of the Monte Carlo error.
         reached: False if a target was given and not reached within the budget, or if there are caveats.
         caveats: reasons why the error may be too small, one sentence each; empty if there are none.
@@ -35,12 +39,16 @@ class Evaluation:
     freedom: float = math.inf
     reached: bool = True
     caveats: tuple[str, ...] = field(default=())
+    gamma_edges: Tensor | None = None
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Doubts about the data, from `provenance`, are caveats of every result.
         doubts = [text for text in self.provenance.get("doubts", ()) if text not in self.caveats]
         if doubts:
             object.__setattr__(self, "caveats", (*self.caveats, *doubts))
+        if not self.blocks:
+            object.__setattr__(self, "blocks", {"kl": len(self.levels_kl)})
 
     def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
         """Monte Carlo confidence interval of this data set's NELBO, by Student's t.
@@ -73,3 +81,12 @@ class Evaluation:
             "caveats": list(self.caveats),
             "provenance": dict(self.provenance),
         }
+
+
+def edges_of_blocks(blocks: Mapping[str, int]) -> Tensor:
+    """Return the edges of single levels, block after block: 1, …, C_k + 1 for each.
+
+    >>> edges_of_blocks({"base.kl": 2, "upsampler.kl": 1})
+    tensor([1, 2, 3, 1, 2])
+    """
+    return torch.cat([torch.arange(count + 1) + 1 for count in blocks.values()])

@@ -24,7 +24,7 @@ from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.noise import item_keys, normal, stream
-from diffusional.evaluation.provenance import as_seen, provenance
+from diffusional.evaluation.provenance import as_seen, gamma_at, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, Ledger, error_over_items, satterthwaite
 from diffusional.models.base import device_of
@@ -65,13 +65,15 @@ def sweep(
     zero = torch.zeros_like(nelbo)
     variance = sum(mc.values(), zero)
     edges = torch.arange(levels + 1)
+    edges = edges / levels if model.levels is None else edges + 1
     return Evaluation(
         nelbo=mean_of_items(nelbo, variance, evaluations),
         terms={name: mean_of_items(term, mc.get(name, zero), evaluations) for name, term in totals.items()},
         per_item={"item": torch.arange(len(data)), "nelbo": nelbo, **totals, "error": variance.sqrt()},
         levels_kl=by_level.mean(0),
         levels_error=level_variance.sum(0).sqrt() / len(data),
-        level_edges=edges / levels if model.levels is None else edges + 1,
+        level_edges=edges,
+        gamma_edges=gamma_at(model, edges),
         dimensions=model.space.dimensions,
         freedom=freedom,
         provenance=provenance(model, data, seed, condition)
