@@ -18,6 +18,7 @@ FLOORS = (
     "errors",
     "progress",
     "words",
+    "seeds",
     "files",
     "launch",
     "shapes",
@@ -60,7 +61,14 @@ FLOORS = (
 # Who may import what is large.
 GUESTS = {"accelerate": ("training", "cli"), "diffusers": ("interop", "networks")}
 # What must start at once, without torch.
-LIGHT = ("diffusional", "diffusional.files", "diffusional.progress", "diffusional.training.config", "diffusional.cli")
+LIGHT = (
+    "diffusional",
+    "diffusional.files",
+    "diffusional.progress",
+    "diffusional.seeds",
+    "diffusional.training.config",
+    "diffusional.cli",
+)
 # Package files that only load others lazily, with nothing of their own.
 LAZY = ("__init__.py",)
 

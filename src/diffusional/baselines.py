@@ -41,6 +41,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
+from diffusional.seeds import check_seed
 from diffusional.space import Continuous, Discrete
 
 SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -127,6 +128,7 @@ class CategoricalMixture:
             )
         if restarts < 1:
             raise DiffusionalError(f"restarts={restarts} came; give at least 1")
+        check_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         starts = [_start(raw, components, generator) for _ in range(restarts)]
 

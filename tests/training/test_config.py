@@ -130,8 +130,12 @@ def test_what_json_cannot_tell_apart_is_taken() -> None:
         (lambda: OptimizerConfig(flat=1.1), "optimizer.flat=1.1 came; expected 0 to 1"),
         (lambda: OptimizerConfig(clip=0.0), "optimizer.clip=0.0 came; expected a positive number"),
         (lambda: Config(patience=-1), "patience=-1 came; expected 0 or more"),
-        (lambda: Config(seed=-1), "seed=-1 came; expected 0 to 2³² − 1"),
-        (lambda: Config(seed=2**32), "seed=4294967296 came; expected 0 to 2³² − 1"),
+        (lambda: Config(seed=-1), "expected seed to be an integer from 0 to 2^32 - 1, got -1"),
+        (lambda: Config(seed=2**32), "expected seed to be an integer from 0 to 2^32 - 1, got 4294967296"),
+        (
+            lambda: DataConfig(split_seed=2**64),
+            f"expected data.split_seed to be an integer from 0 to 2^64 - 1, got {2**64}",
+        ),
         (lambda: Config(max_seconds=-0.5), "max_seconds=-0.5 came; expected 0 or more"),
         (
             lambda: Config(schedule=ScheduleConfig(kind="cosine")),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from diffusional.claims import identities, learning
 from diffusional.claims.check import Check, Claim, Result
 from diffusional.errors import DiffusionalError
+from diffusional.seeds import check_seed
 
 __all__ = ["CLAIMS", "Check", "Claim", "Result", "run"]
 
@@ -89,8 +90,7 @@ def run(
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         raise DiffusionalError(f"claims {', '.join(unknown) or 'none'} came; there are {', '.join(known)}")
-    if not 0 <= seed < 2**32:
-        raise DiffusionalError(f"seed={seed} came; expected 0 to 2³² − 1")
+    check_seed(seed, below=2**32)
     results = []
     for claim in (claim for claim in CLAIMS if claim.id in chosen):
         if progress is not None:

@@ -16,6 +16,7 @@ from diffusional.cli.commands import COMMANDS, Command, Train
 from diffusional.cli.examples import examples
 from diffusional.cli.mistakes import mistake
 from diffusional.errors import DiffusionalError
+from diffusional.seeds import check_seed
 from diffusional.training.config import Config
 
 _OPTIONS: dict[str, Any] = {
@@ -37,7 +38,7 @@ def parse(args: Sequence[str]) -> Command:
     """
     args = _spelled_out(args)
     command = _parsed(args, presets.named(args) if args[:1] == ["train"] else Config())
-    _check_seed(getattr(command, "seed", 0))
+    check_seed(getattr(command, "seed", 0), "--seed")
     if not isinstance(command, Train):
         return command
     path = command.run / "config.json"
@@ -47,12 +48,6 @@ def parse(args: Sequence[str]) -> Command:
     # What could not be read back, such as an infinite number, is refused before a folder is made for it.
     Config.from_dict(command.config.to_dict())
     return command
-
-
-def _check_seed(seed: int) -> None:
-    """Raise DiffusionalError for seeds outside torch's range. (A config checks its own.)"""
-    if not 0 <= seed < 2**64:
-        raise DiffusionalError(f"--seed {seed}: expected an integer from 0 to 2^64 - 1 ({2**64 - 1})")
 
 
 def _spelled_out(args: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from diffusional.data.origin import Files
 from diffusional.data.rows import Where
 from diffusional.errors import DiffusionalError
+from diffusional.seeds import check_seed
 
 Fractions = tuple[float, float, float]
 
@@ -67,8 +68,7 @@ def random_rows(
     if fractions is None:
         return given
     check_fractions(fractions)
-    if seed < 0:
-        raise DiffusionalError(f"seed {seed} came; seeds are 0 or larger")
+    check_seed(seed)
     if set(given) == {"train", "validation", "test"}:
         return given
     train = given["train"]

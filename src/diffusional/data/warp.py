@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusional.errors import DiffusionalError
+from diffusional.seeds import check_seed
 
 _SIDE = 8  # blocks along a side of a digit
 _BLOCK = 4  # bitmap pixels along a side of a block
@@ -81,6 +82,7 @@ def warped(raw: Tensor, copies: int, seed: int, warp: Warp = STANDARD) -> Tensor
     True
     """
     _check(raw, copies)
+    check_seed(seed)
     soft = _blurred(bitmap(raw), _EDGE_BLUR)
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([_warped_once(chunk, warp, generator) for _ in range(copies) for chunk in soft.split(_CHUNK)])

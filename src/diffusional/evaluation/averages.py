@@ -30,9 +30,10 @@ from diffusional.evaluation.result import Evaluation, edges_of_blocks
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.tail_pilot import Variance
 from diffusional.ledger import Estimate, satterthwaite
-from diffusional.models.base import LatentVariableModel, device_of
+from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.models.chain import batch_rows
 from diffusional.models.vae import Autoencoder
+from diffusional.seeds import check_seed
 
 # An error that rests on fewer degrees of freedom is not vouched for.
 LEAST_FREEDOM = 15
@@ -385,13 +386,9 @@ def importance_weighted(
         raise DiffusionalError(f"draws={draws} came; give at least 2, the weights' spread tells the error")
     model.space.check(data)
     check_condition(condition, len(data))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            logs = _log_weights(model, data, draws, seed, condition)
-    finally:
-        model.train(was_training)
+    check_seed(seed)
+    with evaluation_mode(model), torch.inference_mode():
+        logs = _log_weights(model, data, draws, seed, condition)
     values = math.log(draws) - torch.logsumexp(logs, 0)
     bad = ~torch.isfinite(values)
     if bool(bad.any()):

@@ -29,9 +29,10 @@ from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import Strata
 from diffusional.ledger import Estimate, error_over_items, per_unit, satterthwaite
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import Chain
 from diffusional.models.denoiser import network_dtype
+from diffusional.seeds import SEEDS, check_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,7 @@ def compare(
     if network_dtype(a) is network_dtype(b):
         data = as_the_network(a, data)
     check_condition(condition, len(data))
+    check_seed(seed)
     if condition is not None and reference is not None and plans is None:
         raise DiffusionalError(
             "reference was given with a condition, but the reference items have none: pass plans instead"
@@ -132,7 +134,7 @@ def compare(
                 progress=progress,
             )
             # Seeds of their own: two autoencoders would share a part of their noise, which no error here knows of.
-            for model, own in ((a, seed), (b, seed + 1))
+            for model, own in ((a, seed), (b, (seed + 1) % SEEDS))
         ]
         return _items_paired(*results)
     if plans is None and max_evaluations is not None and max_evaluations // 2 <= PILOT:
@@ -140,10 +142,7 @@ def compare(
             f"expected max_evaluations above {2 * PILOT + 1}, got {max_evaluations}: the two pilots take {PILOT} each, and every model gets "
             "half of the budget. Raise it, or pass plans"
         )
-    modes = a.training, b.training
-    a.eval()
-    b.eval()
-    try:
+    with evaluation_mode(a, b):
         pilot = 0
         if plans is None:
             pilots = data if reference is None else reference
@@ -156,9 +155,6 @@ def compare(
             Task(Draws(b, plans[1], data, seed, condition), pilot, budget),
         ]
         return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit)
-    finally:
-        a.train(modes[0])
-        b.train(modes[1])
 
 
 def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:

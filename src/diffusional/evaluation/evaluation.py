@@ -38,11 +38,12 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import FIRST_OF_BAND, grown
 from diffusional.evaluation.sweep import sweep
 from diffusional.ledger import UNITS, Estimate, per_unit
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import Chain
 from diffusional.models.denoiser import network_dtype
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import VAE
+from diffusional.seeds import check_seed
 from diffusional.space import Discrete
 
 # The first look: this many items, if there are as many, and draws of each.
@@ -137,12 +138,11 @@ def evaluate(
     if unit not in UNITS:
         raise DiffusionalError(f"unit={unit!r} came; expected one of {', '.join(UNITS)}")
     check_targets(target_error, visits, item_error, max_evaluations, draws)
+    check_seed(seed)
     if steps is not None:
         model = regridded(model, steps)
     data = as_the_network(model, data)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         if not isinstance(model, Chain):
             if plan is not None or reference is not None or draws is not None or records is not None:
                 raise DiffusionalError(
@@ -174,8 +174,6 @@ def evaluate(
             pilot = int(plan.provenance["evaluations"])
         task = Task(Draws(model, plan, data, seed, condition), pilot, max_evaluations, records, progress)
         return task.run(target_error, visits, item_error, unit, every_item, audit)
-    finally:
-        model.train(was_training)
 
 
 def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:

@@ -37,8 +37,10 @@ from diffusional.evaluation.provenance import tensor_hash
 from diffusional.evaluation.visits import Visits, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.ledger import sharing
+from diffusional.models.base import evaluation_mode
 from diffusional.models.chain import Chain
 from diffusional.models.diffusion import DiffusionModel
+from diffusional.seeds import check_seed
 
 # Evaluations of a pilot, and cells of levels.
 PILOT, CELLS = 3000, 32
@@ -190,18 +192,14 @@ class Plan:
         """
         model.space.check(data)
         check_condition(condition, len(data))
+        check_seed(seed)
         if evaluations < 100:
             raise DiffusionalError(f"a pilot of {evaluations} evaluations came; give at least 100 ({PILOT} by default)")
         # A pilot leaves a plan: its module imports this one.
         from diffusional.evaluation.pilot import fit
 
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.inference_mode():
-                return fit(model, data, evaluations, seed, controls, cells, condition, like)
-        finally:
-            model.train(was_training)
+        with evaluation_mode(model), torch.inference_mode():
+            return fit(model, data, evaluations, seed, controls, cells, condition, like)
 
     def at(self, v: Tensor) -> Visits:
         """Visits from uniform numbers v (V,) in [0, 1): the cell by inversion of π, the level by what is left of v."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Estimate
-from diffusional.models.base import LatentVariableModel, device_of
+from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.models.vae import VAE, Autoencoder, log_probs
 
 # A latent unit is active where its posterior mean, in standard deviations of its prior, varies by more than this over the
@@ -115,12 +115,8 @@ def aggregated(
     device = device_of(model, x)
     # Noise is drawn where the model is, by a stream of the generator's.
     seed = int(torch.randint(2**62, (), generator=generator))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         return _aggregated(model, x.to(device), samples, torch.Generator(device).manual_seed(seed), seed)
-    finally:
-        model.train(was_training)
 
 
 def _aggregated(

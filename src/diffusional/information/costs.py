@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.information.finite import check_samples
+from diffusional.models.base import evaluation_mode
 from diffusional.models.chain import batch_rows
 from diffusional.models.diffusion import DiffusionModel
 
@@ -56,15 +57,8 @@ def like_model(model: DiffusionModel) -> Tensor:
 @contextmanager
 def at_rest(models: Sequence[DiffusionModel]) -> Iterator[None]:
     """Without dropout and without gradients."""
-    were = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for model, was in zip(models, were, strict=True):
-            model.train(was)
+    with evaluation_mode(*models), torch.no_grad():
+        yield
 
 
 def cost_draws(

@@ -1,6 +1,8 @@
 """What every latent variable model here offers: one set of primitives, from which bounds, losses and evaluations follow."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,30 @@ def device_of(model: nn.Module, data: Tensor) -> torch.device:
     'cpu'
     """
     return next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models into evaluation mode for the block, and afterwards every module of theirs back into its own mode.
+
+    Modules that were in evaluation mode inside a model in training mode, such as frozen encoders, stay so.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Dropout())
+    >>> _ = model[1].eval()
+    >>> with evaluation_mode(model):
+    ...     [module.training for module in model.modules()]
+    [False, False, False]
+    >>> [module.training for module in model.modules()]
+    [True, True, False]
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class LatentVariableModel(nn.Module, ABC):

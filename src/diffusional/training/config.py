@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json
+from diffusional.seeds import check_seed
 from diffusional.words import hint as word_hint
 
 
@@ -76,7 +77,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_words("data", self)
         _require("data", self, "warps", lambda v: v >= 0, "0 or more")
-        _require("data", self, "split_seed", lambda v: v >= 0, "0 or more")
+        check_seed(self.split_seed, "data.split_seed")
         _require("data", self, "size", lambda v: v is None or v >= 1, "at least 1 pixel")
         _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one name or more")
         _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
@@ -260,7 +261,7 @@ class Config:
             _require("", self, name, lambda v: v >= 1, "at least 1")
         for name in ("patience", "skip_nonfinite"):
             _require("", self, name, lambda v: v >= 0, "0 or more")
-        _require("", self, "seed", lambda v: 0 <= v < 2**32, "0 to 2³² − 1")
+        check_seed(self.seed, below=2**32)
         _require("", self, "max_seconds", lambda v: v is None or v >= 0, "0 or more")
         chain, model = self.schedule, self.model
         if chain.kind not in ("log_snr_linear", "learned") and chain.steps is None:

@@ -24,7 +24,7 @@ from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import save_json, save_tensors, sha256
 from diffusional.ledger import Costs, per_unit
 from diffusional.levels import LEARNING
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.training import checkpoint, exchange
 from diffusional.training.average import WeightAverage
@@ -320,12 +320,8 @@ class _Trainer:
     def _watched(self, watch: Watch) -> None:
         model = self.state.model
         assert isinstance(model, LatentVariableModel)
-        training = model.training
-        with self.state.average.in_place():
-            try:
-                watch(self.progress.step, model.eval())
-            finally:
-                model.train(training)
+        with self.state.average.in_place(), evaluation_mode(model):
+            watch(self.progress.step, model)
 
     def _save(self) -> None:
         main, fault = self.accelerator.is_main_process, None

@@ -10,7 +10,7 @@ from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.ledger import Costs
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import batch_rows
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import Autoencoder
@@ -68,8 +68,6 @@ def validate(
     """
     assert isinstance(model, LatentVariableModel)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     n = len(dataset.validation)
     draws = max(1, min(VALIDATION_DRAWS, _VALIDATION_ROWS // n))
     size = max(1, batch_rows(model.space) // draws)
@@ -78,21 +76,18 @@ def validate(
     mine = processes.share(blocks).tolist()
     # Sharded weights are gathered by all at once: a process that has no block left computes its last again.
     rounds = -(-blocks // processes.count())
-    try:
-        with torch.inference_mode():
-            for i in range(rounds):
-                if stop is not None and stop(i, rounds):
-                    return None
-                block = mine[i] if i < len(mine) else blocks - 1
-                x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
-                repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
-                generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
-                random = model.draw(repeated, None, generator)
-                costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
-                if i < len(mine):
-                    totals[block] = float(costs.total().mean()) * len(x)
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.inference_mode():
+        for i in range(rounds):
+            if stop is not None and stop(i, rounds):
+                return None
+            block = mine[i] if i < len(mine) else blocks - 1
+            x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
+            repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
+            generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
+            random = model.draw(repeated, None, generator)
+            costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
+            if i < len(mine):
+                totals[block] = float(costs.total().mean()) * len(x)
     bound = float(processes.collect(totals).sum()) / n
     if not math.isfinite(bound):
         raise DiffusionalError(
