@@ -25,6 +25,7 @@ FLOORS = (
     "conditions",
     "gaussian",
     "bernoulli",
+    "grid",
     "space",
     "schedule",
     "ledger",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
+from diffusional.grid import sample, scaled_levels
 
 # Distances from the mean in standard deviations of the training data. The median item of encoded data does not exceed the first; if it
 # exceeds the second, the data are far from the training data.
@@ -126,6 +127,10 @@ class Discrete:
     def doubts(self, x: Tensor) -> list[str]:
         """Return no doubts: all items that `check` accepts are on the levels."""
         return []
+
+    def scaled_levels(self, x: Tensor, encoded: bool = True) -> None:
+        """Return None: the items are on the levels that were declared."""
+        return
 
     def log_jacobian(self) -> float:
         """Σ_d ln scale_d, zero for a mass function."""
@@ -258,6 +263,29 @@ class Continuous:
             f"{_position(int(middle.argmax()), self.shape)}: {float(middle.max()):.3g}), where the model was not trained: check that they "
             "are in the units of the training data, and were encoded once by space.encode(raw)"
         ]
+
+    def scaled_levels(self, x: Tensor, encoded: bool = True) -> str | None:
+        """Return a sentence on items (B, *shape), encoded or raw, that are levels stored as real numbers; None if they are not.
+
+        A density of such values has no upper bound, so that a NELBO says nothing about a model. A sample of the items is examined.
+
+        >>> space = Continuous((1,), (4.0,), (2.0,))
+        >>> space.scaled_levels(space.encode(torch.arange(100.0)[:, None] % 9))[:42]
+        'the values at all positions are whole numb'
+        >>> space.scaled_levels(torch.randn(100, 1)) is None
+        True
+        """
+        rows, positions = sample(len(x), self.dimensions)
+        raw, error = x[rows].detach().flatten(1)[:, positions].cpu().double(), 0.0
+        if encoded and self._standardises():
+            shift, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.shift, self.scale))
+            shift, scale = (v if len(v) == 1 else v[positions] for v in (shift, scale))
+            moved = raw * scale
+            raw = moved + shift
+            # Of a subtraction, a division and the type of x. Networks take float32.
+            eps = max(torch.finfo(torch.float32).eps, torch.finfo(x.dtype).eps)
+            error = (2 * eps * (moved.abs().amax(0) + shift.abs())).numpy()
+        return scaled_levels(raw.numpy(), self.shape, error, positions)
 
     def _standardises(self) -> bool:
         return any(shift != 0 for shift in self.shift) or any(scale != 1 for scale in self.scale)

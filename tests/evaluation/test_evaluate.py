@@ -741,3 +741,23 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         )
         assert min(first[name]["seen"], second[name]["seen"]) > 0.4 * wanted["seen"]
     assert (tmp_path / "visitsFalse").exists()
+
+
+# Items that are levels stored as real numbers.
+
+
+def test_evaluate_warns_of_levels_in_a_continuous_space(recwarn: pytest.WarningsRecorder) -> None:
+    """A density on a grid has no upper bound, which no error bar shows."""
+    ages = torch.randint(18, 90, (300, 2), generator=torch.Generator().manual_seed(0)).double()
+    space = df.Continuous((2,), tuple(ages.mean(0).tolist()), tuple(ages.std(0).tolist()))
+    world = exact.Gaussian(torch.zeros(2), torch.eye(2))
+    forward = df.GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=50))
+    model = df.DiffusionModel(forward, world.denoiser(), likelihood.GaussianLikelihood(space))
+    evaluate(model, world.sample(300, torch.Generator().manual_seed(0)), visits=2, plan=Plan.uniform(model))
+    assert len(recwarn) == 0
+    for options in ({"visits": 2, "plan": Plan.uniform(model)}, {"draws": 1}):
+        with pytest.warns(UserWarning, match=r"whole numbers: these are data of 90 levels.*levels=90") as caught:
+            result = evaluate(model, space.encode(ages), **options)
+        assert len(caught) == 1
+        # It is not about the error.
+        assert not any("whole numbers" in caveat for caveat in result.caveats)

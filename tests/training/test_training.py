@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -647,3 +648,30 @@ def test_precisions_can_follow_one_another_in_a_process(tmp_path: Path, config: 
     bounds = [validations(tmp_path / str(i))[2] for i in range(3)]
     assert bounds[0] == bounds[2]
     assert bounds[1] == pytest.approx(bounds[0], rel=0.05)
+
+
+def test_real_values_that_are_levels_are_reported_once(tmp_path: Path) -> None:
+    """When a run begins, and not when it continues."""
+    rng = np.random.default_rng(0)
+    table = np.concatenate([rng.normal(size=(300, 2)), rng.integers(18, 90, (300, 1))], 1)
+    files = {"mixed": table, "real": table[:, :2]}
+    config = Config(
+        model=ModelConfig(network="mlp", hidden=8, blocks=1),
+        data=DataConfig(name="", split=(0.6, 0.2, 0.2)),
+        steps=2,
+        batch=8,
+        validate_every=2,
+        checkpoint_every=2,
+    )
+    for name, values in files.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    mixed, real = (
+        dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(tmp_path / f"{name}.npy")))
+        for name in files
+    )
+    with pytest.warns(UserWarning, match="position 2 are whole numbers: these are data of .* levels"):
+        loop.train(mixed, tmp_path / "mixed", console=QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loop.train(mixed, tmp_path / "mixed", resume=True, console=QUIET)
+        loop.train(real, tmp_path / "real", console=QUIET)

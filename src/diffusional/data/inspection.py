@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from diffusional.data.dataset import SPLITS, Dataset, Stream
-from diffusional.data.grid import Grid, find_grid
 from diffusional.data.rows import Rows
 from diffusional.data.survey import MOST, Survey, survey
+from diffusional.grid import Grid, find_grid
 from diffusional.space import Continuous, Discrete, Space
 
 _PICTURE = 64  # items that are shown

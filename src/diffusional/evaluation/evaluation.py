@@ -118,7 +118,8 @@ def evaluate(
         progress: called with a `Progress` now and then.
 
     Raises DiffusionalError for data that the space refuses, for a cost that is not finite, naming the item, and for options
-    that don't go together. Warns where `steps` differs from the T that a model has.
+    that don't go together. Warns where `steps` differs from the T that a model has, and of items of a Continuous space that are
+    levels stored as real numbers, such as whole numbers or multiples of 1/255 (a sample of the items is examined).
 
     >>> import torch
     >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
@@ -141,6 +142,9 @@ def evaluate(
     check_seed(seed)
     if steps is not None:
         model = regridded(model, steps)
+    levels = model.space.scaled_levels(data)
+    if levels is not None and processes.is_main():
+        warnings.warn(levels, stacklevel=2)
     data = as_the_network(model, data)
     with evaluation_mode(model):
         if not isinstance(model, Chain):

@@ -7,6 +7,7 @@ drawn by the parts: with it such runs agree in distribution.)
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
 
-from diffusional.data.dataset import Dataset
+from diffusional.data.dataset import Dataset, Stream
 from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import save_json, save_tensors, sha256
+from diffusional.grid import sample
 from diffusional.ledger import Costs, per_unit
 from diffusional.levels import LEARNING
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.diffusion import DiffusionModel
+from diffusional.space import Discrete
 from diffusional.training import checkpoint, exchange
 from diffusional.training.average import WeightAverage
 from diffusional.training.build import build_dataset, build_model, build_sampler, prepare_networks
@@ -39,6 +42,9 @@ from diffusional.training.run import CHECKPOINTS, CONFIG, PROFILE, WEIGHTS, begi
 from diffusional.training.seeds import seed_of
 from diffusional.training.stopping import Stopping
 from diffusional.training.stopwatch import Stopwatch
+
+# Items of a stream that are examined before training.
+_HEAD = 256
 
 Draws = dict[str, Tensor]
 Watch = Callable[[int, LatentVariableModel], None]
@@ -76,7 +82,9 @@ def train(
 
     Raises DiffusionalError for a used folder without `resume`, a different config or different data with it, another process
     that trains in the folder, a disk that is full or read-only, and a loss that is not finite (the last good checkpoint stays
-    in every case). Raises Interrupted on SIGINT and SIGTERM, after the current step or validation batch, with a checkpoint.
+    in every case). Warns, when a run begins, of real-valued training data that are levels stored as real numbers, such as whole
+    numbers or multiples of 1/255; a sample of them is examined. Raises Interrupted on SIGINT and SIGTERM, after the current step
+    or validation batch, with a checkpoint.
 
     >>> import tempfile
     >>> from diffusional.training.config import ModelConfig
@@ -120,6 +128,9 @@ def train(
                 checkpoint.put_back_best(found)
             # What may differ, does from now on.
             save_json(run / CONFIG, config.to_dict())
+            levels = None if resume else _scaled_levels(dataset)
+            if levels is not None:
+                warnings.warn(levels, stacklevel=2)
         feed = Feed(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
         feed.seek(progress.step, (progress.epoch, progress.of_epoch))
         trainer = _Trainer(config, run, dataset, accelerator, others, objective, state, progress, feed, share)
@@ -129,6 +140,17 @@ def train(
             feed.close()
         accelerator.wait_for_everyone()
     return load(run)
+
+
+def _scaled_levels(dataset: Dataset) -> str | None:
+    """Return a sentence on real-valued training data that are levels stored as real numbers; None if they are not."""
+    train, space = dataset.train, dataset.space
+    if isinstance(space, Discrete):
+        return None
+    if isinstance(train, Stream):
+        return space.scaled_levels(train.head(_HEAD), encoded=False)
+    rows, _ = sample(len(train), space.dimensions)
+    return space.scaled_levels(train[torch.arange(len(train))[rows]], encoded=False)
 
 
 @dataclass

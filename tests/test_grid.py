@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
-from diffusional.data.grid import Grid, find_grid
+from diffusional.grid import Grid, find_grid, sample
+from diffusional.space import Continuous, Discrete
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, 3000)
@@ -89,3 +91,47 @@ def test_what_is_on_no_grid(values: np.ndarray) -> None:
 def test_whole_numbers_may_be_left_out() -> None:
     assert find_grid(BYTES.astype(float)) == Grid(0.0, 1.0, 256)
     assert find_grid(BYTES.astype(float), whole=False) is None
+
+
+def test_items_of_a_space_that_are_levels() -> None:
+    """Encoded by any standardisation, whole or in part."""
+    images = torch.from_numpy(RNG.integers(0, 256, (200, 3, 4, 4))) / 255
+    space = Continuous((3, 4, 4), tuple(RNG.normal(0.4, 0.1, 48).tolist()), tuple(RNG.uniform(0.1, 0.4, 48).tolist()))
+    assert "all positions are multiples of 1/255: these are data of 256 levels" in space.scaled_levels(
+        space.encode(images)
+    )
+    by_channel = images.clone()
+    by_channel[:, ::2] = torch.rand(200, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert "channel 1 are multiples of 1/255" in space.scaled_levels(space.encode(by_channel))
+    assert "channel 1" in space.scaled_levels(by_channel, encoded=False)
+
+    table = torch.from_numpy(RNG.normal(size=(1000, 5))) * torch.tensor([1.0, 100, 1e4, 1, 1]) + 30
+    assert Continuous((5,)).scaled_levels(table) is None
+    table[:, 3] = torch.from_numpy(RNG.integers(18, 90, 1000))
+    standard = Continuous((5,), tuple(table.mean(0).tolist()), tuple(table.std(0).tolist()))
+    for some in (table, table[:60]):
+        assert "position 3 are whole numbers: these are data of" in standard.scaled_levels(standard.encode(some))
+        assert "position 3" in standard.scaled_levels(some, encoded=False)
+    assert standard.scaled_levels(standard.encode(table[:10])) is None  # too few to tell
+    assert Discrete((5,), 90).scaled_levels(table) is None
+    # Counts that hardly repeat, and constant columns, are left alone.
+    counts = torch.from_numpy(RNG.integers(0, 10**6, (1000, 1))).double()
+    assert Continuous((2,)).scaled_levels(torch.cat([counts, 0 * counts + 7], 1)) is None
+
+
+def test_encoded_reals_are_no_levels() -> None:
+    """However far from 0, and in any type: what rounding makes of reals is no grid."""
+    reals = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for shift, scale in ((0.0, 1.0), (1.7e9, 1e3), (1e5, 2.0), (3.0, 1e-3), (0.5, 0.3)):
+        space = Continuous((3,), (shift,), (scale,))
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            assert space.scaled_levels(reals.to(dtype)) is None, (shift, dtype)
+
+
+def test_a_few_values_of_large_items_are_examined() -> None:
+    rows, positions = sample(30, 3 * 1024**2)
+    assert len(range(30)[rows]) * len(range(3 * 1024**2)[positions]) <= 2**19
+    large = torch.rand(30, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    assert Continuous((3, 160, 160)).scaled_levels(large) is None
+    large[:, 2] = (large[:, 2] * 255).round() / 255
+    assert "channel 2 are multiples of 1/255" in Continuous((3, 160, 160)).scaled_levels(large)
