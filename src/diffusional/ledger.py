@@ -18,6 +18,8 @@ from diffusional.errors import DiffusionalError
 UNITS = ("nats", "bits/dim")
 # Names that an extra term cannot have: those of the fixed terms, and of the columns beside them in an evaluation.
 _RESERVED = ("reconstruction", "kl", "prior", "nelbo", "elbo", "levels", "item", "error", "draws")
+# Errors below this are rounding, and printed as 0: twelve decimals show nothing of them.
+_LEAST = 5e-13
 
 
 def per_unit(unit: str, dimensions: int) -> float:
@@ -326,10 +328,12 @@ def with_error(value: float, error: float) -> tuple[str, str]:
     ('75.2183', '0')
     >>> with_error(2.5e-8, 0.0)                                             # exact, and not nothing
     ('2.5e-08', '0')
+    >>> with_error(16.6355, 3e-16)                                          # equal numbers, to rounding
+    ('16.6355', '0')
     """
-    if not (error > 0 and math.isfinite(error)):
+    if not (error >= _LEAST and math.isfinite(error)):
         text = f"{value:.1e}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"
-        return text, "0" if error == 0 else str(error)
+        return text, "0" if 0 <= error < _LEAST else str(error)
     decimals = min(max(0, 1 - math.floor(math.log10(error))), 12)
     return f"{value:.{decimals}f}", f"{error:.{decimals}f}"
 

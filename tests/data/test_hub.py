@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusional.data import Dataset, hub, load
+from diffusional.data import Dataset, hub, load, read
 from diffusional.data.dataset import Items, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete
@@ -263,3 +263,41 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
 def test_no_train_split(tmp_path: Path) -> None:
     with pytest.raises(DiffusionalError, match=r"has no train split \(it has test\); choose another config"):
         load(images(tmp_path, test=3))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_of_other_names_are_reported(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = images(tmp_path, train=20, test=4)
+    opened = hub._open(name.removeprefix("hf:"), None, False)
+    assert opened[2] == ()
+    assert load(name).notes == ()
+
+    class Builder:
+        hash = "1"
+
+        def __init__(self) -> None:
+            whole = datasets.load_dataset(str(tmp_path))
+            self.found = {
+                "train": whole["train"],
+                "valid": whole["test"],
+                "val": whole["test"],
+                "unsupervised": whole["train"],
+            }
+
+        def download_and_prepare(self) -> None:
+            pass
+
+        def as_dataset(self) -> dict:
+            return self.found
+
+        def as_streaming_dataset(self) -> dict:
+            return {split: rows.to_iterable_dataset() for split, rows in self.found.items()}
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: Builder())
+    data = load(name, streaming=streaming, holdout=2)
+    (note,) = data.notes
+    assert "left out splits 'val' and 'unsupervised'" in note or "left out splits 'val', 'unsupervised'" in note
+    assert len(data.validation) == (2 if streaming else 4)
+    if not streaming:
+        found = read(name, data.space)
+        assert any("'unsupervised'" in note for note in found.notes)

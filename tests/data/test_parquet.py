@@ -11,6 +11,7 @@ import pytest
 
 from diffusional.data import load, parquet, tables
 from diffusional.errors import DiffusionalError
+from diffusional.space import Continuous, Discrete
 
 N = 40
 X = np.arange(N) ** 2 % 31 + 0.5
@@ -122,3 +123,51 @@ def test_names_are_not_searched_for_one_by_one(tmp_path: Path, monkeypatch: pyte
         load(path)
         made[width] = cost[0]
     assert made[200] < 5 * made[50]
+
+
+# Booleans: the same in every format.
+
+
+def boolean_files(folder: Path, values: np.ndarray, others: dict[str, np.ndarray]) -> list[Path]:
+    """The same table as Parquet, and as CSV in three spellings."""
+    columns = {f"b{j}": column for j, column in enumerate(values.T)} | others
+    paths = [write(folder / "a.parquet", columns)]
+    for spelled in (("False", "True"), ("false", "true"), ("FALSE", "TRUE")):
+        lines = [
+            ",".join(spelled[int(v)] if isinstance(v, np.bool_) else repr(float(v)) for v in row)
+            for row in zip(*columns.values(), strict=False)
+        ]
+        path = folder / f"{spelled[0]}.csv"
+        path.write_text("\n".join([",".join(columns), *lines]) + "\n")
+        paths.append(path)
+    return paths
+
+
+def test_booleans_have_two_levels_in_tables_too(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((N, 3)) < 0.4
+    values[0, 0], values[1, 0] = True, False
+    np.save(tmp_path / "a.npy", values)
+    array = load(tmp_path / "a.npy")
+    for path in boolean_files(tmp_path, values, {}):
+        table = load(path)
+        assert table.space == array.space == Discrete((3,), 2)
+        assert table.fingerprint("train") == array.fingerprint("train")
+        with pytest.raises(DiffusionalError, match="booleans came with levels=7"):
+            load(path, levels=7)
+
+
+def test_booleans_among_numbers_are_0_and_1(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((N, 1)) < 0.4
+    values[0, 0], values[1, 0] = True, False
+    for path in boolean_files(tmp_path, values, {"x": X}):
+        data = load(path)
+        assert isinstance(data.space, Continuous)
+        assert sorted(set(data.train[:, 0].tolist())) == [0.0, 1.0]
+        assert any("'b0' of booleans read as 0 and 1" in note for note in data.notes)
+    gap = tmp_path / "gap.csv"
+    gap.write_text("b,x\n" + "true,1.5\n,2.5\nfalse,0.5\n" * 4)
+    with pytest.raises(DiffusionalError, match=r"'b' in row 2 .*is missing"):
+        load(gap)
+    gap.write_text("b,x\n" + "true,1.5\nfalse,2.5\nmaybe,0.5\n" * 4)
+    with pytest.raises(DiffusionalError, match=r"'b'.*not n"):
+        load(gap)

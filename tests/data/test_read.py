@@ -186,3 +186,22 @@ def test_torch_items_know_their_rows() -> None:
     assert origin is not None
     assert origin.rows().tolist() == dataset.tensor("test")[:, 0].tolist()
     assert dataset.arguments is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+def test_scaled_levels_come_with_the_number_to_divide_by(tmp_path: Path, dtype: type) -> None:
+    """Binary images stored as 0 and 255: nothing is to be mended or dropped item by item."""
+    bits = np.random.default_rng(0).integers(0, 2, (20, 1, 3, 4))
+    path = tmp_path / "bits.npy"
+    np.save(path, (255 * bits).astype(dtype))
+    with pytest.raises(DiffusionalError, match=r"0 … 1; only 0, 255 occur.* divide all values by 255"):
+        data.read(path, Discrete((1, 3, 4), 2))
+    np.save(path, (16 * np.random.default_rng(0).integers(0, 17, (20, 1, 3, 4)).clip(0, 15)).astype(dtype))
+    with pytest.raises(DiffusionalError, match="divide all values by 16"):
+        data.read(path, Discrete((1, 3, 4), 17))
+    # Other values: it is not known how they came about.
+    for other in (bits + 1, np.where(bits, 255, 3), -255 * bits):
+        if np.issubdtype(dtype, np.signedinteger) or other.min() >= 0:
+            np.save(path, other.astype(dtype))
+            with pytest.raises(DiffusionalError, match="mend or drop the item"):
+                data.read(path, Discrete((1, 3, 4), 2))

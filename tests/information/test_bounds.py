@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from battery import float64, generator
-from diffusional import Continuous, DiffusionalError, DiffusionModel, evaluate, exact, likelihood, schedule
+from diffusional import Continuous, Denoiser, DiffusionalError, DiffusionModel, evaluate, exact, likelihood, schedule
 from diffusional.forward import GaussianDiffusion
-from diffusional.information import bound
+from diffusional.information import bound, budget
 from diffusional.models.backward import Variance
 
 WORLD = exact.Mixture(
@@ -115,3 +115,58 @@ def test_errors_are_the_spread_over_seeds() -> None:
 def test_refused(call, message: str) -> None:
     with pytest.raises(DiffusionalError, match=message):
         call()
+
+
+class Given(torch.nn.Module):
+    """The optimal denoiser ("v") of N(c, v), whose mean is the condition."""
+
+    def __init__(self, variance: float) -> None:
+        super().__init__()
+        self.variance = variance
+
+    def forward(self, z: torch.Tensor, log_snr: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (torch.sigmoid(s * log_snr)[:, None].sqrt() for s in (1, -1))
+        away = z - alpha * condition
+        total = alpha**2 * self.variance + sigma**2
+        return alpha * sigma * away / total - sigma * (condition + alpha * self.variance * away / total)
+
+
+@pytest.mark.parametrize("steps", [33, None])
+def test_a_bound_given_a_condition(steps: int | None) -> None:
+    """x = c + noise: I(x; z_t | c) is that of the noise, from items or from an evaluation, and the information of c is not in it."""
+    c = 2 * torch.randn(4000, 1, generator=generator(1)).double()
+    x = c + 0.5 * torch.randn(4000, 1, generator=generator(2)).double()
+    forward = GaussianDiffusion(STEPS.regrid(steps))
+    of = DiffusionModel(forward, Denoiser(Given(0.25), "v"), likelihood.GaussianLikelihood(Continuous((1,))))
+    noise = exact.Gaussian(float64([0.0]), float64([[0.25]]))
+    found = bound(of, x, cells=8, samples=4000, generator=generator(3), condition=c)
+    swept = bound(of, evaluate(of, x[:500], draws=1, cells=100, condition=c[:500]))
+    for one in (found, swept):
+        assert one.conditional
+        assert one.to_json()["conditional"]
+        truth = float64([noise.information(float(g)).value for g in one.gamma])
+        # KL_T of z_T, whose mean is α c, is the only thing that c adds.
+        prior = float(one.information_bound[-1])
+        assert 0.9 < float(one.information_bound[0] - prior) / float(truth[0] - truth[-1]) < 1.2
+    with pytest.raises(DiffusionalError, match="condition was given with an Evaluation"):
+        bound(of, evaluate(of, x[:20], draws=1, cells=50, condition=c[:20]), condition=c[:20])
+    with pytest.raises(DiffusionalError, match="3 rows for 4000 items"):
+        bound(of, x, condition=c[:3])
+
+
+def test_a_budget_given_a_condition() -> None:
+    """Model and reference get each item's own condition: the gap of one denoiser to another is the same for all conditions."""
+    x = 0.5 * torch.randn(500, 1, generator=generator(2)).double()
+    decoder = likelihood.GaussianLikelihood(Continuous((1,)))
+    best, poor = (DiffusionModel(GaussianDiffusion(STEPS), Denoiser(Given(v), "v"), decoder) for v in (0.25, 1.0))
+    shift = torch.linspace(-3, 3, 500).double()[:, None]
+    still, moved = (
+        budget(poor, x + c, best, cells=4, samples=2000, generator=generator(4), condition=c).total.gap
+        for c in (0 * shift, shift)
+    )
+    assert moved.value == pytest.approx(still.value, abs=1e-6)
+    assert still.value > 5 * still.error
+    with pytest.raises(DiffusionalError, match=r"condition was given with an exact world \(Gaussian\)"):
+        budget(poor, OTHER, best, condition=shift)
+    with pytest.raises(DiffusionalError, match="condition"):
+        budget(poor, x, model(OTHER), condition=shift)  # a reference that takes none

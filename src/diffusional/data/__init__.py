@@ -17,6 +17,7 @@ was trained on other data, for scoring.
 """
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,7 +176,9 @@ def read(
     options, stored = Options(size, fit, grey), None
     if kind == "hub":
         parts, stored = read_hub(str(name_or_path), options, column)
-        return collected(str(name_or_path), parts, stored, space, names, split)
+        found = collected(str(name_or_path), parts, stored, space, names, split)
+        # Only the notes on splits that were not read.
+        return replace(found, notes=(*found.notes, *next(iter(parts.values())).notes))
     if kind == "images":
         parts, stored = images.read_images(path.resolve(), None, None, 0, options)
     elif kind == "table":

@@ -175,8 +175,26 @@ def _check(part: Part, stored: int | None, space: Space) -> None:
         if kind == "real":
             fault = f"a fraction; the model was trained on integers 0 … {space.levels - 1}"
             _refuse(part, rows, block != np.floor(block), fault, "convert the data as the training data were")
-        fault = f"a value outside the {space.levels} levels that the model was trained on, 0 … {space.levels - 1}"
-        _refuse(part, rows, (block < 0) | (block >= space.levels), fault, "mend or drop the item")
+        outside = (block < 0) | (block >= space.levels)
+        if outside.any():
+            fault = f"a value outside the {space.levels} levels that the model was trained on, 0 … {space.levels - 1}"
+            _refuse(part, rows, outside, fault, _scaled_advice(part, space.levels) or "mend or drop the item")
+
+
+def _scaled_advice(part: Part, levels: int) -> str | None:
+    """Return what to do about values that are levels times a number, such as 0 and 255 for 2 levels; None if they are not."""
+    seen = np.zeros(0, part.array.dtype)
+    for _, block in _blocks(part):
+        seen = np.union1d(seen, block)
+        if len(seen) > levels:
+            return None
+    if not (np.isfinite(seen) & (seen >= 0) & (seen == np.floor(seen))).all():
+        return None
+    step = int(np.gcd.reduce(seen.astype(np.int64)))
+    if step < 2 or int(seen.max()) // step >= levels:
+        return None
+    values = ", ".join(f"{value:g}" for value in seen[:8]) + (f" and {len(seen) - 8} more" if len(seen) > 8 else "")
+    return f"only {values} occur, multiples of {step}: divide all values by {step}, if that gives the levels of the training data"
 
 
 def _blocks(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -38,6 +38,8 @@ _LINE = 2**28  # bytes of the longest line that is accepted
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _MISSING = frozenset(pa_csv.ConvertOptions().null_values) | {""}
 
+_WORDS = {"false": 0.0, "true": 1.0}  # of columns that begin with such words
+
 _EXPONENT = r"([eE][+-]?\d+)?"
 # A number, however it is written: with a decimal point or comma, or separators of thousands.
 _NUMBER = re.compile(
@@ -89,6 +91,7 @@ class TextTable:
         longest = max(len(names), *(len(row) for row in rows[:8]), 1)
         self._block = min(max(_BLOCK, _LINES * longest), _LINE)
         self._words: dict[str, str] = {}
+        self._booleans: set[str] = set()
         self.columns = self._inferred()
         self.index = tuple(name for name in self.columns if is_unnamed_index(name))
         self._sample = (sum(len(row) + 1 for row in rows), len(rows))
@@ -105,6 +108,10 @@ class TextTable:
     def is_float32(self, columns: tuple[str, ...]) -> bool:
         """False: text is read as float64."""
         return False
+
+    def booleans(self, columns: tuple[str, ...]) -> list[str]:
+        """Return those of these columns whose values are the words true and false, which are read as 1 and 0."""
+        return [name for name in columns if name in self._booleans]
 
     def words(self, name: str) -> str:
         """Return a description of the first value of a column that is not a number, for errors."""
@@ -163,13 +170,14 @@ class TextTable:
             self._marks[columns] = self._find_mark(columns)
         mark = self._marks[columns][0]
         unclear = _Grouped(self, columns) if mark == "." and self._decimal is None and self.delimiter != "," else None
+        types = {name: pa.bool_() if name in self._booleans else pa.float64() for name in columns}
         first = self._empty_lines = 0
         for chunk in self._chunks():
             try:
-                table = self._parse(chunk, first, dict.fromkeys(columns, pa.float64()), mark)
+                table = self._parse(chunk, first, types, mark)
                 block = np.empty((table.num_rows, len(columns)))
                 for j, column in enumerate(table.columns):
-                    block[:, j] = column.to_numpy()
+                    block[:, j] = column.cast(pa.float64()).to_numpy()
             except pa.ArrowException:
                 block = self._slowly(chunk, first, columns, mark)
             large = np.flatnonzero((np.abs(block) >= EXACT).any(0))
@@ -237,9 +245,11 @@ class TextTable:
             table = self._parse(chunk, 0, {}, ".")
         except pa.ArrowException as error:
             raise DiffusionalError(f"{self.file}: {_advice(str(error))}") from error
+        named = [(name, column) for name, column in zip(self._keys, table.columns, strict=True)]
+        self._booleans = {name for name, column in named if pa.types.is_boolean(column.type)}
         return {
             name: is_numeric(column.type) or self._looks_numeric(name, column)
-            for name, column in zip(self._keys, table.columns, strict=True)
+            for name, column in named
             if not name.startswith("\0")
         }
 
@@ -351,6 +361,9 @@ class TextTable:
             for j, name in enumerate(columns):
                 value = texts[j][row]
                 if value in _MISSING:
+                    continue
+                if name in self._booleans and value.lower() in _WORDS:
+                    out[row, j] = _WORDS[value.lower()]
                     continue
                 try:
                     if "_" in value or not value.isascii() or (mark == "," and "." in value):

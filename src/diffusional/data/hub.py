@@ -3,7 +3,7 @@
     "hf:owner/name"  "hf:owner/name:config"  "hf:/folder"         a folder as load_dataset takes it
 
 One column holds the items: of images, or of arrays of one shape. Its splits train, validation and test are
-taken as they are; what is missing is drawn from train. Other splits are left aside.
+taken as they are; what is missing is drawn from train. Splits of other names are not read; the notes of the Dataset list them.
 
 A stream is shuffled in a buffer that is filled in the order of the files, so that its order is random only as
 far as the buffer reaches; it is a function of (seed, epoch). Its validation and test items are the first of
@@ -28,6 +28,7 @@ from diffusional.data.folders import walk
 from diffusional.data.images import check_levels, decode_all
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
+from diffusional.data.quoting import listed
 from diffusional.data.rows import integers, reals
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.data.storage import store
@@ -57,7 +58,7 @@ def load_hub(
     several or none, and whatever images and arrays raise.
     """
     path, _, config = name.removeprefix("hf:").partition(":")
-    found, revision = _open(path, config or None, streaming)
+    found, revision, notes = _open(path, config or None, streaming)
     column = _choose(name, found["train"].features, column)
     picture = _is_image(found["train"].features[column])
     dtype = None if picture else _dtype(found["train"].features[column])
@@ -65,26 +66,34 @@ def load_hub(
     source = f"{name}, column {column!r}"
     if not streaming:
         parts, stored = (_pictures if picture else _arrays)(source, found, column, levels, fractions, seed, options)
+        parts = _noted(parts, notes)
         if stored is not None:
             return declared(name, Discrete(parts["train"].array.shape[1:], stored), parts)
         return to_dataset(name, parts, levels)
     identity = json.dumps([name, column, revision, asdict(options), holdout, seed])
-    return _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity)
+    streamed = _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity)
+    return replace(streamed, notes=notes)
 
 
 def read_hub(name: str, options: Options, column: str | None) -> tuple[dict[str, Part], int | None]:
-    """Download the items of "hf:…" by its own splits. Also returns the number of levels of images (None for arrays).
+    """Download the items of "hf:…" by its own splits. Also returns the number of levels of images (None for arrays). The notes of the
+    parts list splits that were not read.
 
     Raises DiffusionalError as `load_hub` does.
     """
     path, _, config = name.removeprefix("hf:").partition(":")
-    found, _ = _open(path, config or None, streaming=False)
+    found, _, notes = _open(path, config or None, streaming=False)
     column = _choose(name, found["train"].features, column)
     picture = _is_image(found["train"].features[column])
     dtype = None if picture else _dtype(found["train"].features[column])
     found = {split: _only(rows, column, dtype, streaming=False) for split, rows in found.items()}
     source = f"{name}, column {column!r}"
-    return (_pictures if picture else _arrays)(source, found, column, None, None, 0, options)
+    parts, stored = (_pictures if picture else _arrays)(source, found, column, None, None, 0, options)
+    return _noted(parts, notes), stored
+
+
+def _noted(parts: dict[str, Part], notes: tuple[str, ...]) -> dict[str, Part]:
+    return {split: replace(part, notes=notes) for split, part in parts.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +122,8 @@ class HubStream:
             yield torch.from_numpy(self.convert(i, row))
 
 
-def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any], str]:
-    """The splits by our names, and what tells this version of the data from others."""
+def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """Return the splits by our names, the hash of this version of the data, and a note on splits that are not read, if there are any."""
     try:
         import datasets
     except ImportError as error:
@@ -139,12 +148,26 @@ def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any
             f"hf:{path}{f':{config}' if config else ''} could not be loaded ({type(error).__name__}: {error}); check "
             "the name, the config after a colon, and the connection; a private data set needs `hf auth login`"
         ) from error
-    splits = {_NAMES[str(name).lower()]: rows for name, rows in found.items() if str(name).lower() in _NAMES}
+    splits: dict[str, Any] = {}
+    left = []
+    for name, rows in found.items():
+        known = _NAMES.get(str(name).lower())
+        if known is None or known in splits:
+            left.append(str(name))
+        else:
+            splits[known] = rows
     if "train" not in splits:
         raise DiffusionalError(
             f"hf:{path} has no train split (it has {', '.join(map(str, found))}); choose another config"
         )
-    return splits, str(builder.hash)
+    notes = ()
+    if left:
+        which = f"{'splits' if len(left) > 1 else 'split'} {listed(left)}"
+        notes = (
+            f"left out {which}: only one split each of train, validation and test is read; save a copy of the data with other names "
+            "to use others",
+        )
+    return splits, str(builder.hash), notes
 
 
 def _choose(name: str, features: Any, column: str | None) -> str:

@@ -52,6 +52,10 @@ class ParquetTable:
         """Return whether all of these columns are float32."""
         return all(pa.types.is_float32(self._types[name]) for name in columns)
 
+    def booleans(self, columns: tuple[str, ...]) -> list[str]:
+        """Return those of these columns that hold booleans, which are read as 0 and 1."""
+        return [name for name in columns if pa.types.is_boolean(self._types[name])]
+
     def words(self, name: str) -> str:
         """Return the type of a column that does not hold numbers, for errors."""
         return f"it is of type {self._types[name]}"
@@ -80,7 +84,7 @@ class ParquetTable:
             ) from error
 
     def _numbers(self, name: str, column: Any, first: int) -> np.ndarray:
-        if pa.types.is_decimal(column.type):
+        if pa.types.is_decimal(column.type) or pa.types.is_boolean(column.type):
             column = column.cast(pa.float64())
         out = column.to_numpy(zero_copy_only=False)
         if pa.types.is_integer(column.type) and column.type.bit_width == 64 and len(column) > column.null_count:
@@ -104,16 +108,16 @@ class ParquetTable:
 
 
 def is_numeric(kind: pa.DataType) -> bool:
-    """Return whether values of an Arrow type are read as numbers.
+    """Return whether values of an Arrow type are read as numbers; booleans are, as 0 and 1.
 
     A column without any value is of type null: it counts as numbers, and its gaps are reported when it is read.
 
-    >>> is_numeric(pa.int8()), is_numeric(pa.bool_())
-    (True, False)
+    >>> is_numeric(pa.int8()), is_numeric(pa.bool_()), is_numeric(pa.string())
+    (True, True, False)
     """
-    return any(
-        test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-    )
+    types = pa.types
+    tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
+    return any(test(kind) for test in tests)
 
 
 def is_unnamed_index(name: str) -> bool:

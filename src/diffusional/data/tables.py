@@ -1,8 +1,8 @@
 """Tables of real numbers, from .csv, .tsv and .parquet: items are rows, positions are columns, with their names.
 
 Columns are chosen by name; by default all are, and all must be numbers. Nothing is filled in, dropped or guessed: a missing or ambiguous
-value is refused with its column and row. Integers are numbers like any other, unless
-`levels` declares them to be levels. Decisions about a file are listed in the notes of the Dataset.
+value is refused with its column and row. Integers are numbers like any other, unless `levels` declares them to be levels. Booleans are
+0 and 1: a table of booleans only has two levels, as arrays of booleans have. Decisions about a file are listed in the notes of the Dataset.
 """
 
 import difflib
@@ -85,7 +85,7 @@ def read_table(
     }
     rows = random_rows(given, str(path), fractions, seed)
     held = Files.of([str(table.file.relative_to(path)) for table in tables], counts) if path.is_dir() else None
-    notes = (*_grouped(tables, chosen), *_counters(values, chosen))
+    notes = (*_grouped(tables, chosen), *_counters(values, chosen), *_mixed(tables, values, chosen))
     if path.is_dir():
         named = {split: [str(file.relative_to(path)) for file in listed] for split, listed in files.items()}
         notes = (*decisions(named, []), *notes)
@@ -130,12 +130,22 @@ def _counters(values: np.ndarray, chosen: tuple[str, ...]) -> list[str]:
     counters = [
         name
         for j, name in enumerate(chosen)
-        if values[2, j] - values[1, j] == values[1, j] - values[0, j] == 1
+        if values.dtype != bool
+        and values[2, j] - values[1, j] == values[1, j] - values[0, j] == 1
         and float(values[0, j]).is_integer()
         and (values[:, j] == values[0, j] + np.arange(n)).all()
     ]
     are = "column {} counts" if len(counters) == 1 else "columns {} count"
     return [f"{are.format(listed(counters))} the rows; leave out what is an index and no variable"] if counters else []
+
+
+def _mixed(tables: list[Table], values: np.ndarray, chosen: tuple[str, ...]) -> list[str]:
+    """Return a note on columns of booleans among numbers, if there are any."""
+    held = {name for table in tables for name in table.booleans(chosen)}
+    names = [name for name in chosen if name in held]
+    if not names or values.dtype == bool:
+        return []
+    return [f"{'columns' if len(names) > 1 else 'column'} {listed(names)} of booleans read as 0 and 1"]
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
@@ -200,7 +210,9 @@ def _choose(tables: list[Table], columns: tuple[str, ...] | None) -> tuple[str, 
 
 
 def _filled(tables: list[Table], columns: tuple[str, ...]) -> tuple[np.ndarray, list[int]]:
-    """Read the rows of all tables into one array (N, D), float32 if all their columns are; also returns the number of rows of each."""
+    """Read the rows of all tables into one array (N, D), of booleans or float32 if all their columns are, else float64; also returns the
+    number of rows of each.
+    """
     narrow = all(table.is_float32(columns) for table in tables)
     # Memory that is never written to takes none, so a guess that is too large costs nothing; one that is too small a copy.
     out = np.empty((sum(table.expected for table in tables), len(columns)), np.float32 if narrow else np.float64)
@@ -216,7 +228,8 @@ def _filled(tables: list[Table], columns: tuple[str, ...]) -> tuple[np.ndarray, 
             out[n : n + len(block)] = block
             n += len(block)
         counts.append(n - first)
-    return out[:n], counts
+    boolean = all(len(table.booleans(columns)) == len(columns) for table in tables)
+    return out[:n].astype(bool) if boolean else out[:n], counts
 
 
 def _gap(

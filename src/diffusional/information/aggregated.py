@@ -9,6 +9,10 @@ for the rest, which would bias I(x; z) by up to ln(N/B). Both parts are means ov
 
 and the left-hand side is the ledger's, by closed-form KLs. For L layers z stands for z_{1:L}.
 
+Given a condition c, everything is given c: q(z|c) is the mixture over the items with that condition (all items of a class, for
+labels), and E KL[q(z|x, c) ‖ p(z|c)] = I(x; z | c) + E KL[q(z|c) ‖ p(z|c)]. Where every item has a condition of its own, I(x; z | c)
+is zero.
+
 Under a diffusion prior ln p(z) is bounded by the chain's own NELBO, so that KL[q(z) ‖ p(z)] comes as an upper bound; the
 chain's fixed posterior has an information of its own, I(z; z_1), which with N items is exact to Monte Carlo error as well.
 """
@@ -20,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition, moved, row_digests, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Estimate
@@ -37,7 +42,7 @@ _PAIRS = 100_000
 
 @dataclass(frozen=True)
 class LatentInformation:
-    """The two parts of a VAE's KL over given items, and where they lie. Estimates in nats.
+    """The two parts of a VAE's KL over given items, and where they lie. Estimates in nats; all are given c if `conditional`.
 
     Attributes:
         information: I(x; z) ≤ H(x).
@@ -48,6 +53,7 @@ class LatentInformation:
         active, units: of each layer, units whose mean under q, beside the prior's and in its standard deviations, has a variance
             above 0.01 over the items; of how many.
         chain: of a diffusion prior, I(z; z_1) and I(x; z_1) of its fixed posterior.
+        conditional: whether there was a condition.
     """
 
     information: Estimate
@@ -59,6 +65,7 @@ class LatentInformation:
     units: tuple[int, ...]
     bounded: bool = False
     chain: tuple[Estimate, Estimate] | None = None
+    conditional: bool = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -84,17 +91,27 @@ class LatentInformation:
         }
         if self.chain is not None:
             out["chain"] = {"I(z; z_1)": self.chain[0].to_dict(), "I(x; z_1)": self.chain[1].to_dict()}
+        if self.conditional:
+            out["conditional"] = True
         return out
 
 
 @torch.inference_mode()
 def aggregated(
-    model: LatentVariableModel, x: Tensor, samples: int = 1000, generator: torch.Generator | None = None
+    model: LatentVariableModel,
+    x: Tensor,
+    samples: int = 1000,
+    generator: torch.Generator | None = None,
+    condition: Condition | None = None,
 ) -> LatentInformation:
     """I(x; z) and KL[q(z) ‖ p(z)] over the items x (N, *space.shape), MATH (21); nats.
 
-    `samples` pairs (x, z) are drawn, each item as often as any other (to one); every one of them meets all N posteriors.
-    Raises DiffusionalError for a model without a learned posterior and items that the space refuses.
+    `samples` pairs (x, z) are drawn, each item as often as any other (to one); every one of them meets all N posteriors. With a
+    `condition`, a tensor (N, …) or a dict of such tensors, all numbers are given c: I(x; z | c) and E KL[q(z|c) ‖ p(z|c)], with q(z|c)
+    over the items that have the same condition.
+
+    Raises DiffusionalError for a model without a learned posterior, items that the space refuses, and a condition without a row for
+    every item.
 
     >>> from diffusional.models.likelihood import NetworkLevels
     >>> from diffusional.space import binary
@@ -112,41 +129,60 @@ def aggregated(
     if samples < 2:
         raise DiffusionalError(f"samples={samples} came; give at least 2, their spread tells the error")
     model.space.check(x)
+    check_condition(condition, len(x))
     device = device_of(model, x)
     # Noise is drawn where the model is, by a stream of the generator's.
     seed = int(torch.randint(2**62, (), generator=generator))
     with evaluation_mode(model):
-        return _aggregated(model, x.to(device), samples, torch.Generator(device).manual_seed(seed), seed)
+        return _aggregated(
+            model, x.to(device), samples, torch.Generator(device).manual_seed(seed), seed, moved(condition, device)
+        )
 
 
 def _aggregated(
-    model: Autoencoder, x: Tensor, samples: int, generator: torch.Generator, seed: int
+    model: Autoencoder,
+    x: Tensor,
+    samples: int,
+    generator: torch.Generator,
+    seed: int,
+    condition: Condition | None,
 ) -> LatentInformation:
     n, on_cpu = len(x), torch.Generator().manual_seed(seed)
-    distinct, where, counts = torch.unique(x.flatten(1), dim=0, return_inverse=True, return_counts=True)
-    items = distinct.reshape(-1, *x.shape[1:])
+    group = _groups(condition, n).to(x.device)
+    pairs = torch.cat([x.flatten(1), group[:, None].to(x.dtype)], 1) if condition is not None else x.flatten(1)
+    _, where, counts = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
+    # Each distinct item (with its condition) once, in the order of `counts`.
+    first = torch.full((len(counts),), n, device=x.device).scatter_reduce(
+        0, where, torch.arange(n, device=x.device), "amin"
+    )
+    items, group, c = x[first], group[first], rows_of(condition, first)
     weights = counts.double() / n
+    # The weight of an item among those with its condition.
+    of_group = counts.new_zeros(int(group.max()) + 1).index_add(0, group, counts)
+    within = counts.double() / of_group[group]
     # Whole rounds over the items and a random rest: stratified.
     order = torch.cat([torch.randperm(n, generator=on_cpu) for _ in range(-(-samples // n))])[:samples].to(x.device)
     own = where[order]
     noise = torch.empty(samples, sum(model.latents), dtype=x.dtype, device=x.device).normal_(generator=generator)
-    encoded = model.encoded(items)
+    encoded = model.encoded(items, c)
     bounds = isinstance(model, VAE) and model.chain is not None
     parts: dict[str, list[Tensor]] = {}
     for rows in torch.arange(samples, device=x.device).split(max(1, _PAIRS // len(items))):
-        drawn = model.infer(items[own[rows]], noise[rows])
+        mine = rows_of(c, own[rows])
+        drawn = model.infer(items[own[rows]], noise[rows], mine)
         every = model.log_posteriors(encoded, drawn.z)
+        log_weights = within.log().where(group[own[rows], None] == group, -math.inf)
         # Its own density is the mixture's own entry, to the last bit: I(x; z) ≤ H(x) in every draw.
         log_q = every.gather(1, own[rows, None]).squeeze(1)
-        log_aggregate = torch.logsumexp(every + weights.log(), 1)
+        log_aggregate = torch.logsumexp(every + log_weights, 1)
         layers = torch.stack([q.kl(p).double() for q, p in zip(drawn.q, drawn.p, strict=True)], 1)
         found = {"information": log_q - log_aggregate, "kl": layers.sum(1), "layers": layers}
         if bounds:
             assert isinstance(model, VAE)
-            cost = _chain_cost(model, drawn.z[0], generator)
+            cost = _chain_cost(model, drawn.z[0], generator, mine)
             found |= {"marginal": log_aggregate + cost, "kl": cost - drawn.q[0].entropy().double()}
             found["layers"] = found["kl"][:, None]
-            found |= _chain_information(model, encoded, own[rows], drawn.z[0], weights, generator)
+            found |= _chain_information(model, encoded, own[rows], drawn.z[0], log_weights, generator)
         else:
             found["marginal"] = log_aggregate - drawn.log_p()
         for name, values in found.items():
@@ -157,18 +193,27 @@ def _aggregated(
     def mean(values: Tensor) -> Estimate:
         return _estimate(values, met, n)
 
-    shifts = _shifts(model, items)
+    shifts = _shifts(model, items, c)
     return LatentInformation(
         information=mean(columns["information"]),
         marginal_kl=mean(columns["marginal"]),
         kl=mean(columns["kl"]),
-        entropy=-float((weights * weights.log()).sum()),
+        entropy=-float((weights * within.log()).sum()),
         layers=tuple(mean(column) for column in columns["layers"].unbind(1)),
         active=tuple(int((_variance(m, weights) > ACTIVE).sum()) for m in shifts),
         units=model.latents,
         bounded=bounds,
         chain=(mean(columns["z"]), mean(columns["x"])) if bounds else None,
+        conditional=condition is not None,
     )
+
+
+def _groups(condition: Condition | None, n: int) -> Tensor:
+    """Return numbers (n,) that are equal where the conditions are; zeros if there is no condition."""
+    if condition is None:
+        return torch.zeros(n, dtype=torch.long)
+    found: dict[bytes, int] = {}
+    return torch.tensor([found.setdefault(digest, len(found)) for digest in row_digests(condition)])
 
 
 def _estimate(values: Tensor, item: Tensor, n: int) -> Estimate:
@@ -189,9 +234,9 @@ def _estimate(values: Tensor, item: Tensor, n: int) -> Estimate:
     return Estimate(float(values.mean()), error, 0.0, draws, 0)
 
 
-def _shifts(model: Autoencoder, items: Tensor) -> list[Tensor]:
+def _shifts(model: Autoencoder, items: Tensor, condition: Condition | None) -> list[Tensor]:
     """(μ_q − μ_p)/σ_p of each layer (N, n_l), layers below the top at the means of those above: what q moves beside its prior."""
-    drawn = model.infer(items, items.new_zeros(len(items), sum(model.latents)))
+    drawn = model.infer(items, items.new_zeros(len(items), sum(model.latents)), condition)
     return [(q.mean - p.mean) / p.std for q, p in zip(drawn.q, drawn.p, strict=True)]
 
 
@@ -201,13 +246,13 @@ def _variance(values: Tensor, weights: Tensor) -> Tensor:
     return (w * (values - mean).square()).sum(0)
 
 
-def _chain_cost(model: VAE, z: Tensor, generator: torch.Generator) -> Tensor:
+def _chain_cost(model: VAE, z: Tensor, generator: torch.Generator, condition: Condition | None) -> Tensor:
     assert model.chain is not None
-    return model.chain.elbo(z, generator).nelbo
+    return model.chain.elbo(z, generator, condition).nelbo
 
 
 def _chain_information(
-    model: VAE, q: Gaussian, own: Tensor, z: Tensor, weights: Tensor, generator: torch.Generator
+    model: VAE, q: Gaussian, own: Tensor, z: Tensor, log_weights: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Log-ratios of the chain's first latent w = α z + σ ε: ln q(w|z)/q(w), and ln q(w|x)/q(w). All are Gaussian mixtures."""
     assert model.chain is not None
@@ -217,6 +262,6 @@ def _chain_information(
     w = alpha2.sqrt() * z.double() + sigma2.sqrt() * noise.double()
     through = Gaussian(alpha2.sqrt() * q.mean.double(), torch.log(alpha2 * q.variance.double() + sigma2))
     every = log_probs(through, w)
-    log_aggregate = torch.logsumexp(every + weights.log(), 1)
+    log_aggregate = torch.logsumexp(every + log_weights, 1)
     given_z = Gaussian(alpha2.sqrt() * z.double(), sigma2.log().expand(z.shape)).log_prob(w)
     return {"z": given_z - log_aggregate, "x": every.gather(1, own[:, None]).squeeze(1) - log_aggregate}

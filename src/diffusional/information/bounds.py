@@ -3,7 +3,7 @@
     I(x; z_s) − I(x; z_t) ≤ ½ (SNR_s − SNR_t) E ‖x − x̂(z_t)‖² = KL_s        one step, posterior variance
     I(x; z_s) ≤ Σ_{t ≥ s, t < T} KL_t + KL_T                                 the chain (13), cumulated
 
-for any denoiser: what is not the information is the gap of (17), (18), which training makes smaller. With the transition
+for any denoiser; given a condition c, of I(x; z_t | c), which for a c that is a function of x is I(x; z_t) − I(c; z_t). What is not the information is the gap of (17), (18), which training makes smaller. With the transition
 variance KL_s is larger, and by (17) still a bound. In continuous time a cell's cost bounds the information lost across it.
 The items' own empirical distribution obeys these bounds, and so does what they were drawn from, in expectation.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, check_condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.result import Evaluation
 from diffusional.information.costs import cell_edges, cost_draws, edge_gammas
@@ -26,6 +27,8 @@ from diffusional.models.diffusion import DiffusionModel
 @dataclass(frozen=True, eq=False)
 class InformationBound:
     """Upper bounds in nats; none of these numbers is an information.
+
+    They are bounds of I(x; z_t), or of I(x; z_t | c) if `conditional`.
 
     Attributes:
         level: t (C + 1,) at the edges of cells of levels, from 1 to T; in continuous time u.
@@ -40,10 +43,12 @@ class InformationBound:
     increment_bound_error: Tensor
     information_bound: Tensor
     information_bound_error: Tensor
+    conditional: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {name: values.tolist() for name, values in vars(self).items()} | {"unit": "nats"}
+        """Return a JSON-ready record; "conditional" is part of it only if True."""
+        out = {name: values.tolist() for name, values in vars(self).items() if isinstance(values, Tensor)}
+        return out | ({"conditional": True} if self.conditional else {}) | {"unit": "nats"}
 
 
 def bound(
@@ -52,14 +57,17 @@ def bound(
     cells: int = 20,
     samples: int = 1000,
     generator: torch.Generator | None = None,
+    condition: Condition | None = None,
 ) -> InformationBound:
-    """Upper bounds on I(x; z_t) from a model's costs on its data.
+    """Upper bounds on I(x; z_t) from a model's costs on its data; with a condition c, on I(x; z_t | c).
 
     Args:
         data: an `Evaluation` of this model at its own T, whose costs are taken as they are; or encoded items (N, *shape), of
             which `samples` draws are made, each visiting every one of `cells` cells of levels.
+        condition: for encoded items and a conditional model, a tensor (N, …) or a dict of such tensors. An `Evaluation` has its own.
 
-    Raises DiffusionalError where the evaluation is of another T.
+    Raises DiffusionalError if the evaluation is of another T, for a condition with an evaluation, and for one without a row for every
+    item.
 
     >>> from diffusional import Continuous, exact, likelihood, schedule
     >>> from diffusional.forward import GaussianDiffusion
@@ -71,17 +79,25 @@ def bound(
     True
     """
     if isinstance(data, Evaluation):
+        if condition is not None:
+            raise DiffusionalError(
+                "condition was given with an Evaluation, whose costs are already those of its own condition: leave it out, or give "
+                "the items"
+            )
         return _evaluated(model, data)
     check_samples(samples)
     model.space.check(data)
+    check_condition(condition, len(data))
     edges = cell_edges(model, cells)
-    x = data[torch.randint(len(data), (samples,), generator=generator)]
-    (drawn,) = cost_draws([model], x, edges, generator)
+    some = torch.randint(len(data), (samples,), generator=generator)
+    (drawn,) = cost_draws([model], data[some], edges, generator, rows_of(condition, some))
     costs = Draws(drawn[:, 1 : len(edges)])
     # From the noisy end: KL_T, then every cell before it.
     prior = drawn[:, len(edges) : len(edges) + 1]
     total = Draws(torch.cat([prior, costs.values.flip(1)], 1).cumsum(1).flip(1))
-    return InformationBound(edges, edge_gammas(model, edges), costs.value, costs.error, total.value, total.error)
+    return InformationBound(
+        edges, edge_gammas(model, edges), costs.value, costs.error, total.value, total.error, condition is not None
+    )
 
 
 def _evaluated(model: DiffusionModel, evaluation: Evaluation) -> InformationBound:
@@ -99,6 +115,6 @@ def _evaluated(model: DiffusionModel, evaluation: Evaluation) -> InformationBoun
         variance = variance * (whole.error**2 / variance[0])
     zero = torch.zeros(1, dtype=torch.float64)
     total = torch.cat([kl.flip(0).cumsum(0).flip(0), zero]) + prior.value
-    return InformationBound(
-        edges, edge_gammas(model, edges), kl, error, total, torch.cat([variance, zero]).add(prior.error**2).sqrt()
-    )
+    errors = torch.cat([variance, zero]).add(prior.error**2).sqrt()
+    conditional = "condition_sha256" in evaluation.provenance
+    return InformationBound(edges, edge_gammas(model, edges), kl, error, total, errors, conditional)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from diffusional import exact
+from diffusional.conditions import Condition, check_condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.forward import diffuse, marginal_at, posterior_at
 from diffusional.gaussian import Gaussian
@@ -111,6 +112,7 @@ def budget(
     cells: int = 20,
     samples: int = 1000,
     generator: torch.Generator | None = None,
+    condition: Condition | None = None,
 ) -> NatBudget:
     """Where the nats of a model's bound go.
 
@@ -120,8 +122,10 @@ def budget(
             such as `exact.Finite(train)`, which costs least of all on its own points.
         cells: into how many cells of levels the KLs are gathered; each level has its own where there are no more.
         samples: draws for each column, each of `cells` + 1 network evaluations.
+        condition: for encoded items, a tensor (N, …) or a dict of such tensors, which both the model and the reference get.
 
-    Raises DiffusionalError for data without a reference, for a reference on another grid or space, for a decoder that is no
+    Raises DiffusionalError for data without a reference, for a condition with an exact world (whose items have none) or without a row
+    for every item, for a reference on another grid or space, for a decoder that is no
     distribution over the world's data (a density for points, a mass function for densities).
 
     >>> from diffusional import Continuous, likelihood, schedule
@@ -135,9 +139,13 @@ def budget(
     """
     check_samples(samples)
     edges = cell_edges(model, cells)
+    if condition is not None and isinstance(data, exact.World):
+        raise DiffusionalError(
+            f"condition was given with an exact world ({type(data).__name__}), whose items have none: give encoded items (N, *shape)"
+        )
     if reference is not None:
         other, name = _reference(model, reference)
-        return _relative(model, other, name, data, edges, samples, generator)
+        return _relative(model, other, name, data, edges, samples, generator, condition)
     if isinstance(data, Tensor):
         raise DiffusionalError(
             "data came without a reference; their information is not known. Give reference=another model or denoiser, or "
@@ -195,13 +203,16 @@ def _relative(
     edges: Tensor,
     samples: int,
     generator: torch.Generator | None,
+    condition: Condition | None,
 ) -> NatBudget:
     if isinstance(data, exact.World):
-        x = data.sample(samples, generator)
+        x, c = data.sample(samples, generator), None
     else:
         model.space.check(data)
-        x = data[torch.randint(len(data), (samples,), generator=generator)]
-    cost, base = (Draws(drawn) for drawn in cost_draws([model, other], x, edges, generator))
+        check_condition(condition, len(data))
+        some = torch.randint(len(data), (samples,), generator=generator)
+        x, c = data[some], rows_of(condition, some)
+    cost, base = (Draws(drawn) for drawn in cost_draws([model, other], x, edges, generator, c))
     gap = Draws(cost.values - base.values)
     names = _names(model, edges, list(model.extra(x[:1])))
     columns = (cost, base, gap)

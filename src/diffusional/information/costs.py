@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, moved, repeated, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.information.finite import check_samples
 from diffusional.models.base import evaluation_mode
@@ -62,28 +63,36 @@ def at_rest(models: Sequence[DiffusionModel]) -> Iterator[None]:
 
 
 def cost_draws(
-    models: Sequence[DiffusionModel], x: Tensor, edges: Tensor, generator: torch.Generator | None
+    models: Sequence[DiffusionModel],
+    x: Tensor,
+    edges: Tensor,
+    generator: torch.Generator | None,
+    condition: Condition | None = None,
 ) -> list[Tensor]:
     """Reconstruction, one KL per cell, prior and further terms of every item, (n, 1 + C + 1 + …) nats, float64.
 
-    The models see the same items, levels and noise.
+    The models see the same items, conditions (n, …), levels and noise.
     """
     check_samples(len(x))
     device = like_model(models[0]).device
     rows = max(1, min(batch_rows(model.space) for model in models) // (len(edges) - 1))
     parts: list[list[Tensor]] = [[] for _ in models]
     with at_rest(models):
-        for some in x.split(rows):
+        for some in torch.arange(len(x)).split(rows):
             level, width = visit(edges, len(some), generator)
-            noise = torch.empty(1 + level.shape[1], *some.shape, dtype=torch.float32).normal_(generator=generator)
+            noise = torch.empty(1 + level.shape[1], len(some), *x.shape[1:], dtype=torch.float32)
+            noise.normal_(generator=generator)
+            c = moved(rows_of(condition, some), device)
             for model, found in zip(models, parts, strict=True):
-                found.append(_costs(model, some.to(like_model(model)), level.to(device), width, noise))
+                found.append(_costs(model, x[some].to(like_model(model)), level.to(device), width, noise, c))
     return [torch.cat(found) for found in parts]
 
 
-def _costs(model: DiffusionModel, x: Tensor, level: Tensor, width: Tensor, noise: Tensor) -> Tensor:
-    noise = noise.to(x)
-    repeated = x.repeat(level.shape[1], *(1,) * (x.ndim - 1))
-    kl = model.kl_at(repeated, level.T.flatten(), noise[1:].flatten(0, 1)).view(level.shape[1], -1).T
-    columns = [model.reconstruction(x, noise[0]), *(kl.cpu() * width).unbind(1), model.prior(x)]
+def _costs(
+    model: DiffusionModel, x: Tensor, level: Tensor, width: Tensor, noise: Tensor, condition: Condition | None
+) -> Tensor:
+    noise, cells = noise.to(x), level.shape[1]
+    items, c = x.repeat(cells, *(1,) * (x.ndim - 1)), repeated(condition, cells)
+    kl = model.kl_at(items, level.T.flatten(), noise[1:].flatten(0, 1), c).view(cells, -1).T
+    columns = [model.reconstruction(x, noise[0], condition), *(kl.cpu() * width).unbind(1), model.prior(x)]
     return torch.stack([column.cpu() for column in (*columns, *model.extra(x).values())], 1)

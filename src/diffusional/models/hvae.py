@@ -98,7 +98,8 @@ class HierarchicalVAE(Autoencoder):
             lambda: self._decoded(self.ladder.output(state), x, self.predicts, self.head),
         )
 
-    def encoded(self, x: Items) -> list[Tensor]:
+    def encoded(self, x: Items, condition: Condition | None = None) -> list[Tensor]:
+        _unconditional(condition)
         return self.ladder.up(x)
 
     def log_posteriors(self, encoded: list[Tensor], z: tuple[Tensor, ...]) -> Tensor:

@@ -119,8 +119,8 @@ class Autoencoder(LatentVariableModel):
         """Draw z_L … z_1 ~ q(z_{1:L}|x), ε = `noise` (B, Σ latents), z_1's first."""
 
     @abstractmethod
-    def encoded(self, x: Items) -> Any:
-        """All that q takes from items x (N, …): what `log_posteriors` wants, once for any number of draws."""
+    def encoded(self, x: Items, condition: Condition | None = None) -> Any:
+        """Return all that q takes from items x (N, …) and their conditions: the argument of `log_posteriors`, for any number of draws."""
 
     @abstractmethod
     def log_posteriors(self, encoded: Any, z: tuple[Tensor, ...]) -> Tensor:
@@ -320,8 +320,8 @@ class VAE(Autoencoder):
         mean, log_std = out.to(x.dtype).chunk(2, 1)
         return bounded(mean, log_std)
 
-    def encoded(self, x: Items) -> Gaussian:
-        return self.posterior(x)
+    def encoded(self, x: Items, condition: Condition | None = None) -> Gaussian:
+        return self.posterior(x, condition)
 
     def log_posteriors(self, encoded: Gaussian, z: tuple[Tensor, ...]) -> Tensor:
         return log_probs(encoded, z[0])
