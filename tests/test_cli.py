@@ -532,8 +532,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "--sweep cannot be used with two runs: expected --error or --max-evaluations. Leave it out, or evaluate one run at a time",
     ),
     "two runs and options of one": (
-        lambda f: ["evaluate", f / "run", f / "run", "--visits", 4, "--per-item", f / "scores.csv"],
-        "--per-item, --visits cannot be used with two runs: expected --error or --max-evaluations. Leave them out, or evaluate "
+        lambda f: ["evaluate", f / "run", f / "run", "--visits", 4, "--item-error", 1],
+        "--item-error, --visits cannot be used with two runs: expected --error or --max-evaluations. Leave them out, or evaluate "
         "one run at a time",
     ),
     "no cells": (

@@ -259,3 +259,37 @@ def test_samples_carry_the_names_of_their_columns(
     assert json.loads((tmp_path / "sample.json").read_text())["columns"] == ["x", "y"]
     record, _, _ = scored(capsys, tmp_path, trained / "run", "--data", out)
     assert (record["items"], record["warnings"]) == (12, [])
+
+
+def test_two_runs_have_both_scores_and_their_difference(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The difference of every item, as in its own row, with an error that knows that the noise is common."""
+    other = tmp_path / "other"
+    assert main(capsys, "train", other, "--data", trained / "own.csv", *TINY, "--seed", 1)[0] == 0
+    values = plane(30, 1)
+    values[7, 0] = 9.0
+    new = table(tmp_path / "new.csv", "x,y", values)
+    scores, npz, record = tmp_path / "scores.csv", tmp_path / "scores.npz", tmp_path / "record.json"
+    for two, path in ((trained / "run", npz), (other, scores)):
+        args = ["evaluate", trained / "run", two, "--data", new, "--error", 0.2, "--no-audit", "--json", record]
+        assert main(capsys, *args, "--per-item", path)[0] in (0, 3)
+    found = json.loads(record.read_text())
+    with scores.open() as file:
+        lines = list(csv.DictReader(file))
+    columns = {
+        name: np.array([float(line[name]) for line in lines]) for name in lines[0] if name not in ("source", "split")
+    }
+    assert columns["row"].tolist() == columns["item"].tolist() == list(range(30))
+    assert {line["source"] for line in lines} == {"new.csv"}
+    np.testing.assert_allclose(columns["difference"], columns["nelbo_a"] - columns["nelbo_b"], rtol=0, atol=1e-9)
+    assert columns["difference"].mean() == pytest.approx(found["difference_nats"]["value"])
+    assert columns["nelbo_a"].mean() == pytest.approx(found["a"]["nelbo_nats"]["value"])
+    assert int(columns["nelbo_a"].argmax()) == 7
+    # A run and itself have their noise in common.
+    arrays = np.load(npz)
+    assert set(arrays) == set(lines[0])
+    assert (arrays["difference"] == 0).all()
+    assert (arrays["error"] == 0).all()
+    assert (arrays["error_a"] > 0).all()
+    assert (columns["error"] > 0).all()

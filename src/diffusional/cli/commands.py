@@ -108,7 +108,7 @@ class Evaluate:
     importance_weighted: int | None = None
     """Of a VAE: the importance-weighted bound over so many draws beside the NELBO."""
     per_item: Path | None = None
-    """A .csv or .npz file for the score of every item, with its error and its file, row and split."""
+    """A .csv or .npz file for the score of every item, with its error, file, row and split; of two runs, both scores and their difference."""
     plan: Path | None = None
     """A plan.json; RUN/plan.json unless given, learned on the run's training data where there is none."""
     sweep: bool = False

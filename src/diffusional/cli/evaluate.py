@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,7 +17,7 @@ from diffusional.errors import DiffusionalError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusional.evaluation import Evaluation, Plan
+    from diffusional.evaluation import Comparison, Plan
     from diffusional.models.base import LatentVariableModel
     from diffusional.models.chain import Chain
     from diffusional.training.run import RunRecord
@@ -112,7 +112,7 @@ def _evaluate(command: Evaluate) -> Result:
     saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
         per_item = command.per_item
-        saves.append(lambda: _write_scores(per_item, result, chosen))
+        saves.append(lambda: _write_scores(per_item, result.per_item, chosen))
     # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
     plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
     if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
@@ -185,7 +185,7 @@ def _check_evaluate(command: Evaluate) -> None:
         check_target("--per-item", command.per_item, [Path(one).expanduser() for one in inputs if one is not None])
         if command.json is not None and os.path.realpath(command.json) == os.path.realpath(command.per_item):
             raise DiffusionalError(f"--json and --per-item both name {command.json}; name two files")
-    alone = ("draws", "cells", "per_item", "item_error", "visits", "plan")
+    alone = ("draws", "cells", "item_error", "visits", "plan")
     single = ["--sweep"] * command.sweep
     single += [f"--{name.replace('_', '-')}" for name in alone if getattr(command, name) is not None]
     if command.other is not None and single:
@@ -250,13 +250,28 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
             command.unit,
             seed=command.seed,
             reference=reference_items(record),
+            every_item=command.per_item is not None,
             max_evaluations=command.max_evaluations,
             audit=not command.no_audit,
             progress=watch,
         )
     out = {"runs": [str(command.run), str(command.other)]} | result.to_json() | about
     title = f"{name}, {split}: {out['items']} items, {out['network_evaluations']:,} network evaluations of both"
-    return Result(out, [comparison_table(out, title)])
+    saves: list[Callable[[], None]] = []
+    if command.per_item is not None and first():
+        per_item = command.per_item
+        saves.append(lambda: _write_scores(per_item, _both(result), chosen))
+    return Result(out, [comparison_table(out, title)], saves)
+
+
+def _both(result: "Comparison") -> "dict[str, Tensor]":
+    """Return the difference of every item, and the scores of both runs under names that end in _a and _b."""
+    items = result.per_item["item"]
+    columns = {"item": items, "difference": result.per_item["difference"], "error": result.per_item["error"]}
+    for name, one in (("a", result.a), ("b", result.b)):
+        order = one.per_item["item"].argsort()
+        columns |= {f"{key}_{name}": values[order] for key, values in one.per_item.items() if key != "item"}
+    return columns
 
 
 def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
@@ -279,8 +294,8 @@ def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
     return {"data": chosen.name, "split": chosen.split, "trained_on": known, "warnings": warned}
 
 
-def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
-    """Write each item's score and costs in nats, its error, number of draws, file, row and split, as .csv or .npz.
+def _write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: Items) -> None:
+    """Write the columns of every item (scores and costs in nats, errors, numbers of draws) with its file, row and split, as .csv or .npz.
 
     Lines are in the order of the file.
     """
@@ -289,7 +304,7 @@ def _write_scores(path: Path, result: "Evaluation", chosen: Items) -> None:
 
     import numpy as np
 
-    columns = {name: values.numpy() for name, values in result.per_item.items()}
+    columns = {name: values.numpy() for name, values in per_item.items()}
     item = columns.pop("item")
     known = {name: values[item] for name, values in chosen.columns.items()}
     order = np.arange(len(item))

@@ -14,7 +14,8 @@ items are paired.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,8 @@ from diffusional.seeds import SEEDS, check_seed
 class Comparison:
     """NELBO of A less NELBO of B: negative where A gives the data more probability. `difference` is in nats.
 
-    `freedom`, `reached` and `caveats` as in an Evaluation; `a` and `b` are the two evaluations from the same draws.
+    `freedom`, `reached` and `caveats` as in an Evaluation; `a` and `b` are the two evaluations from the same draws. `per_item` has
+    "item" (n,), "difference" (n,) of the scores in nats, and "error" (n,), its Monte Carlo error, paired.
     """
 
     difference: Estimate
@@ -48,6 +50,7 @@ class Comparison:
     freedom: float
     reached: bool
     caveats: tuple[str, ...]
+    per_item: Mapping[str, Tensor] = field(default_factory=dict)
 
     def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
         """Monte Carlo confidence interval of this data set's difference, by Student's t."""
@@ -78,6 +81,7 @@ def compare(
     seed: int = 0,
     plans: tuple[Plan, Plan] | None = None,
     reference: Tensor | None = None,
+    every_item: bool = False,
     max_evaluations: int | None = None,
     audit: bool = True,
     condition: Condition | None = None,
@@ -154,10 +158,10 @@ def compare(
             Task(Draws(a, plans[0], data, seed, condition), pilot, budget, watch=progress),
             Task(Draws(b, plans[1], data, seed, condition), pilot, budget),
         ]
-        return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit)
+        return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit, every_item)
 
 
-def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
+def _compared(tasks: list[Task], target: float, audit: bool, every_item: bool) -> Comparison:
     one, other = (task.draws for task in tasks)
     # Both models visit the same items, so the strata are common to both: an item is extreme if either plan expects it to be.
     known = {f"{name}: {column}": v for name, d in (("A", one), ("B", other)) for column, v in d.columns().items()}
@@ -176,7 +180,8 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
         least = math.sqrt(one.expected_variance(by_audits))
         return one.cautious(replace(seen, error=max(seen.error, least)), by_pilots)
 
-    enough = tasks[0].to_error([one, other], cautious, lambda: _paired(one, other), target)
+    options = {"items": len(one.data)} if every_item else {}
+    enough = tasks[0].to_error([one, other], cautious, lambda: _paired(one, other), target, **options)
     results = [task.result([]) for task in tasks]
     difference = cautious()
     caveats += [f"{name}: {text}" for name, result in zip("AB", results, strict=True) for text in result.caveats]
@@ -189,7 +194,12 @@ def _compared(tasks: list[Task], target: float, audit: bool) -> Comparison:
             "rare, large costs, and others may have been missed. Learn the plans from more evaluations (Plan.fit), or use the sweep"
         )
     a, b = (replace(result, reached=enough and not result.caveats) for result in results)
-    return Comparison(difference, a, b, freedom, reached=enough and not caveats, caveats=tuple(caveats))
+    per_item = {
+        "item": a.per_item["item"],
+        "difference": a.per_item["nelbo"] - b.per_item["nelbo"],
+        "error": one.errors_of(*_paired(one, other), by_pilots),
+    }
+    return Comparison(difference, a, b, freedom, enough and not caveats, tuple(caveats), per_item)
 
 
 def _paired(a: Draws, b: Draws) -> tuple[Tensor, Tensor]:
@@ -210,6 +220,7 @@ def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:
             "the budget left items unvisited, whose differences are not known: raise max_evaluations"
         )
     ours, theirs = (e.per_item["nelbo"][order] for e, order in zip((a, b), visited, strict=True))
+    errors = [e.per_item["error"][order] for e, order in zip((a, b), visited, strict=True)]
     mc = math.hypot(a.nelbo.error, b.nelbo.error)
     n = len(ours)
     gaps = ours - theirs
@@ -222,4 +233,5 @@ def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:
     )
     caveats = tuple(f"{name}: {text}" for name, e in zip("AB", (a, b), strict=True) for text in e.caveats)
     freedom = satterthwaite(*((torch.tensor(e.nelbo.error, dtype=torch.float64).square(), e.freedom) for e in (a, b)))
-    return Comparison(difference, a, b, freedom, a.reached and b.reached, caveats)
+    per_item = {"item": torch.arange(n), "difference": gaps, "error": torch.hypot(*errors)}
+    return Comparison(difference, a, b, freedom, a.reached and b.reached, caveats, per_item)

@@ -240,13 +240,16 @@ class Draws:
         return min(within, between)
 
     def item_errors(self) -> Tensor:
-        """Standard error (n,) of every visited item's own NELBO: its own spread, and the plan's as if it were four draws."""
-        values, filled = self.values()
+        """Return the standard error (n,) of the NELBO of every visited item: its own spread, with the plan's as if it were four draws."""
+        return self.errors_of(*self.values(), self.plan.draw_variance)
+
+    def errors_of(self, values: Tensor, filled: Tensor, visit: float) -> Tensor:
+        """Return the same for any values (n, J) of the visited items' draws, of which one is expected to have the variance `visit`."""
         mean, _ = self.spread(values, filled)
         j = filled.sum(1)
         squares = ((values - mean[:, None]).square() * filled).sum(1)
-        prior = _PRIOR_DRAWS if self.plan.draw_variance > 0 else 0
-        pooled = (prior * self.plan.draw_variance + squares) / (prior + j - 1)
+        prior = _PRIOR_DRAWS if visit > 0 else 0
+        pooled = (prior * visit + squares) / (prior + j - 1)
         return (pooled / j).sqrt()
 
     # On disk.
