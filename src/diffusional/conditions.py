@@ -3,11 +3,17 @@
 Networks receive a condition as the caller gave it: a tensor, or a dict of tensors (a text embedding and a class label, for
 example). All code between the caller and the network, such as batches, blocks of levels and hashes, handles both through the functions
 here. All of them accept None (no condition).
+
+A class label is a condition of integers (N,): the numbers of classes whose names are `Dataset.classes` and `model.classes`. `labels`
+turns names into such numbers.
 """
 
+import copy
+import difflib
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,7 +33,7 @@ def check_condition(condition: Any, items: int) -> None:
     """Check that `condition` is None, a tensor (items, …), or a mapping from names to such tensors.
 
     Raises:
-        DiffusionalError: for other types, an empty mapping, and a number of rows other than `items`.
+        DiffusionalError: for other types, an empty mapping, a number of rows other than `items`, and values that are NaN or infinite.
 
     >>> check_condition({"text": torch.zeros(4, 7, 2), "label": torch.ones(4)}, 4)
     >>> check_condition(torch.zeros(3, 1), 4)
@@ -52,6 +58,9 @@ def check_condition(condition: Any, items: int) -> None:
         if value.ndim == 0 or len(value) != items:
             rows = "no rows (a scalar)" if value.ndim == 0 else f"{len(value)} rows"
             raise DiffusionalError(f"{what} has {rows} for {items} items; expected one row per item")
+        if (value.is_floating_point() or value.is_complex()) and not bool(value.isfinite().all()):
+            row = int((~value.isfinite()).reshape(items, -1).any(1).nonzero()[0])
+            raise DiffusionalError(f"{what} has a value that is NaN or infinite in row {row}; expected finite numbers")
 
 
 def rows_of(condition: Condition | None, index: Tensor | slice) -> Any:
@@ -93,31 +102,210 @@ def moved(condition: Condition | None, device: torch.device) -> Any:
     return {name: value.to(device) for name, value in condition.items()}
 
 
-def called(network: Callable[..., Any], *inputs: Tensor, condition: Condition | None = None) -> Any:
-    """Call `network(*inputs)`, or `network(*inputs, condition)` if there is a condition.
+def called(network: Callable[..., Any], *inputs: Any, condition: Condition | None = None) -> Any:
+    """Call `network(*inputs)`, or the network with a condition, if there is one.
 
-    Raises DiffusionalError if the network has no parameter for the condition.
+    The condition is passed in the way that the signature of the network (of `forward`, for a module) allows, the first of:
+
+    1. as one more positional argument, whatever its name;
+    2. as `condition=…`, to a network with a keyword-only parameter of that name, or with `**kwargs`;
+    3. by name, if it is a mapping whose names are all keyword parameters.
+
+    A network marked by `ignoring_condition` is called without it.
+
+    Raises DiffusionalError if the network has no parameter for the condition, or requires a condition and there is none.
 
     >>> called(lambda z, c: z + c, torch.ones(2), condition=torch.ones(2))
     tensor([2., 2.])
+    >>> called(lambda z, *, label: z + label, torch.ones(2), condition={"label": torch.ones(2)})
+    tensor([2., 2.])
+    >>> called(lambda z, c: z + c, torch.ones(2))
+    Traceback (most recent call last):
+    diffusional.errors.DiffusionalError: <lambda> requires a condition (its parameter 'c'), but none was given; pass condition=…, one row per item
     """
-    if condition is None:
-        return network(*inputs)
-    function = network.forward if isinstance(network, torch.nn.Module) else network
+    if condition is None or getattr(getattr(network, "__self__", network), _IGNORES, False):
+        try:
+            return network(*inputs)
+        except TypeError as error:
+            needed = _required(network, inputs)
+            if needed is None:
+                raise
+            raise DiffusionalError(
+                f"{_name(network)} requires a condition (its parameter {needed!r}), but none was given; pass condition=…, one row "
+                "per item"
+            ) from error
+    ways: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((condition,), {}), ((), {"condition": condition})]
+    if isinstance(condition, Mapping):
+        ways.append(((), dict(condition)))
     try:
-        inspect.signature(function).bind(*inputs, condition)
-    except TypeError as error:
-        raise DiffusionalError(
-            f"a condition was given, but {_name(network)} takes {len(inputs)} inputs and no condition ({error}). Use a network "
-            "that takes one, or leave the condition out"
-        ) from error
+        signature = inspect.signature(_function(network))
     except ValueError:  # some built-in functions have no signature: the call itself raises if it fails
-        pass
-    return network(*inputs, condition)
+        return network(*inputs, condition)
+    reasons = []
+    for more, named in ways:
+        try:
+            signature.bind(*inputs, *more, **named)
+        except TypeError as error:
+            reasons.append(error)
+        else:
+            return network(*inputs, *more, **named)
+    raise DiffusionalError(
+        f"a condition was given, but {_name(network)} takes {len(inputs)} inputs and no condition ({reasons[0]}). Use a network "
+        "that takes one, or leave the condition out"
+    ) from reasons[0]
+
+
+def _function(network: Callable[..., Any]) -> Callable[..., Any]:
+    return network.forward if isinstance(network, torch.nn.Module) else network
+
+
+def _required(network: Callable[..., Any], inputs: tuple[Any, ...]) -> str | None:
+    """Return the name of the first parameter that `network(*inputs)` leaves without a value; None if there is none."""
+    try:
+        signature = inspect.signature(_function(network))
+        bound = signature.bind_partial(*inputs).arguments
+    except (TypeError, ValueError):
+        return None
+    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return next(
+        (
+            name
+            for name, parameter in signature.parameters.items()
+            if name not in bound and parameter.default is parameter.empty and parameter.kind not in optional
+        ),
+        None,
+    )
 
 
 def _name(network: object) -> str:
     return getattr(network, "__name__", type(network).__name__)
+
+
+# The attribute of networks, and of models, that are called without the condition on purpose.
+_IGNORES = "ignores_condition"
+
+
+class _Ignoring:
+    """A function that is called without the condition."""
+
+    ignores_condition = True
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__name__ = _name(function)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
+
+
+def ignoring_condition(model: Any) -> Any:
+    """Return a model of p(x) as one of p(x|c) that does not depend on c: it takes any condition, and its networks do not get it.
+
+    For comparing an unconditional model with a conditional one on the same items: `compare(a, ignoring_condition(b), x,
+    condition=c)` estimates what the condition is worth. The provenance of the result has "condition_ignored" for b.
+
+    All tensors are shared with `model`, which is not changed.
+
+    >>> from diffusional import Denoiser
+    >>> denoiser = ignoring_condition(Denoiser(lambda z, log_snr: 0 * z))
+    >>> denoiser(torch.ones(2, 1), torch.zeros(2), torch.tensor([3, 4])).noise.flatten()
+    tensor([0., 0.])
+    """
+    tensors: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    other = copy.deepcopy(model, tensors)
+    for module in other.modules():
+        for name in ("module", "network", "encoder", "decoder"):
+            function = module.__dict__.get(name)
+            if callable(function):
+                module.__dict__[name] = _Ignoring(function)
+        setattr(module, _IGNORES, True)
+    return other
+
+
+def ignores_condition(model: Any) -> bool:
+    """Return whether a model was made by `ignoring_condition`."""
+    return bool(getattr(model, _IGNORES, False))
+
+
+def labels(wanted: str | int | Sequence[str | int] | Tensor, classes: Sequence[str], n: int | None = None) -> Tensor:
+    """Return class labels as a condition: int64 numbers (n,) of the classes with the given names.
+
+    Args:
+        wanted: names of classes, or their numbers 0 … K−1. If a name is a number, such as a digit's, the name counts.
+        classes: the names of all K classes: `dataset.classes` or `model.classes`.
+        n: the number of rows; `wanted` is repeated in turn. Defaults to one row for each of `wanted`.
+
+    Raises DiffusionalError for a class that does not exist, no class at all, and more classes than rows.
+
+    >>> labels("cat", ["cat", "dog"], 3), labels([1, "cat"], ["cat", "dog"])
+    (tensor([0, 0, 0]), tensor([1, 0]))
+    >>> labels(["cow"], ["cat", "dog"])
+    Traceback (most recent call last):
+    diffusional.errors.DiffusionalError: unknown class 'cow'; expected one of the 2 classes 'cat', 'dog'
+    """
+    if isinstance(wanted, Tensor):
+        check_labels(wanted, len(classes), "the label")
+    given: list[Any] = [wanted] if isinstance(wanted, str | int) else list(wanted)
+    names = {name: number for number, name in enumerate(classes)}
+    numbered = any(_whole(name) is not None for name in classes)
+    found = []
+    for one in given:
+        number = int(one) if isinstance(one, Tensor) else names.get(str(one))
+        if number is None and not numbered:
+            number = _whole(str(one))
+        if number is None or isinstance(one, bool) or not 0 <= number < len(classes):
+            close = difflib.get_close_matches(str(one), classes, n=1)
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"expected one of the {len(classes)} classes {_some(classes)}"
+            )
+            raise DiffusionalError(f"unknown class {one!r}; {hint}")
+        found.append(number)
+    if not found or (n is not None and len(found) > n):
+        raise DiffusionalError(
+            f"{len(found)} labels were given for {'any number of' if n is None else n} items; expected at least one, and no more "
+            "than there are items"
+        )
+    n = len(found) if n is None else n
+    return torch.tensor(found).repeat(-(-n // len(found)))[:n]
+
+
+def check_labels(condition: Any, classes: int, what: str = "the condition") -> None:
+    """Check that a condition is a tensor (B,) of integers 0 … classes − 1; values are not checked while torch compiles.
+
+    >>> check_labels(torch.tensor([0, 2]), 3)
+    >>> check_labels(torch.tensor([0, 3]), 3)
+    Traceback (most recent call last):
+    diffusional.errors.DiffusionalError: the condition has label 3 in row 1, expected 0 … 2: there are 3 classes
+    """
+    integer = isinstance(condition, Tensor) and not (
+        condition.is_floating_point() or condition.is_complex() or condition.dtype == torch.bool
+    )
+    if not integer or condition.ndim != 1:
+        shape = f"{condition.dtype} of shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else ""
+        raise DiffusionalError(
+            f"{what} is {shape or 'a ' + type(condition).__name__}, expected a tensor of integers (B,), the numbers of {classes} classes"
+        )
+    if torch.compiler.is_compiling():
+        return
+    wrong = (condition < 0) | (condition >= classes)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DiffusionalError(
+            f"{what} has label {int(condition[row])} in row {row}, expected 0 … {classes - 1}: there are {classes} classes"
+        )
+
+
+def _whole(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def by_name(condition: Condition | None) -> dict[str, Tensor]:

@@ -517,7 +517,7 @@ def test_few_draws_are_not_vouched_for() -> None:
             r"the latent is Continuous\(\(2,\)\)",
         ),
         (lambda: linear().terms(items(3), torch.zeros(3, 2)), r"expected \(3, 1\)"),
-        (lambda: ladder().infer(digits(2), torch.zeros(2, 5), torch.ones(2)), "takes none"),
+        (lambda: ladder().infer(digits(2), torch.zeros(2, 5), torch.ones(2)), "unconditional network"),
         (
             lambda: df.VAE(nn.Identity(), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 1, prior=scaled()),
             r"the latent is Continuous\(\(1,\)\)",

@@ -141,9 +141,9 @@ def test_a_condition_joins_the_noise_level() -> None:
     torch.testing.assert_close(out, said_by(network, z, log_snr, condition)[0], rtol=1e-10, atol=1e-10)
     moved = network(z, log_snr, condition + torch.tensor([[0.0], [1.0], [0.0]]))
     assert ((moved - out).abs().flatten(1).amax(1) > 1e-6).tolist() == [False, True, False]
-    with pytest.raises(ValueError, match="no condition came for a network built with condition_dim"):
+    with pytest.raises(ValueError, match="requires a condition"):
         network(z, log_snr)
-    with pytest.raises(ValueError, match="a condition came for an unconditional network"):
+    with pytest.raises(ValueError, match="unconditional network"):
         made(name)(z, log_snr, condition)
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from diffusional.data import arrays, digits, idx, images
 from diffusional.data.checks import to_dataset
+from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
 from diffusional.data.hub import load_hub, read_hub
@@ -76,8 +77,9 @@ def load(
     column: str | None = None,
     streaming: bool = False,
     holdout: int = 1000,
+    condition: str | None = None,
 ) -> Dataset:
-    """The data set "digits", or that of a file, a folder (`./digits` for a folder of that name) or the Hub.
+    """Load the data set "digits", or that of a file, a folder (`./digits` for a folder of that name) or the Hub.
 
     `levels` is the number of levels K of integer data, 0 … K−1, and must be declared; booleans have 2, images
     what their format says; real-valued data have none and are standardised by their train split. Data of one
@@ -85,6 +87,10 @@ def load(
     an .npz that has train and test but no validation gives the last `split[1]` of train, folders and the Hub
     give what they lack as random items of train; data that come with all three, as digits do, are left as they
     are. Arrays N×H×W become N×1×H×W, and N×H×W×C become N×C×H×W.
+
+    With `condition` the class labels of the items are their condition (`Dataset.condition` and `Dataset.classes`): "label" for those
+    that come with the data (of digits and MNIST, under a key such as y in an .npz, of images their folders, of the Hub its only
+    ClassLabel column), or the name of the column or key that holds them.
 
     `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` and `decimal` for tables (`data.tables.load_table`), `column`,
     `streaming` and `holdout` for the Hub (`data.hub.load_hub`); an option that is not for the data that came is
@@ -106,24 +112,25 @@ def load(
     if name_or_path == "digits":
         _refuse_others(given, "digits")
         _check_digits(levels)
-        return digits.load_digits()
+        return digits.load_digits(condition)
     path, kind = _kind(name_or_path)
     _refuse_others(given, kind)
     options = Options(size, fit, grey)
     if kind == "hub":
-        dataset = load_hub(name, levels, split, seed, options, column, streaming, holdout)
+        dataset = load_hub(name, levels, split, seed, options, column, streaming, holdout, condition)
     elif kind == "images":
-        dataset = images.load_images(path.resolve(), levels, split, seed, options)
+        dataset = images.load_images(path.resolve(), levels, split, seed, options, condition)
     elif kind == "table":
         from diffusional.data.tables import load_table  # pyarrow takes a while, and most uses need none
 
-        dataset = load_table(path.absolute(), levels, split, seed, columns, decimal)
+        dataset = load_table(path.absolute(), levels, split, seed, columns, decimal, condition)
     else:
-        dataset = to_dataset(path.resolve().name, _array_parts(path, kind, split, seed), levels)
+        dataset = to_dataset(path.resolve().name, _array_parts(path, kind, split, seed, condition), levels)
     if dataset.source is None:
         return dataset
     arguments = {"name_or_path": name if kind == "hub" else str(path.absolute()), "levels": levels}
     arguments |= {"split": tuple(split), "seed": seed} | given
+    arguments |= {} if condition is None else {"condition": condition}
     return dataclasses.replace(dataset, source=dataclasses.replace(dataset.source, arguments=arguments))
 
 
@@ -139,6 +146,8 @@ def read(
     grey: bool | None = None,
     column: str | None = None,
     decimal: Literal[".", ","] | None = None,
+    condition: str | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Collection:
     """Read all items of a file or folder, in its order, in the space of a model that was trained on other data.
 
@@ -154,8 +163,10 @@ def read(
             has no names, columns are matched by position, with a note in `Collection.notes`.
         split: "train", "validation" or "test", to read only the items that the file itself assigns to it. Defaults to all.
         size, fit, grey, column, decimal: as for `load`.
+        condition: where the class labels of the items are, as for `load`, for a model with `classes`.
+        classes: names of the classes that the model was trained on (`model.classes`). Labels are matched by name.
 
-    Raises DiffusionalError as `load` does, and for items that are not of the space.
+    Raises DiffusionalError as `load` does, for items that are not of the space, and for labels of other classes.
 
     >>> import tempfile
     >>> from diffusional import Continuous
@@ -168,29 +179,33 @@ def read(
     """
     given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "column": column}
     given |= {"decimal": decimal}
+    if (condition is None) != (not classes):
+        raise DiffusionalError(
+            f"condition={condition!r} and {len(classes)} classes were given; expected both, for a model with classes, or neither"
+        )
     if name_or_path == "digits":
         _refuse_others(given, "digits")
-        return collected("digits", digits.parts(), digits.LEVELS, space, names, split)
+        return collected("digits", digits.parts(condition), digits.LEVELS, space, names, split, classes)
     path, kind = _kind(name_or_path)
     _refuse_others(given, kind)
     options, stored = Options(size, fit, grey), None
     if kind == "hub":
-        parts, stored = read_hub(str(name_or_path), options, column)
-        found = collected(str(name_or_path), parts, stored, space, names, split)
+        parts, stored = read_hub(str(name_or_path), options, column, condition)
+        found = collected(str(name_or_path), parts, stored, space, names, split, classes)
         # Only the notes on splits that were not read.
         return replace(found, notes=(*found.notes, *next(iter(parts.values())).notes))
     if kind == "images":
-        parts, stored = images.read_images(path.resolve(), None, None, 0, options)
+        parts, stored = images.read_images(path.resolve(), None, None, 0, options, condition)
     elif kind == "table":
         from diffusional.data.tables import column_names, read_table
 
         if names:
-            check_names(columns or column_names(path.absolute()), names, str(path))
-        parts = read_table(path.absolute(), None, 0, names or columns, decimal)
-        return collected(given_name(path), parts, None, space, names, split)
+            check_names(columns or column_names(path.absolute(), condition), names, str(path))
+        parts = read_table(path.absolute(), None, 0, names or columns, decimal, condition)
+        return collected(given_name(path), parts, None, space, names, split, classes)
     else:
-        parts = _array_parts(path, kind, None, 0)
-    return collected(path.resolve().name, parts, stored, space, names, split)
+        parts = _array_parts(path, kind, None, 0, condition)
+    return collected(path.resolve().name, parts, stored, space, names, split, classes)
 
 
 def _kind(name_or_path: str | Path) -> tuple[Path, str]:
@@ -207,12 +222,25 @@ def _kind(name_or_path: str | Path) -> tuple[Path, str]:
     return path, "hub" if name.startswith(_HUB) else kind_of(path)
 
 
-def _array_parts(path: Path, kind: str, fractions: Fractions | None, seed: int) -> dict[str, Part]:
-    if kind == "mnist":
-        return arrays.mnist_splits(idx.read_mnist_folder(path), str(path), fractions)
+def _array_parts(
+    path: Path, kind: str, fractions: Fractions | None, seed: int, condition: str | None
+) -> dict[str, Part]:
     if kind == "numpy":
-        return arrays.choose_splits(arrays.read_numpy(path), str(path), fractions, seed)
-    return split_at_random(idx.read_idx(path), str(path), fractions, seed)
+        return arrays.choose_splits(arrays.read_numpy(path), str(path), fractions, seed, condition)
+    if condition not in (None, LABEL):
+        raise DiffusionalError(
+            f"condition={condition!r} was given for {path}, expected {LABEL!r}: IDX files have no keys"
+        )
+    if kind == "mnist":
+        labels = None if condition is None else idx.read_mnist_labels(path)
+        return arrays.mnist_splits(idx.read_mnist_folder(path), str(path), fractions, labels)
+    values = idx.read_idx(path)
+    parts = split_at_random(values, str(path), fractions, seed)
+    if condition is None:
+        return parts
+    where = f"the labels beside {path}"
+    targets = check_length(Labels.of(idx.labels_beside(path), where), len(values), where)
+    return {split: dataclasses.replace(part, targets=targets) for split, part in parts.items()}
 
 
 def _check_digits(levels: int | None) -> None:

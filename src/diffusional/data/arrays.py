@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.quoting import shortened
 from diffusional.data.splits import Fractions, Part, split_at_random, split_off_validation, whole
 from diffusional.errors import DiffusionalError
@@ -135,24 +136,27 @@ def _objects(name: str) -> str:
 
 
 def choose_splits(
-    arrays: dict[str, np.ndarray], source: str, fractions: Fractions | None, seed: int
+    arrays: dict[str, np.ndarray], source: str, fractions: Fractions | None, seed: int, condition: str | None = None
 ) -> dict[str, Part]:
     """Parts "train", "validation" and "test" of a file's arrays: one array, or one for each split.
 
     With `fractions=None` only the file's own splits are returned, and a single array is all "train". Labels, recognised by key and shape,
-    are left out; strings under the key "columns" are the names of the columns of (N, D) arrays. Raises DiffusionalError, listing keys and shapes,
-    when it is unclear which array is which.
+    are left out, or are the targets of the parts if `condition` is "label" or a word of their keys, such as "fine" for y_fine_train;
+    strings under the key "columns" are the names of the columns of (N, D) arrays. Raises DiffusionalError, listing keys and shapes,
+    when it is unclear which array is which, and for labels that are missing or do not fit the items.
 
     >>> parts = choose_splits({"x": np.zeros((10, 3)), "y": np.zeros(10)}, "a.npz", (0.8, 0.1, 0.1), seed=0)
     >>> {split: len(part) for split, part in parts.items()}
     {'train': 8, 'validation': 1, 'test': 1}
     """
-    data = {key: values for key, values in arrays.items() if not _is_labels(key, values)}
+    targets = {} if condition is None else _targets(arrays, source, condition)
+    data = {key: values for key, values in arrays.items() if not _is_labels(key, values) and key not in targets}
     columns = _columns(data, source)
     if len(data) == 1:
         [(key, values)] = data.items()
         parts = split_at_random(values, _name(source, key), fractions, seed)
-        return {split: replace(part, labels=columns) for split, part in parts.items()}
+        labels = _labels_of(targets, "", len(values), source) if condition is not None else None
+        return {split: replace(part, labels=columns, targets=labels) for split, part in parts.items()}
     found = {split: [key for key in data if key.lower() in names] for split, names in _KEYS.items()}
     named = sum(len(keys) for keys in found.values())
     if not found["train"] or not found["test"] or any(len(keys) > 1 for keys in found.values()) or named < len(data):
@@ -162,8 +166,53 @@ def choose_splits(
             "and perhaps validation (also x_train, …, or train_images, …); 1-D labels may stand beside them"
         )
     parts = {split: whole(data[keys[0]], _name(source, keys[0])) for split, keys in found.items() if keys}
-    parts = {split: replace(part, labels=columns) for split, part in parts.items()}
+    for split, part in parts.items():
+        labels = None if condition is None else _labels_of(targets, split, len(part.array), source)
+        parts[split] = replace(part, labels=columns, targets=labels)
     return parts if "validation" in parts else split_off_validation(parts, fractions)
+
+
+def _targets(arrays: dict[str, np.ndarray], source: str, condition: str) -> dict[str, np.ndarray]:
+    """Return the arrays of labels that a condition names, by key."""
+    if set(arrays) == {""}:
+        raise DiffusionalError(
+            f"condition={condition!r} was given for {source}, a single array without labels; save both in an .npz: "
+            "np.savez(path, x=…, y=…)"
+        )
+    labels = {key: values for key, values in arrays.items() if _is_labels(key, values)}
+    if condition != LABEL:
+        words = {key: set(key.lower().split("_")) | {key, key.lower()} for key in arrays}
+        labels = {key: arrays[key] for key, found in words.items() if condition in found or condition.lower() in found}
+    if not labels:
+        held = ", ".join(f"{key} {values.shape}" for key, values in arrays.items())
+        raise DiffusionalError(
+            f"condition={condition!r} was given, but {source} has no such labels: it holds {held}; expected (N,) under a key such as "
+            "y or labels (y_train, y_test, …), or name the key"
+        )
+    return labels
+
+
+def _labels_of(targets: dict[str, np.ndarray], split: str, items: int, source: str) -> Labels:
+    """Return the labels of a split ("" for the only array) among `targets`."""
+    words = {
+        word: name
+        for name, keys in _KEYS.items()
+        for word in {key.split("_")[0] for key in keys} | {name}
+        if word != "x"
+    }
+    splits = {key: {words[word] for word in key.lower().split("_") if word in words} for key in targets}
+    fitting = [key for key, named in splits.items() if named == ({split} if split else set())]
+    if not split and not fitting:
+        fitting = list(targets)
+    if len(fitting) != 1:
+        which = f"the {split} items" if split else "the items"
+        raise DiffusionalError(
+            f"{source}: expected one array of labels for {which}, got {', '.join(map(repr, fitting)) or 'none'} among "
+            f"{', '.join(map(repr, targets))}; name the key as the condition, or one for each split (y_train, y_test, …)"
+        )
+    (key,) = fitting
+    where = f"{source}, key {key!r}"
+    return check_length(Labels.of(targets[key], where), items, where)
 
 
 def _columns(data: dict[str, np.ndarray], source: str) -> tuple[str, ...]:
@@ -178,16 +227,27 @@ def _columns(data: dict[str, np.ndarray], source: str) -> tuple[str, ...]:
     return tuple(names.tolist())
 
 
-def mnist_splits(arrays: dict[str, np.ndarray], source: str, fractions: Fractions | None) -> dict[str, Part]:
+def mnist_splits(
+    arrays: dict[str, np.ndarray],
+    source: str,
+    fractions: Fractions | None,
+    labels: dict[str, np.ndarray] | None = None,
+) -> dict[str, Part]:
     """Parts of MNIST's two arrays: validation is train's last 5,000, or its `fractions[1]` if below 50,000.
 
-    With `fractions=None` there is no validation part.
+    With `fractions=None` there is no validation part. `labels` (N,) of both arrays are the targets of the parts.
 
     >>> arrays = {"train": np.zeros((20, 2, 2)), "test": np.zeros((5, 2, 2))}
     >>> len(mnist_splits(arrays, "folder", (0.8, 0.1, 0.1))["validation"])
     2
     """
     parts = {split: whole(values, f"{source}, {split}") for split, values in arrays.items()}
+    for split, part in parts.items():
+        if labels is None:
+            break
+        where = f"{source}, labels of {split}"
+        targets = check_length(Labels.of(labels[split], where), len(part.array), where)
+        parts[split] = replace(part, targets=targets)
     return split_off_validation(parts, fractions, 5000 if len(parts["train"]) >= 50_000 else None)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from diffusional.data.classes import conditions
 from diffusional.data.dataset import Dataset, Source, block_rows
 from diffusional.data.origin import Origin
 from diffusional.data.rows import Rows, integers, reals
@@ -100,9 +101,12 @@ def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
     size = sum(len(items) * space.dimensions * items.dtype.itemsize for items in rows.values())
     splits = {split: items[:] if size <= IN_MEMORY else items for split, items in rows.items()}
     origins = {split: Origin(name, part.rows, len(part.array), part.files) for split, part in parts.items()}
-    source = Source({split: (splits[split], origins[split]) for split in splits})
+    condition, classes = conditions(parts)
+    source = Source({split: (splits[split], origins[split]) for split in splits}, condition=condition)
     train, validation, test = (splits[split] for split in ("train", "validation", "test"))
-    return Dataset(name, space, train, validation, test, parts["train"].labels, parts["train"].notes, source)
+    return Dataset(
+        name, space, train, validation, test, parts["train"].labels, parts["train"].notes, source, condition, classes
+    )
 
 
 def channels_first(values: np.ndarray, source: str) -> np.ndarray:

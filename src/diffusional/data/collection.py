@@ -32,6 +32,7 @@ class Collection:
         origins: for each split, the file and row of its items.
         labels: names of the columns of a table, in the model's order; empty for other data.
         notes: assumptions for the user to check, one sentence each.
+        condition: labels (N,) of all items, one split after the other, as numbers of the model's classes; None for other models.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Collection:
     origins: Mapping[str, Origin]
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    condition: Tensor | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.items.values()))
@@ -73,11 +75,19 @@ class Collection:
 
 
 def collected(
-    name: str, parts: dict[str, Part], stored: int | None, space: Space, names: tuple[str, ...], split: str | None
+    name: str,
+    parts: dict[str, Part],
+    stored: int | None,
+    space: Space,
+    names: tuple[str, ...],
+    split: str | None,
+    classes: tuple[str, ...] = (),
 ) -> Collection:
-    """Return the Collection of the parts of a file. `stored` is the number of levels of an image format, None for other data.
+    """Return the Collection of the parts of a file. `stored` is the number of levels of an image format, None for other data, and
+    `classes` are those that the model was trained on: the targets of the parts become numbers of these.
 
-    Raises DiffusionalError for items that do not fit the space, columns with other names, and a split that the file does not have.
+    Raises DiffusionalError for items that do not fit the space, columns with other names, labels of other classes, and a split that the
+    file does not have.
     """
     if split is not None:
         if split not in parts or set(parts) == {"train"}:
@@ -115,7 +125,19 @@ def collected(
         {part: Origin(name, p.rows, len(p.array), p.files) for part, p in ordered.items()},
         names or labels,
         tuple(notes),
+        _condition(ordered, classes),
     )
+
+
+def _condition(parts: dict[str, Part], classes: tuple[str, ...]) -> Tensor | None:
+    if not classes:
+        return None
+    numbers = []
+    for part in parts.values():
+        assert part.targets is not None  # the loaders return them if a condition is asked for
+        of_all = part.targets.renamed(classes, part.source, "the classes that the model was trained on", part.rows)
+        numbers.append(torch.from_numpy(of_all))
+    return torch.cat(numbers)
 
 
 def check_names(columns: tuple[str, ...], names: tuple[str, ...], source: str) -> None:

@@ -12,12 +12,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, by_name, check_condition, check_labels, rows_of
 from diffusional.data.origin import Origin
 from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete, Space
@@ -97,10 +99,13 @@ class Source:
             such as one made by `dataclasses.replace`, has no known origin for it.
         arguments: the arguments of `load` that reproduce the Dataset ("warps" belongs to `training.build.build_dataset`); None if it
             was made in another way.
+        condition: the condition that was loaded with the splits: a Dataset with this condition and other splits is refused, since its
+            rows may be those of other items.
     """
 
     splits: Mapping[str, tuple[Any, Origin | None]]
     arguments: Mapping[str, Any] | None = None
+    condition: Mapping[str, Condition] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +114,13 @@ class Dataset:
     float32 or float64 for a continuous one. `labels` are the names of an item's positions, if the file has any: of a table they
     are its column names, in order. `notes` lists the loader's decisions about the file (delimiter, decimal
     mark, columns left out), one sentence each; `diffusional data` prints them. `source` records the origin of the items, which
-    `origin` and `arguments` return.
+    `origin` and `arguments` return. `condition` holds what each item is conditioned on, by split: a tensor, or a dict of tensors, with
+    one row per item; None if there is nothing. If it is class labels, `classes` are the names of the classes, and the condition of
+    an item is the number of its class, int64. `condition_of` returns that of some rows, and `subset` takes rows along with their
+    condition.
 
-    Raises DiffusionalError for a split that is empty or whose shape or type is not the space's; the values
-    themselves are checked as they are encoded.
+    Raises DiffusionalError for a split that is empty or whose shape or type is not the space's, and for a condition that does not have
+    one row per item, is not finite, or is no number of a class; the values of the items are checked as they are encoded.
 
     >>> raw = torch.arange(6).reshape(3, 2)
     >>> data = Dataset("six", Discrete((2,), levels=6), raw[:1], raw[1:2], raw[2:])
@@ -128,6 +136,8 @@ class Dataset:
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source: Source | None = None
+    condition: Mapping[str, Condition] | None = None
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         discrete = isinstance(self.space, Discrete)
@@ -148,6 +158,120 @@ class Dataset:
                     f"{self.name}: the {split} split is of type {raw.dtype}; its "
                     f"{'discrete' if discrete else 'continuous'} space takes {expected}: convert it first"
                 )
+
+        self._check_condition()
+
+    def _check_condition(self) -> None:
+        if self.condition is None:
+            if self.classes:
+                raise DiffusionalError(
+                    f"{self.name}: classes were given without a condition; give the labels as condition"
+                )
+            return
+        if not isinstance(self.condition, Mapping) or set(self.condition) != set(SPLITS):
+            given = (
+                ", ".join(map(str, self.condition))
+                if isinstance(self.condition, Mapping)
+                else type(self.condition).__name__
+            )
+            raise DiffusionalError(
+                f"{self.name}: condition must be a dict with {', '.join(SPLITS)}, each with one row per item, got {given}"
+            )
+        if len(set(self.classes)) < len(self.classes):
+            raise DiffusionalError(f"{self.name}: classes must have names that differ, got {', '.join(self.classes)}")
+        loaded = self.source if self.source is not None and self.source.condition is not None else None
+        for split in SPLITS:
+            raw, condition = self._raw(split), self.condition[split]
+            if isinstance(raw, Stream):
+                raise DiffusionalError(
+                    f"{self.name}: a stream cannot have a condition; load the data without streaming"
+                )
+            try:
+                check_condition(condition, len(raw))
+                if self.classes:
+                    check_labels(condition, len(self.classes))
+            except DiffusionalError as error:
+                raise DiffusionalError(f"{self.name}, split {split}: {error}") from error
+            if loaded is None or loaded.condition is None or split not in loaded.splits:
+                continue
+            if loaded.splits[split][0] is not raw and loaded.condition.get(split) is condition:
+                raise DiffusionalError(
+                    f"{self.name}: the {split} split was replaced, but its condition is still that of the items before; use "
+                    "dataset.subset(split, rows), which takes both, or replace the condition as well"
+                )
+
+    def condition_of(self, split: str, rows: Tensor | slice | None = None) -> Any:
+        """Return the condition of a split, or of some of its rows; None if the data have none.
+
+        >>> from diffusional import data
+        >>> digits = data.load("digits", condition="label")
+        >>> digits.condition_of("test", slice(0, 3)), len(digits.classes)
+        (tensor([3, 4, 6]), 10)
+        """
+        self._raw(split)
+        if self.condition is None:
+            return None
+        condition = self.condition[split]
+        return condition if rows is None else rows_of(condition, rows)
+
+    def condition_hash(self, split: str) -> str:
+        """Return the SHA-256 of a split's condition in the order of its items, "" if there is none.
+
+        Integers are hashed as int64, with the names of the classes, so that labels of other names have another hash.
+        """
+        condition = self.condition_of(split)
+        if condition is None:
+            return ""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for name, value in by_name(condition).items():
+            exact = value.detach().cpu()
+            exact = exact if exact.is_floating_point() or exact.is_complex() else exact.long()
+            digest.update(f"{name}:{exact.dtype}:{tuple(exact.shape)};".encode())
+            digest.update(exact.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def without_condition(self) -> "Dataset":
+        """Return the same items without their condition: a model that is trained on them is one of the items alone.
+
+        >>> from diffusional import data
+        >>> data.load("digits", condition="label").without_condition().condition is None
+        True
+        """
+        source = self.source
+        if source is not None and source.condition is not None:
+            arguments = None if source.arguments is None else dict(source.arguments) | {"condition": None}
+            source = Source(source.splits, arguments)
+        return replace(self, condition=None, classes=(), source=source)
+
+    def subset(self, split: str, rows: Tensor | slice) -> "Dataset":
+        """Return the Dataset with only some items of a split, in the order of `rows`, with their conditions and origins.
+
+        Args:
+            split: "train", "validation" or "test"; the other splits stay as they are.
+            rows: int64 (n,), a boolean mask (N,), or a slice.
+
+        Raises DiffusionalError for an unknown split, a stream, and no rows.
+
+        >>> from diffusional import data
+        >>> digits = data.load("digits", condition="label")
+        >>> threes = digits.subset("train", digits.condition_of("train") == 3)
+        >>> len(threes.train), threes.condition_of("train").unique()
+        (104, tensor([3]))
+        """
+        raw, origin = self.items(split), self.origin(split)
+        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]
+        chosen = raw[rows]
+        kept = dict(self.source.splits) if self.source is not None else {}
+        if origin is not None:
+            where = np.arange(origin.length)[origin.where]
+            where = where[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+            kept[split] = (chosen, replace(origin, where=where))
+        condition = self.condition
+        if condition is not None:
+            condition = dict(condition) | {split: rows_of(condition[split], rows)}
+        source = Source(kept, None, condition) if kept else None
+        return replace(self, **{split: chosen}, condition=condition, source=source)
 
     def origin(self, split: str) -> Origin | None:
         """Return the file and row of each item of a split; None if they are not known (data made in Python, a stream).
@@ -171,6 +295,8 @@ class Dataset:
         {'name_or_path': 'digits'}
         """
         if self.source is None or any(self.source.splits[split][0] is not self._raw(split) for split in SPLITS):
+            return None
+        if self.condition is not None and self.condition is not self.source.condition:
             return None
         return self.source.arguments
 

@@ -192,6 +192,15 @@ class TextTable:
         if unclear is not None:
             unclear.check()
 
+    def values(self, name: str) -> list[str | None]:
+        """Return the values of one column as they are written, None where one is missing."""
+        held: list[str | None] = []
+        for chunk in self._chunks():
+            column = self.texts(chunk, len(held), [name]).columns[0]
+            texts = [written(value) for value in column.to_pylist()]
+            held += [None if text in _MISSING else text for text in texts]
+        return held
+
     # ------------------------------------------------------------------------------------------------ the header
 
     def _header(self) -> tuple[str, int, list[str]]:

@@ -12,30 +12,38 @@ from dataclasses import replace
 import numpy as np
 
 from diffusional.data.checks import declared
+from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import Dataset
 from diffusional.data.splits import Part
+from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete
 
 LEVELS = 17
 
 
-def parts() -> dict[str, Part]:
-    """The three splits, as views of one array (1797, 1, 8, 8) uint8."""
+def parts(condition: str | None = None) -> dict[str, Part]:
+    """Return the three splits, as views of one array (1797, 1, 8, 8) uint8, with the labels 0 … 9 if `condition` is "label"."""
+    if condition not in (None, LABEL):
+        raise DiffusionalError(f"condition={condition!r} was given for digits, expected {LABEL!r}")
     # Deferred, since it takes seconds and most uses of this package need no digits.
     from sklearn.datasets import load_digits as embedded
 
-    images = embedded(return_X_y=True)[0].astype(np.uint8).reshape(-1, 1, 8, 8)
+    images, targets = embedded(return_X_y=True)
+    images = images.astype(np.uint8).reshape(-1, 1, 8, 8)
+    labels = None if condition is None else Labels.of(targets, "digits")
     ends = {"train": (0, 1000), "validation": (1000, 1350), "test": (1350, len(images))}
-    return {split: Part(images, slice(*span), "digits") for split, span in ends.items()}
+    return {split: Part(images, slice(*span), "digits", targets=labels) for split, span in ends.items()}
 
 
-def load_digits() -> Dataset:
-    """Digits over Discrete((1, 8, 8), levels=17): 0–999 train, 1000–1349 validation, 1350–1796 test.
+def load_digits(condition: str | None = None) -> Dataset:
+    """Load the digits over Discrete((1, 8, 8), levels=17): 0–999 train, 1000–1349 validation, 1350–1796 test; "label" conditions them on
+    their labels.
 
     >>> data = load_digits()
     >>> data.train.shape, data.validation.shape, data.test.shape
     (torch.Size([1000, 1, 8, 8]), torch.Size([350, 1, 8, 8]), torch.Size([447, 1, 8, 8]))
     """
-    dataset = declared("digits", Discrete((1, 8, 8), levels=LEVELS), parts())
+    dataset = declared("digits", Discrete((1, 8, 8), levels=LEVELS), parts(condition))
     assert dataset.source is not None
-    return replace(dataset, source=replace(dataset.source, arguments={"name_or_path": "digits"}))
+    arguments = {"name_or_path": "digits"} | ({} if condition is None else {"condition": condition})
+    return replace(dataset, source=replace(dataset.source, arguments=arguments))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffusional.data.checks import channels_first, declared, to_dataset
+from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import SPLITS, Dataset, block_rows
 from diffusional.data.folders import walk
 from diffusional.data.images import check_levels, decode_all
@@ -50,15 +51,21 @@ def load_hub(
     column: str | None,
     streaming: bool,
     holdout: int,
+    condition: str | None = None,
 ) -> Dataset:
-    """The Dataset of "hf:…". `column` names the items' column, if several could be; `holdout` is how many items
-    of a stream are its validation, and its test.
+    """Load the Dataset of "hf:…". `column` names the items' column, if several could be; `holdout` is how many items
+    of a stream are its validation, and its test. `condition` is the name of a column of class labels, or "label" for the only one.
 
     Raises DiffusionalError when `datasets` is not installed, for names it cannot find, columns that could be
     several or none, and whatever images and arrays raise.
     """
     path, _, config = name.removeprefix("hf:").partition(":")
+    if condition is not None and streaming:
+        raise DiffusionalError(
+            f"condition={condition!r} was given with streaming, which reads no labels; leave one out"
+        )
     found, revision, notes = _open(path, config or None, streaming)
+    targets = None if condition is None else _labels(name, found, condition)
     column = _choose(name, found["train"].features, column)
     picture = _is_image(found["train"].features[column])
     dtype = None if picture else _dtype(found["train"].features[column])
@@ -66,7 +73,7 @@ def load_hub(
     source = f"{name}, column {column!r}"
     if not streaming:
         parts, stored = (_pictures if picture else _arrays)(source, found, column, levels, fractions, seed, options)
-        parts = _noted(parts, notes)
+        parts = _completed(parts, notes, targets)
         if stored is not None:
             return declared(name, Discrete(parts["train"].array.shape[1:], stored), parts)
         return to_dataset(name, parts, levels)
@@ -75,25 +82,45 @@ def load_hub(
     return replace(streamed, notes=notes)
 
 
-def read_hub(name: str, options: Options, column: str | None) -> tuple[dict[str, Part], int | None]:
-    """Download the items of "hf:…" by its own splits. Also returns the number of levels of images (None for arrays). The notes of the
-    parts list splits that were not read.
+def read_hub(
+    name: str, options: Options, column: str | None, condition: str | None = None
+) -> tuple[dict[str, Part], int | None]:
+    """Download the items of "hf:…" by its own splits, with their labels. Also returns the number of levels of images (None for arrays).
+    The notes of the parts list splits that were not read.
 
     Raises DiffusionalError as `load_hub` does.
     """
     path, _, config = name.removeprefix("hf:").partition(":")
     found, _, notes = _open(path, config or None, streaming=False)
+    targets = None if condition is None else _labels(name, found, condition)
     column = _choose(name, found["train"].features, column)
     picture = _is_image(found["train"].features[column])
     dtype = None if picture else _dtype(found["train"].features[column])
     found = {split: _only(rows, column, dtype, streaming=False) for split, rows in found.items()}
     source = f"{name}, column {column!r}"
     parts, stored = (_pictures if picture else _arrays)(source, found, column, None, None, 0, options)
-    return _noted(parts, notes), stored
+    return _completed(parts, notes, targets), stored
 
 
-def _noted(parts: dict[str, Part], notes: tuple[str, ...]) -> dict[str, Part]:
-    return {split: replace(part, notes=notes) for split, part in parts.items()}
+def _completed(parts: dict[str, Part], notes: tuple[str, ...], targets: Labels | None) -> dict[str, Part]:
+    return {split: replace(part, notes=notes, targets=targets) for split, part in parts.items()}
+
+
+def _labels(name: str, found: dict[str, Any], condition: str) -> Labels:
+    """Return the labels of all splits, one after the other, from the column that `condition` names."""
+    features = found["train"].features
+    kinds = {key: type(feature).__name__ for key, feature in features.items()}
+    declared_classes = [key for key, kind in kinds.items() if kind == "ClassLabel"]
+    column = condition
+    if condition not in features and condition == LABEL and len(declared_classes) == 1:
+        (column,) = declared_classes
+    elif condition not in features:
+        described = ", ".join(f"{key} ({_described(feature)})" for key, feature in features.items())
+        raise DiffusionalError(f"{name} has no column {condition!r} for the condition; it has {described}")
+    feature = features[column]
+    names = [str(one) for one in feature.names] if column in declared_classes else []
+    values = [value for rows in found.values() for value in rows[column]]
+    return Labels.of(values, f"{name}, column {column!r}", names)
 
 
 @dataclass(frozen=True, eq=False)

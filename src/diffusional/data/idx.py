@@ -13,6 +13,7 @@ first bytes, not its name.
 import gzip
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,35 @@ def _array(file: Any, path: str, size: int, packed: bool) -> np.ndarray:
     except ValueError as error:  # no values, along axes whose product is too large
         raise DiffusionalError(f"{path} declares shape {shape}, which is too large; get the file again") from error
     return values if dtype.isnative else values.byteswap(inplace=True).view(dtype.newbyteorder("="))
+
+
+def labels_beside(path: Path) -> np.ndarray:
+    """Read the labels of an IDX file of images: the file with "labels" and "idx1" in its name instead of "images" and "idx3".
+
+    Raises DiffusionalError if there is no such file, gzipped or not.
+
+    >>> labels_beside(Path("/data/train-images-idx3-ubyte.gz"))
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: no labels beside /data/train-images-idx3-ubyte.gz: expected train-labels-idx1-ubyte[.gz]; ...
+    """
+    stem = path.name.removesuffix(".gz").replace("images", "labels")
+    stem = re.sub(r"idx\d", "idx1", stem)
+    expected = (
+        f"{stem}[.gz]" if "images" in path.name else 'a name with "images", and a file with "labels" in its place'
+    )
+    found = [one for one in (path.with_name(stem), path.with_name(f"{stem}.gz")) if os.path.lexists(one)]
+    if "images" not in path.name or not found:
+        raise DiffusionalError(
+            f"no labels beside {path}: expected {expected}; put it there, or leave the condition out"
+        )
+    return read_idx(found[0])
+
+
+def read_mnist_labels(folder: Path) -> dict[str, np.ndarray]:
+    """Read the labels "train" and "test" that belong to `read_mnist_folder`. Raises DiffusionalError unless both files are there."""
+    stems = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+    return {split: labels_beside(folder / stem) for split, stem in stems.items()}
 
 
 def read_mnist_folder(folder: Path) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffusional.data.checks import declared
+from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.folders import Alias, walk
 from diffusional.data.kinds import IMAGES
@@ -53,8 +54,10 @@ _CHUNK = 64  # images that a thread takes at a time
 Read = Callable[[int], tuple[Path | bytes, str]]
 
 
-def load_images(folder: Path, levels: int | None, fractions: Fractions, seed: int, options: Options) -> Dataset:
-    """The Dataset of a folder's images, Discrete with the levels of their format, 256 for 8 bits.
+def load_images(
+    folder: Path, levels: int | None, fractions: Fractions, seed: int, options: Options, condition: str | None = None
+) -> Dataset:
+    """Load the Dataset of a folder's images, Discrete with the levels of their format, 256 for 8 bits.
 
     Raises DiffusionalError for images that differ in size or kind, cannot be read, or would have to be changed.
 
@@ -66,20 +69,32 @@ def load_images(folder: Path, levels: int | None, fractions: Fractions, seed: in
     ...     load_images(Path(folder), None, (0.8, 0.1, 0.1), 0, Options()).space
     Discrete(shape=(1, 4, 6), levels=256, low=-1.0, high=1.0)
     """
-    parts, stored = read_images(folder, levels, fractions, seed, options)
+    parts, stored = read_images(folder, levels, fractions, seed, options, condition)
     return declared(folder.name, Discrete(parts["train"].array.shape[1:], stored), parts)
 
 
 def read_images(
-    folder: Path, levels: int | None, fractions: Fractions | None, seed: int, options: Options
+    folder: Path,
+    levels: int | None,
+    fractions: Fractions | None,
+    seed: int,
+    options: Options,
+    condition: str | None = None,
 ) -> tuple[dict[str, Part], int]:
     """Read the images of a folder by split, and their levels; with `fractions=None` only the folder's own splits.
+
+    With the condition "label" the targets of the parts are the names of the folders, one for each class (`class_folders`).
 
     Raises DiffusionalError as `load_images` does.
     """
     notes: list[str] = []
     files = list_images(folder, notes)
     names = [name for split in SPLITS for name in files.get(split, [])]
+    if condition not in (None, LABEL):
+        raise DiffusionalError(
+            f"condition={condition!r} was given for {folder}, a folder of images by class, expected {LABEL!r}"
+        )
+    targets = None if condition is None else Labels.of(class_folders(files, str(folder)), str(folder))
 
     def read(i: int) -> tuple[Path, str]:
         return folder / names[i], str(folder / names[i])
@@ -101,11 +116,45 @@ def read_images(
     check_levels(levels, stored, str(folder))
     held = Files.of(names, [1] * len(names))
     parts = {
-        split: Part(values, rows[split], str(folder), files=held, notes=tuple(notes))
+        split: Part(values, rows[split], str(folder), files=held, notes=tuple(notes), targets=targets)
         for split in SPLITS
         if split in rows
     }
     return parts, stored
+
+
+def class_folders(files: dict[str, list[str]], source: str) -> list[str]:
+    """Return the class of each image of a folder in the order of its splits: the name of the folder that differs between classes.
+
+    Folders that all images share, and those that name the splits, are no classes. Raises DiffusionalError unless exactly one folder
+    of each path is left.
+
+    >>> class_folders({"train": ["train/cat/1.png", "train/dog/2.png"], "test": ["test/dog/3.png"]}, "pets")
+    ['cat', 'dog', 'dog']
+    >>> class_folders({"train": ["1.png", "2.png"]}, "pets")
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: pets: the classes of its images are unclear: expected one folder for each class, ...
+    """
+    paths = [name.split("/")[:-1] for split in SPLITS for name in files.get(split, [])]
+    owner = [split for split in SPLITS for _ in files.get(split, [])]
+    if len({len(path) for path in paths}) == 1:
+        left = []
+        for place in range(len(paths[0])):
+            held: dict[str, set[str]] = {}
+            for path, split in zip(paths, owner, strict=True):
+                held.setdefault(split, set()).add(path[place])
+            every = set().union(*held.values())
+            of_splits = len(held) > 1 and all(len(one) == 1 for one in held.values()) and len(every) == len(held)
+            if len(every) > 1 and not of_splits:
+                left.append(place)
+        if len(left) == 1:
+            return [path[left[0]] for path in paths]
+    shown = ", ".join(sorted({"/".join(path) or "." for path in paths})[:3])
+    raise DiffusionalError(
+        f"{source}: the classes of its images are unclear: expected one folder for each class, such as cat/1.png and dog/2.png, or "
+        f"train/cat/1.png, got images in {shown}; move the images, or leave the condition out"
+    )
 
 
 def list_images(folder: Path, notes: list[str] | None = None) -> dict[str, list[str]]:

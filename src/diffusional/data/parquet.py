@@ -83,6 +83,18 @@ class ParquetTable:
                 f"{self.file} could not be read ({shortened(str(error))}); write it again"
             ) from error
 
+    def values(self, name: str) -> list[Any]:
+        """Return the values of one column as they are stored, None where one is missing."""
+        held: list[Any] = []
+        try:
+            for batch in self._open().iter_batches(_BLOCK // 8, columns=[name]):
+                held += batch.columns[0].to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise DiffusionalError(
+                f"{self.file} could not be read ({shortened(str(error))}); write it again"
+            ) from error
+        return held
+
     def _numbers(self, name: str, column: Any, first: int) -> np.ndarray:
         if pa.types.is_decimal(column.type) or pa.types.is_boolean(column.type):
             column = column.cast(pa.float64())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from diffusional.data.classes import Labels
 from diffusional.data.origin import Files
 from diffusional.data.rows import Where
 from diffusional.errors import DiffusionalError
@@ -18,7 +19,8 @@ Fractions = tuple[float, float, float]
 @dataclass(frozen=True, eq=False)
 class Part:
     """One split while it is loaded: rows of an array (N, …), its name in errors, the names of its columns, the files that the rows
-    of the array came from (None for one file), and notes on how the file was read."""
+    of the array came from (None for one file), notes on how the file was read, and the labels of all N rows of the array, if these
+    were asked for."""
 
     array: np.ndarray
     rows: Where
@@ -26,6 +28,7 @@ class Part:
     labels: tuple[str, ...] = ()
     files: Files | None = None
     notes: tuple[str, ...] = ()
+    targets: Labels | None = None
 
     def __len__(self) -> int:
         return len(range(*self.rows.indices(len(self.array)))) if isinstance(self.rows, slice) else len(self.rows)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusional.data.checks import to_dataset
+from diffusional.data.classes import Labels, check_length
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.delimited import TextTable
 from diffusional.data.folders import Alias, walk
@@ -36,12 +37,14 @@ def load_table(
     seed: int,
     columns: tuple[str, ...] | None,
     decimal: str | None = None,
+    condition: str | None = None,
 ) -> Dataset:
     """Load a table, or a folder of its parts in the order of their names.
 
     Parts in folders train, validation, test, or named so (train-00000.parquet), are those splits; other tables
     are split at random. The unnamed index that pandas writes beside the columns (`__index_level_0__`) is left out unless it is
-    chosen. `decimal` is "." or ",", for text whose values do not show which of the two is the decimal mark.
+    chosen. `decimal` is "." or ",", for text whose values do not show which of the two is the decimal mark. `condition` is the name of a
+    column that holds the class of each row, as text or whole numbers; it is no column of the items.
 
     Raises DiffusionalError for anything but a table of numbers, naming file, column and row.
 
@@ -53,11 +56,16 @@ def load_table(
     >>> data.labels, data.train.shape, data.notes
     (('y',), torch.Size([8, 1]), ('the delimiter is a comma, the decimal mark is a point',))
     """
-    return to_dataset(given_name(path), read_table(path, fractions, seed, columns, decimal), levels)
+    return to_dataset(given_name(path), read_table(path, fractions, seed, columns, decimal, condition), levels)
 
 
 def read_table(
-    path: Path, fractions: Fractions | None, seed: int, columns: tuple[str, ...] | None, decimal: str | None = None
+    path: Path,
+    fractions: Fractions | None,
+    seed: int,
+    columns: tuple[str, ...] | None,
+    decimal: str | None = None,
+    condition: str | None = None,
 ) -> dict[str, Part]:
     """Read the rows of a table, or of a folder of its parts, by split; with `fractions=None` only the folder's own splits.
 
@@ -69,8 +77,13 @@ def read_table(
     tables = [_opened(file, decimal) for split in SPLITS for file in files.get(split, [])]
     if decimal is not None and not any(isinstance(table, TextTable) for table in tables):
         raise DiffusionalError(f"decimal={decimal!r} is for text, but {path} is Parquet; leave decimal out")
-    chosen = _choose(tables, columns)
+    chosen = _choose(tables, columns, condition)
     values, counts = _filled(tables, chosen)
+    targets = None
+    if condition is not None:
+        where = f"{path}, column {condition!r}"
+        held = [one for table in tables for one in table.values(condition)]
+        targets = check_length(Labels.of(held, where), len(values), where)
     if not len(values):
         raise DiffusionalError(f"{path} has a header and no rows; give data")
     ends = np.cumsum(
@@ -84,18 +97,21 @@ def read_table(
         split: np.arange(start, end) for split, start, end in zip(SPLITS, starts, ends, strict=True) if split in files
     }
     rows = random_rows(given, str(path), fractions, seed)
-    held = Files.of([str(table.file.relative_to(path)) for table in tables], counts) if path.is_dir() else None
+    origin = Files.of([str(table.file.relative_to(path)) for table in tables], counts) if path.is_dir() else None
     notes = (*_grouped(tables, chosen), *_counters(values, chosen), *_mixed(tables, values, chosen))
     if path.is_dir():
         named = {split: [str(file.relative_to(path)) for file in listed] for split, listed in files.items()}
         notes = (*decisions(named, []), *notes)
-    return {split: Part(values, rows[split], str(path), chosen, held, notes) for split in SPLITS if split in rows}
+    return {
+        split: Part(values, rows[split], str(path), chosen, origin, notes, targets) for split in SPLITS if split in rows
+    }
 
 
-def column_names(path: Path) -> tuple[str, ...]:
+def column_names(path: Path, condition: str | None = None) -> tuple[str, ...]:
     """Return the columns that are read by default from a table, or from the first table of a folder."""
     files = _parts(path) if path.is_dir() else {"train": [path]}
-    return tuple(_defaults(_opened(next(file for split in SPLITS for file in files.get(split, [])))))
+    table = _opened(next(file for split in SPLITS for file in files.get(split, [])))
+    return tuple(_defaults(table, condition))
 
 
 def _opened(file: Path, decimal: str | None = None) -> Table:
@@ -103,9 +119,9 @@ def _opened(file: Path, decimal: str | None = None) -> Table:
     return ParquetTable(file) if file.name.lower().endswith(".parquet") else TextTable(file, decimal)
 
 
-def _defaults(table: Table) -> dict[str, bool]:
-    """Return the columns that are read unless some are chosen, and whether each holds numbers."""
-    return {name: numeric for name, numeric in table.columns.items() if name not in table.index}
+def _defaults(table: Table, condition: str | None = None) -> dict[str, bool]:
+    """Return the columns that are read unless some are chosen, and whether each holds numbers; not the condition's."""
+    return {name: numeric for name, numeric in table.columns.items() if name not in table.index and name != condition}
 
 
 def _grouped(tables: list[Table], chosen: tuple[str, ...]) -> list[str]:
@@ -159,12 +175,20 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     return {split: [folder / name for name in held] for split, held in parts.items()}
 
 
-def _choose(tables: list[Table], columns: tuple[str, ...] | None) -> tuple[str, ...]:
+def _choose(tables: list[Table], columns: tuple[str, ...] | None, condition: str | None = None) -> tuple[str, ...]:
     """Return the columns to read from all tables. Raises DiffusionalError unless every table has them."""
     first, kinds = tables[0], tables[0].columns
     if columns is not None and not columns:
         raise DiffusionalError("columns must have at least one name, got none; leave columns out to read all")
-    chosen = columns or tuple(_defaults(first))
+    if condition is not None and condition in (columns or ()):
+        raise DiffusionalError(f"condition={condition!r} is also among the columns; leave it out of the columns")
+    for table in tables if condition is not None else []:
+        if condition not in table.columns:
+            assert condition is not None
+            close = difflib.get_close_matches(condition, list(table.columns), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {listed(list(table.columns))}"
+            raise DiffusionalError(f"{table.file} has no column {condition!r} for the condition; {hint}")
+    chosen = columns or tuple(_defaults(first, condition))
     for table in tables:
         if isinstance(table, TextTable):
             table.check_choice(chosen=columns is not None)
@@ -177,7 +201,9 @@ def _choose(tables: list[Table], columns: tuple[str, ...] | None) -> tuple[str, 
         raise DiffusionalError(f"columns {listed(list(chosen))} were given; name each once")
     words = [name for name in chosen if not kinds[name]]
     if words:
-        numbers = [name for name, numeric in _defaults(first).items() if numeric and name not in first.named_index]
+        numbers = [
+            name for name, numeric in _defaults(first, condition).items() if numeric and name not in first.named_index
+        ]
         are = "columns {} are" if len(words) > 1 else "column {} is"
         rest = f"choose {_option(numbers)}" if numbers else "no column is"
         seen = first.words(words[0])
@@ -196,8 +222,8 @@ def _choose(tables: list[Table], columns: tuple[str, ...] | None) -> tuple[str, 
             f"{first.file} has no columns besides the index of a DataFrame; choose {_option(list(kinds))}"
         )
     for table in tables[1:]:
-        other = _defaults(table)
-        if columns is None and other.keys() != _defaults(first).keys():
+        other = _defaults(table, condition)
+        if columns is None and other.keys() != _defaults(first, condition).keys():
             common = [name for name in kinds if kinds[name] and other.get(name)]
             raise DiffusionalError(
                 f"{table.file} has columns {listed(list(other))}, {first.file.name} has {listed(list(chosen))}; parts must "

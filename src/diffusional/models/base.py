@@ -52,6 +52,9 @@ class LatentVariableModel(nn.Module, ABC):
     x is always (B, *space.shape), encoded by the space; costs are nats.
     """
 
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose labels are the condition of a model that was built from a config; else empty."""
+
     @property
     @abstractmethod
     def space(self) -> Space:

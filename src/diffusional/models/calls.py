@@ -74,7 +74,7 @@ def shape_hint(output: Tensor, z: Tensor) -> str:
 def _explained(network: Any, inputs: tuple[Tensor, ...], error: Exception) -> str | None:
     """Return why a call failed, if the caller can change it, else None."""
     if isinstance(error, DiffusionalError):
-        return None
+        return f"could not be called: {error}. {_FROM_DIFFUSERS}" if _of_diffusers(network) else None
     if isinstance(error, TypeError):
         return (
             f"could not be called: {error}. {_FROM_DIFFUSERS}"

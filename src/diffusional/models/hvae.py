@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition
+from diffusional.conditions import Condition, called, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.models.denoiser import Head
@@ -74,14 +74,18 @@ class HierarchicalVAE(Autoencoder):
         shift, log_std = self._full(self.ladder.posterior(layer, state, feature))
         return bounded(prior.mean + shift, log_std + _NARROW)
 
+    def _top(self, n: int, condition: Condition | None) -> Tensor:
+        """Return the top-down state (n, hidden) that everything starts from."""
+        return called(self.ladder.top, n, condition=condition)
+
     def _full(self, said: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
         """What a head says, in the weights' precision: under autocast the network's is less, and a KL needs more."""
         dtype = next(self.ladder.parameters()).dtype
         return (part.to(dtype) for part in said)
 
     def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
-        _unconditional(condition)
-        features, state = [f.to(x.dtype) for f in self.ladder.up(x)], self.ladder.top(len(x))
+        features = [f.to(x.dtype) for f in called(self.ladder.up, x, condition=condition)]
+        state = self._top(len(x), condition)
         parts = noise.split(self.latents, 1)
         z, qs, ps = [], [], []
         for layer in range(len(self.latents), 0, -1):
@@ -119,16 +123,11 @@ class HierarchicalVAE(Autoencoder):
         """n items x (n, *space.shape): z_L ~ N(0, I), z_l ~ p(z_l|z_{>l}), x ~ p(x|z_{1:L})."""
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
-        _unconditional(condition)
-        state = self.ladder.top(n)
+        check_condition(condition, n)
+        state = self._top(n, condition)
         for layer in range(len(self.latents), 0, -1):
             state = self.ladder.down(layer, state, self._prior(layer, state).sample(generator))
         like = state.new_empty(n, *self.space.shape)
         return self.likelihood.sample(
             self._decoded(self.ladder.output(state), like, self.predicts, self.head), generator
         )
-
-
-def _unconditional(condition: Condition | None) -> None:
-    if condition is not None:
-        raise DiffusionalError("a condition came; the ladder takes none")

@@ -5,27 +5,67 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffusional.networks.embedding import check_condition, class_vectors
 from diffusional.networks.norms import check_hidden
 
 
 class ResidualMLP(nn.Module):
     """(B, *shape) → (B, outputs) by `blocks` residual layers of width `hidden`, at least 2 (else DiffusionalError).
 
+    With `classes` it requires a condition of labels (B,), and adds a learned vector for each class after the first layer.
+
     >>> ResidualMLP((1, 8, 8), 10, hidden=16)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
 
     def __init__(
-        self, shape: tuple[int, ...], outputs: int, hidden: int = 256, blocks: int = 2, dropout: float = 0.0
+        self,
+        shape: tuple[int, ...],
+        outputs: int,
+        hidden: int = 256,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         check_hidden(hidden)
         self.first = nn.Linear(math.prod(shape), hidden)
         self.blocks = nn.Sequential(*(_Residual(hidden, dropout) for _ in range(blocks)))
         self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+        self.classes = classes
+        self.condition = class_vectors(classes, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.blocks(self.first(x.flatten(1))))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        check_condition(condition, 0, self.classes)
+        return self.last(self.blocks(_added(self.first(x.flatten(1)), self.condition, condition)))
+
+
+class Decoder(nn.Sequential):
+    """A ResidualMLP from latents (B, n) to outputs of shape `out_shape`; `classes` as there.
+
+    >>> Decoder(4, (2, 8, 8), hidden=16, classes=3)(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1])).shape
+    torch.Size([5, 2, 8, 8])
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        out_shape: tuple[int, ...],
+        hidden: int = 256,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        classes: int = 0,
+    ) -> None:
+        network = ResidualMLP((latents,), math.prod(out_shape), hidden, blocks, dropout, classes)
+        super().__init__(network, nn.Unflatten(1, out_shape))
+
+    def forward(self, input: Tensor, condition: Tensor | None = None) -> Tensor:
+        network, unflatten = self
+        return unflatten(network(input, condition))
+
+
+def _added(h: Tensor, vectors: nn.Embedding | None, condition: Tensor | None) -> Tensor:
+    return h if vectors is None or condition is None else h + vectors(condition)
 
 
 class Ladder(nn.Module):
@@ -40,6 +80,8 @@ class Ladder(nn.Module):
         out_shape: of the output for one item.
         latents: dimensions of z_1 … z_L, the one next to x first.
         hidden: width of the layers, at least 2 (else DiffusionalError).
+        classes: number of classes. If it is not 0, `up` and `top` require labels (B,), of which learned vectors are added to the
+            first features and to the top-down state.
 
     >>> ladder = Ladder((1, 8, 8), (2, 8, 8), latents=(8, 4), hidden=16)
     >>> features, state = ladder.up(torch.zeros(3, 1, 8, 8)), ladder.top(3)
@@ -56,6 +98,7 @@ class Ladder(nn.Module):
         hidden: int = 256,
         blocks: int = 1,
         dropout: float = 0.0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         check_hidden(hidden)
@@ -69,18 +112,22 @@ class Ladder(nn.Module):
         self.take = nn.ModuleList(nn.Linear(n, hidden) for n in latents)
         self.fall = nn.ModuleList(_stack(hidden, blocks, dropout) for _ in depth)
         self.last = _Head(hidden, math.prod(out_shape))
+        self.classes = classes
+        self.condition_up, self.condition_top = class_vectors(classes, hidden), class_vectors(classes, hidden)
 
-    def up(self, x: Tensor) -> list[Tensor]:
-        """d_1 … d_L, each (B, hidden)."""
-        h, features = self.first(x.flatten(1)), []
+    def up(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        """Return d_1 … d_L, each (B, hidden)."""
+        check_condition(condition, 0, self.classes)
+        h, features = _added(self.first(x.flatten(1)), self.condition_up, condition), []
         for layer in self.rise:
             h = layer(h)
             features.append(h)
         return features
 
-    def top(self, n: int) -> Tensor:
-        """h_L (B, hidden): the same for all items."""
-        return self.start.expand(n, -1)
+    def top(self, n: int, condition: Tensor | None = None) -> Tensor:
+        """Return h_L (n, hidden): the same for all items of a class."""
+        check_condition(condition, 0, self.classes)
+        return _added(self.start.expand(n, -1), self.condition_top, condition)
 
     def prior(self, layer: int, state: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log std of p(z_l|z_{>l}), each (B, latents[l − 1])."""

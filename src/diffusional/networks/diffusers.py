@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from diffusional.conditions import check_labels
 from diffusional.errors import DiffusionalError
 
 
@@ -18,7 +19,7 @@ class FromDiffusers(nn.Module):
     and the output is cropped. `recompute` is diffusers' own gradient checkpointing.
 
     Raises DiffusionalError if `recompute` is set for a network without it, if the network does not accept the condition or needs one
-    that is not given, and if its output has no `.sample`.
+    that is not given, for labels that are not integers (B,) of its classes, and if its output has no `.sample`.
 
     >>> import torch
     >>> from diffusers import UNet2DModel
@@ -33,6 +34,9 @@ class FromDiffusers(nn.Module):
         self.network, self.condition_as, self.multiple = network, condition_as, multiple
 
     def forward(self, z: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+        embedding = getattr(self.network, "class_embedding", None)
+        if condition is not None and self.condition_as == "class_labels" and isinstance(embedding, nn.Embedding):
+            check_labels(condition, embedding.num_embeddings)
         extra = {} if condition is None else {self.condition_as: condition}
         if self.multiple == 1:
             return self._called(z, time, extra)
@@ -46,8 +50,9 @@ class FromDiffusers(nn.Module):
         kind = type(self.network).__name__
         try:
             output = self.network(z, time, **extra)
-        except TypeError as error:
-            if "argument" not in str(error):
+        except (TypeError, ValueError) as error:
+            # diffusers raises a ValueError for labels that are missing or unexpected.
+            if ("argument" if isinstance(error, TypeError) else "class") not in str(error):
                 raise
             given = f"a condition as {self.condition_as}" if extra else "no condition"
             raise DiffusionalError(
@@ -88,6 +93,7 @@ def ddpm_unet(
     heads: int = 1,
     dropout: float = 0.0,
     scale_shift: bool = False,
+    classes: int = 0,
 ) -> FromDiffusers:
     """The U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network, dropout 0.1 apart.
 
@@ -108,6 +114,7 @@ def ddpm_unet(
         heads: of self-attention.
         dropout: inside residual blocks, in training.
         scale_shift: the noise level scales and shifts what norms give, rather than being added before them.
+        classes: number of classes, for a condition of labels (B,), of which learned vectors are added to the noise level's.
 
     Raises DiffusionalError for a side that no resolution has, and for heads that don't divide the widths with attention, or
     would be of several widths, which diffusers has not.
@@ -157,6 +164,7 @@ def ddpm_unet(
         flip_sin_to_cos=False,
         freq_shift=1,
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
+        num_class_embeds=classes or None,
     )
     if not scale_shift:
         for module in network.modules():

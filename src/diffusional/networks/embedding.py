@@ -1,39 +1,93 @@
-"""How a network hears of the noise level."""
+"""Embeddings of the noise level and of a condition."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from diffusional.conditions import check_labels
+from diffusional.errors import DiffusionalError
+
 
 class LogSNREmbedding(nn.Module):
     """sin and cos of log_snr · f for log-spaced frequencies f, through a small MLP: (B,) → (B, width).
 
-    A condition (B, condition_dim), if there is one, is added linearly.
+    A condition (B, condition_dim) of numbers is added linearly; of class labels (B,), integers below `classes`, a learned vector for
+    each class is added.
 
     >>> LogSNREmbedding(16)(torch.zeros(3)).shape
     torch.Size([3, 16])
     """
 
-    def __init__(self, width: int, condition_dim: int = 0, frequencies: int = 32, low: float = 0.1, high: float = 10.0):
+    def __init__(
+        self,
+        width: int,
+        condition_dim: int = 0,
+        frequencies: int = 32,
+        low: float = 0.1,
+        high: float = 10.0,
+        classes: int = 0,
+    ) -> None:
         super().__init__()
         self.frequencies: Tensor
         self.register_buffer("frequencies", torch.logspace(math.log10(low), math.log10(high), frequencies))
         self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.condition = nn.Linear(condition_dim, width) if condition_dim else None
+        self.condition_dim, self.classes = condition_dim, classes
+        check_kinds(condition_dim, classes)
+        self.condition = nn.Linear(condition_dim, width) if condition_dim else class_vectors(classes, width)
 
     def forward(self, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         angles = log_snr[:, None] * self.frequencies
         out = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
-        check_condition(condition, 0 if self.condition is None else self.condition.in_features)
+        check_condition(condition, self.condition_dim, self.classes)
         return out if condition is None or self.condition is None else out + self.condition(condition)
 
 
-def check_condition(condition: Tensor | None, condition_dim: int) -> None:
-    """Raise ValueError unless a condition came if, and only if, the network was built for one."""
-    if (condition is not None) != (condition_dim > 0):
-        raise ValueError(
-            "a condition came for an unconditional network"
-            if condition is not None
-            else "no condition came for a network built with condition_dim"
+def class_vectors(classes: int, width: int) -> nn.Embedding | None:
+    """Return a vector of `width` small random numbers for each class, to be learned; None for no classes.
+
+    >>> class_vectors(10, 16)
+    Embedding(10, 16)
+    """
+    if not classes:
+        return None
+    vectors = nn.Embedding(classes, width)
+    nn.init.normal_(vectors.weight, std=0.1)
+    return vectors
+
+
+def check_kinds(condition_dim: int, classes: int) -> None:
+    """Raise DiffusionalError for a negative `condition_dim` or `classes`, and for both at once."""
+    if condition_dim < 0 or classes < 0 or (condition_dim and classes):
+        raise DiffusionalError(
+            f"condition_dim={condition_dim} and classes={classes} were given; expected one of them, at least 1, or neither"
         )
+
+
+def check_condition(condition: Tensor | None, condition_dim: int, classes: int = 0) -> None:
+    """Check that there is a condition if, and only if, the network was built for one, and that it is of that kind.
+
+    Raises DiffusionalError unless it is a tensor of floats (B, condition_dim), or of integers (B,) below `classes`.
+
+    >>> check_condition(None, 0)
+    >>> check_condition(None, 0, classes=10)
+    Traceback (most recent call last):
+    diffusional.errors.DiffusionalError: the network requires a condition, labels (B,) of 10 classes, but none was given; pass condition=…
+    """
+    if condition is None:
+        if condition_dim or classes:
+            expected = f"numbers (B, {condition_dim})" if condition_dim else f"labels (B,) of {classes} classes"
+            raise DiffusionalError(
+                f"the network requires a condition, {expected}, but none was given; pass condition=…"
+            )
+        return
+    if classes:
+        check_labels(condition, classes)
+        return
+    if not condition_dim:
+        raise DiffusionalError(
+            "a condition was given to an unconditional network; build it with condition_dim or classes, or leave the condition out"
+        )
+    if not isinstance(condition, Tensor) or condition.ndim != 2 or condition.shape[1] != condition_dim:
+        came = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else type(condition).__name__
+        raise DiffusionalError(f"the condition must be a tensor (B, {condition_dim}), got {came}")

@@ -16,8 +16,10 @@ class MLP(nn.Module):
         shape: of one item.
         outputs: output channels per data channel (1; K or 2 for a levels head).
         hidden: width of the layers, at least 2.
+        condition_dim: of a condition (B, condition_dim) of numbers.
+        classes: number of classes, for a condition of labels (B,).
 
-    Raises DiffusionalError for a smaller `hidden`.
+    Raises DiffusionalError for a smaller `hidden`, and a condition that is missing, unexpected or of another kind.
 
     >>> import torch
     >>> MLP((20,), hidden=32)(torch.zeros(3, 20), torch.zeros(3)).shape
@@ -32,12 +34,13 @@ class MLP(nn.Module):
         depth: int = 3,
         dropout: float = 0.0,
         condition_dim: int = 0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         check_hidden(hidden)
         self.out_shape = (outputs * shape[0], *shape[1:])
         self.recompute = False  # activation checkpointing of the residual blocks
-        self.embedding = LogSNREmbedding(128, condition_dim)
+        self.embedding = LogSNREmbedding(128, condition_dim, classes=classes)
         self.first = nn.Linear(math.prod(shape), hidden)
         self.blocks = nn.ModuleList(_Block(hidden, dropout) for _ in range(depth))
         self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs * math.prod(shape)))

@@ -24,6 +24,10 @@ class UNet(nn.Module):
         widths: channels at each resolution, each a multiple of 8; the image is halved between them. At a width of 8 the groups of
             a norm are single channels, whose norm is constant if the image is a single pixel: use at least 16 there.
         blocks: residual blocks at the lowest resolution.
+        condition_dim: of a condition (B, condition_dim) of numbers.
+        classes: number of classes, for a condition of labels (B,).
+
+    Raises DiffusionalError for other widths, and a condition that is missing, unexpected or of another kind.
 
     >>> UNet(1, outputs=2, widths=(8, 16))(torch.zeros(3, 1, 8, 8), torch.zeros(3)).shape
     torch.Size([3, 2, 8, 8])
@@ -37,12 +41,13 @@ class UNet(nn.Module):
         blocks: int = 2,
         dropout: float = 0.0,
         condition_dim: int = 0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         if not widths or any(w % 8 for w in widths):
             raise DiffusionalError(f"expected widths that are multiples of 8 (for group normalisation), got {widths}")
         self.recompute = False  # activation checkpointing of the residual blocks
-        self.embedding = LogSNREmbedding(128, condition_dim)
+        self.embedding = LogSNREmbedding(128, condition_dim, classes=classes)
         self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()

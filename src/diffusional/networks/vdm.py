@@ -8,10 +8,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from diffusional.errors import DiffusionalError
-from diffusional.networks.embedding import check_condition
+from diffusional.networks.embedding import check_condition, check_kinds
 from diffusional.networks.norms import GroupNorm
 from diffusional.networks.recompute import through
 
@@ -31,6 +31,7 @@ class VDMUNet(nn.Module):
         attention: self-attention after every block, as the paper has it on augmented data, and not in the middle alone.
         dropout: inside residual blocks, in training.
         condition_dim: of a condition (B, condition_dim), joined to the noise level's embedding.
+        classes: number of classes, for a condition of labels (B,), joined to it as unit vectors.
         gamma_min: γ at t = 0: of the cleanest latent.
         gamma_max: γ at t = 1: of the noisiest.
         fourier: n of the Fourier features sin(2^n · 2πz), cos(2^n · 2πz); the released code's count, where the paper, which writes
@@ -40,8 +41,8 @@ class VDMUNet(nn.Module):
             noise, where z is what a very noisy z says of it. Channels after these, such as a variance's, stay as they are.
             Networks that predict something else, and levels heads, want False.
 
-    Raises DiffusionalError for a width that norms can't divide, and for γ_min ≥ γ_max; ValueError for a condition that is
-    missing, or unexpected.
+    Raises DiffusionalError for a width that norms can't divide, for γ_min ≥ γ_max, and for a condition that is missing, unexpected or
+    of another kind.
 
     >>> VDMUNet(3, width=8, blocks=2)(torch.zeros(2, 3, 5, 7), torch.zeros(2)).shape
     torch.Size([2, 3, 5, 7])
@@ -60,6 +61,7 @@ class VDMUNet(nn.Module):
         gamma_max: float = 5.0,
         fourier: tuple[int | float, ...] = (6, 7),
         adds_input: bool = True,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         if width < 8 or width % 8:
@@ -69,9 +71,11 @@ class VDMUNet(nn.Module):
                 f"gamma_min={gamma_min} and gamma_max={gamma_max} came; the first must be the smaller"
             )
         self.recompute = False  # activation checkpointing of the residual blocks
+        check_kinds(condition_dim, classes)
+        self.classes = classes
         self.width, self.condition_dim, self.fourier, self.adds_input = width, condition_dim, fourier, adds_input
         self.gamma_min, self.gamma_max = gamma_min, gamma_max
-        self.dense0 = nn.Linear(width + condition_dim, 4 * width)
+        self.dense0 = nn.Linear(width + condition_dim + classes, 4 * width)
         self.dense1 = nn.Linear(4 * width, 4 * width)
         self.conv_in = nn.Conv2d(channels * (1 + 2 * len(fourier)), width, 3, padding=1)
         self.down = nn.ModuleList(_Block(width, width, dropout, attention) for _ in range(blocks))
@@ -90,7 +94,9 @@ class VDMUNet(nn.Module):
                 _zero(block.out)
 
     def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
-        check_condition(condition, self.condition_dim)
+        check_condition(condition, self.condition_dim, self.classes)
+        if condition is not None and self.classes:
+            condition = one_hot(condition.long(), self.classes)
         t = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)
         embedding = sinusoids(1000 * t, self.width)
         if condition is not None:

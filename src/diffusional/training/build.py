@@ -8,6 +8,7 @@ from torch import nn
 
 from diffusional import schedule as schedules
 from diffusional.binomial import BinomialDiffusion
+from diffusional.conditions import repeated
 from diffusional.data import Dataset, load
 from diffusional.data.dataset import Source
 from diffusional.data.warp import warped
@@ -23,7 +24,7 @@ from diffusional.models.hvae import HierarchicalVAE
 from diffusional.models.parameterization import Predicts
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, spoken
-from diffusional.networks import MLP, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
+from diffusional.networks import MLP, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.space import Continuous, Discrete, Space
 from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig, SystemConfig
 
@@ -47,6 +48,7 @@ def build_dataset(config: DataConfig) -> Dataset:
         column=config.column,
         streaming=config.streaming,
         holdout=config.holdout,
+        condition=config.condition,
     )
     if not config.warps:
         return dataset
@@ -58,7 +60,10 @@ def build_dataset(config: DataConfig) -> Dataset:
         "train": (train, None)
     }
     arguments = dict(dataset.arguments or {}) | {"seed": config.split_seed, "warps": config.warps}
-    return dataclasses.replace(dataset, train=train, source=Source(splits, arguments))
+    condition = dataset.condition
+    if condition is not None:  # the labels of the originals, as often as these are there
+        condition = dict(condition) | {"train": repeated(condition["train"], 2 * config.warps)}
+    return dataclasses.replace(dataset, train=train, condition=condition, source=Source(splits, arguments))
 
 
 def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
@@ -79,18 +84,33 @@ def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
     return schedules.cosine(config.steps)
 
 
-def build_model(config: Config, space: Space) -> LatentVariableModel:
-    """The untrained model of a config over a space. Raises DiffusionalError where the two don't fit.
+def build_model(config: Config, space: Space, classes: tuple[str, ...] = ()) -> LatentVariableModel:
+    """Build the untrained model of a config over a space.
+
+    Args:
+        classes: the names of the classes of the data, if `config.data.condition` is given: the networks then require a condition
+            of labels (B,), their numbers. They are the `classes` of the model.
+
+    Raises DiffusionalError if config, space and classes do not fit each other.
 
     >>> model = build_model(Config(), Discrete((1, 8, 8), 17))
     >>> type(model).__name__, model.denoiser.predicts
     ('DiffusionModel', 'levels')
+    >>> build_model(Config(data=DataConfig(condition="label")), Discrete((1, 8, 8), 17), ("cat", "dog")).classes
+    ('cat', 'dog')
     """
+    if (config.data.condition is None) != (not classes):
+        raise DiffusionalError(
+            f"data.condition={config.data.condition!r} and {len(classes)} classes were given; expected a condition and the classes "
+            "of the data, or neither"
+        )
     makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial}
-    return makers.get(config.model.kind, _autoencoder)(config, space)
+    model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
+    model.classes = classes
+    return model
 
 
-def _diffusion(config: Config, space: Space) -> DiffusionModel:
+def _diffusion(config: Config, space: Space, classes: int) -> DiffusionModel:
     chosen = config.model
     discrete = isinstance(space, Discrete)
     predicts = chosen.predicts or ("levels" if discrete else "v")
@@ -113,7 +133,7 @@ def _diffusion(config: Config, space: Space) -> DiffusionModel:
     channels = space.shape[0]
     outputs = output_channels(predicts, chosen.head, channels, space.levels, learns) // channels
     denoiser = Denoiser(
-        _network(config, space, outputs, predicts, forward),
+        _network(config, space, outputs, predicts, forward, classes),
         predicts,
         space if isinstance(space, Discrete) else None,
         chosen.head,
@@ -123,7 +143,7 @@ def _diffusion(config: Config, space: Space) -> DiffusionModel:
     return DiffusionModel(forward, denoiser, kinds[likelihood](space), chosen.variance)
 
 
-def _binomial(config: Config, space: Space) -> BinomialDiffusionModel:
+def _binomial(config: Config, space: Space, classes: int) -> BinomialDiffusionModel:
     """Sohl-Dickstein et al.'s rates, which erase a constant part of the signal a step; the network says the log-odds of each bit."""
     chosen, plain = config.model, ModelConfig()
     if (chosen.predicts, chosen.likelihood, chosen.variance) != (plain.predicts, plain.likelihood, plain.variance):
@@ -137,7 +157,7 @@ def _binomial(config: Config, space: Space) -> BinomialDiffusionModel:
             '(--data.levels 2), or use kind="diffusion"'
         )
     assert config.schedule.steps is not None  # Config has seen to it
-    network = _network(config, space, 1, None, None)
+    network = _network(config, space, 1, None, None, classes)
     return BinomialDiffusionModel(BinomialDiffusion.constant(config.schedule.steps), network, space)
 
 
@@ -155,7 +175,7 @@ def _time(config: ScheduleConfig, forward: GaussianDiffusion) -> Affine | Traine
     return Affine(-1000 / (high - low), -1000 * low / (high - low))
 
 
-def _autoencoder(config: Config, space: Space) -> Autoencoder:
+def _autoencoder(config: Config, space: Space, classes: int) -> Autoencoder:
     """A VAE, with a diffusion prior or without, or a hierarchical one, on residual layers."""
     chosen, latent = config.model, config.latent
     name = chosen.likelihood or ("network-levels" if isinstance(space, Discrete) else "gaussian")
@@ -174,14 +194,15 @@ def _autoencoder(config: Config, space: Space) -> Autoencoder:
     out_shape = (channels, *space.shape[1:])
     sizes = (chosen.hidden, chosen.blocks, chosen.dropout)
     if chosen.kind == "hierarchical-vae":
-        return HierarchicalVAE(Ladder(space.shape, out_shape, latent.sizes, *sizes), likelihood, head=chosen.head)
+        ladder = Ladder(space.shape, out_shape, latent.sizes, *sizes, classes=classes)
+        return HierarchicalVAE(ladder, likelihood, head=chosen.head)
     (n,) = latent.sizes
-    encoder = ResidualMLP(space.shape, 2 * n, *sizes)
-    decoder = nn.Sequential(ResidualMLP((n,), math.prod(out_shape), *sizes), nn.Unflatten(1, out_shape))
+    encoder = ResidualMLP(space.shape, 2 * n, *sizes, classes=classes)
+    decoder = Decoder(n, out_shape, *sizes, classes=classes)
     chain = None
     if chosen.kind == "vae-diffusion-prior":
         over = Continuous((n,))
-        denoiser = Denoiser(MLP((n,), 1, *sizes), "v")
+        denoiser = Denoiser(MLP((n,), 1, *sizes, classes=classes), "v")
         chain = DiffusionModel(
             GaussianDiffusion(build_schedule(config.schedule)),
             denoiser,
@@ -191,13 +212,18 @@ def _autoencoder(config: Config, space: Space) -> Autoencoder:
 
 
 def _network(
-    config: Config, space: Space, outputs: int, predicts: Predicts | None, forward: GaussianDiffusion | None
+    config: Config,
+    space: Space,
+    outputs: int,
+    predicts: Predicts | None,
+    forward: GaussianDiffusion | None,
+    classes: int,
 ) -> nn.Module:
     chosen = config.model
     image = len(space.shape) == 3
     kind = chosen.network or ("unet" if image else "mlp")
     if kind == "mlp":
-        return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout)
+        return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout, classes=classes)
     if not image:
         raise DiffusionalError(
             f'model.network="{kind}" came for items of shape {space.shape}; a U-Net needs (C, H, W): use mlp'
@@ -223,6 +249,7 @@ def _network(
             chosen.heads,
             chosen.dropout,
             chosen.scale_shift,
+            classes,
         )
     if kind == "vdm":
         assert forward is not None
@@ -244,8 +271,9 @@ def _network(
             gamma_max=high,
             fourier=(turn - 1, turn),
             adds_input=predicts == "noise",
+            classes=classes,
         )
-    return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout)
+    return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout, classes=classes)
 
 
 def build_sampler(config: Config) -> LevelSampler:

@@ -73,6 +73,8 @@ class DataConfig:
     """Read a Hub data set while training, rather than download it first."""
     holdout: int = 1000
     """Items of a streamed data set's validation and test splits (taken off train where it has none)."""
+    condition: str | None = None
+    """Train a model of each class: "label" for the labels beside the data, or the name of a column or key that holds them."""
 
     def __post_init__(self) -> None:
         _check_words("data", self)
@@ -81,6 +83,12 @@ class DataConfig:
         _require("data", self, "size", lambda v: v is None or v >= 1, "at least 1 pixel")
         _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one name or more")
         _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
+        _require("data", self, "condition", lambda v: v != "", "a name")
+        if self.condition is not None and self.streaming:
+            raise DiffusionalError(
+                f"data.condition={self.condition!r} was given with data.streaming, but a stream has no labels here; leave one of "
+                "them out"
+            )
         if self.warps and self.name != "digits":
             raise DiffusionalError(
                 f"data.warps={self.warps} came for {self.name}; only the embedded digits can be warped"
@@ -371,10 +379,12 @@ _FREE = ("max_seconds", "patience", "checkpoint_every", "keep_checkpoints", "ski
 def beside_data(found: list[str]) -> list[str]:
     """Return the `differences` outside the data's name and options: the data themselves are compared by their fingerprints.
 
+    Whether there is a condition makes another model, whatever the data.
+
     >>> beside_data(["data.name: a.npy → b.npy", "steps: 2000 → 7"])
     ['steps: 2000 → 7']
     """
-    return [line for line in found if not line.startswith("data.")]
+    return [line for line in found if not line.startswith("data.") or line.startswith("data.condition:")]
 
 
 def matter(found: list[str]) -> list[str]:

@@ -1,10 +1,12 @@
 """The items of a step's batch: a function of (seed, step), whatever the number of processes and wherever the run was resumed."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusional.conditions import moved
 from diffusional.data.dataset import Dataset, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.training.seeds import seed_of
@@ -56,6 +58,10 @@ class Feed:
             if step + 1 < self._last:
                 self._waiting[step + 1] = self._pool.submit(self._load, step + 1)
         return x.to(self.device, non_blocking=True), rows
+
+    def condition(self, rows: Tensor) -> Any:
+        """Return the condition of the items in these rows of the train split; None if the data have none."""
+        return moved(self.dataset.condition_of("train", rows), self.device)
 
     def close(self) -> None:
         """Leave the thread."""

@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
 
+from diffusional.conditions import rows_of
 from diffusional.data.dataset import Dataset, Stream
 from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import save_json, save_tensors, sha256
@@ -68,7 +69,8 @@ def train(
 
     Args:
         data: a Dataset; by default `config.data` is loaded. If given, config.json records the file and the options with which
-            `df.data.load` loaded it, or that it was made in Python.
+            `df.data.load` loaded it, or that it was made in Python. With class labels (`data.condition`) the model is trained
+            with them as its condition; for a model of the items alone, use `data.without_condition()`.
         console: where progress is shown, by default standard error: a progress bar on a terminal; elsewhere the expected duration
             after ten steps, and a line every 30 seconds.
         watch: called with (step, averaged model in evaluation mode) before the first step and after each validation. Its time
@@ -101,7 +103,7 @@ def train(
     config = recorded(config, data)
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
-    model = build_model(config, dataset.space)
+    model = build_model(config, dataset.space, dataset.classes)
     exchange.refuse_sharding(accelerator, model)
     optimizer = _optimizer(model, config.optimizer)
     others, main = exchange.Exchange(accelerator), accelerator.is_main_process
@@ -222,6 +224,7 @@ class _Trainer:
             group["lr"] = rate
         with stopwatch("data"):
             x, rows = self.feed(step)
+            condition = self.feed.condition(rows)
         with stopwatch("draws"):
             # For the whole batch, on every process the same: a share of it is then a share of one stratified sample.
             generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, "draws", step))
@@ -234,7 +237,7 @@ class _Trainer:
             mine = {name: value[part] for name, value in draws.items()}
             with accelerator.no_sync(self.objective) if i < parts - 1 else nullcontext():
                 with stopwatch("forward"):
-                    loss, costs = self.objective(x[part], mine, step / config.steps)
+                    loss, costs = self.objective(x[part], mine, step / config.steps, rows_of(condition, part))
                 with stopwatch("backward"):
                     accelerator.backward(loss / (scale * parts))  # bits/dim: gradients of order one, whatever D
             total += float(loss.detach()) / (scale * parts)

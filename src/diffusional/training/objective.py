@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from diffusional.conditions import Condition, moved, repeated
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
@@ -31,15 +32,17 @@ class Objective(nn.Module):
         self.model, self.latent = model, config.latent
         self.kind, self.bf16 = config.objective, config.precision == "bf16"
 
-    def forward(self, x: Tensor, draws: dict[str, Tensor], part: float | None) -> tuple[Tensor, Costs]:
-        """`part` of the run lies behind; None: the plain bound in full precision, for a validation."""
+    def forward(
+        self, x: Tensor, draws: dict[str, Tensor], part: float | None, condition: Condition | None = None
+    ) -> tuple[Tensor, Costs]:
+        """Return the loss and the costs of items x; `part` of the run is done, or None for a validation: the bound in full precision."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 and part is not None):
             if self.kind != "elbo" and part is not None:
                 assert isinstance(self.model, DiffusionModel)
                 of = self.model.simple_costs if self.kind == "simple" else self.model.hybrid_costs
-                costs = of(x, draws)
+                costs = of(x, draws, condition)
             else:
-                costs = self.model.costs(x, draws)
+                costs = self.model.costs(x, draws, condition)
             if isinstance(self.model, Autoencoder) and part is not None:
                 weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
                 return self.model.objective(costs, weight, self.latent.free_bits), costs
@@ -81,11 +84,16 @@ def validate(
             if stop is not None and stop(i, rounds):
                 return None
             block = mine[i] if i < len(mine) else blocks - 1
-            x = dataset.encode("validation", slice(block * size, (block + 1) * size)).to(device)
-            repeated = x.repeat(draws, *(1,) * (x.ndim - 1))
+            span = slice(block * size, (block + 1) * size)
+            x = dataset.encode("validation", span).to(device)
+            rows = x.repeat(draws, *(1,) * (x.ndim - 1))
+            condition = moved(repeated(dataset.condition_of("validation", span), draws), device)
             generator = torch.Generator(device).manual_seed(seed_of(seed, "validation", block))
-            random = model.draw(repeated, None, generator)
-            costs = model.costs(repeated, random) if objective is None else objective(repeated, random, None)[1]
+            random = model.draw(rows, None, generator)
+            if objective is None:
+                costs = model.costs(rows, random, condition)
+            else:
+                costs = objective(rows, random, None, condition)[1]
             if i < len(mine):
                 totals[block] = float(costs.total().mean()) * len(x)
     bound = float(processes.collect(totals).sum()) / n

@@ -27,8 +27,19 @@ def recorded(config: Config, data: Dataset | None) -> Config:
     """
     if data is None:
         return config
+    if config.data.condition is not None and data.condition is None:
+        raise DiffusionalError(
+            f"data.condition={config.data.condition!r} was given, but the Dataset {data.name!r} has no condition; load it with "
+            "condition=…, or leave data.condition out"
+        )
+    if data.condition is not None and not data.classes:
+        raise DiffusionalError(
+            f"the Dataset {data.name!r} has a condition that is not one of class labels; the networks of a config take labels only: "
+            "give classes=… with labels, or train a model of your own by its loss"
+        )
     if data.arguments is None:
-        return dataclasses.replace(config, data=DataConfig(f"{PYTHON}{data.name}"))
+        condition = None if data.condition is None else config.data.condition or "label"
+        return dataclasses.replace(config, data=DataConfig(f"{PYTHON}{data.name}", condition=condition))
     arguments: dict[str, Any] = dict(data.arguments)
     grey = arguments.pop("grey", None)
     renamed = {"name_or_path": "name", "seed": "split_seed"}
@@ -55,6 +66,11 @@ def own_data(record: "RunRecord", splits: tuple[str, ...] = ("train",), name: st
             faults.append(str(error))
             continue
         changed = [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
+        if dataset.classes != record.classes:
+            changed = changed or ["the set of classes"]
+        elif dataset.condition is not None:
+            conditions = [part for part in splits if dataset.condition_hash(part) != record.conditions.get(part)]
+            changed += [f"the labels of {part}" for part in conditions]
         if not changed and record.columns and dataset.labels and dataset.labels != record.columns:
             faults.append(
                 f"expected {one} to have the columns {', '.join(record.columns)}, as {record.path} was trained on, got "

@@ -40,6 +40,8 @@ class RunRecord:
             earlier versions.
         source: the absolute path of the data, or their name; None for data made in Python and runs of earlier versions.
         items: number of items of each split, None for a stream.
+        classes: names of the classes whose labels are the condition of the model, in the order of their numbers; empty if it has none.
+        conditions: hash of the condition of each split; empty if there is none.
     """
 
     path: Path
@@ -49,6 +51,8 @@ class RunRecord:
     columns: tuple[str, ...] = ()
     source: str | None = None
     items: dict[str, int | None] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    conditions: dict[str, str] = field(default_factory=dict)
 
 
 def describe(dataset: Dataset, seen: Callable[[Tensor], None] | None = None) -> dict[str, Any]:
@@ -61,6 +65,16 @@ def describe(dataset: Dataset, seen: Callable[[Tensor], None] | None = None) -> 
         "columns": list(dataset.labels),
         "items": {split: None if isinstance(raw, Stream) else len(raw) for split, raw in splits.items()},
         "sha256": {split: dataset.fingerprint(split, seen if split == "train" else None) for split in SPLITS},
+        **_condition_record(dataset),
+    }
+
+
+def _condition_record(dataset: Dataset) -> dict[str, Any]:
+    if dataset.condition is None:
+        return {}
+    return {
+        "classes": list(dataset.classes),
+        "condition_sha256": {split: dataset.condition_hash(split) for split in SPLITS},
     }
 
 
@@ -94,7 +108,14 @@ def read_run(path: str | Path) -> RunRecord:
         )
     if not isinstance(items, dict) or not all(isinstance(n, int | None) for n in items.values()):
         raise DiffusionalError(f"{path / DATA}: expected numbers of items, got {items!r}; was it edited by hand?")
-    return RunRecord(path, config, space, fingerprints, tuple(columns), source, items)
+    classes, conditions = data.get("classes", []), data.get("condition_sha256", {})
+    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+        raise DiffusionalError(f"{path / DATA}: expected names of classes, got {classes!r}; was it edited by hand?")
+    if not isinstance(conditions, dict) or not all(isinstance(one, str) for one in conditions.values()):
+        raise DiffusionalError(
+            f"{path / DATA}: expected hashes as condition_sha256, got {conditions!r}; was it edited by hand?"
+        )
+    return RunRecord(path, config, space, fingerprints, tuple(columns), source, items, tuple(classes), conditions)
 
 
 def _finite(space: Space) -> Space:
@@ -166,8 +187,13 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
                 f"{path} was begun with another config; resume with the same, or name another folder. Differences "
                 "(there → here): " + "; ".join(changed)
             )
-        now = describe(dataset)["sha256"]
-        if changed := [split for split in now if record.fingerprints.get(split) != now[split]]:
+        now = describe(dataset)
+        changed = [split for split in SPLITS if record.fingerprints.get(split) != now["sha256"][split]]
+        labels = now.get("condition_sha256", {})
+        changed += [f"the labels of {split}" for split in SPLITS if record.conditions.get(split) != labels.get(split)]
+        if list(record.classes) != now.get("classes", []):
+            changed.append("the names of the classes")
+        if changed:
             raise DiffusionalError(f"the data have changed since {path} was begun: {', '.join(changed)} differ")
         return
     if resume:
@@ -186,7 +212,7 @@ def load(run: str | Path) -> LatentVariableModel:
     or types) or not finite.
     """
     record = read_run(run)
-    model = build_model(record.config, record.space)
+    model = build_model(record.config, record.space, record.classes)
     load_weights(model, record.path / WEIGHTS)
     return model.eval()
 
