@@ -91,6 +91,8 @@ class Evaluate:
     """Columns of a table to read, if it has more than the run was trained on. Columns are matched by name."""
     decimal: Literal[".", ","] | None = None
     """The decimal mark of a text table, if its values do not show it."""
+    condition: str | None = None
+    """The column or key that holds the labels of --data, for a run trained with --data.condition. Defaults to the run's own."""
     levels: int | None = None
     """Number of integer levels of the data; must be the run's."""
     split: Literal["train", "validation", "test", "all"] | None = None
@@ -143,6 +145,9 @@ class Sample:
     """Noise of DDIM, 0 to 1."""
     seed: int = 0
     """Of the noise; the same seed gives the same samples."""
+    label: tuple[str, ...] | None = None
+    """Class names, or class numbers if the classes have no numbers as names, for a run trained with --data.condition. Several are used in turn, one for each
+    sample; `all` stands for every class."""
     out: Path | None = None
     """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz; images are also drawn
     in a .png beside it."""

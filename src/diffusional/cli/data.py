@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Items behind a histogram.
 _ROWS = 10_000
+# Classes that are listed.
+_CLASSES = 20
 
 
 def run(command: Data) -> Result:
@@ -37,6 +39,7 @@ def run(command: Data) -> Result:
         f"{found.name}: {_kind(found)}",
         _table(found),
         f"raw values of type {found.raw_type}, {size}; train is {found.held}",
+        *_classes(found),
         *(f"note: {note}" for note in found.notes),
         *(f"warning: {finding}" for finding in found.findings),
     ]
@@ -62,6 +65,15 @@ def _table(found: "Inspection") -> "Table":
         least, most = (f"{value:.6g}" for value in found.ranges[split])
         table.add_row(split, items, least, most, found.fingerprints[split][:12])
     return table
+
+
+def _classes(found: "Inspection") -> list[str]:
+    """Return a line on the class labels, if there are any: the train items of each class."""
+    if found.classes is None:
+        return []
+    shown = [f"{name} ({counts['train']:,})" for name, counts in found.classes.items()]
+    more = f" and {len(shown) - _CLASSES} more" if len(shown) > _CLASSES else ""
+    return [f"condition: {len(shown)} classes, with train items: {', '.join(shown[:_CLASSES])}{more}"]
 
 
 def _kind(found: "Inspection") -> str:

@@ -58,11 +58,18 @@ def _evaluate(command: Evaluate) -> Result:
     if command.steps is not None or command.continuous:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
-    chosen = items(record, command.data, command.levels, command.split, command.columns, command.decimal)
+    # Labels are those of the run that has classes, if the other has none.
+    theirs = None if command.other is None else read_run(command.other)
+    labelled = record if theirs is None or record.classes else theirs
+    chosen = items(
+        labelled, command.data, command.levels, command.split, command.columns, command.decimal, command.condition
+    )
     name, split, x = chosen.name, chosen.split, chosen.x
     if command.other is not None:
         return _compare(command, record, model, chosen)
     about = _about(chosen, record)
+    if record.classes:
+        about["condition"] = record.config.data.condition
     plan = reference = None
     if isinstance(model, Chain) and not sweep:
         plan, reference = _plan(record, model, command)
@@ -82,6 +89,7 @@ def _evaluate(command: Evaluate) -> Result:
             audit=not command.no_audit,
             draws=command.draws,
             cells=1000 if command.cells is None else command.cells,
+            condition=chosen.condition,
             # Draws are not kept in a run folder that is read-only, such as a shared one.
             records=command.run if isinstance(model, Chain) and not sweep and os.access(command.run, os.W_OK) else None,
             progress=watch,
@@ -105,7 +113,7 @@ def _evaluate(command: Evaluate) -> Result:
             plainly() as caveats,
             working(f"drawing {command.importance_weighted} latents of every item"),
         ):
-            tighter = importance_weighted(model, x, command.importance_weighted, command.seed)
+            tighter = importance_weighted(model, x, command.importance_weighted, command.seed, chosen.condition)
         said = tighter.to("bits/dim", model.space.dimensions)
         shown.append(f"importance-weighted bound, K = {command.importance_weighted}: {said}")
         out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted, "caveats": caveats}
@@ -140,11 +148,12 @@ def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan
     kept = _kept_plan(path, model)
     if kept is not None:
         return kept, None
-    reference = reference_items(record)
-    if reference is None:
+    found = reference_items(record)
+    if found is None:
         return None, None
+    reference, condition = found
     with working("learning a plan on the run's training data"):
-        plan = Plan.fit(model, reference, seed=command.seed)
+        plan = Plan.fit(model, reference, seed=command.seed, condition=condition)
     if first():
         _kept(lambda: plan.save(path))
     say(f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data")
@@ -217,6 +226,8 @@ def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
 
 
 def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel", chosen: Items) -> Result:
+    from diffusional.conditions import ignoring_condition
+    from diffusional.data.quoting import listed
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
     from diffusional.report.tables import comparison_table
@@ -234,11 +245,31 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
         raise DiffusionalError(
             f"the {split} split of {command.other} is not that of {command.run}; name the data to compare on with --data"
         )
+    if record.classes and theirs.classes:
+        if record.classes != theirs.classes:
+            raise DiffusionalError(
+                f"{command.other} was trained on the classes {listed(list(theirs.classes))}, {command.run} on {listed(list(record.classes))}: "
+                "their labels do not mean the same and the bounds cannot be compared"
+            )
+        if command.data is None and theirs.conditions.get(split) != record.conditions.get(split):
+            raise DiffusionalError(f"the labels of the {split} split of {command.other} are not those of {command.run}")
     other = load(command.other).to(device())
     if command.steps is not None or command.continuous:
         with plainly():
             other = regridded(other, "continuous" if command.steps is None else command.steps)
     about = _about(chosen, record, theirs)
+    notes = []
+    if record.classes or theirs.classes:
+        about["condition"] = [one.config.data.condition for one in (record, theirs)]
+    if bool(record.classes) != bool(theirs.classes):
+        unlabelled, with_labels = (command.other, command.run) if record.classes else (command.run, command.other)
+        notes.append(
+            f"{with_labels} bounds ln p(x | label) and {unlabelled}, which was trained without labels, ln p(x): the difference is what the "
+            "labels are worth"
+        )
+        model, other = (
+            one if has else ignoring_condition(one) for one, has in ((model, record.classes), (other, theirs.classes))
+        )
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
     with watching(command.unit, model.space.dimensions) as watch:
@@ -249,10 +280,12 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
             target,
             command.unit,
             seed=command.seed,
-            reference=reference_items(record),
+            # With labels the pilots are made on the data, whose labels are known.
+            reference=None if chosen.condition is not None else (reference_items(record) or (None,))[0],
             every_item=command.per_item is not None,
             max_evaluations=command.max_evaluations,
             audit=not command.no_audit,
+            condition=chosen.condition,
             progress=watch,
         )
     out = {"runs": [str(command.run), str(command.other)]} | result.to_json() | about
@@ -261,7 +294,7 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
     if command.per_item is not None and first():
         per_item = command.per_item
         saves.append(lambda: _write_scores(per_item, _both(result), chosen))
-    return Result(out, [comparison_table(out, title)], saves)
+    return Result(out, [comparison_table(out, title), *notes], saves)
 
 
 def _both(result: "Comparison") -> "dict[str, Tensor]":

@@ -146,9 +146,15 @@ def _budget(command: Information) -> Result:
     name, split, x = chosen.name, chosen.split, chosen.x
     if theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(f"the {split} split of {command.reference} is not that of {command.data}")
+    condition = chosen.condition
+    if record.classes != theirs.classes:
+        raise DiffusionalError(
+            f"{command.data} was trained on {len(record.classes)} classes of labels, {command.reference} on "
+            f"{len(theirs.classes)}{'' if len(record.classes) != len(theirs.classes) else ' others'}; give a reference with the same condition"
+        )
     generator = torch.Generator().manual_seed(command.seed)
     with torch.no_grad(), working(f"drawing {command.samples} times, with both models"):
-        found = budget(model, x, other, command.levels_shown, command.samples, generator)
+        found = budget(model, x, other, command.levels_shown, command.samples, generator, condition)
     out = found.to_json() | {"runs": [command.data, str(command.reference)], "data": name, "split": split}
     title = f"{name}, {split}: {found.samples} draws of {len(x)} items, {command.data} relative to {command.reference}"
     return Result(out, [budget_table(out, title)])

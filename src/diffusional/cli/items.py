@@ -28,6 +28,7 @@ class Items:
         columns: "source", "row" and "split" of each item, (N,) each; row is −1 where it is not known.
         own: whether these are the data that the run was trained with.
         notes: assumptions that were made, one sentence each.
+        condition: labels (N,) of the items, for a run with classes; `columns` then has their names as "label".
     """
 
     name: str
@@ -36,6 +37,7 @@ class Items:
     columns: "dict[str, np.ndarray]"
     own: bool
     notes: tuple[str, ...] = ()
+    condition: "Tensor | None" = None
 
 
 def items(
@@ -45,11 +47,13 @@ def items(
     split: str | None = None,
     columns: tuple[str, ...] | None = None,
     decimal: Literal[".", ","] | None = None,
+    condition: str | None = None,
 ) -> Items:
     """Return the items to evaluate, encoded by the run's own space.
 
     Without `data`, or if `data` holds the run's own data under any name, these are a split of them, by default "test". Other data are
-    evaluated as a whole, in their order, or the split of that name if the file has it.
+    evaluated as a whole, in their order, or the split of that name if the file has it. For a run with classes the items have their
+    labels, from where the run's own data have them, or from the column or key `condition` of `data`.
 
     Raises DiffusionalError for data that do not fit the run's space, and for own data that have changed since the run was trained.
     """
@@ -63,18 +67,29 @@ def items(
         raise DiffusionalError(
             "--columns and --decimal are for the table given by --data; give --data with them, or leave them out"
         )
+    if condition is not None and (data is None or not record.classes):
+        reason = f"{record.path} was trained without labels" if not record.classes else "--data was not given"
+        raise DiffusionalError(f"--condition {condition} was given, but {reason}; leave it out")
     if data is None:
         parts = SPLITS if split == "all" else (split or "test",)
         return _of_own(record, own_data(record, parts), None, split)
     if columns is None and _named(record, data) and (dataset := _same(record, data)) is not None:
         return _of_own(record, dataset, data, split)
-    found = _read(record, data, columns, decimal)
+    found = _read(record, data, columns, decimal, condition=condition)
     total = [record.items.get(part) or -1 for part in SPLITS]
     if columns is None and len(found) == sum(total) and (dataset := _same(record, data)) is not None:
         return _of_own(record, dataset, data, split)
     if split not in (None, "all"):
-        found = _read(record, data, columns, decimal, split)
-    return Items(data, split or "all", found.encode(), found.columns(), False, found.notes)
+        found = _read(record, data, columns, decimal, split, condition)
+    known = found.columns() | _names(record, found.condition)
+    return Items(data, split or "all", found.encode(), known, False, found.notes, found.condition)
+
+
+def _names(record: "RunRecord", condition: "Tensor | None") -> "dict[str, np.ndarray]":
+    """Return the names of labels as the column "label"; {} without labels."""
+    import numpy as np
+
+    return {} if condition is None else {"label": np.array(record.classes)[condition.numpy()]}
 
 
 def _read(
@@ -83,6 +98,7 @@ def _read(
     columns: tuple[str, ...] | None,
     decimal: Literal[".", ","] | None,
     split: str | None = None,
+    condition: str | None = None,
 ) -> "Collection":
     """Read other data, with those options of the run's own data that apply to data of this kind."""
     from diffusional.data import read
@@ -97,6 +113,8 @@ def _read(
         options["column"] = own.column
     if kind == "table":
         options["decimal"] = decimal or (None if data.lower().endswith(".parquet") else own.decimal)
+    if record.classes:
+        options |= {"condition": condition or own.condition, "classes": record.classes}
     # A run that was trained on chosen columns reads only these from any file.
     chosen = columns if columns is not None or kind != "table" else own.columns
     return read(data, record.space, columns=chosen, names=record.columns, split=split, **options)
@@ -136,7 +154,11 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     # In the order of the split, since the hash of the data depends on it. Encoding standardises as in training.
     x = record.space.encode(torch.cat([dataset.tensor(part) for part in parts]))
     columns = dict(joined([(part, dataset.origin(part) or Origin.unknown(len(dataset.items(part)))) for part in parts]))
-    return Items(data or record.config.data.name, split, x, columns, True, notes)
+    condition = None
+    if record.classes:
+        condition = torch.cat([dataset.condition_of(part) for part in parts])
+    columns |= _names(record, condition)
+    return Items(data or record.config.data.name, split, x, columns, True, notes, condition)
 
 
 def already_trained_on(record: "RunRecord", chosen: Items) -> int | None:
@@ -149,8 +171,9 @@ def already_trained_on(record: "RunRecord", chosen: Items) -> int | None:
     return None if trained is None else int(trained.among(chosen.x).sum())
 
 
-def reference_items(record: "RunRecord") -> "Tensor | None":
-    """Return the run's training items, encoded (of a stream the first ones); None if they are not available or have changed."""
+def reference_items(record: "RunRecord") -> "tuple[Tensor, Tensor | None] | None":
+    """Return the run's training items, encoded (of a stream the first ones), and their labels, if it has classes; None if they are not
+    available or have changed."""
     import torch
 
     from diffusional.data.dataset import Stream
@@ -161,9 +184,10 @@ def reference_items(record: "RunRecord") -> "Tensor | None":
     except (DiffusionalError, OSError):
         return None
     if isinstance(dataset.train, Stream):
-        return record.space.encode(dataset.train.head(_HEAD))
+        return record.space.encode(dataset.train.head(_HEAD)), None
     n = len(dataset.items("train"))
     if isinstance(dataset.train, torch.Tensor) or n <= _SAMPLE:
-        return dataset.encode("train")
+        return dataset.encode("train"), dataset.condition_of("train")
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_SAMPLE]
-    return dataset.encode("train", rows.sort().values)
+    rows = rows.sort().values
+    return dataset.encode("train", rows), dataset.condition_of("train", rows)

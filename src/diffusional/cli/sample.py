@@ -11,6 +11,8 @@ from diffusional.errors import DiffusionalError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
+
 # Samples drawn at a time.
 _BATCH = 256
 
@@ -20,11 +22,14 @@ def run(command: Sample) -> Result:
     import numpy as np
     import torch
 
+    from diffusional.conditions import moved, rows_of
     from diffusional.models.diffusion import DiffusionModel
     from diffusional.report.figures import grid
     from diffusional.space import Discrete
     from diffusional.training.run import load, read_run
 
+    record = read_run(command.run)
+    condition = _condition(command, record.classes)
     out = command.out or numbered(command.run / "samples.npz", ".png")
     if out.suffix != ".npz":
         raise DiffusionalError(f"--out {out} came; samples are written as .npz")
@@ -49,8 +54,13 @@ def run(command: Sample) -> Result:
         )
     with working(f"drawing {command.n} samples"):
         # Of a whole batch's activations there may be too many to hold; n < 1 is the model's to refuse.
-        sizes = [min(_BATCH, command.n - done) for done in range(0, command.n, _BATCH)] or [command.n]
-        x = torch.cat([model.sample(n, generator, **options).cpu() for n in sizes])
+        starts = range(0, command.n, _BATCH) if command.n > 0 else [0]
+        drawn = []
+        for start in starts:
+            some = rows_of(condition, slice(start, start + _BATCH))
+            n = min(_BATCH, command.n - start)
+            drawn.append(model.sample(n, generator, moved(some, place), **options).cpu())
+        x = torch.cat(drawn)
     broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
     if broken:
         raise DiffusionalError(
@@ -59,23 +69,51 @@ def run(command: Sample) -> Result:
         )
     raw = model.space.decode(x).numpy()
     # The names of a table's columns, in the order of the samples; `data.load` reads them.
-    columns = read_run(command.run).columns
+    columns = record.columns
     arrays = {"samples": raw} | ({"columns": np.array(columns)} if columns else {})
+    names = None if condition is None else [record.classes[number] for number in condition.tolist()]
+    if names is not None:
+        arrays["labels"] = np.array(names)
     written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
     if images is not None:
         title, low, high = f"{command.n} samples, {command.method}", images.low, images.high
+        if command.label is not None:
+            title += f", label {' '.join(command.label)}"
         beside = written[0].with_suffix(".png")
         written.append(_written(beside, lambda path: grid(path, x.numpy(), title, low=low, high=high)))
-    names = [str(path) for path in written]
-    record = {
-        "samples": names,
+    files = [str(path) for path in written]
+    result = {
+        "samples": files,
         "n": command.n,
         "method": command.method,
         "seed": command.seed,
         "shape": list(raw.shape),
         **({"columns": list(columns)} if columns else {}),
+        **({"labels": names} if names is not None else {}),
     }
-    return Result(record, [f"{command.n} samples in {' and '.join(names)}"])
+    return Result(result, [f"{command.n} samples in {' and '.join(files)}"])
+
+
+def _condition(command: Sample, classes: tuple[str, ...]) -> "Tensor | None":
+    """Return the labels (n,) of the samples; None for a run without classes."""
+    from diffusional.conditions import labels
+    from diffusional.data.quoting import listed
+
+    if not classes:
+        if command.label is not None:
+            raise DiffusionalError(
+                f"--label {' '.join(command.label)} was given, but {command.run} was trained without labels; leave it out, or sample "
+                "from a run that was trained with --data.condition"
+            )
+        return None
+    if command.label is None:
+        raise DiffusionalError(
+            f"{command.run} was trained with the labels of its data and requires --label; expected names among {listed(list(classes))}, "
+            "or `all`"
+        )
+    wanted = [name for given in command.label for name in ([given] if given in classes else given.split(",")) if name]
+    every = "all" not in classes and wanted == ["all"]
+    return labels(list(classes) if every else wanted, classes, command.n)
 
 
 def _written(path: Path, write: "Callable[[Path], Any]") -> Path:

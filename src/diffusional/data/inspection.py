@@ -41,6 +41,7 @@ class Inspection:
         bytes: of all raw values together; a stream's are not counted.
         picture: raw values (≤ 64, *shape) of the first train items.
         notes: the loader's decisions about the file, as in `Dataset.notes`.
+        classes: for each class, by name, the number of items of each split; None for data without class labels.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Inspection:
     findings: tuple[str, ...]
     picture: Tensor
     notes: tuple[str, ...] = ()
+    classes: dict[str, dict[str, int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record without its picture, JSON-ready."""
@@ -72,7 +74,7 @@ class Inspection:
             "fingerprints": self.fingerprints,
             "findings": list(self.findings),
             "notes": list(self.notes),
-        }
+        } | ({} if self.classes is None else {"classes": self.classes})
 
 
 def inspect(dataset: Dataset) -> Inspection:
@@ -102,7 +104,15 @@ def inspect(dataset: Dataset) -> Inspection:
         tuple(_findings(dataset, seen)),
         train.head(_PICTURE) if isinstance(train, Stream) else train[:_PICTURE],
         dataset.notes,
+        _classes(dataset),
     )
+
+
+def _classes(dataset: Dataset) -> dict[str, dict[str, int]] | None:
+    if not dataset.classes:
+        return None
+    counts = {split: dataset.condition_of(split).bincount(minlength=len(dataset.classes)).tolist() for split in SPLITS}
+    return {name: {split: counts[split][i] for split in SPLITS} for i, name in enumerate(dataset.classes)}
 
 
 def _held(train: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import diffusional
-from diffusional.conditions import Condition, by_name
+from diffusional.conditions import Condition, by_name, ignores_condition
 from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.models.chain import Chain
 from diffusional.space import Discrete, Space
@@ -52,12 +52,14 @@ def condition_record(condition: Condition | None) -> dict[str, str]:
 def provenance(
     model: LatentVariableModel, data: Tensor, seed: int, condition: Condition | None = None
 ) -> dict[str, Any]:
-    """Return the record that all methods of evaluation share; `condition_sha256` only if there is a condition, and `doubts` only if the
+    """Return the record that all methods of evaluation share; `condition_sha256` only if there is a condition, with `condition_ignored` if
+    the model is one of the items alone (`conditions.ignoring_condition`), and `doubts` only if the
     space has doubts about the items."""
     doubts = model.space.doubts(data)
     return {
         "data_sha256": fingerprint(model.space, data),
         **condition_record(condition),
+        **({"condition_ignored": True} if condition is not None and ignores_condition(model) else {}),
         "weights_sha256": tensor_hash(model.state_dict()),
         "space": model.space.to_dict(),
         "levels": model.space.levels,
