@@ -172,7 +172,7 @@ def _latents(command: Information, record: "RunRecord", model: "Autoencoder") ->
     chosen = items(record, split=command.split or "train")
     name, split, x = chosen.name, chosen.split, chosen.x
     with working(f"drawing {command.samples} latents"):
-        found = aggregated(model, x, command.samples, torch.Generator().manual_seed(command.seed))
+        found = aggregated(model, x, command.samples, torch.Generator().manual_seed(command.seed), chosen.condition)
     out = found.to_json() | {
         "run": command.data,
         "data": name,

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, called, check_condition
+from diffusional.conditions import Condition, called, check_condition, repeated
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.models.denoiser import Head
@@ -102,20 +102,22 @@ class HierarchicalVAE(Autoencoder):
             lambda: self._decoded(self.ladder.output(state), x, self.predicts, self.head),
         )
 
-    def encoded(self, x: Items, condition: Condition | None = None) -> list[Tensor]:
-        _unconditional(condition)
-        return self.ladder.up(x)
+    def encoded(self, x: Items, condition: Condition | None = None) -> tuple[list[Tensor], Condition | None]:
+        return called(self.ladder.up, x, condition=condition), condition
 
-    def log_posteriors(self, encoded: list[Tensor], z: tuple[Tensor, ...]) -> Tensor:
-        # The top-down state depends on z alone, the features on x alone: only q's heads see pairs.
-        state = self.ladder.top(len(z[0]))
-        s, n = len(state), len(encoded[0])
+    def log_posteriors(self, encoded: tuple[list[Tensor], Condition | None], z: tuple[Tensor, ...]) -> Tensor:
+        features, condition = encoded
+        s, n = len(z[0]), len(features[0])
+        # Without a condition the top-down state depends on z only, and only q's heads see pairs of a draw and an item.
+        paired = condition is not None
+        state = self._top(s * n, repeated(condition, s)) if paired else self._top(s, None)
         total = torch.zeros(s, n, dtype=torch.float64, device=state.device)
         for layer in range(len(self.latents), 0, -1):
-            pairs = state.repeat_interleave(n, 0), encoded[layer - 1].repeat(s, 1)
-            q = self._posterior(layer, *pairs, self._prior(layer, pairs[0]))
-            total += q.log_prob(z[layer - 1].repeat_interleave(n, 0)).double().view(s, n)
-            state = self.ladder.down(layer, state, z[layer - 1])
+            drawn = z[layer - 1].repeat_interleave(n, 0)
+            here = state if paired else state.repeat_interleave(n, 0)
+            q = self._posterior(layer, here, features[layer - 1].repeat(s, 1), self._prior(layer, here))
+            total += q.log_prob(drawn).double().view(s, n)
+            state = self.ladder.down(layer, state, drawn if paired else z[layer - 1])
         return total
 
     @torch.no_grad()
