@@ -60,7 +60,7 @@ def _evaluate(command: Evaluate) -> Result:
             model = regridded(model, "continuous" if command.steps is None else command.steps)
     # Labels are those of the run that has classes, if the other has none.
     theirs = None if command.other is None else read_run(command.other)
-    labelled = record if theirs is None or record.classes else theirs
+    labelled = theirs if theirs is not None and theirs.classes and not record.classes else record
     chosen = items(
         labelled, command.data, command.levels, command.split, command.columns, command.decimal, command.condition
     )
