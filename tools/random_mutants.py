@@ -90,8 +90,8 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "information/costs.py",
-        "noise = torch.empty(1 + level.shape[1], *some.shape, dtype=torch.float32).normal_(generator=generator)",
-        "noise = torch.empty(1 + level.shape[1], *some.shape, dtype=torch.float64).normal_(generator=generator)",
+        "noise = torch.empty(1 + level.shape[1], len(some), *x.shape[1:], dtype=torch.float32)",
+        "noise = torch.empty(1 + level.shape[1], len(some), *x.shape[1:], dtype=torch.float64)",
         "other random numbers, as random",
     ),
     (
