@@ -706,3 +706,14 @@ def test_what_is_missing_or_broken_is_refused(tmp_path: Path) -> None:
         save_json(path, broken)
         with pytest.raises(DiffusionalError, match="is no plan for this model"):
             Plan.load(path, discrete(30))
+
+
+def test_a_plan_s_tensors_take_part_in_gradients() -> None:
+    """γ of a learned schedule in continuous time, at the plan's edges: what records and bounds ask for."""
+    learned = schedule.learned()
+    forward = df.GaussianDiffusion(learned)
+    model = df.DiffusionModel(forward, df.Denoiser(Fixed(), "data"), likelihood.DiscretizedGaussian(SPACE))
+    plan = Plan.fit(model, levels(20), 200, cells=4)
+    assert learned.gamma(plan.edges).requires_grad
+    found = df.evaluate(model, levels(20), visits=2, plan=plan, audit=False)
+    assert bool(torch.isfinite(df.information.bound(model, found).gamma).all())

@@ -23,7 +23,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,10 @@ class Plan:
         from diffusional.evaluation.pilot import fit
 
         with evaluation_mode(model), torch.inference_mode():
-            return fit(model, data, evaluations, seed, controls, cells, condition, like)
+            found = fit(model, data, evaluations, seed, controls, cells, condition, like)
+        # Tensors made in inference mode cannot be used with those that need gradients, such as a learned schedule's.
+        own = {name: getattr(found, name).clone() for name in _NUMBERS}
+        return replace(found, **own, met=Met(**{name: value.clone() for name, value in vars(found.met).items()}))
 
     def at(self, v: Tensor) -> Visits:
         """Visits from uniform numbers v (V,) in [0, 1): the cell by inversion of π, the level by what is left of v."""
