@@ -46,8 +46,12 @@ class Distribution(Protocol):
 
 
 @runtime_checkable
-class Posterior(Protocol):
-    """A fixed variational posterior over z_1 … z_T: the Gaussian diffusion, its non-Markov family, the binomial diffusion."""
+class ForwardProcess(Protocol):
+    """A fixed variational posterior over z_1 … z_T: the Gaussian diffusion, its non-Markov family, the binomial diffusion.
+
+    A process is Markov unless it has an attribute `markov` that is False. The transition of such a process depends on x as well,
+    `transition(z, t, x)`: see `transition_of`.
+    """
 
     @property
     def steps(self) -> int | None:
@@ -69,6 +73,22 @@ class Posterior(Protocol):
     def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
         """z_1 … z_T (T, B, *dims)."""
         ...
+
+
+# The protocol's first name.
+Posterior = ForwardProcess
+
+
+def transition_of(process: ForwardProcess, before: Items, t: Time, x: Items) -> Distribution:
+    """Return q(z_t | z_{t−1} = before, x), which does not depend on x if the process is Markov.
+
+    >>> from diffusional import schedule
+    >>> transition_of(GaussianDiffusion(schedule.linear(steps=10)), torch.ones(2, 3), 1, torch.ones(2, 3)).mean.shape
+    torch.Size([2, 3])
+    """
+    if getattr(process, "markov", True):
+        return process.transition(before, t)
+    return process.transition(before, t, x)  # pyright: ignore[reportCallIssue]
 
 
 def alpha(gamma: Tensor) -> Tensor:
@@ -173,6 +193,18 @@ class GaussianDiffusion(nn.Module):
         """T, the number of latents; None in continuous time."""
         return self.schedule.steps
 
+    @property
+    def markov(self) -> bool:
+        """Whether q(z_t|z_{t−1}, x) does not depend on x."""
+        return True
+
+    def error_weight(self, t: Time) -> Tensor:
+        """Return w_t (B,) or (), float64, with KL[q(z_t|z_{t+1}, x) ‖ q(z_t|z_{t+1}, x̂)] = w_t ‖ε − ε̂‖², t in 1 … T−1.
+
+        For the Markov chain w_t = ½ expm1(γ_{t+1} − γ_t), MATH (10).
+        """
+        return 0.5 * torch.expm1(self.gamma(t + 1) - self.gamma(t))
+
     def regrid(self, steps: int | None) -> "GaussianDiffusion":
         """The same γ(u) with another number of latents."""
         return GaussianDiffusion(self.schedule.regrid(steps))
@@ -249,6 +281,11 @@ class NonMarkovDiffusion(GaussianDiffusion):
             )
         self.eta = eta
 
+    @property
+    def markov(self) -> bool:
+        """Whether q(z_t|z_{t−1}, x) does not depend on x: only for η = 1."""
+        return False
+
     def regrid(self, steps: int | None) -> "NonMarkovDiffusion":
         """The same γ(u) and η with another number of latents: another posterior, unless η = 1."""
         return NonMarkovDiffusion(self.schedule.regrid(steps), self.eta)
@@ -259,6 +296,21 @@ class NonMarkovDiffusion(GaussianDiffusion):
         lost = -torch.expm1(grid[:-1] - grid[1:])  # v/σ²_{t−1} of every step
         total = torch.cat([grid.new_zeros(1), torch.log1p(-(self.eta**2) * lost).cumsum(0)])
         return total[torch.as_tensor(t).long() - 1] - total[torch.as_tensor(s).long() - 1]
+
+    def error_weight(self, t: Time) -> Tensor:
+        """Return w_t (B,) or (), float64, with KL[q_η(z_t|z_{t+1}, x) ‖ q_η(z_t|z_{t+1}, x̂)] = w_t ‖ε − ε̂‖², t in 1 … T−1.
+
+        The two means differ by (α_t − σ_t ρ α_{t+1}/σ_{t+1}) (x − x̂), with x − x̂ = −(σ_{t+1}/α_{t+1}) (ε − ε̂), and both variances are
+        σ_t² (1 − ρ²):
+
+            w_t = ½ (e^{½(γ_{t+1} − γ_t)} − ρ)²/(1 − ρ²),
+
+        which is that of the Markov chain at η = 1, where ρ = e^{−½(γ_{t+1} − γ_t)}.
+        """
+        gamma_s, gamma_t = self.gamma(t), self.gamma(t + 1)
+        log_rho2 = self._log_rho2(t, t + 1)
+        apart = torch.exp(0.5 * (gamma_t - gamma_s)) - torch.exp(0.5 * log_rho2)
+        return 0.5 * apart.square() / -torch.expm1(log_rho2)
 
     def transition(self, z: Items, t: Time, x: Items | None = None) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
         """q_η(z_t | z_{t−1} = z, x), t in 1 … T; q(z_1|x) for t = 1, where z is x. Without x it is no Gaussian."""

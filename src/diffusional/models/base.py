@@ -3,14 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from diffusional.conditions import Condition, check_condition
+from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
 from diffusional.levels import LevelSampler, Stratified
 from diffusional.space import Continuous, Space
+
+if TYPE_CHECKING:
+    from diffusional.models.chain import Chain
 
 
 def device_of(model: nn.Module, data: Tensor) -> torch.device:
@@ -69,6 +74,75 @@ class LatentVariableModel(nn.Module, ABC):
     def evaluations(self) -> int:
         """Network evaluations that one draw of `terms` takes."""
         return 1
+
+    # What an evaluation and a training ask of a model.
+
+    @property
+    def steps(self) -> int | None:
+        """T of the diffusion that the model contains; None in continuous time, and for models without one."""
+        return None
+
+    def visited(self) -> "Chain | None":
+        """Return the chain whose levels an evaluation can visit one by one; by default None, for models without levels."""
+        return None
+
+    def regrid(self, steps: int | None) -> "LatentVariableModel":
+        """Return the model with another T, or in continuous time. Raises DiffusionalError for models that have no T to change."""
+        raise DiffusionalError(
+            f"steps={steps} was given, but a {type(self).__name__} has no number of latents T to change; leave steps out"
+        )
+
+    def log_weight(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
+        """ln p(x, z)/q(z|x) (B,), nats, at the latents that `noise` (B, *noise_shape) makes of x."""
+        raise DiffusionalError(
+            f"importance weights are not defined for a {type(self).__name__}; use evaluate, whose bound is the NELBO"
+        )
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the training objectives that the model has: "elbo" for all of them."""
+        return ("elbo",)
+
+    def objective_draw(
+        self,
+        objective: str,
+        x: Tensor,
+        sampler: LevelSampler | None = None,
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return everything random in the objective of n items, as `draw` does for "elbo".
+
+        Raises DiffusionalError for an objective that the model does not have.
+        """
+        self._check_objective(objective)
+        return self.draw(x, sampler, generator, n)
+
+    def objective_costs(
+        self, objective: str, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None
+    ) -> Costs:
+        """Return the costs of an objective at what `objective_draw` gave, as `costs` does for "elbo".
+
+        Raises DiffusionalError for an objective that the model does not have.
+        """
+        self._check_objective(objective)
+        return self.costs(x, draws, condition)
+
+    def _check_objective(self, objective: str) -> None:
+        if objective not in self.objectives:
+            raise DiffusionalError(
+                f"expected an objective of a {type(self).__name__} ({', '.join(self.objectives)}), got {objective!r}"
+            )
+
+    def objective(self, costs: Costs, weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
+        """Return the scalar to minimise: the mean of the costs. Models with a learned posterior can weight its KL (KL warm-up) and
+        leave `free_bits` nats of each layer unpenalised; others raise DiffusionalError for these options.
+        """
+        if weight != 1 or free_bits:
+            raise DiffusionalError(
+                f"weight={weight} and free_bits={free_bits} need a learned posterior, which a {type(self).__name__} does not have"
+            )
+        return costs.total().mean()
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""

@@ -21,18 +21,18 @@ bounded outputs comes near to and does not reach, as with every sigmoid.
 Bits are −1 and 1: `space.binary`. Costs are nats, float64; every logit is formed in float64, whatever the network's type.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from diffusional.bernoulli import Bits
 from diffusional.binomial import BinomialDiffusion, seen_through
-from diffusional.conditions import Condition, check_condition
+from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
-from diffusional.ledger import Costs, Ledger
+from diffusional.ledger import Costs
 from diffusional.models.calls import call
-from diffusional.models.chain import Chain
+from diffusional.models.chain import Chain, Decoding
 from diffusional.models.likelihood import check_drawn
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Discrete, Space, binary
@@ -56,6 +56,8 @@ class BinomialDiffusionModel(Chain):
     (torch.Size([2, 19]), tensor([0., 0.], dtype=torch.float64))
     """
 
+    process: BinomialDiffusion  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, process: BinomialDiffusion, network: Callable[..., Tensor], space: Space) -> None:
         super().__init__()
         if not isinstance(space, Discrete) or space != binary(space.shape):
@@ -67,15 +69,6 @@ class BinomialDiffusionModel(Chain):
     @property
     def space(self) -> Space:
         return self._space
-
-    @property
-    def steps(self) -> int:
-        """T, the number of latents."""
-        return self.process.steps
-
-    @property
-    def decoder_uses_network(self) -> bool:
-        return True
 
     def data(self, z: Items, t: Tensor, condition: Condition | None = None) -> Bits:
         """What the network and the bits themselves say of x at z_t = `z`, t (B,): log-odds ℓ = f + z λ_t, float64.
@@ -102,57 +95,28 @@ class BinomialDiffusionModel(Chain):
         other = w * torch.sigmoid(-plus) + rest * torch.sigmoid(-minus)
         return Bits(torch.log(one / other))
 
-    # The three kinds of costs, MATH (8).
+    # The model's own distributions, MATH (2).
 
-    def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
-        """−ln p(x|z_1) (B,) at the z_1 that ε = `noise` (B, *dims) makes of x."""
-        t = torch.ones(len(x), dtype=torch.long, device=x.device)
-        return -self.data(self._noisy(x, t, noise), t, condition).log_prob(x)
+    def step(self, z_next: Items, t: PerItem, condition: Condition | None = None) -> Bits:
+        """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
+        return self.backward(z_next, self.data(z_next, t + 1, condition), t)
 
-    def prior(self, x: Items) -> PerItem:
-        """KL_T = KL[q(z_T|x) ‖ fair coins] (B,): exact, without a draw, and 0 where β_T = 1."""
-        return self.process.marginal(x, self.steps).kl(_coins(x))
+    def last(self, n: int) -> Bits:
+        """p(z_T) of n items: fair coins."""
+        like = next(self.parameters(), torch.empty(0, device=self.process.betas.device))
+        return Bits(like.new_zeros(n, *self.space.shape, dtype=torch.float64))
 
-    def _noisy(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """z_t, in x's type."""
-        return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
+    def decode(self, z_1: Items, condition: Condition | None = None) -> Bits:
+        """p(x | z_1)."""
+        return self.data(z_1, torch.ones(len(z_1), dtype=torch.long, device=z_1.device), condition)
 
     def noise_levels(self) -> Tensor:
         """Return γ_1, …, γ_T (T,) of the binomial process."""
-        return self.process.gamma(torch.arange(1, self.steps + 1))
-
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
-        z_next = self._noisy(x, level + 1, noise)
-        return self._kl(x, level, z_next, self.data(z_next, level + 1, condition))
+        return self.process.gamma(torch.arange(1, self._discrete() + 1))
 
     def _kl(self, x: Tensor, level: Tensor, z_next: Tensor, data: Bits) -> Tensor:
         """KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] (B,)."""
         return self.process.posterior(z_next, x, level).kl(self.backward(z_next, data, level))
-
-    def path_elbo(
-        self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
-    ) -> Ledger:
-        """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs.
-
-        kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
-        negative; their expectation is the NELBO of (8) in sum, not term by term.
-        """
-        self.space.check(x)
-        check_condition(condition, len(x))
-        path = self.process.sample_path(x, generator)
-        ratios, before = [], x
-        for t in range(1, self.steps + 1):
-            z = path[t - 1]
-            if t < self.steps:
-                level = torch.full((len(x),), t, device=x.device)
-                p = self.backward(path[t], self.data(path[t], level + 1, condition), level)
-            else:
-                p = _coins(x)
-            ratios.append(self.process.transition(before, t).log_prob(z) - p.log_prob(z))
-            before = z
-        first = torch.ones(len(x), dtype=torch.long, device=x.device)
-        reconstruction = -self.data(path[0], first, condition).log_prob(x)
-        return Ledger(reconstruction, torch.stack(ratios[:-1], 1), ratios[-1], self.space.dimensions, self.extra(x))
 
     # Training, MATH (22).
 
@@ -160,49 +124,17 @@ class BinomialDiffusionModel(Chain):
         """MATH (22) with one network evaluation per item. KL_T is exact."""
         level, first = draws["level"], draws["first"]
         t = torch.where(first, 1, level + 1)
-        z = self._noisy(x, t, draws["noise"])
+        z = self.noisy(x, t, draws["noise"])
         data = self.data(z, t, condition)
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         kl = self._kl(x[visits], level[visits], z[visits], Bits(data.logit[visits]))
         log_prob = Bits(data.logit[firsts]).log_prob(x[firsts])
         return self._mixed({"prior": self.prior(x)}, draws, visits, kl, firsts, log_prob)
 
-    # Sampling.
-
-    @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
-        """n items x (n, *space.shape): exact draws from the model whose bound is reported.
-
-        >>> model = BinomialDiffusionModel(BinomialDiffusion.constant(5), lambda z, log_snr: 0 * z, binary((4,)))
-        >>> model.sample(3, torch.Generator().manual_seed(0)).abs().unique()
-        tensor([1.])
-        """
-        *_, x = self.walk_back(n, generator, condition)
-        return x
-
-    @torch.no_grad()
-    def walk_back(
-        self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes."""
-        if n < 1:
-            raise DiffusionalError(f"n={n} came; ask for at least one sample")
-        check_condition(condition, n)
-        example = next(self.parameters(), torch.empty(0, device=self.process.betas.device))
-
-        def drawn(p: Bits) -> Tensor:
-            check_drawn(p.mean)
-            noise = torch.empty(p.logit.shape, dtype=example.dtype, device=example.device)
-            return p.sample(noise=noise.normal_(generator=generator))
-
-        z = drawn(_coins(example.new_zeros(n, *self.space.shape)))
-        yield z
-        for t in range(self.steps - 1, 0, -1):
-            level = torch.full((n,), t, device=z.device)
-            z = drawn(self.backward(z, self.data(z, level + 1, condition), level))
-            yield z
-        yield drawn(self.data(z, torch.ones(n, dtype=torch.long, device=z.device), condition))
-
-
-def _coins(like: Tensor) -> Bits:
-    return Bits(torch.zeros_like(like, dtype=torch.float64))
+    def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
+        """Draw bits from normal noise of the network's type."""
+        assert isinstance(p, Bits)
+        check_drawn(p.mean)
+        example = next(self.parameters(), torch.empty(0, device=p.logit.device))
+        noise = torch.empty(p.logit.shape, dtype=example.dtype, device=p.logit.device)
+        return p.sample(noise=noise.normal_(generator=generator))

@@ -1,18 +1,24 @@
-"""A Markov chain of latents x → z_1 → … → z_T, whatever its noise: the costs of MATH (8), one by one, all at once, or at random.
+"""A chain of latents x → z_1 → … → z_T with a fixed posterior q, whatever its noise, and the model's own distributions p:
 
+    p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T)                                                    MATH (2)
     NELBO = −E ln p(x|z_1) + Σ_{t<T} E KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] + KL[q(z_T|x) ‖ p(z_T)]          MATH (8)
 
-A subclass says what the three kinds of costs are; the Gaussian diffusion (diffusion.py) and the binomial one (binomial.py) do.
+A family defines its forward process and three distributions: `step`, p(z_t|z_{t+1}); `last`, p(z_T); and `decode`, p(x|z_1). The costs,
+ledgers, losses, samples and evaluations follow. Where a cost has a closed form that is cheaper, a family overrides `level_kl`, `prior`,
+`reconstruction` or `costs`. The Gaussian diffusion (diffusion.py), the binomial one (binomial.py) and the chain with free Gaussians
+(gaussian_chain.py) are such families.
 """
 
-from abc import abstractmethod
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, check_condition, repeated
+from diffusional.conditions import Condition, check_condition, repeated, rows_of
 from diffusional.errors import DiffusionalError
+from diffusional.forward import Distribution, ForwardProcess, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models.base import LatentVariableModel
@@ -37,30 +43,129 @@ def batch_rows(space: Space) -> int:
     return max(1, min(ROWS, _NUMBERS // (space.dimensions * (space.levels or 1))))
 
 
-class Chain(LatentVariableModel):
-    """The bound of a chain of latents with one shared network. x is (B, *space.shape); costs are nats, float64."""
+class Decoding(Protocol):
+    """p(x|z_1): the part of a distribution that a bound and samples need."""
+
+    def log_prob(self, x: Items, /) -> PerItem:
+        """ln p(x|z_1) (B,), nats."""
+        ...
+
+    def sample(self, generator: torch.Generator | None = None) -> Items:
+        """x ~ p(x|z_1) (B, *dims)."""
+        ...
+
+
+class AffineCosts(Protocol):
+    """A chain with Gaussian marginals q(z_t|x) = N(α x, σ² I) whose KL_t are affine in the squared error of the noise, MATH (10).
+
+    An evaluation then has control variates: worlds whose denoisers have a known squared error (evaluation/controls.py).
+    """
 
     @property
-    @abstractmethod
+    def space(self) -> Space:
+        """What x is."""
+        ...
+
+    @property
+    def levels(self) -> int | None:
+        """L, or None in continuous time."""
+        ...
+
+    def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
+        """KL_t (B,), or dKL/du, from ‖ε − ε̂‖² (B,)."""
+        ...
+
+    def noisy_gamma(self, level: PerItem) -> PerItem:
+        """γ (B,) of the latent that the network sees at a level."""
+        ...
+
+    def end_gammas(self) -> Tensor:
+        """γ of z_1 and z_T (2,)."""
+        ...
+
+    def edge_gammas(self, edges: Tensor) -> Tensor:
+        """γ at edges of cells: u (C + 1,) in continuous time, otherwise every one of the T latents."""
+        ...
+
+
+class Chain(LatentVariableModel):
+    """A chain of latents with a fixed posterior. x is (B, *space.shape), and so are its latents; costs are nats, float64.
+
+    A family sets `process` (a `ForwardProcess`), and defines `space`, `step`, `last` and `decode`. `decoder_uses_network` is False for a
+    decoder that takes no network evaluation.
+
+    >>> from diffusional import Bits, BinomialDiffusion
+    >>> from diffusional.space import binary
+    >>> class Coins(Chain):                                              # a model that learned nothing: D ln 2, D = 4
+    ...     space, process = binary((4,)), BinomialDiffusion.constant(5)
+    ...     def step(self, z_next, t, condition=None): return Bits(0 * z_next.double())
+    ...     def last(self, n): return Bits(torch.zeros(n, 4).double())
+    ...     def decode(self, z_1, condition=None): return Bits(0 * z_1.double())
+    >>> x = torch.ones(2, 4)
+    >>> Coins().elbo(x, torch.Generator().manual_seed(0)).reconstruction
+    tensor([2.7726, 2.7726], dtype=torch.float64)
+    """
+
+    process: ForwardProcess
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_kl_at" in vars(cls):
+            warnings.warn(
+                f"{cls.__name__} overrides Chain._kl_at, which is now public: rename it to level_kl",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            setattr(cls, "level_kl", vars(cls)["_kl_at"])  # noqa: B010
+
+    @property
     def steps(self) -> int | None:
         """T, the number of latents; None in continuous time."""
+        return self.process.steps
 
     @property
-    @abstractmethod
     def decoder_uses_network(self) -> bool:
         """Whether p(x|z_1) takes a network evaluation."""
+        return True
 
-    @abstractmethod
+    # The model's own distributions, MATH (2).
+
+    def step(self, z_next: Items, t: PerItem, condition: Condition | None = None) -> Distribution:
+        """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
+        raise self._undefined("step, p(z_t|z_{t+1})")
+
+    def last(self, n: int) -> Distribution:
+        """p(z_T) of n items."""
+        raise self._undefined("last, p(z_T)")
+
+    def decode(self, z_1: Items, condition: Condition | None = None) -> Decoding:
+        """p(x | z_1)."""
+        raise self._undefined("decode, p(x|z_1)")
+
+    def _undefined(self, what: str) -> DiffusionalError:
+        return DiffusionalError(f"expected {type(self).__name__} to define {what}, which this method needs; it does not")
+
+    # The three kinds of costs, MATH (8).
+
     def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at the z_1 that `noise` (B, *dims), standard normal, makes of x."""
+        same_shape(x, noise)
+        z_1 = self.noisy(x, torch.ones(len(x), dtype=torch.long, device=x.device), noise)
+        return -self.decode(z_1, condition).log_prob(x).double()
 
-    @abstractmethod
     def prior(self, x: Items) -> PerItem:
         """KL_T = KL[q(z_T|x) ‖ p(z_T)] (B,): exact, without a draw."""
+        return self.process.marginal(x, self._discrete()).kl(self.last(len(x))).double()
 
-    @abstractmethod
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
-        """`kl_at` without its checks."""
+    def level_kl(self, x: Items, level: PerItem, noise: Items, condition: Condition | None = None) -> PerItem:
+        """KL_t (B,) as in `kl_at`, which checks the arguments and calls this. A family with a closed form overrides it."""
+        self._discrete()
+        z_next = self.noisy(x, level + 1, noise)
+        return self.process.posterior(z_next, x, level).kl(self.step(z_next, level, condition)).double()
+
+    def noisy(self, x: Items, t: PerItem, noise: Items) -> Items:
+        """z_t ~ q(z_t|x) (B, *dims) from standard normal `noise`, t (B,) in 1 … T, in x's type."""
+        return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
 
     @property
     def levels(self) -> int | None:
@@ -76,6 +181,19 @@ class Chain(LatentVariableModel):
     def identity(self) -> list[Any]:
         """Return what the costs depend on besides the tensors of the model, as JSON values: by default its type."""
         return [type(self).__name__]
+
+    def level_constants(self, level: PerItem) -> PerItem:
+        """Return the part of KL_t (V,) that no noise changes, at levels (V,): by default 0. It needs no network evaluation."""
+        return torch.zeros(len(level), dtype=torch.float64)
+
+    @property
+    def affine(self) -> AffineCosts | None:
+        """The chain itself if its costs are affine in the squared error of the noise, so that controls exist; by default None."""
+        return None
+
+    def visited(self) -> "Chain | None":
+        """Return the chain whose levels an evaluation visits: this one."""
+        return self
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -109,7 +227,7 @@ class Chain(LatentVariableModel):
             raise DiffusionalError(
                 f"u from {float(level.min()):g} to {float(level.max()):g} came; expected u in [0, 1]"
             )
-        return self._kl_at(x, level, noise, condition)
+        return self.level_kl(x, level, noise, condition)
 
     # Ledgers.
 
@@ -165,7 +283,57 @@ class Chain(LatentVariableModel):
         """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
         n = level.shape[0]
         rows = x.repeat(n, *(1,) * (x.ndim - 1))
-        return self._kl_at(rows, level.flatten(), noise.flatten(0, 1), repeated(condition, n)).view(n, -1).T
+        return self.level_kl(rows, level.flatten(), noise.flatten(0, 1), repeated(condition, n)).view(n, -1).T
+
+    # One path, MATH (7).
+
+    def path_elbo(
+        self, x: Items, generator: torch.Generator | None = None, condition: Condition | None = None
+    ) -> Ledger:
+        """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
+
+        kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
+        negative; their expectation is the NELBO of (8) in sum, not term by term.
+        """
+        self._discrete()
+        self.space.check(x)
+        check_condition(condition, len(x))
+        return self._along(x, self.process.sample_path(x, generator), condition)
+
+    def log_weight(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:
+        """ln p(x, z_{1:T})/q(z_{1:T}|x) (B,), nats, along the path that `noise` (B, T, *dims) makes of x: the path form, MATH (7). Its
+        expectation is the ELBO, and that of its exponential is p(x).
+        """
+        if noise.shape != (len(x), *self.noise_shape):
+            raise DiffusionalError(f"expected noise of shape {(len(x), *self.noise_shape)}, got {tuple(noise.shape)}")
+        self.space.check(x)
+        check_condition(condition, len(x))
+        steps, path, before = self._discrete(), [], x
+        if getattr(self.process, "markov", True):
+            for t in range(1, steps + 1):
+                before = self.process.transition(before, t).sample(noise=noise[:, t - 1]).to(x.dtype)
+                path.append(before)
+        else:
+            path = [self.process.marginal(x, steps).sample(noise=noise[:, -1]).to(x.dtype)]
+            for t in range(steps - 1, 0, -1):
+                path.insert(0, self.process.posterior(path[0], x, t).sample(noise=noise[:, t - 1]).to(x.dtype))
+        return -self._along(x, torch.stack(path), condition).nelbo
+
+    def _along(self, x: Tensor, path: Tensor, condition: Condition | None) -> Ledger:
+        """The log-ratios of MATH (7) along a path (T, B, *dims)."""
+        ratios, before, steps = [], x, len(path)
+        for t in range(1, steps + 1):
+            z = path[t - 1]
+            log_q = transition_of(self.process, before, t, x).log_prob(z)
+            if t < steps:
+                p = self.step(path[t], torch.full((len(x),), t, device=x.device), condition)
+            else:
+                p = self.last(len(x))
+            ratios.append((log_q - p.log_prob(z)).double())
+            before = z
+        reconstruction = -self.decode(path[0], condition).log_prob(x).double()
+        kl = torch.stack(ratios[:-1], 1)
+        return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self.extra(x))
 
     # Training, MATH (22).
 
@@ -193,6 +361,23 @@ class Chain(LatentVariableModel):
             out["first_noise"] = standard_normal(x, n, generator)
         return out
 
+    def costs(self, x: Items, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
+        """MATH (22) with one network evaluation per item, at what `draw` gave. KL_T is exact."""
+        level, first, noise = draws["level"], draws.get("first"), draws["noise"]
+        terms = {"prior": self.prior(x)} | self.extra(x)
+        if first is None:
+            kl = self.level_kl(x, level, noise, condition)
+            terms["reconstruction"] = self.reconstruction(x, draws["first_noise"], condition)
+            terms["kl"] = LevelDraws(kl, level, draws["weight"]).estimate()
+            return Costs(terms, position(level, self.levels), self._per_unit(kl))
+        visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
+        kl = self.level_kl(x[visits], level[visits], noise[visits], rows_of(condition, visits))
+        if len(firsts):
+            log_prob = -self.reconstruction(x[firsts], noise[firsts], rows_of(condition, firsts))
+        else:
+            log_prob = kl.new_zeros(0)
+        return self._mixed(terms, draws, visits, kl, firsts, log_prob)
+
     def _mixed(
         self,
         terms: dict[str, Tensor],
@@ -217,6 +402,33 @@ class Chain(LatentVariableModel):
     def _per_unit(self, kl: Tensor) -> Tensor:
         """Costs per unit of u: what a uniform sampler's weight would make of them."""
         return kl if self.levels is None else kl * self.levels
+
+    # Sampling.
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
+        """n items x (n, *space.shape): exact draws from the model whose bound is reported."""
+        *_, x = self.walk_back(n, generator, condition)
+        return x
+
+    @torch.no_grad()
+    def walk_back(
+        self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None
+    ) -> Iterator[Tensor]:
+        """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes."""
+        if n < 1:
+            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+        check_condition(condition, n)
+        z = self.drawn(self.last(n), generator)
+        yield z
+        for t in range(self._discrete() - 1, 0, -1):
+            z = self.drawn(self.step(z, torch.full((n,), t, device=z.device), condition), generator)
+            yield z
+        yield self.drawn(self.decode(z, condition), generator)
+
+    def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
+        """Draw from one of the chain's distributions."""
+        return p.sample(generator)
 
 
 def same_shape(x: Tensor, noise: Tensor) -> None:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
-from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion, ddim_at, diffuse
+from diffusional.forward import GaussianDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
-from diffusional.ledger import Costs, Ledger, LevelDraws, per_unit
+from diffusional.ledger import Costs, LevelDraws, per_unit
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
-from diffusional.models.chain import Chain, batch_rows, same_shape, standard_normal
+from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
-from diffusional.models.likelihood import Likelihood, NetworkLevels
+from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels
 from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Pull
 from diffusional.shapes import Items, PerItem
@@ -37,7 +37,8 @@ class DiffusionModel(Chain):
     """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) under the posterior q(z_{1:T}|x) of `process` (MATH (1), (2)).
 
     Args:
-        process: the forward diffusion; its schedule's `steps` is T, or None for continuous time.
+        process: the forward diffusion; its schedule's `steps` is T, or None for continuous time. It need not be Markov: with a
+            NonMarkovDiffusion p(z_t|z_{t+1}) = q(z_t|z_{t+1}, x̂), the model that DDIM samples from.
         denoiser: the shared network, with what it predicts.
         likelihood: p(x|z_1), normalised over the data's space.
         variance: of p(z_t|z_{t+1}): "posterior", "transition", or "learned" by the denoiser between the two (MATH (5)).
@@ -56,6 +57,8 @@ class DiffusionModel(Chain):
     torch.Size([2, 19])
     """
 
+    process: GaussianDiffusion  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self,
         process: GaussianDiffusion,
@@ -65,13 +68,13 @@ class DiffusionModel(Chain):
     ) -> None:
         super().__init__()
         backward.check_variance(variance)
-        if isinstance(process, NonMarkovDiffusion):
-            raise DiffusionalError(
-                "a NonMarkovDiffusion came; the costs of MATH (10) are the Markov chain's: use GaussianDiffusion (for samples, "
-                'method="ddim")'
-            )
         self.process, self.denoiser, self.likelihood = process, denoiser, likelihood
         self.variance: backward.Variance = variance
+        if not process.markov and (process.steps is None or variance != "posterior"):
+            raise DiffusionalError(
+                f"expected discrete time and variance='posterior' with a {type(process).__name__}, whose posterior is not Markov, got "
+                f"{process.steps} steps and variance={variance!r}: p(z_t|z_{{t+1}}) has the variance of q(z_t|z_{{t+1}}, x)"
+            )
         if process.steps is None and variance != "posterior":
             raise DiffusionalError(
                 f'variance="{variance}" came with continuous time, where the two variances agree: use "posterior"'
@@ -107,17 +110,37 @@ class DiffusionModel(Chain):
         variance = self.variance if steps is not None else "posterior"
         return DiffusionModel(self.process.regrid(steps), self.denoiser, self.likelihood, variance)
 
+    # The model's own distributions, MATH (2).
+
+    def step(self, z_next: Items, t: PerItem, condition: Condition | None = None) -> Gaussian:
+        """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1: q(z_t | z_{t+1}, x̂) with a variance of its own, MATH (5)."""
+        gamma_s, gamma_t = self._gammas(t)
+        prediction = self.denoiser(z_next, gamma_t, condition)
+        if not self.process.markov:
+            return self.process.posterior(z_next, prediction.data, t)
+        return backward.step(prediction, gamma_s, gamma_t, self.variance)
+
+    def last(self, n: int) -> Gaussian:
+        """p(z_T) = N(0, I) of n items, in the network's type."""
+        # Of the network: a learned schedule keeps its own float64.
+        example = next(self.denoiser.parameters(), self.process.schedule.ends().new_empty(0).float())
+        return Gaussian(example.new_zeros(n, *self.space.shape), example.new_zeros(()))
+
+    def decode(self, z_1: Items, condition: Condition | None = None) -> Decoded:
+        """p(x | z_1)."""
+        gamma = self.process.schedule.ends()[0].expand(len(z_1))
+        return Decoded(self.likelihood, self._seen(z_1, gamma, condition))
+
     # The three kinds of costs, MATH (8).
 
     def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
-        gamma = self.process.schedule.ends()[0].expand(x.shape[0])
         same_shape(x, noise)
-        z = diffuse(x, gamma, noise)
-        return -self.likelihood.log_prob(x, self._seen(z, gamma, condition)).double()
+        z_1 = diffuse(x, self.process.schedule.ends()[0].expand(len(x)), noise)
+        return -self.decode(z_1, condition).log_prob(x).double()
 
     def _seen(self, z: Tensor, gamma: Tensor, condition: Condition | None) -> Prediction:
-        """What the decoder sees at z_1 = `z`: the network's prediction, or z_1 alone where that decides."""
+        """What the decoder sees at z_1 = `z`: the network's prediction, or z_1 only, if that decides."""
         return self.denoiser(z, gamma, condition) if self.likelihood.uses_network else unassisted(z, gamma)
 
     def prior(self, x: Items) -> PerItem:
@@ -137,6 +160,8 @@ class DiffusionModel(Chain):
         """
         if self.steps is None:
             return backward.kl_density(squared_error, self.process.schedule.dgamma(level))
+        if not self.process.markov:
+            return self.process.error_weight(level) * squared_error.double()
         gamma_s, gamma_t = self._gammas(level)
         return backward.kl(squared_error, gamma_s, gamma_t, self.space.dimensions, self.variance)
 
@@ -155,7 +180,26 @@ class DiffusionModel(Chain):
         """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
         return self.process.schedule.gamma(level) if self.steps is None else self._gammas(level)[1]
 
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
+    def end_gammas(self) -> Tensor:
+        """γ_1 and γ_T (2,)."""
+        return self.process.schedule.ends()
+
+    def edge_gammas(self, edges: Tensor) -> Tensor:
+        """γ at edges u (C + 1,) in continuous time; otherwise γ_1, …, γ_T (T,)."""
+        schedule = self.process.schedule
+        return schedule.grid() if self.steps is not None else schedule.gamma(edges)
+
+    @property
+    def affine(self) -> "DiffusionModel":
+        """The model itself: its KL_t are affine in the squared error of the noise."""
+        return self
+
+    def level_constants(self, level: PerItem) -> PerItem:
+        """Return the part of KL_t (V,) that comes from the variance of p, MATH (10); it needs no network evaluation."""
+        return self.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
+
+    def level_kl(self, x: Items, level: PerItem, noise: Items, condition: Condition | None = None) -> PerItem:
+        """KL_t (B,) from the squared error of the noise, MATH (10)."""
         gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         return self._kl_of(prediction, x, level, noise)
@@ -166,37 +210,6 @@ class DiffusionModel(Chain):
         gamma_s, gamma_t = self._gammas(level)
         log_r = backward.log_ratios(prediction, gamma_s, gamma_t, self.variance)
         return backward.kl_learned(prediction.squared_errors(x, noise), log_r, gamma_s, gamma_t)
-
-    def path_elbo(
-        self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
-    ) -> Ledger:
-        """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
-
-        kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
-        negative; their expectation is the NELBO of (8) in sum, not term by term.
-        """
-        if self.steps is None:
-            raise DiffusionalError("a path came for continuous time, which has no T latents: regrid(T)")
-        self.space.check(x)
-        check_condition(condition, len(x))
-        path = self.process.sample_path(x, generator)
-        grid = self.process.schedule.grid()
-        ratios, before = [], x
-        for t in range(1, self.steps + 1):
-            z = path[t - 1]
-            log_q = self.process.transition(before, t).log_prob(z)
-            if t < self.steps:
-                gamma = grid[t].expand(x.shape[0])
-                prediction = self.denoiser(path[t], gamma, condition)
-                log_p = backward.step(prediction, grid[t - 1], grid[t], self.variance).log_prob(z)
-            else:
-                log_p = Gaussian(torch.zeros_like(z), z.new_zeros(())).log_prob(z)
-            ratios.append((log_q - log_p).double())
-            before = z
-        gamma = grid[0].expand(x.shape[0])
-        reconstruction = -self.likelihood.log_prob(x, self._seen(path[0], gamma, condition)).double()
-        kl = torch.stack(ratios[:-1], 1)
-        return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self.extra(x))
 
     # Training, MATH (22).
 
@@ -234,6 +247,31 @@ class DiffusionModel(Chain):
         return self._mixed(terms, draws, visits, kl, firsts, log_prob)
 
     # Other objectives than the bound.
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The bound, L_simple and, with a learned variance, L_hybrid."""
+        return ("elbo", "simple", "hybrid") if self.variance == "learned" else ("elbo", "simple")
+
+    def objective_draw(
+        self,
+        objective: str,
+        x: Tensor,
+        sampler: LevelSampler | None = None,
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return everything random in an objective: `draw` for "elbo", otherwise `latent_draw`."""
+        self._check_objective(objective)
+        return (self.draw if objective == "elbo" else self.latent_draw)(x, sampler, generator, n)
+
+    def objective_costs(
+        self, objective: str, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None
+    ) -> Costs:
+        """Return the costs of an objective: `costs`, `simple_costs` or `hybrid_costs`."""
+        self._check_objective(objective)
+        chosen = {"elbo": self.costs, "simple": self.simple_costs, "hybrid": self.hybrid_costs}[objective]
+        return chosen(x, draws, condition)
 
     def simple_loss(
         self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
@@ -359,11 +397,14 @@ class DiffusionModel(Chain):
             )
         if steps is None and self.steps is None:
             steps = 250
+        if method == "ancestral" and steps is None:
+            yield from super().walk_back(n, generator, condition)
+            return
+        if method == "ancestral" and not self.process.markov:
+            raise DiffusionalError(f"steps={steps} was given, but the chain is not Markov: leave steps out, or use method='ddim'")
         schedule = self.process.schedule
         grid = schedule.grid() if steps is None else schedule.spaced(steps)
-        # Of the network: a learned schedule keeps its own float64.
-        example = next(self.denoiser.parameters(), torch.empty(0, device=grid.device))
-        z = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device).normal_(generator=generator)
+        z = self.drawn(self.last(n), generator)
         yield z
         for i in range(len(grid) - 1, 0, -1):
             prediction = self.denoiser(z, grid[i].expand(n), condition)
@@ -374,6 +415,8 @@ class DiffusionModel(Chain):
             z = p.sample(generator)
             yield z
         seen = self._seen(z, grid[0].expand(n), condition)
-        # A table of all levels at every position, of some items at a time.
-        rows = torch.arange(n, device=z.device).split(batch_rows(self.space))
-        yield torch.cat([self.likelihood.sample(seen[some], generator) for some in rows])
+        yield self.drawn(Decoded(self.likelihood, seen), generator)
+
+    def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
+        """Draw from one of the chain's distributions; from p(x|z_1) some items at a time."""
+        return p.sample(generator, batch_rows(self.space)) if isinstance(p, Decoded) else p.sample(generator)

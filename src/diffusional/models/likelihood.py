@@ -12,6 +12,7 @@ Each likelihood turns the denoiser's prediction at z_1 into ln p(x | z_1) (B,), 
 """
 
 import math
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -43,6 +44,25 @@ class Likelihood(Protocol):
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         ...
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """p(x|z_1): a likelihood at one prediction (B, …)."""
+
+    likelihood: Likelihood
+    prediction: Prediction
+
+    def log_prob(self, x: Items) -> PerItem:
+        """ln p(x|z_1) (B,), nats."""
+        return self.likelihood.log_prob(x, self.prediction)
+
+    def sample(self, generator: torch.Generator | None = None, rows: int | None = None) -> Items:
+        """x ~ p(x|z_1) (B, *dims), `rows` items at a time: a likelihood may need a table of all levels at every position."""
+        if rows is None:
+            return self.likelihood.sample(self.prediction, generator)
+        parts = torch.arange(len(self.prediction.z), device=self.prediction.z.device).split(rows)
+        return torch.cat([self.likelihood.sample(self.prediction[some], generator) for some in parts])
 
 
 def _discrete(space: Space, name: str) -> Discrete:
