@@ -59,7 +59,7 @@ class Audit:
             level = torch.arange(count) % model.levels + 1
         cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
         item = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
-        noise = torch.randn(count, *draws.data.shape[1:], generator=generator).to(draws.device, draws.data.dtype)
+        noise = torch.randn(count, *model.visit_shape, generator=generator).to(draws.device, draws.data.dtype)
         c = moved(rows_of(draws.condition, item), draws.device)
         with torch.inference_mode():
             visits = Visits(cell, level, torch.ones(count, dtype=torch.float64))

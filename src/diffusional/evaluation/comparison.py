@@ -31,7 +31,6 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import Strata
 from diffusional.ledger import Estimate, error_over_items, per_unit, satterthwaite
 from diffusional.models.base import LatentVariableModel, evaluation_mode
-from diffusional.models.chain import Chain
 from diffusional.models.denoiser import network_dtype
 from diffusional.seeds import SEEDS, check_seed
 
@@ -118,7 +117,8 @@ def compare(
         )
     if not target_error > 0:
         raise DiffusionalError(f"expected a positive target_error, got {target_error}")
-    if not (isinstance(a, Chain) and isinstance(b, Chain)):
+    chains = a.visited(), b.visited()
+    if chains[0] is None or chains[1] is None:
         if plans is not None:
             raise DiffusionalError("plans came; they are for two diffusion models: leave them out")
         budget = None if max_evaluations is None else max_evaluations // 2
@@ -130,7 +130,7 @@ def compare(
                 each,
                 unit,
                 seed=own,
-                reference=reference if isinstance(model, Chain) else None,
+                reference=None if model.visited() is None else reference,
                 every_item=True,
                 max_evaluations=budget,
                 audit=audit,
@@ -150,13 +150,13 @@ def compare(
         pilot = 0
         if plans is None:
             pilots = data if reference is None else reference
-            first = Plan.fit(a, pilots, seed=seed, condition=condition)
-            plans = first, Plan.fit(b, pilots, seed=seed, condition=condition, like=first)
+            first = Plan.fit(chains[0], pilots, seed=seed, condition=condition)
+            plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=condition, like=first)
             pilot = PILOT
         budget = None if max_evaluations is None else max_evaluations // 2
         tasks = [
-            Task(Draws(a, plans[0], data, seed, condition), pilot, budget, watch=progress),
-            Task(Draws(b, plans[1], data, seed, condition), pilot, budget),
+            Task(Draws(chains[0], plans[0], data, seed, condition), pilot, budget, watch=progress),
+            Task(Draws(chains[1], plans[1], data, seed, condition), pilot, budget),
         ]
         return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit, every_item)
 
@@ -205,7 +205,10 @@ def _compared(tasks: list[Task], target: float, audit: bool, every_item: bool) -
 def _paired(a: Draws, b: Draws) -> tuple[Tensor, Tensor]:
     """The differences (n, J) of draws with the same noise, and which of them are there."""
     (ours, filled), (theirs, _) = a.parts(a.visited()), b.parts(b.visited())
-    return ours.kl + ours.reconstruction - theirs.kl - theirs.reconstruction, filled
+    difference = ours.total
+    for cost in theirs.costs.values():
+        difference = difference - cost
+    return difference, filled
 
 
 def _difference(a: Draws, b: Draws, evaluations: int) -> Estimate:

@@ -69,6 +69,10 @@ class Control(Protocol):
         """Var_ε ‖x − x̂_w(α x + σ ε)‖² at every γ (L,), the mean over items x (L,): what a pilot may be too small to see."""
         ...
 
+    def mean_expected(self, x: Tensor, gamma: Tensor) -> Tensor | None:
+        """The mean of `expected` over items x at every γ (L,), or None if it is too costly to size cells by."""
+        ...
+
     def decoding(self, x: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
         """A cost of x given z_1 (B,) that goes with the model's −ln p(x|z_1)."""
         ...
@@ -199,6 +203,9 @@ class Factorized:
             tables[used] += by_sum[used, None, None] * self._table(knot)
         index = self.space.index(x).flatten(1)
         return torch.stack([self._at(index, table) for table in tables], 1)
+
+    def mean_expected(self, x: Tensor, gamma: Tensor) -> None:
+        """Return None: a quadrature at every level costs more than cells of a better size save."""
 
     def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
         index = self.space.index(x).flatten(1)
@@ -332,6 +339,11 @@ class Wiener:
         kept, noise = self._spectrum(gamma.to(x.device))
         weight = weight.double().to(x.device)
         return self._rotated(x, self.mean).square() @ (weight @ kept).T + weight @ noise
+
+    def mean_expected(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """Return the mean over items x of E_ε ‖x − x̂‖² at every γ (L,)."""
+        kept, noise = self._spectrum(gamma)
+        return kept @ self._rotated(x, self.mean).square().mean(0) + noise
 
     def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
         kept, _ = self._spectrum(gamma)

@@ -33,7 +33,7 @@ from diffusional.evaluation.strata import Strata
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate, sharing
 from diffusional.models.base import device_of
-from diffusional.models.chain import Chain
+from diffusional.models.chain import Chain, batch_rows
 
 # Numbers of noise drawn at once.
 _NOISE = 16_000_000
@@ -45,11 +45,18 @@ _PLAN_FREEDOM = 256
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Weighted residuals of the KLs and of the reconstruction (n, J), and the cell of each visit (n, J)."""
+    """The records of n items: `costs`, by name the weighted residuals (n, J) of "kl" and "reconstruction", and further costs of every
+    visit; and the cell of each visit (n, J).
+    """
 
-    kl: Tensor
-    reconstruction: Tensor
+    costs: dict[str, Tensor]
     cell: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum (n, J)."""
+        first, *others = self.costs.values()
+        return sum(others, first)
 
 
 class Draws:
@@ -70,13 +77,13 @@ class Draws:
         self.keys = item_keys(as_seen(model.space, data), seed, condition)
         order = sorted(range(len(data)), key=lambda i: hashlib.blake2b(self.keys[i] + b"order").digest())
         self.order = torch.tensor(order)
-        self.device = device_of(model, data)
+        self.device = device_of(model.whole(), data)
         n = len(data)
         self.count = torch.zeros(n, dtype=torch.long)
         # What the round under way goes for: an interrupted evaluation ends it first, and is then where it would have been.
         self.goal = torch.zeros(n, dtype=torch.long)
-        self._kl = torch.zeros(n, 0, dtype=torch.float64)
-        self._reconstruction = torch.zeros(n, 0, dtype=torch.float64)
+        names = ("kl", "reconstruction", *model.further)
+        self._costs = {name: torch.zeros(n, 0, dtype=torch.float64) for name in names}
         self._cell = torch.zeros(n, 0, dtype=torch.int16)
         with torch.inference_mode():
             step = max(1, _NOISE // model.space.dimensions)
@@ -85,6 +92,9 @@ class Draws:
             self.prior = processes.agreed(model.prior(data.to(self.device)).cpu())
             extra = model.extra(data.to(self.device))
             self.extra = {name: processes.agreed(term.cpu()) for name, term in extra.items()}
+            self.seen = self._looked_at()
+        if self.seen is not None:
+            self.base = torch.cat([self.base[:, :1] + self.seen[:, None], self.base[:, 1:]], 1)
         self.strata = Strata.by_extremeness(self.columns(), self.order)
 
     def columns(self) -> dict[str, Tensor]:
@@ -92,10 +102,24 @@ class Draws:
         cells = {f"base of cell {c}": column for c, column in enumerate(self.base.T)}
         return cells | {"known": self.known(), "prior": self.prior} | self.extra
 
+    def _looked_at(self) -> Tensor | None:
+        """One draw of every item's reconstruction (N,), if the model wants it; each process makes its share."""
+        if not self.model.looks:
+            return None
+        n, device = len(self.data), self.device
+        out = torch.zeros(n, dtype=torch.float64)
+        mine = processes.share(n)
+        step = max(1, min(batch_rows(self.model.space), _NOISE // math.prod(self.model.visit_shape)))
+        for rows in mine.split(step) if len(mine) else ():
+            noise = normal([stream(self.keys[i], 0, b"look") for i in rows.tolist()], self.model.visit_shape)
+            x, c = self.data[rows].to(device), moved(rows_of(self.condition, rows), device)
+            out[rows] = self.model.reconstruction(x, noise.to(device, x.dtype), c).double().cpu()
+        return processes.collect(out)
+
     @property
     def evaluations(self) -> int:
         """Network evaluations so far."""
-        return int(self.count.sum())
+        return int(self.count.sum()) + (0 if self.seen is None else len(self.data))
 
     def extend(self, items: Tensor, draws: Tensor, after: Callable[[int], None] | None = None) -> None:
         """Visit items (n,) until each has draws (n,) in all; fewer than it has changes nothing.
@@ -104,10 +128,9 @@ class Draws:
         naming the item.
         """
         width = int(draws.max()) if len(draws) else 0
-        if width > self._kl.shape[1]:
-            grow = (0, width - self._kl.shape[1])
-            self._kl = torch.nn.functional.pad(self._kl, grow)
-            self._reconstruction = torch.nn.functional.pad(self._reconstruction, grow)
+        if width > self._cell.shape[1]:
+            grow = (0, width - self._cell.shape[1])
+            self._costs = {name: torch.nn.functional.pad(values, grow) for name, values in self._costs.items()}
             self._cell = torch.nn.functional.pad(self._cell, grow)
         self.goal[items] = torch.maximum(self.goal[items], draws)
         missing = (draws - self.count[items]).clamp(min=0)
@@ -123,38 +146,46 @@ class Draws:
 
     def _visit(self, row: Tensor, column: Tensor) -> None:
         """One evaluation for every (row, column); over the processes, each does its share and all get all."""
-        kl, reconstruction = torch.zeros(len(row), dtype=torch.float64), torch.zeros(len(row), dtype=torch.float64)
+        found = {name: torch.zeros(len(row), dtype=torch.float64) for name in self._costs}
         cell = torch.zeros(len(row), dtype=torch.long)
         mine = processes.share(len(row))
         if len(mine):
-            kl[mine], reconstruction[mine], cell[mine] = self._evaluated(row[mine], column[mine])
-        kl, reconstruction, cell = (processes.collect(values) for values in (kl, reconstruction, cell))
-        bad = ~torch.isfinite(kl + reconstruction)
+            costs, cell[mine] = self._evaluated(row[mine], column[mine])
+            for name, values in costs.items():
+                found[name][mine] = values
+        found = {name: processes.collect(values) for name, values in found.items()}
+        cell = processes.collect(cell)
+        bad = ~torch.isfinite(torch.stack(list(found.values()))).all(0)
         if bool(bad.any()):
             at = int(bad.nonzero()[0])
+            costs = ", ".join(f"{name} = {float(values[at]):g}" for name, values in found.items())
             raise DiffusionalError(
-                f"item {int(row[at])} has a cost that is not finite: kl = {float(kl[at]):g}, reconstruction = "
-                f"{float(reconstruction[at]):g} at draw {int(column[at])}; nothing was left out of the mean"
+                f"item {int(row[at])} has a cost that is not finite: {costs} at draw {int(column[at])}; nothing was left out of the mean"
             )
-        self._kl[row, column], self._reconstruction[row, column] = kl, reconstruction
+        for name, values in found.items():
+            self._costs[name][row, column] = values
         self._cell[row, column] = cell.to(torch.int16)
 
-    def _evaluated(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        model, plan, shape = self.model, self.plan, self.data.shape[1:]
+    def _evaluated(self, row: Tensor, column: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        model, plan = self.model, self.plan
         streams = [stream(self.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
         visits = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
-        noise = normal(streams, tuple(shape)).to(self.device, self.data.dtype)
+        noise = normal(streams, model.visit_shape).to(self.device, self.data.dtype)
         x = self.data[row].to(self.device)
         c = moved(rows_of(self.condition, row), self.device)
         with torch.inference_mode():
-            weighted = visits.weight * plan.residuals(model, x, visits, noise, c)
+            left = plan.residuals(model, x, visits, noise, c)
             first = visits.cell == 0
+            if self.seen is not None:
+                left = torch.where(first, left - self.seen[row], left)
+            weighted = visits.weight * left
             if model.decoder_uses_network:
                 reconstruction = torch.where(first, weighted, 0.0)
             else:
-                other = normal(streams, tuple(shape)).to(self.device, self.data.dtype)
+                other = normal(streams, model.visit_shape).to(self.device, self.data.dtype)
                 reconstruction = plan.decoder_residuals(model, x, other)
-        return torch.where(first, 0.0, weighted), reconstruction, visits.cell
+            beside = {name: values.double().cpu() for name, values in model.beside(x, noise, c).items()}
+        return {"kl": torch.where(first, 0.0, weighted), "reconstruction": reconstruction, **beside}, visits.cell
 
     # What they add up to.
 
@@ -166,8 +197,8 @@ class Draws:
         """The records of items, and which of their columns are filled (n, J)."""
         width = int(self.count[items].max()) if len(items) else 0
         filled = torch.arange(width) < self.count[items, None]
-        records = Parts(self._kl[items, :width], self._reconstruction[items, :width], self._cell[items, :width])
-        return records, filled
+        costs = {name: values[items, :width] for name, values in self._costs.items()}
+        return Parts(costs, self._cell[items, :width]), filled
 
     def spread(self, values: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (n,) of each row's filled values, and the variance (n,) of that mean; NaN for a single draw."""
@@ -215,7 +246,7 @@ class Draws:
     def values(self) -> tuple[Tensor, Tensor]:
         """Return the weighted residuals of the visited items (n, J), KLs and reconstruction together, and a mask of those that exist."""
         records, filled = self.parts(self.visited())
-        return records.kl + records.reconstruction, filled
+        return records.total, filled
 
     def freedom(self) -> float:
         """Degrees of freedom of the Monte Carlo error: Σ_i (J_i − 1) for normal draws, few where few draws carry it.
@@ -279,8 +310,7 @@ class Draws:
             {
                 "count": self.count,
                 "goal": self.goal,
-                "kl": self._kl,
-                "reconstruction": self._reconstruction,
+                **self._costs,
                 "cell": self._cell,
                 "tag": digest,
             },
@@ -290,11 +320,10 @@ class Draws:
         """Take up what `save` wrote. Raises DiffusionalError where it belongs to something else."""
         tensors = load_tensors(path)
         digest = torch.tensor(list(hashlib.sha256(tag.encode()).digest()), dtype=torch.uint8)
-        if set(tensors) != {"count", "goal", "kl", "reconstruction", "cell", "tag"} or not torch.equal(
-            tensors["tag"], digest
-        ):
+        expected = {"count", "goal", *self._costs, "cell", "tag"}
+        if set(tensors) != expected or not torch.equal(tensors["tag"], digest):
             raise DiffusionalError(
                 f"{path} holds the draws of another evaluation (other data, weights, plan or seed); remove it, or name another"
             )
         self.count, self.goal, self._cell = tensors["count"], tensors["goal"], tensors["cell"]
-        self._kl, self._reconstruction = tensors["kl"], tensors["reconstruction"]
+        self._costs = {name: tensors[name] for name in self._costs}

@@ -39,10 +39,7 @@ from diffusional.evaluation.strata import FIRST_OF_BAND, grown
 from diffusional.evaluation.sweep import sweep
 from diffusional.ledger import UNITS, Estimate, per_unit
 from diffusional.models.base import LatentVariableModel, evaluation_mode
-from diffusional.models.chain import Chain
 from diffusional.models.denoiser import network_dtype
-from diffusional.models.diffusion import DiffusionModel
-from diffusional.models.vae import VAE
 from diffusional.seeds import check_seed
 from diffusional.space import Discrete
 
@@ -147,7 +144,10 @@ def evaluate(
         warnings.warn(levels, stacklevel=2)
     data = as_the_network(model, data)
     with evaluation_mode(model):
-        if not isinstance(model, Chain):
+        chain = model.visited()
+        aimed = not (target_error is None and visits is None and item_error is None)
+        # Without a target, a model that contains a chain is evaluated by full draws, which include its T levels.
+        if chain is None or (chain is not model and not aimed):
             if plan is not None or reference is not None or draws is not None or records is not None:
                 raise DiffusionalError(
                     f"a plan, reference data, records or draws came for a {type(model).__name__}, whose costs have no levels to visit: "
@@ -157,13 +157,13 @@ def evaluate(
             bit = per_unit(unit, model.space.dimensions)
             nats = [None if error is None else error * bit for error in (target_error, item_error)]
             return average(model, data, nats[0], visits, nats[1], seed, max_evaluations, condition, told)
-        if target_error is None and visits is None and item_error is None:
+        if not aimed:
             if plan is not None or records is not None or reference is not None:
                 raise DiffusionalError(
                     "a plan, reference data or records came without a target: give target_error, visits or item_error"
                 )
             bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
-            return sweep(model, data, seed, draws, cells, condition, bar)
+            return sweep(chain, data, seed, draws, cells, condition, bar)
         pilot = 0
         if plan is None:
             if max_evaluations is not None and max_evaluations <= PILOT:
@@ -174,9 +174,9 @@ def evaluate(
                 raise DiffusionalError(
                     "conditions came with reference data, whose conditions are not known: give a plan"
                 )
-            plan = Plan.fit(model, data if reference is None else reference, seed=seed, condition=condition)
+            plan = Plan.fit(chain, data if reference is None else reference, seed=seed, condition=condition)
             pilot = int(plan.provenance["evaluations"])
-        task = Task(Draws(model, plan, data, seed, condition), pilot, max_evaluations, records, progress)
+        task = Task(Draws(chain, plan, data, seed, condition), pilot, max_evaluations, records, progress)
         return task.run(target_error, visits, item_error, unit, every_item, audit)
 
 
@@ -187,32 +187,27 @@ def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:
     return model.space.encode(model.space.index(data)) if isinstance(model.space, Discrete) else data.float()
 
 
-def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> DiffusionModel | VAE:
+def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> LatentVariableModel:
     """The model at another T, or in continuous time; warns where it has a T of its own.
 
-    >>> from diffusional import Denoiser, GaussianDiffusion, likelihood, schedule, space
+    >>> from diffusional import Denoiser, DiffusionModel, GaussianDiffusion, likelihood, schedule, space
     >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0))
     >>> model = DiffusionModel(forward, Denoiser(lambda z, s: 0 * z), likelihood.LevelPosterior(space.binary((4,))))
     >>> regridded(model, 100).levels
     99
     """
-    chain = model.chain if isinstance(model, VAE) else model
-    if not isinstance(chain, DiffusionModel):
-        raise DiffusionalError(
-            f"steps={steps} came for a {type(model).__name__}, which has no T to change; leave it out"
-        )
     wanted = None if steps == "continuous" else steps
     if wanted is not None and wanted < 2:
         raise DiffusionalError(f'steps={steps} came; give T ≥ 2 latents, or "continuous"')
-    if chain.steps is not None and chain.steps != wanted:
+    other = model.regrid(wanted)
+    if model.steps is not None and model.steps != wanted:
         warnings.warn(
-            f"the model has T = {chain.steps} and is evaluated at "
+            f"the model has T = {model.steps} and is evaluated at "
             f"{'T = ∞' if wanted is None else f'T = {wanted}'}: between the noise levels that it was trained at, its network "
             "interpolates, and nothing but this number says how well",
             stacklevel=3,
         )
-    assert isinstance(model, DiffusionModel | VAE)
-    return model.regrid(wanted)
+    return other
 
 
 def check_targets(
@@ -257,7 +252,7 @@ class Task:
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
         self._estimate: Estimate | None = None
-        self._about = provenance(self.draws.model, self.draws.data, 0, self.draws.condition)
+        self._about = provenance(self.draws.model.whole(), self.draws.data, 0, self.draws.condition)
         self._tag = self.draws.tag(self._about)
         self._path = None if self.records is None else Path(self.records)
         self._temporary = self._path is not None and self._path.is_dir()
@@ -480,16 +475,16 @@ class Task:
         draws = self.draws
         items = draws.visited()
         records, filled = draws.parts(items)
-        kl, reconstruction = (draws.spread(v, filled) for v in (records.kl, records.reconstruction))
-        both = draws.spread(records.kl + records.reconstruction, filled)
+        drawn = {name: draws.spread(values, filled) for name, values in records.costs.items()}
+        both = draws.spread(records.total, filled)
         zero, spent = torch.zeros(len(items), dtype=torch.float64), self.spent
         prior, extra = draws.prior, draws.extra
         base = {"reconstruction": draws.base[:, 0], "kl": draws.base[:, 1:].sum(1), "prior": prior, **extra}
-        drawn = {"reconstruction": reconstruction, "kl": kl}
+        base |= {name: torch.zeros_like(prior) for name in drawn if name not in base}
         terms = {name: draws.survey(known, *drawn.get(name, (zero, zero)), spent) for name, known in base.items()}
         nelbo = draws.survey(sum(base.values(), torch.zeros_like(prior)), *both, spent)
         by_cell = [
-            draws.spread(torch.where(records.cell == c, records.kl, 0.0), filled)
+            draws.spread(torch.where(records.cell == c, records.costs["kl"], 0.0), filled)
             for c in range(1, draws.plan.cells + 1)
         ]
         levels = [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]

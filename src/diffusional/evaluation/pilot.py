@@ -13,13 +13,12 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.controls import ENOUGH, Control, Wiener, fit_controls
+from diffusional.evaluation.controls import ENOUGH, Control, fit_controls
 from diffusional.evaluation.plan import Met, Plan, about, cell_edges, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
 from diffusional.models.base import device_of
-from diffusional.models.chain import Chain
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.chain import AffineCosts, Chain
 
 # This part of the pilot goes to all cells alike.
 _EVEN = 0.3
@@ -45,7 +44,7 @@ def fit(
     like: Plan | None,
 ) -> Plan:
     """As `Plan.fit`, of a model that is not training."""
-    device = device_of(model, data)
+    device = device_of(model.whole(), data)
     said = about(model)
     origin = {
         "seed": seed,
@@ -55,10 +54,7 @@ def fit(
     }
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
     fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
-    # Their worlds are Gaussian diffusions of their own.
-    controls = (
-        tuple(fit_controls(names, fitted, model.space)) if isinstance(model, DiffusionModel) and len(worlds) else ()
-    )
+    controls = tuple(fit_controls(names, fitted, model.space)) if model.affine is not None and len(worlds) else ()
     plan = _even(model, controls, data, cells)
     generator = torch.Generator().manual_seed(seed)
     known = _known_variance(model, controls, plan.edges, tried)
@@ -79,9 +75,13 @@ def fit(
         if len(replayed.left):
             some = slice(sum(map(len, levels)), sum(map(len, levels)) + n)
             visits = Visits(replayed.cell[some], replayed.level[some], visits.weight)
-        noise = torch.randn(n, *data.shape[1:], generator=generator).to(device, data.dtype)
+        noise = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
         x, c = data[item].to(device), moved(rows_of(condition, item), device)
         costs = visit_costs(model, x, visits, noise, c)
+        if model.looks:
+            first = (visits.cell == 0).nonzero().squeeze(1)
+            other = torch.randn(len(first), *model.visit_shape, generator=generator).to(device, data.dtype)
+            costs[first] -= visit_costs(model, x[first], visits[first], other, rows_of(c, first))
         if not bool(torch.isfinite(costs).all()):
             bad = int((~torch.isfinite(costs)).nonzero()[0])
             raise DiffusionalError(
@@ -94,7 +94,7 @@ def fit(
         if not model.decoder_uses_network:
             items.append(item)
             zero = Visits(torch.zeros_like(visits.cell), torch.ones_like(visits.level), torch.ones_like(visits.weight))
-            other = torch.randn(n, *data.shape[1:], generator=generator).to(device, data.dtype)
+            other = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
             rows.append(
                 (zero.cell, visit_costs(model, x, zero, other, None), visit_features(model, controls, x, zero, other))
             )
@@ -116,7 +116,7 @@ def fit(
         "cells": cells,
         "controls": [control.name for control in plan.controls],
         "dropped_controls": [control.name for control in controls if control not in plan.controls],
-        "weights_sha256": tensor_hash(model.state_dict()),
+        "weights_sha256": tensor_hash(model.whole().state_dict()),
     }
     # Every other part belongs to a decoder without network.
     step = 1 if model.decoder_uses_network else 2
@@ -187,12 +187,12 @@ def _helpful(
 
 
 def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:
-    """Cells of equal shares of Wiener's cost (where there is one) and of γ, or of a binomial chain's levels; each as likely as the next."""
+    """Cells of equal shares of Wiener's cost (where there is one) and of γ, or of the levels of a chain without controls; each as likely as the next."""
     n = resolution(model)
     edges = torch.arange(n + 1) + 1 if model.levels is not None else torch.arange(n + 1).double() / n
     density = torch.ones(n, dtype=torch.float64)
-    if isinstance(model, DiffusionModel):
-        density = _wanted(model, controls, edges, data)
+    if model.affine is not None:
+        density = _wanted(model.affine, controls, edges, data)
     edges = cell_edges(model, cells, density)
     count = len(edges)  # C cells of levels, and the reconstruction
     mass = torch.full((count,), 1 / count, dtype=torch.float64)
@@ -204,19 +204,17 @@ def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int)
     return Plan(edges, mass, zero, none, none, zero, controls)
 
 
-def _wanted(model: DiffusionModel, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
+def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
     """The density of cells over the levels, or parts of [0, 1], between `edges`."""
-    ends = model.process.schedule.grid() if model.levels is not None else model.process.schedule.gamma(edges)
+    ends = model.edge_gammas(edges)
     density = (ends[1:] - ends[:-1]).detach().cpu()
     density = density / density.sum()
     for control in controls:
-        if isinstance(control, Wiener):
-            level = edges[:-1] if model.levels is not None else 0.5 * (edges[1:] + edges[:-1])
-            gamma = model.noisy_gamma(level).detach().cpu()
-            cost = slopes(model, level)[1].detach().cpu() * torch.exp(-gamma)
-            sample = data[:: max(1, len(data) // 256)].cpu()
-            kept, noise = control._spectrum(gamma)
-            cost = cost * (kept @ control._rotated(sample, control.mean).square().mean(0) + noise)
+        level = edges[:-1] if model.levels is not None else 0.5 * (edges[1:] + edges[:-1])
+        gamma = model.noisy_gamma(level).detach().cpu()
+        expected = control.mean_expected(data[:: max(1, len(data) // 256)].cpu(), gamma)
+        if expected is not None:
+            cost = slopes(model, level)[1].detach().cpu() * torch.exp(-gamma) * expected
             density = 0.5 * density + 0.5 * cost / cost.sum()
     return density
 
@@ -224,13 +222,14 @@ def _wanted(model: DiffusionModel, controls: tuple[Control, ...], edges: Tensor,
 def _known_variance(model: Chain, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
     """Var of each control's drawn cost in each cell (K, C + 1), nats², over three of its levels; the reconstruction's is not known."""
     out = torch.zeros(len(controls), len(edges), dtype=torch.float64)
-    if not isinstance(model, DiffusionModel):
+    costs = model.affine
+    if costs is None:
         return out
     third = torch.tensor([1 / 6, 1 / 2, 5 / 6], dtype=torch.float64)
     level = edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * third
     level = (level.long() if not edges.dtype.is_floating_point else level).flatten()
-    gamma = model.noisy_gamma(level).detach().cpu()
-    factor = slopes(model, level)[1].detach().cpu() * torch.exp(-gamma)
+    gamma = costs.noisy_gamma(level).detach().cpu()
+    factor = slopes(costs, level)[1].detach().cpu() * torch.exp(-gamma)
     sample = data[:: max(1, len(data) // 1000)].cpu()
     parts = [(factor.square() * control.variance(sample, gamma)).view(-1, 3).mean(1) for control in controls]
     for k, part in enumerate(parts):

@@ -14,7 +14,8 @@ is the error of its mean.
 The constants a_c take off what the levels differ by, so stratifying over levels, which does the same, has nothing left to gain; nor
 do antithetic pairs (benchmarks/antithetic.py).
 
-A binomial chain goes the same way without controls: g is then a_c.
+A chain whose costs are not affine in the squared error of the noise, such as a binomial one, goes the same way without controls: g is
+then a_c.
 
 Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte Carlo theory, methods and examples, ch. 8–9.
 """
@@ -37,9 +38,8 @@ from diffusional.evaluation.provenance import tensor_hash
 from diffusional.evaluation.visits import Visits, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.ledger import sharing
-from diffusional.models.base import evaluation_mode
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import Chain
-from diffusional.models.diffusion import DiffusionModel
 from diffusional.seeds import check_seed
 
 # Evaluations of a pilot, and cells of levels.
@@ -145,16 +145,17 @@ class Plan:
         return self.edges.dtype.is_floating_point
 
     @classmethod
-    def uniform(cls, model: Chain, cells: int = CELLS) -> "Plan":
+    def uniform(cls, model: LatentVariableModel, cells: int = CELLS) -> "Plan":
         """No pilot, no controls: every level alike; z_1, where the network is needed there, as often as a cell.
 
-        >>> from diffusional import schedule, space, likelihood, GaussianDiffusion, Denoiser
+        >>> from diffusional import schedule, space, likelihood, DiffusionModel, GaussianDiffusion, Denoiser
         >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0, steps=101))
         >>> decoder = likelihood.LevelPosterior(space.binary((4,)))
         >>> plan = Plan.uniform(DiffusionModel(forward, Denoiser(lambda z, log_snr: 0 * z), decoder), cells=4)
         >>> plan.edges.tolist(), plan.mass.tolist()
         ([1, 26, 51, 76, 101], [0.0, 0.25, 0.25, 0.25, 0.25])
         """
+        model = visited(model)
         edges = cell_edges(model, cells, torch.ones(resolution(model), dtype=torch.float64))
         width = (edges[1:] - edges[:-1]).double()
         first = 1 / (len(width) + 1) if model.decoder_uses_network else 0.0
@@ -166,7 +167,7 @@ class Plan:
     @classmethod
     def fit(
         cls,
-        model: Chain,
+        model: LatentVariableModel,
         data: Tensor,
         evaluations: int = PILOT,
         seed: int = 0,
@@ -199,7 +200,7 @@ class Plan:
         from diffusional.evaluation.pilot import fit
 
         with evaluation_mode(model), torch.inference_mode():
-            found = fit(model, data, evaluations, seed, controls, cells, condition, like)
+            found = fit(visited(model), data, evaluations, seed, controls, cells, condition, like)
         # Tensors made in inference mode cannot be used with those that need gradients, such as a learned schedule's.
         own = {name: getattr(found, name).clone() for name in _NUMBERS}
         return replace(found, **own, met=Met(**{name: value.clone() for name, value in vars(found.met).items()}))
@@ -248,11 +249,12 @@ class Plan:
         width = (self.edges[1:] - self.edges[:-1]).double()
         total = (self.constant[1:] * width).expand(len(x), -1).clone()
         decoder = self.constant[:1].expand(len(x)).clone()
-        if not isinstance(model, DiffusionModel):
+        costs = model.affine
+        if costs is None:
             return torch.cat([decoder[:, None], total], 1)
-        gamma, weight, offset = quadrature(model, self.edges)
+        gamma, weight, offset = quadrature(costs, self.edges)
         total += offset
-        ends = model.process.schedule.ends()
+        ends = costs.end_gammas()
         for k, control in enumerate(self.controls):
             used = self.expected[k, 1:]
             if bool((used != 0).any()):
@@ -261,9 +263,9 @@ class Plan:
                 decoder += float(self.expected[k, 0]) * control.expected_decoding(x, ends[0].to(x.device)).cpu()
         return torch.cat([decoder[:, None], total], 1)
 
-    def check(self, model: Chain) -> None:
+    def check(self, model: LatentVariableModel) -> None:
         """Raise DiffusionalError unless the plan's levels are the model's."""
-        mine, its = about(model), self.provenance
+        mine, its = about(visited(model)), self.provenance
         for key, what in _SAID.items():
             if key in its and its[key] != mine[key]:
                 raise DiffusionalError(
@@ -353,7 +355,7 @@ class Plan:
             text.write_text(json_text(record), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path, model: Chain) -> "Plan":
+    def load(cls, path: str | Path, model: LatentVariableModel) -> "Plan":
         """Read what `save` wrote. Raises DiffusionalError where it is missing, broken, or made for other levels."""
         path = Path(path)
         record = load_json(path)
@@ -380,6 +382,17 @@ class Plan:
             )
         plan.check(model)
         return plan
+
+
+def visited(model: LatentVariableModel) -> Chain:
+    """Return the chain whose levels an evaluation of the model visits. Raises DiffusionalError for a model without one."""
+    chain = model.visited()
+    if chain is None:
+        raise DiffusionalError(
+            f"a plan says which levels to visit, but a {type(model).__name__} has none that can be visited one by one; evaluate it without "
+            "a plan"
+        )
+    return chain
 
 
 def about(model: Chain) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from torch import Tensor
 import diffusional
 from diffusional.conditions import Condition, by_name, ignores_condition
 from diffusional.models.base import LatentVariableModel, device_of
-from diffusional.models.chain import Chain
 from diffusional.space import Discrete, Space
 
 
@@ -63,7 +62,7 @@ def provenance(
         "weights_sha256": tensor_hash(model.state_dict()),
         "space": model.space.to_dict(),
         "levels": model.space.levels,
-        "latents": model.steps if isinstance(model, Chain) else None,
+        "latents": model.steps,
         "model": type(model).__name__,
         "seed": seed,
         "versions": {

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, rows_of
+from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import Control
 from diffusional.forward import diffuse
-from diffusional.models.chain import Chain, batch_rows
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.chain import AffineCosts, Chain, batch_rows
 
 # Gauss–Legendre nodes for each stretch of a cell in continuous time, and the longest stretch in γ.
 _NODES, _STRETCH = 4, 0.25
@@ -30,21 +30,18 @@ class Visits:
     level: Tensor
     weight: Tensor
 
+    def __getitem__(self, rows: Tensor) -> "Visits":
+        """Some of them."""
+        return Visits(self.cell[rows], self.level[rows], self.weight[rows])
 
-def slopes(model: DiffusionModel, level: Tensor) -> tuple[Tensor, Tensor]:
+
+def slopes(model: AffineCosts, level: Tensor) -> tuple[Tensor, Tensor]:
     """KL_t = offset + slope ‖ε − ε̂‖², MATH (10), at levels (V,)."""
     zero = model.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
     return zero, model.kl_from(torch.ones(len(level), dtype=torch.float64), level) - zero
 
 
-def constants(model: Chain, level: Tensor) -> Tensor:
-    """What of KL_t no noise changes, at levels (V,): the variance's part, MATH (10), which a binomial chain doesn't have."""
-    if not isinstance(model, DiffusionModel):
-        return torch.zeros(len(level), dtype=torch.float64)
-    return slopes(model, level)[0]
-
-
-def quadrature(model: DiffusionModel, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quadrature(model: AffineCosts, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖x − x̂‖²(γ_l).
 
     In continuous time over γ, ½ γ'(u) du being ½ dγ: a learned γ(u) may have steps, or corners, between any nodes in u.
@@ -57,7 +54,7 @@ def quadrature(model: DiffusionModel, edges: Tensor) -> tuple[Tensor, Tensor, Te
         gamma = model.noisy_gamma(level).detach().cpu()
     else:
         nodes, weights = _gauss_legendre()
-        at = model.process.schedule.gamma(edges).detach().cpu()
+        at = model.edge_gammas(edges).detach().cpu()
         gamma, cell, slope = [], [], []
         for c in range(cells):
             parts = max(1, math.ceil(float(at[c + 1] - at[c]) / _STRETCH))
@@ -93,7 +90,7 @@ def visit_costs(model: Chain, x: Tensor, visits: Visits, noise: Tensor, conditio
                 out[rows] = model.reconstruction(x[at], noise[at], c).cpu()
             else:
                 level = visits.level[rows].to(x.device)
-                out[rows] = (model.kl_at(x[at], level, noise[at], c) - constants(model, level).to(x.device)).cpu()
+                out[rows] = (model.kl_at(x[at], level, noise[at], c) - model.level_constants(level).to(x.device)).cpu()
     return out
 
 
@@ -101,12 +98,15 @@ def visit_features(model: Chain, controls: tuple[Control, ...], x: Tensor, visit
     """(V, 2K): every control's expected cost at the visit, then its drawn cost less the expected; float64 on the CPU."""
     if not controls:
         return torch.zeros(len(x), 0, dtype=torch.float64)
-    assert isinstance(model, DiffusionModel)
+    costs = model.affine
+    if costs is None:
+        raise DiffusionalError(
+            f"the plan has control variates, but the costs of a {type(model).__name__} are not affine in the squared error of the noise; "
+            "learn a plan for this model"
+        )
     first = visits.cell == 0
-    gamma = torch.where(
-        first, model.process.schedule.ends()[0].detach().cpu(), model.noisy_gamma(visits.level).detach().cpu()
-    )
-    _, slope = slopes(model, visits.level)
+    gamma = torch.where(first, costs.end_gammas()[0].detach().cpu(), costs.noisy_gamma(visits.level).detach().cpu())
+    _, slope = slopes(costs, visits.level)
     factor = (slope.detach().cpu() * torch.exp(-gamma)).to(x.device)
     gamma, at_first = gamma.to(x.device), first.to(x.device)
     z = diffuse(x, gamma, noise)

@@ -29,7 +29,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
-from diffusional.models.vae import VAE, Autoencoder, log_probs
+from diffusional.models.vae import Autoencoder, log_probs
 
 # A latent unit is active where its posterior mean, in standard deviations of its prior, varies by more than this over the
 # items (Burda et al. 2016, whose prior is N(0, I)).
@@ -113,6 +113,7 @@ def aggregated(
     Raises DiffusionalError for a model without a learned posterior, items that the space refuses, and a condition without a row for
     every item.
 
+    >>> from diffusional import VAE
     >>> from diffusional.models.likelihood import NetworkLevels
     >>> from diffusional.space import binary
     >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Unflatten(1, (8,)))
@@ -122,9 +123,15 @@ def aggregated(
     >>> 0 < found.information.value < found.entropy
     True
     """
-    if not isinstance(model, Autoencoder):
+    learned = model.learned_posterior()
+    if learned is None:
         raise DiffusionalError(
             f"a {type(model).__name__} came, whose posterior is fixed: information.curve has its I(x; z_t)"
+        )
+    if (not learned.prior.normal) if learned.chain is None else len(learned.latents) > 1:
+        raise DiffusionalError(
+            f"expected a model with the prior N(0, I), or one latent with a chain as its prior, got {len(learned.latents)} latents with a "
+            f"{type(learned.prior).__name__}; KL[q(z) ‖ p(z)] is not computed for it"
         )
     if samples < 2:
         raise DiffusionalError(f"samples={samples} came; give at least 2, their spread tells the error")
@@ -135,7 +142,7 @@ def aggregated(
     seed = int(torch.randint(2**62, (), generator=generator))
     with evaluation_mode(model):
         return _aggregated(
-            model, x.to(device), samples, torch.Generator(device).manual_seed(seed), seed, moved(condition, device)
+            learned, x.to(device), samples, torch.Generator(device).manual_seed(seed), seed, moved(condition, device)
         )
 
 
@@ -165,7 +172,7 @@ def _aggregated(
     own = where[order]
     noise = torch.empty(samples, sum(model.latents), dtype=x.dtype, device=x.device).normal_(generator=generator)
     encoded = model.encoded(items, c)
-    bounds = isinstance(model, VAE) and model.chain is not None
+    bounds = model.chain is not None
     parts: dict[str, list[Tensor]] = {}
     for rows in torch.arange(samples, device=x.device).split(max(1, _PAIRS // len(items))):
         mine = rows_of(c, own[rows])
@@ -178,7 +185,6 @@ def _aggregated(
         layers = torch.stack([q.kl(p).double() for q, p in zip(drawn.q, drawn.p, strict=True)], 1)
         found = {"information": log_q - log_aggregate, "kl": layers.sum(1), "layers": layers}
         if bounds:
-            assert isinstance(model, VAE)
             cost = _chain_cost(model, drawn.z[0], generator, mine)
             found |= {"marginal": log_aggregate + cost, "kl": cost - drawn.q[0].entropy().double()}
             found["layers"] = found["kl"][:, None]
@@ -246,17 +252,20 @@ def _variance(values: Tensor, weights: Tensor) -> Tensor:
     return (w * (values - mean).square()).sum(0)
 
 
-def _chain_cost(model: VAE, z: Tensor, generator: torch.Generator, condition: Condition | None) -> Tensor:
+def _chain_cost(model: Autoencoder, z: Tensor, generator: torch.Generator, condition: Condition | None) -> Tensor:
     assert model.chain is not None
     return model.chain.elbo(z, generator, condition).nelbo
 
 
 def _chain_information(
-    model: VAE, q: Gaussian, own: Tensor, z: Tensor, log_weights: Tensor, generator: torch.Generator
+    model: Autoencoder, q: Gaussian, own: Tensor, z: Tensor, log_weights: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Log-ratios of the chain's first latent w = α z + σ ε: ln q(w|z)/q(w), and ln q(w|x)/q(w). All are Gaussian mixtures."""
     assert model.chain is not None
-    gamma = model.chain.process.schedule.ends()[0].detach()
+    costs = model.chain.affine
+    if costs is None:
+        raise DiffusionalError(f"expected a Gaussian diffusion as the prior, got a {type(model.chain).__name__}")
+    gamma = costs.end_gammas()[0].detach()
     alpha2, sigma2 = torch.sigmoid(-gamma), torch.sigmoid(gamma)
     noise = torch.empty_like(z).normal_(generator=generator)
     w = alpha2.sqrt() * z.double() + sigma2.sqrt() * noise.double()

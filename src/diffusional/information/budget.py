@@ -174,7 +174,7 @@ def _assembled(
 
 
 def _reference(model: DiffusionModel, reference: DiffusionModel | Denoiser | exact.World) -> tuple[DiffusionModel, str]:
-    if isinstance(reference, DiffusionModel):
+    if not isinstance(reference, exact.World | Denoiser):
         if reference.space != model.space:
             raise DiffusionalError(f"a reference over {reference.space} came for a model over {model.space}")
         if reference.steps != model.steps or not torch.allclose(

@@ -14,13 +14,14 @@ information comes from the densities of the walk forward, q(z_t|z_{t−1},x): an
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from diffusional import exact
 from diffusional.errors import DiffusionalError
-from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion
+from diffusional.forward import GaussianDiffusion, transition_of
 from diffusional.gaussian import Gaussian
 from diffusional.information.draws import Draws, exactly
 from diffusional.information.finite import check_samples
@@ -123,7 +124,7 @@ def _paths(
 
 
 def _forward(process: GaussianDiffusion, z: Tensor, t: int, x: Tensor) -> Gaussian:
-    return process.transition(z, t, x) if isinstance(process, NonMarkovDiffusion) else process.transition(z, t)
+    return cast(Gaussian, transition_of(process, z, t, x))
 
 
 def _gaussian(world: exact.Gaussian, process: GaussianDiffusion) -> Chain:

@@ -16,6 +16,7 @@ from diffusional.space import Continuous, Space
 
 if TYPE_CHECKING:
     from diffusional.models.chain import Chain
+    from diffusional.models.vae import Autoencoder
 
 
 def device_of(model: nn.Module, data: Tensor) -> torch.device:
@@ -84,6 +85,10 @@ class LatentVariableModel(nn.Module, ABC):
 
     def visited(self) -> "Chain | None":
         """Return the chain whose levels an evaluation can visit one by one; by default None, for models without levels."""
+        return None
+
+    def learned_posterior(self) -> "Autoencoder | None":
+        """Return the model itself if its posterior q(z|x) is learned; by default None: the posterior is fixed."""
         return None
 
     def regrid(self, steps: int | None) -> "LatentVariableModel":

@@ -56,7 +56,7 @@ class BinomialDiffusionModel(Chain):
     (torch.Size([2, 19]), tensor([0., 0.], dtype=torch.float64))
     """
 
-    process: BinomialDiffusion  # pyright: ignore[reportIncompatibleVariableOverride]
+    process: BinomialDiffusion
 
     def __init__(self, process: BinomialDiffusion, network: Callable[..., Tensor], space: Space) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition, repeated, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.forward import Distribution, ForwardProcess, transition_of
+from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models.base import LatentVariableModel
@@ -106,7 +106,8 @@ class Chain(LatentVariableModel):
     tensor([2.7726, 2.7726], dtype=torch.float64)
     """
 
-    process: ForwardProcess
+    # A ForwardProcess; a family says which.
+    process: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -143,7 +144,9 @@ class Chain(LatentVariableModel):
         raise self._undefined("decode, p(x|z_1)")
 
     def _undefined(self, what: str) -> DiffusionalError:
-        return DiffusionalError(f"expected {type(self).__name__} to define {what}, which this method needs; it does not")
+        return DiffusionalError(
+            f"expected {type(self).__name__} to define {what}, which this method needs; it does not"
+        )
 
     # The three kinds of costs, MATH (8).
 
@@ -195,6 +198,24 @@ class Chain(LatentVariableModel):
         """Return the chain whose levels an evaluation visits: this one."""
         return self
 
+    def whole(self) -> LatentVariableModel:
+        """Return the model whose costs these are: the chain itself, or a model that contains it."""
+        return self
+
+    @property
+    def visit_shape(self) -> tuple[int, ...]:
+        """The shape of the noise of one visit: that of an item."""
+        return self.space.shape
+
+    # Whether an evaluation draws the reconstruction of every item once before its visits, as a control variate of those of the decoder.
+    looks: bool = False
+    # Names of further costs of every visit, which take no network evaluation: see `beside`.
+    further: tuple[str, ...] = ()
+
+    def beside(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        """Return further costs (B,) of a visit at noise (B, *visit_shape), by the names in `further`: by default {}."""
+        return {}
+
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """(T, *dims): an ε for each latent. `terms` takes T first, (T, B, *dims)."""
@@ -216,7 +237,7 @@ class Chain(LatentVariableModel):
         """
         self.space.check(x)
         check_condition(condition, len(x))
-        same_shape(x, noise)
+        same_shape(x, noise, self.visit_shape)
         if self.levels is not None and (
             level.dtype.is_floating_point or bool(((level < 1) | (level > self.levels)).any())
         ):
@@ -431,11 +452,12 @@ class Chain(LatentVariableModel):
         return p.sample(generator)
 
 
-def same_shape(x: Tensor, noise: Tensor) -> None:
-    """Raise DiffusionalError unless every item has an ε of its own."""
-    if noise.shape != x.shape:
+def same_shape(x: Tensor, noise: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    """Raise DiffusionalError unless every item has an ε of its own: of its own shape, or of `shape`."""
+    expected = x.shape if shape is None else (len(x), *shape)
+    if noise.shape != expected:
         raise DiffusionalError(
-            f"noise of shape {tuple(noise.shape)} came for items of {tuple(x.shape)}; give one like them"
+            f"expected noise of shape {tuple(expected)} for items of shape {tuple(x.shape)}, got {tuple(noise.shape)}"
         )
 
 

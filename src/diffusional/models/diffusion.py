@@ -57,7 +57,7 @@ class DiffusionModel(Chain):
     torch.Size([2, 19])
     """
 
-    process: GaussianDiffusion  # pyright: ignore[reportIncompatibleVariableOverride]
+    process: GaussianDiffusion
 
     def __init__(
         self,
@@ -401,7 +401,9 @@ class DiffusionModel(Chain):
             yield from super().walk_back(n, generator, condition)
             return
         if method == "ancestral" and not self.process.markov:
-            raise DiffusionalError(f"steps={steps} was given, but the chain is not Markov: leave steps out, or use method='ddim'")
+            raise DiffusionalError(
+                f"steps={steps} was given, but the chain is not Markov: leave steps out, or use method='ddim'"
+            )
         schedule = self.process.schedule
         grid = schedule.grid() if steps is None else schedule.spaced(steps)
         z = self.drawn(self.last(n), generator)

@@ -6,7 +6,7 @@
 
 The bound has the shape of MATH (8), with layers in place of levels: a diffusion model is this with a fixed q. The
 top-down state carries all layers above, so that conditioning is on z_{>l} and not on z_{l+1} alone (Sønderby et al. 2016,
-Ladder VAE; Kingma et al. 2016). p(z_L) = N(0, I).
+Ladder VAE; Kingma et al. 2016). p(z_L) = N(0, I), or a chain over z_L.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,10 @@ from torch import Tensor
 from diffusional.conditions import Condition, called, check_condition, repeated
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
+from diffusional.models.chain import Chain
 from diffusional.models.denoiser import Head
 from diffusional.models.likelihood import Likelihood
+from diffusional.models.prior import Prior, as_prior
 from diffusional.models.vae import Autoencoder, Inference, bounded, checked_decoder
 from diffusional.networks import Ladder
 from diffusional.shapes import Items
@@ -38,6 +40,7 @@ class HierarchicalVAE(Autoencoder):
         ladder: the network; its `latents` are the dimensions of z_1 … z_L, its output what the likelihood needs: C·K
             channels for levels with head "categorical", 2C with "logistic", C for a mean.
         likelihood: p(x|z) over the data's space.
+        prior: of z_L: None for N(0, I), or a chain over `Continuous` of z_L's shape, or any other `Prior`, as in `VAE`.
 
     Raises DiffusionalError as VAE does.
 
@@ -56,8 +59,9 @@ class HierarchicalVAE(Autoencoder):
         likelihood: Likelihood,
         predicts: Literal["levels", "data"] | None = None,
         head: Head = "logistic",
+        prior: Prior | Chain | None = None,
     ) -> None:
-        super().__init__(likelihood)
+        super().__init__(likelihood, as_prior(prior, ladder.latents[-1:]))
         self.ladder = ladder
         self.latents = ladder.latents
         self.predicts: Literal["levels", "data"]
@@ -83,8 +87,14 @@ class HierarchicalVAE(Autoencoder):
         dtype = next(self.ladder.parameters()).dtype
         return (part.to(dtype) for part in said)
 
-    def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
-        features = [f.to(x.dtype) for f in called(self.ladder.up, x, condition=condition)]
+    def infer_from(
+        self,
+        encoded: tuple[list[Tensor], Condition | None],
+        x: Items,
+        noise: Tensor,
+        condition: Condition | None = None,
+    ) -> Inference:
+        features = [f.to(x.dtype) for f in encoded[0]]
         state = self._top(len(x), condition)
         parts = noise.split(self.latents, 1)
         z, qs, ps = [], [], []
@@ -104,6 +114,10 @@ class HierarchicalVAE(Autoencoder):
 
     def encoded(self, x: Items, condition: Condition | None = None) -> tuple[list[Tensor], Condition | None]:
         return called(self.ladder.up, x, condition=condition), condition
+
+    def regrid(self, steps: int | None) -> "HierarchicalVAE":
+        """Return the same networks with another T of the prior's chain, or in continuous time; all tensors are shared."""
+        return HierarchicalVAE(self.ladder, self.likelihood, self.predicts, self.head, self.prior.regrid(steps))
 
     def log_posteriors(self, encoded: tuple[list[Tensor], Condition | None], z: tuple[Tensor, ...]) -> Tensor:
         features, condition = encoded
@@ -128,7 +142,9 @@ class HierarchicalVAE(Autoencoder):
         check_condition(condition, n)
         state = self._top(n, condition)
         for layer in range(len(self.latents), 0, -1):
-            state = self.ladder.down(layer, state, self._prior(layer, state).sample(generator))
+            last = layer == len(self.latents)
+            z = self.prior.sample(n, state, generator, condition) if last else self._prior(layer, state).sample(generator)
+            state = self.ladder.down(layer, state, z)
         like = state.new_empty(n, *self.space.shape)
         return self.likelihood.sample(
             self._decoded(self.ladder.output(state), like, self.predicts, self.head), generator

@@ -2,8 +2,8 @@
 
     NELBO = −E ln p(x|z) + E KL[q(z|x) ‖ p(z)],      E KL[q(z|x) ‖ p(z)] = I(x; z) + KL[q(z) ‖ p(z)]          MATH (21)
 
-The VAE's latent comes from one encoder (Kingma & Welling 2014; Rezende et al. 2014). Its prior is N(0, I), or a whole
-diffusion model over z: then z is a trainable first latent, before the chain that is fixed, and the bound is
+The VAE's latent comes from one encoder (Kingma & Welling 2014; Rezende et al. 2014). Its prior (models/prior.py) is N(0, I), or a
+whole diffusion model over z: then z is a trainable first latent, before the chain that is fixed, and the bound is
 
     NELBO = −E ln p(x|z) − E H[q(z|x)] + E NELBO_diffusion(z)
 
@@ -28,8 +28,9 @@ from diffusional.ledger import Costs, Ledger
 from diffusional.levels import LevelSampler
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.calls import call
+from diffusional.models.chain import Chain
 from diffusional.models.denoiser import Head, read
-from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.latent_chain import LatentChain
 from diffusional.models.likelihood import (
     DiscretizedGaussian,
     GaussianLikelihood,
@@ -38,17 +39,14 @@ from diffusional.models.likelihood import (
     NetworkLevels,
 )
 from diffusional.models.parameterization import HEADS, Prediction
+from diffusional.models.prior import Prior, PriorCosts, as_prior
 from diffusional.shapes import Items, PerItem
-from diffusional.space import Continuous, Discrete, Space
+from diffusional.space import Discrete, Space
 from diffusional.words import check_word
 
 # Limits of a learned Gaussian's ln σ, as in the autoencoders of latent diffusion: σ from 3e-7 to 2e4. With them e^δ,
 # δ = ln v_q − ln v_p ≤ 50, is at least sixteen orders of magnitude below float32's largest number, so that sums over dimensions are finite.
 LOG_STD_LIMITS = (-15.0, 10.0)
-# Of a loss that visits no levels.
-_NO_VISITS = (torch.zeros(0), torch.zeros(0))
-# A diffusion prior's costs among those of its VAE.
-_NAMES = {"reconstruction": "latent_reconstruction", "jacobian": "latent_jacobian"}
 
 
 def bounded(mean: Tensor, log_std: Tensor) -> Gaussian:
@@ -64,9 +62,9 @@ def bounded(mean: Tensor, log_std: Tensor) -> Gaussian:
 
 @dataclass(frozen=True)
 class Inference:
-    """One draw of the latents of x (B, …): z_1 … z_L, each (B, n_l), what q and p say of each, and the decoder, called on demand.
+    """One draw of the latents of x (B, …): z_1 … z_L, each (B, n_l), their q and p, and the decoder, called on demand.
 
-    q[l − 1] = q(z_l|z_{>l}, x) and p[l − 1] = p(z_l|z_{>l}), at the z_{>l} drawn.
+    q[l − 1] = q(z_l|z_{>l}, x) and p[l − 1] = p(z_l|z_{>l}), at the z_{>l} drawn. The last of `p` is N(0, I), whatever the prior.
     """
 
     z: tuple[Tensor, ...]
@@ -91,13 +89,18 @@ class Autoencoder(LatentVariableModel):
     """A model with a learned posterior over L latent vectors; `latents` are their dimensions, the one next to x first.
 
     Costs per item (MATH (8) with q in place of the diffusion): `reconstruction` = −ln p(x|z_1), kl[:, l − 1] =
-    KL[q(z_l|z_{>l}, x) ‖ p(z_l|z_{>l})] for l < L, and `prior` = KL[q(z_L|x) ‖ p(z_L)].
+    KL[q(z_l|z_{>l}, x) ‖ p(z_l|z_{>l})] for l < L, and `prior` = KL[q(z_L|x) ‖ p(z_L)]. With a chain as the prior of z_L, the last is
+    replaced by the chain's costs at z_L: its levels are further columns of `kl`, its KL_T is `prior`, its −ln p(z_L|z_1) is
+    "latent_reconstruction", and "encoder_entropy" is −H[q(z_L|x)].
     """
 
     latents: tuple[int, ...]
+    prior: Prior
 
-    def __init__(self, likelihood: Likelihood) -> None:
+    def __init__(self, likelihood: Likelihood, prior: Prior) -> None:
         super().__init__()
+        # A prior that is a chain keeps its weights under "chain".
+        self.prior, self.chain = prior, prior.chain
         if isinstance(likelihood, LevelPosterior):
             raise DiffusionalError(
                 "LevelPosterior came; it reads x off the noisy x itself, which an autoencoder has not: use NetworkLevels "
@@ -114,13 +117,19 @@ class Autoencoder(LatentVariableModel):
     def space(self) -> Space:
         return self.likelihood.space
 
-    @abstractmethod
     def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
         """Draw z_L … z_1 ~ q(z_{1:L}|x), ε = `noise` (B, Σ latents), z_1's first."""
+        return self.infer_from(self.encoded(x, condition), x, noise, condition)
+
+    @abstractmethod
+    def infer_from(self, encoded: Any, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
+        """As `infer`, from what `encoded` returned for x. Only the shape and type of x are used."""
 
     @abstractmethod
     def encoded(self, x: Items, condition: Condition | None = None) -> Any:
-        """Return all that q takes from items x (N, …) and their conditions: the argument of `log_posteriors`, for any number of draws."""
+        """Return all that q takes from items x (N, …) and their conditions, once for any number of draws: the argument of `infer_from` and
+        `log_posteriors`.
+        """
 
     @abstractmethod
     def log_posteriors(self, encoded: Any, z: tuple[Tensor, ...]) -> Tensor:
@@ -128,8 +137,21 @@ class Autoencoder(LatentVariableModel):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of one item's noise in `terms`."""
-        return (sum(self.latents),)
+        """(K,), the numbers of one item's noise in `terms`: those of the latents first, then those of the prior."""
+        return (sum(self.latents) + self.prior.noise,)
+
+    @property
+    def evaluations(self) -> int:
+        return 1 + self.prior.evaluations
+
+    @property
+    def steps(self) -> int | None:
+        """T of a chain that is the prior; None if there is none, or in continuous time."""
+        return None if self.chain is None else self.chain.steps
+
+    def learned_posterior(self) -> "Autoencoder":
+        """Return this model, whose q(z|x) is learned."""
+        return self
 
     def _decoded(self, output: Tensor, x: Items, predicts: Literal["levels", "data"], head: Head) -> Prediction:
         """The decoder's output as a prediction at SNR 0, where the noisy x says nothing."""
@@ -148,21 +170,32 @@ class Autoencoder(LatentVariableModel):
     def terms(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """MATH (8) with one draw of the latents: `noise` (B, *noise_shape)."""
         self._checked_noise(x, noise, condition)
-        drawn = self.infer(x, noise, condition)
-        kl = [q.kl(p).double() for q, p in zip(drawn.q, drawn.p, strict=True)]
-        below = torch.stack(kl[:-1], 1) if len(kl) > 1 else kl[0].new_zeros(len(x), 0)
-        return Ledger(self._reconstruction(x, drawn), below, kl[-1], self.space.dimensions, self.extra(x))
+        own = sum(self.latents)
+        drawn = self.infer(x, noise[:, :own], condition)
+        return self._ledger(x, drawn, self.prior.terms(drawn.q[-1], drawn.z[-1], noise[:, own:], condition))
 
-    def _reconstruction(self, x: Tensor, drawn: Inference) -> Tensor:
+    def _ledger(self, x: Tensor, drawn: Inference, top: PriorCosts) -> Ledger:
+        below = [q.kl(p).double() for q, p in zip(drawn.q[:-1], drawn.p[:-1], strict=True)]
+        kl = torch.cat([torch.stack(below, 1), top.kl], 1) if below else top.kl
+        extra = self.extra(x) | top.extra
+        return Ledger(self.reconstruction(x, drawn), kl, top.prior, self.space.dimensions, extra)
+
+    def reconstruction(self, x: Tensor, drawn: Inference) -> Tensor:
         return -self.likelihood.log_prob(x, drawn.decoded()).double()
 
     def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        shape = (x.shape[0], *self.noise_shape)
+        """ε of the latents (B, Σ latents)."""
+        shape = (x.shape[0], sum(self.latents))
         return torch.empty(shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
 
     def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
-        """MATH (8), one draw of the latents from `generator`; one network evaluation per item."""
-        return self.terms(x, self._noise(x, generator), condition)
+        """MATH (8), one draw of every cost: one network evaluation per item, and with a chain as the prior one for each of its T levels, or
+        256 cells of continuous time.
+        """
+        self.space.check(x)
+        check_condition(condition, len(x))
+        drawn = self.infer(x, self._noise(x, generator), condition)
+        return self._ledger(x, drawn, self.prior.elbo(drawn.q[-1], drawn.z[-1], generator, condition))
 
     def draw(
         self,
@@ -171,20 +204,28 @@ class Autoencoder(LatentVariableModel):
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
-        """ε of the latents; no levels."""
+        """ε of the latents as "noise"; and, as "prior_…", what the prior draws."""
         shape = (len(x) if n is None else n, sum(self.latents))
-        return {"noise": x.new_empty(shape).normal_(generator=generator)}
+        out = {"noise": x.new_empty(shape).normal_(generator=generator)}
+        like = out["noise"][:, -self.latents[-1] :].reshape(-1, *self.prior.shape)
+        return out | {f"prior_{name}": value for name, value in self.prior.draw(like, sampler, generator).items()}
 
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """MATH (8) at one draw of the latents (the reparameterised gradient): "kl_1" … "kl_L−1", and "prior" for KL_L."""
-        ledger = self.terms(x, draws["noise"], condition)
-        below = {f"kl_{i + 1}": kl for i, kl in enumerate(ledger.kl.unbind(1))}
-        terms = {"reconstruction": ledger.reconstruction, **below, "prior": ledger.prior, **ledger.extra}
-        return Costs(terms, *_NO_VISITS)
+        """MATH (8) at one draw of the latents (the reparameterised gradient): "reconstruction", "kl_1" … "kl_L−1", and the prior's
+        costs: "prior" for KL_L or, of a chain, the costs of MATH (22) at one level per item and "encoder_entropy".
+        """
+        drawn = self.infer(x, draws["noise"], condition)
+        inner = {name.removeprefix("prior_"): value for name, value in draws.items() if name.startswith("prior_")}
+        top = self.prior.costs(drawn.q[-1], drawn.z[-1], inner, condition)
+        below = {
+            f"kl_{i + 1}": q.kl(p).double() for i, (q, p) in enumerate(zip(drawn.q[:-1], drawn.p[:-1], strict=True))
+        }
+        terms = {"reconstruction": self.reconstruction(x, drawn), **below, **top.terms, **self.extra(x)}
+        return Costs(terms, top.position, top.density)
 
     def layers(self, costs: Costs) -> list[tuple[str, ...]]:
         """Which named costs make up the KL of each layer, z_1 first."""
-        return [*((f"kl_{i}",) for i in range(1, len(self.latents))), ("prior",)]
+        return [*((f"kl_{i}",) for i in range(1, len(self.latents))), self.prior.layer(costs)]
 
     def objective(self, costs: Costs, weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
         """A training objective that keeps latents alive; a bound only at weight = 1 without free bits.
@@ -193,6 +234,10 @@ class Autoencoder(LatentVariableModel):
 
         `weight` is KL warm-up (Bowman et al. 2016; Sønderby et al. 2016), `free_bits` λ nats for each layer (Kingma et al. 2016).
         """
+        if self.prior.one_level and free_bits:
+            raise DiffusionalError(
+                f"free_bits={free_bits} came with a diffusion prior, whose KL is known to one level's draw only; use warm-up"
+            )
         layers = self.layers(costs)
         means = {name: term.mean() for name, term in costs.terms.items()}
         kl = weight * torch.stack([torch.stack([means.pop(name) for name in names]).sum() for names in layers])
@@ -217,8 +262,10 @@ class Autoencoder(LatentVariableModel):
         exponential is p(x).
         """
         self._checked_noise(x, noise, condition)
-        drawn = self.infer(x, noise, condition)
-        return -self._reconstruction(x, drawn) + drawn.log_p() - drawn.log_q() - self.space.log_jacobian()
+        drawn = self.infer(x, noise[:, : sum(self.latents)], condition)
+        top = self.prior.log_prob(drawn.z[-1], condition)
+        log_p = _total([*(p.log_prob(z) for p, z in zip(drawn.p[:-1], drawn.z[:-1], strict=True)), top])
+        return -self.reconstruction(x, drawn) + log_p - drawn.log_q() - self.space.log_jacobian()
 
 
 def log_probs(q: Gaussian, z: Tensor) -> Tensor:
@@ -227,7 +274,8 @@ def log_probs(q: Gaussian, z: Tensor) -> Tensor:
     >>> log_probs(Gaussian(torch.zeros(2, 1), torch.zeros(2, 1)), torch.zeros(3, 1)).shape
     torch.Size([3, 2])
     """
-    mean, log_variance, z = q.mean.double(), q.log_variance.double().expand_as(q.mean), z.double()
+    mean, log_variance = q.mean.double().flatten(1), q.log_variance.double().expand_as(q.mean).flatten(1)
+    z = z.double().flatten(1)
     precision = torch.exp(-log_variance)
     constant = (mean.square() * precision + log_variance + math.log(2 * math.pi)).sum(1)
     return -0.5 * (z.square() @ precision.T - 2 * z @ (mean * precision).T + constant)
@@ -237,14 +285,15 @@ class VAE(Autoencoder):
     """p(x, z) = p(x|z) p(z), q(z|x) = N(μ(x), diag σ(x)²): NELBO = −E ln p(x|z) + KL[q(z|x) ‖ p(z)], MATH (21).
 
     Args:
-        encoder: module from x (B, *shape) to (B, 2n): μ and ln σ. ln σ is clamped to [−15, 10], σ from 3e-7 to 2e4; the
-            bound is that of the clamped q(z|x).
-        decoder: module from z (B, n) to what `predicts` says: for "levels" C·K channels (`head="categorical"`) or 2C
+        encoder: module from x (B, *shape) to (B, 2n), or (B, 2C, *rest) for latents of shape (C, *rest): μ and ln σ. ln σ is clamped to
+            [−15, 10], σ from 3e-7 to 2e4; the bound is that of the clamped q(z|x).
+        decoder: module from z (B, *latents) to what `predicts` says: for "levels" C·K channels (`head="categorical"`) or 2C
             ("logistic"), for "data" the mean of x.
         likelihood: p(x|z) over the data's space.
-        latents: n.
-        prior: None for N(0, I); or a DiffusionModel over Continuous((n,)), whose latents follow z. Its costs then are the
-            ledger's `kl` and `prior`, its −ln p(z|z_1) is "latent_reconstruction", and −H[q(z|x)] "encoder_entropy".
+        latents: n, or the shape of z such as (C, H, W).
+        prior: None for N(0, I); a chain such as a DiffusionModel over `Continuous` of z's shape, whose latents follow z; or any other
+            `Prior`. The costs of a chain are the ledger's `kl` and `prior`, its −ln p(z|z_1) is "latent_reconstruction", and −H[q(z|x)]
+            "encoder_entropy".
 
     A condition is passed to the encoder, the decoder and the network of a diffusion prior, q(z|x, c), p(x|z, c) and p(z|c). For
     a prior p(z) that does not depend on it, wrap the prior's network in a module that takes the condition and ignores it.
@@ -268,54 +317,47 @@ class VAE(Autoencoder):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: Likelihood,
-        latents: int,
+        latents: int | tuple[int, ...],
         predicts: Literal["levels", "data"] | None = None,
         head: Head = "logistic",
-        prior: DiffusionModel | None = None,
+        prior: Prior | Chain | None = None,
     ) -> None:
-        super().__init__(likelihood)
-        if latents < 1:
+        shape = (latents,) if isinstance(latents, int) else tuple(latents)
+        if not shape or min(shape) < 1:
             raise DiffusionalError(f"latents={latents} came; give at least 1")
-        self.encoder, self.decoder, self.chain = encoder, decoder, prior
-        self.latents = (latents,)
+        super().__init__(likelihood, as_prior(prior, shape))
+        self.encoder, self.decoder = encoder, decoder
+        self.latents = (math.prod(shape),)
         self.predicts: Literal["levels", "data"]
         self.head: Head
         self.predicts, self.head = checked_decoder(likelihood, predicts, head)
-        if prior is not None and prior.space != Continuous((latents,)):
-            raise DiffusionalError(f"a prior over {prior.space} came; the latent is Continuous(({latents},))")
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        # z's ε first; then, of a diffusion prior, one for each of its latents.
-        return (self.latents[0] * (1 if self.chain is None else 1 + self.chain.noise_shape[0]),)
-
-    @property
-    def evaluations(self) -> int:
-        return 1 if self.chain is None else 1 + self.chain.evaluations
 
     def regrid(self, steps: int | None) -> "VAE":
-        """The same networks with another T of the diffusion prior, or in continuous time; shares all tensors."""
-        if self.chain is None:
-            raise DiffusionalError(f"steps={steps} came; a VAE with the prior N(0, I) has no levels to re-grid")
+        """Return the same networks with another T of the prior's chain, or in continuous time; all tensors are shared."""
         return VAE(
             self.encoder,
             self.decoder,
             self.likelihood,
-            self.latents[0],
+            self.prior.shape,
             self.predicts,
             self.head,
-            self.chain.regrid(steps),
+            self.prior.regrid(steps),
         )
 
-    def posterior(self, x: Items, condition: Condition | None = None) -> Gaussian:
-        """q(z|x) = N(μ(x), σ(x)²), (B, n), with ln σ clamped to [−15, 10].
+    def visited(self) -> Chain | None:
+        """Return the levels of the prior's chain as costs of x; None without a chain, or if p(z|z_1) takes its network."""
+        return None if self.chain is None or self.chain.decoder_uses_network else LatentChain(self)
 
-        Raises DiffusionalError unless the encoder's output has shape (B, 2n).
+    def posterior(self, x: Items, condition: Condition | None = None) -> Gaussian:
+        """q(z|x) = N(μ(x), σ(x)²), (B, *latents), with ln σ clamped to [−15, 10].
+
+        Raises DiffusionalError unless the encoder's output has twice as many channels as z, (B, 2n) for n latents.
         """
         out = call(self.encoder, x, condition=condition, role="encoder")
-        if out.shape != (len(x), 2 * self.latents[0]):
+        wanted = (len(x), 2 * self.prior.shape[0], *self.prior.shape[1:])
+        if out.shape != wanted:
             raise DiffusionalError(
-                f"the encoder's output has shape {tuple(out.shape)}; {self.latents[0]} latents need {(len(x), 2 * self.latents[0])}"
+                f"the encoder's output has shape {tuple(out.shape)}; {self.latents[0]} latents need {wanted}"
             )
         mean, log_std = out.to(x.dtype).chunk(2, 1)
         return bounded(mean, log_std)
@@ -327,92 +369,14 @@ class VAE(Autoencoder):
         return log_probs(encoded, z[0])
 
     def decode(self, z: Tensor, x: Items, condition: Condition | None = None) -> Prediction:
-        """What the decoder says of z (B, n); x tells shape and type only."""
+        """The decoder's prediction at z (B, *latents). Only the shape and type of x are used."""
         output = call(self.decoder, z, condition=condition, role="decoder")
         return self._decoded(output, x, self.predicts, self.head)
 
-    def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
-        q = self.posterior(x, condition)
-        z = q.sample(noise=noise[:, : self.latents[0]])
+    def infer_from(self, encoded: Gaussian, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
+        z = encoded.sample(noise=noise.view(-1, *self.prior.shape))
         standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
-        return Inference((z,), (q,), (standard,), lambda: self.decode(z, x, condition))
-
-    def terms(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Ledger:
-        """One draw of every cost: `noise` (B, n), or with a diffusion prior of T latents (B, n·(1 + T)): z's ε first."""
-        if self.chain is None:
-            return super().terms(x, noise, condition)
-        self._checked_noise(x, noise, condition)
-        drawn = self.infer(x, noise, condition)
-        n = self.latents[0]
-        walk = noise[:, n:].reshape(len(x), -1, n).transpose(0, 1).contiguous()
-        return self._joined(x, drawn, self.chain.terms(drawn.z[0], walk, condition))
-
-    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
-        """One draw of every cost; a diffusion prior pays for its T levels, or 256 cells of continuous time."""
-        if self.chain is None:
-            return super().elbo(x, generator, condition)
-        self.space.check(x)
-        check_condition(condition, len(x))
-        drawn = self._inferred(x, generator, condition)
-        return self._joined(x, drawn, self.chain.elbo(drawn.z[0], generator, condition))
-
-    def draw(
-        self,
-        x: Tensor,
-        sampler: LevelSampler | None = None,
-        generator: torch.Generator | None = None,
-        n: int | None = None,
-    ) -> dict[str, Tensor]:
-        """ε of z; and, as "prior_…", what a diffusion prior draws."""
-        out = super().draw(x, None, generator, n)
-        if self.chain is not None:
-            inner = self.chain.draw(out["noise"], sampler, generator)
-            out |= {f"prior_{name}": value for name, value in inner.items()}
-        return out
-
-    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """As an autoencoder's; of a diffusion prior the costs of MATH (22), one level per item, and −H[q(z|x)]."""
-        if self.chain is None:
-            return super().costs(x, draws, condition)
-        drawn = self.infer(x, draws["noise"], condition)
-        inner = {name.removeprefix("prior_"): value for name, value in draws.items() if name.startswith("prior_")}
-        chain = self.chain.costs(drawn.z[0], inner, condition)
-        terms = {"reconstruction": self._reconstruction(x, drawn), **self.extra(x)}
-        terms |= {_NAMES.get(name, name): value for name, value in chain.terms.items()}
-        terms["encoder_entropy"] = -drawn.q[0].entropy().double()
-        return Costs(terms, chain.position, chain.density)
-
-    def layers(self, costs: Costs) -> list[tuple[str, ...]]:
-        # −H[q] + NELBO of z bounds KL[q(z|x) ‖ p(z)]. A draw of it may be negative.
-        outer = ("reconstruction", "jacobian")
-        return super().layers(costs) if self.chain is None else [tuple(n for n in costs.terms if n not in outer)]
-
-    def objective(self, costs: Costs, weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
-        if self.chain is not None and free_bits:
-            raise DiffusionalError(
-                f"free_bits={free_bits} came with a diffusion prior, whose KL is known to one level's draw only; use warm-up"
-            )
-        return super().objective(costs, weight, free_bits)
-
-    def _inferred(self, x: Tensor, generator: torch.Generator | None, condition: Condition | None) -> Inference:
-        noise = torch.empty(len(x), self.latents[0], dtype=x.dtype, device=x.device).normal_(generator=generator)
-        return self.infer(x, noise, condition)
-
-    def _joined(self, x: Tensor, drawn: Inference, chain: Ledger) -> Ledger:
-        extra = {
-            "latent_reconstruction": chain.reconstruction,
-            "encoder_entropy": -drawn.q[0].entropy().double(),
-        }
-        return Ledger(
-            self._reconstruction(x, drawn), chain.kl, chain.prior, self.space.dimensions, self.extra(x) | extra
-        )
-
-    def log_weight(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:
-        if self.chain is not None:
-            raise DiffusionalError(
-                "importance weights came for a diffusion prior; its path's weights vary by far too much to be averaged"
-            )
-        return super().log_weight(x, noise, condition)
+        return Inference((z,), (encoded,), (standard,), lambda: self.decode(z, x, condition))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
@@ -427,10 +391,7 @@ class VAE(Autoencoder):
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
         check_condition(condition, n)
         example = next(self.parameters(), torch.empty(0))
-        if self.chain is None:
-            z = torch.empty(n, *self.latents, dtype=example.dtype, device=example.device).normal_(generator=generator)
-        else:
-            z = self.chain.sample(n, generator, condition)
+        z = self.prior.sample(n, example, generator, condition)
         like = torch.empty(n, *self.space.shape, dtype=example.dtype, device=example.device)
         return self.likelihood.sample(self.decode(z, like, condition), generator)
 

@@ -28,7 +28,6 @@ from diffusional.grid import sample
 from diffusional.ledger import Costs, per_unit
 from diffusional.levels import LEARNING
 from diffusional.models.base import LatentVariableModel, evaluation_mode
-from diffusional.models.diffusion import DiffusionModel
 from diffusional.space import Discrete
 from diffusional.training import checkpoint, exchange
 from diffusional.training.average import WeightAverage
@@ -262,11 +261,8 @@ class _Trainer:
 
     def _draw(self, x: Tensor, generator: torch.Generator) -> Draws:
         model, n = self.state.model, self.config.batch
-        if self.config.objective != "elbo":
-            assert isinstance(model, DiffusionModel)
-            return model.latent_draw(x, self.state.sampler, generator, n)
         assert isinstance(model, LatentVariableModel)
-        return model.draw(x, self.state.sampler, generator, n)
+        return model.objective_draw(self.config.objective, x, self.state.sampler, generator, n)
 
     def _skip_or_stop(self, loss: float, norm: float, costs: Costs, draws: Draws, rows: Tensor) -> None:
         """Leave the step out while `skip_nonfinite` allows it; else say what was not finite, and where."""

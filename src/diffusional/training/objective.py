@@ -13,8 +13,6 @@ from diffusional.evaluation import processes
 from diffusional.ledger import Costs
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import batch_rows
-from diffusional.models.diffusion import DiffusionModel
-from diffusional.models.vae import Autoencoder
 from diffusional.training.config import Config
 from diffusional.training.seeds import seed_of
 
@@ -37,16 +35,11 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Costs]:
         """Return the loss and the costs of items x; `part` of the run is done, or None for a validation: the bound in full precision."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 and part is not None):
-            if self.kind != "elbo" and part is not None:
-                assert isinstance(self.model, DiffusionModel)
-                of = self.model.simple_costs if self.kind == "simple" else self.model.hybrid_costs
-                costs = of(x, draws, condition)
-            else:
-                costs = self.model.costs(x, draws, condition)
-            if isinstance(self.model, Autoencoder) and part is not None:
-                weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
-                return self.model.objective(costs, weight, self.latent.free_bits), costs
-            return costs.total().mean(), costs
+            costs = self.model.objective_costs("elbo" if part is None else self.kind, x, draws, condition)
+            if part is None:
+                return costs.total().mean(), costs
+            weight = 1.0 if part >= self.latent.warmup else (part / self.latent.warmup) ** 2
+            return self.model.objective(costs, weight, self.latent.free_bits), costs
 
 
 def validate(
