@@ -27,6 +27,9 @@ _MODULES = {
 _NAMES = {
     "BinomialDiffusion": "binomial",
     "BinomialDiffusionModel": "models.binomial",
+    "Chain": "models.chain",
+    "GaussianChain": "models.gaussian_chain",
+    "Prior": "models.prior",
     "Bits": "bernoulli",
     "Config": "training.config",
     "Continuous": "space",

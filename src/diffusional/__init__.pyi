@@ -26,9 +26,12 @@ from diffusional.ledger import LevelDraws as LevelDraws
 from diffusional.models import likelihood as likelihood
 from diffusional.models.base import LatentVariableModel as LatentVariableModel
 from diffusional.models.binomial import BinomialDiffusionModel as BinomialDiffusionModel
+from diffusional.models.chain import Chain as Chain
 from diffusional.models.denoiser import Denoiser as Denoiser
 from diffusional.models.diffusion import DiffusionModel as DiffusionModel
+from diffusional.models.gaussian_chain import GaussianChain as GaussianChain
 from diffusional.models.hvae import HierarchicalVAE as HierarchicalVAE
+from diffusional.models.prior import Prior as Prior
 from diffusional.models.vae import VAE as VAE
 from diffusional.space import Continuous as Continuous
 from diffusional.space import Discrete as Discrete

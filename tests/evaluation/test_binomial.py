@@ -165,9 +165,9 @@ def test_an_audit_sees_a_level_that_the_plan_did_not_expect(x: Tensor, monkeypat
     model = model_of()
     plan = Plan.fit(model, x, seed=1)
     assert evaluate(model, x, visits=2, plan=plan, seed=1).caveats == ()
-    known = model._kl_at
+    known = model.level_kl
     monkeypatch.setattr(
-        model, "_kl_at", lambda x, level, noise, c: torch.where(level == 25, 40.0, known(x, level, noise, c))
+        model, "level_kl", lambda x, level, noise, c: torch.where(level == 25, 40.0, known(x, level, noise, c))
     )
     result = evaluate(model, x, visits=2, plan=plan, seed=1)
     assert not result.reached

@@ -118,11 +118,11 @@ def test_the_two_see_the_same_noise(x: Tensor) -> None:
     draws = [Draws(a, plan, x, seed=3) for _ in range(2)]
     for one in draws:
         one.extend(torch.arange(60), torch.full((60,), 3))
-    ours, theirs = (one.parts(torch.arange(60))[0].kl for one in draws)
+    ours, theirs = (one.parts(torch.arange(60))[0].costs["kl"] for one in draws)
     assert torch.equal(ours, theirs)
     other = Draws(a, plan, x, seed=4)
     other.extend(torch.arange(60), torch.full((60,), 3))
-    assert not torch.equal(ours, other.parts(torch.arange(60))[0].kl)
+    assert not torch.equal(ours, other.parts(torch.arange(60))[0].costs["kl"])
 
 
 def test_what_does_not_compare_is_refused(x: Tensor) -> None:
@@ -151,8 +151,8 @@ class OneMore(df.DiffusionModel):
 
     level: int
 
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
-        return super()._kl_at(x, level, noise, condition) + (level == self.level)
+    def level_kl(self, x: Tensor, level: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        return super().level_kl(x, level, noise, condition) + (level == self.level)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,11 @@ def same(a: Draws, b: Draws, items: list[int] | None = None) -> None:
     """The records of b's items are those of a's."""
     at = torch.arange(len(b.data)) if items is None else torch.tensor(items)
     assert torch.equal(a._cell[at], b._cell)
-    for left, right in ((a._kl, b._kl), (a._reconstruction, b._reconstruction), (a.base, b.base)):
+    for left, right in (
+        (a._costs["kl"], b._costs["kl"]),
+        (a._costs["reconstruction"], b._costs["reconstruction"]),
+        (a.base, b.base),
+    ):
         torch.testing.assert_close(left[at], right, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(a.known()[at], b.known(), rtol=1e-5, atol=1e-5)
 
@@ -95,7 +99,7 @@ def test_a_visit_depends_on_its_item_alone(steps: int | None, decoder: Any, monk
     # Alone, in a subset, in another order; copies are told apart by which comes first.
     for chosen in ([3], [8, 4, 0], [8, 2, 7, 1, 0, 6, 3, 5, 4]):
         same(whole, drawn(model, fitted, x[chosen]), chosen)
-    assert not torch.equal(whole._kl[2], whole._kl[6])
+    assert not torch.equal(whole._costs["kl"][2], whole._costs["kl"][6])
     same(whole, drawn(model, fitted, x[[6, 2]]), [2, 6])
     # In another type.
     same(whole, drawn(model, fitted, x.double()))
@@ -123,7 +127,7 @@ def test_interpolated_controls_change_no_score(monkeypatch: pytest.MonkeyPatch) 
     for kept in (1500, 20):
         monkeypatch.setattr(controls, "_KEPT", kept)
         some = drawn(model, fitted, x, 40)
-        scores.append(some.known() + (some._kl + some._reconstruction).mean(1))
+        scores.append(some.known() + (some._costs["kl"] + some._costs["reconstruction"]).mean(1))
     torch.testing.assert_close(*scores, rtol=2e-6, atol=0)
     assert not torch.equal(*scores)
 
@@ -132,9 +136,9 @@ def test_seeds_plans_and_items_make_other_noise() -> None:
     model, x = discrete(), images()
     uniform = Plan.uniform(model, 4)
     first, other = drawn(model, uniform, x, seed=1), drawn(model, uniform, x, seed=2)
-    assert bool((first._kl != other._kl).any(1).all())
+    assert bool((first._costs["kl"] != other._costs["kl"]).any(1).all())
     assert torch.equal(first.base, other.base)
-    assert len(set(first._kl[:, 0].tolist()) - {0.0}) == int((first._kl[:, 0] != 0).sum())
+    assert len(set(first._costs["kl"][:, 0].tolist()) - {0.0}) == int((first._costs["kl"][:, 0] != 0).sum())
     # A visit's level is the plan's affair.
     assert not torch.equal(first._cell, drawn(model, Plan.uniform(model, 7), x, seed=1)._cell)
 
@@ -160,8 +164,8 @@ def test_a_visit_is_what_the_key_says(decoder: Any) -> None:
             other = torch.from_numpy(g.standard_normal((1, 1, 2, 2), dtype=np.float32))
             reconstruction = model.reconstruction(x[i : i + 1], other)
         visited.add(v < share)
-        assert float(found._kl[i, j]) == pytest.approx(kl.item(), rel=1e-5)
-        assert float(found._reconstruction[i, j]) == pytest.approx(reconstruction.item(), rel=1e-5)
+        assert float(found._costs["kl"][i, j]) == pytest.approx(kl.item(), rel=1e-5)
+        assert float(found._costs["reconstruction"][i, j]) == pytest.approx(reconstruction.item(), rel=1e-5)
     assert visited == ({True, False} if share else {False})
 
 
@@ -229,9 +233,10 @@ def test_the_order_is_a_random_one() -> None:
 def part(some: Draws, rows: Tensor) -> Draws:
     """The draws of some items, as those of a data set of their own."""
     out = copy.copy(some)
-    for name in ("data", "base", "prior", "count", "_kl", "_reconstruction", "_cell"):
+    for name in ("data", "base", "prior", "count", "_cell"):
         setattr(out, name, getattr(some, name)[rows])
     out.extra = {name: term[rows] for name, term in some.extra.items()}
+    out._costs = {name: values[rows] for name, values in some._costs.items()}
     out.strata = Strata(torch.zeros(len(rows), dtype=torch.long), torch.arange(len(rows)))  # one stratum
     return out
 
@@ -255,7 +260,9 @@ def test_the_error_is_the_spread_over_seeds(n: int, each: int, fit: bool) -> Non
     assert abs(values.mean() - sum(costs(x.numpy())).mean()) < 4 * spread / copies**0.5
     if n < 20 and not fit:
         # The control: as if there were no other items, or as if these had been drawn from infinitely many.
-        each_mean = [one.spread(one._kl + one._reconstruction, one.parts(torch.arange(20))[1]) for one in sets]
+        each_mean = [
+            one.spread(one._costs["kl"] + one._costs["reconstruction"], one.parts(torch.arange(20))[1]) for one in sets
+        ]
         inner = np.mean([float(v[one.visited()].sum()) for one, (_, v) in zip(sets, each_mean, strict=True)]) / n**2
         outer = np.mean([float(m[one.visited()].var()) for one, (m, _) in zip(sets, each_mean, strict=True)]) / n
         assert math.sqrt(inner) < 0.85 * reported
@@ -299,7 +306,7 @@ def recorded(values: Tensor, counts: list[int] | None = None) -> Draws:
     some = Draws(gaussian(), Plan.uniform(gaussian()), reals(n))
     some.count = torch.tensor(counts or [width] * n)
     filled = torch.arange(width) < some.count[:, None]
-    some._kl, some._reconstruction = 0.25 * values * filled, 0.75 * values * filled
+    some._costs = {"kl": 0.25 * values * filled, "reconstruction": 0.75 * values * filled}
     some._cell = torch.ones(n, width, dtype=torch.int16)
     return some
 
@@ -339,7 +346,7 @@ def test_an_items_error_is_its_spread_over_seeds() -> None:
     model, x = gaussian(), reals(5)
     own = Plan.fit(model, reals(200), 1000, cells=4, controls=())
     some = drawn(model, own, x.repeat(400, 1), 12)
-    scores = (some.known() + (some._kl + some._reconstruction).mean(1)).view(400, 5)
+    scores = (some.known() + (some._costs["kl"] + some._costs["reconstruction"]).mean(1)).view(400, 5)
     reported = some.item_errors().square().view(400, 5).mean(0).sqrt()
     # An item's own noise differs from the plan's idea of the average item, and four of sixteen draws are the plan's.
     torch.testing.assert_close(reported, scores.std(0), rtol=0.3, atol=0)

@@ -32,7 +32,7 @@ class Masked(Chain):
     def prior(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=torch.float64)
 
-    def _kl_at(self, x: Tensor, level: Tensor, noise: Tensor, condition: object) -> Tensor:
+    def level_kl(self, x: Tensor, level: Tensor, noise: Tensor, condition: object) -> Tensor:
         return self.cost * self.masked(level + 1, noise).sum(1).double() / (level + 1)
 
     def costs(self, x: Tensor, draws: object, condition: object = None) -> None:

@@ -23,6 +23,7 @@ from diffusional import (
 )
 from diffusional.forward import NonMarkovDiffusion
 from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform
+from diffusional.models.chain import Chain
 from diffusional.schedule import Schedule
 
 VARIANCES = ("posterior", "transition")
@@ -668,8 +669,48 @@ def test_errors(name: str) -> None:
         call()
 
 
-def test_a_posterior_that_is_not_markov_is_refused() -> None:
-    process = NonMarkovDiffusion(schedule.from_betas([0.1, 0.2, 0.3]), eta=0.5)
-    decoder = likelihood.GaussianLikelihood(Continuous((2,)))
-    with pytest.raises(DiffusionalError, match="the Markov chain's: use GaussianDiffusion"):
-        DiffusionModel(process, Denoiser(lambda z, log_snr: 0 * z), decoder)
+def non_markov(eta: float = 0.5, **options: object) -> DiffusionModel:
+    """A denoiser that is off by different amounts in two dimensions, under η < 1."""
+    process = NonMarkovDiffusion(schedule.from_betas([0.1, 0.2, 0.3, 0.25]), eta)
+    decoder = likelihood.GaussianLikelihood(Continuous((2,)), variance=0.1)
+    weights = torch.tensor([0.7, 0.2], dtype=F64)
+    return DiffusionModel(process, Denoiser(lambda z, log_snr: weights * z + 0.1, "data"), decoder, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("eta", [0.2, 0.7, 1.0])
+def test_kl_under_a_posterior_that_is_not_markov(eta: float) -> None:
+    """The closed form, affine in ‖ε − ε̂‖², is the KL of q_η(z_t|z_{t+1}, x) from q_η(z_t|z_{t+1}, x̂)."""
+    model, x, noise = non_markov(eta), randn(5, 2), randn(5, 2)
+    t = torch.tensor([1, 2, 3, 1, 2])
+    close(model.kl_at(x, t, noise), Chain.level_kl(model, x, t, noise), F64)
+    if eta == 1.0:
+        markov = DiffusionModel(GaussianDiffusion(model.process.schedule), model.denoiser, model.likelihood)
+        close(model.kl_at(x, t, noise), markov.kl_at(x, t, noise), F64)
+
+
+def test_the_two_forms_agree_under_a_posterior_that_is_not_markov() -> None:
+    """MATH (7) = (8), and z_1 … z_T of a sample have the law of q_η(z_t|z_{t+1}, x̂)."""
+    model = non_markov()
+    x = randn(1, 2).expand(40_000, 2)
+    path, rao = (f(x, generator(1)).nelbo for f in (model.path_elbo, model.elbo))
+    error = math.hypot(float(path.std()), float(rao.std())) / 200
+    assert abs(float(path.mean() - rao.mean())) < 4 * error
+    *latents, _ = model.walk_back(3, generator(2))
+    drawn = torch.Generator().manual_seed(2)
+    z = torch.randn(3, 2, generator=drawn)
+    assert torch.equal(latents[0], z)
+    z = model.process.posterior(z, model.denoiser(z, model.process.gamma(4).expand(3)).data, 3).sample(drawn)
+    close(latents[1], z, torch.float32)
+
+
+def test_what_a_posterior_that_is_not_markov_excludes() -> None:
+    with pytest.raises(DiffusionalError, match="variance='transition'"):
+        non_markov(variance="transition")
+    with pytest.raises(DiffusionalError, match="discrete time"):
+        DiffusionModel(
+            NonMarkovDiffusion(schedule.log_snr_linear(-5.0, 5.0), 0.5),
+            Denoiser(lambda z, log_snr: 0 * z),
+            likelihood.GaussianLikelihood(Continuous((2,))),
+        )
+    with pytest.raises(DiffusionalError, match="ddim"):
+        next(non_markov().walk_back(1, generator(0), steps=3))

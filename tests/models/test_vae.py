@@ -324,7 +324,7 @@ def test_regrid_changes_the_chain_alone() -> None:
     assert model.regrid(30).terms(items(2), noise(model.regrid(30), 2)).kl.shape == (2, 29)
     with pytest.raises(DiffusionalError, match="regrid"):
         _ = model.noise_shape
-    with pytest.raises(DiffusionalError, match="no levels to re-grid"):
+    with pytest.raises(DiffusionalError, match="no levels"):
         linear().regrid(10)
 
 

@@ -37,7 +37,8 @@ def run(command: Evaluate) -> Result:
 
 def _evaluate(command: Evaluate) -> Result:
     from diffusional.evaluation import evaluate, importance_weighted
-    from diffusional.evaluation.evaluation import check_targets, regridded
+    from diffusional.evaluation.evaluation import regridded
+    from diffusional.evaluation.target import Target
     from diffusional.files import save_json
     from diffusional.models.chain import Chain
     from diffusional.models.vae import Autoencoder
@@ -48,7 +49,12 @@ def _evaluate(command: Evaluate) -> Result:
     sweep = command.sweep or command.draws is not None or command.cells is not None
     if not sweep:
         # Before anything is learned or written; whether it is a target doesn't depend on the dimensions.
-        check_targets(_target(command, 1), command.visits, command.item_error, command.max_evaluations, None)
+        Target(
+            _target(command, 1),
+            visits=command.visits,
+            item_error=command.item_error,
+            max_evaluations=command.max_evaluations,
+        )
     record = read_run(command.run)
     model = load(command.run).to(device())
     if isinstance(model, Autoencoder):

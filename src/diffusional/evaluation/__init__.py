@@ -5,5 +5,18 @@ from diffusional.evaluation.comparison import Comparison, compare
 from diffusional.evaluation.evaluation import Progress, evaluate
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.target import ImportanceWeights, Sweep, Target, Visits
 
-__all__ = ["Comparison", "Evaluation", "Plan", "Progress", "compare", "evaluate", "importance_weighted"]
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "ImportanceWeights",
+    "Plan",
+    "Progress",
+    "Sweep",
+    "Target",
+    "Visits",
+    "compare",
+    "evaluate",
+    "importance_weighted",
+]

@@ -32,7 +32,6 @@ from diffusional.evaluation.tail_pilot import Variance
 from diffusional.ledger import Estimate, satterthwaite
 from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.models.chain import batch_rows
-from diffusional.models.vae import Autoencoder
 from diffusional.seeds import check_seed
 
 # An error that rests on fewer degrees of freedom is not vouched for.
@@ -361,7 +360,7 @@ def average(
 
 
 def importance_weighted(
-    model: Autoencoder, data: Tensor, draws: int = 64, seed: int = 0, condition: Condition | None = None
+    model: LatentVariableModel, data: Tensor, draws: int = 64, seed: int = 0, condition: Condition | None = None
 ) -> Estimate:
     """The mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
 
@@ -382,12 +381,23 @@ def importance_weighted(
     >>> importance_weighted(vae, torch.ones(5, 4), draws=8).n
     5
     """
-    if draws < 2:
-        raise DiffusionalError(f"draws={draws} came; give at least 2, the weights' spread tells the error")
     model.space.check(data)
     check_condition(condition, len(data))
     check_seed(seed)
-    with evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model):
+        found = weighted(model, data, draws, seed, condition)
+    for caveat in found.caveats:
+        warnings.warn(caveat, stacklevel=2)
+    return found.nelbo
+
+
+def weighted(
+    model: LatentVariableModel, data: Tensor, draws: int, seed: int = 0, condition: Condition | None = None
+) -> Evaluation:
+    """The importance-weighted bound as a record; `evaluate` and `importance_weighted` call this with the model in evaluation mode."""
+    if draws < 2:
+        raise DiffusionalError(f"draws={draws} came; give at least 2, the weights' spread tells the error")
+    with torch.inference_mode():
         logs = _log_weights(model, data, draws, seed, condition)
     values = math.log(draws) - torch.logsumexp(logs, 0)
     bad = ~torch.isfinite(values)
@@ -401,15 +411,39 @@ def importance_weighted(
     few = effective < _EFFECTIVE
     mc = torch.where(few, torch.maximum(mc, _variance_between_halves(logs)), mc)
     carried = float(mc[few].sum() / mc.sum().clamp(min=1e-300))
+    caveats = []
     if carried > _DOMINATED:
         worst = int(effective.argmin())
-        warnings.warn(
+        caveats.append(
             f"{int(few.sum())} of {len(values)} items have weights that amount to fewer than {_EFFECTIVE} of {draws} draws (item {worst}: "
             f"{float(effective[worst]):.1f}), and contribute {carried:.0%} of the squared error: their bound is still far from "
-            "−ln p(x). Give more draws",
-            stacklevel=2,
+            "−ln p(x). Give more draws"
         )
-    return mean_of_items(values, mc, len(values) * draws)
+    bound = mean_of_items(values, mc, len(values) * draws * model.evaluations)
+    items, nothing = torch.arange(len(data)), torch.zeros(0, dtype=torch.float64)
+    return Evaluation(
+        nelbo=bound,
+        terms={"importance_weighted": bound},
+        per_item={
+            "item": items,
+            "nelbo": values,
+            "importance_weighted": values,
+            "error": mc.sqrt(),
+            "draws": torch.full_like(items, draws),
+        },
+        levels_kl=nothing,
+        levels_error=nothing,
+        level_edges=torch.ones(1, dtype=torch.long),
+        dimensions=model.space.dimensions,
+        provenance=provenance(model, data, seed, condition)
+        | {"method": "importance weights", "visits": [draws, draws], "evaluations": {"draws": len(data) * draws}},
+        # As many as the weights amount to.
+        freedom=float((mc.sum().square() / (mc.square() / (effective - 1).clamp(min=1)).sum()).clamp(min=1))
+        if bound.error > 0
+        else math.inf,
+        reached=not caveats,
+        caveats=tuple(caveats),
+    )
 
 
 def _variance_between_halves(logs: Tensor) -> Tensor:
@@ -426,7 +460,9 @@ def _variance_between_halves(logs: Tensor) -> Tensor:
     return squares
 
 
-def _log_weights(model: Autoencoder, data: Tensor, draws: int, seed: int, condition: Condition | None) -> Tensor:
+def _log_weights(
+    model: LatentVariableModel, data: Tensor, draws: int, seed: int, condition: Condition | None
+) -> Tensor:
     """ln w (K, N)."""
     keys = item_keys(as_seen(model.space, data), seed, condition)
     device = device_of(model, data)

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -30,14 +30,15 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.audit import Audit
-from diffusional.evaluation.averages import EACH_ITS_OWN, average, few_draws
+from diffusional.evaluation.averages import EACH_ITS_OWN, average, few_draws, weighted
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.provenance import gamma_at, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import FIRST_OF_BAND, grown
 from diffusional.evaluation.sweep import sweep
-from diffusional.ledger import UNITS, Estimate, per_unit
+from diffusional.evaluation.target import Estimator, ImportanceWeights, Options, Sweep, Target, Visits, resolved
+from diffusional.ledger import Estimate, per_unit
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.denoiser import network_dtype
 from diffusional.seeds import check_seed
@@ -75,44 +76,28 @@ Watch = Callable[[Progress], None]
 def evaluate(
     model: LatentVariableModel,
     data: Tensor,
-    target_error: float | None = None,
+    target_error: float | Target | None = None,
     unit: Literal["bits/dim", "nats"] = "bits/dim",
     *,
-    seed: int = 0,
-    plan: Plan | None = None,
-    reference: Tensor | None = None,
-    visits: int | None = None,
-    item_error: float | None = None,
-    every_item: bool = False,
-    max_evaluations: int | None = None,
-    audit: bool = True,
-    steps: int | Literal["continuous"] | None = None,
-    draws: int | None = None,
-    cells: int = 1000,
+    estimator: Estimator | None = None,
     condition: Condition | None = None,
-    records: str | Path | None = None,
+    seed: int = 0,
     progress: Watch | None = None,
+    **options: Unpack[Options],
 ) -> Evaluation:
     """The NELBO of `data` (N, *space.shape), encoded: MATH (8), itemised, with its errors.
 
     Args:
-        target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`.
+        target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`; or a `Target`, which says more.
         unit: of `target_error` and `item_error`: "bits/dim" or "nats".
-        seed: of the noise, which else depends on each item alone: scores don't change with batch-mates, order or subset.
-        plan: of a diffusion model: learned before (`Plan.fit`, `Plan.load`); else a pilot of 3,000 evaluations learns one, and is counted.
-        reference: what the pilot is flown on: training data, (M, *space.shape); `data` unless given.
-        visits: so many draws for every item, whatever the error.
-        item_error: draw until each item's own error is at most this.
-        every_item: visit all items, where a random part of many would reach `target_error` already.
-        max_evaluations: of the network, in all, the pilot included; `reached` is False where they don't suffice.
-        audit: look at every level once (2,048 at most) for costs that a learned plan doesn't expect.
-        steps: evaluate at another T, or in "continuous" time, the same network on the same γ(u).
-        draws: of the full sweep: sweeps over the levels; 1 where 50 or more levels of 8 or more items tell the error, else 8.
-        cells: of the full sweep in continuous time: how many cells [0, 1] is cut into.
-        condition: a tensor (N, …) or a dict of such tensors, for conditional models; with a pilot on `reference`, give a plan instead.
-        records: a file that keeps the draws: an evaluation that finds its own there goes on where that one was cut off. In a
-            folder it has a file of its own, which goes when it has reached its target.
+        estimator: `Visits`, which needs a target, `Sweep`, or `ImportanceWeights`. By default visits if there is a target, otherwise a
+            sweep. A model without levels, such as a VAE, is evaluated by independent draws.
+        condition: a tensor (N, …) or a dict of such tensors, for conditional models. If a pilot on reference data is needed, pass a plan.
+        seed: of the noise, which depends on each item only: scores do not change with batch-mates, order or subset.
         progress: called with a `Progress` now and then.
+        options: fields of the target and the estimator by name, as a short form: `visits`, `item_error`, `every_item` and
+            `max_evaluations` of `Target`; `plan`, `reference`, `audit` and `records` of `Visits`; `draws` and `cells` of `Sweep`. And
+            `steps`: evaluate at another T, or in "continuous" time, the same network on the same γ(u).
 
     Raises DiffusionalError for data that the space refuses, for a cost that is not finite, naming the item, and for options
     that don't go together. Warns where `steps` differs from the T that a model has, and of items of a Continuous space that are
@@ -133,9 +118,9 @@ def evaluate(
     """
     model.space.check(data)
     check_condition(condition, len(data))
-    if unit not in UNITS:
-        raise DiffusionalError(f"unit={unit!r} came; expected one of {', '.join(UNITS)}")
-    check_targets(target_error, visits, item_error, max_evaluations, draws)
+    named: dict[str, Any] = dict(options)
+    steps = named.pop("steps", None)
+    target, estimator = resolved(target_error, unit, estimator, named)
     check_seed(seed)
     if steps is not None:
         model = regridded(model, steps)
@@ -144,31 +129,28 @@ def evaluate(
         warnings.warn(levels, stacklevel=2)
     data = as_the_network(model, data)
     with evaluation_mode(model):
+        if isinstance(estimator, ImportanceWeights):
+            return weighted(model, data, estimator.draws, seed, condition)
         chain = model.visited()
-        aimed = not (target_error is None and visits is None and item_error is None)
         # Without a target, a model that contains a chain is evaluated by full draws, which include its T levels.
-        if chain is None or (chain is not model and not aimed):
-            if plan is not None or reference is not None or draws is not None or records is not None:
+        if chain is None or (chain is not model and not target.aimed):
+            if _restricts(estimator):
                 raise DiffusionalError(
                     f"a plan, reference data, records or draws came for a {type(model).__name__}, whose costs have no levels to visit: "
                     "give target_error, visits or item_error alone"
                 )
             told = None if progress is None else lambda now, done, total: progress(Progress(now, done, total))
-            bit = per_unit(unit, model.space.dimensions)
-            nats = [None if error is None else error * bit for error in (target_error, item_error)]
-            return average(model, data, nats[0], visits, nats[1], seed, max_evaluations, condition, told)
-        if not aimed:
-            if plan is not None or records is not None or reference is not None:
-                raise DiffusionalError(
-                    "a plan, reference data or records came without a target: give target_error, visits or item_error"
-                )
+            bit = per_unit(target.unit, model.space.dimensions)
+            nats = [None if error is None else error * bit for error in (target.error, target.item_error)]
+            return average(model, data, nats[0], target.visits, nats[1], seed, target.max_evaluations, condition, told)
+        if isinstance(estimator, Sweep):
             bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
-            return sweep(chain, data, seed, draws, cells, condition, bar)
-        pilot = 0
+            return sweep(chain, data, seed, estimator.draws, estimator.cells, condition, bar)
+        pilot, plan, reference, budget = 0, estimator.plan, estimator.reference, target.max_evaluations
         if plan is None:
-            if max_evaluations is not None and max_evaluations <= PILOT:
+            if budget is not None and budget <= PILOT:
                 raise DiffusionalError(
-                    f"a budget of {max_evaluations} evaluations came; the pilot alone takes {PILOT}: give a plan, or raise it"
+                    f"a budget of {budget} evaluations came; the pilot alone takes {PILOT}: give a plan, or raise it"
                 )
             if condition is not None and reference is not None:
                 raise DiffusionalError(
@@ -176,8 +158,15 @@ def evaluate(
                 )
             plan = Plan.fit(chain, data if reference is None else reference, seed=seed, condition=condition)
             pilot = int(plan.provenance["evaluations"])
-        task = Task(Draws(chain, plan, data, seed, condition), pilot, max_evaluations, records, progress)
-        return task.run(target_error, visits, item_error, unit, every_item, audit)
+        task = Task(Draws(chain, plan, data, seed, condition), pilot, budget, estimator.records, progress)
+        return task.run(target, estimator.audit)
+
+
+def _restricts(estimator: Visits | Sweep) -> bool:
+    """Whether an estimator says something of levels, which a model without them cannot heed."""
+    if isinstance(estimator, Sweep):
+        return estimator.draws is not None
+    return not (estimator.plan is None and estimator.reference is None and estimator.records is None)
 
 
 def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:
@@ -208,34 +197,6 @@ def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) ->
             stacklevel=3,
         )
     return other
-
-
-def check_targets(
-    target_error: float | None,
-    visits: int | None,
-    item_error: float | None,
-    max_evaluations: int | None,
-    draws: int | None,
-) -> None:
-    """Raise DiffusionalError for targets that make no sense, or don't go together."""
-    given = [
-        name
-        for name, v in (("target_error", target_error), ("visits", visits), ("item_error", item_error))
-        if v is not None
-    ]
-    if len(given) > 1:
-        raise DiffusionalError(f"{' and '.join(given)} came together; give one of them")
-    for name, value in (("target_error", target_error), ("item_error", item_error)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise DiffusionalError(f"{name}={value} came; give a positive number")
-    if visits is not None and visits < 2:
-        raise DiffusionalError(f"visits={visits} came; at least 2 draws of an item tell its error")
-    if max_evaluations is not None and max_evaluations < 1:
-        raise DiffusionalError(f"max_evaluations={max_evaluations} came; give at least 1")
-    if given and draws is not None:
-        raise DiffusionalError(f"draws={draws} came with {given[0]}; draws are sweeps: leave one of them out")
-    if not given and max_evaluations is not None:
-        raise DiffusionalError(f"max_evaluations={max_evaluations} came for a full sweep; give target_error with it")
 
 
 @dataclass
@@ -282,37 +243,30 @@ class Task:
     def _audits(self) -> int:
         return 0 if self.audited is None else len(self.audited.left)
 
-    def run(
-        self,
-        target: float | None,
-        visits: int | None,
-        item_error: float | None,
-        unit: str,
-        every_item: bool,
-        audit: bool,
-    ) -> Evaluation:
-        """Draw until the one target given is reached, and write the books."""
+    def run(self, target: Target, audit: bool) -> Evaluation:
+        """Draw until the target is reached, and return the record."""
         draws, n = self.draws, len(self.draws.data)
-        nats = per_unit(unit, draws.model.space.dimensions)
-        doubts = self.audit(None if target is None else target * nats) if audit else []
-        if visits is not None:
-            allowed = self._afford(self._order, torch.full((n,), visits))
+        nats = per_unit(target.unit, draws.model.space.dimensions)
+        doubts = self.audit(None if target.error is None else target.error * nats) if audit else []
+        if target.visits is not None:
+            allowed = self._afford(self._order, torch.full((n,), target.visits))
             self._extend(self._order, allowed)
             self._some_visited()
-            enough = bool((draws.count >= visits).all())
-        elif target is not None:
-            first = n if every_item else _FIRST_ITEMS
-            enough = self.to_error([draws], self._cautious, draws.values, target * nats, first)
+            enough = bool((draws.count >= target.visits).all())
+        elif target.error is not None:
+            first = n if target.every_item else _FIRST_ITEMS
+            enough = self.to_error([draws], self._cautious, draws.values, target.error * nats, first)
         else:
-            assert item_error is not None
-            enough = self._to_item_error(item_error * nats)
-        result = self.result(doubts if item_error is None else [*doubts, EACH_ITS_OWN])
+            assert target.item_error is not None
+            enough = self._to_item_error(target.item_error * nats)
+        of_items = target.item_error is not None
+        result = self.result([*doubts, EACH_ITS_OWN] if of_items else doubts)
         if self._path is not None:
             self._save()
             if self._temporary and enough and processes.is_main():
                 self._path.unlink(missing_ok=True)
         # A target for every item is reached whatever is said of their mean.
-        return replace(result, reached=enough and not (result.caveats if item_error is None else doubts))
+        return replace(result, reached=enough and not (doubts if of_items else result.caveats))
 
     def to_error(
         self,

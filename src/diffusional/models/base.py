@@ -94,7 +94,7 @@ class LatentVariableModel(nn.Module, ABC):
     def regrid(self, steps: int | None) -> "LatentVariableModel":
         """Return the model with another T, or in continuous time. Raises DiffusionalError for models that have no T to change."""
         raise DiffusionalError(
-            f"steps={steps} was given, but a {type(self).__name__} has no number of latents T to change; leave steps out"
+            f"steps={steps} was given, but a {type(self).__name__} has no T to change; leave steps out"
         )
 
     def log_weight(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:

@@ -11,7 +11,7 @@ ledgers, losses, samples and evaluations follow. Where a cost has a closed form 
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ def batch_rows(space: Space) -> int:
     return max(1, min(ROWS, _NUMBERS // (space.dimensions * (space.levels or 1))))
 
 
+@runtime_checkable
 class Decoding(Protocol):
     """p(x|z_1): the part of a distribution that a bound and samples need."""
 
@@ -55,6 +56,7 @@ class Decoding(Protocol):
         ...
 
 
+@runtime_checkable
 class AffineCosts(Protocol):
     """A chain with Gaussian marginals q(z_t|x) = N(α x, σ² I) whose KL_t are affine in the squared error of the noise, MATH (10).
 

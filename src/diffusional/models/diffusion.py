@@ -22,7 +22,7 @@ from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
 from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
-from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels
+from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, options_of
 from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Pull
 from diffusional.shapes import Items, PerItem
@@ -172,9 +172,7 @@ class DiffusionModel(Chain):
 
     def identity(self) -> list[Any]:
         """Return the variance, and the decoder with its options."""
-        options = {k: v for k, v in vars(self.likelihood).items() if isinstance(v, int | float | str | None)}
-        own = {k: v for k, v in options.items() if not k.startswith("_") and k != "training"}
-        return [self.variance, type(self.likelihood).__name__, own]
+        return [self.variance, type(self.likelihood).__name__, options_of(self.likelihood)]
 
     def noisy_gamma(self, level: PerItem) -> PerItem:
         """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""

@@ -13,7 +13,7 @@ Each likelihood turns the denoiser's prediction at z_1 into ln p(x | z_1) (B,), 
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,16 @@ class Likelihood(Protocol):
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
         """x ~ p(x | z_1) (B, *dims)."""
         ...
+
+
+def options_of(likelihood: Likelihood) -> dict[str, Any]:
+    """Return a likelihood's plain options by name: numbers, strings and None.
+
+    >>> options_of(GaussianLikelihood(Continuous((1,)), variance=0.1))
+    {'uses_network': True, 'variance': 0.1}
+    """
+    plain = {name: value for name, value in vars(likelihood).items() if isinstance(value, int | float | str | None)}
+    return {name: value for name, value in plain.items() if not name.startswith("_") and name != "training"}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Prior(ABC):
     def regrid(self, steps: int | None) -> "Prior":
         """Return the prior with another T. Raises DiffusionalError for a prior without levels."""
         raise DiffusionalError(
-            f"steps={steps} was given, but a {type(self).__name__} prior has no levels; leave steps out"
+            f"steps={steps} was given, but a {type(self).__name__} prior has no levels and no T to change; leave steps out"
         )
 
     def terms(self, q: Gaussian, z: Tensor, noise: Tensor, condition: Condition | None = None) -> PriorCosts:
@@ -231,7 +231,7 @@ def as_prior(prior: Prior | Chain | None, shape: tuple[int, ...]) -> Prior:
         return StandardNormal(shape)
     if isinstance(prior, Chain):
         if prior.space != Continuous(shape):
-            raise DiffusionalError(f"a prior over {prior.space} came; the latent is {Continuous(shape)}")
+            raise DiffusionalError(f"a prior over {prior.space} came; the latent is Continuous({shape})")
         return ChainPrior(prior)
     if not isinstance(prior, Prior):
         raise DiffusionalError(

@@ -1,0 +1,195 @@
+"""How precise an evaluation is to be (`Target`), and by which estimator (`Visits`, `Sweep`, `ImportanceWeights`)."""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.plan import Plan
+from diffusional.ledger import UNITS
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to reach: one of `error`, `visits` and `item_error`, or none of them.
+
+    Attributes:
+        error: the Monte Carlo standard error of the data set's mean, in `unit`.
+        unit: of `error` and `item_error`: "bits/dim" or "nats".
+        visits: a fixed number of draws of every item, whatever the error.
+        item_error: every item is drawn until its own error is at most this, in `unit`.
+        every_item: visit all items, even if a random part of them would reach `error`.
+        max_evaluations: the most network evaluations, including the pilot and the audit. The result is not `reached` if they are too few.
+
+    Raises DiffusionalError for numbers out of range, and for options that exclude each other.
+
+    >>> Target(error=0.01).unit
+    'bits/dim'
+    >>> Target(error=0.01, visits=4)
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: target_error and visits came together; give one of them
+    """
+
+    error: float | None = None
+    unit: Literal["bits/dim", "nats"] = "bits/dim"
+    visits: int | None = None
+    item_error: float | None = None
+    every_item: bool = False
+    max_evaluations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise DiffusionalError(f"unit={self.unit!r} came; expected one of {', '.join(UNITS)}")
+        named = (("target_error", self.error), ("visits", self.visits), ("item_error", self.item_error))
+        given = [name for name, value in named if value is not None]
+        if len(given) > 1:
+            raise DiffusionalError(f"{' and '.join(given)} came together; give one of them")
+        for name, value in (("target_error", self.error), ("item_error", self.item_error)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise DiffusionalError(f"{name}={value} came; give a positive number")
+        if self.visits is not None and self.visits < 2:
+            raise DiffusionalError(
+                f"visits must be at least 2, got {self.visits}: an item's error is estimated from its draws"
+            )
+        if self.max_evaluations is not None and self.max_evaluations < 1:
+            raise DiffusionalError(f"max_evaluations={self.max_evaluations} came; give at least 1")
+        if not given and self.max_evaluations is not None:
+            raise DiffusionalError(
+                f"max_evaluations={self.max_evaluations} came for a full sweep; give target_error with it"
+            )
+
+    @property
+    def aimed(self) -> bool:
+        """Whether there is something to reach."""
+        return not (self.error is None and self.visits is None and self.item_error is None)
+
+
+@dataclass(frozen=True, eq=False)
+class Visits:
+    """Levels are visited at random under a plan: needs a target.
+
+    Attributes:
+        plan: learned before (`Plan.fit`, `Plan.load`). By default a pilot of 3,000 evaluations, which are counted, learns one.
+        reference: the pilot's data (M, *space.shape), normally training data; by default the data evaluated.
+        audit: visit every level once (at most 2,048) to look for costs that a learned plan does not expect.
+        records: a file that keeps the draws: an evaluation that finds its own draws there continues from them. In a folder the evaluation
+            has a file of its own, which is removed when it has reached its target.
+    """
+
+    plan: Plan | None = None
+    reference: Tensor | None = None
+    audit: bool = True
+    records: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every item pays for all T levels: the reference, without a target.
+
+    Attributes:
+        draws: sweeps over the levels; by default 1 if 50 or more levels of 8 or more items show the error, otherwise 8.
+        cells: in continuous time, the number of cells that [0, 1] is divided into.
+    """
+
+    draws: int | None = None
+    cells: int = 1000
+
+
+@dataclass(frozen=True)
+class ImportanceWeights:
+    """The importance-weighted bound −ln (1/K) Σ_k w_k, K = `draws`: see `importance_weighted`. Without a target."""
+
+    draws: int = 64
+
+
+Estimator = Visits | Sweep | ImportanceWeights
+
+
+class Options(TypedDict, total=False):
+    """Fields of `Target`, `Visits` and `Sweep` that `evaluate` takes by name, and `steps`."""
+
+    visits: int | None
+    item_error: float | None
+    every_item: bool
+    max_evaluations: int | None
+    plan: Plan | None
+    reference: Tensor | None
+    audit: bool
+    records: str | Path | None
+    draws: int | None
+    cells: int
+    steps: int | Literal["continuous"] | None
+
+
+_OF_TARGET = {f.name for f in fields(Target)} - {"error", "unit"}
+_OF_VISITS, _OF_SWEEP = ({f.name for f in fields(kind)} for kind in (Visits, Sweep))
+
+
+def _chosen(name: str, value: Any) -> bool:
+    """Whether an option of an estimator differs from its default."""
+    plain = {"audit": Visits.audit, "cells": Sweep.cells}
+    return value != plain[name] if name in plain else value is not None
+
+
+def resolved(
+    target_error: float | Target | None,
+    unit: Literal["bits/dim", "nats"],
+    estimator: Estimator | None,
+    options: dict[str, Any],
+) -> tuple[Target, Estimator]:
+    """Return the target and the estimator that the arguments of `evaluate` describe. Without a target the estimator is a sweep.
+
+    Raises DiffusionalError for options that do not exist, or that go with another estimator or target.
+
+    >>> resolved(0.01, "nats", None, {"audit": False})[1].audit
+    False
+    >>> resolved(None, "nats", None, {"draws": 2})[1]
+    Sweep(draws=2, cells=1000)
+    """
+    known = _OF_TARGET | _OF_VISITS | _OF_SWEEP
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"evaluate() got an unexpected keyword argument {unknown[0]!r}; expected one of {', '.join(sorted(known))}"
+        )
+    own, plain = {n: v for n, v in options.items() if n in _OF_TARGET}, Target()
+    if isinstance(target_error, Target):
+        given = [name for name, value in own.items() if value != getattr(plain, name)]
+        if given or unit != plain.unit:
+            raise DiffusionalError(f"{(given or ['unit'])[0]} was given beside a Target; set it in the Target")
+        target = target_error
+    else:
+        target = Target(target_error, unit, **own)
+    of_visits = {n: v for n, v in options.items() if n in _OF_VISITS}
+    of_sweep = {n: v for n, v in options.items() if n in _OF_SWEEP}
+    if estimator is not None:
+        given = [name for name, value in (of_visits | of_sweep).items() if _chosen(name, value)]
+        if given:
+            raise DiffusionalError(
+                f"{given[0]} was given beside an estimator; set it in the {type(estimator).__name__}"
+            )
+    elif target.aimed:
+        if options.get("draws") is not None:
+            what = (
+                "target_error" if target.error is not None else "visits" if target.visits is not None else "item_error"
+            )
+            raise DiffusionalError(
+                f"draws={options['draws']} came with {what}; draws are sweeps: leave one of them out"
+            )
+        estimator = Visits(**of_visits)
+    else:
+        if any(of_visits.get(name) is not None for name in ("plan", "reference", "records")):
+            raise DiffusionalError(
+                "a plan, reference data or records came without a target: give target_error, visits or item_error"
+            )
+        estimator = Sweep(**of_sweep)
+    if isinstance(estimator, Visits) != target.aimed:
+        raise DiffusionalError(
+            f"expected {'a' if isinstance(estimator, Visits) else 'no'} target (target_error, visits or item_error) with "
+            f"{type(estimator).__name__}"
+        )
+    return target, estimator
