@@ -143,7 +143,11 @@ class HierarchicalVAE(Autoencoder):
         state = self._top(n, condition)
         for layer in range(len(self.latents), 0, -1):
             last = layer == len(self.latents)
-            z = self.prior.sample(n, state, generator, condition) if last else self._prior(layer, state).sample(generator)
+            z = (
+                self.prior.sample(n, state, generator, condition)
+                if last
+                else self._prior(layer, state).sample(generator)
+            )
             state = self.ladder.down(layer, state, z)
         like = state.new_empty(n, *self.space.shape)
         return self.likelihood.sample(
