@@ -9,7 +9,17 @@ from torch import Tensor, nn
 
 import diffusional as df
 from diffusional import likelihood, schedule
-from diffusional.conditions import by_name, called, check_condition, moved, repeated, row_digests, rows_of
+from diffusional.conditions import (
+    by_name,
+    called,
+    check_condition,
+    ignoring_condition,
+    labels,
+    moved,
+    repeated,
+    row_digests,
+    rows_of,
+)
 from diffusional.errors import DiffusionalError
 
 
@@ -248,3 +258,140 @@ def test_a_binomial_chain_takes_conditions_as_a_gaussian_one_does() -> None:
             call(bits, condition=bits[:2])
     with pytest.raises(DiffusionalError, match="2 rows for 3 items"):
         model.sample(3, condition=bits[:2])
+
+
+# How a network gets a condition, and says that it needs one.
+
+
+def test_a_condition_is_passed_as_the_signature_allows() -> None:
+    z, c, named = torch.ones(2), torch.tensor([1.0, 2.0]), {"text": torch.ones(2), "label": torch.tensor([3.0, 4.0])}
+
+    class Keyword(nn.Module):
+        def forward(self, z: Tensor, *, condition: Tensor | None = None) -> Tensor:
+            return z if condition is None else z + condition
+
+    class Open(nn.Module):
+        def forward(self, z: Tensor, **more: Any) -> Tensor:
+            return z + sum(value for value in more.values())
+
+    assert called(lambda z, anything: z + anything, z, condition=c).tolist() == [2.0, 3.0]
+    assert called(lambda z, anything=None: z if anything is None else z + anything, z).tolist() == [1.0, 1.0]
+    assert called(lambda *inputs: inputs[0] + inputs[1], z, condition=c).tolist() == [2.0, 3.0]
+    for network in (Keyword(), Open()):
+        assert called(network, z, condition=c).tolist() == [2.0, 3.0]
+        assert called(network, z).tolist() == [1.0, 1.0]
+    # A mapping is one condition to whoever takes one, and is taken apart only by the names of parameters.
+    assert called(lambda z, c: z + c["label"], z, condition=named).tolist() == [4.0, 5.0]
+    assert called(lambda z, *, text, label: z + text * label, z, condition=named).tolist() == [4.0, 5.0]
+    with pytest.raises(DiffusionalError, match="takes 1 inputs and no condition"):
+        called(lambda z, *, text: z + text, z, condition=named)
+
+
+def test_a_network_that_requires_a_condition_says_so() -> None:
+    z = torch.ones(2)
+    for network in (lambda z, words: z, lambda z, *, words: z, Needs()):
+        with pytest.raises(DiffusionalError, match=r"requires a condition.*'words'"):
+            called(network, z)
+
+    def broken(z: Tensor) -> Tensor:
+        return broken()  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match="missing"):  # an error of the network itself
+        called(broken, z)
+    model = chain(network=Needs2())
+    for call in CALLS.values():
+        with pytest.raises(DiffusionalError, match=r"requires a condition.*'words'"):
+            call(model, None)
+
+
+class Needs(nn.Module):
+    def forward(self, z: Tensor, words: Tensor) -> Tensor:
+        return z
+
+
+class Needs2(nn.Module):
+    def forward(self, z: Tensor, log_snr: Tensor, words: Tensor) -> Tensor:
+        return 0 * z
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    check_condition({"a": torch.ones(3, 2), "b": torch.tensor([1, 2, 3])}, 3)
+    for bad in (float("nan"), float("inf")):
+        broken = torch.ones(3, 2)
+        broken[2, 1] = bad
+        with pytest.raises(DiffusionalError, match=r"'a'.*row 2"):
+            check_condition({"a": broken}, 3)
+        with pytest.raises(DiffusionalError, match="row 1"):
+            check_condition(torch.tensor([0.0, bad, 1.0]), 3)
+        for call in CALLS.values():
+            with pytest.raises(DiffusionalError, match="row 2"):
+                call(chain(), broken)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "classes", "n", "numbers"),
+    [
+        ("dog", ["cat", "dog"], 2, [1, 1]),
+        (["dog", "cat"], ["cat", "dog"], 5, [1, 0, 1, 0, 1]),
+        (1, ["cat", "dog"], None, [1]),
+        (["0", "dog"], ["cat", "dog"], None, [0, 1]),
+        (3, ["1", "3", "5"], None, [1]),  # a name, not a number
+        (torch.tensor([1, 0]), ["cat", "dog"], 3, [1, 0, 1]),
+    ],
+)
+def test_labels_by_name_and_number(wanted: Any, classes: list[str], n: int | None, numbers: list[int]) -> None:
+    found = labels(wanted, classes, n)
+    assert found.dtype == torch.int64
+    assert found.tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("wanted", "classes", "n", "match"),
+    [
+        ("dig", ["cat", "dog"], None, "'dig'.*'dog'"),
+        (2, ["cat", "dog"], None, "2.*'cat', 'dog'"),
+        (-1, ["cat", "dog"], None, "-1"),
+        (0, ["1", "3", "5"], None, "0.*'1', '3', '5'"),
+        ([], ["cat", "dog"], None, "0 labels"),
+        (["cat", "dog"], ["cat", "dog"], 1, "2 labels.*1 items"),
+        (torch.tensor([2]), ["cat", "dog"], None, "label 2"),
+        (torch.tensor([1.0]), ["cat", "dog"], None, "float32"),
+    ],
+)
+def test_labels_of_no_class_are_refused(wanted: Any, classes: list[str], n: int | None, match: str) -> None:
+    with pytest.raises(DiffusionalError, match=match):
+        labels(wanted, classes, n)
+
+
+def test_a_model_of_the_items_alone_may_be_compared_with_a_conditional_one() -> None:
+    plain, given = chain(network=Unconditional()), chain()
+    ignoring = ignoring_condition(plain)
+    first = df.Plan.fit(given, X, 100, condition=X)
+    plans = first, df.Plan.fit(ignoring, X, 100, condition=X, like=first)
+    both = df.compare(given, ignoring, X, 1e6, "nats", plans=plans, condition=X, audit=False)
+    assert "condition_ignored" not in both.a.provenance
+    assert both.b.provenance["condition_ignored"] is True
+    assert both.a.provenance["condition_sha256"] == both.b.provenance["condition_sha256"]
+    assert both.difference.value < -10
+    alone = df.evaluate(plain, X, draws=50)
+    assert both.b.nelbo.value == pytest.approx(alone.nelbo.value, abs=5 * (alone.nelbo.error + both.b.nelbo.error))
+    assert "condition_ignored" not in alone.provenance
+    assert both.b.provenance["weights_sha256"] == alone.provenance["weights_sha256"]
+    with pytest.raises(DiffusionalError, match="no condition"):
+        df.compare(given, plain, X, 1e6, "nats", plans=plans, condition=X, audit=False)
+    with pytest.raises(DiffusionalError, match="no condition"):
+        plain.elbo(X, condition=X)
+    linear = df.Denoiser(nn.Sequential(), "data")
+    assert not hasattr(linear, "ignores_condition")
+
+
+def test_all_networks_of_an_autoencoder_are_made_to_ignore_a_condition() -> None:
+    class Encoder(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, torch.full_like(x, -8.0)], 1)
+
+    decoder = likelihood.GaussianLikelihood(LINE, 1.0)
+    model = df.VAE(Encoder(), nn.Identity(), decoder, 1, prior=chain(network=Unconditional()))
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    expected = model.elbo(X, generators[0]).nelbo
+    assert ignoring_condition(model).elbo(X, generators[1], {"label": torch.ones(3)}).nelbo.equal(expected)

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "baselines": "baselines",
     "claims": "claims",
+    "conditions": "conditions",
     "data": "data",
     "exact": "exact",
     "gaussian": "gaussian",

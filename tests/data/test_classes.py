@@ -354,3 +354,28 @@ def test_the_config_says_where_labels_are_and_old_configs_load() -> None:
         DataConfig(condition="")
     with pytest.raises(DiffusionalError, match=r"data\.condition.*streaming"):
         DataConfig("hf:a/b", condition="label", streaming=True)
+
+
+class Animals(torch.utils.data.Dataset):
+    """Pairs of an image and the number of its class, as in torchvision; the names of the classes are known."""
+
+    classes = ("ant", "bee", "cow")
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(X[row]), int(Y[row])
+
+
+def test_labels_of_a_data_set_of_pytorch() -> None:
+    data = df.data.from_torch(Animals(), levels=256, condition=1, seed=2)
+    assert data.classes == Animals.classes
+    for split in ("train", "validation", "test"):
+        assert data.condition_of(split).tolist() == stated(data.tensor(split))
+    with pytest.raises(DiffusionalError, match="train item 0 has no label at 2"):
+        df.data.from_torch(Animals(), levels=256, condition=2)
+    dicts = [{"x": torch.from_numpy(x), "y": KINDS[y]} for x, y in zip(X, Y, strict=True)]
+    named = df.data.from_torch(dicts[:40], test=dicts[40:], levels=256, key="x", condition="y")
+    assert named.classes == KINDS
+    assert named.condition_of("test").tolist() == stated(named.tensor("test")) == Y[40:].tolist()

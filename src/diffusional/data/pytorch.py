@@ -1,6 +1,6 @@
 """Any map-style Dataset of PyTorch as a Dataset of this library: items are asked for by number, when they are needed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from diffusional.data.checks import Block, channels_first, find_space, kind_of_values
+from diffusional.data.classes import Labels, conditions
 from diffusional.data.dataset import SPLITS, Dataset, Source, block_rows
 from diffusional.data.origin import Origin
 from diffusional.data.pictures import Options, from_image
 from diffusional.data.rows import integers, reals
-from diffusional.data.splits import Fractions, random_rows
+from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete
 
@@ -29,12 +30,18 @@ def from_torch(
     seed: int = 0,
     key: str | None = None,
     name: str = "dataset",
+    condition: str | int | None = None,
+    classes: Sequence[str] = (),
 ) -> Dataset:
-    """A Dataset over objects with `len` and `[i]`: a torch Dataset, a list of tensors, ….
+    """Make a Dataset over objects with `len` and `[i]`: a torch Dataset, a list of tensors, ….
 
     An item is a tensor, an array or a Pillow image, or the first of a tuple, or what a dict has under `key`.
     Images have the levels of their mode, 256 for 8 bits; integers need `levels`, and
     H×W and H×W×C become 1×H×W and C×H×W, as in `load`. Splits that are not given are drawn from train by `seed`, with the fractions `split`.
+
+    With `condition` the class labels of the items are their condition: the place of the label in a tuple, such as 1 in torchvision's data
+    sets, or its key in a dict. Labels are texts or whole numbers; with `classes`, or if the data set has `classes` of its own, numbers
+    are the numbers of these names.
 
     Every item is read once, for its values to be checked. Raises DiffusionalError, naming the item, for items that
     differ in shape or type, and for a data set that gives other values when asked again (random augmentation).
@@ -72,13 +79,43 @@ def from_torch(
         source = f"{name}, {part if part in objects else 'train'}"
         return TorchItems(objects.get(part, train), rows[part], source, key, first, convert)
 
+    labels = None if condition is None else _labels(objects, rows, name, condition, classes)
     blocks = _blocks({part: items(part, reals) for part in SPLITS})
     space = find_space(name, kind, first.shape, levels, blocks, f"{name}, train")
     convert = integers if isinstance(space, Discrete) else reals
     splits = {part: items(part, convert) for part in SPLITS}
     origins = {part: Origin(name, rows[part], len(objects.get(part, train))) for part in SPLITS}
-    source = Source({part: (splits[part], origins[part]) for part in SPLITS})
-    return Dataset(name, space, splits["train"], splits["validation"], splits["test"], source=source)
+    held, names = (None, ()) if labels is None else conditions(labels)
+    source = Source({part: (splits[part], origins[part]) for part in SPLITS}, condition=held)
+    return Dataset(
+        name, space, splits["train"], splits["validation"], splits["test"], source=source, condition=held, classes=names
+    )
+
+
+def _labels(
+    objects: dict[str, Any], rows: dict[str, np.ndarray], name: str, condition: str | int, classes: Sequence[str]
+) -> dict[str, Part]:
+    """Return parts without items, whose targets are the labels of the objects of each split."""
+    found: dict[str, Labels] = {}
+    for part, given in objects.items():
+        names = classes or getattr(given, "classes", ())
+        values = [_label(given[row], condition, f"{name}, {part} item {row}") for row in range(len(given))]
+        numbers = not any(isinstance(value, str) for value in values)
+        found[part] = Labels.of(values, f"{name}, {part}", list(map(str, names)) if numbers else ())
+    return {
+        part: Part(np.empty(0), rows[part], f"{name}, {part}", targets=found.get(part, found["train"]))
+        for part in SPLITS
+    }
+
+
+def _label(item: Any, condition: str | int, where: str) -> Any:
+    try:
+        value = item[condition]
+    except (KeyError, IndexError, TypeError) as error:
+        raise DiffusionalError(
+            f"{where} has no label at {condition!r}; give its place in a tuple, such as 1, or its key in a dict"
+        ) from error
+    return value.item() if isinstance(value, Tensor | np.generic | np.ndarray) and np.size(value) == 1 else value
 
 
 @dataclass(frozen=True, eq=False)
