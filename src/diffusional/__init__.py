@@ -39,7 +39,7 @@ _NAMES = {
     "DiffusionalError": "errors",
     "Discrete": "space",
     "Estimate": "ledger",
-    "Comparison": "evaluation.comparison",
+    "Comparison": "evaluation.result",
     "Evaluation": "evaluation.result",
     "Gaussian": "gaussian",
     "GaussianDiffusion": "forward",

@@ -260,9 +260,14 @@ class Estimate:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """{"value", "error", "item_error", "unit"}, JSON-ready: null where a number is not finite (the spread of one item)."""
+        """Return {"value", "error", "item_error", "unit"} as JSON values: null for numbers that are not finite (the spread of one item).
+
+        Infinite errors are listed under "infinite", so that they are not read as unknown ones.
+        """
         numbers = {"value": self.value, "error": self.error, "item_error": self.item_error}
-        return {k: v if math.isfinite(v) else None for k, v in numbers.items()} | {"unit": self.unit}
+        infinite = [name for name in ("error", "item_error") if math.isinf(numbers[name])]
+        written = {k: v if math.isfinite(v) else None for k, v in numbers.items()} | {"unit": self.unit}
+        return written | ({"infinite": infinite} if infinite else {})
 
     def __str__(self) -> str:
         value, error = with_error(self.value, self.error or self.item_error)

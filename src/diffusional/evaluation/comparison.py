@@ -14,9 +14,8 @@ items are paired.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,47 +26,12 @@ from diffusional.evaluation.averages import LEAST_FREEDOM, few_draws
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task, Watch, as_the_network, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
-from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.result import Comparison, Evaluation
 from diffusional.evaluation.strata import Strata
 from diffusional.ledger import Estimate, error_over_items, per_unit, satterthwaite
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.denoiser import network_dtype
 from diffusional.seeds import SEEDS, check_seed
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """NELBO of A less NELBO of B: negative where A gives the data more probability. `difference` is in nats.
-
-    `freedom`, `reached` and `caveats` as in an Evaluation; `a` and `b` are the two evaluations from the same draws. `per_item` has
-    "item" (n,), "difference" (n,) of the scores in nats, and "error" (n,), its Monte Carlo error, paired.
-    """
-
-    difference: Estimate
-    a: Evaluation
-    b: Evaluation
-    freedom: float
-    reached: bool
-    caveats: tuple[str, ...]
-    per_item: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
-        """Monte Carlo confidence interval of this data set's difference, by Student's t."""
-        return self.difference.to(unit, self.a.dimensions).interval(self.freedom, confidence)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record that `diffusional evaluate A B --json` writes."""
-        return {
-            "difference": self.difference.to("bits/dim", self.a.dimensions).to_dict(),
-            "difference_nats": self.difference.to_dict(),
-            "interval": self.difference.intervals(self.freedom, self.a.dimensions),
-            "items": self.difference.n,
-            "network_evaluations": self.difference.network_evaluations,
-            "reached": self.reached,
-            "caveats": list(self.caveats),
-            "a": self.a.to_json(),
-            "b": self.b.to_json(),
-        }
 
 
 def compare(
