@@ -37,10 +37,11 @@ RECIPES = {
 def entry(model: Any, x: torch.Tensor, originals: torch.Tensor, name: str, seed: int) -> dict[str, Any]:
     """A model's test bound in bits/dim with both errors, its terms, and its latents' informations."""
     result = demo._evaluated(model, x, originals, seed, name, Console(quiet=True))
-    record = result.to_json()
-    bit = df.ledger.per_unit("bits/dim", 64)
-    out = {"nelbo": record["nelbo"], "terms": {k: v["value"] / bit for k, v in record["terms"].items()}}
-    out["network_evaluations"] = record["network_evaluations"]
+    out: dict[str, Any] = {
+        "nelbo": result.nelbo.to("bits/dim", 64).to_dict(),
+        "terms": {name: term.to("bits/dim", 64).value for name, term in result.terms.items()},
+        "network_evaluations": result.nelbo.network_evaluations,
+    }
     if isinstance(model, Autoencoder):
         out["latents"] = aggregated(model, originals, 1000, torch.Generator().manual_seed(0)).to_json()
         if getattr(model, "chain", None) is None:
@@ -92,7 +93,9 @@ def main() -> None:
         seeds[str(seed)] = rows
         record = {
             "seeds": seeds,
-            "yardsticks": {name: row["nelbo"] for name, row in demo.yardsticks(plain).items()},
+            "yardsticks": {
+                name: ruler.nelbo.to("bits/dim", 64).to_dict() for name, ruler in demo.yardsticks(plain).items()
+            },
             "seconds": time.monotonic() - started,
             "machine": machine(),
         }

@@ -3,17 +3,22 @@
 import io
 import math
 import re
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation.result import Comparison, Evaluation
+from diffusional.ledger import Estimate
 from diffusional.report import tables
 from diffusional.report.figures import grid, histograms, level_costs, paths
 from diffusional.report.tables import ledger_table, yardstick_table
@@ -30,23 +35,31 @@ def row(said: str, name: str) -> list[str]:
     return [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
 
 
-def entry(value: float, error: float, item_error: float | None, unit: str = "nats") -> dict[str, Any]:
-    return {"value": value, "error": error, "item_error": item_error, "unit": unit}
+def estimate(value: float, error: float, item_error: float) -> Estimate:
+    return Estimate(value, error, item_error, n=9, network_evaluations=1000)
 
 
-BIT = 64 * math.log(2)
-RECORD = {
-    "nelbo": entry(80.125 / BIT, 0.21 / BIT, 1.6 / BIT, "bits/dim"),
-    "nelbo_nats": entry(80.125, 0.21, 1.6),
-    "terms": {
-        "reconstruction": entry(3.25, 0.05, 0.11),
-        "kl": entry(76.5, 0.2, 1.5),
-        "prior": entry(0.375, 0.0, 0.002),
+NONE = torch.zeros(0)
+RECORD = Evaluation(
+    estimate(80.125, 0.21, 1.6),
+    {
+        "reconstruction": estimate(3.25, 0.05, 0.11),
+        "kl": estimate(76.5, 0.2, 1.5),
+        "prior": estimate(0.375, 0.0, 0.002),
     },
-    "items": 9,
-    "dimensions": 64,
-    "levels": 17,
-}
+    {},
+    NONE,
+    NONE,
+    NONE,
+    64,
+    {"levels": 17},
+)
+
+
+def bits(value: float, error: float, item_error: float, kind: Literal["bound", "exact", "estimate"]) -> Evaluation:
+    """A record without terms, whose numbers are given in bits/dim."""
+    nats = replace(estimate(value, error, item_error), unit="bits/dim").to("nats", 64)
+    return replace(RECORD, nelbo=nats, terms={}, kind=kind)
 
 
 def test_a_ledger_as_a_table() -> None:
@@ -63,24 +76,58 @@ def test_a_ledger_as_a_table() -> None:
 
 def test_a_ledger_whose_bound_is_zero_or_of_one_item() -> None:
     """Real-valued data may cost nothing or less; a single item has no spread."""
-    one = RECORD | {"nelbo": entry(0.0, 0.1, None, "bits/dim"), "nelbo_nats": entry(0.0, 4.4, None), "terms": {}}
+    one = replace(RECORD, nelbo=estimate(0.0, 4.4, math.nan), terms={})
     said = row(text(ledger_table(one, "one item")), "NELBO")
     assert said == ["NELBO", "0.0", "4.4", "nan", "0.000", "0.099", "nan"]
-    negative = RECORD | {"nelbo_nats": entry(-80.125, 0.21, 1.6), "nelbo": entry(-1.8, 0.1, 0.1, "bits/dim")}
+    negative = replace(RECORD, nelbo=estimate(-80.125, 0.21, 1.6))
     assert row(text(ledger_table(negative, "negative")), "NELBO")[1:5] == ["-80.12", "0.21", "1.6", "-1.8062"]
+
+
+def test_stages_stand_in_sections_of_their_own() -> None:
+    terms = {f"{stage}.{name}": one for stage in ("base", "up") for name, one in RECORD.terms.items()}
+    composite = replace(RECORD, terms=terms)
+    for table in (ledger_table(composite, "a"), tables.ledgers_table({"a": composite}, "a")):
+        said = text(table)
+        assert row(said, "up.kl")[0] == "up.kl"
+        ruled = [line.lstrip("│┃ ").split(" ")[0] if line.startswith("│") else "" for line in said.splitlines()]
+        names = [*terms, "NELBO"]
+        at = [ruled.index(name) for name in names]
+        # A line lies between "base.prior" and "up.reconstruction", and between "up.prior" and the total.
+        assert [b - a for a, b in pairwise(at)] == [1, 1, 2, 1, 1, 2]
 
 
 def test_yardsticks_best_first() -> None:
     rows = {
-        "flat": entry(2.4, 0.0, 0.01, "bits/dim"),
-        "diffusion": entry(1.7512, 0.0049, 0.02, "bits/dim"),
-        "mixture": entry(2.28, 0.0, 0.012, "bits/dim"),
+        "flat": bits(2.4, 0.0, 0.01, "exact"),
+        "diffusion": bits(1.7512, 0.0049, 0.02, "bound"),
+        "guess": bits(2.5, 0.1, 0.02, "estimate"),
+        "mixture": bits(2.28, 0.0, 0.012, "exact"),
     }
     said = text(yardstick_table(rows, "yardsticks"))
-    order = [said.index(name) for name in ("diffusion", "mixture", "flat")]
+    order = [said.index(name) for name in ("diffusion", "mixture", "flat", "guess")]
     assert order == sorted(order)
-    assert row(said, "diffusion") == ["diffusion", "1.7512", "0.0049", "0.020"]
+    assert row(said, "diffusion") == ["diffusion (upper bound)", "1.7512", "0.0049", "0.020"]
     assert row(said, "flat") == ["flat", "2.4000", "0", "0.010"]
+    assert row(said, "guess")[0] == "guess (estimate)"
+
+
+def test_what_is_exact_is_not_called_a_bound() -> None:
+    exact = replace(RECORD, kind="exact")
+    assert row(text(ledger_table(exact, "exact")), "−ln p(x)")[1] == "80.12"
+    assert row(text(tables.ledgers_table({"a": RECORD, "b": exact}, "both")), "NELBO / −ln p(x)")[1:] == [
+        "1.8062 ± 0.0047",
+        "1.8062 ± 0.0047",
+    ]
+
+
+def test_a_table_of_a_comparison() -> None:
+    both = Comparison(estimate(-2.0, 0.5, 1.0), RECORD, RECORD, math.inf, True, ())
+    said = text(tables.comparison_table(both, "two"))
+    assert row(said, "A")[1] == row(said, "B")[1] == "1.8062"
+    # −2/(64 ln 2) = −0.0451.
+    assert row(said, "A − B, paired")[1] == "-0.045"
+    named = replace(both, about={"runs": ["one", "other"]})
+    assert row(text(tables.comparison_table(named, "two")), "other")[1] == "1.8062"
 
 
 # Pictures.
@@ -161,12 +208,19 @@ def test_paths_need_a_label_for_each_column(tmp_path: Path) -> None:
         paths(tmp_path / "a.png", [np.zeros((3, 1, 4, 4))], ["x", "z1"], "")
 
 
+def with_levels(kl: np.ndarray, gamma: np.ndarray | None, **fields: Any) -> Evaluation:
+    edges = fields.pop("level_edges", torch.arange(len(kl) + 1) + 1)
+    gammas = None if gamma is None else torch.tensor(gamma)
+    own = {"levels_kl": torch.tensor(kl), "levels_error": torch.zeros(len(kl)), "level_edges": edges}
+    return replace(RECORD, **own, gamma_edges=gammas, **({"blocks": {}} | fields))
+
+
 @pytest.mark.parametrize("levels", [1, 7, 999])
 def test_costs_of_levels_lie_at_their_log_snr(levels: int, tmp_path: Path) -> None:
     gamma = np.linspace(-9, 10, levels + 1)
     filled = {}
     for name, kl in (("all", np.ones(levels)), ("clean", np.where(gamma[1:] < 0, 1.0, 0.0))):
-        level_costs(tmp_path / f"{name}.png", gamma, kl, "where the nats go")
+        level_costs(tmp_path / f"{name}.png", with_levels(kl, gamma), "where the nats go")
         picture = read(tmp_path / f"{name}.png")
         assert picture.shape[1] > picture.shape[0] > 300
         blue = picture[..., 2] - picture[..., 0] > 60
@@ -176,6 +230,34 @@ def test_costs_of_levels_lie_at_their_log_snr(levels: int, tmp_path: Path) -> No
         # Clean levels are on the left.
         assert filled["clean"][1] < 0.45 < filled["all"][1]
         assert filled["clean"][0] < 0.65 * filled["all"][0]
+
+
+def test_every_block_of_levels_has_a_panel(tmp_path: Path) -> None:
+    """The costs of one stage are drawn over its own levels, clean latents on the left, whether γ is known or not."""
+    level_costs(tmp_path / "one.png", with_levels(np.ones(4), np.linspace(-9, 10, 5)), "one")
+    kl, edges = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 1.0]), torch.tensor([1, 2, 3, 4, 5, 1, 2, 3])
+    blocks = {"base.kl": 4, "up.kl": 2}
+    level_costs(tmp_path / "two.png", with_levels(kl, None, level_edges=edges, blocks=blocks), "two")
+    one, two = read(tmp_path / "one.png"), read(tmp_path / "two.png")
+    assert two.shape[0] == pytest.approx(2 * one.shape[0], abs=2)
+    blue = two[..., 2] - two[..., 0] > 60
+    upper, lower = np.split(blue, [two.shape[0] // 2])
+    # The first level of the first block, and the last of the second.
+    assert np.median(upper.nonzero()[1]) < 0.45 * two.shape[1]
+    assert np.median(lower.nonzero()[1]) > 0.55 * two.shape[1]
+
+
+def test_levels_of_equal_gamma_are_no_division_by_zero(tmp_path: Path) -> None:
+    gamma = np.array([-9.0, 0.0, 20.0, 20.0])
+    with np.errstate(all="raise"):
+        level_costs(tmp_path / "a.png", with_levels(np.ones(3), gamma), "clamped")
+    assert read(tmp_path / "a.png").std() > 10
+
+
+def test_there_is_no_figure_without_levels(tmp_path: Path) -> None:
+    with pytest.raises(DiffusionalError, match="levels"):
+        level_costs(tmp_path / "a.png", RECORD, "none")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_drawing_changes_nothing_global(tmp_path: Path) -> None:
@@ -196,7 +278,8 @@ def test_names_in_tables_are_no_markup() -> None:
     budget |= {"total": budget["rows"][0], "relative_to": NAME}
     curve = {"level": [1, 2], "gamma": [-9.0, 9.0], "information": [0.7, 0.1], "information_error": [0.0, 0.01]}
     curve |= {"increment": [0.6], "increment_error": [0.01]}
-    difference = {"runs": [NAME, NAME], "a": RECORD, "b": RECORD, "difference": RECORD["nelbo"]}
+    about = {"runs": [NAME, NAME]}
+    difference = Comparison(estimate(1.0, 0.1, 0.1), RECORD, RECORD, math.inf, True, (), {}, about)
     check = {"what": NAME, "measured": 1e-12, "error": 0.0, "expected": 0.0, "tolerance": 1e-9}
     claim = check | {
         "id": "C1",
@@ -206,8 +289,8 @@ def test_names_in_tables_are_no_markup() -> None:
         "control": check | {"check": NAME},
     }
     shown = {
-        "ledger": (tables.ledger_table(RECORD, NAME), 1),
-        "yardstick": (tables.yardstick_table({NAME: RECORD["nelbo"]}, NAME), 2),
+        "ledger": (tables.ledger_table(replace(RECORD, terms={NAME: RECORD.nelbo}), NAME), 2),
+        "yardstick": (tables.yardstick_table({NAME: RECORD}, NAME), 2),
         "ledgers": (tables.ledgers_table({NAME: RECORD}, NAME), 2),
         "comparison": (tables.comparison_table(difference, NAME), 3),
         "information": (tables.information_table(curve, NAME), 1),

@@ -118,7 +118,7 @@ def evaluated(model: LatentVariableModel, data: Dataset, run: Path, config: Conf
         "parameters": sum(p.numel() for p in model.parameters()),
         "validation": [[line["step"], round(line["validation"], 5)] for line in metrics if "validation" in line],
     }
-    said = {name: value for name, value in result.to_json().items() if not name.startswith("level_")}
+    said = {name: value for name, value in result.to_json().items() if name not in ("level_edges", "gamma_edges")}
     return said | {"training": training, "config": config.to_dict(), "machine": machine()}
 
 

@@ -19,6 +19,7 @@ from diffusional import baselines
 from diffusional.data import load as load_data
 from diffusional.data.dataset import Dataset
 from diffusional.evaluation import Evaluation, evaluate
+from diffusional.evaluation.provenance import fingerprint
 from diffusional.files import save_json
 from diffusional.information import aggregated, curve
 from diffusional.ledger import Estimate
@@ -69,17 +70,17 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         chosen = _for_as_long(recipe, config, dataset, seconds)
         models[name], traces[name] = _trained(name, chosen, folders[name], dataset, originals, console)
     results = {name: _evaluated(model, x, originals, config.seed, name, console) for name, model in models.items()}
-    records = {name: result.to_json() for name, result in results.items()}
     rulers = yardsticks(plain)
 
     took = {name: checkpoint.restore_progress(path / CHECKPOINTS).seconds for name, path in folders.items()}
     said = ", ".join(f"{took[name]:.0f} s" for name in models)
+    results = {
+        name: dataclasses.replace(result, about={"information": traces[name], "seconds_of_training": took[name]})
+        for name, result in results.items()
+    }
     out = {
-        "models": {
-            name: record | {"information": traces[name], "seconds_of_training": took[name]}
-            for name, record in records.items()
-        },
-        "yardsticks": rulers,
+        "models": {name: result.to_json() for name, result in results.items()},
+        "yardsticks": {name: ruler.to_json() for name, ruler in rulers.items()},
         "run": str(run),
     }
     save_json(run / "demo.json", out)
@@ -94,12 +95,11 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         "What the latents know of x while the models train",
     )
     title = f"The test ledgers, {len(x)} images, after {said} of training; bits/dim"
-    console.print(tables.ledgers_table({_NAMES[name]: record for name, record in records.items()}, title))
-    rows = {f"{_NAMES[name]} (upper bound)": record["nelbo"] for name, record in records.items()}
-    rows |= {name: ruler["nelbo"] for name, ruler in rulers.items()}
-    console.print(tables.yardstick_table(rows, "Bits per dimension of the test images"))
+    named = {_NAMES[name]: result for name, result in results.items()}
+    console.print(tables.ledgers_table(named, title))
+    console.print(tables.yardstick_table(named | rulers, "Bits per dimension of the test images"))
     known = curve(x, diffusion.process.schedule, 2, _SAMPLES, torch.Generator().manual_seed(0))
-    _say(traces, records, len(originals), float(known.information[0]), console)
+    _say(traces, results["diffusion"], len(originals), float(known.information[0]), console)
 
     console.print(f"Pictures and numbers are in {run}: *.png, demo.json", markup=False, emoji=False)
     return out
@@ -161,8 +161,8 @@ def _evaluated(
         )
 
 
-def _say(traces: Mapping[str, Trace], records: Mapping[str, Any], n: int, known: float, console: Console) -> None:
-    """What the informations did; `known` is I(x; z_1) of the test images."""
+def _say(traces: Mapping[str, Trace], diffusion: Evaluation, n: int, known: float, console: Console) -> None:
+    """Print how the informations changed; `known` is I(x; z_1) of the test images, which the diffusion model was evaluated on."""
     console.print(
         f"I(x; z) over the {n} training images (ln {n} = {math.log(n):.4f} nats), from the first step to the last:"
     )
@@ -172,15 +172,15 @@ def _say(traces: Mapping[str, Trace], records: Mapping[str, Any], n: int, known:
         console.print(
             f"  {_NAMES[name]:<17} I(x; {latent}) {first['value']:.4f} ± {first['error']:.4f} → {last['value']:.4f} ± {last['error']:.4f}"
         )
-    nelbo = records["diffusion"]["nelbo_nats"]["value"]
+    nelbo = diffusion.nelbo.value
     console.print(
         "The diffusion's is fixed with its posterior: no training can change it. The essay's looser bound, MATH (9), keeps it as "
         f"well: {nelbo + known:.2f} nats in place of {nelbo:.2f}, I(x; z₁) = {known:.4f} of the test images more.\n"
     )
 
 
-def yardsticks(dataset: Dataset) -> dict[str, Any]:
-    """Baselines fitted on the train split (validation chooses their smoothing), scored on the test split."""
+def yardsticks(dataset: Dataset) -> dict[str, Evaluation]:
+    """Return exact −ln p(x) of the test split under baselines fitted on the train split; validation chooses their smoothing."""
     space = dataset.space
     assert isinstance(space, Discrete)
     train_items, validation = dataset.tensor("train"), dataset.tensor("validation")
@@ -188,20 +188,19 @@ def yardsticks(dataset: Dataset) -> dict[str, Any]:
         "mixture of 10 categoricals": baselines.CategoricalMixture.fit(train_items, space, validation),
         "factorised categorical": baselines.FactorizedCategorical.fit(train_items, space, validation),
     }
-    return {name: _entry(-model.log_prob(dataset.tensor("test")), space) for name, model in fitted.items()}
-
-
-def _entry(nats: Tensor, space: Discrete) -> dict[str, Any]:
-    """−ln p(x) per item as an evaluation's record: exact, so that only the items make an error."""
-    estimate = Estimate(float(nats.mean()), 0.0, float(nats.std()) / math.sqrt(len(nats)), len(nats), 0)
+    test = dataset.tensor("test")
     return {
-        "nelbo": estimate.to("bits/dim", space.dimensions).to_dict(),
-        "nelbo_nats": estimate.to_dict(),
-        "terms": {},
-        "items": len(nats),
-        "dimensions": space.dimensions,
-        "levels": space.levels,
-        "network_evaluations": 0,
+        name: Evaluation.from_scores(
+            -model.log_prob(test),
+            space.dimensions,
+            provenance={
+                "data_sha256": fingerprint(space, dataset.encode("test")),
+                "model": type(model).__name__,
+                "space": space.to_dict(),
+                "levels": space.levels,
+            },
+        )
+        for name, model in fitted.items()
     }
 
 
@@ -231,11 +230,7 @@ def pictures(model: DiffusionModel, x: Tensor, result: Evaluation, run: Path, sh
     figures.paths(run / "backward.png", rows, labels[::-1], "The backward diffusion: from noise to five new digits")
     figures.grid(run / "samples.png", samples.numpy(), f"50 samples of the model's own chain, T = {_CHAIN}")
 
-    edges = result.level_edges
-    gamma = model.process.schedule.grid()[edges - 1] if model.steps else model.process.schedule.gamma(edges.double())
-    figures.level_costs(
-        run / "levels.png", gamma.numpy(), result.levels_kl.numpy(), "Where the nats go: KL by noise level, test digits"
-    )
+    figures.level_costs(run / "levels.png", result, "Where the nats go: KL by noise level, test digits")
 
 
 def _bar(console: Console) -> Progress:

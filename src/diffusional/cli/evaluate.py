@@ -100,19 +100,15 @@ def _evaluate(command: Evaluate) -> Result:
             records=command.run if isinstance(model, Chain) and not sweep and os.access(command.run, os.W_OK) else None,
             progress=watch,
         )
-    out = result.to_json() | about
     if isinstance(model, Chain):
         latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
     else:
         assert isinstance(model, Autoencoder)
         latents = f"latents {', '.join(map(str, model.latents))}"
-    shown: list[Any] = [
-        ledger_table(
-            out,
-            f"{name}, {split}: {out['items']} items, {latents}, levels {out['levels'] or '∞'}, "
-            f"{out['network_evaluations']:,} network evaluations ({out['network_evaluations'] / out['items']:.1f} per item)",
-        )
-    ]
+    n, calls = result.nelbo.n, result.nelbo.network_evaluations
+    grey = result.provenance.get("levels") or "∞"
+    title = f"{name}, {split}: {n} items, {latents}, levels {grey}, {calls:,} network evaluations ({calls / n:.1f} per item)"
+    shown: list[Any] = [ledger_table(result, title)]
     if command.importance_weighted is not None:
         assert isinstance(model, Autoencoder)
         with (
@@ -122,7 +118,8 @@ def _evaluate(command: Evaluate) -> Result:
             tighter = importance_weighted(model, x, command.importance_weighted, command.seed, chosen.condition)
         said = tighter.to("bits/dim", model.space.dimensions)
         shown.append(f"importance-weighted bound, K = {command.importance_weighted}: {said}")
-        out["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted, "caveats": caveats}
+        about["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted, "caveats": caveats}
+    out = dataclasses.replace(result, about=about).to_json()
     saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
         per_item = command.per_item
@@ -294,13 +291,14 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
             condition=chosen.condition,
             progress=watch,
         )
-    out = {"runs": [str(command.run), str(command.other)]} | result.to_json() | about
-    title = f"{name}, {split}: {out['items']} items, {out['network_evaluations']:,} network evaluations of both"
+    result = dataclasses.replace(result, about={"runs": [str(command.run), str(command.other)]} | about)
+    calls = result.difference.network_evaluations
+    title = f"{name}, {split}: {result.difference.n} items, {calls:,} network evaluations of both"
     saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
         per_item = command.per_item
         saves.append(lambda: _write_scores(per_item, _both(result), chosen))
-    return Result(out, [comparison_table(out, title), *notes], saves)
+    return Result(result.to_json(), [comparison_table(result, title), *notes], saves)
 
 
 def _both(result: "Comparison") -> "dict[str, Tensor]":

@@ -519,6 +519,12 @@ def _fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     _agree(entries, "nelbo", nelbo.to("bits/dim", dimensions), bits)
     terms = Entries(entries.object("terms"), f"{where}, terms")
     edges = entries.get("gamma_edges", None)
+    kind = entries.text("kind", *(["bound"] if old else []))
+    if kind not in get_args(Kind):
+        raise entries.wrong("kind", f"one of {', '.join(get_args(Kind))}", kind)
+    visited = entries.integer("items_visited", *([1, n] if old else []))
+    if visited > n:
+        raise entries.wrong("items_visited", f"at most {n}, the number of items", visited)
     return {
         "nelbo": nelbo,
         "terms": {name: terms.estimate(name, n, calls) for name in terms.record},
@@ -532,9 +538,9 @@ def _fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
         "freedom": entries.freedom(nelbo),
         "reached": entries.flag("reached", *([True] if old else [])),
         "caveats": entries.texts("caveats", **old),
-        "kind": entries.text("kind", *(["bound"] if old else [])),
+        "kind": kind,
         "of": entries.text("of", *(["NELBO, MATH (8)"] if old else [])),
-        "visited": entries.integer("items_visited", *([1, n] if old else [])),
+        "visited": visited,
         "about": records.others(record, _EVALUATION),
     }
 
@@ -579,24 +585,28 @@ def _compared(record: Mapping[str, Any], scores: Mapping[str, Tensor], where: st
     old = entries.format == 0
     n, calls = entries.integer("items"), entries.integer("network_evaluations", 0)
     difference = entries.estimate("difference_nats", n, calls)
-    a, b = (
-        _loaded(
-            entries.object(key),
-            {name.removeprefix(f"{key}."): values for name, values in scores.items() if name.startswith(f"{key}.")},
-            f"{where}, {key}",
-        )
-        for key in ("a", "b")
-    )
+    a, b = (_loaded(entries.object(key), _part(scores, key), f"{where}, {key}") for key in ("a", "b"))
     bits = entries.estimate("difference", n, calls, "bits/dim")
     _agree(entries, "difference", difference.to("bits/dim", a.dimensions), bits)
     if (a.nelbo.n, a.dimensions) != (b.nelbo.n, b.dimensions) or a.nelbo.n != n:
         raise entries.wrong("a and b", f"of the same {n} items", f"{a!r} and {b!r}")
-    about = records.others(record, _COMPARISON)
     if not old and entries.text("kind") != "estimate":
         raise entries.wrong("kind", "'estimate'", entries.text("kind"))
     return Comparison(
-        difference, a, b, entries.freedom(difference), entries.flag("reached"), entries.texts("caveats"), about
+        difference,
+        a,
+        b,
+        entries.freedom(difference),
+        entries.flag("reached"),
+        entries.texts("caveats"),
+        _part(scores, "difference"),
+        records.others(record, _COMPARISON),
     )
+
+
+def _part(scores: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the scores of one part of a comparison, named "a.nelbo" and so on in the file."""
+    return {key.removeprefix(f"{name}."): values for key, values in scores.items() if key.startswith(f"{name}.")}
 
 
 def _check(result: Evaluation) -> None:

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.result import Evaluation, LevelCosts
 from diffusional.files import writing
 
 P = ParamSpec("P")
@@ -139,39 +141,62 @@ def paths(
 
 
 @_literal
-def level_costs(path: Path, gamma: np.ndarray, kl: np.ndarray, title: str) -> None:
-    """Where the nats go: the cost per unit of log-SNR against log-SNR, and its running sum from the noisiest level.
+def level_costs(path: Path, result: Evaluation, title: str) -> None:
+    """Draw where the nats go: the cost per unit of log-SNR against log-SNR, and its running sum from the noisiest level.
+
+    A composite model has a panel for each block of levels. A block whose latents have no γ is drawn by level instead.
 
     Args:
-        gamma: γ at both ends of every level (L + 1,), rising.
-        kl: KL_t (L,) in nats.
+        path: where the PNG goes.
+        result: an evaluation, new or loaded.
+        title: above the panels.
 
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "levels.png"
-    >>> level_costs(target, np.linspace(-9, 10, 51), np.ones(50), "costs")
+    Raises DiffusionalError if the evaluation has no levels.
+
+    >>> import tempfile, torch
+    >>> from diffusional.ledger import Estimate
+    >>> target, kl = Path(tempfile.mkdtemp()) / "levels.png", torch.ones(50)
+    >>> total, gamma = Estimate(50.0, 0.1, 0.1, n=9, network_evaluations=0), torch.linspace(-9, 10, 51)
+    >>> result = Evaluation(total, {}, {}, kl, 0 * kl, torch.arange(1, 52), 64, {}, gamma_edges=gamma)
+    >>> level_costs(target, result, "costs")
     >>> target.exists()
     True
     """
-    kl, widths = np.asarray(kl), np.diff(gamma)
+    blocks = {name: block for name, block in result.level_blocks().items() if len(block.kl)}
+    if not blocks:
+        raise DiffusionalError("an evaluation without levels was given, so that there are no costs of levels to draw")
+    figure = _figure(7.6, 3.4 * len(blocks))
+    for (name, block), axes in zip(blocks.items(), figure.subplots(len(blocks), squeeze=False)[:, 0], strict=True):
+        _level_costs(axes, block)
+        if len(blocks) > 1:
+            axes.set_title(name, fontsize=9, color=_INK, loc="left")
+    figure.suptitle(title, fontsize=11, color=_INK)
+    _save(figure, path)
+
+
+def _level_costs(axes: Axes, block: LevelCosts) -> None:
+    known = block.gamma is not None
+    edges = np.asarray(block.edges if block.gamma is None else block.gamma, dtype=float)
+    kl, widths = np.asarray(block.kl, dtype=float), np.diff(edges)
     bins = min(len(kl), 80)
     owner = np.arange(len(kl)) * bins // len(kl)
     mass, width = np.bincount(owner, kl, bins), np.bincount(owner, widths, bins)
-    starts = np.concatenate([[gamma[0]], gamma[0] + np.cumsum(width)])
-    figure = _figure(7.6, 3.4)
-    axes = figure.subplots()
-    axes.stairs(mass / width, -starts, fill=True, color=_KL, alpha=0.85)
-    axes.set_xlim(-gamma[0], -gamma[-1])
-    axes.set_xlabel("log-SNR  (clean on the left, z₁;  noise on the right, z_T)", color=_INK)
-    axes.set_ylabel("KL, nats per unit of log-SNR", color=_KL)
-    axes.set_title(title, fontsize=11, color=_INK)
+    # Neighbouring levels may have equal γ, as a binomial chain's do where it is clamped.
+    density = np.divide(mass, width, out=np.zeros_like(mass), where=width > 0)
+    # log-SNR falls with γ, so that clean latents are on the left in both cases.
+    sign = -1 if known else 1
+    starts = sign * np.concatenate([[edges[0]], edges[0] + np.cumsum(width)])
+    axes.stairs(density, starts, fill=True, color=_KL, alpha=0.85)
+    axes.set_xlim(starts[0], starts[-1])
+    along = "log-SNR" if known else "u" if block.edges.is_floating_point() else "t"
+    axes.set_xlabel(f"{along}  (clean on the left, z₁;  noise on the right, z_T)", color=_INK)
+    axes.set_ylabel("KL, nats per unit of log-SNR" if known else f"KL, nats per unit of {along}", color=_KL)
     total = axes.twinx()
-    total.plot(-starts, np.concatenate([np.cumsum(mass[::-1])[::-1], [0.0]]), color=_INK, lw=1.4)
+    total.plot(starts, np.concatenate([np.cumsum(mass[::-1])[::-1], [0.0]]), color=_INK, lw=1.4)
     total.set_ylabel("nats spent from z_T down to here", color=_INK)
-    total.set_ylim(0, None)
-    axes.set_ylim(0, None)
-    for a in (axes, total):
-        a.spines["top"].set_visible(False)
-    _save(figure, path)
+    for one in (axes, total):
+        one.set_ylim(min(0.0, one.get_ylim()[0]) if bool((mass < 0).any()) else 0.0, None)
+        one.spines["top"].set_visible(False)
 
 
 @_literal

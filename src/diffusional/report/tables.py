@@ -1,34 +1,34 @@
 """Ledgers and yardsticks as rich tables."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from diffusional.ledger import per_unit, with_error
+from diffusional.evaluation.result import Comparison, Evaluation, cells
+from diffusional.ledger import Estimate, with_error
 
 
-def ledger_table(result: Mapping[str, Any], title: str) -> Table:
-    """An evaluation's record (what `Evaluation.to_json` gives) as a ledger: each cost in nats and bits/dim, both errors.
+def ledger_table(result: Evaluation, title: str) -> Table:
+    """Return an evaluation as a ledger: each cost in nats and bits/dim, with both errors.
 
-    >>> part = {"value": 70.0, "error": 0.2, "item_error": 1.5, "unit": "nats"}
-    >>> record = {"nelbo": part, "nelbo_nats": part, "terms": {"kl": part}, "items": 9, "dimensions": 64, "levels": 17}
-    >>> ledger_table(record, "test").row_count
-    2
+    The terms of each stage of a composite model ("base.kl", …) stand in a section of their own.
+
+    >>> import torch
+    >>> ledger_table(Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64), "test").row_count
+    1
     """
-    bit = per_unit("bits/dim", result["dimensions"])
     table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("cost")
     for column in ("nats", "± MC", "± items", "bits/dim", "± MC", "± items"):
         table.add_column(column, justify="right")
-    for name, term in result["terms"].items():
-        table.add_row(_plain(name), *_numbers(term, 1.0), *_numbers(term, bit))
+    for name in _in_sections(table, result.terms):
+        table.add_row(_plain(name), *_both_units(result.terms[name], result.dimensions))
     table.add_section()
-    total = result["nelbo_nats"]
-    table.add_row("NELBO", *_numbers(total, 1.0), *_numbers(total, bit), style="bold")
-    table.caption = f"± MC: by this evaluation's noise; ± items: by the choice of the {result['items']}"
+    table.add_row(result.total_name, *_both_units(result.nelbo, result.dimensions), style="bold")
+    table.caption = f"± MC: by this evaluation's noise; ± items: by the choice of the {result.nelbo.n}"
     return table
 
 
@@ -37,73 +37,87 @@ def _plain(text: str, style: str = "") -> Text:
     return Text(text, style)
 
 
-def _numbers(term: Mapping[str, Any], divisor: float) -> tuple[str, str, str]:
-    numbers = (math.nan if term[key] is None else term[key] / divisor for key in ("value", "error", "item_error"))
-    value, error, item_error = numbers
-    return *with_error(value, error), with_error(item_error, item_error)[1]
+def _in_sections(table: Table, names: Iterable[str]) -> Iterator[str]:
+    """Yield names, with a line in the table between those of different stages: before the last dot their prefixes differ."""
+    before = None
+    for name in names:
+        stage = name.rpartition(".")[0]
+        if before is not None and stage != before:
+            table.add_section()
+        before = stage
+        yield name
 
 
-def yardstick_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Models and yardsticks on the same data, best first: {name: {"value", "error", "item_error"} in bits/dim}.
+def _both_units(term: Estimate, dimensions: int) -> tuple[str, ...]:
+    return *cells(term, dimensions, "nats"), *cells(term, dimensions, "bits/dim")
 
-    >>> yardstick_table({"a": {"value": 2.4, "error": 0.0, "item_error": 0.02}}, "test").row_count
+
+def yardstick_table(results: Mapping[str, Evaluation], title: str) -> Table:
+    """Return models and baselines on the same data, best first, in bits/dim, with the kind of each number.
+
+    >>> import torch
+    >>> yardstick_table({"a": Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64)}, "test").row_count
     1
     """
     table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("model")
     for column in ("bits/dim", "± Monte Carlo", "± items"):
         table.add_column(column, justify="right")
-    for name, row in sorted(rows.items(), key=lambda pair: pair[1]["value"]):
-        table.add_row(_plain(name), *_numbers(row, 1.0))
+    for name, result in sorted(results.items(), key=lambda pair: pair[1].nelbo.value / pair[1].dimensions):
+        kind = {"bound": " (upper bound)", "estimate": " (estimate)"}.get(result.kind, "")
+        table.add_row(_plain(name + kind), *cells(result.nelbo, result.dimensions, "bits/dim"))
     return table
 
 
-def ledgers_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """The ledgers of several models on the same data side by side, bits/dim ± Monte Carlo error; {name: Evaluation.to_json()}.
+def ledgers_table(results: Mapping[str, Evaluation], title: str) -> Table:
+    """Return the ledgers of several models on the same data side by side, bits/dim ± Monte Carlo error, by the models' names.
 
-    >>> part = {"value": 70.0, "error": 0.2, "item_error": 1.5, "unit": "nats"}
-    >>> record = {"nelbo": part, "nelbo_nats": part, "terms": {"kl": part}, "items": 9, "dimensions": 64, "levels": 17}
-    >>> ledgers_table({"a": record, "b": record}, "test").row_count
-    3
+    >>> import torch
+    >>> result = Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64, kind="bound")
+    >>> ledgers_table({"a": result, "b": result}, "test").row_count
+    2
     """
     table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("cost")
     for name in results:
         table.add_column(_plain(name), justify="right")
-    names = dict.fromkeys(name for record in results.values() for name in record["terms"])
-    for name in names:
-        table.add_row(_plain(name), *(_cell(record, record["terms"].get(name)) for record in results.values()))
+    names = dict.fromkeys(name for result in results.values() for name in result.terms)
+    for name in _in_sections(table, names):
+        table.add_row(_plain(name), *(_cell(result.terms.get(name), result.dimensions) for result in results.values()))
     table.add_section()
-    table.add_row("NELBO", *(_cell(record, record["nelbo_nats"]) for record in results.values()), style="bold")
-    items = (_numbers(r["nelbo_nats"], per_unit("bits/dim", r["dimensions"]))[2] for r in results.values())
-    table.add_row("± items", *items)
+    totals = dict.fromkeys(result.total_name for result in results.values())
+    table.add_row(
+        " / ".join(totals), *(_cell(result.nelbo, result.dimensions) for result in results.values()), style="bold"
+    )
+    table.add_row("± items", *(cells(r.nelbo, r.dimensions, "bits/dim")[2] for r in results.values()))
     table.caption = "±: by this evaluation's noise; ± items: by the choice of the items"
     return table
 
 
-def _cell(record: Mapping[str, Any], term: Mapping[str, Any] | None) -> str:
+def _cell(term: Estimate | None, dimensions: int) -> str:
     if term is None:
         return ""
-    value, error, _ = _numbers(term, per_unit("bits/dim", record["dimensions"]))
+    value, error, _ = cells(term, dimensions, "bits/dim")
     return value if error == "0" else f"{value} ± {error}"
 
 
-def comparison_table(result: Mapping[str, Any], title: str) -> Table:
-    """Two runs and their difference, what `Comparison.to_json` gives with "runs": both bounds, and A − B, paired.
+def comparison_table(result: Comparison, title: str) -> Table:
+    """Return two models and their difference: both bounds, and A − B, paired. The models are called by their runs, or A and B.
 
-    >>> part = {"value": 1.75, "error": 0.01, "item_error": 0.02, "unit": "bits/dim"}
-    >>> record = {"runs": ["a", "b"], "a": {"nelbo": part}, "b": {"nelbo": part}, "difference": part}
-    >>> comparison_table(record, "test").row_count
+    >>> import math, torch
+    >>> a = Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64)
+    >>> difference = Estimate(0.0, 0.0, 0.0, n=2, network_evaluations=0)
+    >>> comparison_table(Comparison(difference, a, a, math.inf, True, ()), "test").row_count
     3
     """
     table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("NELBO")
     for column in ("bits/dim", "± MC", "± items"):
         table.add_column(column, justify="right")
-    for run, key in zip(result["runs"], ("a", "b"), strict=True):
-        table.add_row(_plain(run), *_numbers(result[key]["nelbo"], 1.0))
+    for name, one in zip(result.names, (result.a, result.b), strict=True):
+        table.add_row(_plain(name), *cells(one.nelbo, one.dimensions, "bits/dim"))
     table.add_section()
-    table.add_row("A − B, paired", *_numbers(result["difference"], 1.0), style="bold")
+    table.add_row("A − B, paired", *cells(result.difference, result.a.dimensions, "bits/dim"), style="bold")
     table.caption = "negative: A gives the data more probability; ± MC: by this evaluation's noise; ± items: by the choice of the items"
     return table
 
