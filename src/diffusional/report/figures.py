@@ -194,8 +194,10 @@ def _level_costs(axes: Axes, block: LevelCosts) -> None:
     total = axes.twinx()
     total.plot(starts, np.concatenate([np.cumsum(mass[::-1])[::-1], [0.0]]), color=_INK, lw=1.4)
     total.set_ylabel("nats spent from z_T down to here", color=_INK)
+    # Estimates of small costs may be negative; only larger ones move the base line.
+    negative = bool((density < -0.02 * density.max()).any())
     for one in (axes, total):
-        one.set_ylim(min(0.0, one.get_ylim()[0]) if bool((mass < 0).any()) else 0.0, None)
+        one.set_ylim(None if negative else 0.0, None)
         one.spines["top"].set_visible(False)
 
 
