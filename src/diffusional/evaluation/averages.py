@@ -443,6 +443,7 @@ def weighted(
         else math.inf,
         reached=not caveats,
         caveats=tuple(caveats),
+        of=f"importance-weighted bound, K = {draws}",
     )
 
 

@@ -296,7 +296,7 @@ class Evaluation:
     @property
     def total_name(self) -> str:
         """What the sum of the terms is called in tables: "NELBO" for a bound."""
-        return _TOTAL[self.kind]
+        return "bound" if self.kind == "bound" and not self.of.startswith("NELBO") else _TOTAL[self.kind]
 
     def __repr__(self) -> str:
         bits = _brief(self.nelbo.to("bits/dim", self.dimensions))
