@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffusional.conditions import Condition
 from diffusional.networks.embedding import check_condition, class_vectors
 from diffusional.networks.norms import check_hidden
 
@@ -35,8 +36,8 @@ class ResidualMLP(nn.Module):
         self.classes = classes
         self.condition = class_vectors(classes, hidden)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        check_condition(condition, 0, self.classes)
+    def forward(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        condition = check_condition(condition, 0, self.classes)
         return self.last(self.blocks(_added(self.first(x.flatten(1)), self.condition, condition)))
 
 
@@ -59,7 +60,7 @@ class Decoder(nn.Sequential):
         network = ResidualMLP((latents,), math.prod(out_shape), hidden, blocks, dropout, classes)
         super().__init__(network, nn.Unflatten(1, out_shape))
 
-    def forward(self, input: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, condition: Condition | None = None) -> Tensor:
         network, unflatten = self
         return unflatten(network(input, condition))
 
@@ -115,18 +116,18 @@ class Ladder(nn.Module):
         self.classes = classes
         self.condition_up, self.condition_top = class_vectors(classes, hidden), class_vectors(classes, hidden)
 
-    def up(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+    def up(self, x: Tensor, condition: Condition | None = None) -> list[Tensor]:
         """Return d_1 … d_L, each (B, hidden)."""
-        check_condition(condition, 0, self.classes)
+        condition = check_condition(condition, 0, self.classes)
         h, features = _added(self.first(x.flatten(1)), self.condition_up, condition), []
         for layer in self.rise:
             h = layer(h)
             features.append(h)
         return features
 
-    def top(self, n: int, condition: Tensor | None = None) -> Tensor:
+    def top(self, n: int, condition: Condition | None = None) -> Tensor:
         """Return h_L (n, hidden): the same for all items of a class."""
-        check_condition(condition, 0, self.classes)
+        condition = check_condition(condition, 0, self.classes)
         return _added(self.start.expand(n, -1), self.condition_top, condition)
 
     def prior(self, layer: int, state: Tensor) -> tuple[Tensor, Tensor]:

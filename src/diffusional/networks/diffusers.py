@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from diffusional.conditions import check_labels
+from diffusional.conditions import Condition, check_labels
 from diffusional.errors import DiffusionalError
 
 
@@ -33,7 +33,7 @@ class FromDiffusers(nn.Module):
         super().__init__()
         self.network, self.condition_as, self.multiple = network, condition_as, multiple
 
-    def forward(self, z: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
         embedding = getattr(self.network, "class_embedding", None)
         if condition is not None and self.condition_as == "class_labels" and isinstance(embedding, nn.Embedding):
             check_labels(condition, embedding.num_embeddings)
@@ -46,7 +46,7 @@ class FromDiffusers(nn.Module):
         said = self._called(pad(z, (left, right, top, bottom)), time, extra)
         return said[..., top : top + height, left : left + width]
 
-    def _called(self, z: Tensor, time: Tensor, extra: dict[str, Tensor]) -> Tensor:
+    def _called(self, z: Tensor, time: Tensor, extra: dict[str, Condition]) -> Tensor:
         kind = type(self.network).__name__
         try:
             output = self.network(z, time, **extra)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffusional.conditions import check_labels
+from diffusional.conditions import Condition, check_labels
 from diffusional.errors import DiffusionalError
 
 
@@ -36,10 +36,10 @@ class LogSNREmbedding(nn.Module):
         check_kinds(condition_dim, classes)
         self.condition = nn.Linear(condition_dim, width) if condition_dim else class_vectors(classes, width)
 
-    def forward(self, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         angles = log_snr[:, None] * self.frequencies
         out = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
-        check_condition(condition, self.condition_dim, self.classes)
+        condition = check_condition(condition, self.condition_dim, self.classes)
         return out if condition is None or self.condition is None else out + self.condition(condition)
 
 
@@ -64,10 +64,11 @@ def check_kinds(condition_dim: int, classes: int) -> None:
         )
 
 
-def check_condition(condition: Tensor | None, condition_dim: int, classes: int = 0) -> None:
-    """Check that there is a condition if, and only if, the network was built for one, and that it is of that kind.
+def check_condition(condition: Condition | None, condition_dim: int, classes: int = 0) -> Tensor | None:
+    """Return the condition, None for a network that was built without one.
 
-    Raises DiffusionalError unless it is a tensor of floats (B, condition_dim), or of integers (B,) below `classes`.
+    Raises DiffusionalError for a condition that is missing or unexpected, and one that is not numbers (B, condition_dim), or
+    integers (B,) below `classes`.
 
     >>> check_condition(None, 0)
     >>> check_condition(None, 0, classes=10)
@@ -80,10 +81,11 @@ def check_condition(condition: Tensor | None, condition_dim: int, classes: int =
             raise DiffusionalError(
                 f"the network requires a condition, {expected}, but none was given; pass condition=…"
             )
-        return
+        return None
     if classes:
         check_labels(condition, classes)
-        return
+        assert isinstance(condition, Tensor)
+        return condition
     if not condition_dim:
         raise DiffusionalError(
             "a condition was given to an unconditional network; build it with condition_dim or classes, or leave the condition out"
@@ -91,3 +93,4 @@ def check_condition(condition: Tensor | None, condition_dim: int, classes: int =
     if not isinstance(condition, Tensor) or condition.ndim != 2 or condition.shape[1] != condition_dim:
         came = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else type(condition).__name__
         raise DiffusionalError(f"the condition must be a tensor (B, {condition_dim}), got {came}")
+    return condition

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from diffusional.conditions import Condition
 from diffusional.networks.embedding import LogSNREmbedding
 from diffusional.networks.norms import check_hidden
 from diffusional.networks.recompute import through
@@ -45,7 +46,7 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(_Block(hidden, dropout) for _ in range(depth))
         self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs * math.prod(shape)))
 
-    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         embedding = self.embedding(log_snr, condition)
         h = self.first(z.flatten(1))
         for block in self.blocks:

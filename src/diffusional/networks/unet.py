@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.networks.embedding import LogSNREmbedding
 from diffusional.networks.norms import GroupNorm
@@ -60,7 +61,7 @@ class UNet(nn.Module):
         self.last = nn.Sequential(GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], outputs * channels, 1))
         _zero(self.last[-1])
 
-    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         embedding = self.embedding(log_snr, condition)
         h = self.first(torch.cat([z, _coordinates(z)], dim=1))
         skips = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, scaled_dot_product_attention
 
+from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.networks.embedding import check_condition, check_kinds
 from diffusional.networks.norms import GroupNorm
@@ -93,8 +94,8 @@ class VDMUNet(nn.Module):
             elif isinstance(block, _Attention):
                 _zero(block.out)
 
-    def forward(self, z: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
-        check_condition(condition, self.condition_dim, self.classes)
+    def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
+        condition = check_condition(condition, self.condition_dim, self.classes)
         if condition is not None and self.classes:
             condition = one_hot(condition.long(), self.classes)
         t = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)
