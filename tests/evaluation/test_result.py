@@ -325,6 +325,15 @@ def test_a_save_that_fails_changes_nothing(result: Evaluation, tmp_path: Path, m
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("text", ['{"steps": 2000}', "{", "some notes"])
+def test_other_files_are_not_replaced(text: str, result: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DiffusionalError, match=r"config\.json exists"):
+        result.save(tmp_path / "config.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == text
+
+
 # Records that are damaged or of other versions.
 
 

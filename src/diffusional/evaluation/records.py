@@ -206,9 +206,11 @@ def scores_path(path: Path) -> Path:
 def save(path: Path, record: Mapping[str, Any], scores: Mapping[str, Tensor]) -> None:
     """Write a record and, if there are any, its scores. Raises DiffusionalError if that fails; existing files are then unchanged.
 
+    An existing file is replaced only if it is a record too, so that no config or plan of a run is lost by a wrong name.
+
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "result.json"
-    >>> save(path, {"items": 2}, {"nelbo": torch.ones(2)})
+    >>> save(path, {"nelbo_nats": 2.0}, {"nelbo": torch.ones(2)})
     >>> load(path)[1]
     {'nelbo': tensor([1., 1.])}
     """
@@ -216,6 +218,8 @@ def save(path: Path, record: Mapping[str, Any], scores: Mapping[str, Tensor]) ->
         raise DiffusionalError(
             f"a record is saved as NAME.json, got {path}: scores of items go to NAME.scores.safetensors"
         )
+    if path.exists():
+        _check_replaceable(path)
     whole = dict(record)
     if scores:
         whole[SCORES] = tensor_hash(scores)
@@ -257,6 +261,17 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{beside} has other scores than {path} was saved with: one of the two files was replaced or damaged. Save both again"
         )
     return record, scores
+
+
+def _check_replaceable(path: Path) -> None:
+    try:
+        existing = load_json(path)
+    except DiffusionalError as error:
+        raise DiffusionalError(
+            f"{path} exists and cannot be read as a record ({error}). Remove it, or name another file"
+        ) from error
+    if not existing.keys() & {"nelbo_nats", "difference_nats"}:
+        raise DiffusionalError(f"{path} exists and is not the record of an evaluation: name another file, or remove it")
 
 
 def _finite(value: Any) -> bool:

@@ -265,8 +265,8 @@ class Evaluation:
         Args:
             path: NAME.json; its folder must exist.
 
-        Raises DiffusionalError if the path does not end in ".json", if a file cannot be written, and for entries of `provenance` or
-        `about` that are not JSON values.
+        Raises DiffusionalError if the path does not end in ".json", if it exists and is not a record of this kind, if a file cannot be
+        written, and for entries of `provenance` or `about` that are not JSON values.
 
         >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "result.json"
