@@ -67,6 +67,20 @@ def test_outliers_that_are_known_are_visited() -> None:
         assert result.nelbo.item_error == pytest.approx(float(result_scores(model, x).std()) / 2000**0.5, rel=0.3)
 
 
+def test_few_draws_of_outliers_do_not_end_an_evaluation() -> None:
+    """An error that is small already is not believed before the outliers have the draws that would meet rare, large costs."""
+    model = normal_model(50, 0.1, 4.5)
+    g = generator(11)
+    plan = Plan.fit(model, torch.randn(700, 1, generator=g, dtype=torch.float64))
+    x = torch.randn(400, 1, generator=g, dtype=torch.float64)
+    x[:4] = 25 * x[:4].sign()
+    result = evaluate(model, x, 1e9, "nats", plan=plan, audit=False)
+    drawn = dict(zip(result.per_item["item"].tolist(), result.per_item["draws"].tolist(), strict=True))
+    assert sum(drawn[i] for i in range(4)) >= 512
+    assert len(drawn) < 400
+    assert result.reached
+
+
 def result_scores(model: df.DiffusionModel, x: Tensor) -> Tensor:
     """Scores of all items by a sweep of several draws."""
     return evaluate(model, x, draws=3, seed=99).per_item["nelbo"]

@@ -152,3 +152,17 @@ def test_enough_needs_two_of_every_stratum_or_all_of_it() -> None:
     assert strata.enough(torch.tensor([0, 1, 3]))
     assert not strata.enough(torch.tensor([0, 3]))
     assert not strata.enough(torch.tensor([0, 1, 2]))
+
+
+def test_few_draws_of_an_extreme_stratum_are_not_believed() -> None:
+    """128 draws of every band, 512 of one that carries a tenth of the variance; ordinary items are the pilot's business."""
+    of = torch.tensor([0] * 30 + [2] * 4 + [5] * 2)
+    strata = Strata(of, torch.argsort(-of, stable=True))
+    everything, none = torch.arange(36), torch.zeros(36, dtype=torch.float64)
+    variance = torch.tensor([1.0] * 30 + [0.1] * 4 + [90.0] * 2, dtype=torch.float64)
+    few = strata.unseen(everything, variance, none, torch.full((36,), 16))
+    assert few[[0, 2, 5]].tolist() == [0, 2, 16]
+    assert (few > 0).sum() == 2
+    enough = torch.tensor([2] * 30 + [32] * 4 + [256] * 2)
+    assert not bool(strata.unseen(everything, variance, none, enough).any())
+    assert strata.unseen(everything, variance, none, enough - (of == 5).long())[5] > 1

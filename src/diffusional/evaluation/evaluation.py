@@ -296,17 +296,21 @@ class Task:
             now = replace(now, error=float(processes.agreed(torch.tensor(now.error, dtype=torch.float64))))
             self._estimate = now
             self._tell(now, target)
-            if now.error <= target:
+            visited, (mean, variance) = draws.visited(), draws.spread(*values())
+            unseen = processes.agreed(strata.unseen(visited, variance, mean, draws.count[visited]))
+            if now.error <= target and not bool(unseen.any()):
                 return True
             if bool((allowed < wanted).any()):
                 return False
-            visited, (mean, variance) = draws.visited(), draws.spread(*values())
             # The part of the error that the draws do not show, but the plan expects.
             seen = draws.survey(draws.known(), mean, variance, 0).error
             least = (now.error**2 - seen**2) * len(draws.data) ** 2
-            factor = processes.agreed(
-                strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2, least)
-            )
+            if now.error <= target:
+                factor = unseen
+            else:
+                factor = processes.agreed(
+                    strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2, least)
+                )
             # Strata that are visited as a whole get more draws per item, the others more items.
             whole = picked == strata.sizes
             each = torch.where(whole, grown(each, 1.02 * factor), each)

@@ -26,8 +26,9 @@ from diffusional.ledger import error_over_items
 ORDINARY, _BANDS = 6.0, 12
 # Items of a band that the first round visits.
 FIRST_OF_BAND = 64
-# Draws of a band from which on they are trusted to have met its large costs.
-_SEEN = 512
+# Draws of a band from which on they are trusted to have met its large costs; fewer do if the band carries less than this part of the
+# variance.
+_SEEN, _FEW, _PART = 512, 128, 0.1
 # Spreads below this share of the median's magnitude are rounding.
 _ROUNDING = 1e-5
 
@@ -109,6 +110,24 @@ class Strata:
         few = spent < _SEEN
         few[0] = False
         return torch.where(few, factor.clamp(min=ratio), factor)
+
+    def unseen(self, items: Tensor, variance: Tensor, mean: Tensor, evaluations: Tensor) -> Tensor:
+        """Return by which factor (H,) the draws of each extreme stratum must grow before an error may be believed; 0 if it has enough.
+
+        The pilot has met no items like these, so nothing but their own draws shows how large their costs can be, and few draws that miss
+        a large cost have both a low mean and a low variance. A stratum needs 128 draws, and 512 if it carries more than a tenth of the
+        variance.
+
+        Args:
+            items, variance, mean, evaluations: as in `growth`.
+        """
+        own = torch.zeros(len(self.sizes), dtype=torch.float64)
+        own.index_add_(0, self.of[items], self.weights(items) * variance + self.between(items, mean))
+        spent = torch.zeros_like(own).index_add_(0, self.of[items], evaluations.double())
+        wanted = torch.where(own > _PART * own.sum(), float(_SEEN), float(_FEW))
+        short = (spent < wanted) & (self.sizes > 0)
+        short[0] = False
+        return torch.where(short, wanted / spent.clamp(min=1), 0.0)
 
     def pick(self, count: Tensor) -> Tensor:
         """Return the first count_h (H,) items of every stratum, in the order of visits."""
