@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -119,27 +121,93 @@ def _exists(module: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_imports_come_from_floors_above(path: Path) -> None:
-    name = _name(path)
-    if name == "models":  # the package's own file may gather its floors
-        return
+def _targets(path: Path) -> set[str]:
+    """The modules of the house that a file imports: `from diffusional import schedule` names a module, `from diffusional.models.time
+    import Affine` a name in one. A name of the package itself, such as __version__, is none.
+    """
+    found = set()
     for imported in _imports(path):
         root, *rest = imported.split(".")
-        if root in GUESTS:
-            assert name.split(".")[0] in GUESTS[root], f"{name} imports {root}; only {GUESTS[root]} may"
-        if root != "diffusional" or not rest:
-            continue
-        # `from diffusional import schedule` names a module, `from diffusional.models.time import Affine` a name in one.
         target = ".".join(rest)
         while not _exists(target) and "." in target:
             target = target.rpartition(".")[0]
-        if target == "models":
-            raise AssertionError(f"{name} imports diffusional.models as a whole; name the module")
-        if not _exists(target):  # a name of the package itself, such as __version__
-            continue
+        if root == "diffusional" and rest and _exists(target):
+            found.add(target)
+    return found
+
+
+def _out_of_order(path: Path) -> list[str]:
+    """What is wrong with the imports of a file."""
+    name, wrong = _name(path), []
+    if name == "models":  # the package's own file may gather its floors
+        return []
+    for root in {imported.split(".")[0] for imported in _imports(path)} & set(GUESTS):
+        if name.split(".")[0] not in GUESTS[root]:
+            wrong.append(f"{name} imports {root}; only {GUESTS[root]} may")
+    for target in sorted(_targets(path)):
         same_package = target.split(".")[0] == name.split(".")[0] and _floor(target) == _floor(name)
-        assert same_package or _floor(target) < _floor(name), f"{name} imports {target}, which is not above it"
+        if target == "models":
+            wrong.append(f"{name} imports diffusional.models as a whole; name the module")
+        elif not (same_package or _floor(target) < _floor(name)):
+            wrong.append(f"{name} imports {target}, which is not above it")
+    return wrong
+
+
+def _circle(imports: Mapping[str, Iterable[str]]) -> list[str]:
+    """Some modules that import each other in a circle, or []."""
+    done: set[str] = set()
+
+    def walk(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(imports.get(name, ())):
+            if found := walk(target, [*trail, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(imports) if (found := walk(name, []))), [])
+
+
+def test_imports_come_from_floors_above() -> None:
+    assert [text for path in FILES for text in _out_of_order(path)] == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count; those of a package's own file, which gathers its modules, do not."""
+    assert _circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
+    assert _circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+    imports = {_name(path): _targets(path) - {_name(path)} for path in FILES if path.name != "__init__.py"}
+    assert _circle(imports) == []
+
+
+# Packages that ask a model what it is, instead of looking at its type.
+ASKING = ("evaluation", "information", "training", "report")
+FAMILY = re.compile("DiffusionModel|VAE|Autoencoder|Binomial|Chain")
+
+
+def _asked_of_types(text: str) -> list[str]:
+    """The calls of isinstance and issubclass with a family of models, and the patterns of `match` statements that name one."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("isinstance", "issubclass")
+            and len(node.args) == 2
+        ):
+            found += [ast.unparse(node)] if FAMILY.search(ast.unparse(node.args[1])) else []
+        if isinstance(node, ast.MatchClass) and FAMILY.search(ast.unparse(node.cls)):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_nobody_asks_a_model_for_its_type() -> None:
+    assert _asked_of_types("if isinstance(model, int | df.VAE): pass") == ["isinstance(model, int | df.VAE)"]
+    assert _asked_of_types("isinstance(likelihood, NetworkLevels)") == []
+    found = {_name(path): _asked_of_types(path.read_text(encoding="utf-8")) for path in FILES}
+    assert {name: calls for name, calls in found.items() if calls and name.split(".")[0] in ASKING} == {}
 
 
 @pytest.mark.parametrize("module", [m for m in LIGHT if m == "diffusional" or _exists(m.removeprefix("diffusional."))])

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import ENOUGH, Control, fit_controls
-from diffusional.evaluation.plan import Met, Plan, about, cell_edges, resolution, same_pilot
+from diffusional.evaluation.plan import Met, Plan, about, cell_edges, learner, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
 from diffusional.models.base import device_of
@@ -33,6 +33,7 @@ _LEAST_OF_AROUND = 0.6
 _HARM = 0.8
 
 
+@learner
 def fit(
     model: Chain,
     data: Tensor,

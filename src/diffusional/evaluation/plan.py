@@ -23,7 +23,7 @@ Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -196,11 +196,9 @@ class Plan:
         check_seed(seed)
         if evaluations < 100:
             raise DiffusionalError(f"a pilot of {evaluations} evaluations came; give at least 100 ({PILOT} by default)")
-        # A pilot leaves a plan: its module imports this one.
-        from diffusional.evaluation.pilot import fit
-
+        assert _learn is not None  # registered by pilot.py, which the package imports
         with evaluation_mode(model), torch.inference_mode():
-            found = fit(visited(model), data, evaluations, seed, controls, cells, condition, like)
+            found = _learn(visited(model), data, evaluations, seed, controls, cells, condition, like)
         # Tensors made in inference mode cannot be used with those that need gradients, such as a learned schedule's.
         own = {name: getattr(found, name).clone() for name in _NUMBERS}
         return replace(found, **own, met=Met(**{name: value.clone() for name, value in vars(found.met).items()}))
@@ -382,6 +380,21 @@ class Plan:
             )
         plan.check(model)
         return plan
+
+
+# Returns a plan from a pilot; the arguments are those of `Plan.fit`, without its defaults.
+Learner = Callable[
+    [Chain, Tensor, int, int, tuple[str, ...], int, Condition | None, Plan | None],
+    Plan,
+]
+_learn: Learner | None = None
+
+
+def learner(function: Learner) -> Learner:
+    """Register the function that `Plan.fit` calls. It is pilot.py's, which imports this module and not the other way round."""
+    global _learn
+    _learn = function
+    return function
 
 
 def visited(model: LatentVariableModel) -> Chain:
