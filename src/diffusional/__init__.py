@@ -40,6 +40,7 @@ _NAMES = {
     "Discrete": "space",
     "Estimate": "ledger",
     "Comparison": "evaluation.result",
+    "ForwardProcess": "forward",
     "Evaluation": "evaluation.result",
     "Gaussian": "gaussian",
     "GaussianDiffusion": "forward",

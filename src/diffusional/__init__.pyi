@@ -18,6 +18,7 @@ from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.plan import Plan as Plan
 from diffusional.evaluation.result import Comparison as Comparison
 from diffusional.evaluation.result import Evaluation as Evaluation
+from diffusional.forward import ForwardProcess as ForwardProcess
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion
 from diffusional.forward import NonMarkovDiffusion as NonMarkovDiffusion
 from diffusional.gaussian import Gaussian as Gaussian

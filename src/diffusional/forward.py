@@ -40,17 +40,13 @@ class Distribution(Protocol):
         """KL[self ‖ other] (B,), other of the same family."""
         ...
 
-    def entropy(self) -> PerItem:
-        """(B,)."""
-        ...
-
 
 @runtime_checkable
 class ForwardProcess(Protocol):
     """A fixed variational posterior over z_1 … z_T: the Gaussian diffusion, its non-Markov family, the binomial diffusion.
 
     A process is Markov unless it has an attribute `markov` that is False. The transition of such a process depends on x as well,
-    `transition(z, t, x)`: see `transition_of`.
+    `transition(z, t, x)`: see `transition_of`. A class that derives from this one inherits `sample_path`.
     """
 
     @property
@@ -71,8 +67,13 @@ class ForwardProcess(Protocol):
         ...
 
     def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
-        """z_1 … z_T (T, B, *dims)."""
-        ...
+        """z_1 … z_T (T, B, *dims): by default each is drawn from its transition, one after the other."""
+        assert self.steps is not None
+        path, z = [], x
+        for t in range(1, self.steps + 1):
+            z = transition_of(self, z, t, x).sample(generator).to(x.dtype)
+            path.append(z)
+        return torch.stack(path)
 
 
 # The protocol's first name.
