@@ -447,7 +447,8 @@ class Chain(LatentVariableModel):
         for t in range(self._discrete() - 1, 0, -1):
             z = self.drawn(self.step(z, torch.full((n,), t, device=z.device), condition), generator)
             yield z
-        yield self.drawn(self.decode(z, condition), generator)
+        # A decoder may compute in float64: items have the type of the latents.
+        yield self.drawn(self.decode(z, condition), generator).to(z.dtype)
 
     def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
         """Draw from one of the chain's distributions."""
