@@ -100,7 +100,7 @@ def means(
     everything = torch.arange(len(x))
     draws.extend(everything, torch.full((len(x),), each * repeats))
     records, filled = draws.parts(everything)
-    values = records.kl + records.reconstruction
+    values = records.total
     by_repeat = values.view(len(x), repeats, each).mean((0, 2)) + draws.known().mean()
     return by_repeat.tolist(), draws.spread(values, filled)[1] * each * repeats
 

@@ -298,9 +298,9 @@ def check_mean(draws: Draws, truth: tuple[np.ndarray, np.ndarray], each: int) ->
     draws.extend(items, torch.full_like(items, each))
     records, filled = draws.parts(items)
     drawn = {
-        "reconstruction": (draws.base[:, 0], records.reconstruction, truth[0]),
-        "kl": (draws.base[:, 1:].sum(1), records.kl, truth[1]),
-        "both": (draws.base.sum(1), records.kl + records.reconstruction, sum(truth)),
+        "reconstruction": (draws.base[:, 0], records.costs["reconstruction"], truth[0]),
+        "kl": (draws.base[:, 1:].sum(1), records.costs["kl"], truth[1]),
+        "both": (draws.base.sum(1), records.costs["kl"] + records.costs["reconstruction"], sum(truth)),
     }
     for base, values, wanted in drawn.values():
         mean, variance = draws.spread(values, filled)
@@ -434,7 +434,7 @@ def observed(model: df.DiffusionModel, plan: Plan, x: Tensor, each: int) -> floa
     draws, items = Draws(model, plan, x, seed=6), torch.arange(len(x))
     draws.extend(items, torch.full_like(items, each))
     records, filled = draws.parts(items)
-    return float(draws.spread(records.kl + records.reconstruction, filled)[1].mean()) * each
+    return float(draws.spread(records.costs["kl"] + records.costs["reconstruction"], filled)[1].mean()) * each
 
 
 @pytest.mark.parametrize("decoder", [likelihood.DiscretizedGaussian, likelihood.LevelPosterior])
