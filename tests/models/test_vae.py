@@ -497,6 +497,19 @@ def test_the_delta_method_stays_where_no_weights_dominate(monkeypatch: pytest.Mo
     assert between == pytest.approx(0.5 * math.log(71 / 32) ** 2, rel=1e-9)
 
 
+def test_progress_counts_what_was_done_and_what_is_expected() -> None:
+    """Draws and pilot together; there is more to come until the last call."""
+    seen: list[df.evaluation.Progress] = []
+    result = evaluate(linear(), items(8), 0.02, "nats", progress=seen.append)
+    done, expected = [one.evaluations for one in seen], [one.expected for one in seen]
+    assert len(seen) > 2
+    assert done[-1] == expected[-1] == result.nelbo.network_evaluations
+    assert done == sorted(set(done))
+    assert all(ahead > now for now, ahead in zip(done[:-1], expected[:-1], strict=True))
+    # The last round was as large as announced.
+    assert done[-1] == expected[-2]
+
+
 def test_few_draws_are_not_vouched_for() -> None:
     found = evaluate(linear(), items(1), visits=8)
     assert not found.reached
