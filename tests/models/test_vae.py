@@ -500,7 +500,7 @@ def test_the_delta_method_stays_where_no_weights_dominate(monkeypatch: pytest.Mo
 def test_progress_counts_what_was_done_and_what_is_expected() -> None:
     """Draws and pilot together; there is more to come until the last call."""
     seen: list[df.evaluation.Progress] = []
-    result = evaluate(linear(), items(8), 0.02, "nats", progress=seen.append)
+    result = evaluate(linear(), items(8), 0.1, "nats", progress=seen.append)
     done, expected = [one.evaluations for one in seen], [one.expected for one in seen]
     assert len(seen) > 2
     assert done[-1] == expected[-1] == result.nelbo.network_evaluations
