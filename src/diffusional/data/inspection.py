@@ -74,7 +74,8 @@ class Inspection:
             "fingerprints": self.fingerprints,
             "findings": list(self.findings),
             "notes": list(self.notes),
-        } | ({} if self.classes is None else {"classes": self.classes})
+            "classes": self.classes,
+        }
 
 
 def inspect(dataset: Dataset) -> Inspection:
