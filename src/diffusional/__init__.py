@@ -24,6 +24,7 @@ _MODULES = {
     "networks": "networks",
     "schedule": "schedule",
     "space": "space",
+    "training": "training",
 }
 _NAMES = {
     "BinomialDiffusion": "binomial",
@@ -50,10 +51,12 @@ _NAMES = {
     "LevelDraws": "ledger",
     "NonMarkovDiffusion": "forward",
     "Plan": "evaluation.plan",
+    "Run": "training.folder",
     "VAE": "models.vae",
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.evaluation",
     "load": "training.run",
+    "load_run": "training.folder",
     "train": "training.loop",
 }
 

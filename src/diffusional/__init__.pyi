@@ -10,6 +10,7 @@ from diffusional import levels as levels
 from diffusional import networks as networks
 from diffusional import schedule as schedule
 from diffusional import space as space
+from diffusional import training as training
 from diffusional.bernoulli import Bits as Bits
 from diffusional.binomial import BinomialDiffusion as BinomialDiffusion
 from diffusional.errors import DiffusionalError as DiffusionalError
@@ -38,6 +39,8 @@ from diffusional.models.vae import VAE as VAE
 from diffusional.space import Continuous as Continuous
 from diffusional.space import Discrete as Discrete
 from diffusional.training.config import Config as Config
+from diffusional.training.folder import Run as Run
+from diffusional.training.folder import load_run as load_run
 from diffusional.training.loop import train as train
 from diffusional.training.run import load as load
 

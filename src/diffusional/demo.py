@@ -31,6 +31,7 @@ from diffusional.space import Discrete
 from diffusional.training import checkpoint, journal, recipes
 from diffusional.training.build import build_dataset
 from diffusional.training.config import Config
+from diffusional.training.folder import Run, load_run
 from diffusional.training.loop import train
 from diffusional.training.run import CHECKPOINTS
 
@@ -69,7 +70,8 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
     for name, recipe in (("vae", recipes.digits_vae()), ("hierarchical_vae", recipes.digits_hierarchical_vae())):
         chosen = _for_as_long(recipe, config, dataset, seconds)
         models[name], traces[name] = _trained(name, chosen, folders[name], dataset, originals, console)
-    results = {name: _evaluated(model, x, originals, config.seed, name, console) for name, model in models.items()}
+    opened = {name: load_run(folder, dataset) for name, folder in folders.items()}
+    results = {name: _evaluated(opened[name], model, x, config.seed, name, console) for name, model in models.items()}
     rulers = yardsticks(plain)
 
     took = {name: checkpoint.restore_progress(path / CHECKPOINTS).seconds for name, path in folders.items()}
@@ -146,9 +148,9 @@ def _for_as_long(
     return dataclasses.replace(chosen, steps=steps, validate_every=-(-steps // 10), checkpoint_every=steps)
 
 
-def _evaluated(
-    model: LatentVariableModel, x: Tensor, reference: Tensor, seed: int, name: str, console: Console
-) -> Evaluation:
+def _evaluated(run: Run, model: LatentVariableModel, x: Tensor, seed: int, name: str, console: Console) -> Evaluation:
+    """Return the bound by the run's plan, which `diffusional evaluate` uses afterwards."""
+    plan = run.plan(model, seed=seed)
     with _bar(console) as bar:
         task = bar.add_task(f"evaluating the {_NAMES[name]}", total=None)
         return evaluate(
@@ -156,7 +158,7 @@ def _evaluated(
             x,
             _ERROR,
             seed=seed,
-            reference=reference if isinstance(model, DiffusionModel) else None,
+            plan=plan,
             progress=lambda now: bar.update(task, completed=now.evaluations, total=now.expected),
         )
 

@@ -14,7 +14,8 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -316,21 +317,38 @@ def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
 
 def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises DiffusionalError if the file is missing, broken or not a regular file."""
+    record = _parsed(path, "JSON", json.loads)
+    if not isinstance(record, dict):
+        raise DiffusionalError(f"{path} holds a {type(record).__name__}; expected a JSON object")
+    return record
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises DiffusionalError if it is missing, broken or not a regular file.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "config.toml"
+    >>> _ = path.write_text("steps = 3")
+    >>> load_toml(path)
+    {'steps': 3}
+    """
+    return _parsed(path, "TOML", tomllib.loads)
+
+
+def _parsed(path: Path, kind: str, parse: Callable[[str], Any]) -> Any:
+    """Read a text file of at most _MOST_JSON bytes and parse it."""
     if not path.exists() and not path.is_symlink():
         raise DiffusionalError(f"{path} does not exist")
     check_regular(path)
     try:
         if (size := path.stat().st_size) > _MOST_JSON:
             raise DiffusionalError(
-                f"expected a JSON record of at most {_MOST_JSON:,} bytes, got {path} of {size:,} bytes"
+                f"expected a {kind} record of at most {_MOST_JSON:,} bytes, got {path} of {size:,} bytes"
             )
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DiffusionalError(f"{path} could not be read ({error.strerror}). Check its permissions") from error
     except DiffusionalError:
         raise
-    except (ValueError, RecursionError) as error:  # not JSON, not text, a number of thousands of digits, deep nesting
-        raise DiffusionalError(f"{path} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise DiffusionalError(f"{path} holds a {type(record).__name__}; expected a JSON object")
-    return record
+    except (ValueError, RecursionError) as error:  # syntax, encoding, a number of thousands of digits, deep nesting
+        raise DiffusionalError(f"{path} is not {kind}: {error}") from error

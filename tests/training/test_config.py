@@ -224,7 +224,7 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes, message: str) 
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DiffusionalError, match=r"config\.json does not exist; a run folder has a config\.json"):
+    with pytest.raises(DiffusionalError, match=r"config\.json does not exist; expected a config"):
         Config.load(tmp_path / "config.json")
 
 

@@ -45,7 +45,8 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model by its ELBO. A diffusion model, or a VAE (--model.kind). A run is a folder; --resume continues it."""
+    """Train a model by its ELBO. A diffusion model, or a VAE (--model.kind). A run is a folder; --resume continues it, and --from RUN
+    starts a new one from the weights of another."""
 
     run: Run
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -66,8 +67,16 @@ class Train:
         | None,
         tyro.conf.arg(metavar="NAME", help=_PRESETS),
     ] = None
+    config_file: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            name="config",
+            metavar="FILE",
+            help="Read the config from a JSON or TOML file, such as the config.json of a run; options typed beside it override it.",
+        ),
+    ] = None
     resume: bool = False
-    """Continue the run in the folder, with its own config."""
+    """Continue the run in the folder, with its own config. With --steps N, beyond its end."""
     profile: bool = False
     """Show where a step's time goes, and write it to RUN/profile.json."""
     json: Json = None

@@ -4,22 +4,23 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, device, first, plainly, say, watching, working
-from diffusional.cli.items import SPLITS, Items, already_trained_on, items, reference_items
+from diffusional.cli.items import SPLITS, Items, already_trained_on, items
 from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusional.evaluation import Comparison, Plan
+    from diffusional.evaluation import Comparison
     from diffusional.models.base import LatentVariableModel
-    from diffusional.models.chain import Chain
+    from diffusional.training.folder import Run
     from diffusional.training.run import RunRecord
 
 
@@ -36,14 +37,14 @@ def run(command: Evaluate) -> Result:
 
 
 def _evaluate(command: Evaluate) -> Result:
-    from diffusional.evaluation import evaluate, importance_weighted
+    from diffusional.evaluation import Plan, evaluate, importance_weighted
     from diffusional.evaluation.evaluation import regridded
     from diffusional.evaluation.target import Target
     from diffusional.files import save_json
     from diffusional.models.chain import Chain
     from diffusional.models.vae import Autoencoder
     from diffusional.report.tables import ledger_table
-    from diffusional.training.run import load, read_run
+    from diffusional.training.folder import load_run
 
     _check_evaluate(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
@@ -55,8 +56,8 @@ def _evaluate(command: Evaluate) -> Result:
             item_error=command.item_error,
             max_evaluations=command.max_evaluations,
         )
-    record = read_run(command.run)
-    model = load(command.run).to(device())
+    run = load_run(command.run)
+    record, model = run.record, run.model.to(device())
     if isinstance(model, Autoencoder):
         _check_autoencoder(command, sweep)
     elif command.importance_weighted is not None:
@@ -65,20 +66,23 @@ def _evaluate(command: Evaluate) -> Result:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
     # Labels are those of the run that has classes, if the other has none.
-    theirs = None if command.other is None else read_run(command.other)
+    theirs = None if command.other is None else load_run(command.other).record
     labelled = theirs if theirs is not None and theirs.classes and not record.classes else record
     chosen = items(
         labelled, command.data, command.levels, command.split, command.columns, command.decimal, command.condition
     )
     name, split, x = chosen.name, chosen.split, chosen.x
     if command.other is not None:
-        return _compare(command, record, model, chosen)
+        return _compare(command, run, model, chosen)
     about = _about(chosen, record)
     if record.classes:
         about["condition"] = record.config.data.condition
-    plan = reference = None
-    if isinstance(model, Chain) and not sweep:
-        plan, reference = _plan(record, model, command)
+    plan = None
+    if command.plan is not None:
+        assert isinstance(model, Chain)  # checked above
+        plan = Plan.load(command.plan, model)
+    elif not sweep:
+        plan = run.plan(model, seed=command.seed, learning=_learning)
     with watching(command.unit, model.space.dimensions) as watch:
         result = evaluate(
             model,
@@ -87,7 +91,6 @@ def _evaluate(command: Evaluate) -> Result:
             command.unit,
             seed=command.seed,
             plan=plan,
-            reference=reference,
             visits=command.visits,
             item_error=command.item_error,
             every_item=command.per_item is not None,
@@ -139,47 +142,14 @@ def _kept(save: "Callable[[], None]") -> None:
         warnings.warn(str(error), stacklevel=2)
 
 
-def _plan(record: "RunRecord", model: "Chain", command: Evaluate) -> "tuple[Plan | None, Tensor | None]":
-    """The plan of a run, learned on its training data the first time; without these, nothing, and a pilot on the data."""
-    from diffusional.evaluation import Plan
+@contextmanager
+def _learning(path: Path) -> Iterator[None]:
+    """Show that a plan is being learned, and afterwards where it is."""
+    from diffusional.evaluation.plan import PILOT
 
-    if command.plan is not None:
-        return Plan.load(command.plan, model), None
-    own = model.steps == record.config.schedule.steps
-    name = "plan.json" if own else f"plan-{'continuous' if model.steps is None else model.steps}.json"
-    path = record.path / name
-    kept = _kept_plan(path, model)
-    if kept is not None:
-        return kept, None
-    found = reference_items(record)
-    if found is None:
-        return None, None
-    reference, condition = found
     with working("learning a plan on the run's training data"):
-        plan = Plan.fit(model, reference, seed=command.seed, condition=condition)
-    if first():
-        _kept(lambda: plan.save(path))
-    say(f"learned {path} from {plan.provenance['evaluations']:,} evaluations on the run's training data")
-    return plan, reference
-
-
-def _kept_plan(path: Path, model: "Chain") -> "Plan | None":
-    """Return the plan that a run keeps, or None if there is none for these weights. A damaged plan is learned again, with a warning."""
-    from diffusional.evaluation import Plan
-    from diffusional.evaluation.provenance import tensor_hash
-    from diffusional.files import load_json
-
-    if not path.exists():
-        return None
-    try:
-        provenance = load_json(path).get("provenance")
-        # With other weights, a learned γ may have changed: the plan is not for these.
-        if isinstance(provenance, dict) and provenance.get("weights_sha256") != tensor_hash(model.state_dict()):
-            return None
-        return Plan.load(path, model)
-    except DiffusionalError as error:
-        warnings.warn(f"{error}. The plan is learned again", stacklevel=2)
-        return None
+        yield
+    say(f"learned {path} from {PILOT:,} evaluations on the run's training data")
 
 
 def _check_evaluate(command: Evaluate) -> None:
@@ -228,16 +198,17 @@ def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
         )
 
 
-def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel", chosen: Items) -> Result:
+def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen: Items) -> Result:
     from diffusional.conditions import ignoring_condition
     from diffusional.data.quoting import listed
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
     from diffusional.report.tables import comparison_table
-    from diffusional.training.run import load, read_run
+    from diffusional.training.folder import load_run
 
     assert command.other is not None
-    theirs = read_run(command.other)
+    other_run = load_run(command.other)
+    record, theirs = run.record, other_run.record
     name, split, x = chosen.name, chosen.split, chosen.x
     if record.columns and theirs.columns and record.columns != theirs.columns:
         raise DiffusionalError(
@@ -256,7 +227,7 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
             )
         if command.data is None and theirs.conditions.get(split) != record.conditions.get(split):
             raise DiffusionalError(f"the labels of the {split} split of {command.other} are not those of {command.run}")
-    other = load(command.other).to(device())
+    other = other_run.model.to(device())
     if command.steps is not None or command.continuous:
         with plainly():
             other = regridded(other, "continuous" if command.steps is None else command.steps)
@@ -275,6 +246,7 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
         )
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
+    plans = run.paired_plans(other_run, model, other, seed=command.seed, learning=_learning)
     with watching(command.unit, model.space.dimensions) as watch:
         result = compare(
             model,
@@ -283,8 +255,7 @@ def _compare(command: Evaluate, record: "RunRecord", model: "LatentVariableModel
             target,
             command.unit,
             seed=command.seed,
-            # With labels the pilots are made on the data, whose labels are known.
-            reference=None if chosen.condition is not None else (reference_items(record) or (None,))[0],
+            plans=plans,
             every_item=command.per_item is not None,
             max_evaluations=command.max_evaluations,
             audit=not command.no_audit,
@@ -315,15 +286,18 @@ def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
     """Return the entries of the record about the data. Prints warnings about assumptions and about items that a run was trained on."""
     trained = [already_trained_on(record, chosen) for record in records]
     warned = list(chosen.notes)
-    # Among the run's own splits only "all" needs the warning: "train" is all training items, the others have none.
-    if not chosen.own or chosen.split == "all":
-        for record, n in zip(records, trained, strict=True):
-            if n:
-                which = "all" if n == len(chosen.x) else f"{n:,} of the {len(chosen.x):,}"
-                warned.append(
-                    f"{which} items of {chosen.name} are identical to items that {record.path} was trained on: their bound is lower than "
-                    "that of new data"
-                )
+    for record, n in zip(records, trained, strict=True):
+        # Of a run's own splits, "train" needs no warning, and the others have no training items, unless the weights that the run started
+        # from have seen them.
+        expected = chosen.own and (
+            chosen.split == "train" or (chosen.split != "all" and record.config.init_from is None)
+        )
+        if n and not expected:
+            which = "all" if n == len(chosen.x) else f"{n:,} of the {len(chosen.x):,}"
+            warned.append(
+                f"{which} items of {chosen.name} are identical to items that {record.path} was trained on: their bound is lower than "
+                "that of new data"
+            )
     if first():
         for text in warned:
             print(f"diffusional: warning: {text}", file=sys.stderr)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 SPLITS = ("train", "validation", "test")
-# Items that a plan is learned on where they are not in memory: the first of a stream, a random sample of a file.
-_HEAD, _SAMPLE = 4096, 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,25 +167,3 @@ def already_trained_on(record: "RunRecord", chosen: Items) -> int | None:
         return len(chosen.x)
     trained = trained_on(record)
     return None if trained is None else int(trained.among(chosen.x).sum())
-
-
-def reference_items(record: "RunRecord") -> "tuple[Tensor, Tensor | None] | None":
-    """Return the run's training items, encoded (of a stream the first ones), and their labels, if it has classes; None if they are not
-    available or have changed."""
-    import torch
-
-    from diffusional.data.dataset import Stream
-    from diffusional.training.own import own_data
-
-    try:
-        dataset = own_data(record)
-    except (DiffusionalError, OSError):
-        return None
-    if isinstance(dataset.train, Stream):
-        return record.space.encode(dataset.train.head(_HEAD)), None
-    n = len(dataset.items("train"))
-    if isinstance(dataset.train, torch.Tensor) or n <= _SAMPLE:
-        return dataset.encode("train"), dataset.condition_of("train")
-    rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_SAMPLE]
-    rows = rows.sort().values
-    return dataset.encode("train", rows), dataset.condition_of("train", rows)

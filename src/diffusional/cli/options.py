@@ -66,7 +66,8 @@ def options(kind: type, prefix: str = "") -> list[Option]:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         positional = tyro.conf.Positional in marks
         shown = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), field.name)
-        name = shown.strip("[]") if positional else f"--{prefix}{field.name}".replace("_", "-")
+        typed = next((mark.name for mark in marks if getattr(mark, "name", None)), field.name)
+        name = shown.strip("[]") if positional else f"--{prefix}{typed}".replace("_", "-")
         found.append(Option(name, hint, positional, required))
     return found
 

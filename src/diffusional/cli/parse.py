@@ -7,6 +7,7 @@ import io
 import operator
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -37,12 +38,12 @@ def parse(args: Sequence[str]) -> Command:
     diffusional.errors.DiffusionalError: unknown command 'trian'; did you mean train? See diffusional --help
     """
     args = _spelled_out(args)
-    command = _parsed(args, presets.named(args) if args[:1] == ["train"] else Config())
+    command = _parsed(args, _default(args) if args[:1] == ["train"] else Config())
     check_seed(getattr(command, "seed", 0), "--seed")
     if not isinstance(command, Train):
         return command
     path = command.run / "config.json"
-    if command.resume and command.preset is None and path.is_file():
+    if command.resume and command.preset is None and command.config_file is None and path.is_file():
         # The resumed run's own config is the default, so that only what one types can differ from it.
         command = _parsed(args, Config.load(path))
     # What could not be read back, such as an infinite number, is refused before a folder is made for it.
@@ -50,15 +51,45 @@ def parse(args: Sequence[str]) -> Command:
     return command
 
 
+# Options of train that have a second, shorter name.
+_SHORT = {"--data": "--data.name", "--from": "--init-from"}
+
+
 def _spelled_out(args: Sequence[str]) -> list[str]:
-    """train's --data NAME, as the other commands have it, is --data.name NAME.
+    """Replace train's --data NAME, as the other commands have it, by --data.name NAME, and --from RUN by --init-from RUN.
 
     >>> _spelled_out(["train", "runs/a", "--data=x.npy"]), _spelled_out(["evaluate", "runs/a", "--data", "x.npy"])
     (['train', 'runs/a', '--data.name=x.npy'], ['evaluate', 'runs/a', '--data', 'x.npy'])
     """
     if list(args[:1]) != ["train"]:
         return list(args)
-    return [a.replace("--data", "--data.name", 1) if a == "--data" or a.startswith("--data=") else a for a in args]
+    found = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        found.append(_SHORT.get(name, name) + equals + value)
+    return found
+
+
+def _default(args: Sequence[str]) -> Config:
+    """Return the config that the options typed after `train` override: that of --config FILE, of --preset NAME, or of the run that
+    --init-from names; or the default one.
+
+    Raises DiffusionalError for a file that is no config, and for two of --config and --preset.
+    """
+    file, preset, origin = (presets.typed(args, option) for option in ("--config", "--preset", "--init-from"))
+    if file is not None and preset is not None:
+        raise DiffusionalError(
+            f"--config {file} and --preset {preset} were given together, and each of them is a whole config; leave one out"
+        )
+    if file is not None:
+        return Config.load(Path(file).expanduser())
+    if preset is not None or origin is None:
+        return presets.named(args)
+    if not (Path(origin) / "config.json").is_file():
+        raise DiffusionalError(
+            f"--from {origin}: there is no run in this folder; name a folder that `diffusional train` wrote"
+        )
+    return dataclasses.replace(Config.load(Path(origin) / "config.json"), init_from=None, init_sha256=None)
 
 
 def _commands(args: Sequence[str], config: Config) -> Any:

@@ -31,9 +31,18 @@ def named(args: Sequence[str]) -> Config:
     >>> named(["runs/a", "--preset=nothing"]) == Config()
     True
     """
+    return PRESETS.get(typed(args, "--preset") or "", Config)()
+
+
+def typed(args: Sequence[str], option: str) -> str | None:
+    """Return the value of the last `option` among the arguments; None if it was not typed.
+
+    >>> typed(["runs/a", "--preset=digits", "--preset", "levels"], "--preset")
+    'levels'
+    """
     chosen = None
     for here, after in zip(args, [*args[1:], None], strict=True):
-        option, equals, value = here.partition("=")
-        if option == "--preset":
+        name, equals, value = here.partition("=")
+        if name == option:
             chosen = value if equals else after
-    return PRESETS.get(chosen or "", Config)()
+    return chosen

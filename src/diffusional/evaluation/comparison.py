@@ -42,7 +42,7 @@ def compare(
     unit: Literal["bits/dim", "nats"] = "bits/dim",
     *,
     seed: int = 0,
-    plans: tuple[Plan, Plan] | None = None,
+    plans: tuple[Plan | None, Plan | None] | None = None,
     reference: Tensor | None = None,
     every_item: bool = False,
     max_evaluations: int | None = None,
@@ -52,7 +52,7 @@ def compare(
 ) -> Comparison:
     """NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
 
-    Args as in `evaluate`; `plans` are A's and B's, and both models get the same `condition`. Evaluations of both networks count.
+    Args as in `evaluate`; `plans` are A's and B's (None for a model without levels to visit), and both models get the same `condition`. Evaluations of both networks count.
 
     Raises DiffusionalError where the two models' spaces (shape, levels, range, standardisation) differ, since their bounds are then
     not of the same thing, and for a condition that does not have one row per item.
@@ -83,8 +83,6 @@ def compare(
         raise DiffusionalError(f"expected a positive target_error, got {target_error}")
     chains = a.visited(), b.visited()
     if chains[0] is None or chains[1] is None:
-        if plans is not None:
-            raise DiffusionalError("plans came; they are for two diffusion models: leave them out")
         budget = None if max_evaluations is None else max_evaluations // 2
         each = target_error / math.sqrt(2)
         results = [
@@ -94,7 +92,8 @@ def compare(
                 each,
                 unit,
                 seed=own,
-                reference=None if model.visited() is None else reference,
+                plan=plan,
+                reference=None if model.visited() is None or plan is not None else reference,
                 every_item=True,
                 max_evaluations=budget,
                 audit=audit,
@@ -102,7 +101,7 @@ def compare(
                 progress=progress,
             )
             # Seeds of their own: two autoencoders would share a part of their noise, which no error here knows of.
-            for model, own in ((a, seed), (b, (seed + 1) % SEEDS))
+            for model, plan, own in zip((a, b), plans or (None, None), (seed, (seed + 1) % SEEDS), strict=True)
         ]
         return _items_paired(*results)
     if plans is None and max_evaluations is not None and max_evaluations // 2 <= PILOT:
@@ -117,10 +116,15 @@ def compare(
             first = Plan.fit(chains[0], pilots, seed=seed, condition=condition)
             plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=condition, like=first)
             pilot = PILOT
+        mine, theirs = plans
+        if mine is None or theirs is None:
+            raise DiffusionalError(
+                "expected plans of both models, since both have levels to visit, got None; learn one with Plan.fit, or leave plans out"
+            )
         budget = None if max_evaluations is None else max_evaluations // 2
         tasks = [
-            Task(Draws(chains[0], plans[0], data, seed, condition), pilot, budget, watch=progress),
-            Task(Draws(chains[1], plans[1], data, seed, condition), pilot, budget),
+            Task(Draws(chains[0], mine, data, seed, condition), pilot, budget, watch=progress),
+            Task(Draws(chains[1], theirs, data, seed, condition), pilot, budget),
         ]
         return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit, every_item)
 

@@ -1,1 +1,50 @@
-"""Training, plain and complete: `train(config)` fills a run folder, `load(run)` gives its model back."""
+"""Training: `train(config, run)` fills a run folder, `load_run(run)` opens one again.
+
+    df.Config, and its parts DataConfig, ScheduleConfig, ModelConfig, LatentConfig, OptimizerConfig, SystemConfig
+    train, load (the model of a run), load_run (the run itself: Run), recipes (configs that work)
+
+Config classes and recipes import no torch; the other names load on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from diffusional.training import config, recipes
+from diffusional.training.config import (
+    Config,
+    DataConfig,
+    LatentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SystemConfig,
+)
+
+if TYPE_CHECKING:
+    from diffusional.training.folder import Run, load_run
+    from diffusional.training.loop import train
+    from diffusional.training.run import load
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "LatentConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Run",
+    "ScheduleConfig",
+    "SystemConfig",
+    "config",
+    "load",
+    "load_run",
+    "recipes",
+    "train",
+]
+
+_LATER = {"Run": "folder", "load": "run", "load_run": "folder", "train": "loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"diffusional.training.{_LATER[name]}"), name)
+    raise AttributeError(f"module 'diffusional.training' has no attribute {name!r}")

@@ -202,7 +202,7 @@ def restore(found: Path, state: State, config: Config, processes: int = 1) -> Pr
     """
     manifest = load_json(found / _MANIFEST)
     # The data were compared by their fingerprints when the run was resumed.
-    if changed := beside_data(matter(differences(Config.from_dict(manifest["config"]), config))):
+    if changed := beside_data(matter(differences(config_of(found), config))):
         raise DiffusionalError(
             f"config.json was edited since {found} was written; put it back, or begin another run with it. Differences (there "
             "→ here): " + "; ".join(changed)
@@ -213,6 +213,11 @@ def restore(found: Path, state: State, config: Config, processes: int = 1) -> Pr
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise DiffusionalError(f"the checkpoint {found} does not fit this run: {error}") from error
     return progress_of(found)
+
+
+def config_of(found: Path) -> Config:
+    """Return the config of the run when a checkpoint, as `newest` gave it, was written."""
+    return Config.from_dict(load_json(found / _MANIFEST)["config"])
 
 
 def put_back_best(found: Path) -> None:

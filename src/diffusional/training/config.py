@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusional.errors import DiffusionalError
-from diffusional.files import load_json
+from diffusional.files import load_json, load_toml
 from diffusional.seeds import check_seed
 from diffusional.words import hint as word_hint
 
@@ -262,6 +262,10 @@ class Config:
     """How many of the newest stay."""
     skip_nonfinite: int = 0
     """Leave out up to so many steps whose loss or gradient is not finite, and count them; 0 stops at the first."""
+    init_from: str | None = None
+    """Start from the trained (averaged) weights of this run folder rather than from random weights."""
+    init_sha256: str | None = None
+    """SHA-256 of those weights, recorded when the run begins; if given, the weights must have it."""
 
     def __post_init__(self) -> None:
         _check_words("", self)
@@ -271,6 +275,11 @@ class Config:
             _require("", self, name, lambda v: v >= 0, "0 or more")
         check_seed(self.seed, below=2**32)
         _require("", self, "max_seconds", lambda v: v is None or v >= 0, "0 or more")
+        if self.init_sha256 is not None and self.init_from is None:
+            raise DiffusionalError(
+                f"init_sha256={self.init_sha256} was given without init_from, the run folder whose weights it is the hash of; give both, or "
+                "init_from only"
+            )
         chain, model = self.schedule, self.model
         if chain.kind not in ("log_snr_linear", "learned") and chain.steps is None:
             raise DiffusionalError(
@@ -348,11 +357,29 @@ class Config:
         return _build(Config, record, "")
 
     @staticmethod
-    def load(path: Path) -> "Config":
-        """Read a config.json."""
-        if not path.exists():
-            raise DiffusionalError(f"{path} does not exist; a run folder has a config.json")
-        return Config.from_dict(load_json(path))
+    def load(path: str | Path) -> "Config":
+        """Read a config from a JSON file, such as the config.json of a run, or from a TOML file (.toml).
+
+        Values that the file does not have are the defaults. Raises DiffusionalError, with the name of the file, if it cannot be read,
+        and for unknown keys and wrong values.
+
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "vae.toml"
+        >>> _ = path.write_text('steps = 500\\n[model]\\nkind = "vae"')
+        >>> config = Config.load(path)
+        >>> config.steps, config.model.kind
+        (500, 'vae')
+        """
+        path = Path(path)
+        if not path.exists() and not path.is_symlink():
+            raise DiffusionalError(
+                f"{path} does not exist; expected a config file, such as the config.json of a run folder"
+            )
+        record = load_toml(path) if path.suffix == ".toml" else load_json(path)
+        try:
+            return Config.from_dict(record)
+        except DiffusionalError as error:
+            raise DiffusionalError(f"{path}: {error}") from error
 
 
 def differences(a: Config, b: Config) -> list[str]:
@@ -373,7 +400,7 @@ def differences(a: Config, b: Config) -> list[str]:
 
 
 # What may differ when a run is resumed: when it ends, what it leaves, how the machine does it.
-_FREE = ("max_seconds", "patience", "checkpoint_every", "keep_checkpoints", "skip_nonfinite", "system.")
+_FREE = ("steps:", "max_seconds", "patience", "checkpoint_every", "keep_checkpoints", "skip_nonfinite", "system.")
 
 
 def beside_data(found: list[str]) -> list[str]:
@@ -388,10 +415,10 @@ def beside_data(found: list[str]) -> list[str]:
 
 
 def matter(found: list[str]) -> list[str]:
-    """Those of `differences` that would make another run of it.
+    """Return those of `differences` that would make it another run.
 
-    >>> matter(["steps: 2000 → 7", "max_seconds: None → 60.0"])
-    ['steps: 2000 → 7']
+    >>> matter(["batch: 128 → 64", "steps: 2000 → 4000", "max_seconds: None → 60.0"])
+    ['batch: 128 → 64']
     """
     return [line for line in found if not line.startswith(_FREE)]
 

@@ -29,7 +29,7 @@ from diffusional.ledger import Costs, per_unit
 from diffusional.levels import LEARNING
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.space import Discrete
-from diffusional.training import checkpoint, exchange
+from diffusional.training import checkpoint, exchange, warm_start
 from diffusional.training.average import WeightAverage
 from diffusional.training.build import build_dataset, build_model, build_sampler, prepare_networks
 from diffusional.training.config import Config, OptimizerConfig
@@ -63,7 +63,10 @@ def train(
     """Train a model on its ELBO and write all results to the folder `run`; returns the best model, as `load(run)` does.
 
     The metrics go to metrics.jsonl, a line per 10 steps and per validation; the averaged weights with the best validation
-    bound to model.safetensors. `resume` continues a run with the same config and data, to the same bits on the same machine.
+    bound to model.safetensors. `resume` continues a run with the same config and data, to the same bits on the same machine. With
+    a larger `config.steps` it continues a run beyond its end: the learning rate then follows the schedule of the longer run, and a
+    warning says if that differs from what the steps so far were taken with. With `config.init_from`, a new run starts from the averaged
+    weights of another run, whose hash is recorded in config.json.
     Under `accelerate launch` or torchrun every process calls this; `config.batch` is that of all of them together.
 
     Args:
@@ -81,11 +84,11 @@ def train(
     previous one. A validation that does not end in time is abandoned, except the first, which is completed so that there is a
     model.
 
-    Raises DiffusionalError for a used folder without `resume`, a different config or different data with it, another process
-    that trains in the folder, a disk that is full or read-only, and a loss that is not finite (the last good checkpoint stays
-    in every case). Warns, when a run begins, of real-valued training data that are levels stored as real numbers, such as whole
-    numbers or multiples of 1/255; a sample of them is examined. Raises Interrupted on SIGINT and SIGTERM, after the current step
-    or validation batch, with a checkpoint.
+    Raises DiffusionalError for a used folder without `resume`, a different config or different data with it, fewer steps than were
+    taken, weights to start from that do not fit the model, another process that trains in the folder, a disk that is full or
+    read-only, and a loss that is not finite (the last good checkpoint stays in every case). Warns, when a run begins, of real-valued
+    training data that are levels stored as real numbers, such as whole numbers or multiples of 1/255; a sample of them is examined.
+    Raises Interrupted on SIGINT and SIGTERM, after the current step or validation batch, with a checkpoint.
 
     >>> import tempfile
     >>> from diffusional.training.config import ModelConfig
@@ -103,6 +106,7 @@ def train(
     set_seed(config.seed)
     # Before the folder is claimed: a config that makes no model leaves none behind.
     model = build_model(config, dataset.space, dataset.classes)
+    config = warm_start.begun(config, model, run, resume)
     exchange.refuse_sharding(accelerator, model)
     optimizer = _optimizer(model, config.optimizer)
     others, main = exchange.Exchange(accelerator), accelerator.is_main_process
@@ -122,6 +126,7 @@ def train(
         others.agree("the newest checkpoint that is whole", None if found is None else found.name)
         if found is not None:
             progress = checkpoint.restore(found, state, config, accelerator.num_processes)
+            _check_length(checkpoint.config_of(found), config, progress.step, run, main)
         if main:
             if found is not None:
                 checkpoint.set_aside(found)
@@ -394,6 +399,48 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     plateau = config.flat * steps
     decay = 1.0 if step < plateau else 0.5 * (1 + math.cos(math.pi * (step - plateau) / (steps - plateau)))
     return config.lr * min(1.0, (step + 1) / max(1, config.warmup)) * decay
+
+
+def same_so_far(then: Config, now: Config, step: int) -> bool:
+    """Return whether two configs that differ in `steps` take the same first `step` steps: whether the learning rate, and the weight of a
+    VAE's KL, have been the same in both.
+
+    >>> long, short = (Config(steps=n, optimizer=OptimizerConfig(flat=0.5)) for n in (4000, 2000))
+    >>> same_so_far(short, long, 1000), same_so_far(short, long, 2000)
+    (True, False)
+    """
+    if then.steps == now.steps or step == 0:
+        return True
+    rates = [learning_rate(config.optimizer, step - 1, config.steps) for config in (then, now)]
+    # The rate is constant until it falls, so that the last step decides for all.
+    constant = rates[0] == rates[1] and all(step - 1 < config.optimizer.flat * config.steps for config in (then, now))
+    return constant and then.latent.warmup == 0
+
+
+def _check_length(then: Config, now: Config, step: int, run: Path, main: bool) -> None:
+    """Check the number of steps of a run that goes on, and say if its schedule becomes another one.
+
+    Raises DiffusionalError for fewer steps than were taken.
+    """
+    if now.steps < step:
+        raise DiffusionalError(
+            f"expected steps of at least {step}, the number of steps that {run} has taken, got {now.steps}. Give more steps to continue the "
+            "run, or train another one in a new folder"
+        )
+    if main and not same_so_far(then, now, step):
+        rate = learning_rate(now.optimizer, min(step, now.steps - 1), now.steps)
+        before = learning_rate(then.optimizer, min(step, then.steps) - 1, then.steps)
+        what = (
+            "the learning rate depends"
+            if then.latent.warmup == 0
+            else "the learning rate and the weight of the KL depend"
+        )
+        warnings.warn(
+            f"{what} on the part of the run that is done: at step {step} of {now.steps} the rate is {rate:.3g}, after {before:.3g} in the run "
+            f"of {then.steps} steps. The result differs from that of an uninterrupted run of {now.steps} steps; with optimizer.flat=1 and "
+            "without KL warm-up, runs can be extended without a difference",
+            stacklevel=3,
+        )
 
 
 class _Clock:

@@ -4,6 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from diffusional.conditions import Condition
 from diffusional.data import PYTHON, Dataset
 from diffusional.data.dataset import Stream
 from diffusional.errors import DiffusionalError
@@ -13,6 +17,9 @@ from diffusional.training.trained import TRAINED, Trained
 
 if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
+
+# Items that a plan is learned from if they are not in memory: the first of a stream, a random sample of a file.
+_HEAD, _SAMPLE = 4096, 65_536
 
 
 def recorded(config: Config, data: Dataset | None) -> Config:
@@ -48,12 +55,23 @@ def recorded(config: Config, data: Dataset | None) -> Config:
     return dataclasses.replace(config, data=DataConfig(**found))
 
 
-def own_data(record: "RunRecord", splits: tuple[str, ...] = ("train",), name: str | None = None) -> Dataset:
-    """Load the data set that a run was trained on, from its recorded path, or from `name`.
+def own_data(
+    record: "RunRecord",
+    splits: tuple[str, ...] = ("train",),
+    name: str | None = None,
+    dataset: Dataset | None = None,
+) -> Dataset:
+    """Load the data set that a run was trained on, from its recorded path, or from `name`; or check that it is `dataset`.
 
     Raises DiffusionalError if it cannot be loaded, or if one of `splits` has changed since the run was trained.
     """
     own = record.config.data
+    if dataset is not None:
+        if changed := [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]:
+            raise DiffusionalError(
+                f"expected the data that {record.path} was trained with, but {', '.join(changed)} of {dataset.name} differ"
+            )
+        return dataset
     names = [name] if name is not None else [own.name]
     # A relative path is relative to the folder in which the run was started.
     if name is None and record.source is not None and not Path(own.name).expanduser().is_absolute():
@@ -88,6 +106,23 @@ def own_data(record: "RunRecord", splits: tuple[str, ...] = ("train",), name: st
 
 def _exists(source: str) -> bool:
     return source.startswith("hf:") or Path(source).exists()
+
+
+def reference_items(record: "RunRecord", dataset: Dataset | None = None) -> tuple[Tensor, Condition | None]:
+    """Return the run's training items, encoded, from which its plan is learned, and their condition, if there is one. Of a stream these are
+    the first items, of a large file a random sample.
+
+    Raises DiffusionalError or OSError if they are not available or have changed.
+    """
+    dataset = own_data(record, dataset=dataset)
+    if isinstance(dataset.train, Stream):
+        return record.space.encode(dataset.train.head(_HEAD)), None
+    n = len(dataset.items("train"))
+    if isinstance(dataset.train, Tensor) or n <= _SAMPLE:
+        return dataset.encode("train"), dataset.condition_of("train")
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_SAMPLE]
+    rows = rows.sort().values
+    return dataset.encode("train", rows), dataset.condition_of("train", rows)
 
 
 def trained_on(record: "RunRecord") -> Trained | None:

@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -200,9 +201,25 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
         raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
     trained = Trained(dataset.space)
     save_json(path / DATA, describe(dataset, trained.add))
+    if config.init_from is not None:
+        _inherit(Path(config.init_from), trained)
     if not isinstance(dataset.train, Stream):
         trained.save(path)
     save_json(path / CONFIG, config.to_dict())
+
+
+def _inherit(origin: Path, trained: Trained) -> None:
+    """Add the items that the run `origin` was trained on, whose weights the new run starts from, so that evaluations recognise them."""
+    try:
+        record = read_run(origin)
+        if record.space != trained.space:
+            raise DiffusionalError("its items are encoded differently")
+        trained.inherit(Trained.load(origin, record.space))
+    except DiffusionalError as error:
+        warnings.warn(
+            f"evaluations of the new run will not recognise the items that {origin} was trained on ({error})",
+            stacklevel=2,
+        )
 
 
 def load(run: str | Path) -> LatentVariableModel:
@@ -238,12 +255,12 @@ def load_weights(model: LatentVariableModel, path: Path) -> None:
         if tensors[name].shape == own[name].shape and tensors[name].dtype != own[name].dtype
     ]
     if problems:
-        raise DiffusionalError(f"{path} does not fit the model of this config: {_shortened(problems)}")
+        raise DiffusionalError(f"{path} does not fit the model of this config: {shortened(problems)}")
     # Some constants of a model may be infinite, but never NaN.
     broken = [name for name in own if not _sound(tensors[name], own[name])]
     if broken:
         raise DiffusionalError(
-            f"{path} holds values that are not finite: {_shortened(broken)}. A model with such weights has no likelihood; "
+            f"{path} holds values that are not finite: {shortened(broken)}. A model with such weights has no likelihood; "
             "restore the file from a copy or a checkpoint, or train again"
         )
     model.load_state_dict(tensors)
@@ -261,5 +278,6 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shortened(lines: list[str]) -> str:
+def shortened(lines: list[str]) -> str:
+    """Return the first three lines as a sentence, and the number of the others."""
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")

@@ -28,15 +28,20 @@ class Trained:
     def __init__(self, space: Space) -> None:
         self.space = space
         self._blocks: list[Tensor] = []
+        self._inherited = torch.zeros(0, dtype=torch.int64)
 
     def add(self, raw: Tensor) -> None:
         """Add raw items (n, *space.shape)."""
         self._blocks.append(item_hashes(self.space, self.space.encode(raw)))
 
+    def inherit(self, other: "Trained") -> None:
+        """Add the items that another run was trained on, from whose weights this one starts."""
+        self._inherited = torch.cat([self._inherited, other.hashes])
+
     @property
     def hashes(self) -> Tensor:
-        """Hash of each item, int64 (N,)."""
-        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._blocks])
+        """Hash of each item, int64 (N,); inherited ones first."""
+        return torch.cat([self._inherited, *self._blocks])
 
     def among(self, x: Tensor) -> Tensor:
         """Return whether each of the encoded items x (n, *space.shape) is a training item, bool (n,)."""
@@ -44,13 +49,15 @@ class Trained:
 
     def save(self, run: Path) -> None:
         """Write the hashes to the run folder."""
-        save_tensors(run / TRAINED, {"train": self.hashes})
+        own = torch.cat([torch.zeros(0, dtype=torch.int64), *self._blocks])
+        save_tensors(run / TRAINED, {"train": own} | ({"inherited": self._inherited} if len(self._inherited) else {}))
 
     @staticmethod
     def load(run: Path, space: Space) -> "Trained":
         """Load the hashes that `save` wrote. Raises DiffusionalError for a missing or damaged file."""
         trained = Trained(space)
-        trained._blocks = [load_tensors(run / TRAINED).get("train", torch.zeros(0, dtype=torch.int64))]
+        tensors, none = load_tensors(run / TRAINED), torch.zeros(0, dtype=torch.int64)
+        trained._blocks, trained._inherited = [tensors.get("train", none)], tensors.get("inherited", none)
         return trained
 
 
