@@ -423,7 +423,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "an unknown key in config.json": (
         edited,
-        "unknown config key 'model.wdths'; did you mean 'model.widths'?",
+        "TMP/run/config.json: unknown config key 'model.wdths'; did you mean 'model.widths'?",
     ),
     "a missing run": (
         lambda f: ["evaluate", f / "no-run"],
@@ -555,7 +555,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "TMP/run was begun with another config; resume with the same, or name another folder. Differences (there "
         "→ here): data.name: TMP/tiny.npy → digits; data.levels: 5 → None; data.warps: 0 → 15; model.widths: [8, "
         "8] → [16, 48]; model.blocks: 1 → 2; model.dropout: 0.2 → 0.05; optimizer.lr: 0.002 → 0.005; "
-        "optimizer.weight_decay: 0.01 → 0.3; optimizer.warmup: 200 → 100; steps: 2 → 1200; batch: 8 → 128; "
+        "optimizer.weight_decay: 0.01 → 0.3; optimizer.warmup: 200 → 100; batch: 8 → 128; "
         "validate_every: 250 → 200",
     ),
     "an infinite number": (

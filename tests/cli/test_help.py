@@ -51,7 +51,11 @@ def test_every_option_is_explained_and_examples_end_the_help(command: str, capsy
 
 
 @pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
-def test_examples_parse(line: str) -> None:
+def test_examples_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The run that --from and --resume name.
+    (tmp_path / "runs/digits").mkdir(parents=True)
+    (tmp_path / "runs/digits/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
     program, *args = shlex.split(line.partition(" > ")[0])
     assert program == "diffusional"
     if "--help" in args:

@@ -8,11 +8,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional train runs/digits --preset digits",
         "diffusional train runs/vae --preset digits-vae --steps 500 --optimizer.lr 0.001",
         "diffusional train runs/mine --data.name images.npy --data.levels 256",
-        "diffusional train runs/mine --config mine.toml --seed 1",
-        "diffusional train runs/digits --resume",
         "diffusional train runs/digits --resume --steps 4000",
         "diffusional train runs/tuned --from runs/digits --optimizer.lr 0.0005",
-        "diffusional train runs/speed --preset digits --steps 100 --profile",
     ),
     "evaluate": (
         "diffusional evaluate runs/digits",
