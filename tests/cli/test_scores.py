@@ -286,10 +286,10 @@ def test_two_runs_have_both_scores_and_their_difference(
     assert columns["difference"].mean() == pytest.approx(found["difference_nats"]["value"])
     assert columns["nelbo_a"].mean() == pytest.approx(found["a"]["nelbo_nats"]["value"])
     assert int(columns["nelbo_a"].argmax()) == 7
-    # A run and itself have their noise in common.
+    # A run and itself have their noise in common: what differs is rounding.
     arrays = np.load(npz)
     assert set(arrays) == set(lines[0])
-    assert (arrays["difference"] == 0).all()
-    assert (arrays["error"] == 0).all()
+    assert np.abs(arrays["difference"]).max() < 1e-9
+    assert arrays["error"].max() < 1e-9
     assert (arrays["error_a"] > 0).all()
     assert (columns["error"] > 0).all()
