@@ -649,9 +649,9 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda f: ["doctor", "--json", f / "nowhere/a.json"],
         "--json TMP/nowhere/a.json: the folder TMP/nowhere does not exist",
     ),
-    "latents of what has none": (
+    "importance weights in continuous time": (
         lambda f: ["evaluate", f / "run", "--importance-weighted", 5],
-        "--importance-weighted came for TMP/run, a diffusion model; it is for VAEs",
+        "--importance-weighted needs paths of finitely many latents, but the model is evaluated in continuous time; give --steps, such as 10",
     ),
     "an unknown claim": (
         lambda f: ["claims", "--only", "C77"],
@@ -704,11 +704,11 @@ MISTYPED = {
     ("train", "new", "--sampler", "random"): "--sampler random came; expected one of stratified, adaptive, uniform, "
     "second-moment. See diffusional train --help",
     ("train", "new", "--model.kind", "vea"): "--model.kind vea came; did you mean vae? Expected one of diffusion, "
-    "binomial-diffusion, vae, hierarchical-vae, vae-diffusion-prior. See diffusional train --help",
+    "binomial-diffusion, gaussian-chain, vae, hierarchical-vae, vae-diffusion-prior. See diffusional train --help",
     ("train", "new", "--preset", "digit"): "--preset digit came; did you mean digits? Expected one of digits, digits-vae, "
-    "digits-hierarchical-vae, digits-diffusion-prior, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
+    "digits-hierarchical-vae, digits-diffusion-prior, essay, essay-tuned, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
     ("train", "new", "--preset"): "--preset came without a value; expected one of digits, digits-vae, digits-hierarchical-vae, "
-    "digits-diffusion-prior, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
+    "digits-diffusion-prior, essay, essay-tuned, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
     ("train", "new", "--steps", "many"): "--steps many came; expected an integer. See diffusional train --help",
     ("train", "new", "--steps=3.5"): "--steps 3.5 came; expected an integer. See diffusional train --help",
     ("train", "new", "--steps"): "--steps came without a value; expected an integer. See diffusional train --help",

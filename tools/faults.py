@@ -777,14 +777,14 @@ FAULTS = [
     _fault(
         "models/chain.py",
         "z_1's share of the batch not weighted",
-        "-log_prob / RECONSTRUCTION_SHARE",
+        "-log_prob / self.reconstruction_share",
         "-log_prob",
         "models/test_diffusion.py::test_loss_of_even_costs_is_the_bound_without_any_luck",
     ),
     _fault(
         "models/chain.py",
         "the levels' share of the batch not weighted",
-        "weight[visits] / (1 - RECONSTRUCTION_SHARE)",
+        "weight[visits] / (1 - self.reconstruction_share)",
         "weight[visits]",
         "models/test_diffusion.py::test_loss_of_even_costs_is_the_bound_without_any_luck",
     ),
@@ -2214,7 +2214,7 @@ FAULTS = [
     _fault(
         "models/chain.py",
         "levels not weighted for those that look at z_1",
-        "weight[visits] / (1 - RECONSTRUCTION_SHARE)",
+        "weight[visits] / (1 - self.reconstruction_share)",
         "weight[visits]",
         "models/test_binomial.py::test_the_costs_of_a_loss_are_unbiased",
     ),

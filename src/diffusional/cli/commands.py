@@ -19,6 +19,7 @@ digits: a diffusion model of the embedded digits, about a minute.
 digits-vae: a VAE, for as long.
 digits-hierarchical-vae: two layers of latents.
 digits-diffusion-prior: the VAE with a diffusion over its latent.
+essay, essay-tuned: a chain of five steps with free means and variances; the second has a better schedule.
 laptop: MNIST in ten minutes on two cores (--data its folder).
 levels: the same system at the size of a GPU, for your images.
 sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm: as their authors defined them, of CIFAR-10 (of binary data).
@@ -56,6 +57,8 @@ class Train:
             "digits-vae",
             "digits-hierarchical-vae",
             "digits-diffusion-prior",
+            "essay",
+            "essay-tuned",
             "laptop",
             "levels",
             "sohl-dickstein-2015",
@@ -117,7 +120,7 @@ class Evaluate:
     max_evaluations: int | None = None
     """Network evaluations in all, pilot and audit included; exit status 3 where they don't suffice."""
     importance_weighted: int | None = None
-    """Of a VAE: the importance-weighted bound over so many draws beside the NELBO."""
+    """Report the importance-weighted bound of so many draws as well. A draw costs T network evaluations of a diffusion, 1 of a VAE."""
     per_item: Path | None = None
     """A .csv or .npz file for the score of every item, with its error, file, row and split; of two runs, both scores and their difference."""
     plan: Path | None = None

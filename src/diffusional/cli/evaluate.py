@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 
+# The most network evaluations of an item for its importance weights.
+_MOST_WEIGHTS = 100_000
 # The Monte Carlo error of a mean, where no other target is given: bits/dim.
 _ERROR = 0.01
 
@@ -60,11 +62,11 @@ def _evaluate(command: Evaluate) -> Result:
     record, model = run.record, run.model.to(device())
     if isinstance(model, Autoencoder):
         _check_autoencoder(command, sweep)
-    elif command.importance_weighted is not None:
-        raise DiffusionalError(f"--importance-weighted came for {command.run}, a diffusion model; it is for VAEs")
     if command.steps is not None or command.continuous:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
+    if command.importance_weighted is not None:
+        _check_weights(command, model)
     # Labels are those of the run that has classes, if the other has none.
     theirs = None if command.other is None else load_run(command.other).record
     labelled = theirs if theirs is not None and theirs.classes and not record.classes else record
@@ -113,15 +115,19 @@ def _evaluate(command: Evaluate) -> Result:
     title = f"{name}, {split}: {n} items, {latents}, levels {grey}, {calls:,} network evaluations ({calls / n:.1f} per item)"
     shown: list[Any] = [ledger_table(result, title)]
     if command.importance_weighted is not None:
-        assert isinstance(model, Autoencoder)
+        cost = command.importance_weighted * model.evaluations * len(x)
         with (
             plainly() as caveats,
-            working(f"drawing {command.importance_weighted} latents of every item"),
+            working(f"drawing {command.importance_weighted} paths of every item: {cost:,} network evaluations"),
         ):
             tighter = importance_weighted(model, x, command.importance_weighted, command.seed, chosen.condition)
         said = tighter.to("bits/dim", model.space.dimensions)
         shown.append(f"importance-weighted bound, K = {command.importance_weighted}: {said}")
-        about["importance_weighted"] = said.to_dict() | {"draws": command.importance_weighted, "caveats": caveats}
+        about["importance_weighted"] = said.to_dict() | {
+            "draws": command.importance_weighted,
+            "network_evaluations": tighter.network_evaluations,
+            "caveats": caveats,
+        }
     out = dataclasses.replace(result, about=about).to_json()
     saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
@@ -192,9 +198,27 @@ def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
             f"--sweep, --draws, --cells, --continuous or --plan came for {command.run}, whose model has no levels to visit: give "
             "--error, --visits or --item-error"
         )
-    if command.importance_weighted is not None and (command.importance_weighted < 2 or command.other is not None):
+
+
+def _check_weights(command: Evaluate, model: "LatentVariableModel") -> None:
+    """Raise DiffusionalError for importance weights that cannot be drawn, or that would cost too much."""
+    draws = command.importance_weighted
+    assert draws is not None
+    if draws < 2 or command.other is not None:
         raise DiffusionalError(
-            f"--importance-weighted {command.importance_weighted} came; give at least 2 draws, and one run"
+            f"--importance-weighted needs at least 2 draws and a single run, got {draws} draws"
+            + (" and two runs" if command.other is not None else "")
+        )
+    chain = model.visited()
+    if chain is not None and chain.steps is None:
+        raise DiffusionalError(
+            "--importance-weighted needs paths of finitely many latents, but the model is evaluated in continuous time; give --steps, "
+            "such as 10"
+        )
+    if draws * model.evaluations > _MOST_WEIGHTS:
+        raise DiffusionalError(
+            f"--importance-weighted {draws} would take {draws * model.evaluations:,} network evaluations for each item, expected at most "
+            f"{_MOST_WEIGHTS:,}; give fewer draws or, for a diffusion model, a smaller --steps"
         )
 
 

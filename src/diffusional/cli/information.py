@@ -141,7 +141,10 @@ def _budget(command: Information) -> Result:
     theirs, other = read_run(command.reference), load(command.reference)
     if not (isinstance(model, DiffusionModel) and isinstance(other, DiffusionModel)):
         which = command.reference if isinstance(model, DiffusionModel) else command.data
-        raise DiffusionalError(f"{which} holds no Gaussian diffusion model, and has no levels to compare")
+        raise DiffusionalError(
+            f'expected two runs of model.kind="diffusion", but {which} holds no Gaussian diffusion model; compare the bounds of any two '
+            "runs by diffusional evaluate RUN RUN_B"
+        )
     chosen = items(record, split=command.split)
     name, split, x = chosen.name, chosen.split, chosen.x
     if theirs.fingerprints.get(split) != record.fingerprints.get(split):

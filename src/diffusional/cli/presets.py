@@ -11,6 +11,8 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
     "digits-vae": lambda: recipes.digits_vae(),
     "digits-hierarchical-vae": lambda: recipes.digits_hierarchical_vae(),
     "digits-diffusion-prior": lambda: recipes.digits_diffusion_prior(),
+    "essay": lambda: recipes.essay(),
+    "essay-tuned": lambda: recipes.essay_tuned(),
     "laptop": lambda: recipes.laptop(),
     "levels": lambda: recipes.levels(),
     "sohl-dickstein-2015": lambda: recipes.sohl_dickstein_2015(),

@@ -50,7 +50,8 @@ def run(command: Sample) -> Result:
         options = {"method": command.method, "steps": command.steps, "eta": command.eta}
     elif command.method != "ancestral" or command.steps is not None or command.eta:
         raise DiffusionalError(
-            f"--method, --steps or --eta came for {command.run}, which is no Gaussian diffusion model; leave them out"
+            f'--method, --steps and --eta apply to model.kind="diffusion", but {command.run} holds a {type(model).__name__}, which is no '
+            "Gaussian diffusion model; leave them out"
         )
     with working(f"drawing {command.n} samples"):
         # Of a whole batch's activations there may be too many to hold; n < 1 is the model's to refuse.

@@ -29,7 +29,7 @@ from diffusional.space import Space
 ROWS = 4096
 # Items × dimensions × levels of one such call: 160 MB of float32 for each tensor of that shape.
 _NUMBERS = 40_000_000
-# Of a training batch, the part that draws −ln p(x|z_1) where the decoder needs the network.
+# The default `Chain.reconstruction_share`.
 RECONSTRUCTION_SHARE = 1 / 32
 
 
@@ -130,6 +130,11 @@ class Chain(LatentVariableModel):
     def decoder_uses_network(self) -> bool:
         """Whether p(x|z_1) takes a network evaluation."""
         return True
+
+    @property
+    def reconstruction_share(self) -> float:
+        """The part of a training batch that draws −ln p(x|z_1) where the decoder needs the network, in (0, 1)."""
+        return RECONSTRUCTION_SHARE
 
     # The model's own distributions, MATH (2).
 
@@ -367,8 +372,9 @@ class Chain(LatentVariableModel):
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
-        """A level of `sampler` for each item with its weight 1/π_t, and ε. Where the decoder needs the network a random 1/32 of
-        the items, "first", looks at z_1 instead; otherwise every item does so beside, with the ε "first_noise".
+        """Return a level of `sampler` for each item with its weight 1/π_t, and ε. Where the decoder needs the network, a random part
+        `reconstruction_share` of the items, "first", draws −ln p(x|z_1) at z_1 instead of a level; otherwise every item has both, with
+        the ε "first_noise" for z_1.
         """
         n = len(x) if n is None else n
         drawn = (sampler or Stratified()).sample(n, self.levels, generator)
@@ -379,7 +385,7 @@ class Chain(LatentVariableModel):
         }
         if self.decoder_uses_network:
             # Stratified, so that the number of them hardly varies.
-            out["first"] = Stratified().sample(n, None, generator).level.to(x.device) < RECONSTRUCTION_SHARE
+            out["first"] = Stratified().sample(n, None, generator).level.to(x.device) < self.reconstruction_share
         else:
             out["first_noise"] = standard_normal(x, n, generator)
         return out
@@ -414,12 +420,12 @@ class Chain(LatentVariableModel):
         `firsts` (F,), at z_1, with ln p(x|z_1) `log_prob` (F,): each weighted for those that look elsewhere.
         """
         level, weight = draws["level"][visits], draws["weight"]
-        visited = LevelDraws(kl, level, weight[visits] / (1 - RECONSTRUCTION_SHARE))
+        visited = LevelDraws(kl, level, weight[visits] / (1 - self.reconstruction_share))
         nothing = kl.new_zeros(len(weight))
         terms = terms | {"kl": nothing.index_copy(0, visits, visited.estimate())}
         if len(firsts):
             log_prob = log_prob.to(kl.dtype)
-            terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / RECONSTRUCTION_SHARE)
+            terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / self.reconstruction_share)
         return Costs(terms, position(level, self.levels), self._per_unit(kl))
 
     def _per_unit(self, kl: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
 from diffusional.gaussian import Gaussian
 from diffusional.models.calls import call
-from diffusional.models.chain import Chain
+from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Decoded, Likelihood, options_of
 from diffusional.models.vae import bounded
@@ -94,6 +94,12 @@ class GaussianChain(Chain):
         """Return the type, the number of networks, and the decoder with its options."""
         own = [type(self.likelihood).__name__, options_of(self.likelihood), self.decoder.predicts, self.decoder.head]
         return [type(self).__name__, len(self.networks), *own]
+
+    @property
+    def reconstruction_share(self) -> float:
+        """1/T, and at least 1/32: a short chain has few networks, and the decoder is one of T."""
+        assert self.process.steps is not None
+        return max(RECONSTRUCTION_SHARE, 1 / self.process.steps)
 
     # The model's own distributions, MATH (2).
 

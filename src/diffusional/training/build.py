@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import torch
 from torch import nn
@@ -20,13 +21,14 @@ from diffusional.models.base import LatentVariableModel
 from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.gaussian_chain import GaussianChain
 from diffusional.models.hvae import HierarchicalVAE
 from diffusional.models.parameterization import Predicts
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, spoken
 from diffusional.networks import MLP, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.space import Continuous, Discrete, Space
-from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig, SystemConfig
+from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig, SystemConfig
 
 
 def build_dataset(config: DataConfig) -> Dataset:
@@ -104,7 +106,7 @@ def build_model(config: Config, space: Space, classes: tuple[str, ...] = ()) -> 
             f"data.condition={config.data.condition!r} and {len(classes)} classes were given; expected a condition and the classes "
             "of the data, or neither"
         )
-    makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial}
+    makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial, "gaussian-chain": _gaussian_chain}
     model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
     model.classes = classes
     return model
@@ -159,6 +161,40 @@ def _binomial(config: Config, space: Space, classes: int) -> BinomialDiffusionMo
     assert config.schedule.steps is not None  # Config has seen to it
     network = _network(config, space, 1, None, None, classes)
     return BinomialDiffusionModel(BinomialDiffusion.constant(config.schedule.steps), network, space)
+
+
+def _gaussian_chain(config: Config, space: Space, classes: int) -> GaussianChain:
+    """Build a chain with a network for every step, or one that they share, and a decoder network of the same size."""
+    chosen, plain = config.model, LatentConfig()
+    discrete, variance = isinstance(space, Discrete), config.latent.decoder_variance
+    name = chosen.likelihood or ("network-levels" if discrete else "gaussian")
+    kinds = {
+        "network-levels": lambda: likelihoods.NetworkLevels(space),
+        "discretized-gaussian": lambda: likelihoods.DiscretizedGaussian(space, variance),
+        "gaussian": lambda: likelihoods.GaussianLikelihood(space, variance),
+    }
+    if name not in kinds:
+        raise DiffusionalError(
+            f'expected model.likelihood to be one of {", ".join(kinds)} for model.kind="{chosen.kind}", got "{name}"'
+        )
+    if name == "network-levels" and variance != plain.decoder_variance:
+        raise DiffusionalError(
+            f'latent.decoder_variance={variance} does not apply to model.likelihood="{name}", whose network returns the probability of '
+            "every level; leave it out"
+        )
+    config = dataclasses.replace(config, model=dataclasses.replace(chosen, network=chosen.network or "mlp"))
+    predicts: Predicts = "levels" if name == "network-levels" else "data"
+    outputs = output_channels(predicts, chosen.head, space.shape[0], space.levels) // space.shape[0]
+    decoder = Denoiser(
+        _network(config, space, outputs, predicts, None, classes),
+        predicts,
+        space if isinstance(space, Discrete) else None,
+        chosen.head,
+    )
+    assert config.schedule.steps is not None  # checked by Config
+    n = 1 if chosen.shared else config.schedule.steps - 1
+    networks = [_network(config, space, 2, None, None, classes) for _ in range(n)]
+    return GaussianChain(GaussianDiffusion(build_schedule(config.schedule)), networks, decoder, kinds[name]())
 
 
 def _least_variance(forward: GaussianDiffusion) -> float:
@@ -290,7 +326,11 @@ def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: t
     >>> model.denoiser.module.recompute
     True
     """
-    networks = [module for name, module in model.named_modules() if name in _NETWORKS]
+    networks = [
+        module
+        for name, module in model.named_modules()
+        if _NETWORKS.fullmatch(name) and not isinstance(module, Denoiser)
+    ]
     for network in networks:
         if system.recompute:
             if not hasattr(network, "recompute"):
@@ -305,4 +345,4 @@ def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: t
 
 
 # Where models keep their networks.
-_NETWORKS = ("denoiser.module", "network", "encoder", "decoder", "ladder", "chain.denoiser.module")
+_NETWORKS = re.compile(r"(chain\.)?denoiser\.module|network|networks\.\d+|encoder|decoder(\.module)?|ladder")

@@ -122,10 +122,13 @@ class ScheduleConfig:
 class ModelConfig:
     """The network and what it means."""
 
-    kind: Literal["diffusion", "binomial-diffusion", "vae", "hierarchical-vae", "vae-diffusion-prior"] = "diffusion"
-    """binomial-diffusion flips bits (binary data); vae-diffusion-prior has a learned first latent, and the diffusion over it."""
+    kind: Literal[
+        "diffusion", "binomial-diffusion", "gaussian-chain", "vae", "hierarchical-vae", "vae-diffusion-prior"
+    ] = "diffusion"
+    """binomial-diffusion flips bits (binary data). gaussian-chain has few steps with a free mean and variance each (schedule.steps).
+    vae-diffusion-prior has a learned first latent, and a diffusion over it."""
     network: Literal["unet", "mlp", "ddpm", "vdm"] | None = None
-    """None picks unet for images, mlp for anything else. ddpm: the U-Net of DDPM, by diffusers; vdm: one that never shrinks the image."""
+    """None picks unet for images and mlp for anything else; always mlp for a gaussian-chain. ddpm: the U-Net of DDPM, by diffusers; vdm: one that never shrinks the image."""
     predicts: Literal["noise", "data", "v", "score", "levels"] | None = None
     """None picks levels for discrete data, v for real-valued data."""
     head: Literal["categorical", "logistic"] = "logistic"
@@ -150,6 +153,8 @@ class ModelConfig:
     """ddpm's U-Net hears the noise level as a scale and a shift of its norms, not as a shift alone."""
     dropout: float = 0.2
     """Part of the activations set to 0 in training."""
+    shared: bool = False
+    """Use a single network for all steps of a gaussian-chain. By default each step has its own."""
 
     def __post_init__(self) -> None:
         _check_words("model", self)
@@ -171,7 +176,7 @@ class LatentConfig:
     free_bits: float = 0.0
     """Nats for each layer that cost nothing in training (never in a bound)."""
     decoder_variance: float = 0.1
-    """Of p(x|z) for real-valued data, and of likelihood="discretized-gaussian"."""
+    """Of p(x|z) for real-valued data, and of likelihood="discretized-gaussian"; of p(x|z_1) for a gaussian-chain."""
 
     def __post_init__(self) -> None:
         _require("latent", self, "sizes", lambda v: v and all(n >= 1 for n in v), "one or more positive integers")
@@ -328,6 +333,12 @@ class Config:
                 f'schedule.steps={self.schedule.steps} and latent.free_bits={self.latent.free_bits} came with model.kind="{kind}"; it '
                 "is evaluated at a T, such as 500, and its KL is known to one level's draw only: no free bits"
             )
+        if kind == "gaussian-chain":
+            _check_gaussian_chain(self)
+        elif model.shared:
+            raise DiffusionalError(
+                f'model.shared applies to model.kind="gaussian-chain", got model.kind="{kind}"; leave it out'
+            )
         if kind.endswith("diffusion") and self.latent != LatentConfig():
             raise DiffusionalError(f'latent={self.latent} came with model.kind="{kind}", which has no learned latent')
         if len(self.latent.sizes) > 1 and kind != "hierarchical-vae":
@@ -380,6 +391,25 @@ class Config:
             return Config.from_dict(record)
         except DiffusionalError as error:
             raise DiffusionalError(f"{path}: {error}") from error
+
+
+def _check_gaussian_chain(config: Config) -> None:
+    """Raise DiffusionalError for options that a chain with free Gaussians does not have."""
+    kind, model, latent = config.model.kind, config.model, config.latent
+    if config.schedule.steps is None or config.schedule.steps < 2:
+        raise DiffusionalError(
+            f'model.kind="{kind}" needs at least 2 latents, got schedule.steps={config.schedule.steps}; give a small number, such as 5'
+        )
+    if model.predicts is not None or model.network not in (None, "mlp", "unet"):
+        raise DiffusionalError(
+            f'model.kind="{kind}" has networks that return a mean and a variance, of type mlp or unet, but model.predicts='
+            f"{model.predicts} and model.network={model.network} were given; leave them out"
+        )
+    if latent != LatentConfig(decoder_variance=latent.decoder_variance):
+        raise DiffusionalError(
+            f'of the latent options, only latent.decoder_variance applies to model.kind="{kind}", got latent={latent}; leave the others '
+            "out: the latents of a chain have the shape of the data"
+        )
 
 
 def differences(a: Config, b: Config) -> list[str]:
