@@ -21,7 +21,6 @@ from diffusional.evaluation.target import ImportanceWeights, Sweep, Target, Visi
         ({"visits": 1}, "visits"),
         ({"error": 0.1, "max_evaluations": 0}, "max_evaluations"),
         ({"max_evaluations": 100}, "max_evaluations"),
-        ({"error": 0.1, "unit": "bits"}, "unit"),
     ],
 )
 def test_targets_that_make_no_sense(fields: dict[str, Any], named: str) -> None:

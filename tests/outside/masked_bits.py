@@ -23,8 +23,8 @@ class States:  # independent positions, each −1, 0 or 1 with probabilities p (
         return (xlogy(self.p, self.p) - xlogy(self.p, other.p.clamp(min=1e-300))).sum((1, 2))
 
 
-def shown(p, share):  # a state of probabilities p (B, D, 3) with probability `share` (B,), otherwise the mask
-    share = torch.as_tensor(share).double().view(-1, 1, 1)
+def shown(p, part, whole):  # a state of probabilities p (B, D, 3) with probability part/whole, otherwise the mask
+    share = (part / torch.as_tensor(whole).double()).view(-1, 1, 1)
     return States(share * p + (1 - share) * torch.tensor([0, 1, 0]))
 
 
@@ -32,14 +32,14 @@ class Masking(df.ForwardProcess):
     steps = 5
 
     def marginal(self, x, t):
-        return shown(one_hot(x.long() + 1, 3), 1 - t / self.steps)
+        return shown(one_hot(x.long() + 1, 3), self.steps - t, self.steps)
 
     def transition(self, z, t):
-        return shown(one_hot(z.long() + 1, 3), 1 - 1 / (self.steps + 1 - t))
+        return shown(one_hot(z.long() + 1, 3), self.steps - t, self.steps + 1 - t)
 
     def posterior(self, z_next, x, t):  # x (B, D), or probabilities of its states (B, D, 3)
         p = one_hot(x.long() + 1, 3) if x.ndim == 2 else x
-        return States(torch.where((z_next == 0)[..., None], shown(p, 1 / (t + 1)).p, one_hot(z_next.long() + 1, 3)))
+        return States(torch.where((z_next == 0)[..., None], shown(p, 1, t + 1).p, one_hot(z_next.long() + 1, 3)))
 
 
 class MaskedBits(df.Chain):

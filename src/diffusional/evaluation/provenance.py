@@ -75,7 +75,7 @@ def provenance(
 
 
 def gamma_at(model: LatentVariableModel, edges: Tensor) -> Tensor | None:
-    """Return γ = −log SNR (C + 1,) at the edges of levels, float64 on the CPU; None if the model's latents have no γ.
+    """Return γ = −log SNR (C + 1,) at the edges of levels, float64 on the CPU; None if the model's latents have no γ, or some have none.
 
     Args:
         model: any model; of a VAE with a diffusion prior, γ is the prior's.
@@ -91,6 +91,9 @@ def gamma_at(model: LatentVariableModel, edges: Tensor) -> Tensor | None:
     process = getattr(model if chain is None else chain, "process", None)
     schedule, gamma = getattr(process, "schedule", None), getattr(process, "gamma", None)
     edges = edges.to(device_of(model, edges))
+    # Layers of a hierarchical VAE stand before the levels of its prior, and have no γ.
+    if schedule is not None and bool((edges > (schedule.steps or 1)).any()):
+        return None
     if schedule is not None:
         found = schedule.gamma(edges.double()) if schedule.steps is None else schedule.grid()[edges - 1]
     elif gamma is not None:
