@@ -1780,8 +1780,8 @@ FAULTS = [
     _fault(
         "evaluation/comparison.py",
         "two autoencoders share their noise",
-        "(b, (seed + 1) % SEEDS)",
-        "(b, seed)",
+        "(seed, (seed + 1) % SEEDS)",
+        "(seed, seed)",
         "models/test_vae.py::test_two_autoencoders_with_noise_in_common_know_their_difference",
     ),
     _fault(
