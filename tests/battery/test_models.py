@@ -69,8 +69,9 @@ def free(shared: bool) -> df.GaussianChain:
     return df.GaussianChain(df.GaussianDiffusion(NOISE), networks, decoder, likelihood.NetworkLevels(BITS))
 
 
-def latent_chain() -> df.DiffusionModel:
-    decoder = likelihood.GaussianLikelihood(REALS, variance=0.3)
+def latent_chain(assisted: bool = False) -> df.DiffusionModel:
+    """A chain over a latent, whose p(z|z_1) takes its network if `assisted`: otherwise an evaluation visits its levels."""
+    decoder = likelihood.GaussianLikelihood(REALS, variance=0.3, assisted=assisted)
     return df.DiffusionModel(df.GaussianDiffusion(NOISE), df.Denoiser(Net(D, 5), "data"), decoder)
 
 
@@ -131,13 +132,14 @@ MODELS: dict[str, Callable[[], LatentVariableModel]] = {
     "VAE": vae,
     "VAE, own prior": lambda: vae(Wide()),
     "VAE, chain": lambda: vae(latent_chain()),
+    "VAE, assisted chain": lambda: vae(latent_chain(True)),
     "ladder": lambda: fitted(ladder),
     "ladder, chain": lambda: ladder(latent_chain()),
 }
 CHAINS = [name for name in MODELS if not name.startswith(("VAE", "ladder"))]
 DISCRETE = [name for name in MODELS if name != "score, of reals"]
 # ln p(x, z)/q(z|x) is defined: not under a chain as a prior, whose ln p(z) is a bound.
-WEIGHTED = [name for name in MODELS if not name.endswith(", chain")]
+WEIGHTED = [name for name in MODELS if not name.endswith("chain") or name in CHAINS]
 of_models = pytest.mark.parametrize("name", MODELS)
 of_chains = pytest.mark.parametrize("name", CHAINS)
 
@@ -203,12 +205,14 @@ def weights(model: LatentVariableModel, x: Tensor, n: int) -> Tensor:
 
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_weights_have_the_mean_p_of_x(name: str) -> None:
-    """E w = p(x): it sums to 1 over all x, is above e^−NELBO, and is how often x is sampled."""
+    """E w = p(x): it sums to 1 over all x, is above e^−NELBO, and is how often x is sampled. E ln w = −NELBO."""
     model, n = made(name), 4000
     x = states(model)
     w = weights(model, x, n)
     p, error = w.mean(1), w.std(1) / n**0.5
     nelbo = model.elbo(repeated(x, 500), generator(5)).nelbo.view(len(x), -1)
+    spread = 4.5 * (nelbo.var(1) / 500 + w.log().var(1) / n).sqrt() + 1e-9
+    assert bool(((nelbo.mean(1) + w.log().mean(1)).abs() < spread).all())
     assert bool((nelbo.mean(1) + 4.5 * nelbo.std(1) / 500**0.5 > -torch.log(p + 4.5 * error)).all())
     if not isinstance(model.space, df.Discrete):
         return
@@ -398,5 +402,7 @@ def test_refusals_of_levels(name: str) -> None:
     for level in (0 * t, model.steps * t, t.double()):
         with pytest.raises(df.DiffusionalError, match="level"):
             model.kl_at(x, level, torch.zeros_like(x))
+    with pytest.raises(df.DiffusionalError, match="noise"):
+        model.kl_at(x, t, torch.zeros_like(x)[:, :1])
     with pytest.raises(df.DiffusionalError, match="noise"):
         model.log_weight(x, torch.zeros(len(x), model.steps or 0))

@@ -688,21 +688,6 @@ def test_kl_under_a_posterior_that_is_not_markov(eta: float) -> None:
         close(model.kl_at(x, t, noise), markov.kl_at(x, t, noise), F64)
 
 
-def test_the_two_forms_agree_under_a_posterior_that_is_not_markov() -> None:
-    """MATH (7) = (8), and z_1 … z_T of a sample have the law of q_η(z_t|z_{t+1}, x̂)."""
-    model = non_markov()
-    x = randn(1, 2).expand(40_000, 2)
-    path, rao = (f(x, generator(1)).nelbo for f in (model.path_elbo, model.elbo))
-    error = math.hypot(float(path.std()), float(rao.std())) / 200
-    assert abs(float(path.mean() - rao.mean())) < 4 * error
-    *latents, _ = model.walk_back(3, generator(2))
-    drawn = torch.Generator().manual_seed(2)
-    z = torch.randn(3, 2, generator=drawn)
-    assert torch.equal(latents[0], z)
-    z = model.process.posterior(z, model.denoiser(z, model.process.gamma(4).expand(3)).data, 3).sample(drawn)
-    close(latents[1], z, torch.float32)
-
-
 def test_what_a_posterior_that_is_not_markov_excludes() -> None:
     with pytest.raises(DiffusionalError, match="variance='transition'"):
         non_markov(variance="transition")

@@ -237,8 +237,9 @@ class Chain(LatentVariableModel):
             raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
         return self.steps
 
-    def kl_at(self, x: Items, level: PerItem, noise: Items, condition: Condition | None = None) -> PerItem:
-        """KL_t (B,) at `level` t (B,) in 1 … T−1, from the z_{t+1} that `noise` makes of x: MATH (10) for a Gaussian diffusion.
+    def kl_at(self, x: Items, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:
+        """KL_t (B,) at `level` t (B,) in 1 … T−1, from the z_{t+1} that `noise` (B, *visit_shape) makes of x: MATH (10) for a Gaussian
+        diffusion.
 
         In continuous time `level` is u (B,) in [0, 1] and the value is dKL/du, whose integral over [0, 1] is the cost.
         """
