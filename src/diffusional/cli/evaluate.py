@@ -43,8 +43,6 @@ def _evaluate(command: Evaluate) -> Result:
     from diffusional.evaluation.evaluation import regridded
     from diffusional.evaluation.target import Target
     from diffusional.files import save_json
-    from diffusional.models.chain import Chain
-    from diffusional.models.vae import Autoencoder
     from diffusional.report.tables import ledger_table
     from diffusional.training.folder import load_run
 
@@ -60,8 +58,7 @@ def _evaluate(command: Evaluate) -> Result:
         )
     run = load_run(command.run)
     record, model = run.record, run.model.to(device())
-    if isinstance(model, Autoencoder):
-        _check_autoencoder(command, sweep)
+    _check_levels(command, model, sweep)
     if command.steps is not None or command.continuous:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
@@ -81,10 +78,10 @@ def _evaluate(command: Evaluate) -> Result:
         about["condition"] = record.config.data.condition
     plan = None
     if command.plan is not None:
-        assert isinstance(model, Chain)  # checked above
         plan = Plan.load(command.plan, model)
     elif not sweep:
         plan = run.plan(model, seed=command.seed, learning=_learning)
+    visited = model.visited() is not None
     with watching(command.unit, model.space.dimensions) as watch:
         result = evaluate(
             model,
@@ -102,14 +99,14 @@ def _evaluate(command: Evaluate) -> Result:
             cells=1000 if command.cells is None else command.cells,
             condition=chosen.condition,
             # Draws are not kept in a run folder that is read-only, such as a shared one.
-            records=command.run if isinstance(model, Chain) and not sweep and os.access(command.run, os.W_OK) else None,
+            records=command.run if visited and not sweep and os.access(command.run, os.W_OK) else None,
             progress=watch,
         )
-    if isinstance(model, Chain):
-        latents = "T = ∞" if model.steps is None else f"T = {model.steps}"
-    else:
-        assert isinstance(model, Autoencoder)
-        latents = f"latents {', '.join(map(str, model.latents))}"
+    learned = model.learned_posterior()
+    parts = [] if learned is None else [f"latents {', '.join(map(str, learned.latents))}"]
+    if visited or model.steps is not None:
+        parts.append("T = ∞" if model.steps is None else f"T = {model.steps}")
+    latents = ", ".join(parts)
     n, calls = result.nelbo.n, result.nelbo.network_evaluations
     grey = result.provenance.get("levels") or "∞"
     title = f"{name}, {split}: {n} items, {latents}, levels {grey}, {calls:,} network evaluations ({calls / n:.1f} per item)"
@@ -192,11 +189,17 @@ def _target(command: Evaluate, dimensions: int) -> float | None:
     return _ERROR * per_unit("bits/dim", dimensions) / per_unit(command.unit, dimensions)
 
 
-def _check_autoencoder(command: Evaluate, sweep: bool) -> None:
-    if sweep or command.continuous or command.plan is not None:
+def _check_levels(command: Evaluate, model: "LatentVariableModel", sweep: bool) -> None:
+    """Refuse options that a model has no use for."""
+    chain = model.visited()
+    if chain is not model and sweep:
         raise DiffusionalError(
-            f"--sweep, --draws, --cells, --continuous or --plan came for {command.run}, whose model has no levels to visit: give "
-            "--error, --visits or --item-error"
+            f"--sweep, --draws or --cells came for {command.run}, whose model has no levels of its own to sweep: give --error, --visits or "
+            "--item-error"
+        )
+    if chain is None and (command.continuous or command.plan is not None):
+        raise DiffusionalError(
+            f"--continuous or --plan came for {command.run}, whose model has no levels to visit: give --error, --visits or --item-error"
         )
 
 

@@ -87,17 +87,5 @@ def gamma_at(model: LatentVariableModel, edges: Tensor) -> Tensor | None:
     >>> gamma_at(model, torch.tensor([1, 3]))
     tensor([-9.,  9.], dtype=torch.float64)
     """
-    chain = getattr(model, "chain", None)
-    process = getattr(model if chain is None else chain, "process", None)
-    schedule, gamma = getattr(process, "schedule", None), getattr(process, "gamma", None)
-    edges = edges.to(device_of(model, edges))
-    # Layers of a hierarchical VAE stand before the levels of its prior, and have no γ.
-    if schedule is not None and bool((edges > (schedule.steps or 1)).any()):
-        return None
-    if schedule is not None:
-        found = schedule.gamma(edges.double()) if schedule.steps is None else schedule.grid()[edges - 1]
-    elif gamma is not None:
-        found = gamma(edges)
-    else:
-        return None
-    return found.detach().double().cpu()
+    found = model.gamma_at(edges.to(device_of(model, edges)))
+    return None if found is None else found.detach().double().cpu()

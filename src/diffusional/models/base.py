@@ -83,6 +83,10 @@ class LatentVariableModel(nn.Module, ABC):
         """T of the diffusion that the model contains; None in continuous time, and for models without one."""
         return None
 
+    def gamma_at(self, edges: Tensor) -> Tensor | None:
+        """Return γ = −log SNR (C + 1,) at edges of levels, t from 1 to T, or u in continuous time; by default None: there is no γ."""
+        return None
+
     def visited(self) -> "Chain | None":
         """Return the chain whose levels an evaluation can visit one by one; by default None, for models without levels."""
         return None

@@ -188,6 +188,14 @@ class Chain(LatentVariableModel):
         """
         return torch.arange(1, (self.steps or 65) + 1, dtype=torch.float64)
 
+    def gamma_at(self, edges: Tensor) -> Tensor | None:
+        """Return γ at edges of levels from the schedule or the `gamma` of the process; None for a process without either."""
+        process = getattr(self, "process", None)
+        schedule, gamma = getattr(process, "schedule", None), getattr(process, "gamma", None)
+        if schedule is not None:
+            return schedule.gamma(edges.double()) if schedule.steps is None else schedule.grid()[edges - 1]
+        return None if gamma is None else gamma(edges)
+
     def identity(self) -> list[Any]:
         """Return what the costs depend on besides the tensors of the model, as JSON values: by default its type."""
         return [type(self).__name__]

@@ -64,6 +64,9 @@ class LatentChain(Chain):
     def noise_levels(self) -> Tensor:
         return self.over.noise_levels()
 
+    def gamma_at(self, edges: Tensor) -> Tensor | None:
+        return self.over.gamma_at(edges)
+
     def identity(self) -> list[Any]:
         return [type(self.model).__name__, self.model.predicts, self.model.head, *self.over.identity()]
 

@@ -149,6 +149,10 @@ class Autoencoder(LatentVariableModel):
         """T of a chain that is the prior; None if there is none, or in continuous time."""
         return None if self.chain is None else self.chain.steps
 
+    def gamma_at(self, edges: Tensor) -> Tensor | None:
+        """Return γ at edges of the levels of the prior's chain. None without one, and if other layers stand before its levels."""
+        return None if self.chain is None or len(self.latents) > 1 else self.chain.gamma_at(edges)
+
     def learned_posterior(self) -> "Autoencoder":
         """Return this model, whose q(z|x) is learned."""
         return self
