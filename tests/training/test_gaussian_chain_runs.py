@@ -76,6 +76,23 @@ def test_a_model_is_what_its_config_says() -> None:
             assert bool(torch.isfinite(made.terms(torch.zeros(2, 1, 4, 4), noise).nelbo).all())
 
 
+def test_every_network_takes_the_labels() -> None:
+    base = config(Path("x.npy"))
+    labelled = dataclasses.replace(base, data=dataclasses.replace(base.data, condition="label"))
+    model = build_model(labelled, SPACE, ("a", "b", "c"))
+    x, noise = torch.zeros(2, 1, 4, 4), torch.randn(4, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = (model.terms(x, noise, torch.tensor(labels)) for labels in ([0, 1], [0, 2]))
+    for name in ("reconstruction", "kl"):
+        same = getattr(one, name) == getattr(other, name)
+        assert bool(same[0].all())
+        assert not bool(same[1].any())
+    with pytest.raises(DiffusionalError, match="condition"):
+        model.terms(x, noise)
+
+
 def test_real_values_have_a_decoder_of_the_variance_given() -> None:
     chosen = dataclasses.replace(config(Path("x.npy")), latent=LatentConfig(decoder_variance=0.3))
     model = build_model(chosen, df.Continuous((5,)))
