@@ -2787,13 +2787,6 @@ FAULTS = [
     ),
     _fault(
         "models/gaussian_chain.py",
-        "ln β for ½ ln β in ln σ",
-        "align(0.5 * log_beta, z_next) + o",
-        "align(log_beta, z_next) + o",
-        "models/test_gaussian_chain.py::test_the_weight_of_every_path_in_the_exact_world",
-    ),
-    _fault(
-        "models/gaussian_chain.py",
         "a network given γ for log-SNR",
         "(-gamma[rows]).to(z_next)",
         "gamma[rows].to(z_next)",
