@@ -338,6 +338,20 @@ def test_an_evaluation_has_the_same_terms(name: str) -> None:
         assert abs(own.value - float(values.mean())) < 4.5 * math.hypot(own.error, error) + 1e-9, term
 
 
+def test_a_visit_of_a_latents_chain_has_noise_of_both() -> None:
+    """The first half makes z of x, the second the latent of the chain."""
+    model = made("VAE, chain")
+    chain, prior = model.visited(), latent_chain()
+    assert chain is not None
+    x, noise = states(model), randn(4, 2 * D, seed=3)
+    t = torch.tensor([1, 2, 3, 1])
+    z = model.infer(x, noise[:, :D]).z[0]  # type: ignore[attr-defined]
+    torch.testing.assert_close(chain.kl_at(x, t, noise), prior.kl_at(z, t, noise[:, D:]))
+    beside = chain.beside(x, noise)
+    torch.testing.assert_close(beside["prior"], prior.prior(z))
+    torch.testing.assert_close(beside["latent_reconstruction"], prior.reconstruction(z, noise[:, D:]))
+
+
 # What has a closed form agrees with the definition.
 
 
