@@ -118,7 +118,8 @@ class Evaluate:
     visits: int | None = None
     """So many network evaluations for every item, whatever the error."""
     max_evaluations: int | None = None
-    """Network evaluations in all, pilot and audit included; exit status 3 where they don't suffice."""
+    """The most network evaluations of the draws and the audit; exit status 3 if they do not suffice. The pilot of the run's plan, which is
+    learned once, is not included."""
     importance_weighted: int | None = None
     """Report the importance-weighted bound of so many draws as well. A draw costs T network evaluations of a diffusion, 1 of a VAE."""
     per_item: Path | None = None
