@@ -270,7 +270,7 @@ FAULTS = [
         "test_joined_ledgers.py::test_joined_ledgers_are_joined_again",
     ),
     _fault(
-        "evaluation/provenance.py",
+        "models/chain.py",
         "γ of the level before for that of the edge",
         "schedule.grid()[edges - 1]",
         "schedule.grid()[edges - 2]",

@@ -338,6 +338,12 @@ def test_an_evaluation_has_the_same_terms(name: str) -> None:
         assert abs(own.value - float(values.mean())) < 4.5 * math.hypot(own.error, error) + 1e-9, term
 
 
+def test_cells_of_continuous_time_have_no_gamma_by_number() -> None:
+    model = vae(latent_chain().regrid(None))
+    assert model.gamma_at(torch.arange(1, 258)) is None
+    assert model.gamma_at(torch.tensor([0.0, 1.0])) is not None
+
+
 def test_a_visit_of_a_latents_chain_has_noise_of_both() -> None:
     """The first half makes z of x, the second the latent of the chain."""
     model = made("VAE, chain")

@@ -189,10 +189,14 @@ class Chain(LatentVariableModel):
         return torch.arange(1, (self.steps or 65) + 1, dtype=torch.float64)
 
     def gamma_at(self, edges: Tensor) -> Tensor | None:
-        """Return γ at edges of levels from the schedule or the `gamma` of the process; None for a process without either."""
+        """Return γ at edges of levels from the schedule or the `gamma` of the process; None for a process without either, and for numbers
+        of cells in continuous time, which say nothing of u.
+        """
         process = getattr(self, "process", None)
         schedule, gamma = getattr(process, "schedule", None), getattr(process, "gamma", None)
         if schedule is not None:
+            if bool((edges > (schedule.steps or 1)).any()):
+                return None
             return schedule.gamma(edges.double()) if schedule.steps is None else schedule.grid()[edges - 1]
         return None if gamma is None else gamma(edges)
 
