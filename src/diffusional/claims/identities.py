@@ -122,22 +122,16 @@ def _plane(seed: int) -> LevelWorld:
 
 
 def _log_p(model: DiffusionModel, z: Tensor) -> Tensor:
-    """ln p(z_{1:T}) (B,) of paths (T, B, D), MATH (2), from the process's own posterior at x̂."""
-    total = _prior(z[-1]).log_prob(z[-1])
+    """ln p(z_{1:T}) (B,) of paths (T, B, D), MATH (2), from the model's own distributions."""
+    total = model.last(z.shape[1]).log_prob(z[-1])
     for t in range(1, len(z)):
-        total = total + _backward(model.process, model, z[t], t).log_prob(z[t - 1])
+        total = total + _step(model, z[t], t).log_prob(z[t - 1])
     return total
 
 
-def _backward(process: GaussianDiffusion, model: DiffusionModel, after: Tensor, t: int) -> Gaussian:
-    """p(z_t | z_{t+1} = after) = q(z_t | z_{t+1}, x̂), MATH (5), q that of `process`."""
-    gamma = process.gamma(t + 1).expand(len(after))
-    return process.posterior(after, model.denoiser(after, gamma).data, t)
-
-
-def _decoded(model: DiffusionModel, x: Tensor, z: Tensor) -> Tensor:
-    """ln p(x | z_1) (B,)."""
-    return model.likelihood.log_prob(x, model.denoiser(z, model.process.gamma(1).expand(len(z))))
+def _step(model: DiffusionModel, after: Tensor, t: int) -> Gaussian:
+    """p(z_t | z_{t+1} = after), MATH (5)."""
+    return model.step(after, torch.full((len(after),), t))
 
 
 def _prior(z: Tensor, mean: Tensor | float = 0.0) -> Gaussian:
@@ -204,7 +198,7 @@ def c1(seed: int = 0, doubled_beta: int | None = None, scrambles: int = 16, node
     def on_path(finite: Finite) -> DiffusionModel:
         return plane.model(_OnPath(plane.schedule, finite.z, doubled_beta))
 
-    decoded = mean(lambda finite, _: _decoded(model, finite.x, finite.z[0]))
+    decoded = mean(lambda finite, _: model.decode(finite.z[0]).log_prob(finite.x))
     divergence = mean(lambda finite, _: finite.mixed(finite.path()) - _log_p(model, finite.z))
     information = mean(lambda finite, _: finite.gain(finite.path()))
     six = decoded[0] - divergence[0] - information[0], math.hypot(decoded[1], divergence[1], information[1])
@@ -285,7 +279,7 @@ def c4(seed: int = 0, unequal: float = 0.0) -> list[Check]:
     steps, last = len(finite.z), finite.z[-1]
     convex = finite.expectation(process.marginal(finite.x, steps).kl(_prior(last, unequal * finite.x)))
     for t in range(1, steps):
-        kl = process.posterior(finite.z[t], finite.x, t).kl(_backward(process, model, finite.z[t], t))
+        kl = process.posterior(finite.z[t], finite.x, t).kl(_step(model, finite.z[t], t))
         convex += finite.expectation(kl)
     p_i = torch.stack([_prior(last, unequal * point).log_prob(last) for point in finite.points], 1)
     log_p = finite.mixed(p_i) + _log_p(model, finite.z) - _prior(last).log_prob(last)
@@ -382,20 +376,21 @@ def c6(seed: int = 0, eta: float = 1.0, prior: bool = True) -> list[Check]:
     )
 
     line = _line(seed)
-    process, model = process_of(line.schedule, eta), line.model()
+    process = process_of(line.schedule, eta)
+    model = line.model(process)
     finite, other = (Finite.quadrature(process, line.data, step) for step in (FINE, COARSE))
     x, z, last = finite.x, finite.z, len(finite.z)
     # Decoder: ln q(x_j|z_1) and ln p(x_j|z_1) of all points j.
     marginals = [finite.marginal(t) for t in range(1, last + 1)]
     log_q = torch.log_softmax(finite.share.log() + marginals[0], 1)
-    log_p = torch.stack([_decoded(model, point.expand(len(x), -1), z[0]) for point in finite.points], 1)
+    log_p = torch.stack([model.decode(z[0]).log_prob(point.expand(len(x), -1)) for point in finite.points], 1)
     far = other.marginal(1)
     uncertain = torch.log_softmax(other.share.log() + far, 1)
-    costs, informations, gaps = [-finite.expectation(_decoded(model, x, z[0]))], [], []
+    costs, informations, gaps = [-finite.expectation(model.decode(z[0]).log_prob(x))], [], []
     informations.append(-other.expectation((uncertain.exp() * uncertain).sum(1)))
     gaps.append(finite.expectation((log_q.exp() * (log_q - log_p)).sum(1)))
     for t in range(1, last):
-        p_t = _backward(process, model, z[t], t)
+        p_t = _step(model, z[t], t)
         costs.append(finite.expectation(process.posterior(z[t], x, t).kl(p_t)))
         informations.append(other.expectation(other.gain(other.posterior(t), other.marginal(t + 1))))
         aggregated = finite.mixed(marginals[t] + finite.posterior(t)) - finite.mixed(marginals[t])
