@@ -493,7 +493,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a negative seed": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--seed", -1),
-        "seed=-1 came; expected 0 to 2³² − 1",
+        "expected seed to be an integer from 0 to 2^32 - 1, got -1",
     ),
     "samples into a missing folder": (
         lambda f: ["sample", f / "run", "--out", f / "nowhere/a.npz", "--steps", 3],

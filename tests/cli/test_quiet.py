@@ -21,7 +21,7 @@ def said(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[str, str]:
 
 def test_a_log_has_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, run = tmp_path / "a.npy", tmp_path / "run"
-    np.save(path, np.random.default_rng(0).integers(0, 5, (40, 1, 4, 4)))
+    np.save(path, np.random.default_rng(0).integers(0, 5, (400, 1, 4, 4)))
     out, err = said(capsys, "train", run, "--data.name", path, *TINY)
     assert (out.count("best validation bound"), err) == (1, "")
     commands = (

@@ -51,7 +51,7 @@ def test_a_config_s_stream(tmp_path: Path) -> None:
         ({"size": 0}, "data.size=0 came; expected at least 1 pixel"),
         ({"columns": ()}, r"data.columns=\(\) came; expected one name or more"),
         ({"holdout": 0}, "data.holdout=0 came; expected at least 1"),
-        ({"split_seed": -1}, "data.split_seed=-1 came; expected 0 or more"),
+        ({"split_seed": -1}, "data.split_seed to be an integer from 0 to"),
     ],
 )
 def test_options_that_are_none(options: dict, message: str) -> None:

@@ -257,7 +257,7 @@ def test_a_discrete_bound_below_zero_has_a_caveat() -> None:
     task = Task(Draws(model, Plan.uniform(model), x), 0, None)
     task.draws.extend(torch.arange(6), torch.full((6,), 2))
     assert not [c for c in task.result([]).caveats if "at least 0" in c]
-    task.draws._kl -= 1e6
+    task.draws._costs["kl"] -= 1e6
     assert [c for c in task.result([]).caveats if "at least 0" in c]
 
 

@@ -612,7 +612,7 @@ def test_a_plan_comes_back_to_the_last_bit(world: Any, steps: int | None, tmp_pa
     for one in (plan, again):
         draws = Draws(model, one, x)
         draws.extend(torch.arange(20), torch.full((20,), 3))
-        scores.append((draws.base, draws._kl, draws._reconstruction, draws._cell))
+        scores.append((draws.base, draws._costs["kl"], draws._costs["reconstruction"], draws._cell))
     for a, b in zip(*scores, strict=True):
         assert torch.equal(a, b)
 

@@ -134,8 +134,8 @@ def test_the_loss_in_the_metrics_is_the_mean_of_its_steps(
     losses = []
     forward = loop.Objective.forward
 
-    def recorded(self: Any, x: Tensor, draws: Any, part: float | None) -> Any:
-        loss, costs = forward(self, x, draws, part)
+    def recorded(self: Any, x: Tensor, draws: Any, part: float | None, condition: Any = None) -> Any:
+        loss, costs = forward(self, x, draws, part, condition)
         if part is not None:
             losses.append(float(loss.detach()) / BITS)
         return loss, costs
@@ -495,8 +495,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
 ) -> None:
     forward, calls = loop.Objective.forward, []
 
-    def poisoned(self: Any, x: Tensor, draws: Any, part: float | None) -> Any:
-        loss, costs = forward(self, x, draws, part)
+    def poisoned(self: Any, x: Tensor, draws: Any, part: float | None, condition: Any = None) -> Any:
+        loss, costs = forward(self, x, draws, part, condition)
         calls.extend([1] if part is not None else [])
         if len(calls) < 9:
             return loss, costs

@@ -62,6 +62,7 @@ def chain(
 
     >>> from diffusional import schedule
     >>> world = exact.Gaussian(torch.zeros(1), torch.eye(1))
+    >>> from diffusional import NonMarkovDiffusion
     >>> betas = schedule.from_betas([0.1, 0.2, 0.3])
     >>> found = chain(world, GaussianDiffusion(betas))
     >>> round(float(found.path.value), 4), bool(found.forward.value.abs().max() < 1e-12)           # I(x; z_1), MATH (12)
