@@ -25,7 +25,7 @@ def test_a_log_has_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     out, err = said(capsys, "train", run, "--data.name", path, *TINY)
     assert (out.count("best validation bound"), err) == (1, "")
     commands = (
-        ("evaluate", run, "--error", 0.02),
+        ("evaluate", run, "--error", 0.02, "--no-audit"),
         ("evaluate", run, "--sweep", "--draws", 1, "--cells", 4),
         ("sample", run, "--n", 2, "--steps", 3),
         ("information", path, "--levels", 5, "--samples", 50, "--levels-shown", 3),
