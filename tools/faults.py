@@ -819,8 +819,8 @@ FAULTS = [
     _fault(
         "models/diffusion.py",
         "γ_2 for γ_1 when x is drawn from z_1",
-        "grid[0].expand(n)",
-        "grid[1].expand(n)",
+        "schedule.ends()[0].expand(len(z_1))",
+        "schedule.grid()[1].expand(len(z_1))",
         "models/test_sampling.py::test_what_the_network_is_asked",
     ),
     _fault(

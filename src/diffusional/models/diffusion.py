@@ -414,8 +414,7 @@ class DiffusionModel(Chain):
                 p = ddim_at(z, prediction.data, grid[i - 1], grid[i], eta)
             z = p.sample(generator)
             yield z
-        seen = self._seen(z, grid[0].expand(n), condition)
-        yield self.drawn(Decoded(self.likelihood, seen), generator)
+        yield self.drawn(self.decode(z, condition), generator)
 
     def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
         """Draw from one of the chain's distributions; from p(x|z_1) some items at a time."""
