@@ -2746,8 +2746,8 @@ FAULTS = [
     _fault(
         "evaluation/target.py",
         "two targets at once",
-        "if len(given) > 1:",
-        "if len(given) > 2:",
+        "if len(self.given) > 1:",
+        "if len(self.given) > 2:",
         "evaluation/test_target.py",
     ),
     _fault(

@@ -302,12 +302,12 @@ class Task:
                 return True
             if bool((allowed < wanted).any()):
                 return False
-            # The part of the error that the draws do not show, but the plan expects.
-            seen = draws.survey(draws.known(), mean, variance, 0).error
-            least = (now.error**2 - seen**2) * len(draws.data) ** 2
             if now.error <= target:
                 factor = unseen
             else:
+                # The part of the error that the draws do not show, but the plan expects.
+                seen = draws.survey(draws.known(), mean, variance, 0).error
+                least = (now.error**2 - seen**2) * len(draws.data) ** 2
                 factor = processes.agreed(
                     strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2, least)
                 )

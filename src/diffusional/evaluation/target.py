@@ -44,10 +44,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise DiffusionalError(f"unit={self.unit!r} came; expected one of {', '.join(UNITS)}")
-        named = (("target_error", self.error), ("visits", self.visits), ("item_error", self.item_error))
-        given = [name for name, value in named if value is not None]
-        if len(given) > 1:
-            raise DiffusionalError(f"{' and '.join(given)} came together; give one of them")
+        if len(self.given) > 1:
+            raise DiffusionalError(f"{' and '.join(self.given)} came together; give one of them")
         for name, value in (("target_error", self.error), ("item_error", self.item_error)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise DiffusionalError(f"{name}={value} came; give a positive number")
@@ -57,15 +55,21 @@ class Target:
             )
         if self.max_evaluations is not None and self.max_evaluations < 1:
             raise DiffusionalError(f"max_evaluations={self.max_evaluations} came; give at least 1")
-        if not given and self.max_evaluations is not None:
+        if not self.aimed and self.max_evaluations is not None:
             raise DiffusionalError(
                 f"max_evaluations={self.max_evaluations} came for a full sweep; give target_error with it"
             )
 
     @property
+    def given(self) -> list[str]:
+        """What is to be reached, by the names that `evaluate` has for it: one name, or none."""
+        named = (("target_error", self.error), ("visits", self.visits), ("item_error", self.item_error))
+        return [name for name, value in named if value is not None]
+
+    @property
     def aimed(self) -> bool:
         """Whether there is something to reach."""
-        return not (self.error is None and self.visits is None and self.item_error is None)
+        return bool(self.given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +178,8 @@ def resolved(
             )
     elif target.aimed:
         if options.get("draws") is not None:
-            what = (
-                "target_error" if target.error is not None else "visits" if target.visits is not None else "item_error"
-            )
             raise DiffusionalError(
-                f"draws={options['draws']} came with {what}; draws are sweeps: leave one of them out"
+                f"draws={options['draws']} came with {target.given[0]}; draws are sweeps: leave one of them out"
             )
         estimator = Visits(**of_visits)
     else:
