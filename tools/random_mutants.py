@@ -96,8 +96,8 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "information/budget.py",
-        "log_decoded = model.likelihood.log_prob(x.to(said), model._seen(said, first.expand(len(x)).to(said.device), None))",
-        "log_decoded = model.likelihood.log_prob(x, model._seen(said, first.expand(len(x)).to(said.device), None))",
+        "log_decoded = model.decode(said).log_prob(x.to(said))",
+        "log_decoded = model.decode(said).log_prob(x)",
         "moves x to the network's device; on one device it rounds x at most",
     ),
 )

@@ -317,7 +317,7 @@ def _gap_block(
     z = q.sample(generator)
     log_q = q.log_prob(z) - world.log_marginal(z, first)
     said = z.to(like_model(model))
-    log_decoded = model.likelihood.log_prob(x.to(said), model._seen(said, first.expand(len(x)).to(said.device), None))
+    log_decoded = model.decode(said).log_prob(x.to(said))
     reconstruction = log_p + log_q - log_decoded.double().cpu()
     return torch.stack([reconstruction, *kl], 1)
 

@@ -22,7 +22,7 @@ from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
 from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
-from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, options_of
+from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Pull
 from diffusional.shapes import Items, PerItem
@@ -129,7 +129,7 @@ class DiffusionModel(Chain):
     def decode(self, z_1: Items, condition: Condition | None = None) -> Decoded:
         """p(x | z_1)."""
         gamma = self.process.schedule.ends()[0].expand(len(z_1))
-        return Decoded(self.likelihood, self._seen(z_1, gamma, condition))
+        return decoded(self.likelihood, self.denoiser, z_1, gamma, condition)
 
     # The three kinds of costs, MATH (8).
 
@@ -138,10 +138,6 @@ class DiffusionModel(Chain):
         same_shape(x, noise)
         z_1 = diffuse(x, self.process.schedule.ends()[0].expand(len(x)), noise)
         return -self.decode(z_1, condition).log_prob(x).double()
-
-    def _seen(self, z: Tensor, gamma: Tensor, condition: Condition | None) -> Prediction:
-        """What the decoder sees at z_1 = `z`: the network's prediction, or z_1 only, if that decides."""
-        return self.denoiser(z, gamma, condition) if self.likelihood.uses_network else unassisted(z, gamma)
 
     def prior(self, x: Items) -> PerItem:
         """KL_T = KL[q(z_T|x) ‖ N(0, I)] (B,): exact, without a draw."""

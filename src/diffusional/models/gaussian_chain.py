@@ -24,8 +24,8 @@ from diffusional.forward import GaussianDiffusion
 from diffusional.gaussian import Gaussian
 from diffusional.models.calls import call
 from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain
-from diffusional.models.denoiser import Denoiser, unassisted
-from diffusional.models.likelihood import Decoded, Likelihood, options_of
+from diffusional.models.denoiser import Denoiser
+from diffusional.models.likelihood import Decoded, Likelihood, decoded, options_of
 from diffusional.models.vae import bounded
 from diffusional.shapes import Items, PerItem, align
 from diffusional.space import Space
@@ -135,5 +135,4 @@ class GaussianChain(Chain):
     def decode(self, z_1: Items, condition: Condition | None = None) -> Decoded:
         """p(x | z_1)."""
         gamma = self.process.schedule.ends()[0].expand(len(z_1))
-        seen = self.decoder(z_1, gamma, condition) if self.likelihood.uses_network else unassisted(z_1, gamma)
-        return Decoded(self.likelihood, seen)
+        return decoded(self.likelihood, self.decoder, z_1, gamma, condition)

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.special import log_ndtr
 
+from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
+from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.parameterization import LevelsPrediction, Prediction, level_log_probs
 from diffusional.shapes import Items, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Continuous, Discrete, Space
@@ -73,6 +75,14 @@ class Decoded:
             return self.likelihood.sample(self.prediction, generator)
         parts = torch.arange(len(self.prediction.z), device=self.prediction.z.device).split(rows)
         return torch.cat([self.likelihood.sample(self.prediction[some], generator) for some in parts])
+
+
+def decoded(
+    likelihood: Likelihood, denoiser: Denoiser, z_1: Items, gamma: Tensor, condition: Condition | None = None
+) -> Decoded:
+    """Return p(x|z_1) at γ_1 (B,): from the denoiser's prediction, or from z_1 only if that decides."""
+    seen = denoiser(z_1, gamma, condition) if likelihood.uses_network else unassisted(z_1, gamma)
+    return Decoded(likelihood, seen)
 
 
 def _discrete(space: Space, name: str) -> Discrete:
