@@ -1254,7 +1254,7 @@ FAULTS = [
     _fault(
         "evaluation/pilot.py",
         "a second pilot with visits of its own",
-        "Visits(replayed.cell[some], replayed.level[some], visits.weight)",
+        "LevelVisits(replayed.cell[some], replayed.level[some], visits.weight)",
         "visits",
         "evaluation/test_plan.py::test_a_second_model_sees_what_the_first_one_saw",
     ),

@@ -15,7 +15,7 @@ from diffusional.conditions import moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import Plan
-from diffusional.evaluation.visits import Visits
+from diffusional.evaluation.visits import LevelVisits
 from diffusional.models.chain import Chain
 
 # The most and fewest visits, and the number of s_c from which a residual is unexpected.
@@ -62,7 +62,7 @@ class Audit:
         noise = torch.randn(count, *model.visit_shape, generator=generator).to(draws.device, draws.data.dtype)
         c = moved(rows_of(draws.condition, item), draws.device)
         with torch.inference_mode():
-            visits = Visits(cell, level, torch.ones(count, dtype=torch.float64))
+            visits = LevelVisits(cell, level, torch.ones(count, dtype=torch.float64))
             left = plan.residuals(model, draws.data[item].to(draws.device), visits, noise, c).cpu()
         if not bool(torch.isfinite(left).all()):
             at = int((~torch.isfinite(left)).nonzero()[0])

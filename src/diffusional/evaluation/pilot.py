@@ -16,7 +16,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import ENOUGH, Control, fit_controls
 from diffusional.evaluation.plan import Met, Plan, about, cell_edges, learner, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
-from diffusional.evaluation.visits import Visits, slopes, visit_costs, visit_features
+from diffusional.evaluation.visits import LevelVisits, slopes, visit_costs, visit_features
 from diffusional.models.base import device_of
 from diffusional.models.chain import AffineCosts, Chain
 
@@ -75,7 +75,7 @@ def fit(
         visits = plan.at(v[torch.randperm(n, generator=generator)])
         if len(replayed.left):
             some = slice(sum(map(len, levels)), sum(map(len, levels)) + n)
-            visits = Visits(replayed.cell[some], replayed.level[some], visits.weight)
+            visits = LevelVisits(replayed.cell[some], replayed.level[some], visits.weight)
         noise = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
         x, c = data[item].to(device), moved(rows_of(condition, item), device)
         costs = visit_costs(model, x, visits, noise, c)
@@ -94,7 +94,9 @@ def fit(
         rows.append((visits.cell, costs, visit_features(model, controls, x, visits, noise)))
         if not model.decoder_uses_network:
             items.append(item)
-            zero = Visits(torch.zeros_like(visits.cell), torch.ones_like(visits.level), torch.ones_like(visits.weight))
+            zero = LevelVisits(
+                torch.zeros_like(visits.cell), torch.ones_like(visits.level), torch.ones_like(visits.weight)
+            )
             other = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
             rows.append(
                 (zero.cell, visit_costs(model, x, zero, other, None), visit_features(model, controls, x, zero, other))

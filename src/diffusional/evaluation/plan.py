@@ -35,7 +35,7 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.controls import KINDS, Control
 from diffusional.evaluation.provenance import tensor_hash
-from diffusional.evaluation.visits import Visits, quadrature, visit_costs, visit_features
+from diffusional.evaluation.visits import LevelVisits, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.ledger import sharing
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -203,15 +203,15 @@ class Plan:
         own = {name: getattr(found, name).clone() for name in _NUMBERS}
         return replace(found, **own, met=Met(**{name: value.clone() for name, value in vars(found.met).items()}))
 
-    def at(self, v: Tensor) -> Visits:
-        """Visits from uniform numbers v (V,) in [0, 1): the cell by inversion of π, the level by what is left of v."""
+    def at(self, v: Tensor) -> LevelVisits:
+        """Return the visits that uniform numbers v (V,) in [0, 1) choose: the cell by inverting π, the level by the remainder of v."""
         edges = torch.cat([self.mass.new_zeros(1), self.mass.cumsum(0)])
         edges = edges / edges[-1].clone()
         # The last cell with an edge at or below v; an empty cell (π = 0) is never the last.
         cell = (torch.searchsorted(edges, v.double(), right=True) - 1).clamp(0, self.cells)
         within = ((v - edges[cell]) / self.mass[cell]).clamp(0, 1 - 2**-53)
         level, weight = self._levels(cell, within)
-        return Visits(cell, level, weight / self.mass[cell])
+        return LevelVisits(cell, level, weight / self.mass[cell])
 
     def _levels(self, cell: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
         """A level at `within` [0, 1) of each cell, and the cell's measure: its number of levels, or its length in u."""
@@ -225,7 +225,7 @@ class Plan:
         return torch.where(first, torch.ones_like(level), level), torch.where(first, 1.0, width.double())
 
     def residuals(
-        self, model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Condition | None = None
+        self, model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None = None
     ) -> Tensor:
         """cost − g (V,), nats, unweighted, of items x (V, *dims) at their visits: one network evaluation each."""
         features = visit_features(model, self.controls, x, visits, noise)
@@ -234,7 +234,7 @@ class Plan:
     def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor) -> Tensor:
         """−ln p(x|z_1) − g (V,) where the decoder needs no network: every visit has one for nothing."""
         zero = torch.zeros(len(x), dtype=torch.long)
-        visits = Visits(zero, zero + 1, torch.ones(len(x), dtype=torch.float64))
+        visits = LevelVisits(zero, zero + 1, torch.ones(len(x), dtype=torch.float64))
         return self.residuals(model, x, visits, noise)
 
     def _subtracted(self, cell: Tensor, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Visits: where the network is evaluated once, what it costs there, and what the controls say of it.
+"""Visits of levels: where the network is evaluated, the costs found there, and the controls' values at the same places.
 
 KL_t = offset_t + slope_t ‖ε − ε̂‖², MATH (10): of the offset no noise changes anything, so that a visit's cost is the rest, and the offsets
 are part of what is known without the network (`quadrature`).
@@ -23,16 +23,22 @@ _ROWS = 2048
 
 
 @dataclass(frozen=True)
-class Visits:
-    """Where the network is to look: `cell` (V,), `level` (V,) (t, or u; 1 or 0 for the reconstruction), `weight` (V,) = 1/q."""
+class LevelVisits:
+    """The levels at which the network is evaluated. The public `evaluation.Visits` is the estimator that chooses them.
+
+    Attributes:
+        cell: (V,), the cell of every visit; 0 is the reconstruction.
+        level: (V,), the time t, or u in continuous time; 1 or 0 for the reconstruction.
+        weight: (V,), 1/q, the inverse of the probability (density) of the choice.
+    """
 
     cell: Tensor
     level: Tensor
     weight: Tensor
 
-    def __getitem__(self, rows: Tensor) -> "Visits":
-        """Some of them."""
-        return Visits(self.cell[rows], self.level[rows], self.weight[rows])
+    def __getitem__(self, rows: Tensor) -> "LevelVisits":
+        """Return the visits with the given indices, or those that a mask selects."""
+        return LevelVisits(self.cell[rows], self.level[rows], self.weight[rows])
 
 
 def slopes(model: AffineCosts, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +84,7 @@ def _gauss_legendre() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * weights)
 
 
-def visit_costs(model: Chain, x: Tensor, visits: Visits, noise: Tensor, condition: Condition | None) -> Tensor:
+def visit_costs(model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None) -> Tensor:
     """KL_t less its constant part, or −ln p(x|z_1) (V,), float64 on the CPU; one network evaluation each."""
     out = torch.zeros(len(x), dtype=torch.float64)
     for first in (False, True):
@@ -94,7 +100,9 @@ def visit_costs(model: Chain, x: Tensor, visits: Visits, noise: Tensor, conditio
     return out
 
 
-def visit_features(model: Chain, controls: tuple[Control, ...], x: Tensor, visits: Visits, noise: Tensor) -> Tensor:
+def visit_features(
+    model: Chain, controls: tuple[Control, ...], x: Tensor, visits: LevelVisits, noise: Tensor
+) -> Tensor:
     """(V, 2K): every control's expected cost at the visit, then its drawn cost less the expected; float64 on the CPU."""
     if not controls:
         return torch.zeros(len(x), 0, dtype=torch.float64)
