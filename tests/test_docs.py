@@ -1,0 +1,69 @@
+"""The documentation: links lead somewhere, lines fit, and every page of results is listed with its command and data."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
+WIDTH = 130
+_CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def _anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", _CODE.sub("", text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def _broken(page: Path, text: str) -> list[str]:
+    """The links of a page to files or headings that do not exist."""
+    broken = []
+    for link in _LINK.findall(_CODE.sub("", text)):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in _anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
+def _long(text: str) -> list[str]:
+    """Lines longer than WIDTH, except rows of tables and lines with a link or an image."""
+    lines = text.splitlines()
+    return [line for line in lines if len(line) > WIDTH and not line.startswith("|") and "](" not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert _broken(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    page = ROOT / "docs" / "new.md"
+    text = "# A new page\n[a](math.md#2-the-bound) [b](#a-new-page) [c](nowhere.md) [d](math.md#nothing) [e](https://example.org)"
+    assert _broken(page, text.replace("(#a-new-page)", "(math.md)")) == ["nowhere.md", "math.md#nothing"]
+    assert _anchors("# β_t, in *one* line: x(2)\n```\n# no heading\n```") == {"β_t-in-one-line-x2"}
+
+
+def test_every_page_of_results_is_listed_and_says_how_it_was_measured() -> None:
+    folder = ROOT / "docs" / "results"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in folder.glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\) \|$", index, flags=re.MULTILINE)) == pages
+    for name in pages:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert re.match(r"# .*\?\n\n\*\*Answer\.\*\* ", text), f"{name}: expected a question as title, then **Answer.**"
+        assert "\n## How it was measured\n" in text, f"{name}: expected a section 'How it was measured'"
+        assert "benchmarks/results/" in text, f"{name}: expected a link to its JSON in benchmarks/results"
+
+
+def test_every_record_of_results_has_a_page() -> None:
+    """Every JSON file of benchmarks/results is linked from a page."""
+    linked = " ".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/results/*.md"))
+    names = {path.name for path in ROOT.glob("benchmarks/results/*.json")}
+    assert {name for name in names if f"benchmarks/results/{name})" not in linked} == set()
