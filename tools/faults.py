@@ -167,8 +167,8 @@ FAULTS = [
     _fault(
         "forward.py",
         "√(1−β_t) x for √(1−β_t) z_{t−1} in the walk",
-        "self.transition(z, t).sample",
-        "self.transition(x, t).sample",
+        "transition_of(self, z, t, x).sample",
+        "transition_of(self, x, t, x).sample",
         "test_forward.py::test_sample_path_is_the_recursion",
     ),
     _fault(

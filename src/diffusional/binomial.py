@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffusional.bernoulli import Bits
 from diffusional.errors import DiffusionalError
-from diffusional.forward import Time, latents
+from diffusional.forward import ForwardProcess, Time, latents
 from diffusional.schedule import Float64
 from diffusional.shapes import Items, align
 
@@ -48,7 +48,7 @@ def seen_through(z: Items, log_odds: Tensor) -> Tensor:
     return align(log_odds, z) * z
 
 
-class BinomialDiffusion(Float64):
+class BinomialDiffusion(Float64, ForwardProcess):
     """The forward diffusion of bits with keeping probabilities 1 − β_1 … 1 − β_T, 0 < β_t < 1 (β_T = 1 makes z_T pure noise).
 
     x is (B, *dims) of −1 and 1, as `space.binary` has it. Times are ints or int64 tensors (B,), one for each item.
@@ -133,15 +133,3 @@ class BinomialDiffusion(Float64):
         tensor([[0.0000, 2.1972]], dtype=torch.float64)
         """
         return Bits(seen_through(x, self.log_odds(s)) + seen_through(z_t, self.log_odds(t, s)))
-
-    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
-        """Walk z_1 … z_T (T, B, *dims) from x, each from the one before.
-
-        >>> BinomialDiffusion.constant(10).sample_path(torch.ones(2, 3)).shape
-        torch.Size([10, 2, 3])
-        """
-        path, z = [], x
-        for t in range(1, self.steps + 1):
-            z = self.transition(z, t).sample(generator).to(x.dtype)
-            path.append(z)
-        return torch.stack(path)

@@ -67,8 +67,19 @@ class ForwardProcess(Protocol):
         ...
 
     def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
-        """z_1 … z_T (T, B, *dims): by default each is drawn from its transition, one after the other."""
-        assert self.steps is not None
+        """Draw z_1 … z_T (T, B, *dims) from x: by default one after the other, each from its transition, MATH (1).
+
+        Raises DiffusionalError in continuous time, where there is no first latent.
+
+        >>> from diffusional import schedule
+        >>> GaussianDiffusion(schedule.linear(steps=10)).sample_path(torch.zeros(2, 3)).shape
+        torch.Size([10, 2, 3])
+        """
+        if self.steps is None:
+            raise DiffusionalError(
+                f"sample_path needs a {type(self).__name__} with finitely many latents, got one in continuous time (steps=None); choose a "
+                "number of latents with regrid(steps)"
+            )
         path, z = [], x
         for t in range(1, self.steps + 1):
             z = transition_of(self, z, t, x).sample(generator).to(x.dtype)
@@ -174,7 +185,7 @@ def latents(t: Time, first: int, last: int, device: torch.device) -> Tensor:
     return t.long()
 
 
-class GaussianDiffusion(nn.Module):
+class GaussianDiffusion(nn.Module, ForwardProcess):
     """The forward diffusion of a schedule, q(z_{1:T} | x) with z_t at t = 1 … T (MATH (1), (3)).
 
     Times are ints or int64 tensors (B,), one for each item; out of range they raise DiffusionalError.
@@ -238,19 +249,6 @@ class GaussianDiffusion(nn.Module):
         gamma_s, gamma_t = self.gamma(s), self.gamma(t)
         _increasing(gamma_s, gamma_t)
         return posterior_at(z_t, x, gamma_s, gamma_t)
-
-    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
-        """Walk z_1 … z_T (T, B, *dims) from x by MATH (1), each from the one before.
-
-        >>> from diffusional import schedule
-        >>> GaussianDiffusion(schedule.linear(steps=10)).sample_path(torch.zeros(2, 3)).shape
-        torch.Size([10, 2, 3])
-        """
-        path, z = [], x
-        for t in range(1, len(self.schedule.grid()) + 1):
-            z = self.transition(z, t).sample(generator)
-            path.append(z)
-        return torch.stack(path)
 
 
 class NonMarkovDiffusion(GaussianDiffusion):

@@ -86,6 +86,29 @@ def test_bayes_rule_joins_what_a_process_says(name: str) -> None:
         torch.testing.assert_close(forth, back, rtol=1e-8, atol=1e-8)
 
 
+class _Timeless(df.ForwardProcess):
+    """A process from outside the package that has no T."""
+
+    steps = None
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        df.GaussianDiffusion(schedule.log_snr_linear(-4.0, 4.0)),
+        df.NonMarkovDiffusion(schedule.log_snr_linear(-4.0, 4.0), 0.5),
+        _Timeless(),
+    ],
+)
+def test_a_path_needs_finitely_many_latents(process: df.ForwardProcess) -> None:
+    with pytest.raises(df.DiffusionalError, match="steps=None"):
+        process.sample_path(items(2))
+
+
+def test_processes_share_one_walk() -> None:
+    assert df.BinomialDiffusion.sample_path is df.GaussianDiffusion.sample_path is df.ForwardProcess.sample_path
+
+
 @every_process
 def test_a_path_has_the_marginals(name: str) -> None:
     process, x = PROCESSES[name](), items(1).expand(6000, D)

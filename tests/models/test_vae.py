@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import diffusional as df
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import evaluate, importance_weighted
+from diffusional.evaluation import ImportanceWeights, evaluate, importance_weighted
 from diffusional.evaluation.averages import Averages
 from diffusional.gaussian import Gaussian
 from diffusional.models.vae import Autoencoder, bounded, log_probs
@@ -587,6 +587,46 @@ def test_items_that_stop_by_their_own_errors_are_said_to_bias_the_mean() -> None
     found = evaluate(linear(), items(3), item_error=1.0, unit="nats")
     assert found.reached
     assert "the mean's bias is not in its error" in found.caveats[-1]
+
+
+class _Weightless(df.Chain):
+    """A family that defines a cost instead of its distributions."""
+
+    space, process = LINE, df.GaussianDiffusion(schedule.log_snr_linear(-4.0, 4.0, steps=3))
+    level_kl = reconstruction = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: linear(prior=chain(9)), "diffusion prior"),
+        (lambda: linear(prior=chain(9)).regrid(None), "diffusion prior"),
+        (
+            lambda: df.HierarchicalVAE(
+                Ladder((1, 4, 4), (2, 4, 4), (3, 1), hidden=8), likelihood.NetworkLevels(DIGITS), prior=chain(9)
+            ),
+            "diffusion prior",
+        ),
+        (lambda: chain(None), "finitely many latents"),
+        (_Weightless, "step"),
+    ],
+)
+def test_weights_are_refused_before_any_network_is_called(
+    make: Callable[[], df.LatentVariableModel], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    x = torch.zeros(2, *model.space.shape, dtype=F64)
+    for kind in (nn.Linear, Encoder, Decoder, Ladder, df.Denoiser):
+        monkeypatch.setattr(kind, "forward", None)
+    noise = torch.zeros(2, 1)
+    for refused in (
+        model.check_log_weight,
+        lambda: importance_weighted(model, x, 4),
+        lambda: evaluate(model, x, estimator=ImportanceWeights(4)),
+        lambda: model.log_weight(x, noise),
+    ):
+        with pytest.raises(DiffusionalError, match=message):
+            refused()
 
 
 def test_weights_without_a_finite_sum_are_refused() -> None:

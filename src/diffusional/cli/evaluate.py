@@ -212,12 +212,12 @@ def _check_weights(command: Evaluate, model: "LatentVariableModel") -> None:
             f"--importance-weighted needs at least 2 draws and a single run, got {draws} draws"
             + (" and two runs" if command.other is not None else "")
         )
-    chain = model.visited()
-    if chain is not None and chain.steps is None:
+    if model.visited() is model and model.steps is None:
         raise DiffusionalError(
             "--importance-weighted needs paths of finitely many latents, but the model is evaluated in continuous time; give --steps, "
             "such as 10"
         )
+    model.check_log_weight()
     if draws * model.evaluations > _MOST_WEIGHTS:
         raise DiffusionalError(
             f"--importance-weighted {draws} would take {draws * model.evaluations:,} network evaluations for each item, expected at most "

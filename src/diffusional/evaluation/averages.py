@@ -370,7 +370,8 @@ def importance_weighted(
     of the summed squares, so that it is dominated by the worst items. It does not include how far the bound still is from
     −ln p(x).
 
-    Raises DiffusionalError for draws < 2, for a model with a diffusion prior, and for weights that are not finite. Warns if
+    Raises DiffusionalError for draws < 2, before any network is called for models without importance weights (see
+    `check_log_weight` of a model), such as those with a diffusion prior, and for weights that are not finite. Warns if
     items with fewer than 10 effective draws contribute more than a tenth of the squared error.
 
     >>> from diffusional.models.likelihood import NetworkLevels
@@ -396,7 +397,10 @@ def weighted(
 ) -> Evaluation:
     """The importance-weighted bound as a record; `evaluate` and `importance_weighted` call this with the model in evaluation mode."""
     if draws < 2:
-        raise DiffusionalError(f"draws={draws} came; give at least 2, the weights' spread tells the error")
+        raise DiffusionalError(
+            f"draws must be at least 2, got {draws}: the error is estimated from the spread of the weights"
+        )
+    model.check_log_weight()
     with torch.inference_mode():
         logs = _log_weights(model, data, draws, seed, condition)
     values = math.log(draws) - torch.logsumexp(logs, 0)

@@ -103,7 +103,17 @@ class LatentVariableModel(nn.Module, ABC):
 
     def log_weight(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """ln p(x, z)/q(z|x) (B,), nats, at the latents that `noise` (B, *noise_shape) makes of x."""
-        raise DiffusionalError(
+        raise self._no_weights()
+
+    def check_log_weight(self) -> None:
+        """Raise DiffusionalError if the model has no importance weights, without calling a network. By default it has them if its class
+        defines `log_weight`.
+        """
+        if type(self).log_weight is LatentVariableModel.log_weight:
+            raise self._no_weights()
+
+    def _no_weights(self) -> DiffusionalError:
+        return DiffusionalError(
             f"importance weights are not defined for a {type(self).__name__}; use evaluate, whose bound is the NELBO"
         )
 

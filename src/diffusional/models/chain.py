@@ -345,6 +345,7 @@ class Chain(LatentVariableModel):
         """ln p(x, z_{1:T})/q(z_{1:T}|x) (B,), nats, along the path that `noise` (B, T, *dims) makes of x: the path form, MATH (7). Its
         expectation is the ELBO, and that of its exponential is p(x).
         """
+        self.check_log_weight()
         if noise.shape != (len(x), *self.noise_shape):
             raise DiffusionalError(f"expected noise of shape {(len(x), *self.noise_shape)}, got {tuple(noise.shape)}")
         self.space.check(x)
@@ -359,6 +360,19 @@ class Chain(LatentVariableModel):
             for t in range(steps - 1, 0, -1):
                 path.insert(0, self.process.posterior(path[0], x, t).sample(noise=noise[:, t - 1]).to(x.dtype))
         return -self._along(x, torch.stack(path), condition).nelbo
+
+    def check_log_weight(self) -> None:
+        """Raise DiffusionalError in continuous time, where a path has no finite number of latents, and for a family that does not define all of
+        `step`, `last` and `decode`.
+        """
+        for name, what in (("step", "step, p(z_t|z_{t+1})"), ("last", "last, p(z_T)"), ("decode", "decode, p(x|z_1)")):
+            if getattr(type(self), name) is getattr(Chain, name):
+                raise self._undefined(what)
+        if self.steps is None:
+            raise DiffusionalError(
+                f"importance weights need paths of finitely many latents, got a {type(self).__name__} in continuous time; choose a number of "
+                "latents, such as steps=10"
+            )
 
     def _along(self, x: Tensor, path: Tensor, condition: Condition | None) -> Ledger:
         """The log-ratios of MATH (7) along a path (T, B, *dims)."""

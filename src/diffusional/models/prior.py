@@ -55,6 +55,10 @@ class Prior(ABC):
     def log_prob(self, z: Tensor, condition: Condition | None = None) -> PerItem:
         """ln p(z) (B,), nats."""
 
+    def check_log_prob(self) -> None:
+        """Raise DiffusionalError if `log_prob` is not available, as for a chain; by default it is."""
+        return
+
     @abstractmethod
     def sample(
         self, n: int, like: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
@@ -183,8 +187,15 @@ class ChainPrior(Prior):
         return replace(self, over=other)
 
     def log_prob(self, z: Tensor, condition: Condition | None = None) -> PerItem:
-        raise DiffusionalError(
-            "importance weights came for a diffusion prior; its path's weights vary by far too much to be averaged"
+        raise self._bounded_only()
+
+    def check_log_prob(self) -> None:
+        raise self._bounded_only()
+
+    def _bounded_only(self) -> DiffusionalError:
+        return DiffusionalError(
+            f"importance weights need ln p(z) of the prior, and a diffusion prior (a {type(self.over).__name__} over z) has only a bound on "
+            "it; leave the importance weights out, the NELBO is reported without them"
         )
 
     def sample(

@@ -265,11 +265,16 @@ class Autoencoder(LatentVariableModel):
         """ln p(x, z)/q(z|x) (B,), nats, at one draw of z: the path form, MATH (7). Its expectation is the ELBO, and that of its
         exponential is p(x).
         """
+        self.check_log_weight()
         self._checked_noise(x, noise, condition)
         drawn = self.infer(x, noise[:, : sum(self.latents)], condition)
         top = self.prior.log_prob(drawn.z[-1], condition)
         log_p = _total([*(p.log_prob(z) for p, z in zip(drawn.p[:-1], drawn.z[:-1], strict=True)), top])
         return -self.reconstruction(x, drawn) + log_p - drawn.log_q() - self.space.log_jacobian()
+
+    def check_log_weight(self) -> None:
+        """Raise DiffusionalError for a prior whose density is not known, such as a chain."""
+        self.prior.check_log_prob()
 
 
 def log_probs(q: Gaussian, z: Tensor) -> Tensor:
