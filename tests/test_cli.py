@@ -447,7 +447,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "eta above one": (
         lambda f: ["sample", f / "run", "--eta", 2, "--method", "ddim", "--steps", 3],
-        "eta=2.0 came; give 0 (deterministic) to 1 (the Markov chain)",
+        "expected eta from 0 (deterministic) to 1 (the Markov chain), got 2.0",
     ),
     "eta of the model's own chain": (
         lambda f: ["sample", f / "run", "--eta", 0.5, "--steps", 3],
@@ -455,7 +455,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a chain of one": (
         lambda f: ["sample", f / "run", "--steps", 1],
-        "steps=1 came; give T ≥ 2 latents, or None for continuous time",
+        "expected steps to be an integer of at least 2, or None for continuous time, got 1",
     ),
     "a bound of one latent": (
         lambda f: ["evaluate", f / "run", "--steps", 1],

@@ -311,28 +311,31 @@ def test_a_frozen_shape_is_not_pulled() -> None:
     [
         (
             lambda: schedule.learned(1.0, 1.0),
-            "γ from 1.0 to 1.0 came; give finite gamma_min < gamma_max, such as −10 and 10",
+            "expected finite gamma_min < gamma_max, such as −10 and 10, got 1.0 and 1.0",
         ),
-        (lambda: schedule.learned(-1.0, 1.0, steps=1), "steps=1 came; give T ≥ 2 latents, or None for continuous time"),
+        (
+            lambda: schedule.learned(-1.0, 1.0, steps=1),
+            "expected steps to be an integer of at least 2, or None for continuous time, got 1",
+        ),
         (
             lambda: schedule.learned(-1.0, 1.0, features=0),
-            "features=0 and ends='fixed' came; give at least 1 feature, and ends fixed or learned",
+            "expected features ≥ 1 and ends to be fixed or learned, got features=0 and ends='fixed'",
         ),
         (
             lambda: schedule.learned_betas(2),
-            "steps=2 and beta_first=0.001 came; give T ≥ 3 latents and a β_1 strictly between 0 and 1",
+            "expected steps ≥ 3 and beta_first strictly between 0 and 1, got steps=2 and beta_first=0.001",
         ),
         (
             lambda: schedule.learned_betas(5, 1.0),
-            "steps=5 and beta_first=1.0 came; give T ≥ 3 latents and a β_1 strictly between 0 and 1",
+            "expected steps ≥ 3 and beta_first strictly between 0 and 1, got steps=5 and beta_first=1.0",
         ),
         (
             lambda: schedule.learned_betas(5, 0.0),
-            "steps=5 and beta_first=0.0 came; give T ≥ 3 latents and a β_1 strictly between 0 and 1",
+            "expected steps ≥ 3 and beta_first strictly between 0 and 1, got steps=5 and beta_first=0.0",
         ),
         (
             lambda: schedule.from_dict({"kind": "sine"}),
-            "schedule of kind 'sine' came; expected log_snr_linear, from_betas, learned or learned_betas",
+            "expected the kind of a schedule to be log_snr_linear, from_betas, learned or learned_betas, got 'sine'",
         ),
     ],
 )

@@ -231,7 +231,8 @@ def test_position_is_the_middle_of_the_cell(levels: int) -> None:
 
 @pytest.mark.parametrize("wrong", [{"cells": 0}, {"floor": -0.1}, {"floor": 1.1}, {"decay": 1.0}, {"decay": -0.1}])
 def test_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="came"):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"got .*{name}={value}"):
         Adaptive(**wrong)
     assert isinstance(Adaptive(), LevelSampler)
     assert isinstance(Uniform(), LevelSampler)
@@ -344,8 +345,8 @@ def test_second_moment_takes_costs_with_a_graph() -> None:
 def test_second_moment_refuses() -> None:
     with pytest.raises(DiffusionalError) as raised:
         SecondMoment().sample(3, None)
-    want = "SecondMoment came for continuous time, which has no levels to keep costs of: use Adaptive"
-    assert str(raised.value) == want
+    assert "continuous time" in str(raised.value)
+    assert "Adaptive" in str(raised.value)
     for wrong in ({"history": 0}, {"floor": -0.1}, {"floor": 1.1}):
-        with pytest.raises(ValueError, match="came; need ≥ 1, in"):
+        with pytest.raises(ValueError, match="history ≥ 1 and floor in"):
             SecondMoment(**wrong)  # type: ignore[arg-type]

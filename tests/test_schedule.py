@@ -167,7 +167,7 @@ def test_inverse_round_trip(name: str) -> None:
     close(made.inverse(made.gamma(_u())), _u(), rtol=1e-9, atol=1e-9)
     close(made.inverse(made.ends()), [0.0, 1.0], rtol=0, atol=1e-9)
     for off in (-1e-3, 1e-3):
-        with pytest.raises(DiffusionalError, match="spans"):
+        with pytest.raises(DiffusionalError, match="range of this schedule"):
             made.inverse(made.ends() + off)
 
 
@@ -277,9 +277,9 @@ for make in (
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment())
-    assert [line.split(" came")[0] for line in done.stdout.splitlines()] == [
-        f"steps={steps}" for steps in (1000.0, 10.5, 3.0, 4.0)
-    ]
+    lines = done.stdout.splitlines()
+    assert all("steps" in line for line in lines)
+    assert [line.rpartition("got ")[2] for line in lines] == [str(steps) for steps in (1000.0, 10.5, 3.0, 4.0)]
 
 
 def test_the_base_class_says_what_a_schedule_must_define() -> None:

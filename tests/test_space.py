@@ -59,14 +59,14 @@ def test_short_types_round_as_they_may(dtype: torch.dtype, levels: int) -> None:
     x = space.encode(k, dtype)
     space.check(x)
     assert space.decode(x).equal(k)
-    with pytest.raises(DiffusionalError, match="item 0 has the value"):
+    with pytest.raises(DiffusionalError, match="item 0"):
         space.check(x[:1] - 0.6 * space.width)
 
 
 @pytest.mark.parametrize(("dtype", "levels"), [(torch.bfloat16, 4096), (torch.float16, 4096), (torch.float32, 2**25)])
 def test_types_too_short_for_the_levels_are_named(dtype: torch.dtype, levels: int) -> None:
     space = Discrete((1,), levels)
-    with pytest.raises(DiffusionalError, match=f"{dtype} came, which can't tell {levels} levels"):
+    with pytest.raises(DiffusionalError, match=f"got {dtype}, .* {levels} distinct levels"):
         space.check(space.encode(torch.zeros(1, 1, dtype=torch.long), dtype))
 
 
@@ -75,7 +75,7 @@ def test_check_names_the_item_off_the_levels(off: float) -> None:
     space = Discrete((1, 8, 8), 17)
     x = space.encode(torch.zeros(4, 1, 8, 8, dtype=torch.uint8) + 3)
     x[2, 0, 1, 1] += off * space.width
-    with pytest.raises(DiffusionalError, match=r"item 2 has the value -0\.(62|59|56).*17 levels from -1 to 1"):
+    with pytest.raises(DiffusionalError, match=r"17 levels from -1 to 1, got -0\.(62|59|56)\S* in item 2"):
         space.check(x)
     x[2, 0, 1, 1] = 1 + space.width  # one level beyond
     with pytest.raises(DiffusionalError, match="item 2"):

@@ -1,8 +1,8 @@
-"""The honest likelihood of diffusion models: the ELBO, itemised to the last nat, with error bars.
+"""Likelihoods of diffusion models: the ELBO, split into its terms, with error bars.
 
     import diffusional as df
 
-Names load on first use (PEP 562), so that `import diffusional` costs nothing and `diffusional --help` needs no torch.
+Names are imported on first use (PEP 562), so that `import diffusional` is fast and `diffusional --help` does not import torch.
 """
 
 import importlib

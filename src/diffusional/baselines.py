@@ -1,32 +1,32 @@
-"""Honest yardsticks: three densities simple enough to be believed, each normalised, in nats per item.
+"""Baselines: three simple normalised densities, in nats per item.
 
-A likelihood means little alone. These say what is owed to the marginals, to a few clusters, and to second
-moments; a diffusion model that does not beat them has learned nothing more. With D positions and K levels
-(`space.levels`):
+A likelihood is meaningful only in comparison. These baselines measure how much of it the marginals, a few clusters and the
+second moments account for; a diffusion model that does not beat them has learned nothing more. With D positions and K
+levels (`space.levels`):
 
-Factorised categorical, every position on its own, with n_dk the count of level k at position d among N items:
+Factorised categorical: all positions are independent, and n_dk is the count of level k at position d among N items:
 
     ln p(x) = Σ_d ln p_d(x_d),                   p_dk = (n_dk + a) / (N + a K).                  (a)
 
-Mixture of C such products, ln p(x) = ln Σ_c π_c Π_d p_cd(x_d), fitted by EM. With responsibilities r_nc ∝ π_c
+Mixture of C such products: ln p(x) = ln Σ_c π_c Π_d p_cd(x_d), fitted by EM. With responsibilities r_nc ∝ π_c
 Π_d p_cd(x_nd) (the E step, in log space) and soft counts n_cdk = Σ_n r_nc [x_nd = k], n_c = Σ_n r_nc,
 
     p_cdk = (n_cdk + a) / (n_c + a K),           π_c = (n_c + a) / (N + a C),                    (b)
 
-which never lowers Σ_n ln p(x_n) + a (Σ_c ln π_c + Σ_cdk ln p_cdk): the train likelihood for a = 0, and a
-Dirichlet(a + 1) prior's posterior otherwise (Dempster, Laird, Rubin 1977). The smoothing a keeps unseen
-levels possible; a = ½ is Jeffreys' choice, for want of validation data to choose by.
+a step that never lowers Σ_n ln p(x_n) + a (Σ_c ln π_c + Σ_cdk ln p_cdk), which is the likelihood of the training data for
+a = 0, and otherwise the log posterior under a Dirichlet(a + 1) prior, up to a constant (Dempster, Laird, Rubin 1977). Levels
+that do not occur have a positive probability owing to the smoothing a. Without validation data to choose it by, a = ½ (Jeffreys).
 
-Full-covariance Gaussian of real-valued data, fitted to the standardised x = (raw − shift) / scale and
+Full-covariance Gaussian of real-valued data: fitted to the standardised x = (raw − shift) / scale and
 reported in the original units, with S the sample covariance (over N) and ρ the shrinkage of Ledoit and Wolf
 (2004):
 
     ln p(raw) = −½ (x − μ)ᵀ Σ⁻¹ (x − μ) − ½ ln det(2πΣ) − Σ_d ln scale_d,                           (c)
     Σ = (1 − ρ) S + ρ (tr S / D) I.
 
-Every choice is made on train and validation data. Fitting and scoring run on the CPU, in float64. The mass
-functions are computed by NumPy and SciPy: their tables are so small that torch's threads would spend longer
-waiting for each other than computing.
+All choices are made on training and validation data. Fitting and scoring run on the CPU in float64. The mass functions are
+computed by NumPy and SciPy: their tables are so small that torch's threads would spend more time waiting for each other
+than computing.
 """
 
 import math
@@ -53,7 +53,7 @@ _LEAST_SHRINKAGE = 1e-6  # keeps Σ positive definite where S is singular and th
 
 @dataclass(frozen=True, eq=False)
 class FactorizedCategorical:
-    """A histogram at every position, (a); `log_probs` (D, K) holds ln p_dk.
+    """A histogram at every position, formula (a); `log_probs` (D, K) holds ln p_dk.
 
     >>> raw = torch.tensor([[0], [0], [1]])
     >>> model = FactorizedCategorical.fit(raw, Discrete((1,), levels=2), smoothing=1.0)
@@ -71,7 +71,7 @@ class FactorizedCategorical:
     ) -> "FactorizedCategorical":
         """Fit to raw levels (N, *shape).
 
-        a is `smoothing`, or the best of SMOOTHINGS on `validation`, or ½ if neither came. Raises
+        a is `smoothing`, or the best of SMOOTHINGS on `validation`, or ½ if neither is given. Raises
         DiffusionalError for levels outside the space and a smoothing that is not positive.
         """
         n_dk = np.asarray(_indicators(raw, space).sum(0)).reshape(space.dimensions, space.levels)
@@ -84,13 +84,13 @@ class FactorizedCategorical:
         return models[0] if validation is None else max(models, key=lambda m: _score(m, validation))
 
     def log_prob(self, raw: Tensor) -> Float64[Tensor, " b"]:
-        """ln p of raw levels (B, *shape), nats. Raises DiffusionalError for levels outside the space."""
+        """Return ln p of raw levels (B, *shape), nats. Raises DiffusionalError for levels outside the space."""
         return torch.from_numpy(_indicators(raw, self.space) @ self.log_probs.flatten().numpy())
 
 
 @dataclass(frozen=True, eq=False)
 class CategoricalMixture:
-    """A mixture of C products, (b); `log_weights` (C,) holds ln π_c, `log_probs` (C, D, K) ln p_cdk.
+    """A mixture of C products, formula (b); `log_weights` (C,) holds ln π_c, `log_probs` (C, D, K) ln p_cdk.
 
     >>> raw = torch.tensor([[0, 0], [1, 1]]).repeat(50, 1)  # two clusters; the marginals are uniform
     >>> model = CategoricalMixture.fit(raw, Discrete((2,), levels=2), components=2, smoothing=1.0)
@@ -116,18 +116,16 @@ class CategoricalMixture:
     ) -> "CategoricalMixture":
         """Fit to raw levels (N, *shape) by EM; a step costs about N D C operations.
 
-        a is `smoothing`, or the best of SMOOTHINGS on `validation` (from the first start), or ½ if neither
-        came. With this a, EM runs from `restarts` starts drawn from `seed`, and the best on `validation`, or
-        on raw if none came, is kept. Raises DiffusionalError for levels outside the space, a smoothing that
-        is not positive, fewer than one restart, and fewer items than components.
+        a is `smoothing`, or the best of SMOOTHINGS on `validation` (from the first start), or ½ if neither is
+        given. With this a, EM runs from `restarts` starting points drawn from `seed`, and the result that is best on
+        `validation`, or on raw without validation data, is kept. Raises DiffusionalError for levels outside the space, a
+        smoothing that is not positive, fewer than one restart, and fewer items than components.
         """
         ones = _indicators(raw, space)
         if not 1 <= components <= len(raw):
-            raise DiffusionalError(
-                f"components={components} came for {len(raw)} items; give at least 1 and at most {len(raw)}"
-            )
+            raise DiffusionalError(f"expected components from 1 to {len(raw)}, the number of items, got {components}")
         if restarts < 1:
-            raise DiffusionalError(f"restarts={restarts} came; give at least 1")
+            raise DiffusionalError(f"expected restarts of at least 1, got {restarts}")
         check_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         starts = [_start(raw, components, generator) for _ in range(restarts)]
@@ -141,32 +139,33 @@ class CategoricalMixture:
         return max((first, *others), key=score)
 
     def log_prob(self, raw: Tensor) -> Float64[Tensor, " b"]:
-        """ln p of raw levels (B, *shape), nats. Raises DiffusionalError for levels outside the space."""
+        """Return ln p of raw levels (B, *shape), nats. Raises DiffusionalError for levels outside the space."""
         return torch.from_numpy(_responsibilities(self._log_joint(_indicators(raw, self.space)))[1])
 
     def objective(self, raw: Tensor) -> float:
-        """Σ_n ln p(x_n) + a (Σ_c ln π_c + Σ_cdk ln p_cdk), nats, which `em_step` on the same raw never
-        lowers.
+        """Return Σ_n ln p(x_n) + a (Σ_c ln π_c + Σ_cdk ln p_cdk), nats.
+
+        `em_step` on the same raw levels never lowers it.
         """
         return float(self.log_prob(raw).sum()) + self._log_prior()
 
     def em_step(self, raw: Tensor) -> "CategoricalMixture":
-        """The mixture after one EM step (b) on raw levels (N, *shape), with this mixture's own a."""
+        """Return the mixture after one EM step (b) on raw levels (N, *shape), with this mixture's own a."""
         ones = _indicators(raw, self.space)
         return _maximise(ones, _responsibilities(self._log_joint(ones))[0], self.space, self.smoothing)
 
     def _log_joint(self, ones: csr_array) -> Float64[np.ndarray, "b c"]:
-        """ln π_c + Σ_d ln p_cd(x_d)."""
+        """Return ln π_c + Σ_d ln p_cd(x_d)."""
         return self.log_weights.numpy() + ones @ self.log_probs.flatten(1).T.numpy()
 
     def _log_prior(self) -> float:
-        """a (Σ_c ln π_c + Σ_cdk ln p_cdk)."""
+        """Return a (Σ_c ln π_c + Σ_cdk ln p_cdk)."""
         return self.smoothing * float(self.log_weights.sum() + self.log_probs.sum())
 
 
 @dataclass(frozen=True, eq=False)
 class FullGaussian:
-    """A Gaussian, (c): `mean` (D,) is μ, `factor` (D, D) has Σ = factor factorᵀ, `shrinkage` is ρ.
+    """A Gaussian, formula (c): `mean` (D,) is μ, `factor` (D, D) is a root, Σ = factor factorᵀ, and `shrinkage` is ρ.
 
     >>> raw = 3.0 + 2.0 * torch.randn(10_000, 1, generator=torch.Generator().manual_seed(0))
     >>> model = FullGaussian.fit(raw, Continuous((1,), shift=(3.0,), scale=(2.0,)))
@@ -184,7 +183,7 @@ class FullGaussian:
         """Fit to raw reals (N, *shape).
 
         ρ needs no validation data: it is estimated from the fourth moments of raw. Raises DiffusionalError
-        for items that are all equal (one item is) and values that are not finite.
+        if all items are equal (as a single item is), and for values that are not finite.
         """
         # Deferred, since scikit-learn takes seconds to import and only this fit needs it.
         from sklearn.covariance import ledoit_wolf_shrinkage
@@ -194,7 +193,7 @@ class FullGaussian:
         s = (x - mean).T @ (x - mean) / len(x)
         if not s.trace() > 0:
             raise DiffusionalError(
-                f"{len(x)} items without any variation came; a Gaussian needs at least two that differ"
+                f"expected at least two items that differ, which a Gaussian needs, got {len(x)} equal items"
             )
         rho = max(float(ledoit_wolf_shrinkage(x.numpy())), _LEAST_SHRINKAGE)
         identity = torch.eye(space.dimensions, dtype=torch.float64)
@@ -202,7 +201,7 @@ class FullGaussian:
         return cls(space, mean, torch.linalg.cholesky(sigma), rho)
 
     def log_prob(self, raw: Tensor) -> Float64[Tensor, " b"]:
-        """ln p of raw reals (B, *shape) in their own units, nats; raises for values that are not finite."""
+        """Return ln p of raw reals (B, *shape) in their own units, nats. Raises DiffusionalError for values that are not finite."""
         x = self.space.encode(raw, torch.float64).flatten(1).cpu()
         white = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
         log_2pi = self.space.dimensions * math.log(2 * math.pi)
@@ -211,8 +210,8 @@ class FullGaussian:
 
 
 def _indicators(raw: Tensor, space: Discrete) -> csr_array:
-    """[x_nd = k] as a sparse (N, D K), whose products gather a table's entries and scatter soft counts."""
-    space.encode(raw)  # for its checks: an index out of range would count at another position
+    """Return [x_nd = k] as a sparse (N, D K), whose products gather a table's entries and scatter soft counts."""
+    space.encode(raw)  # checks the values: an index out of range would count at another position
     n, d = len(raw), space.dimensions
     columns = raw.cpu().reshape(n, d).long() + space.levels * torch.arange(d)
     return csr_array(
@@ -225,7 +224,7 @@ def _smoothings(smoothing: float | None, validation: Tensor | None) -> tuple[flo
         return (_JEFFREYS,) if validation is None else SMOOTHINGS
     if not 0 < smoothing < math.inf:
         raise DiffusionalError(
-            f"smoothing={smoothing} came; give a positive number: without smoothing an unseen level would be impossible"
+            f"expected smoothing to be positive, got {smoothing}: without smoothing, a level that does not occur would have probability zero"
         )
     return (smoothing,)
 
@@ -235,7 +234,7 @@ def _score(model: FactorizedCategorical | CategoricalMixture, raw: Tensor) -> fl
 
 
 def _start(raw: Tensor, components: int, generator: torch.Generator) -> Float64[np.ndarray, "n c"]:
-    """Responsibilities (N, C): each item wholly to the nearest of C random items."""
+    """Return responsibilities (N, C): each item wholly to the nearest of C random items."""
     x = raw.cpu().flatten(1).double()
     centres = x[torch.randperm(len(x), generator=generator)[:components]]
     return np.eye(components)[cdist(x.numpy(), centres.numpy()).argmin(1)]
@@ -244,13 +243,13 @@ def _start(raw: Tensor, components: int, generator: torch.Generator) -> Float64[
 def _responsibilities(
     log_joint: Float64[np.ndarray, "n c"],
 ) -> tuple[Float64[np.ndarray, "n c"], Float64[np.ndarray, " n"]]:
-    """The E step: r_nc, and ln p(x_n) that normalises it."""
+    """Do the E step: return r_nc, and ln p(x_n), which normalises it."""
     log_prob = np.asarray(logsumexp(log_joint, axis=1))
     return np.exp(log_joint - log_prob[:, None]), log_prob
 
 
 def _maximise(ones: csr_array, r_nc: Float64[np.ndarray, "n c"], space: Discrete, a: float) -> CategoricalMixture:
-    """The M step (b)."""
+    """Do the M step (b): return the mixture for the given responsibilities."""
     n, c = r_nc.shape
     n_c = r_nc.sum(0)
     n_cdk = (ones.T @ r_nc).T.reshape(c, space.dimensions, space.levels)
@@ -260,7 +259,7 @@ def _maximise(ones: csr_array, r_nc: Float64[np.ndarray, "n c"], space: Discrete
 
 
 def _em(ones: csr_array, r_nc: Float64[np.ndarray, "n c"], space: Discrete, a: float) -> CategoricalMixture:
-    """EM from responsibilities (N, C) until a step gains less than _GAIN nats per item."""
+    """Run EM from responsibilities (N, C) until a step gains less than _GAIN nats per item."""
     model, before = _maximise(ones, r_nc, space, a), -math.inf
     for _ in range(_STEPS):
         r_nc, log_prob = _responsibilities(model._log_joint(ones))

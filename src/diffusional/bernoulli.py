@@ -1,16 +1,17 @@
-"""Independent bits, each −1 or 1: the one distribution that a binomial diffusion is made of, as gaussian.py's is of the other.
+"""Independent bits, each −1 or 1: the distribution of the latents of a binomial diffusion, as gaussian.py's is of a Gaussian one.
 
-The field says Bernoulli variables (Sohl-Dickstein et al. 2015: binomial, of one trial); `likelihood.Bernoulli` is a decoder, so
-the record is called `Bits`. Values are −1 and 1, the levels of `space.binary`, which physics calls spins: with z for a value
+These are Bernoulli variables (Sohl-Dickstein et al. 2015: binomial variables of one trial). The record is called `Bits`, since
+`likelihood.Bernoulli` is a decoder. Values z are −1 and 1, the levels of `space.binary` (spins, in physics):
 
     P(z) = sigmoid(z ℓ),     ℓ = ln P(1)/P(−1),     E z = tanh(ℓ/2),
 
-and Bayes' rule adds logits. The KL divergence of logits a from b, p = sigmoid(a), δ = b − a, is
+and Bayes' rule adds logits. The KL divergence between logits a and b is, with p = sigmoid(a) and δ = b − a,
 
     KL = ln(1 + p (e^δ − 1)) − p δ = p φ(δ) − φ(ln(1 + p (e^δ − 1))),      φ(δ) = e^δ − 1 − δ,
 
-the same when both signs are turned, so that p ≤ ½, where neither form cancels: the left one for |δ| ≥ 1, with ln(1 + e^b) for what
-would overflow, and the right one below. Everything is float64. Shapes are (B, *dims); sums run over all but B; nats.
+and does not change if both signs are flipped, which makes p ≤ ½. Then neither form suffers from cancellation: the left one is used
+for |δ| ≥ 1, with ln(1 + e^b) in place of terms that would overflow, and the right one for |δ| < 1. All results are float64 and in
+nats. Shapes are (B, *dims); sums run over all axes but B.
 """
 
 from dataclasses import dataclass
@@ -41,10 +42,10 @@ class Bits:
         return torch.tanh(0.5 * self.logit)
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """1 where Φ(−ε) < P(1), else −1, with ε standard normal given as `noise`, or drawn from `generator`; of ε's type.
+        """Return 1 where Φ(−ε) < P(1), else −1, with ε standard normal, given as `noise` or drawn from `generator`; of ε's type.
 
-        Φ(ε) is uniform, and z rises with it: the inverse of the distribution function. Both sides are compared as logarithms,
-        which tells the rarest bits apart. So every model here takes the same noise, whatever it makes of it.
+        Φ(ε) is uniform and z increases with it, so that this inverts the distribution function. Both sides are compared as
+        logarithms, which also resolves very small probabilities. All models of this package take normal noise.
 
         >>> Bits(torch.zeros(1, 2)).sample(noise=torch.tensor([[-0.1, 0.1]]))
         tensor([[-1.,  1.]])
@@ -55,7 +56,7 @@ class Bits:
         return torch.where(one, 1.0, -1.0).to(noise.dtype)
 
     def log_prob(self, z: Items) -> PerItem:
-        """ln P(z) = Σ_d ln sigmoid(z_d ℓ_d) (B,), nats, float64.
+        """Return ln P(z) = Σ_d ln sigmoid(z_d ℓ_d) (B,), nats, float64.
 
         >>> Bits(torch.zeros(1, 2)).log_prob(torch.ones(1, 2))
         tensor([-1.3863], dtype=torch.float64)
@@ -63,7 +64,7 @@ class Bits:
         return sum_dims(logsigmoid(z.double() * self.logit.double()))
 
     def kl(self, other: "Bits") -> PerItem:
-        """KL[self ‖ other] (B,), nats, float64; exact however close to 0 and 1, or to each other, the probabilities are.
+        """Return KL[self ‖ other] (B,), nats, float64; accurate however close to 0 or 1, or to each other, the probabilities are.
 
         >>> Bits(torch.zeros(1, 1)).kl(Bits(torch.full((1, 1), 1e-8, dtype=torch.float64)))          # δ²/8
         tensor([1.2500e-17], dtype=torch.float64)
@@ -77,6 +78,6 @@ class Bits:
         return sum_dims(torch.where(delta.abs() < 1, near, far))
 
     def entropy(self) -> PerItem:
-        """Σ_d H(z_d) (B,), nats, float64: ln(1 + e^{−|ℓ|}) + |ℓ| sigmoid(−|ℓ|), of which nothing cancels."""
+        """Return Σ_d H(z_d) (B,), nats, float64: ln(1 + e^{−|ℓ|}) + |ℓ| sigmoid(−|ℓ|), without cancellation."""
         size = self.logit.double().abs()
         return sum_dims(size * torch.sigmoid(-size) - logsigmoid(size))

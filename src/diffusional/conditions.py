@@ -181,7 +181,7 @@ def _name(network: object) -> str:
     return getattr(network, "__name__", type(network).__name__)
 
 
-# The attribute of networks, and of models, that are called without the condition on purpose.
+# Attribute of networks and models that are called without the condition on purpose.
 _IGNORES = "ignores_condition"
 
 

@@ -1,6 +1,4 @@
-"""The demonstration: a diffusion model, a VAE and a hierarchical VAE on real digits, at equal time, their bounds side by side,
-and what each one's latents know of the data as training proceeds.
-"""
+"""The demonstration: a diffusion model, a VAE and a hierarchical VAE are trained on digits for the same time."""
 
 import dataclasses
 import math
@@ -35,13 +33,13 @@ from diffusional.training.folder import Run, load_run
 from diffusional.training.loop import train
 from diffusional.training.run import CHECKPOINTS
 
-# Monte Carlo error of the bounds, bits/dim.
+# Target for the Monte Carlo error of the bounds, bits/dim.
 _ERROR = 0.003
-# Latents of the chain that samples.
+# Number of latents of the chain used for sampling.
 _CHAIN = 250
-# Draws behind each point of I(x; z), while models train.
+# Number of draws for each estimate of I(x; z) during training.
 _SAMPLES = 200
-# Steps by which a model's speed is judged; the first ten warm up.
+# Number of steps for measuring a model's speed; the first ten are a warm-up.
 _TIMED = 40
 _NAMES = {"diffusion": "diffusion", "vae": "VAE", "hierarchical_vae": "hierarchical VAE"}
 
@@ -50,14 +48,15 @@ Trace = list[dict[str, int | float]]
 
 
 def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
-    """Train three models on the digits for the same time, evaluate them on the test split beside yardsticks, and draw
-    pictures; all into `run`, which is the diffusion model's run and holds the others'.
+    """Train three models on the digits for the same time, and evaluate them and some baselines on the test split.
+
+    Results and pictures are written to `run`, the run folder of the diffusion model, which contains those of the other models.
     """
     dataset, plain = build_dataset(config.data), load_data("digits")
     space = dataset.space
     assert isinstance(space, Discrete)
     console.print(
-        f"digits: {len(plain.items('train'))} train (and warped copies of them), {len(dataset.validation)} validation, {len(dataset.test)} test images, "
+        f"digits: {len(plain.items('train'))} training images (plus warped copies of them), {len(dataset.validation)} validation, {len(dataset.test)} test images, "
         f"{space.dimensions} dimensions of {space.levels} levels."
     )
     x, originals = dataset.encode("test"), plain.encode("train")
@@ -94,23 +93,23 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         run / "information.png",
         {_NAMES[name]: trace for name, trace in traces.items()},
         math.log(len(originals)),
-        "What the latents know of x while the models train",
+        "Mutual information of x and the latents during training",
     )
-    title = f"The test ledgers, {len(x)} images, after {said} of training; bits/dim"
+    title = f"Ledgers of {len(x)} test images after {said} of training; bits/dim"
     named = {_NAMES[name]: result for name, result in results.items()}
     console.print(tables.ledgers_table(named, title))
     console.print(tables.yardstick_table(named | rulers, "Bits per dimension of the test images"))
     known = curve(x, diffusion.process.schedule, 2, _SAMPLES, torch.Generator().manual_seed(0))
     _say(traces, results["diffusion"], len(originals), float(known.information[0]), console)
 
-    console.print(f"Pictures and numbers are in {run}: *.png, demo.json", markup=False, emoji=False)
+    console.print(f"Pictures and results are in {run}: *.png, demo.json", markup=False, emoji=False)
     return out
 
 
 def _trained(
     name: str, config: Config, run: Path, dataset: Dataset, originals: Tensor, console: Console
 ) -> tuple[LatentVariableModel, Trace]:
-    """A model, and its I(x; z) over the training images at every validation, from each state's own posterior."""
+    """Train a model. Return it, and I(x; z) over the training images at every validation, under the posterior at that time."""
     console.print(f"training the {_NAMES[name]}: {config.steps} steps")
     trace: Trace = []
 
@@ -142,14 +141,14 @@ def _for_as_long(
     short = dataclasses.replace(chosen, steps=_TIMED, validate_every=_TIMED, checkpoint_every=_TIMED)
     with tempfile.TemporaryDirectory() as folder:
         train(short, Path(folder) / "run", dataset, console=Console(quiet=True), clock=clock)
-        told = journal.read(Path(folder) / "run", journal.TIMING)[:-1]  # the last is the validation's
+        told = journal.read(Path(folder) / "run", journal.TIMING)[:-1]  # the last entry is that of the validation
     per_step = (told[-1]["seconds"] - told[0]["seconds"]) / (told[-1]["step"] - told[0]["step"])
     steps = max(1, round(seconds / per_step))
     return dataclasses.replace(chosen, steps=steps, validate_every=-(-steps // 10), checkpoint_every=steps)
 
 
 def _evaluated(run: Run, model: LatentVariableModel, x: Tensor, seed: int, name: str, console: Console) -> Evaluation:
-    """Return the bound by the run's plan, which `diffusional evaluate` uses afterwards."""
+    """Evaluate the bound with the run's plan, which `diffusional evaluate` uses afterwards."""
     plan = run.plan(model, seed=seed)
     with _bar(console) as bar:
         task = bar.add_task(f"evaluating the {_NAMES[name]}", total=None)
@@ -164,9 +163,9 @@ def _evaluated(run: Run, model: LatentVariableModel, x: Tensor, seed: int, name:
 
 
 def _say(traces: Mapping[str, Trace], diffusion: Evaluation, n: int, known: float, console: Console) -> None:
-    """Print how the informations changed; `known` is I(x; z_1) of the test images, which the diffusion model was evaluated on."""
+    """Print how I(x; z) changed during training; `known` is I(x; z_1) of the test images."""
     console.print(
-        f"I(x; z) over the {n} training images (ln {n} = {math.log(n):.4f} nats), from the first step to the last:"
+        f"I(x; z) over the {n} training images (at most ln {n} = {math.log(n):.4f} nats), first step → last step:"
     )
     for name, trace in traces.items():
         first, last = trace[0], trace[-1]
@@ -176,8 +175,8 @@ def _say(traces: Mapping[str, Trace], diffusion: Evaluation, n: int, known: floa
         )
     nelbo = diffusion.nelbo.value
     console.print(
-        "The diffusion's is fixed with its posterior: no training can change it. The essay's looser bound, MATH (9), keeps it as "
-        f"well: {nelbo + known:.2f} nats in place of {nelbo:.2f}, I(x; z₁) = {known:.4f} of the test images more.\n"
+        "The posterior of the diffusion model is fixed, so that training cannot change its I(x; z). The looser bound in the essay adds "
+        f"it to the NELBO: {nelbo + known:.2f} nats instead of {nelbo:.2f}, where I(x; z₁) = {known:.4f} nats for the test images.\n"
     )
 
 
@@ -208,13 +207,13 @@ def yardsticks(dataset: Dataset) -> dict[str, Evaluation]:
 
 @torch.no_grad()
 def pictures(model: DiffusionModel, x: Tensor, result: Evaluation, run: Path, shown: int = 5) -> None:
-    """samples.png, forward.png, backward.png and levels.png of a digits model."""
+    """Draw samples.png, forward.png, backward.png and levels.png for a model of the digits."""
     space = model.space
     assert isinstance(space, Discrete)
     schedule = model.process.schedule.regrid(_CHAIN)
     generator = torch.Generator().manual_seed(0)
     chain = model.regrid(_CHAIN)
-    # Eleven latents, evenly spaced in log-SNR, from the clean end to the noisy one.
+    # Eleven latents, evenly spaced in log-SNR, from the least noisy one to the noisiest.
     kept = torch.linspace(1, _CHAIN, 11).round().long().tolist()
     log_snr = (-schedule.grid()[[t - 1 for t in kept]]).round().int().tolist()
     labels = ["x"] + [f"log-SNR {value}" for value in log_snr]
@@ -222,17 +221,17 @@ def pictures(model: DiffusionModel, x: Tensor, result: Evaluation, run: Path, sh
     some = x[:: len(x) // shown][:shown]
     path = chain.process.sample_path(some, generator)
     rows = [torch.stack([some[i], *(path[t - 1, i] for t in kept)]).numpy() for i in range(shown)]
-    figures.paths(run / "forward.png", rows, labels, "The forward diffusion of five test digits")
+    figures.paths(run / "forward.png", rows, labels, "Forward diffusion of five test digits")
 
-    # The chain is walked once for all samples; the first of them show their paths.
+    # All samples come from one run of the chain; the paths of the first ones are shown.
     states = list(chain.walk_back(50, generator))
     *latents, samples = states
     latents = latents[::-1]
     rows = [torch.stack([samples[i], *(latents[t - 1][i] for t in kept)]).flip(0).numpy() for i in range(shown)]
-    figures.paths(run / "backward.png", rows, labels[::-1], "The backward diffusion: from noise to five new digits")
-    figures.grid(run / "samples.png", samples.numpy(), f"50 samples of the model's own chain, T = {_CHAIN}")
+    figures.paths(run / "backward.png", rows, labels[::-1], "Reverse diffusion: from noise to five new digits")
+    figures.grid(run / "samples.png", samples.numpy(), f"50 samples of the model, T = {_CHAIN}")
 
-    figures.level_costs(run / "levels.png", result, "Where the nats go: KL by noise level, test digits")
+    figures.level_costs(run / "levels.png", result, "KL divergence by noise level, test digits")
 
 
 def _bar(console: Console) -> Progress:

@@ -1,18 +1,18 @@
-"""What this package raises: bad input says what came, what was expected and what to do; an interruption, where things are."""
+"""The exceptions of this package. Messages state what was expected, what was given, and what to do."""
 
 
 class DiffusionalError(ValueError):
-    """Bad input from outside: data, files, options. The command line prints it without a traceback and exits with 2.
+    """Invalid input: data, files or options. The command line prints the message without a traceback and exits with status 2.
 
-    >>> raise DiffusionalError("levels=1 came, at least 2 are needed")
+    >>> raise DiffusionalError("expected levels to be at least 2, got 1")
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: levels=1 came, at least 2 are needed
+    diffusional.errors.DiffusionalError: expected levels to be at least 2, got 1
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end, and all is saved: the message says where things are. `signal` is its number.
+    """A run was stopped by a signal after its state was saved; the message states where. `signal` is the signal's number.
 
     >>> Interrupted("stopped after step 7", 15).signal
     15

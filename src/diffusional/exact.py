@@ -1,17 +1,17 @@
-"""Ground truth: worlds whose ln p(x), denoiser, entropy, informations and costs are known.
+"""Ground truth: data distributions whose ln p(x), optimal denoiser, entropy, mutual information and costs are known.
 
-In each world the data's own diffusion has computable marginals q(z_t) and the optimal denoiser is the posterior mean
-x̂ = E[x | z_t], with error mmse(γ) = E ‖x − x̂‖². From it, for the optimal denoiser,
+For each of these distributions ("worlds") the marginals q(z_t) of the diffusion are computable. The optimal denoiser is the
+posterior mean x̂ = E[x | z_t], with error mmse(γ) = E ‖x − x̂‖². Its costs are
 
     KL_t = ½ (SNR_t − SNR_{t+1}) mmse(γ_{t+1})         ("posterior" variance; MATH (10), (15))
     KL_T = ½ [α_T² E‖x‖² + D (σ_T² − 1 − ln σ_T²)]
     −RE  = ½ D ln 2πs² + mmse(γ_1)/(2s²)               (Gaussian decoder of variance s²)
 
-Formulas here are written plainly with α², σ² and SNR in float64, apart from the model code that they check. Where no closed
-form exists (mixtures, finite data; D ≤ 2) expectations over z are by the trapezoid rule in each component's own units,
-which converges exponentially for these integrands.
+Formulas are written directly with α², σ² and SNR in float64, independently of the model code that they check. Where no closed
+form exists (mixtures, finite data; D ≤ 2), expectations over z use the trapezoid rule in units of each component's standard
+deviation, which converges exponentially for these integrands.
 
-Data are vectors (B, D), or any shape for finite data; logarithms natural.
+Data are vectors (B, D), or of any shape for finite data. Logarithms are natural.
 """
 
 import math
@@ -29,52 +29,52 @@ from diffusional.models.backward import Variance, check_variance
 from diffusional.models.denoiser import Denoiser
 
 _LOG_2PI = math.log(2 * math.pi)
-# The trapezoid rule in units of a component's standard deviation: spacing, nodes on each side, rows held at once. For two
-# components d standard deviations apart its error is about exp(−d²/8 − 2π²/(d · spacing)) < 1e-13 at the worst d.
+# The trapezoid rule, in units of a component's standard deviation: spacing, nodes on each side, rows in memory at a time. For two
+# components d standard deviations apart, its error is about exp(−d²/8 − 2π²/(d · spacing)) < 1e-13 for the worst d.
 _STEP, _REACH, _ROWS = 0.1, 90, 400_000
 # Elements of one (rows × points) matrix: 256 MB of float64.
 _CHUNK = 32_000_000
 
 
 class World(ABC):
-    """Data whose diffusion is known in closed form or to quadrature precision. D = `dimensions`; float64 throughout."""
+    """A data distribution whose diffusion is known in closed form or to quadrature precision. D = `dimensions`; all float64."""
 
     dimensions: int
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n items x (n, *shape), float64."""
+        """Return n items x (n, *shape), float64."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """ln p(x) (B,) under the data distribution."""
+        """Return ln p(x) (B,) under the data distribution."""
 
     @abstractmethod
     def log_marginal(self, z: Tensor, gamma: Tensor) -> Tensor:
-        """ln q(z_t) (B,) at γ (B,) or ()."""
+        """Return ln q(z_t) (B,) at γ (B,) or ()."""
 
     @abstractmethod
     def optimum(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """(x̂, ε̂) = (E[x|z], E[ε|z]), each of z's shape, at γ (B,) or ()."""
+        """Return (x̂, ε̂) = (E[x|z], E[ε|z]), each of z's shape, at γ (B,) or ()."""
 
     @abstractmethod
     def second_moment(self) -> float:
-        """E ‖x‖²."""
+        """Return E ‖x‖²."""
 
     @abstractmethod
     def entropy(self) -> float:
-        """H(x) in nats: differential for densities."""
+        """Return H(x) in nats, the differential entropy for densities."""
 
     @abstractmethod
     def mmse(self, gamma: Tensor) -> Tensor:
-        """E ‖x − E[x|z]‖² (L,) at every γ (L,)."""
+        """Return E ‖x − E[x|z]‖² (L,) at every γ (L,)."""
 
     @abstractmethod
     def information(self, gamma: Tensor | float) -> Estimate:
-        """I(x; z) in nats at γ."""
+        """Return I(x; z) in nats at γ."""
 
     def denoiser(self, predicts: Literal["noise", "data", "v", "score"] = "data") -> Denoiser:
-        """The optimal denoiser at every noise level, as a `Denoiser` for a DiffusionModel.
+        """Return the optimal denoiser at every noise level, as a `Denoiser` for a DiffusionModel.
 
         >>> world = Gaussian(torch.zeros(2), torch.eye(2))
         >>> world.denoiser()(torch.ones(1, 2), torch.zeros(1)).data          # α z for unit variance
@@ -83,7 +83,7 @@ class World(ABC):
         return Denoiser(_Oracle(self, predicts), predicts)
 
     def costs(self, process: GaussianDiffusion, variance: Variance, decoder_variance: float) -> Ledger:
-        """The expected costs of the optimal denoiser, a ledger of one row; N(x̂, `decoder_variance`) decodes.
+        """Return the expected costs of the optimal denoiser with decoder N(x̂, `decoder_variance`), as a ledger of one row.
 
         >>> from diffusional import schedule
         >>> world = Gaussian(torch.zeros(1), torch.eye(1))
@@ -94,7 +94,7 @@ class World(ABC):
         check_variance(variance)
         if variance == "learned":
             raise DiffusionalError(
-                'variance="learned" came; the optimal denoiser says none: give "posterior" or "transition"'
+                'expected variance to be "posterior" or "transition", got "learned": the optimal denoiser has no variance output'
             )
         gamma = process.schedule.grid().detach()
         snr, sigma2 = torch.exp(-gamma), torch.sigmoid(gamma)
@@ -118,7 +118,7 @@ class _Oracle(nn.Module):
         self.world, self.predicts = world, predicts
 
     def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        gamma = -log_snr.double().cpu()  # the worlds live on the CPU
+        gamma = -log_snr.double().cpu()  # the tensors of the worlds are on the CPU
         data, noise = self.world.optimum(z.double().cpu(), gamma)
         column = gamma.reshape(-1, *(1,) * (z.ndim - 1))
         a, s = torch.sigmoid(-column).sqrt(), torch.sigmoid(column).sqrt()
@@ -131,7 +131,7 @@ def _exactly(value: float) -> Estimate:
 
 
 class _Mixture(World):
-    """Σ_k w_k N(m_k, V_k diag(λ_k) V_kᵀ); λ_k may be zero, a point."""
+    """Σ_k w_k N(m_k, V_k diag(λ_k) V_kᵀ); λ_k may be zero, which makes the component a point."""
 
     def __init__(self, weights: Tensor, means: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
         self.weights, self.means = weights.double() / weights.double().sum(), means.double()  # (K,), (K, D)
@@ -152,7 +152,7 @@ class _Mixture(World):
         return torch.logsumexp(log_joint, 1)
 
     def _components(self, z: Tensor, alpha2: Tensor, sigma2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """ln w_k N(z; α m_k, S_k) (B, K), the whitening V_kᵀ(z − α m_k)/eig(S_k) (B, K, D), and eig(S_k), S_k = α² C_k + σ² I."""
+        """Return ln w_k N(z; α m_k, S_k) (B, K), the whitening V_kᵀ(z − α m_k)/eig(S_k) (B, K, D), and eig(S_k), S_k = α² C_k + σ² I."""
         alpha2, sigma2 = alpha2.reshape(-1, 1, 1), sigma2.reshape(-1, 1, 1)
         s = alpha2 * self.eigenvalues + sigma2
         offset = z.unsqueeze(1) - alpha2.sqrt() * self.means
@@ -165,7 +165,7 @@ class _Mixture(World):
         return torch.logsumexp(self._components(z.double(), torch.sigmoid(-gamma), torch.sigmoid(gamma))[0], 1)
 
     def _posterior(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Responsibilities (B, K), E[x|z,k] and E[ε|z,k] (B, K, D), tr Cov[x|z,k] (B, K)."""
+        """Return responsibilities (B, K), E[x|z,k] and E[ε|z,k] (B, K, D), tr Cov[x|z,k] (B, K)."""
         alpha2, sigma2 = torch.sigmoid(-gamma), torch.sigmoid(gamma)
         log_joint, white, s = self._components(z, alpha2, sigma2)
         a, b = alpha2.sqrt().reshape(-1, 1, 1), sigma2.sqrt().reshape(-1, 1, 1)
@@ -182,16 +182,18 @@ class _Mixture(World):
         return float((self.weights * (self.means.square().sum(1) + self.eigenvalues.sum(1))).sum())
 
     def expectation(self, f: Callable[[Tensor, Tensor], Tensor], gamma: Tensor) -> Tensor:
-        """E f(z, γ) (L,) under q(z_t) at every γ (L,), f from rows (B, D), (B,) to (B,); trapezoid rule, D ≤ 2.
+        """Return E f(z, γ) (L,) under q(z_t) at every γ (L,), by the trapezoid rule; D ≤ 2. f maps (B, D), (B,) to (B,).
 
-        γ = −∞ is the data themselves.
+        γ = −∞ gives the expectation over the data.
 
         >>> two = Mixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.25))
         >>> two.expectation(lambda z, gamma: z[:, 0] ** 2, torch.tensor([-torch.inf]))
         tensor([1.2500], dtype=torch.float64)
         """
         if self.dimensions > 2:
-            raise DiffusionalError(f"D = {self.dimensions} came; quadrature is for D ≤ 2, use samples instead")
+            raise DiffusionalError(
+                f"expected at most 2 dimensions for quadrature, got {self.dimensions}: average over samples instead"
+            )
         gamma = gamma.double()
         axis = torch.arange(-_REACH, _REACH + 1, dtype=torch.float64) * _STEP
         nodes = torch.cartesian_prod(*[axis] * self.dimensions).reshape(-1, self.dimensions)
@@ -231,17 +233,19 @@ class _Mixture(World):
 
 def _decomposed(covariances: Tensor) -> tuple[Tensor, Tensor]:
     if covariances.shape[-1] != covariances.shape[-2] or not torch.allclose(covariances, covariances.mT):
-        raise DiffusionalError(f"a covariance of shape {tuple(covariances.shape)} came; give symmetric D × D matrices")
+        raise DiffusionalError(
+            f"expected covariances to be symmetric D × D matrices, got shape {tuple(covariances.shape)}"
+        )
     eigenvalues, eigenvectors = torch.linalg.eigh(covariances.double())
     if not bool((eigenvalues > 0).all()):
         raise DiffusionalError(
-            f"a covariance with eigenvalue {float(eigenvalues.min()):g} came; it must be positive definite"
+            f"expected covariances to be positive definite, got eigenvalue {float(eigenvalues.min()):g}"
         )
     return eigenvalues, eigenvectors
 
 
 class Gaussian(_Mixture):
-    """x ~ N(mean (D,), covariance (D, D)): everything in closed form, any D.
+    """x ~ N(mean (D,), covariance (D, D)): all quantities in closed form, for any D.
 
     mmse(γ) = Σ_i λ_i σ²/(α² λ_i + σ²),  I(x; z) = ½ Σ_i ln(1 + SNR λ_i),  λ_i the eigenvalues of the covariance.
 
@@ -275,25 +279,25 @@ class Mixture(_Mixture):
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         if not bool((weights > 0).all()):
-            raise DiffusionalError(f"mixture weights {weights.tolist()} came; all must be positive")
+            raise DiffusionalError(f"expected weights to be positive, got {weights.tolist()}")
         super().__init__(weights, means, *_decomposed(covariances))
 
 
 class Finite(World):
-    """The empirical distribution of N points (N, *shape): every density is computable, any D (MATH (16)).
+    """The empirical distribution of N points (N, *shape): all densities are computable, for any D (MATH (16)).
 
-    q(z_t) is a mixture of N Gaussians, the optimal denoiser its posterior mean, I(x; z_t) ≤ H(x) = ln N (less where points
-    repeat). Matrix products run over chunks of bounded memory. `information` draws noise and carries its Monte Carlo error;
-    `mmse` is by quadrature, D ≤ 2.
+    q(z_t) is a mixture of N Gaussians, the optimal denoiser is its posterior mean, and I(x; z_t) ≤ H(x) = ln N (less if points
+    repeat). Matrix products run over chunks of bounded memory. `information` is a Monte Carlo estimate with its error;
+    `mmse` uses quadrature and requires D ≤ 2.
 
     >>> world = Finite(torch.tensor([[-1.0], [1.0]]))
-    >>> round(world.entropy(), 4), round(world.information(-12.0).value, 4)      # ln 2, all of it left at low noise
+    >>> round(world.entropy(), 4), round(world.information(-12.0).value, 4)      # ln 2; no information is lost at low noise
     (0.6931, 0.6931)
     """
 
     def __init__(self, points: Tensor) -> None:
         if points.ndim < 2 or len(points) == 0:
-            raise DiffusionalError(f"points of shape {tuple(points.shape)} came; give (N, *shape) with N ≥ 1")
+            raise DiffusionalError(f"expected points of shape (N, *shape) with N ≥ 1, got {tuple(points.shape)}")
         distinct, counts = torch.unique(points.detach().double().flatten(1), dim=0, return_counts=True)
         self.shape = tuple(points.shape[1:])
         self.points, self.weights = distinct, counts.double() / counts.sum()
@@ -305,12 +309,12 @@ class Finite(World):
         return self.points[index].reshape(n, *self.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """ln of the point's share (B,); −∞ off the points."""
+        """Return the log of the point's share (B,); −∞ if x is none of the points."""
         same = (x.double().flatten(1).unsqueeze(1) == self.points).all(2)
         return torch.where(same.any(1), (same * self.weights).sum(1).log(), -torch.inf)
 
     def _log_joint(self, z: Tensor, gamma: Tensor) -> Tensor:
-        """ln w_i − ‖z − α x_i‖²/(2σ²) (B, N), up to −‖z‖²/(2σ²), by one matrix product."""
+        """Return ln w_i − ‖z − α x_i‖²/(2σ²) (B, N), up to −‖z‖²/(2σ²), by one matrix product."""
         gamma = gamma.reshape(-1, 1)
         snr, alpha_over_sigma2 = torch.exp(-gamma), torch.sigmoid(-gamma).sqrt() / torch.sigmoid(gamma)
         return self.weights.log() + alpha_over_sigma2 * (z @ self.points.T) - 0.5 * snr * self._squares
@@ -348,7 +352,7 @@ class Finite(World):
         return self._as_mixture().mmse(gamma)
 
     def information(self, gamma: Tensor | float, draws: int = 1, generator: torch.Generator | None = None) -> Estimate:
-        """I(x; z) = E ln q(z|x)/q(z) at γ over `draws` noises for every point, with its Monte Carlo error."""
+        """Return I(x; z) = E ln q(z|x)/q(z) at γ from `draws` noises for every point, with its Monte Carlo error."""
         g = torch.as_tensor(gamma, dtype=torch.float64)
         a, s = torch.sigmoid(-g).sqrt(), torch.sigmoid(g).sqrt()
         ratios = torch.empty(draws, len(self.points), dtype=torch.float64)
@@ -357,6 +361,6 @@ class Finite(World):
             log_q = -0.5 * (noise.square().sum(1) + self.dimensions * (_LOG_2PI + 2 * s.log()))
             ratios[i] = log_q - self.log_marginal(a * self.points + s * noise, g)
         value = float((ratios.mean(0) * self.weights).sum())
-        # Spread over points counts as noise too: with one draw the two can't be told apart, so this is no underestimate.
+        # The spread over points counts as noise: with one draw the two cannot be separated, and this is no underestimate.
         spread = ((ratios - value).square().mean(0) * self.weights.square()).sum() / draws
         return Estimate(value, float(spread.sqrt()), 0.0, len(self.points), 0)

@@ -281,7 +281,7 @@ def check_regular(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError if it is not a regular file or cannot be read."""
+    """Return SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError if it is not a regular file or cannot be read."""
     if path.exists() and not path.is_file():  # opening a named pipe would block
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:

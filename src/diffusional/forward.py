@@ -1,12 +1,12 @@
-"""What is fixed: the forward diffusion q(z_{1:T} | x), the variational posterior of a diffusion model (MATH (1), (3)).
+"""The forward diffusion q(z_{1:T} | x), the fixed variational posterior of a diffusion model (MATH (1), (3)).
 
     q(z_t | z_{t−1}) = N(√(1−β_t) z_{t−1}, β_t I)                                                      MATH (1)
     q(z_t | x)       = N(α_t x, σ_t² I)                                                                MATH (3)
     q(z_t | z_s)     = N(α_{t|s} z_s, σ²_{t|s} I),   α_{t|s} = α_t/α_s,   σ²_{t|s} = −σ_t² expm1(γ_s − γ_t)
     q(z_s | z_t, x)  = N((α_{t|s} σ_s² z_t + α_s σ²_{t|s} x)/σ_t²,   −σ_s² expm1(γ_s − γ_t) I)
 
-for 1 ≤ s < t ≤ T; z_0 ≡ x has γ_0 = −∞. Coefficients are formed from γ in float64, without 1 − α² or a difference of
-SNRs, and cast to the data's dtype last (MATH (4)). Data may have any shape (B, *dims).
+for 1 ≤ s < t ≤ T; z_0 ≡ x has γ_0 = −∞. Coefficients are computed from γ in float64, without 1 − α² or differences of
+SNRs, and cast to the data's dtype at the end (MATH (4)). Data may have any shape (B, *dims).
 """
 
 from typing import Protocol, TypeVar, runtime_checkable
@@ -26,18 +26,18 @@ _Family = TypeVar("_Family")
 
 @runtime_checkable
 class Distribution(Protocol):
-    """Of one latent given others, position by position: `Gaussian`, or `Bits`. Sums run over all but B; nats."""
+    """A distribution of one latent given others, independent over positions: `Gaussian` or `Bits`. Nats, summed over all axes but B."""
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """A draw (B, *dims), from standard normal `noise` or a generator."""
+        """Return a draw (B, *dims), from standard normal `noise` or a generator."""
         ...
 
     def log_prob(self, z: Items) -> PerItem:
-        """ln of the density, or the mass, at z (B,)."""
+        """Return the log of the density or mass at z (B,)."""
         ...
 
     def kl(self: _Family, other: _Family) -> PerItem:
-        """KL[self ‖ other] (B,), other of the same family."""
+        """Return KL[self ‖ other] (B,), other of the same family."""
         ...
 
 
@@ -55,19 +55,19 @@ class ForwardProcess(Protocol):
         ...
 
     def marginal(self, x: Items, t: Time) -> Distribution:
-        """q(z_t | x)."""
+        """Return q(z_t | x)."""
         ...
 
     def transition(self, z: Items, t: Time) -> Distribution:
-        """q(z_t | z_{t−1} = z)."""
+        """Return q(z_t | z_{t−1} = z)."""
         ...
 
     def posterior(self, z_next: Items, x: Items, t: Time) -> Distribution:
-        """q(z_t | z_{t+1} = z_next, x)."""
+        """Return q(z_t | z_{t+1} = z_next, x)."""
         ...
 
     def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
-        """Draw z_1 … z_T (T, B, *dims) from x: by default one after the other, each from its transition, MATH (1).
+        """Draw z_1 … z_T (T, B, *dims) from x: by default, each from its transition given the one before, MATH (1).
 
         Raises DiffusionalError in continuous time, where there is no first latent.
 
@@ -77,7 +77,7 @@ class ForwardProcess(Protocol):
         """
         if self.steps is None:
             raise DiffusionalError(
-                f"sample_path needs a {type(self).__name__} with finitely many latents, got one in continuous time (steps=None); choose a "
+                f"sample_path expects a {type(self).__name__} with a number of steps, got one in continuous time (steps=None): choose a "
                 "number of latents with regrid(steps)"
             )
         path, z = [], x
@@ -104,7 +104,7 @@ def transition_of(process: ForwardProcess, before: Items, t: Time, x: Items) -> 
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """α = √sigmoid(−γ), MATH (4); float64.
+    """Return α = √sigmoid(−γ), MATH (4); float64.
 
     >>> alpha(torch.tensor(0.0))
     tensor(0.7071, dtype=torch.float64)
@@ -113,7 +113,7 @@ def alpha(gamma: Tensor) -> Tensor:
 
 
 def sigma(gamma: Tensor) -> Tensor:
-    """σ = √sigmoid(γ), MATH (4); float64.
+    """Return σ = √sigmoid(γ), MATH (4); float64.
 
     >>> sigma(torch.tensor(0.0))
     tensor(0.7071, dtype=torch.float64)
@@ -122,7 +122,7 @@ def sigma(gamma: Tensor) -> Tensor:
 
 
 def diffuse(x: Items, gamma: Tensor, noise: Items) -> Items:
-    """z = α x + σ ε at log-SNR −γ, γ (B,) or (): the jump of MATH (3) with its noise given.
+    """Return z = α x + σ ε at log-SNR −γ, γ (B,) or (): a sample from MATH (3) with the given noise.
 
     >>> diffuse(torch.ones(1, 2), torch.tensor([0.0]), torch.zeros(1, 2))
     tensor([[0.7071, 0.7071]])
@@ -131,12 +131,12 @@ def diffuse(x: Items, gamma: Tensor, noise: Items) -> Items:
 
 
 def marginal_at(x: Items, gamma: Tensor) -> Gaussian:
-    """q(z | x) = N(α x, σ² I) at log-SNR −γ, MATH (3)."""
+    """Return q(z | x) = N(α x, σ² I) at log-SNR −γ, MATH (3)."""
     return Gaussian(align(alpha(gamma), x) * x, align(logsigmoid(gamma.double()), x))
 
 
 def transition_at(z_s: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
-    """q(z_t | z_s) = N(α_{t|s} z_s, σ²_{t|s} I), MATH (3), for γ_s < γ_t; γ_s = −∞ stands for x."""
+    """Return q(z_t | z_s) = N(α_{t|s} z_s, σ²_{t|s} I), MATH (3), for γ_s < γ_t; γ_s = −∞ stands for x."""
     gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
     alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
     log_variance = logsigmoid(gamma_t) + torch.log(-torch.expm1(gamma_s - gamma_t))
@@ -144,7 +144,7 @@ def transition_at(z_s: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
 
 
 def posterior_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
-    """q(z_s | z_t, x), MATH (3), for finite γ_s < γ_t."""
+    """Return q(z_s | z_t, x), MATH (3), for finite γ_s < γ_t."""
     gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
     alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
     shrink = torch.exp(logsigmoid(gamma_s) - logsigmoid(gamma_t))  # σ_s²/σ_t²
@@ -154,14 +154,14 @@ def posterior_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaus
 
 
 def ddim_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor, eta: float) -> Gaussian:
-    """q_η(z_s | z_t, x) of the non-Markov family with the same marginals (Song, Meng & Ermon 2021), MATH (14).
+    """Return q_η(z_s | z_t, x) of the non-Markov family with the same marginals (Song, Meng & Ermon 2021), MATH (14).
 
         N( α_s x + √(σ_s² − η² v) · (z_t − α_t x)/σ_t,   η² v I ),      v the variance of MATH (3)'s q(z_s | z_t, x).
 
-    η = 1 is the Markov chain, η = 0 deterministic (its log-variance is −∞).
+    η = 1 is the Markov chain; η = 0 is deterministic (its log-variance is −∞).
     """
     if not 0 <= eta <= 1:
-        raise DiffusionalError(f"eta={eta} came; give 0 (deterministic) to 1 (the Markov chain)")
+        raise DiffusionalError(f"expected eta from 0 (deterministic) to 1 (the Markov chain), got {eta}")
     gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
     lost = -torch.expm1(gamma_s - gamma_t)  # v/σ_s²
     along = sigma(gamma_s) * torch.sqrt(1 - eta**2 * lost)
@@ -172,23 +172,23 @@ def ddim_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor, eta: float) 
 
 
 def latents(t: Time, first: int, last: int, device: torch.device) -> Tensor:
-    """t as int64 on a device. Raises DiffusionalError unless it is made of integers `first` … `last`.
+    """Return t as int64 on a device. Raises DiffusionalError unless all of it are integers `first` … `last`.
 
     >>> latents(3, 1, 10, torch.device("cpu"))
     tensor(3)
     """
     t = torch.as_tensor(t, device=device)
     if t.dtype.is_floating_point or t.dtype == torch.bool:
-        raise DiffusionalError(f"t of type {t.dtype} came; latents are numbered by integers 1 … {last}")
+        raise DiffusionalError(f"expected t to be integers, the numbers 1 … {last} of latents, got type {t.dtype}")
     if bool(((t < first) | (t > last)).any()):
-        raise DiffusionalError(f"t from {int(t.min())} to {int(t.max())} came; expected {first} … {last}")
+        raise DiffusionalError(f"expected t from {first} to {last}, got {int(t.min())} to {int(t.max())}")
     return t.long()
 
 
 class GaussianDiffusion(nn.Module, ForwardProcess):
     """The forward diffusion of a schedule, q(z_{1:T} | x) with z_t at t = 1 … T (MATH (1), (3)).
 
-    Times are ints or int64 tensors (B,), one for each item; out of range they raise DiffusionalError.
+    Times are ints or int64 tensors (B,), one for each item. Times out of range raise DiffusionalError.
 
     >>> from diffusional import schedule
     >>> forward = GaussianDiffusion(schedule.linear(steps=1000))
@@ -218,52 +218,52 @@ class GaussianDiffusion(nn.Module, ForwardProcess):
         return 0.5 * torch.expm1(self.gamma(t + 1) - self.gamma(t))
 
     def regrid(self, steps: int | None) -> "GaussianDiffusion":
-        """The same γ(u) with another number of latents."""
+        """Return the process with the same γ(u) and another number of latents."""
         return GaussianDiffusion(self.schedule.regrid(steps))
 
     def gamma(self, t: Time, first: int = 1) -> Tensor:
-        """γ_t (B,) or (), float64, for t in `first` … T; γ_0 = −∞ is x."""
+        """Return γ_t (B,) or (), float64, for t in `first` … T; γ_0 = −∞ is x."""
         grid = self.schedule.grid()
         t = latents(t, first, len(grid), grid.device)
         return torch.cat([grid.new_full((1,), -torch.inf), grid])[t]
 
     def marginal(self, x: Items, t: Time) -> Gaussian:
-        """q(z_t | x) = N(α_t x, σ_t² I), t in 1 … T, MATH (3)."""
+        """Return q(z_t | x) = N(α_t x, σ_t² I), t in 1 … T, MATH (3)."""
         return marginal_at(x, self.gamma(t))
 
     def transition(self, z: Items, t: Time, s: Time | None = None) -> Gaussian:
-        """q(z_t | z_s = z), MATH (1), (3); s = t − 1 unless given, z_0 ≡ x, t in 1 … T."""
+        """Return q(z_t | z_s = z), MATH (1), (3), t in 1 … T; s defaults to t − 1, and z_0 ≡ x."""
         gamma_t = self.gamma(t)
         gamma_s = self.gamma(t - 1 if s is None else s, first=0)
         _increasing(gamma_s, gamma_t)
         return transition_at(z, gamma_s, gamma_t)
 
     def posterior(self, z_next: Items, x: Items, t: Time) -> Gaussian:
-        """q(z_t | z_{t+1} = z_next, x), t in 1 … T−1, MATH (3)."""
+        """Return q(z_t | z_{t+1} = z_next, x), t in 1 … T−1, MATH (3)."""
         grid = self.schedule.grid()
         latents(t, 1, len(grid) - 1, grid.device)
         return self.between(z_next, x, t, t + 1)
 
     def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Gaussian:
-        """q(z_s | z_t, x) for any 1 ≤ s < t ≤ T, MATH (3)."""
+        """Return q(z_s | z_t, x) for any 1 ≤ s < t ≤ T, MATH (3)."""
         gamma_s, gamma_t = self.gamma(s), self.gamma(t)
         _increasing(gamma_s, gamma_t)
         return posterior_at(z_t, x, gamma_s, gamma_t)
 
 
 class NonMarkovDiffusion(GaussianDiffusion):
-    """The family of MATH (14): the marginals q(z_t|x) of the forward diffusion, with its latents held together by η.
+    """The family of MATH (14): the marginals q(z_t|x) of the forward diffusion, with latents whose dependence is set by η.
 
-    (Song, Meng & Ermon 2021.) Given x, the noises n_t = (z_t − α_t x)/σ_t are an autoregressive chain, read either way:
+    (Song, Meng & Ermon 2021.) Given x, the noises n_t = (z_t − α_t x)/σ_t are an autoregressive chain in either direction:
 
         corr(n_s, n_t) = ρ_{s,t},   ρ²_{t−1,t} = 1 − η² v/σ²_{t−1},   ρ_{s,t} the product over the steps between
         q_η(z_s | z_t, x) = N(α_s x + σ_s ρ n_t,  σ_s² (1 − ρ²) I)           for neighbours `ddim_at`
         q_η(z_t | z_s, x) = N(α_t x + σ_t ρ n_s,  σ_t² (1 − ρ²) I)           by Bayes on the pair
 
     with v the variance of MATH (3)'s q(z_{t−1}|z_t, x). η = 1 is the Markov chain, where the last line does not depend on x.
-    Below 1 it does: I(x; z_t | z_{t−1}) > 0, the negative control of MATH (12).
+    For η < 1 it does: I(x; z_t | z_{t−1}) > 0, the negative control of MATH (12).
 
-    Raises DiffusionalError unless 0 < η ≤ 1: at η = 0 the informations are infinite.
+    Raises DiffusionalError unless 0 < η ≤ 1: at η = 0 the mutual information is infinite.
 
     >>> from diffusional import schedule
     >>> process = NonMarkovDiffusion(schedule.linear(steps=10), eta=0.5)
@@ -275,8 +275,8 @@ class NonMarkovDiffusion(GaussianDiffusion):
         super().__init__(schedule)
         if not 0 < eta <= 1:
             raise DiffusionalError(
-                f"eta={eta} came; give more than 0, where the latents fix each other and their information about x is "
-                "infinite, to 1, the Markov chain"
+                f"expected 0 < eta ≤ 1, got {eta}: at eta = 0 the latents determine each other and their information about x is "
+                "infinite; eta = 1 is the Markov chain"
             )
         self.eta = eta
 
@@ -286,11 +286,11 @@ class NonMarkovDiffusion(GaussianDiffusion):
         return False
 
     def regrid(self, steps: int | None) -> "NonMarkovDiffusion":
-        """The same γ(u) and η with another number of latents: another posterior, unless η = 1."""
+        """Return the process with the same γ(u) and η and another number of latents: another posterior, unless η = 1."""
         return NonMarkovDiffusion(self.schedule.regrid(steps), self.eta)
 
     def _log_rho2(self, s: Time, t: Time) -> Tensor:
-        """ln ρ²_{s,t} (B,) or (), float64: 0 for s = t."""
+        """Return ln ρ²_{s,t} (B,) or (), float64: 0 for s = t."""
         grid = self.schedule.grid()
         lost = -torch.expm1(grid[:-1] - grid[1:])  # v/σ²_{t−1} of every step
         total = torch.cat([grid.new_zeros(1), torch.log1p(-(self.eta**2) * lost).cumsum(0)])
@@ -312,23 +312,23 @@ class NonMarkovDiffusion(GaussianDiffusion):
         return 0.5 * apart.square() / -torch.expm1(log_rho2)
 
     def transition(self, z: Items, t: Time, x: Items | None = None) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """q_η(z_t | z_{t−1} = z, x), t in 1 … T; q(z_1|x) for t = 1, where z is x. Without x it is no Gaussian."""
+        """Return q_η(z_t | z_{t−1} = z, x), t in 1 … T; q(z_1|x) for t = 1, where z is x."""
         if x is None:
             raise DiffusionalError(
-                "q(z_t|z_{t−1}) came without x; this posterior is not Markov: give transition(z, t, x)"
+                "expected x, got none: this process is not Markov, and q(z_t|z_{t−1}) without x is not Gaussian; call transition(z, t, x)"
             )
         gamma_t, before = self.gamma(t), (torch.as_tensor(t) - 1).clamp(min=1)
         log_rho2 = torch.where(torch.as_tensor(t) > 1, self._log_rho2(before, t), -torch.inf)
         return _correlated(z, x, self.gamma(before), gamma_t, log_rho2)
 
     def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Gaussian:
-        """q_η(z_s | z_t, x) for any 1 ≤ s < t ≤ T."""
+        """Return q_η(z_s | z_t, x) for any 1 ≤ s < t ≤ T."""
         gamma_s, gamma_t = self.gamma(s), self.gamma(t)
         _increasing(gamma_s, gamma_t)
         return _correlated(z_t, x, gamma_t, gamma_s, self._log_rho2(s, t))
 
     def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
-        """z_1 … z_T (T, B, *dims), walked from z_T ~ q(z_T|x) back by q_η(z_t|z_{t+1}, x), MATH (14)."""
+        """Return z_1 … z_T (T, B, *dims), sampled backward from z_T ~ q(z_T|x) by q_η(z_t|z_{t+1}, x), MATH (14)."""
         steps = len(self.schedule.grid())
         z = self.marginal(x, steps).sample(generator)
         path = [z]
@@ -339,7 +339,7 @@ class NonMarkovDiffusion(GaussianDiffusion):
 
 
 def _correlated(z: Tensor, x: Tensor, gamma_z: Tensor, gamma: Tensor, log_rho2: Tensor) -> Gaussian:
-    """The latent at γ given z at γ_z and x, their noises correlated by ρ: N(α x + σ ρ (z − α_z x)/σ_z, σ² (1 − ρ²) I)."""
+    """Return the distribution of the latent at γ given z at γ_z and x, with noises of correlation ρ: N(α x + σ ρ (z − α_z x)/σ_z, σ² (1 − ρ²) I)."""
     noise = (z - align(alpha(gamma_z), x) * x) / align(sigma(gamma_z), x)
     mean = align(alpha(gamma), x) * x + align(sigma(gamma) * torch.exp(0.5 * log_rho2), x) * noise
     return Gaussian(mean, align(logsigmoid(gamma.double()) + torch.log(-torch.expm1(log_rho2)), x))
@@ -347,4 +347,4 @@ def _correlated(z: Tensor, x: Tensor, gamma_z: Tensor, gamma: Tensor, log_rho2: 
 
 def _increasing(gamma_s: Tensor, gamma_t: Tensor) -> None:
     if not bool((gamma_s < gamma_t).all()):
-        raise DiffusionalError("s ≥ t came; the earlier latent must have s < t")
+        raise DiffusionalError("expected s < t, got s ≥ t: s is the earlier latent")

@@ -1,11 +1,12 @@
-"""A diagonal Gaussian N(mean, variance): the one distribution that the forward and the backward diffusion are made of.
+"""A diagonal Gaussian N(mean, variance), the distribution of the steps of the forward and the reverse diffusion.
 
-The variance is kept as its logarithm, since at low noise it lies close to the smallest float. The KL divergence is
-written in the form of MATH (10),
+The variance is stored as its logarithm, since at low noise it is close to the smallest float. The KL divergence has the form
+of MATH (10),
 
     KL[q ‖ p] = ½ Σ_d [ φ(δ_d) + (Δμ_d)² / v_p,d ],      δ = ln v_q − ln v_p,      φ(δ) = e^δ − 1 − δ,
 
-with φ by its series for small δ, where e^δ − 1 − δ would cancel. Shapes are (B, *dims); sums run over all but B; nats.
+and φ is computed by its series for small δ, where e^δ − 1 − δ would cancel. Shapes are (B, *dims); sums run over all axes but B;
+results are in nats.
 """
 
 import math
@@ -21,9 +22,9 @@ _SERIES = tuple(1 / math.factorial(n) for n in range(9, 1, -1))
 
 
 def phi(delta: Tensor) -> Tensor:
-    """φ(δ) = e^δ − 1 − δ ≥ 0, the variance part of twice a Gaussian KL (MATH (10)), without cancellation.
+    """Return φ(δ) = e^δ − 1 − δ ≥ 0, the variance part of twice a Gaussian KL (MATH (10)), without cancellation.
 
-    For |δ| < 1e-2 the series δ²/2 + δ³/6 + … is exact to float64.
+    For |δ| < 1e-2 the series δ²/2 + δ³/6 + … is accurate to float64 precision.
 
     >>> phi(torch.tensor([0.0, 1e-8, 1.0], dtype=torch.float64))
     tensor([0.0000e+00, 5.0000e-17, 7.1828e-01], dtype=torch.float64)
@@ -36,7 +37,7 @@ def phi(delta: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, e^log_variance), diagonal; `log_variance` broadcasts against `mean` (B, *dims).
+    """The diagonal Gaussian N(mean, e^log_variance); `log_variance` broadcasts against `mean` (B, *dims).
 
     >>> q = Gaussian(torch.zeros(2, 3), torch.zeros(2, 1))
     >>> q.entropy()                                       # ½ D ln(2πe), D = 3
@@ -57,7 +58,7 @@ class Gaussian:
         return (0.5 * self.log_variance).exp()
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """mean + std · ε with ε given as `noise`, or drawn from `generator`.
+        """Return mean + std · ε, with ε given as `noise` or drawn from `generator`.
 
         >>> Gaussian(torch.ones(1, 2), torch.zeros(1, 1)).sample(noise=torch.full((1, 2), 2.0))
         tensor([[3., 3.]])
@@ -67,7 +68,7 @@ class Gaussian:
         return self.mean + self.std * noise
 
     def log_prob(self, z: Items) -> PerItem:
-        """ln N(z; mean, variance) (B,), nats.
+        """Return ln N(z; mean, variance) (B,), nats.
 
         >>> Gaussian(torch.zeros(1, 1), torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))
         tensor([-0.9189])
@@ -76,7 +77,7 @@ class Gaussian:
         return sum_dims(-0.5 * (squared + self.log_variance + math.log(2 * math.pi)))
 
     def kl(self, other: "Gaussian") -> PerItem:
-        """KL[self ‖ other] (B,), nats, in the form of MATH (10).
+        """Return KL[self ‖ other] (B,), nats, in the form of MATH (10).
 
         >>> Gaussian(torch.ones(1, 2), torch.zeros(1, 1)).kl(Gaussian(torch.zeros(1, 2), torch.zeros(1, 1)))
         tensor([1.])
@@ -86,6 +87,6 @@ class Gaussian:
         return sum_dims(0.5 * (phi(delta) + squared))
 
     def entropy(self) -> PerItem:
-        """½ Σ_d (1 + ln 2π + ln variance_d) (B,), nats."""
+        """Return ½ Σ_d (1 + ln 2π + ln variance_d) (B,), nats."""
         per_dim = 0.5 * (1 + math.log(2 * math.pi) + self.log_variance)
         return sum_dims(per_dim.expand(self.mean.shape))

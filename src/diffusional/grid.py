@@ -1,4 +1,4 @@
-"""Real values that are levels in disguise: bytes divided by 255, mapped to [-1, 1], or standardised by channel."""
+"""Detection of discrete levels stored as real values, such as bytes divided by 255, mapped to [-1, 1], or standardised by channel."""
 
 import math
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ import numpy as np
 
 _RANGES = ((0.0, 1.0), (-0.5, 0.5), (-1.0, 1.0))
 _STEPS = np.array(sorted({2**bits - 1 for bits in range(1, 17)} | {2**bits for bits in range(1, 17)}))
-_SLACK = 1e-3  # more than float16 rounds by
+_SLACK = 1e-3  # more than the rounding error of float16
 _SOME = 32  # values on which all steps are tried
-_CHANCE = 1e-12  # probability that values on no grid are taken for values on one
-_MOST_CHANCE = 0.6  # the same for a single value: the error is small against the step
-_REPEATS = 8  # values per distinct value from which whole numbers are taken for levels
-_WHOLE = 2**16  # the most levels that whole numbers are taken for
-_ROWS, _VALUES, _COLUMNS = 1000, 2**18, 256  # items, values, and single positions that are examined, at most
+_CHANCE = 1e-12  # probability that values on no grid are mistaken for values on one
+_MOST_CHANCE = 0.6  # the same for a single value, if its error is small compared to the step
+_REPEATS = 8  # whole numbers with at least this many values per distinct value are considered levels
+_WHOLE = 2**16  # the largest number of levels that whole numbers are considered to be
+_ROWS, _VALUES, _COLUMNS = 1000, 2**18, 256  # the most items, values, and single positions that are examined
 _FEWEST = 20  # the fewest items that are examined
 _TWICE, _BYTES = (
     2,
     256,
-)  # values per distinct value from which whole numbers at a position are levels; below 256 one repeat is enough
+)  # the same for the whole numbers at one position; below 256 one repeat is enough
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def sample(items: int, dimensions: int) -> tuple[slice, slice]:
 def scaled_levels(
     values: np.ndarray, shape: Sequence[int], error: "np.ndarray | float" = 0.0, positions: slice = slice(None)
 ) -> str | None:
-    """Return a sentence on real values that are levels, with what to do about it, or None.
+    """Return a sentence about real values that are levels, with advice, or None.
 
     The values are levels if those of all positions lie on one grid, or those of an image's channel, or those of a single position.
 
@@ -105,7 +105,7 @@ def scaled_levels(
 def _sentence(values: str, grid: Grid) -> str:
     return (
         f"{values} {grid}: these are data of {grid.levels} levels, stored as real numbers. A density of discrete values has no upper "
-        "bound, so that the NELBO of a Continuous space says nothing about the model. Convert the values to levels, "
+        "bound, so that the NELBO of a Continuous space is meaningless. Convert the values to levels, "
         f"{grid.index()}, and use Discrete(shape, levels={grid.levels})"
     )
 
@@ -121,7 +121,7 @@ def find_grid(values: np.ndarray, whole: bool = True, error: float = 0.0, repeat
         values: finite values, of any shape.
         whole: whether to look for whole numbers.
         error: the largest rounding error of a value, if it is larger than that of the type.
-        repeats: values per distinct value from which whole numbers are taken for levels.
+        repeats: the least number of values per distinct value for whole numbers to be considered levels.
 
     >>> find_grid(np.arange(256, dtype=np.uint8) / np.float32(255))
     Grid(low=0.0, step=0.00392156862745098, levels=256)
@@ -145,10 +145,10 @@ def find_grid(values: np.ndarray, whole: bool = True, error: float = 0.0, repeat
     x = distinct.astype(np.float64)
     some = x[np.linspace(0, len(x) - 1, min(len(x), _SOME)).astype(int)]
     for low, high in ranges:
-        slack = max(error, eps * max(1.0, abs(low), abs(high)))  # of a division and a shift, each rounded
+        slack = max(error, eps * max(1.0, abs(low), abs(high)))  # the rounding of a division and a shift
         if least < low - slack or most > high + slack or most - least <= 2 * slack:
             continue  # values this close to one another lie on every grid
-        # All steps at once on some of the values, then those that are left on all.
+        # All steps are tried on some of the values, then the remaining ones on all values.
         steps = (high - low) / _STEPS
         for n in _STEPS[_fits(some, low, steps[:, None], slack).all(1)].tolist():
             step = (high - low) / n
@@ -161,7 +161,7 @@ def find_grid(values: np.ndarray, whole: bool = True, error: float = 0.0, repeat
 
 
 def _unlikely(places: np.ndarray, chance: float) -> bool:
-    """Return whether values at so many distinct places are hardly on the grid by chance, which each is with probability `chance`."""
+    """Return whether values at so many distinct places are unlikely to be on the grid by chance, with probability `chance` each."""
     if chance == 0:
         return True
     return chance <= _MOST_CHANCE and len(np.unique(places)) * math.log(chance) <= math.log(_CHANCE)
@@ -177,7 +177,7 @@ def _grid(low: float, step: float, n: int, k: np.ndarray) -> Grid:
     apart = int(np.gcd.reduce(np.diff(k)))
     first = int(k[0]) % apart
     levels = (n - first) // apart + 1
-    # With 1/256 as the step, bytes reach 255/256.
+    # With a step of 1/256, the largest byte is 255/256.
     if n & (n - 1) == 0 and first == 0 and levels > 2 and k[-1] < n:
         levels -= 1
     return Grid(low + first * step, apart * step, levels)

@@ -1,7 +1,7 @@
-"""The books: named costs per item, in nats, that add up to the NELBO; and estimates with their errors.
+"""Ledgers: named costs per item, in nats, that add up to the NELBO; and estimates with their errors.
 
-Every entry is a *cost*: `reconstruction` = −ln p(x|z_1), `kl` one column per level, `prior` = KL_T, and whatever else a
-model names (a log-Jacobian, an encoder's entropy). NELBO = −ELBO = their sum (MATH (8)). A ledger knows no model.
+Every entry is a *cost*: `reconstruction` = −ln p(x|z_1), `kl` with one column per level, `prior` = KL_T, and any further terms of
+a model (a log-Jacobian, an encoder's entropy). NELBO = −ELBO = their sum (MATH (8)). A ledger does not depend on a model.
 Bits per dimension = nats / (D ln 2).
 """
 
@@ -16,20 +16,20 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 
 UNITS = ("nats", "bits/dim")
-# Names that an extra term cannot have: those of the fixed terms, and of the columns beside them in an evaluation.
+# Names that an extra term cannot have: those of the fixed terms, and of other columns in the records of evaluations.
 _RESERVED = ("reconstruction", "kl", "prior", "nelbo", "elbo", "levels", "item", "error", "draws")
-# Errors below this are rounding, and printed as 0: twelve decimals show nothing of them.
+# Errors below this are due to rounding and printed as 0; twelve decimals do not show them.
 _LEAST = 5e-13
 
 
 def per_unit(unit: str, dimensions: int) -> float:
-    """How many nats one `unit` is: 1, or D ln 2.
+    """Return the number of nats in one `unit`: 1, or D ln 2.
 
     >>> round(per_unit("bits/dim", 64), 4)
     44.3614
     """
     if unit not in UNITS:
-        raise ValueError(f"unit {unit!r} came; expected one of {', '.join(UNITS)}")
+        raise ValueError(f"expected unit to be one of {', '.join(UNITS)}, got {unit!r}")
     return 1.0 if unit == "nats" else dimensions * math.log(2)
 
 
@@ -69,8 +69,8 @@ class Ledger:
         batch = self.reconstruction.shape
         if len(batch) != 1 or self.prior.shape != batch or self.kl.ndim != 2 or self.kl.shape[:1] != batch:
             raise ValueError(
-                f"reconstruction {tuple(batch)}, kl {tuple(self.kl.shape)}, prior {tuple(self.prior.shape)} came; "
-                "expected (B,), (B, L), (B,)"
+                "expected reconstruction, kl and prior of shapes (B,), (B, L), (B,), got "
+                f"{tuple(batch)}, {tuple(self.kl.shape)}, {tuple(self.prior.shape)}"
             )
         for name, term in self.extra.items():
             if name in _RESERVED:
@@ -78,7 +78,7 @@ class Ledger:
                     f"an extra term must not be named {name!r}, which has another meaning in ledgers and records: rename it"
                 )
             if term.shape != batch:
-                raise ValueError(f"term {name!r} of shape {tuple(term.shape)} came; expected {tuple(batch)}")
+                raise ValueError(f"expected term {name!r} of shape {tuple(batch)}, got {tuple(term.shape)}")
 
     @classmethod
     def join(cls, stages: "Mapping[str, Ledger]", dimensions: int) -> "Ledger":
@@ -92,7 +92,7 @@ class Ledger:
         - `blocks` has the `kl` (B, L_k) of each stage, as "stage.kl", and `totals()` every term of each, as "stage.reconstruction",
           "stage.kl", "stage.prior", and so on. Both add up to the same NELBO.
         - `bits_per_dim()` divides the NELBO by `dimensions` · ln 2. The number of dimensions of a stage, such as that of a low-resolution
-          image, is not used: costs are nats, whatever they are the costs of.
+          image, is not used: all costs are in nats.
         - `stages` has the ledgers that were joined.
 
         A joined ledger can itself be a stage. Its terms are then "outer.inner.kl" and so on.
@@ -154,13 +154,13 @@ class Ledger:
         return -self.nelbo
 
     def bits_per_dim(self) -> Tensor:
-        """NELBO / (D ln 2) (B,): an upper bound on the bits per dimension."""
+        """Return NELBO / (D ln 2) (B,): an upper bound on the bits per dimension."""
         return self.nelbo / per_unit("bits/dim", self.dimensions)
 
     def looser(self, information: float | Tensor) -> Tensor:
-        """The essay's looser bound as a cost (B,), MATH (9): NELBO + I(x; z_{1:T}), with I(x; z_{1:T}) = I(x; z_1).
+        """Return the essay's looser bound as a cost (B,), MATH (9): NELBO + I(x; z_{1:T}), with I(x; z_{1:T}) = I(x; z_1).
 
-        It keeps the −I terms of (6) and the conditional KLs of (8) at once; it exceeds the NELBO by exactly the
+        It contains both the −I terms of (6) and the conditional KLs of (8), and exceeds the NELBO by exactly the mutual
         information, which `diffusional.exact` computes.
 
         >>> import torch
@@ -210,10 +210,10 @@ def _check_stages(stages: Mapping[str, Ledger]) -> None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over items with its two errors, never mixed.
+    """A mean over items with two separate errors.
 
-    `error` is Monte Carlo (which t and noise happened to be drawn: the uncertainty for *this* data set), `item_error`
-    is over items (which data happened to be in the set). Both are standard errors in `unit`.
+    `error` is the Monte Carlo error (of the draws of t and noise: the uncertainty for *this* data set), and `item_error` the
+    error over items (of the choice of the items in the data set). Both are standard errors in `unit`.
 
     >>> print(Estimate(75.2183, 0.21, 1.9, n=447, network_evaluations=1000, unit="nats"))
     75.22 ± 0.21 nats (items ± 1.9)
@@ -227,7 +227,7 @@ class Estimate:
     unit: str = "nats"
 
     def to(self, unit: str, dimensions: int) -> "Estimate":
-        """The same estimate in another unit, D = `dimensions`."""
+        """Return the same estimate in another unit, D = `dimensions`."""
         factor = per_unit(self.unit, dimensions) / per_unit(unit, dimensions)
         return Estimate(
             self.value * factor,
@@ -239,7 +239,7 @@ class Estimate:
         )
 
     def interval(self, freedom: float = math.inf, confidence: float = 0.95) -> tuple[float, float]:
-        """Monte Carlo confidence interval, by Student's t with `freedom` degrees (at least one).
+        """Return the Monte Carlo confidence interval, from Student's t with `freedom` degrees of freedom (at least one).
 
         >>> low, high = Estimate(10.0, 1.0, 0.0, n=1, network_evaluations=0).interval()
         >>> round(low, 2), round(high, 2)
@@ -252,7 +252,7 @@ class Estimate:
         return self.value - quantile * self.error, self.value + quantile * self.error
 
     def intervals(self, freedom: float, dimensions: int) -> dict[str, Any] | None:
-        """The 95 % interval in both units, JSON-ready; None where there is no error."""
+        """Return the 95 % interval in both units as JSON values; None without a finite error."""
         if not math.isfinite(self.error):
             return None
         return {"confidence": 0.95} | {
@@ -276,13 +276,13 @@ class Estimate:
 
 
 def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
-    """Standard error over items of a mean of `items`, from scores (n,) of n of them, each with a noise of variance `noise` (n,).
+    """Return the standard error over items of a mean of `items`, from scores (n,) of n of them with noise variances `noise` (n,).
 
         v̂ = mean_i a_i,      a_i = n/(n − 1) (y_i − ȳ)² − s_i²,
 
-    is unbiased for the variance of what the items themselves score. Where noise hides that, v̂ may fall to zero and below; so the
-    standard error of v̂ itself is the least value used for it: the spread of a_i over √n or, if that is more (with few items the spread
-    is uncertain), the standard error under normal noise, √(2/(n − 1)) times its mean variance. NaN for one item.
+    is an unbiased estimate of the variance of the items' scores without noise. If the noise is larger, v̂ may be zero or negative; the
+    standard error of v̂ is therefore used as its least value: the spread of a_i over √n or, if that is larger (with few items the
+    spread is uncertain), the standard error for normal noise, √(2/(n − 1)) times its mean variance. NaN for one item.
 
     >>> import torch
     >>> scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -298,7 +298,7 @@ def error_over_items(scores: Tensor, noise: Tensor, items: int) -> float:
 
 
 def satterthwaite(*parts: tuple[Tensor, Tensor | float | int]) -> float:
-    """Degrees of freedom of a sum of independent variance estimates, (Σ v)²/Σ (v²/f) (Satterthwaite 1946).
+    """Return the degrees of freedom of a sum of independent variance estimates, (Σ v)²/Σ (v²/f) (Satterthwaite 1946).
 
     Args:
         parts: any number of pairs (v, f): variances v and the degrees of freedom f of each of them.
@@ -325,15 +325,15 @@ def sharing(squares: Tensor) -> float:
 
 
 def with_error(value: float, error: float) -> tuple[str, str]:
-    """Value and error as text, with the decimals that the error's two leading digits allow.
+    """Return value and error as text, rounded to the two leading digits of the error.
 
     >>> with_error(1.74213, 0.00312)
     ('1.7421', '0.0031')
     >>> with_error(75.2183, 0.0)
     ('75.2183', '0')
-    >>> with_error(2.5e-8, 0.0)                                             # exact, and not nothing
+    >>> with_error(2.5e-8, 0.0)                                             # an exact value, not rounded to zero
     ('2.5e-08', '0')
-    >>> with_error(16.6355, 3e-16)                                          # equal numbers, to rounding
+    >>> with_error(16.6355, 3e-16)                                          # the error is within rounding
     ('16.6355', '0')
     """
     if not (error >= _LEAST and math.isfinite(error)):
@@ -349,9 +349,10 @@ def _two_digits(error: float) -> str:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a loss averages: one draw of every cost of N items by name, `terms` (N,) nats, whose sum is an unbiased draw of each
-    item's NELBO; and of the levels visited, `position` (M,) in [0, 1) and `density` (M,), the cost per unit of it: what a
-    sampler of levels learns from.
+    """The values that a loss averages: one draw of every cost of N items.
+
+    `terms` has the costs (N,) by name, nats; their sum is an unbiased draw of each item's NELBO. `position` (M,) in [0, 1) are the
+    levels visited and `density` (M,) the cost per unit of position, from which an adaptive sampler of levels learns.
 
     >>> import torch
     >>> Costs({"kl": torch.ones(2), "prior": torch.zeros(2)}, torch.zeros(0), torch.zeros(0)).total()
@@ -363,14 +364,14 @@ class Costs:
     density: Tensor
 
     def total(self) -> Tensor:
-        """The sum of the named costs (N,)."""
+        """Return the sum of the named costs (N,)."""
         first, *rest = self.terms.values()
         return sum(rest, first)
 
 
 @dataclass(frozen=True)
 class LevelDraws:
-    """Costs at sampled levels, never a ledger: `values` (N,) nats at `level` (N,), and `weight` (N,) = 1/π (MATH (22)).
+    """Costs at sampled levels (not a ledger): `values` (N,) nats at `level` (N,), and `weight` (N,) = 1/π (MATH (22)).
 
     >>> import torch
     >>> LevelDraws(torch.tensor([2.0]), torch.tensor([5]), torch.tensor([10.0])).estimate()
@@ -382,5 +383,5 @@ class LevelDraws:
     weight: Tensor
 
     def estimate(self) -> Tensor:
-        """Unbiased draws of Σ_t KL_t (N,), nats: values · weight."""
+        """Return unbiased draws of Σ_t KL_t (N,), nats: values · weight."""
         return self.values * self.weight.to(self.values)

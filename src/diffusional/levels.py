@@ -1,11 +1,11 @@
-"""Samplers of the noise level t: the self-supervised reading of the bound, MATH (22).
+"""Samplers of the noise level t for Monte Carlo estimates of the bound, MATH (22).
 
-For any π with π_t > 0 wherever KL_t ≠ 0, KL_t/π_t at one sampled t is an unbiased draw of Σ_t KL_t. The choice of π
-changes the variance alone.
+For any π with π_t > 0 wherever KL_t ≠ 0, KL_t/π_t at one sampled t is an unbiased draw of Σ_t KL_t. The choice of π changes
+only the variance.
 
-All samplers are one map: v ∈ [0, 1) is drawn (independently, or stratified over the batch), then carried by the inverse
-of a cumulative proposal F to a level. In discrete time level t owns the cell [(t−1)/L, t/L) of [0, 1), L = T − 1, and
-π_t is F's mass there; in continuous time the level is u = F⁻¹(v) and the weight is 1/F'(u).
+All samplers draw v ∈ [0, 1) (independently, or stratified over the batch) and map it to a level by the inverse of a
+cumulative proposal F. In discrete time, level t has the cell [(t−1)/L, t/L) of [0, 1), L = T − 1, and π_t is F's mass in
+it; in continuous time, the level is u = F⁻¹(v) and the weight is 1/F'(u).
 
 References: Kingma et al. 2021, I.1 (low-discrepancy t); Nichol & Dhariwal 2021, §3.3 (importance by the second moment).
 """
@@ -29,10 +29,10 @@ class SampledLevels:
 
 @runtime_checkable
 class LevelSampler(Protocol):
-    """Draws levels with their weights, and may learn from the costs it led to."""
+    """A sampler draws levels with their weights, and may adapt to the costs observed at them."""
 
     def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
-        """n levels of `levels` = L = T − 1 (None: continuous time), with weights 1/π."""
+        """Return n levels of `levels` = L = T − 1 (None: continuous time), with weights 1/π."""
         ...
 
     def update(self, position: Tensor, cost: Tensor) -> None:
@@ -45,13 +45,13 @@ def _variates(n: int, stratified: bool, generator: torch.Generator | None) -> Te
     v = torch.rand(n, dtype=torch.float64, device=device, generator=generator)
     if not stratified:
         return v
-    # One draw in each of n equal cells, dealt to the items in random order: marginally uniform for every item.
+    # One draw in each of n equal cells, assigned to the items in random order: marginally uniform for every item.
     cell = torch.randperm(n, generator=generator, device=device)
     return ((cell + v) / n).clamp(max=1 - 2**-53)
 
 
 def position(level: Tensor, levels: int | None) -> Tensor:
-    """Where a level lies in [0, 1): u itself, or the middle of level t's cell.
+    """Return the position of a level in [0, 1): u, or the middle of level t's cell.
 
     >>> position(torch.tensor([1, 4]), 4)
     tensor([0.1250, 0.8750], dtype=torch.float64)
@@ -76,11 +76,11 @@ class Uniform:
         return SampledLevels((v * levels).long() + 1, torch.full_like(v, levels))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
-        """Nothing to learn."""
+        """Do nothing: this sampler does not adapt."""
 
 
 def Stratified() -> Uniform:
-    """Uniform t, one in each of n equal cells of the levels, dealt to the items at random.
+    """Return a sampler of uniform t, one in each of n equal cells of the levels, assigned to the items at random.
 
     >>> Stratified().sample(4, 4, torch.Generator().manual_seed(0)).level.sort().values
     tensor([1, 2, 3, 4])
@@ -91,8 +91,8 @@ def Stratified() -> Uniform:
 class Adaptive:
     """Importance-weighted levels: F' is piecewise constant, ∝ √E[L²] per cell, with a floor of uniform mass.
 
-    √E[L²] minimises the variance of L/π among all π (Nichol & Dhariwal 2021). The second moments are running means of
-    the costs seen; until `warmup` costs have been seen the proposal is uniform. Of fewer levels than `cells` each is a cell.
+    √E[L²] minimises the variance of L/π among all π (Nichol & Dhariwal 2021). The second moments are running means of the
+    observed costs; the proposal is uniform for the first `warmup` costs. With fewer levels than `cells`, each level is a cell.
 
     >>> sampler = Adaptive(cells=2, warmup=1, floor=0.0)
     >>> sampler.update(torch.tensor([0.25, 0.75]), torch.tensor([3.0, 1.0]))
@@ -109,7 +109,9 @@ class Adaptive:
         stratified: bool = True,
     ) -> None:
         if cells < 1 or not 0 <= floor <= 1 or not 0 <= decay < 1:
-            raise ValueError(f"cells={cells}, floor={floor}, decay={decay} came; need ≥ 1, in [0, 1], in [0, 1)")
+            raise ValueError(
+                f"expected cells ≥ 1, floor in [0, 1] and decay in [0, 1), got cells={cells}, floor={floor}, decay={decay}"
+            )
         self.cells, self.floor, self.decay, self.warmup, self.stratified = cells, floor, decay, warmup, stratified
         self._forget(cells)
 
@@ -119,13 +121,13 @@ class Adaptive:
         self.seen = 0
 
     def mass(self) -> Tensor:
-        """π of each cell (cells,), adding up to one."""
+        """Return π of each cell (cells,), adding up to one."""
         uniform = torch.full_like(self.second_moment, 1 / len(self.second_moment))
         visited = self.norm > 0
         if self.seen < self.warmup or not bool(visited.any()):
             return uniform
         root = (self.second_moment / self.norm).sqrt()
-        # Cells that were never drawn count as the average one.
+        # Cells that were never drawn get the average.
         root = torch.where(visited, root, root[visited].mean())
         total = root.sum()
         if not total > 0:
@@ -145,7 +147,7 @@ class Adaptive:
         if levels is None:
             return SampledLevels(u, 1 / (mass[cell] * cells))
         level = (u * levels).long() + 1
-        # In float64: an int64 tensor over an int is float32, which would bias π_t by 1e-3 at L = 10 000.
+        # In float64: an int64 tensor divided by an int is float32, which would bias π_t by 1e-3 at L = 10 000.
         end, start = level.double() / levels, (level.double() - 1) / levels
         return SampledLevels(level, 1 / (_cumulative(edges, end) - _cumulative(edges, start)))
 
@@ -166,11 +168,11 @@ class Adaptive:
         self.seen += len(cell)
 
     def state(self) -> dict[str, Any]:
-        """What its future depends on: {"second_moment", "norm"} tensors and the count "seen"."""
+        """Return the sampler's state for checkpoints: {"second_moment", "norm"} tensors and the count "seen"."""
         return {"second_moment": self.second_moment, "norm": self.norm, "seen": torch.tensor(self.seen)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore the state returned by `state`."""
         self.second_moment, self.norm = state["second_moment"].clone(), state["norm"].clone()
         self.seen = int(state["seen"])
 
@@ -178,14 +180,14 @@ class Adaptive:
 class SecondMoment:
     """Improved DDPM's resampler: π_t ∝ √E[L_t²] over each level's last costs, uniform until every level has had `history` of them.
 
-    (Nichol & Dhariwal 2021, eq. 18.) `floor` is the part of π that stays uniform. Draws are independent, as theirs are. Discrete
-    time only.
+    (Nichol & Dhariwal 2021, eq. 18.) `floor` is the part of π that stays uniform. As in their code, draws are independent. It is
+    for discrete time only.
 
     >>> sampler = SecondMoment(history=1, floor=0.0)
     >>> sampler.update(torch.tensor([0.25, 0.75]), torch.tensor([3.0, 1.0]))
     >>> sampler.mass(2)
     tensor([0.5000, 0.5000], dtype=torch.float64)
-    >>> _ = sampler.sample(1, 2)                                  # from here on it knows that there are two
+    >>> _ = sampler.sample(1, 2)                                  # the number of levels is known from here on
     >>> sampler.update(torch.tensor([0.25, 0.75]), torch.tensor([3.0, 1.0]))
     >>> sampler.mass(2)
     tensor([0.7500, 0.2500], dtype=torch.float64)
@@ -193,13 +195,13 @@ class SecondMoment:
 
     def __init__(self, history: int = 10, floor: float = 0.001) -> None:
         if history < 1 or not 0 <= floor <= 1:
-            raise ValueError(f"history={history}, floor={floor} came; need ≥ 1, in [0, 1]")
+            raise ValueError(f"expected history ≥ 1 and floor in [0, 1], got history={history}, floor={floor}")
         self.floor, self.history = floor, history
         self.costs = torch.zeros(0, history, dtype=torch.float64)
         self.seen = torch.zeros(0, dtype=torch.long)
 
     def mass(self, levels: int) -> Tensor:
-        """π (levels,), adding up to one."""
+        """Return π (levels,), adding up to one."""
         uniform = torch.full((levels,), 1 / levels, dtype=torch.float64)
         if len(self.seen) != levels or bool((self.seen < self.history).any()):
             return uniform
@@ -210,7 +212,7 @@ class SecondMoment:
     def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
         if levels is None:
             raise DiffusionalError(
-                "SecondMoment came for continuous time, which has no levels to keep costs of: use Adaptive"
+                "SecondMoment expects discrete time, got continuous time (levels=None), which has no levels to store costs for: use Adaptive"
             )
         if len(self.seen) != levels:
             self.costs = torch.zeros(levels, self.history, dtype=torch.float64)
@@ -222,7 +224,7 @@ class SecondMoment:
         return SampledLevels(level + 1, 1 / mass[level])
 
     def update(self, position: Tensor, cost: Tensor) -> None:
-        """Keep costs (N,), in any one unit, at positions (N,) in [0, 1); the oldest of a level's `history` go."""
+        """Store costs (N,), in any one unit, at positions (N,) in [0, 1); a level's `history` drops its oldest costs."""
         if not len(self.seen):
             return
         level = (position.detach().cpu() * len(self.seen)).long()
@@ -231,20 +233,20 @@ class SecondMoment:
             self.seen[t] += 1
 
     def state(self) -> dict[str, Any]:
-        """What its future depends on: {"costs", "seen"} tensors."""
+        """Return the sampler's state for checkpoints: {"costs", "seen"} tensors."""
         return {"costs": self.costs.clone(), "seen": self.seen.clone()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore the state returned by `state`."""
         self.costs, self.seen = state["costs"].clone(), state["seen"].clone()
 
 
-# Those whose draws depend on the costs before.
+# The samplers whose draws depend on earlier costs.
 LEARNING = (Adaptive, SecondMoment)
 
 
 def _cumulative(edges: Tensor, u: Tensor) -> Tensor:
-    """F(u) of the piecewise-constant proposal whose cells have the cumulative masses `edges`."""
+    """Return F(u) of the piecewise-constant proposal whose cells have the cumulative masses `edges`."""
     cells = len(edges) - 1
     scaled = u.double() * cells
     cell = scaled.long().clamp(0, cells - 1)

@@ -6,10 +6,10 @@ With `steps=T` the latents z_1 … z_T sit on the grid u = (t − 1)/(T − 1); 
 paper counts differently: its T steps are T + 1 latents here (its z_0 is our z_1).
 
 Schedules made of betas have exact knots, γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)), and a monotone cubic (Fritsch–Carlson)
-between them. `learned` is VDM's monotone network, `learned_betas` has the rates themselves as parameters (Sohl-Dickstein et al.).
-In continuous time the bound depends on γ's end points and not on its shape (MATH (10)), so that a learned shape is free to make
-the loss's variance small: `visit` is where a loss tells it to. Everything is float64 and stays so: `model.half()` and autocast do not reach a schedule, since an SNR
-formed in float32 is wrong by up to 290 % at γ = −13.
+between them. `learned` is VDM's monotone network; `learned_betas` has the rates themselves as parameters (Sohl-Dickstein et al.).
+In continuous time the bound depends on γ's end points but not on its shape (MATH (10)), so that the shape can be trained to reduce
+the variance of the loss (see `visit`). All numbers are float64 and stay so: `model.half()` and autocast do not affect a schedule,
+since an SNR computed in float32 is wrong by up to 290 % at γ = −13.
 
 References: Sohl-Dickstein et al. 2015, §2.4.1 (learned β); Ho, Jain & Abbeel 2020 (linear); Nichol & Dhariwal 2021 (cosine); Kingma
 et al. 2021, App. H and I.2 (γ as the schedule, learned).
@@ -32,23 +32,26 @@ from diffusional.errors import DiffusionalError
 
 def _checked(steps: int | None) -> int | None:
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 2):
-        raise DiffusionalError(f"steps={steps!r} came; give T ≥ 2 latents, or None for continuous time")
+        raise DiffusionalError(
+            f"expected steps to be an integer of at least 2, or None for continuous time, got {steps!r}"
+        )
     return steps
 
 
 @dataclass
 class Pull:
-    """What a loss multiplies the gradient of a learned shape by, (B,); it fills in `factor` before it is differentiated.
+    """The factors (B,) by which a loss multiplies the gradient of a learned shape; the loss sets `factor` before it is differentiated.
 
-    By c_i = 2 L_i, L_i the draw of the loss at u_i, since then Σ_i c_i ∂L_i is the gradient of Σ_i L_i²: of the loss's variance, where
-    its mean does not depend on the shape (Kingma et al. 2021, App. I.2). One backward pass serves both.
+    The factor is c_i = 2 L_i, where L_i is the draw of the loss at u_i: Σ_i c_i ∂L_i is the gradient of Σ_i L_i², and so of the
+    variance of the loss, since its mean does not depend on the shape (Kingma et al. 2021, App. I.2). One backward pass gives the
+    gradients of both the loss and its variance.
     """
 
     factor: Tensor = field(default_factory=lambda: torch.ones(()))
 
 
 class Float64(nn.Module):
-    """A module whose numbers move between devices but stay float64: `model.half()` and autocast do not reach them."""
+    """A module whose tensors move between devices but stay float64: `model.half()` and autocast do not affect them."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ class Float64(nn.Module):
 
 
 class Schedule(Float64):
-    """γ(u) with its derivative. Subclasses give `gamma` and `dgamma`, both float64 and differentiable.
+    """γ(u) with its derivative. Subclasses define `gamma` and `dgamma`, both float64 and differentiable.
 
     `steps` is T, or None in continuous time.
     """
@@ -69,36 +72,40 @@ class Schedule(Float64):
         self.steps = _checked(steps)
 
     def gamma(self, u: Tensor) -> Tensor:
-        """γ(u), u ∈ [0, 1] of any shape; float64."""
+        """Return γ(u), u ∈ [0, 1] of any shape; float64."""
         raise TypeError(f"{type(self).__name__} must define gamma(u)")
 
     def dgamma(self, u: Tensor) -> Tensor:
-        """γ'(u) = dγ/du > 0; float64."""
+        """Return γ'(u) = dγ/du > 0; float64."""
         raise TypeError(f"{type(self).__name__} must define dgamma(u)")
 
     def visit(self, u: Tensor, pull: Pull) -> tuple[Tensor, Tensor]:
-        """γ(u) and γ'(u) at the u (B,) that a loss draws; of a learned shape with gradients that `pull` multiplies."""
-        del pull  # a schedule without parameters has no gradient to pull
+        """Return γ(u) and γ'(u) at the u (B,) that a loss draws; `pull` multiplies the gradients of a learned shape."""
+        del pull  # a schedule without parameters has no gradients
         return self.gamma(u), self.dgamma(u)
 
     def grid(self) -> Tensor:
-        """γ_1 … γ_T (T,), float64, at u = (t − 1)/(T − 1).
+        """Return γ_1 … γ_T (T,), float64, at u = (t − 1)/(T − 1).
 
         >>> log_snr_linear(-4.0, 4.0, steps=3).grid()
         tensor([-4.,  0.,  4.], dtype=torch.float64)
         """
         if self.steps is None:
-            raise DiffusionalError("time is continuous here (steps=None); regrid(steps=T) gives it a grid of T latents")
+            raise DiffusionalError(
+                "expected a number of steps, got continuous time (steps=None): use regrid(steps=T) for a grid of T latents"
+            )
         u = torch.arange(self.steps, dtype=torch.float64, device=self._device()) / (self.steps - 1)
         return self.gamma(u)
 
     def ends(self) -> Tensor:
-        """(γ at u = 0, γ at u = 1) (2,), float64: γ_1 and γ_T."""
+        """Return (γ at u = 0, γ at u = 1) (2,), float64: γ_1 and γ_T."""
         return self.gamma(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self._device()))
 
     def spaced(self, steps: int) -> Tensor:
-        """γ at `steps` latents for a chain of other than T: in continuous time, or for more, at even u; else of the T latents, which a
-        network may know alone, those next to these.
+        """Return γ at `steps` latents, for a chain of another length than T.
+
+        In continuous time, and for more than T latents, they are at even u. Otherwise they are the nearest ones of the T latents,
+        since a network may have been trained at these only.
 
         >>> linear(steps=5).spaced(3).equal(linear(steps=5).grid()[[0, 2, 4]])
         True
@@ -106,7 +113,7 @@ class Schedule(Float64):
         return self.regrid(steps).grid() if self.steps is None or steps > self.steps else _some(self.grid(), steps)
 
     def inverse(self, gamma: Tensor) -> Tensor:
-        """u with γ(u) = `gamma`, by bisection to float64 precision; raises outside [γ(0), γ(1)].
+        """Return u with γ(u) = `gamma`, by bisection to float64 precision. Raises DiffusionalError outside [γ(0), γ(1)].
 
         >>> log_snr_linear(-4.0, 4.0).inverse(torch.tensor([2.0], dtype=torch.float64))
         tensor([0.7500], dtype=torch.float64)
@@ -116,7 +123,7 @@ class Schedule(Float64):
         slack = 1e-9 * (high - low)
         if bool(((gamma < low - slack) | (gamma > high + slack)).any()):
             raise DiffusionalError(
-                f"γ from {float(gamma.min()):g} to {float(gamma.max()):g} came; this schedule spans {low:g} to {high:g}"
+                f"expected γ from {low:g} to {high:g}, the range of this schedule, got {float(gamma.min()):g} to {float(gamma.max()):g}"
             )
         lower, upper = torch.zeros_like(gamma), torch.ones_like(gamma)
         for _ in range(60):
@@ -126,12 +133,12 @@ class Schedule(Float64):
         return 0.5 * (lower + upper)
 
     def regrid(self, steps: int | None) -> "Schedule":
-        """The same γ(u) with another number of latents, sharing this schedule's tensors.
+        """Return the same γ(u) with another number of latents, sharing this schedule's tensors.
 
         >>> log_snr_linear(-4.0, 4.0).regrid(5).grid().shape
         torch.Size([5])
         """
-        other = copy.copy(self)  # shallow: both hold the same tensors, so a learned γ stays one γ
+        other = copy.copy(self)  # a shallow copy: a learned γ is shared
         other.steps = _checked(steps)
         return other
 
@@ -139,12 +146,12 @@ class Schedule(Float64):
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; `from_dict` reads it back."""
+        """Return a JSON-ready description; `from_dict` reads it back."""
         raise TypeError(f"{type(self).__name__} must define to_dict()")
 
 
 class LogSNRLinear(Schedule):
-    """γ(u) = γ_min + (γ_max − γ_min) u: log-SNR falls linearly (Kingma et al. 2021)."""
+    """γ(u) = γ_min + (γ_max − γ_min) u: the log-SNR is linear in u (Kingma et al. 2021)."""
 
     def __init__(self, gamma_min: float, gamma_max: float, steps: int | None = None) -> None:
         super().__init__(steps)
@@ -170,12 +177,12 @@ class LogSNRLinear(Schedule):
 
 
 class Learned(Schedule):
-    """γ(u) = γ_min + (γ_max − γ_min) s(u), s a monotone network from s(0) = 0 to s(1) = 1 (Kingma et al. 2021, App. H):
+    """γ(u) = γ_min + (γ_max − γ_min) s(u), with a monotone network s from s(0) = 0 to s(1) = 1 (Kingma et al. 2021, App. H):
 
         s(u) = [m(u) − m(0)]/[m(1) − m(0)],    m(u) = |a| u + (1/n) Σ_j |c_j| tanh(½ (|w_j| (2u − 1) + b_j)).
 
-    It begins next to a straight line. The units' places are spread over [0, 1] and their widths from 1 to 1/32 of it, so that they
-    need not be learned first (the paper's begin as one).
+    Initially it is close to a straight line. The positions of the units are spread over [0, 1], and their widths range from 1 to
+    1/32 of it, so that these need not be learned (in the paper all units begin equal).
     """
 
     def __init__(
@@ -190,7 +197,7 @@ class Learned(Schedule):
         _check_ends(gamma_min, gamma_max)
         if features < 1 or ends not in ("fixed", "learned"):
             raise DiffusionalError(
-                f"features={features} and ends={ends!r} came; give at least 1 feature, and ends fixed or learned"
+                f"expected features ≥ 1 and ends to be fixed or learned, got features={features} and ends={ends!r}"
             )
         self.ends_are: Literal["fixed", "learned"] = ends
         self.gamma_min: Tensor
@@ -201,7 +208,7 @@ class Learned(Schedule):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
-        # Not equally spaced beside the widths: neighbours in place differ in width by half the range (a golden section).
+        # Widths are not in the order of the positions: neighbours differ in width by half the range (a golden section).
         place = (torch.arange(features, dtype=torch.float64) + 0.5) / features
         width = 32.0 ** ((torch.arange(features, dtype=torch.float64) * 0.6180339887498949) % 1)
         self.slope = nn.Parameter(torch.ones((), dtype=torch.float64))
@@ -217,17 +224,17 @@ class Learned(Schedule):
 
     def _rise(self, u: Tensor) -> Tensor:
         angle = self._angle(u)
-        # tanh' = 1/cosh² = 4 σ(2a) σ(−2a), which no angle makes overflow.
+        # tanh' = 1/cosh² = 4 σ(2a) σ(−2a), which does not overflow for any angle.
         bump = 4 * torch.sigmoid(2 * angle) * torch.sigmoid(-2 * angle)
         return self.slope.abs() + (self.heights.abs() * self.widths.abs() * bump).mean(-1)
 
     def _whole(self) -> tuple[Tensor, Tensor]:
-        """m(0), and m(1) − m(0)."""
+        """Return m(0), and m(1) − m(0)."""
         low, high = self._monotone(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.slope.device))
         return low, high - low
 
     def shape(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """s(u) and s'(u)."""
+        """Return s(u) and s'(u)."""
         low, rise = self._whole()
         u = u.double()
         return (self._monotone(u) - low) / rise, self._rise(u) / rise
@@ -246,11 +253,11 @@ class Learned(Schedule):
         return self.gamma_min + self._span() * parts[0], self._span() * parts[1]
 
     def ends(self) -> Tensor:
-        # γ_min + |γ_max − γ_min|, without rounding where they are in order.
+        # γ_min + |γ_max − γ_min|, without rounding if they are in order.
         return torch.stack([self.gamma_min, torch.maximum(self.gamma_max, 2 * self.gamma_min - self.gamma_max)])
 
     def _span(self) -> Tensor:
-        """|γ_max − γ_min|: learned end points that changed places would turn costs negative."""
+        """Return |γ_max − γ_min|: if learned end points changed their order, costs would become negative."""
         return (self.gamma_max - self.gamma_min).abs()
 
     def to_dict(self) -> dict[str, Any]:
@@ -259,18 +266,16 @@ class Learned(Schedule):
 
 
 class FromBetas(Schedule):
-    """γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)) at the knots (MATH (4)), a monotone cubic between them."""
+    """γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)) at the knots (MATH (4)), with a monotone cubic between them."""
 
     def __init__(self, betas: Sequence[float] | np.ndarray | Tensor) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
         if betas.ndim != 1 or len(betas) < 2:
-            raise DiffusionalError(f"betas of shape {tuple(betas.shape)} came; give at least two in one row")
+            raise DiffusionalError(f"expected betas of shape (T,) with T ≥ 2, got shape {tuple(betas.shape)}")
         outside = ~((betas > 0) & (betas < 1))
         if bool(outside.any()):
             t = int(outside.nonzero()[0]) + 1
-            raise DiffusionalError(
-                f"β_{t} = {float(betas[t - 1]):g} came; every β must lie strictly between 0 and 1 (MATH (1))"
-            )
+            raise DiffusionalError(f"expected every beta strictly between 0 and 1, got β_{t} = {float(betas[t - 1]):g}")
         super().__init__(len(betas))
         knots = _knots(-torch.log1p(-betas))
         cubic = PchipInterpolator(np.linspace(0.0, 1.0, len(betas)), knots.numpy())
@@ -310,18 +315,18 @@ class FromBetas(Schedule):
 
 
 class LearnedBetas(Schedule):
-    """β_1 fixed, β_2 … β_T learned: β_t = sigmoid(ℓ_t), γ_t as of any betas (MATH (4)) and straight between.
+    """β_1 is fixed and β_2 … β_T are learned: β_t = sigmoid(ℓ_t), with γ_t as for any betas (MATH (4)) and linear between them.
 
-    (Sohl-Dickstein et al. 2015, §2.4.1: by gradient ascent on the bound through frozen noise. A fixed β_1 prevents overfitting.)
-    They begin at β_t = 1/(T − (t−1)(T−2)/(T−1)), from 1/T to 1/2, which erases a constant part of the signal's variance per step:
-    the baseline of their released code.
+    (Sohl-Dickstein et al. 2015, §2.4.1: by gradient ascent on the bound with frozen noise. The fixed β_1 prevents overfitting.)
+    The initial values are β_t = 1/(T − (t−1)(T−2)/(T−1)), from 1/T to 1/2, the baseline of their released code: each step erases
+    the same part of the signal's variance.
     """
 
     def __init__(self, steps: int, beta_first: float) -> None:
         super().__init__(steps)
         if steps is None or steps < 3 or not 0 < beta_first < 1:
             raise DiffusionalError(
-                f"steps={steps} and beta_first={beta_first} came; give T ≥ 3 latents and a β_1 strictly between 0 and 1"
+                f"expected steps ≥ 3 and beta_first strictly between 0 and 1, got steps={steps} and beta_first={beta_first}"
             )
         self.beta_first: Tensor
         self.register_buffer("beta_first", torch.tensor([beta_first], dtype=torch.float64))
@@ -334,7 +339,7 @@ class LearnedBetas(Schedule):
         return torch.cat([self.beta_first, torch.sigmoid(self.logits)])
 
     def _gammas(self) -> Tensor:
-        # −ln(1 − β_t) = −ln sigmoid(−ℓ_t): no cancellation, and exact where torch's softplus is not.
+        # −ln(1 − β_t) = −ln sigmoid(−ℓ_t), without cancellation, and accurate where torch's softplus is not.
         lost = torch.cat([-torch.log1p(-self.beta_first), -logsigmoid(-self.logits)])
         return _knots(lost)
 
@@ -366,13 +371,13 @@ class LearnedBetas(Schedule):
 
 
 def _some(knots: Tensor, steps: int) -> Tensor:
-    """`steps` of the knots, evenly spread from the first to the last."""
+    """Return `steps` of the knots, evenly spaced from the first to the last."""
     _checked(steps)
     return knots[torch.linspace(0, len(knots) - 1, steps, dtype=torch.float64).round().long()]
 
 
 def _knots(lost: Tensor) -> Tensor:
-    """γ_t = ln expm1(Σ_{s≤t} lost_s), lost = −ln(1 − β); expm1 overflows past 709, where ln expm1(y) = y to float64."""
+    """Return γ_t = ln expm1(Σ_{s≤t} lost_s), lost = −ln(1 − β); expm1 overflows past 709, where ln expm1(y) = y to float64."""
     total = lost.cumsum(0)
     large = total > 30
     small = torch.log(torch.expm1(torch.where(large, 1.0, total)))
@@ -382,7 +387,7 @@ def _knots(lost: Tensor) -> Tensor:
 def _check_ends(gamma_min: float, gamma_max: float) -> None:
     if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
         raise DiffusionalError(
-            f"γ from {gamma_min} to {gamma_max} came; give finite gamma_min < gamma_max, such as −10 and 10"
+            f"expected finite gamma_min < gamma_max, such as −10 and 10, got {gamma_min} and {gamma_max}"
         )
 
 
@@ -393,9 +398,9 @@ def learned(
     features: int = 1024,
     ends: Literal["fixed", "learned"] = "fixed",
 ) -> Learned:
-    """VDM's learned γ(u), a monotone network of `features` units; its end points are given, or learned too (Kingma et al. 2021).
+    """Return VDM's learned γ(u), a monotone network of `features` units; its end points are fixed or learned (Kingma et al. 2021).
 
-    The defaults are where the paper's begin. Raises DiffusionalError unless gamma_min < gamma_max are finite.
+    The defaults are the paper's initial values. Raises DiffusionalError unless gamma_min < gamma_max are finite.
 
     >>> learned(-13.3, 5.0).ends().tolist()
     [-13.3, 5.0]
@@ -404,7 +409,7 @@ def learned(
 
 
 def learned_betas(steps: int, beta_first: float = 1e-3) -> LearnedBetas:
-    """β_2 … β_T learned, β_1 fixed (Sohl-Dickstein et al. 2015). Raises DiffusionalError unless T ≥ 3 and 0 < β_1 < 1.
+    """Return a schedule with β_2 … β_T learned and β_1 fixed (Sohl-Dickstein et al. 2015). Raises DiffusionalError unless T ≥ 3 and 0 < β_1 < 1.
 
     >>> learned_betas(4, 0.001).betas.detach()
     tensor([0.0010, 0.3000, 0.3750, 0.5000], dtype=torch.float64)
@@ -413,7 +418,7 @@ def learned_betas(steps: int, beta_first: float = 1e-3) -> LearnedBetas:
 
 
 def log_snr_linear(gamma_min: float = -10.0, gamma_max: float = 10.0, steps: int | None = None) -> LogSNRLinear:
-    """γ(u) = γ_min + (γ_max − γ_min) u; continuous time unless `steps` is given.
+    """Return the schedule γ(u) = γ_min + (γ_max − γ_min) u; in continuous time unless `steps` is given.
 
     Raises DiffusionalError unless gamma_min < gamma_max are finite.
 
@@ -424,30 +429,30 @@ def log_snr_linear(gamma_min: float = -10.0, gamma_max: float = 10.0, steps: int
 
 
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = False) -> FromBetas:
-    """DDPM's schedule: β_t linear from beta_start to beta_end, as given (Ho, Jain & Abbeel 2020, §4).
+    """Return DDPM's schedule: β_t linear from beta_start to beta_end (Ho, Jain & Abbeel 2020, §4).
 
-    `rescale=True` multiplies both ends by 1000/T, as OpenAI's code does. Any β ≥ 1 raises DiffusionalError.
+    `rescale=True` multiplies both ends by 1000/T, as in OpenAI's code. Any β ≥ 1 raises DiffusionalError.
 
     >>> float(linear(steps=1000).grid()[0])               # ln expm1(−ln(1 − 1e-4)) = ln(1e-4 / (1 − 1e-4))
     -9.2102...
     """
     if not isinstance(steps, int) or steps < 2:
-        raise DiffusionalError(f"steps={steps!r} came; a schedule of betas needs T ≥ 2")
+        raise DiffusionalError(f"expected steps to be an integer of at least 2, got {steps!r}")
     factor = 1000 / steps if rescale else 1.0
     return FromBetas(torch.linspace(beta_start * factor, beta_end * factor, steps, dtype=torch.float64))
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> FromBetas:
-    """Improved DDPM's schedule: β_t = min(1 − f(t)/f(t−1), beta_max), f(t) = cos²(π/2 · (t/T + s)/(1 + s)), s = offset.
+    """Return improved DDPM's schedule: β_t = min(1 − f(t)/f(t−1), beta_max), f(t) = cos²(π/2 · (t/T + s)/(1 + s)), s = offset.
 
-    (Nichol & Dhariwal 2021, eq. 17.) Written as β_t = 1 − f(t)/f(t−1) = sin(b − a) sin(a + b)/cos²(a) with a, b the
-    angles of t−1 and t, which does not cancel for large T.
+    (Nichol & Dhariwal 2021, eq. 17.) It is computed as β_t = 1 − f(t)/f(t−1) = sin(b − a) sin(a + b)/cos²(a), with a, b the
+    angles of t−1 and t, which avoids cancellation for large T.
 
     >>> round(float(cosine(steps=1000).betas[0]), 7)
     4.13e-05
     """
     if not isinstance(steps, int) or steps < 2:
-        raise DiffusionalError(f"steps={steps!r} came; a schedule of betas needs T ≥ 2")
+        raise DiffusionalError(f"expected steps to be an integer of at least 2, got {steps!r}")
     t = torch.arange(steps, dtype=torch.float64)
     a = 0.5 * math.pi * (t / steps + offset) / (1 + offset)
     b = 0.5 * math.pi * ((t + 1) / steps + offset) / (1 + offset)
@@ -456,7 +461,7 @@ def cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) ->
 
 
 def from_betas(betas: Sequence[float] | np.ndarray | Tensor) -> FromBetas:
-    """A schedule of any betas β_1 … β_T, each strictly between 0 and 1 (MATH (1)).
+    """Return a schedule of any betas β_1 … β_T, each strictly between 0 and 1 (MATH (1)).
 
     >>> from_betas([0.1, 0.2, 0.3]).steps
     3
@@ -465,7 +470,7 @@ def from_betas(betas: Sequence[float] | np.ndarray | Tensor) -> FromBetas:
 
 
 def from_dict(record: dict[str, Any]) -> Schedule:
-    """The schedule that `to_dict` described.
+    """Return the schedule that `to_dict` described.
 
     >>> from_dict(linear(steps=10).to_dict()).grid().equal(linear(steps=10).grid())
     True
@@ -479,12 +484,12 @@ def from_dict(record: dict[str, Any]) -> Schedule:
     if kind in ("learned", "learned_betas"):
         state = {name: torch.tensor(value, dtype=torch.float64) for name, value in record["state"].items()}
         if kind == "learned":
-            # Its ends are loaded, not given: learned ones may have changed places.
+            # The ends are loaded from the state: learned ones may have changed their order.
             made: Schedule = Learned(-1.0, 1.0, steps, len(state["heights"]), record["ends"])
         else:
             made = LearnedBetas(len(state["logits"]) + 1, float(state["beta_first"]))
         made.load_state_dict(state)
         return made.regrid(steps)
     raise DiffusionalError(
-        f"schedule of kind {kind!r} came; expected log_snr_linear, from_betas, learned or learned_betas"
+        f"expected the kind of a schedule to be log_snr_linear, from_betas, learned or learned_betas, got {kind!r}"
     )

@@ -1,4 +1,4 @@
-"""The range of seeds, checked in one place. Imports no torch."""
+"""The check of seeds. Does not import torch."""
 
 from numbers import Integral
 from typing import Any

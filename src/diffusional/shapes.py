@@ -1,18 +1,18 @@
-"""The one place that lines a batch of numbers up with a batch of data, and sums data down to the batch."""
+"""Functions that broadcast one number per item to the shape of the data, and sum data to one number per item."""
 
 from jaxtyping import Shaped
 from torch import Tensor
 
-# A batch of items, one number for each, and one value per level and position: pytest enforces them (jaxtyping, beartype).
+# A batch of items, one number per item, and one value per level and position; checked under pytest (jaxtyping, beartype).
 Items = Shaped[Tensor, "b *dims"]
 PerItem = Shaped[Tensor, " b"]
 PerLevel = Shaped[Tensor, "b k *dims"]
 
 
 def align(values: Tensor, like: Tensor) -> Tensor:
-    """Give (B,) or () values as many trailing axes as `like` (B, ...) has, in its dtype and on its device.
+    """Return (B,) or () values with as many trailing axes as `like` (B, ...) has, in its dtype and on its device.
 
-    The cast to `like`'s dtype comes last: coefficients are computed in float64 before (MATH (4)).
+    The cast to `like`'s dtype is the last operation: coefficients are computed in float64 (MATH (4)).
 
     >>> import torch
     >>> align(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 8, 8)).shape
@@ -20,15 +20,14 @@ def align(values: Tensor, like: Tensor) -> Tensor:
     """
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, like.shape[0])):
         raise ValueError(
-            f"values of shape {tuple(values.shape)} came for a batch of {like.shape[0]}; "
-            "give one number, or one for each item"
+            f"expected one number, or one for each of {like.shape[0]} items, got values of shape {tuple(values.shape)}"
         )
     values = values.to(device=like.device, dtype=like.dtype)
     return values.reshape(values.shape + (1,) * (like.ndim - 1)) if values.ndim else values
 
 
 def sum_dims(values: Items) -> PerItem:
-    """Sum over everything but the batch: per-dimension nats become per-item nats.
+    """Sum over all axes but the batch: nats per dimension become nats per item.
 
     >>> import torch
     >>> sum_dims(torch.ones(2, 3, 4))

@@ -1,15 +1,15 @@
-"""What x is: shape, range, and levels (discrete), or the reals (continuous).
+"""Spaces: the shape of an item x, with its range and levels (discrete) or the reals (continuous).
 
-Every array that enters is declared by a space; nothing is ever assumed to be 8-bit. A discrete space of K levels maps
-level k = 0 … K−1 to the model's value
+All data are declared by a space; nothing is assumed to be 8-bit. A discrete space of K levels maps level k = 0 … K−1 to the
+model's value
 
     x_k = low + (high − low) k / (K − 1),                 bin width  Δ = (high − low) / (K − 1),
 
-so that neighbouring levels are Δ apart and the outer bins are open. A continuous space is standardised per
-dimension, x = (raw − shift) / scale, and densities in the original units follow by the log-Jacobian,
+so that neighbouring levels are Δ apart and the outer bins are open. A continuous space is standardised per dimension,
+x = (raw − shift) / scale, and densities in the original units follow from the log-Jacobian,
 −ln p(raw) = −ln p(x) + Σ_d ln scale_d.
 
-Models see x; files hold raw values; `encode` and `decode` lie between.
+Models receive x; files contain raw values; `encode` and `decode` convert between them.
 """
 
 import math
@@ -25,16 +25,16 @@ from diffusional.grid import sample, scaled_levels
 # Distances from the mean in standard deviations of the training data. The median item of encoded data does not exceed the first; if it
 # exceeds the second, the data are far from the training data.
 _APART, _FAR = 10.0, 100.0
-# Raw values of the same kind as the training data have, once standardised, a median distance from the mean below the first and a spread
-# within a factor of the second.
+# Raw values of the same kind as the training data, once standardised, have a median distance from the mean below the first number and a
+# spread within a factor of the second.
 _ORDINARY, _SPREAD = 3.0, 5.0
-# The fewest items for judging a spread or moderate distances; the most items that are examined.
+# The least number of items for judging a spread or moderate distances; the largest number of items that are examined.
 _ENOUGH, _LOOKED_AT = 16, 1000
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
     if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise DiffusionalError(f"shape {shape} came; give the shape of one item, such as (1, 8, 8) or (20,)")
+        raise DiffusionalError(f"expected shape to be the shape of one item, such as (1, 8, 8) or (20,), got {shape}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Discrete:
     def __post_init__(self) -> None:
         _check_shape(self.shape)
         if self.levels < 2:
-            raise DiffusionalError(f"levels={self.levels} came; discrete data need at least 2 levels")
+            raise DiffusionalError(f"expected levels to be at least 2 for discrete data, got {self.levels}")
         if not self.low < self.high:
-            raise DiffusionalError(f"range [{self.low}, {self.high}] came; low must be below high")
+            raise DiffusionalError(f"expected low < high, got low={self.low} and high={self.high}")
 
     @property
     def dimensions(self) -> int:
@@ -76,43 +76,45 @@ class Discrete:
         return torch.linspace(self.low, self.high, self.levels, dtype=torch.float64)
 
     def encode(self, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Level indices (B, *shape), of an integer dtype, to model values; checks shape and range."""
+        """Convert level indices (B, *shape), of an integer dtype, to model values; checks shape and range."""
         _check_items(raw, self.shape)
         if raw.dtype.is_floating_point or raw.dtype.is_complex or raw.dtype == torch.bool:
             raise DiffusionalError(
-                f"values of type {raw.dtype} came for a space of {self.levels} levels; give integers 0 … {self.levels - 1}"
+                f"expected integers 0 … {self.levels - 1}, the indices of {self.levels} levels, got values of type {raw.dtype}"
             )
         least, most = int(raw.min()), int(raw.max())
         if least < 0 or most >= self.levels:
             raise DiffusionalError(
-                f"values from {least} to {most} came; {self.levels} levels are declared, 0 … {self.levels - 1}. "
-                f"Declare at least levels={max(most, 1) + 1}, or mend the data"
+                f"expected values 0 … {self.levels - 1}, the {self.levels} levels that are declared, got {least} to {most}. "
+                f"Declare at least levels={max(most, 1) + 1}, or correct the data"
             )
         return (self.low + self.width * raw.to(torch.float64)).to(dtype)
 
     def index(self, x: Tensor) -> Tensor:
-        """Level indices (int64) of model values; the nearest level, without a check. Inverse of `encode`."""
+        """Return level indices (int64) of model values: the nearest level, without a check. The inverse of `encode`."""
         return self._place(x).round().clamp(0, self.levels - 1).long()
 
     def _place(self, x: Tensor) -> Tensor:
-        # float32 tells 4096 levels apart by far; half of it does not.
+        # float32 easily separates 4096 levels; 16-bit types do not.
         return ((x.float() if self.levels <= 4096 else x.double()) - self.low) / self.width
 
     def decode(self, x: Tensor) -> Tensor:
-        """Model values (B, *shape) to raw level indices (int64), by the nearest level."""
+        """Convert model values (B, *shape) to raw level indices (int64), by the nearest level."""
         return self.index(x)
 
     def check(self, x: Tensor) -> None:
-        """Raise unless x (B, *shape) lies on the levels, to 1 % of a bin width, or what its type rounds by where that is more."""
+        """Raise unless x (B, *shape) is on the levels, to within 1 % of a bin width or the rounding error of its type, if that is larger."""
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
-            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
-        # What its type can be off by, in bins.
+            raise DiffusionalError(
+                f"expected encoded values, of a floating-point type, got type {x.dtype}: use space.encode(raw)"
+            )
+        # The rounding error of its type, in bins.
         rounded = 0.5 * torch.finfo(x.dtype).eps * max(abs(self.low), abs(self.high)) / self.width
         if rounded >= 0.5:
             raise DiffusionalError(
-                f"items of type {x.dtype} came, which can't tell {self.levels} levels from {self.low:g} to {self.high:g} apart; keep them "
-                "in float32"
+                f"expected items in float32, got {x.dtype}, which cannot represent {self.levels} distinct levels from {self.low:g} to "
+                f"{self.high:g}"
             )
         place = self._place(x)
         nearest = torch.round(place).clamp_(0, self.levels - 1)
@@ -120,24 +122,24 @@ class Discrete:
         if bad.any():
             item = int(bad.any(1).nonzero()[0])
             raise DiffusionalError(
-                f"item {item} has the value {float(x[item].flatten()[bad[item]][0]):g}, which is none of the "
-                f"{self.levels} levels from {self.low:g} to {self.high:g}; encode raw data with space.encode(raw)"
+                f"expected values on the {self.levels} levels from {self.low:g} to {self.high:g}, got "
+                f"{float(x[item].flatten()[bad[item]][0]):g} in item {item}; encode raw data with space.encode(raw)"
             )
 
     def doubts(self, x: Tensor) -> list[str]:
-        """Return no doubts: all items that `check` accepts are on the levels."""
+        """Return an empty list: all items that `check` accepts are on the levels."""
         return []
 
     def scaled_levels(self, x: Tensor, encoded: bool = True) -> None:
-        """Return None: the items are on the levels that were declared."""
+        """Return None: the items are on the declared levels."""
         return
 
     def log_jacobian(self) -> float:
-        """Σ_d ln scale_d, zero for a mass function."""
+        """Return Σ_d ln scale_d, zero for a mass function."""
         return 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; `from_dict` reads it back."""
+        """Return a JSON-ready description; `from_dict` reads it back."""
         return {
             "kind": "discrete",
             "shape": list(self.shape),
@@ -148,7 +150,7 @@ class Discrete:
 
 
 def binary(shape: tuple[int, ...]) -> Discrete:
-    """Two levels, −1 and 1.
+    """Return the space of two levels, −1 and 1.
 
     >>> binary((4,)).levels
     2
@@ -161,7 +163,7 @@ class Continuous:
     """Real values, standardised as x = (raw − shift) / scale with one shift and one scale per item position (or one for all).
 
     >>> space = Continuous(shape=(2,), shift=(0.0, 1.0), scale=(2.0, 2.0))
-    >>> round(space.log_jacobian(), 4)                     # 2 ln 2: densities in the original units cost this much more
+    >>> round(space.log_jacobian(), 4)                     # 2 ln 2 nats are added to −ln p(x)
     1.3863
     """
 
@@ -174,11 +176,13 @@ class Continuous:
         for name in ("shift", "scale"):
             values = getattr(self, name)
             if len(values) not in (1, self.dimensions):
-                raise DiffusionalError(f"{name} of length {len(values)} came; give 1 or {self.dimensions} numbers")
+                raise DiffusionalError(f"expected {name} to have 1 or {self.dimensions} numbers, got {len(values)}")
             if not all(math.isfinite(v) for v in values):
-                raise DiffusionalError(f"{name} has a value that is not finite; mend the data it came from")
+                raise DiffusionalError(
+                    f"expected {name} to be finite, got a value that is not: correct the data from which it was computed"
+                )
         if min(self.scale) <= 0:
-            raise DiffusionalError(f"scale {min(self.scale):g} came; scales must be positive (drop constant columns)")
+            raise DiffusionalError(f"expected scale to be positive, got {min(self.scale):g} (drop constant columns)")
 
     @property
     def dimensions(self) -> int:
@@ -195,7 +199,7 @@ class Continuous:
         return out.reshape(self.shape) if len(values) == self.dimensions and len(values) > 1 else out
 
     def encode(self, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Raw reals (B, *shape) to standardised x. Raises DiffusionalError for values that are not finite before or after."""
+        """Convert raw reals (B, *shape) to standardised x. Raises DiffusionalError for values that are not finite before or after."""
         _check_items(raw, self.shape)
         x = ((raw.double() - self._along(self.shift, raw)) / self._along(self.scale, raw)).to(dtype)
         finite = torch.isfinite(x).flatten(1)
@@ -203,7 +207,7 @@ class Continuous:
             item = int((~finite).any(1).nonzero()[0])
             value = float(raw[item].flatten()[~finite[item]][0])
             raise DiffusionalError(
-                f"item {item} has the value {value:g}, which is too far from the mean to be standardised in {dtype}; check that it has "
+                f"item {item} has the value {value:g}, which is too far from the mean to be standardised in {dtype}; check that it is in "
                 "the unit of the training data"
             )
         return x
@@ -224,8 +228,8 @@ class Continuous:
     def check(self, x: Tensor) -> None:
         """Raise unless x (B, *shape) is finite, of a floating type, and encoded.
 
-        Values are taken to be raw if most items lie far from the training data or have hardly any spread, and would be ordinary at
-        every position once encoded. A minority of outliers has no effect, however far they are.
+        Values are considered raw if most items are far from the training data or have hardly any spread, and would be ordinary at
+        every position once encoded. A minority of outliers has no effect, however far away they are.
 
         >>> space = Continuous((2,), shift=(30000.0, 1.7), scale=(8000.0, 0.1))
         >>> space.check(torch.tensor([[-0.5, 1e6], [0.2, 0.1], [1.0, -1.0]]))
@@ -236,14 +240,18 @@ class Continuous:
         """
         _check_items(x, self.shape)
         if not x.dtype.is_floating_point:
-            raise DiffusionalError(f"values of type {x.dtype} came; models take encoded values: space.encode(raw)")
+            raise DiffusionalError(
+                f"expected encoded values, of a floating-point type, got type {x.dtype}: use space.encode(raw)"
+            )
         place = self._raw_place(x)
         if place is not None and len(x) > 1:
             raise DiffusionalError(self._seem_raw(x, place))
 
     def doubts(self, x: Tensor) -> list[str]:
-        """Return reasons to doubt a bound of encoded items (B, *shape), one sentence each: most of them lie far from the training data, or a
-        single item seems to be raw. Empty for ordinary items, even with a minority of outliers.
+        """Return reasons to doubt a bound of encoded items (B, *shape), one sentence each.
+
+        They are that most items are far from the training data, and that a single item seems to be raw. The list is empty for ordinary
+        items, even with a minority of outliers.
 
         >>> Continuous((1,), (5.0,), (2.0,)).doubts(torch.tensor([[1000.0], [1001.0], [0.3]]))[0][:47]
         'half of the items or more lie at least 100 stan'
@@ -267,7 +275,7 @@ class Continuous:
     def scaled_levels(self, x: Tensor, encoded: bool = True) -> str | None:
         """Return a sentence on items (B, *shape), encoded or raw, that are levels stored as real numbers; None if they are not.
 
-        A density of such values has no upper bound, so that a NELBO says nothing about a model. A sample of the items is examined.
+        A density of such values has no upper bound, so that a NELBO is meaningless. A sample of the items is examined.
 
         >>> space = Continuous((1,), (4.0,), (2.0,))
         >>> space.scaled_levels(space.encode(torch.arange(100.0)[:, None] % 9))[:42]
@@ -282,7 +290,7 @@ class Continuous:
             shift, scale = (v if len(v) == 1 else v[positions] for v in (shift, scale))
             moved = raw * scale
             raw = moved + shift
-            # Of a subtraction, a division and the type of x. Networks take float32.
+            # The rounding of a subtraction, a division and the type of x. Networks take float32.
             eps = max(torch.finfo(torch.float32).eps, torch.finfo(x.dtype).eps)
             error = (2 * eps * (moved.abs().amax(0) + shift.abs())).numpy()
         return scaled_levels(raw.numpy(), self.shape, error, positions)
@@ -329,12 +337,12 @@ class Continuous:
         )
 
     def log_jacobian(self) -> float:
-        """Σ_d ln scale_d: what the standardisation adds to −ln p(x), in nats."""
+        """Return Σ_d ln scale_d, which the standardisation adds to −ln p(x), in nats."""
         total = math.fsum(math.log(s) for s in self.scale)
         return total * self.dimensions if len(self.scale) == 1 else total
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; `from_dict` reads it back."""
+        """Return a JSON-ready description; `from_dict` reads it back."""
         return {
             "kind": "continuous",
             "shape": list(self.shape),
@@ -347,7 +355,7 @@ Space = Discrete | Continuous
 
 
 def from_dict(record: dict[str, Any]) -> Space:
-    """The space that `to_dict` described.
+    """Return the space that `to_dict` described.
 
     >>> from_dict(Discrete((4,), 17).to_dict()) == Discrete((4,), 17)
     True
@@ -356,11 +364,11 @@ def from_dict(record: dict[str, Any]) -> Space:
     kind = record.pop("kind", None)
     known = {"discrete": Discrete, "continuous": Continuous}
     if kind not in known:
-        raise DiffusionalError(f"space of kind {kind!r} came; expected one of {', '.join(known)}")
+        raise DiffusionalError(f"expected the kind of a space to be one of {', '.join(known)}, got {kind!r}")
     try:
         return known[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
     except TypeError as error:
-        raise DiffusionalError(f"a {kind} space with keys {sorted(record)} came: {error}") from error
+        raise DiffusionalError(f"expected the keys of a {kind} space, got {sorted(record)}: {error}") from error
 
 
 def _some(x: Tensor) -> Tensor:
@@ -381,10 +389,10 @@ def _position(place: int, shape: tuple[int, ...]) -> str:
 def _check_items(values: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(values.shape[1:]) != tuple(shape):
         raise DiffusionalError(
-            f"items of shape {tuple(values.shape[1:])} came; the space's items have shape {tuple(shape)}"
+            f"expected items of shape {tuple(shape)}, the shape of the space, got {tuple(values.shape[1:])}"
         )
     if values.shape[0] == 0:
-        raise DiffusionalError("no items came; give at least one")
+        raise DiffusionalError("expected at least one item, got none")
     if values.dtype.is_floating_point and not torch.isfinite(values).all():
         item = int((~torch.isfinite(values.flatten(1))).any(1).nonzero()[0])
-        raise DiffusionalError(f"item {item} has a value that is not finite; mend or drop it")
+        raise DiffusionalError(f"expected finite values, got one that is not finite in item {item}; correct or drop it")

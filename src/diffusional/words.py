@@ -1,6 +1,6 @@
-"""The words of other libraries for options of this one, so that an error can suggest the right word.
+"""The names that other libraries use for options of this one, so that an error can suggest the right name.
 
-They are from diffusers, OpenAI's improved and guided diffusion, and the released code of DDPM and VDM. Imports no torch.
+They are from diffusers, OpenAI's improved and guided diffusion, and the released code of DDPM and VDM. Does not import torch.
 """
 
 from collections.abc import Sequence

@@ -241,7 +241,7 @@ def test_few_values_on_a_longer_scale_are_to_be_numbered(tmp_path: Path) -> None
 
 
 def test_levels_below_two(tmp_path: Path) -> None:
-    with pytest.raises(DiffusionalError, match="levels=1 came; discrete data need at least 2"):
+    with pytest.raises(DiffusionalError, match="levels to be at least 2 for discrete data, got 1"):
         npy(tmp_path, np.zeros_like(INTS), levels=1)
 
 

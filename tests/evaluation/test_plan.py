@@ -591,7 +591,7 @@ def test_a_pilot_of_a_few_is_refused() -> None:
 
 @pytest.mark.parametrize("data", [torch.zeros(2, 4), torch.full((2, 3), 0.3), torch.zeros(2, 3, dtype=torch.long)])
 def test_a_pilot_flies_on_items_of_the_space(data: Tensor) -> None:
-    with pytest.raises(DiffusionalError, match=r"came|none of the 5 levels"):
+    with pytest.raises(DiffusionalError, match=r"expected .* got"):
         Plan.fit(discrete(12), data)
 
 

@@ -467,14 +467,14 @@ def test_a_cost_that_is_not_finite_raises_and_names_the_item(images: Tensor) -> 
         ({"model": levels_model(2), "draws": 1}, "draws=1 came with a single level"),
         ({"model": levels_model(None), "draws": 1, "cells": 1}, "draws=1 came with a single level"),
         ({"condition": torch.zeros(8, 1)}, "8 rows for 9 items"),
-        ({"data": torch.zeros(0, 1, 4, 4)}, "no items came"),
+        ({"data": torch.zeros(0, 1, 4, 4)}, "at least one item"),
         (
             {"data": torch.zeros(2, 1, 5, 5)},
-            r"items of shape \(1, 5, 5\) came; the space's items have shape \(1, 4, 4\)",
+            r"\(1, 4, 4\).* got \(1, 5, 5\)",
         ),
-        ({"data": torch.full((2, 1, 4, 4), 0.3)}, "item 0 has the value 0.3, which is none of the 5 levels"),
-        ({"data": torch.full((2, 1, 4, 4), math.nan)}, "item 0 has a value that is not finite"),
-        ({"data": torch.zeros(2, 1, 4, 4, dtype=torch.long)}, "models take encoded values"),
+        ({"data": torch.full((2, 1, 4, 4), 0.3)}, "5 levels.* got 0.3 in item 0"),
+        ({"data": torch.full((2, 1, 4, 4), math.nan)}, "not finite in item 0"),
+        ({"data": torch.zeros(2, 1, 4, 4, dtype=torch.long)}, "encoded.*int64"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], message: str, images: Tensor) -> None:

@@ -110,11 +110,11 @@ def test_eta_is_above_zero_and_at_most_one(eta: float) -> None:
 
 def test_refused() -> None:
     process = NonMarkovDiffusion(SCHEDULE, 0.5)
-    with pytest.raises(DiffusionalError, match=r"not Markov: give transition\(z, t, x\)"):
+    with pytest.raises(DiffusionalError, match=r"not Markov.*transition\(z, t, x\)"):
         process.transition(Z, 3)
     for call in (lambda: process.between(Z, X, 3, 3), lambda: process.between(Z, X, 4, 3)):
         with pytest.raises(DiffusionalError, match="s ≥ t"):
             call()
     for t in (0, T + 1):
-        with pytest.raises(DiffusionalError, match=f"from {t} to {t}"):
+        with pytest.raises(DiffusionalError, match=f"got {t} to {t}"):
             process.transition(Z, t, X)

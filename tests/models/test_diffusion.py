@@ -638,9 +638,9 @@ def test_regrid_shares_the_network_and_the_curve() -> None:
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "level 0": (lambda: small_model().kl_at(batch(2), torch.tensor([0, 1]), batch(2)), "levels are integers 1 … 7"),
     "level T": (lambda: small_model().kl_at(batch(2), torch.tensor([1, 8]), batch(2)), "levels are integers 1 … 7"),
-    "off the levels": (lambda: small_model().elbo(batch(2) + 0.1), "none of the 4 levels"),
-    "NaN": (lambda: small_model().elbo(batch(2) * math.nan), "item 0 has a value that is not finite"),
-    "shape": (lambda: small_model().elbo(batch(2)[:, :1]), r"items of shape \(1, 2\) came"),
+    "off the levels": (lambda: small_model().elbo(batch(2) + 0.1), "the 4 levels"),
+    "NaN": (lambda: small_model().elbo(batch(2) * math.nan), "not finite in item 0"),
+    "shape": (lambda: small_model().elbo(batch(2)[:, :1]), r"shape .* got \(1, 2\)"),
     "integers": (lambda: small_model().loss(torch.zeros(2, 2, 2, dtype=torch.long)), r"space.encode\(raw\)"),
     "noise": (lambda: small_model().terms(batch(2), randn(7, 2, 2, 2)), r"expected \(8, 2, 2, 2\)"),
     "terms without T": (lambda: small_model(steps=None).terms(batch(2), batch(2)), "regrid"),

@@ -434,7 +434,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "an optimal variance": (
         lambda: GAUSSIAN.costs(PROCESS, "learned", 0.01),
         DiffusionalError,
-        'variance="learned" came; the optimal denoiser says none: give "posterior" or "transition"',
+        'expected variance to be "posterior" or "transition", got "learned": the optimal denoiser has no variance output',
     ),
 }
 

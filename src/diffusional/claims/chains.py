@@ -35,7 +35,7 @@ class Joint:
 
     @staticmethod
     def forward(gamma: Tensor, world: exact.Gaussian, eta: float = 1.0) -> "Joint":
-        """q(x, z_{1:T}) with γ (T,), walked back from z_T by q_η(z_s|z_t, x), MATH (14); η = 1 is the Markov chain."""
+        """Return q(x, z_{1:T}) with γ (T,), walked back from z_T by q_η(z_s|z_t, x), MATH (14); η = 1 is the Markov chain."""
         total, d = len(gamma) + 1, world.dimensions
         m, noise = world.means[0], _blocks(total, d)
         root = world.eigenvectors[0] @ torch.diag(world.eigenvalues[0].sqrt())
@@ -56,7 +56,7 @@ class Joint:
         transition: bool = False,
         eta: float = 1.0,
     ) -> "Joint":
-        """p(x, z_{1:T}) of the denoiser that is optimal for the world `believed`, MATH (2), (5)."""
+        """Return p(x, z_{1:T}) of the denoiser that is optimal for the world `believed`, MATH (2), (5)."""
         total, d = len(gamma) + 1, believed.dimensions
         noise, eye = _blocks(total, d), torch.eye(d, dtype=torch.float64)
         m = believed.means[0]
@@ -64,7 +64,7 @@ class Joint:
         alpha2, sigma2 = torch.sigmoid(-gamma), torch.sigmoid(gamma)
 
         def denoised(t: int) -> tuple[Tensor, Tensor]:
-            """x̂ = K z + k at z_t."""
+            """Return x̂ = K z + k at z_t."""
             a2, s2 = alpha2[t - 1], sigma2[t - 1]
             gain = a2.sqrt() * c @ torch.linalg.inv(a2 * c + s2 * eye)
             return gain, m - a2.sqrt() * gain @ m
@@ -87,7 +87,7 @@ class Joint:
         return self.mean[chosen].flatten(), self.factor[chosen].flatten(0, 1)
 
     def given(self, a: Variables, b: Variables) -> tuple[Tensor, Tensor, Tensor]:
-        """H, h, S of (a | b) = N(H b + h, S)."""
+        """Return H, h, S of (a | b) = N(H b + h, S)."""
         mean_a, a_rows = self._rows(a)
         if not b:
             return a_rows.new_zeros(len(mean_a), 0), mean_a, a_rows @ a_rows.T
@@ -97,17 +97,17 @@ class Joint:
         return slope, mean_a - slope @ mean_b, rest @ rest.T
 
     def entropy(self, a: Variables, given: Variables = ()) -> float:
-        """H(a | given), nats."""
+        """Return H(a | given), nats."""
         s = self.given(a, given)[2]
         return 0.5 * float(len(s) * (1 + _LOG_2PI) + torch.logdet(s))
 
     def information(self, a: Variables, b: Variables, given: Variables = ()) -> float:
-        """I(a; b | given) = ½ ln det S_{a|given} / det S_{a|b,given}, nats."""
+        """Return I(a; b | given) = ½ ln det S_{a|given} / det S_{a|b,given}, nats."""
         before, after = self.given(a, given)[2], self.given(a, [*b, *given])[2]
         return 0.5 * float(torch.logdet(before) - torch.logdet(after))
 
     def cross(self, p: "Joint", a: Variables, given: Variables = ()) -> float:
-        """−E ln p(a | given), the expectation over this joint."""
+        """Return −E ln p(a | given), the expectation over this joint."""
         slope, shift, s = p.given(a, given)
         mean_a, a_rows = self._rows(a)
         if given:
@@ -117,7 +117,7 @@ class Joint:
         return 0.5 * float(len(s) * _LOG_2PI + torch.logdet(s) + torch.linalg.solve(s, second).trace())
 
     def kl(self, p: "Joint", a: Variables, given: Variables = ()) -> float:
-        """E KL[q(a | given) ‖ p(a | given)], q this joint."""
+        """Return E KL[q(a | given) ‖ p(a | given)], q this joint."""
         q_slope, q_shift, q_s = self.given(a, given)
         p_slope, p_shift, p_s = p.given(a, given)
         off, spread = q_shift - p_shift, q_s
@@ -131,19 +131,19 @@ class Joint:
 
 
 def _blocks(total: int, d: int) -> Tensor:
-    """ε's own `total` blocks of D rows (total, D, total · D)."""
+    """Return ε's own `total` blocks of D rows (total, D, total · D)."""
     return torch.eye(total * d, dtype=torch.float64).view(total, d, -1)
 
 
 def _posterior(alpha2: Tensor, sigma2: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """q_η(z_s|z_t, x) = N(keep · z_t + pull · x, v I), MATH (14), from (α_s², α_t²) and (σ_s², σ_t²)."""
+    """Return q_η(z_s|z_t, x) = N(keep · z_t + pull · x, v I), MATH (14), from (α_s², α_t²) and (σ_s², σ_t²)."""
     v = eta**2 * sigma2[0] * (sigma2[1] - alpha2[1] / alpha2[0] * sigma2[0]) / sigma2[1]
     keep = ((sigma2[0] - v) / sigma2[1]).sqrt()
     return keep, alpha2[0].sqrt() - keep * alpha2[1].sqrt(), v
 
 
 def cubature(n: int) -> Tensor:
-    """2n nodes (2n, n) of equal weight, ±√n e_i: exact for polynomials of degree ≤ 3 under N(0, I).
+    """Return 2n nodes (2n, n) of equal weight, ±√n e_i: exact for polynomials of degree ≤ 3 under N(0, I).
 
     >>> (cubature(4) ** 2).mean(0)
     tensor([1., 1., 1., 1.], dtype=torch.float64)
@@ -153,7 +153,7 @@ def cubature(n: int) -> Tensor:
 
 
 def trapezoid(n: int, step: float, reach: float = 7.0) -> tuple[Tensor, Tensor]:
-    """Nodes (M, n) and weights (M,) of the trapezoid rule under N(0, I).
+    """Return nodes (M, n) and weights (M,) of the trapezoid rule under N(0, I).
 
     >>> round(float(trapezoid(2, 0.5)[1].sum()), 9)
     1.0
@@ -165,7 +165,7 @@ def trapezoid(n: int, step: float, reach: float = 7.0) -> tuple[Tensor, Tensor]:
 
 
 def sobol(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` nodes (M, n) and weights (M,) for N(0, I): one random scrambling of Sobol's points, an unbiased draw of a mean.
+    """Return `count` nodes (M, n) and weights (M,) for N(0, I): one random scrambling of Sobol's points, an unbiased draw of a mean.
 
     >>> nodes, weights = sobol(2, 256, seed=0)
     >>> bool((weights @ nodes).abs().max() < 0.02)
@@ -193,7 +193,7 @@ class Finite:
 
     @staticmethod
     def walked(process: GaussianDiffusion, world: exact.Finite, nodes: Tensor, weights: Tensor) -> "Finite":
-        """All points, each with every node (M, T · D) as the noises of its path, of these `weights` (M,)."""
+        """Return all points, each with every node (M, T · D) as the noises of its path, of these `weights` (M,)."""
         n, d = world.points.shape
         source = torch.arange(n).repeat_interleave(len(nodes))
         noise = nodes.view(len(nodes), -1, d).transpose(0, 1).repeat(1, n, 1)
@@ -202,7 +202,7 @@ class Finite:
 
     @staticmethod
     def quadrature(process: GaussianDiffusion, world: exact.Finite, step: float) -> "Finite":
-        """All points, each with all nodes of the trapezoid rule over the T noises of its path; D = 1."""
+        """Return all points, each with all nodes of the trapezoid rule over the T noises of its path; D = 1."""
         return Finite.walked(process, world, *trapezoid(len(process.schedule.grid()), step))
 
     @property
@@ -211,44 +211,44 @@ class Finite:
         return self.points[self.source]
 
     def expectation(self, values: Tensor) -> float:
-        """E f from f (B,)."""
+        """Return E f from f (B,)."""
         return float(self.weight @ values)
 
     def own(self, log_q: Tensor) -> Tensor:
-        """(B,): the column of the path's own point."""
+        """Return (B,): the column of the path's own point."""
         return log_q.gather(1, self.source[:, None]).squeeze(1)
 
     def mixed(self, log_q: Tensor) -> Tensor:
-        """ln Σ_j share_j q_j (B,)."""
+        """Return ln Σ_j share_j q_j (B,)."""
         return torch.logsumexp(self.share.log() + log_q, 1)
 
     def marginal(self, t: int) -> Tensor:
-        """ln q(z_t | x_j)."""
+        """Return ln q(z_t | x_j)."""
         rows, x = self._rows(self.z[t - 1])
         return self.process.marginal(x, t).log_prob(rows).view(-1, len(self.points))
 
     def transition(self, t: int) -> Tensor:
-        """ln q(z_t | z_{t−1}, x_j), by the process's own transition."""
+        """Return ln q(z_t | z_{t−1}, x_j), by the process's own transition."""
         rows, x = self._rows(self.z[t - 1])
         before = x if t == 1 else self._rows(self.z[t - 2])[0]
         return transition(self.process, before, t, x).log_prob(rows).view(-1, len(self.points))
 
     def posterior(self, t: int) -> Tensor:
-        """ln q(z_t | z_{t+1}, x_j)."""
+        """Return ln q(z_t | z_{t+1}, x_j)."""
         rows, x = self._rows(self.z[t - 1])
         after, _ = self._rows(self.z[t])
         return self.process.posterior(after, x, t).log_prob(rows).view(-1, len(self.points))
 
     def path(self) -> Tensor:
-        """ln q(z_{1:T} | x_j), chained forward."""
+        """Return ln q(z_{1:T} | x_j), chained forward."""
         return sum((self.transition(t) for t in range(2, len(self.z) + 1)), start=self.transition(1))
 
     def _rows(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, D) and the points, each with each: (B · N, D)."""
+        """Return z (B, D) and the points, each with each: (B · N, D)."""
         return z.repeat_interleave(len(self.points), 0), self.points.repeat(len(z), 1)
 
     def gain(self, log_q: Tensor, known: Tensor | None = None) -> Tensor:
-        """ln q(new|known, x) − ln q(new|known) (B,), whose mean is I(x; new | known).
+        """Return ln q(new|known, x) − ln q(new|known) (B,), whose mean is I(x; new | known).
 
         From ln q(new | known, x_j) and ln q(known | x_j).
         """
@@ -258,14 +258,14 @@ class Finite:
 
 
 def transition(process: GaussianDiffusion, before: Tensor, t: int, x: Tensor) -> Gaussian:
-    """q(z_t | z_{t−1} = before, x): a Markov process does not look at x."""
+    """Return q(z_t | z_{t−1} = before, x): a Markov process does not look at x."""
     if isinstance(process, NonMarkovDiffusion):
         return process.transition(before, t, x=x)
     return process.transition(before, t)
 
 
 def walk(process: GaussianDiffusion, x: Tensor, noise: Tensor) -> Tensor:
-    """z_1 … z_T (T, B, D) from noise of that shape, back from z_T ~ q(z_T|x) by q(z_t|z_{t+1}, x)."""
+    """Return z_1 … z_T (T, B, D) from noise of that shape, back from z_T ~ q(z_T|x) by q(z_t|z_{t+1}, x)."""
     last = len(noise)
     path = [process.marginal(x, last).sample(noise=noise[-1])]
     for t in range(last - 1, 0, -1):

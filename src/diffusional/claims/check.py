@@ -49,7 +49,7 @@ class Check:
         return self.missed <= 1 and (self.at_least or self.error <= VISIBLE)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: null for a number that is not finite."""
+        """Return a JSON-ready record: null for a number that is not finite."""
         numbers = {"measured": self.measured, "error": self.error, "expected": self.expected}
         return {
             "what": self.what,
@@ -60,7 +60,7 @@ class Check:
 
 
 def worst(checks: Sequence[Check]) -> Check:
-    """The check that decides: the one that misses most."""
+    """Return the check that decides: the one that misses most."""
     return max(checks, key=lambda check: (not check.holds, check.missed))
 
 
@@ -100,7 +100,7 @@ class Result:
         return name, worst(self.controls[name])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the check that decides, the control that comes closest to passing, and all of both."""
+        """Return a JSON-ready record: the check that decides, the control that comes closest to passing, and all of both."""
         name, control = self.control
         decides = worst(self.checks).to_dict()
         return {

@@ -37,7 +37,7 @@ DECODER_VARIANCE = 0.1
 
 
 def process_of(schedule: Schedule, eta: float) -> GaussianDiffusion:
-    """The forward diffusion, or for η < 1 the non-Markov family, MATH (14)."""
+    """Return the forward diffusion, or for η < 1 the non-Markov family, MATH (14)."""
     return GaussianDiffusion(schedule) if eta == 1 else NonMarkovDiffusion(schedule, eta)
 
 
@@ -54,7 +54,7 @@ class LinearWorld:
 
     @staticmethod
     def drawn(seed: int, steps: int = 5, d: int = 2) -> "LinearWorld":
-        """Means of order one, covariances with eigenvalues above 0.2, β between 0.1 and 0.4."""
+        """Return means of order one, covariances with eigenvalues above 0.2, β between 0.1 and 0.4."""
         generator = torch.Generator().manual_seed(seed)
 
         def gaussian() -> exact.Gaussian:
@@ -71,12 +71,12 @@ class LinearWorld:
         return self.schedule.grid()
 
     def model(self, process: GaussianDiffusion | None = None) -> DiffusionModel:
-        """The model, over `process` in place of the schedule's own."""
+        """Return the model, over `process` in place of the schedule's own."""
         likelihood = GaussianLikelihood(Continuous((self.data.dimensions,)), DECODER_VARIANCE)
         return DiffusionModel(process or GaussianDiffusion(self.schedule), self.believed.denoiser(), likelihood)
 
     def nodes(self) -> tuple[Tensor, Tensor]:
-        """x (B, D) and noise (T, B, D) of equal weights, exact for quadratic functions of both."""
+        """Return x (B, D) and noise (T, B, D) of equal weights, exact for quadratic functions of both."""
         d, steps = self.data.dimensions, len(self.gamma)
         x, *noise = cubature((steps + 1) * d).split(d, 1)
         root = self.data.eigenvectors[0] @ torch.diag(self.data.eigenvalues[0].sqrt())
@@ -93,7 +93,7 @@ class LevelWorld:
 
     @staticmethod
     def drawn(seed: int, d: int, levels: int, points: int, steps: int) -> "LevelWorld":
-        """So many distinct points of the levelsᵈ, each 1 to 5 times; γ from about −1.5 to 2.5."""
+        """Return so many distinct points of the levelsᵈ, each 1 to 5 times; γ from about −1.5 to 2.5."""
         generator = torch.Generator().manual_seed(seed)
         space = Discrete((d,), levels)
         cells = torch.cartesian_prod(*[space.values] * d).reshape(-1, d)
@@ -104,7 +104,7 @@ class LevelWorld:
         return LevelWorld(exact.Finite(chosen.repeat_interleave(counts, 0)), space, schedule)
 
     def model(self, process: GaussianDiffusion | None = None) -> DiffusionModel:
-        """The model, over `process` in place of the schedule's own."""
+        """Return the model, over `process` in place of the schedule's own."""
         mean = self.data.weights @ self.data.points
         off = self.data.points - mean
         covariance = (off.T * self.data.weights) @ off + 0.01 * torch.eye(self.data.dimensions)
@@ -122,7 +122,7 @@ def _plane(seed: int) -> LevelWorld:
 
 
 def _log_p(model: DiffusionModel, z: Tensor) -> Tensor:
-    """ln p(z_{1:T}) (B,) of paths (T, B, D), MATH (2), from the model's own distributions."""
+    """Return ln p(z_{1:T}) (B,) of paths (T, B, D), MATH (2), from the model's own distributions."""
     total = model.last(z.shape[1]).log_prob(z[-1])
     for t in range(1, len(z)):
         total = total + _step(model, z[t], t).log_prob(z[t - 1])
@@ -130,12 +130,12 @@ def _log_p(model: DiffusionModel, z: Tensor) -> Tensor:
 
 
 def _step(model: DiffusionModel, after: Tensor, t: int) -> Gaussian:
-    """p(z_t | z_{t+1} = after), MATH (5)."""
+    """Return p(z_t | z_{t+1} = after), MATH (5)."""
     return model.step(after, torch.full((len(after),), t))
 
 
 def _prior(z: Tensor, mean: Tensor | float = 0.0) -> Gaussian:
-    """N(mean, I) over z's shape."""
+    """Return N(mean, I) over z's shape."""
     return Gaussian(torch.zeros_like(z) + mean, z.new_zeros(()))
 
 
@@ -187,7 +187,7 @@ def c1(seed: int = 0, doubled_beta: int | None = None, scrambles: int = 16, node
     stream = iter(range(1000 * seed, 1000 * seed + 1000))
 
     def mean(f: Callable[[Finite, Tensor], Tensor]) -> tuple[float, float]:
-        """E f, from paths and their noise (T, B, D), and its standard error."""
+        """Return E f, from paths and their noise (T, B, D), and its standard error."""
         values = []
         for _ in range(scrambles):
             noise, weights = sobol(2 * steps, nodes, next(stream))
@@ -211,7 +211,7 @@ def c1(seed: int = 0, doubled_beta: int | None = None, scrambles: int = 16, node
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    """Mean of independent draws (n,), and its standard error."""
+    """Return mean of independent draws (n,), and its standard error."""
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
@@ -243,7 +243,7 @@ def c2(seed: int = 0, eta: float = 1.0) -> list[Check]:
 
 
 def _digits(seed: int, eta: float, samples: int = 48) -> Chain:
-    """The informations of a chain over the test digits, from walked paths of some of them; γ_1 = 0, where none is ln N."""
+    """Return the informations of a chain over the test digits, from walked paths of some of them; γ_1 = 0, where none is ln N."""
     process = process_of(schedules.log_snr_linear(0.0, 8.0, 12), eta)
     points = load("digits").encode("test").double().flatten(1)
     return chain(points, process, samples, torch.Generator().manual_seed(seed))
@@ -412,7 +412,7 @@ def _budget(
     entropy: float,
     tolerance: float,
 ) -> list[Check]:
-    """Costs −RE, KL_1 … KL_T against H(x|z_1), I(x; z_t|z_{t+1}), I(x; z_T) and the gaps, each in this order."""
+    """Return costs −RE, KL_1 … KL_T against H(x|z_1), I(x; z_t|z_{t+1}), I(x; z_T) and the gaps, each in this order."""
     scale = abs(entropy)
     off = [(cost - part - gap) / scale for cost, part, gap in zip(costs, parts, gaps, strict=True)]
     between = max(off[1:-1], key=abs)
@@ -428,7 +428,7 @@ def _budget(
 
 
 def wider_prior(x: Tensor, gamma: Tensor) -> Tensor:
-    """KL[q(z_T|x) ‖ N(0, 1.1 I)] (B,): a prior that q(z_T) does not tend to."""
+    """Return KL[q(z_T|x) ‖ N(0, 1.1 I)] (B,): a prior that q(z_T) does not tend to."""
     q = marginal_at(x, gamma)
     return q.kl(Gaussian(torch.zeros_like(x), x.new_full((), math.log(1.1))))
 

@@ -37,7 +37,7 @@ _READERS: dict[tuple[int, int], Callable[[Any], Any]] = {
 
 
 def read_numpy(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by key, or of an .npy file, mapped, under the key "".
+    """Return the arrays of an .npz file by key, or of an .npy file, mapped, under the key "".
 
     Raises DiffusionalError, with the file and the member, for damaged files, for arrays that need pickle, and for paths
     that are not regular files.
@@ -62,7 +62,7 @@ def read_numpy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _members(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an archive by key: the names of its members without .npy."""
+    """Return the arrays of an archive by key: the names of its members without .npy."""
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -138,7 +138,7 @@ def _objects(name: str) -> str:
 def choose_splits(
     arrays: dict[str, np.ndarray], source: str, fractions: Fractions | None, seed: int, condition: str | None = None
 ) -> dict[str, Part]:
-    """Parts "train", "validation" and "test" of a file's arrays: one array, or one for each split.
+    """Return parts "train", "validation" and "test" of a file's arrays: one array, or one for each split.
 
     With `fractions=None` only the file's own splits are returned, and a single array is all "train". Labels, recognised by key and shape,
     are left out, or are the targets of the parts if `condition` is "label" or a word of their keys, such as "fine" for y_fine_train;
@@ -233,7 +233,7 @@ def mnist_splits(
     fractions: Fractions | None,
     labels: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Part]:
-    """Parts of MNIST's two arrays: validation is train's last 5,000, or its `fractions[1]` if below 50,000.
+    """Return parts of MNIST's two arrays: validation is train's last 5,000, or its `fractions[1]` if below 50,000.
 
     With `fractions=None` there is no validation part. `labels` (N,) of both arrays are the targets of the parts.
 

@@ -26,7 +26,7 @@ IN_MEMORY = 2**26  # 64 MiB: splits that are smaller together are tensors, other
 
 
 def to_dataset(name: str, parts: dict[str, Part], levels: int | None) -> Dataset:
-    """A Dataset of three parts: images get their channel axis, values are checked, the space is declared.
+    """Return a Dataset of three parts: images get their channel axis, values are checked, the space is declared.
 
     Booleans and integers (or whole floats, with `levels`) become Discrete; other floats become Continuous,
     standardised by the train part's mean and standard deviation (of the population) at each position.
@@ -71,7 +71,7 @@ def find_space(
     source: str,
     labels: tuple[str, ...] = (),
 ) -> Space:
-    """The space of "boolean", "integer" or "real" values, which `blocks` give once, each with its place.
+    """Return the space of "boolean", "integer" or "real" values, which `blocks` give once, each with its place.
 
     `source` and `labels` name the train split and its positions in errors. Raises DiffusionalError as `to_dataset` does.
     """
@@ -95,7 +95,7 @@ def find_space(
 
 
 def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
-    """A Dataset of parts that are known to fit their space: tensors if they are small, else views."""
+    """Return a Dataset of parts that are known to fit their space: tensors if they are small, else views."""
     convert = integers if isinstance(space, Discrete) else reals
     rows = {split: Rows(part.array, part.rows, convert) for split, part in parts.items()}
     size = sum(len(items) * space.dimensions * items.dtype.itemsize for items in rows.values())
@@ -110,7 +110,7 @@ def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
 
 
 def channels_first(values: np.ndarray, source: str) -> np.ndarray:
-    """Images N×H×W as N×1×H×W, and N×H×W×C as N×C×H×W if C is 1, 3 or 4 and H and W exceed 4.
+    """Return images N×H×W as N×1×H×W, and N×H×W×C as N×C×H×W if C is 1, 3 or 4 and H and W exceed 4.
 
     Anything else stays as it is. Raises DiffusionalError for fewer than two axes.
 
@@ -238,7 +238,7 @@ def _note(found: _Scan, source: str, split: str, rows: np.ndarray, bad: np.ndarr
 
 
 def kind_of_values(dtype: np.dtype, source: str) -> str:
-    """ "boolean", "integer" or "real". Raises DiffusionalError for other types.
+    """Return "boolean", "integer" or "real". Raises DiffusionalError for other types.
 
     >>> kind_of_values(np.dtype("uint8"), "a.npy")
     'integer'

@@ -49,7 +49,7 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
-        """The items of rows int64 (n,), or of a slice: (n, *dims)."""
+        """Return the items of rows int64 (n,), or of a slice: (n, *dims)."""
         ...
 
 
@@ -73,16 +73,16 @@ class Stream(Protocol):
         ...
 
     def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
-        """Raw items of an epoch, from item `skip` on, in an order that is a function of (seed, epoch)."""
+        """Return raw items of an epoch, from item `skip` on, in an order that is a function of (seed, epoch)."""
         ...
 
     def head(self, n: int) -> Tensor:
-        """The first n items as they are stored, or all if there are fewer."""
+        """Return the first n items as they are stored, or all if there are fewer."""
         ...
 
 
 def block_rows(shape: tuple[int, ...]) -> int:
-    """How many items of a shape make one block of a pass over a split.
+    """Return how many items of a shape make one block of a pass over a split.
 
     >>> block_rows((3, 32, 32)), block_rows((3, 1024, 1024))
     (170, 1)
@@ -301,7 +301,7 @@ class Dataset:
         return self.source.arguments
 
     def items(self, split: str) -> Tensor | Items:
-        """The raw items of a split, to be read by rows. Raises DiffusionalError for an unknown split and a stream."""
+        """Return the raw items of a split, to be read by rows. Raises DiffusionalError for an unknown split and a stream."""
         raw = self._raw(split)
         if isinstance(raw, Stream):
             raise DiffusionalError(
@@ -311,7 +311,7 @@ class Dataset:
         return raw
 
     def tensor(self, split: str) -> Tensor:
-        """The raw values of a split in memory, all of them. Raises as `items` does.
+        """Return the raw values of a split in memory, all of them. Raises as `items` does.
 
         >>> raw = torch.arange(6).reshape(3, 2)
         >>> Dataset("six", Discrete((2,), levels=6), raw, raw, raw).tensor("train") is raw
@@ -321,7 +321,7 @@ class Dataset:
         return raw if isinstance(raw, Tensor) else raw[:]
 
     def encode(self, split: str, rows: Tensor | slice | None = None) -> Tensor:
-        """The model's values of a split, (N, *space.shape) float32, or those of its `rows` alone.
+        """Return the model's values of a split, (N, *space.shape) float32, or those of its `rows` alone.
 
         Raises DiffusionalError for an unknown split, a stream, and what the space's `encode` refuses.
 
@@ -345,7 +345,7 @@ class Dataset:
         return out
 
     def blocks(self, split: str, size: int) -> Iterator[Tensor]:
-        """The model's values of a split, `size` items at a time, in order. Raises as `encode` does.
+        """Return the model's values of a split, `size` items at a time, in order. Raises as `encode` does.
 
         >>> data = Dataset("two", Discrete((1,), levels=2), *[torch.tensor([[1], [0], [1]])] * 3)
         >>> [len(block) for block in data.blocks("train", 2)]
@@ -355,7 +355,7 @@ class Dataset:
             yield self._encoded(split, block, first)
 
     def fingerprint(self, split: str, seen: Callable[[Tensor], None] | None = None) -> str:
-        """SHA-256 (64 hexadecimal digits) of a split: its shape, its space, and its values in order.
+        """Return SHA-256 (64 hexadecimal digits) of a split: its shape, its space, and its values in order.
 
         Values are hashed as little-endian int64 (discrete) or float64 (continuous), so that the same values
         stored in another type, or on disk, have the same fingerprint. For a stream, its identity is hashed instead of
@@ -388,7 +388,7 @@ class Dataset:
         return getattr(self, split)
 
     def _raw_blocks(self, split: str, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of `size` raw items, each with the row of its first."""
+        """Return blocks of `size` raw items, each with the row of its first."""
         if size < 1:
             raise DiffusionalError(f"blocks of {size} items came; give at least 1")
         raw = self.items(split)

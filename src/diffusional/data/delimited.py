@@ -106,7 +106,7 @@ class TextTable:
         return int(1.1 * size * rows / sampled) + 1 if rows else 1
 
     def is_float32(self, columns: tuple[str, ...]) -> bool:
-        """False: text is read as float64."""
+        """Return False: text is read as float64."""
         return False
 
     def booleans(self, columns: tuple[str, ...]) -> list[str]:

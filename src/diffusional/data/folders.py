@@ -81,7 +81,7 @@ def walk(folder: Path, aliases: list[Alias] | None = None) -> Iterator[str]:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Device and inode: equal for all names of one file or folder."""
+    """Return device and inode: equal for all names of one file or folder."""
     try:
         status = path.stat()
     except OSError as error:

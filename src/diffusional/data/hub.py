@@ -135,13 +135,13 @@ class HubStream:
     seed: int
 
     def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
-        """Raw items of an epoch, from item `skip` on; those before it are not decoded."""
+        """Return raw items of an epoch, from item `skip` on; those before it are not decoded."""
         rows = self.rows.shuffle(seed=self.seed, buffer_size=_BUFFER).skip(skip)
         rows.set_epoch(epoch)  # last: `skip` would forget it
         return self._converted(rows, skip)
 
     def head(self, n: int) -> Tensor:
-        """The first n items as they are stored, or all if there are fewer."""
+        """Return the first n items as they are stored, or all if there are fewer."""
         return torch.stack(list(self._converted(self.rows.take(n), 0)))
 
     def _converted(self, rows: Any, first: int) -> Iterator[Tensor]:
@@ -229,7 +229,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def _shape(feature: Any) -> tuple[int, ...]:
-    """The shape of a feature that holds numbers of one shape, or ()."""
+    """Return the shape of a feature that holds numbers of one shape, or ()."""
     if type(feature).__name__.startswith("Array"):
         return tuple(feature.shape) if None not in feature.shape else ()
     length, inner = getattr(feature, "length", -1), getattr(feature, "feature", None)
@@ -246,13 +246,13 @@ def _plain(dtype: str) -> str:
 
 
 def _dtype(feature: Any) -> str:
-    """The type of a feature's numbers."""
+    """Return the type of a feature's numbers."""
     inner = getattr(feature, "feature", None)
     return str(feature.dtype) if inner is None else _dtype(inner)
 
 
 def _only(rows: Any, column: str, dtype: str | None, streaming: bool) -> Any:
-    """Rows of one column: arrays of a type, or pictures (None) as the bytes they are, since we decode ourselves."""
+    """Return rows of one column: arrays of a type, or pictures (None) as the bytes they are, since we decode ourselves."""
     import datasets
 
     rows = rows.select_columns([column])
@@ -334,7 +334,7 @@ def _identity(found: dict[str, Any]) -> list[list[str]]:
 
 
 def _ranges(found: dict[str, Any]) -> tuple[dict[str, np.ndarray], Callable[[int], tuple[str, int]]]:
-    """All splits one after the other: the rows of each, and of a row the split and its item there."""
+    """Return all splits one after the other: the rows of each, and of a row the split and its item there."""
     splits = list(found)
     ends = np.cumsum([len(found[split]) for split in splits])
     starts = ends - [len(found[split]) for split in splits]

@@ -31,7 +31,7 @@ _RATIO = 1032  # the most bytes that deflate unpacks from one (zlib's technical 
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of an IDX file, gzipped or not, with the shape its header declares and in native byte order.
+    """Return the array of an IDX file, gzipped or not, with the shape its header declares and in native byte order.
 
     Allocates no more memory than the header declares, and none that the file cannot fill.
 
@@ -137,7 +137,7 @@ def read_mnist_labels(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_mnist_folder(folder: Path) -> dict[str, np.ndarray]:
-    """The images "train" and "test" of a folder with MNIST's files (or Fashion-MNIST's, KMNIST's, …).
+    """Return the images "train" and "test" of a folder with MNIST's files (or Fashion-MNIST's, KMNIST's, …).
 
     Raises DiffusionalError, naming what is missing and what the folder holds, unless both files are there.
 

@@ -158,7 +158,7 @@ def class_folders(files: dict[str, list[str]], source: str) -> list[str]:
 
 
 def list_images(folder: Path, notes: list[str] | None = None) -> dict[str, list[str]]:
-    """Paths of images relative to a folder, sorted, by split; all under "train" if the folder names no splits.
+    """Return paths of images relative to a folder, sorted, by split; all under "train" if the folder names no splits.
 
     Every image is listed once, even if there are links to it or to its folder (`data.folders.walk`). Decisions are appended to
     `notes`: folders of other names that were taken for splits, and links that were skipped.
@@ -178,7 +178,7 @@ def list_images(folder: Path, notes: list[str] | None = None) -> dict[str, list[
 
 
 def decode_all(n: int, read: Read, options: Options, made_from: Callable[[], Any]) -> tuple[np.ndarray, int]:
-    """n pictures (n, C, H, W) uint8 and their levels, decoded in threads, in memory or mapped.
+    """Return n pictures (n, C, H, W) uint8 and their levels, decoded in threads, in memory or mapped.
 
     `read` gives a picture's file or content, and its name; `made_from` what tells the pictures from others.
     Raises DiffusionalError for the first that cannot be read or differs from the first of all.

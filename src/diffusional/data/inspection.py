@@ -60,7 +60,7 @@ class Inspection:
     classes: dict[str, dict[str, int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The record without its picture, JSON-ready."""
+        """Return the record without its picture, JSON-ready."""
         return {
             "name": self.name,
             "space": self.space.to_dict(),
@@ -154,7 +154,7 @@ def _broken(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
 
 
 def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
-    """Levels that were declared and do not occur: a coarser scale, or one that is too long."""
+    """Return levels that were declared and do not occur: a coarser scale, or one that is too long."""
     if space.levels > _RESOLVED:
         yield (
             f"{space.levels} levels are declared, and float32, in which models get their values, distinguishes at most {_RESOLVED}"
@@ -235,7 +235,7 @@ def _constant(train: Survey) -> Iterator[str]:
 
 
 def _columns(dataset: Dataset, train: Survey) -> Iterator[str]:
-    """Columns of real-valued data that take a value more than now and then: a density of them has no bound."""
+    """Return columns of real-valued data that take a value more than now and then: a density of them has no bound."""
     x = train.columns
     if len(x) < 20:
         return
@@ -268,7 +268,7 @@ def _outliers(dataset: Dataset, space: Continuous, seen: dict[str, Survey]) -> I
 
 
 def _duplicates(seen: dict[str, Survey]) -> Iterator[str]:
-    """Items that are equal in every value, within train and between the splits."""
+    """Return items that are equal in every value, within train and between the splits."""
     train = Counter(seen["train"].digests)
     twice = sum(n - 1 for n in train.values())
     if twice:
@@ -295,7 +295,7 @@ def _small(seen: dict[str, Survey]) -> Iterator[str]:
 
 
 def _apart(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
-    """Splits whose means differ by more than a deviation of train's and six standard errors."""
+    """Return splits whose means differ by more than a deviation of train's and six standard errors."""
     train = seen["train"]
     for split in ("validation", "test"):
         s = seen[split]

@@ -26,7 +26,7 @@ def given_name(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """ "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
+    """Return  "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
 
     A folder of images may hold tables beside them, such as labels. Raises DiffusionalError for anything else, for
     special files such as named pipes and devices, and for a folder that cannot be listed.

@@ -60,7 +60,7 @@ class Picture:
 
 
 def decode(source: Path | bytes, name: str, options: Options) -> Picture:
-    """The picture of a file or of its content.
+    """Return the picture of a file or of its content.
 
     The centre square of side min(H, W) is scaled to `size` (fit="crop"), or the whole picture is, whatever its
     aspect (fit="resize"), by a bicubic filter as wide as the scale asks for. Raises DiffusionalError, naming the
@@ -98,7 +98,7 @@ def decode(source: Path | bytes, name: str, options: Options) -> Picture:
 
 
 def from_image(image: Image.Image, name: str, options: Options) -> Picture:
-    """The picture of an image in memory, whose bits its mode tells.
+    """Return the picture of an image in memory, whose bits its mode tells.
 
     >>> from_image(Image.new("L", (3, 2)), "item 0", Options()).values.shape
     (1, 2, 3)
@@ -128,7 +128,7 @@ def check_alike(first: Picture, other: Picture) -> None:
 
 
 def _bits(image: Image.Image, name: str) -> int:
-    """Bits of one value, as the file stores it."""
+    """Return bits of one value, as the file stores it."""
     tile = getattr(image, "tile", None)
     args = tile[0][3] if tile else ""
     stored = str(args[0] if isinstance(args, tuple) and args else args)
@@ -163,7 +163,7 @@ def _picture(image: Image.Image, bits: int, name: str, options: Options) -> Pict
 
 
 def _opaque(image: Image.Image, name: str) -> Image.Image:
-    """The image in one of the modes 1, L and RGB; an alpha channel is dropped if it hides nothing."""
+    """Return the image in one of the modes 1, L and RGB; an alpha channel is dropped if it hides nothing."""
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
         if lowest != 255:

@@ -143,12 +143,12 @@ class TorchItems:
         return len(self.rows)
 
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
-        """The items of rows int64 (n,), or of a slice: (n, *dims)."""
+        """Return the items of rows int64 (n,), or of a slice: (n, *dims)."""
         chosen = self.rows[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
         return torch.from_numpy(self.convert(self.read(chosen)))
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Items of rows of the source, as they came."""
+        """Return items of rows of the source, as they came."""
         out = np.empty((len(rows), *self.like.shape), self.like.dtype)
         for place, row in enumerate(rows.tolist()):
             where = f"{self.name} item {row}"
@@ -171,7 +171,7 @@ def _blocks(items: dict[str, TorchItems]) -> Iterator[Block]:
 
 
 def _bare(item: Any, key: str | None) -> Any:
-    """The values of an item that may come with labels; None if they cannot be told."""
+    """Return the values of an item that may come with labels; None if they cannot be told."""
     if isinstance(item, Mapping):
         return item.get(key)
     return item[0] if isinstance(item, tuple | list) and len(item) else item

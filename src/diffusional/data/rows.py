@@ -19,12 +19,12 @@ Where = np.ndarray | slice
 
 
 def integers(values: np.ndarray) -> np.ndarray:
-    """A copy with bytes as they are, all else as int64: torch's wider unsigned integers lack most operations."""
+    """Return a copy with bytes as they are, all else as int64: torch's wider unsigned integers lack most operations."""
     return values.astype(np.uint8 if values.dtype.kind == "b" or values.dtype == np.uint8 else np.int64)
 
 
 def reals(values: np.ndarray) -> np.ndarray:
-    """A copy in float32, or in float64 if the values are wider."""
+    """Return a copy in float32, or in float64 if the values are wider."""
     return values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64)
 
 
@@ -62,7 +62,7 @@ class Rows:
         return len(self._range()) if isinstance(self.rows, slice) else len(self.rows)
 
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
-        """The items of rows int64 (n,), or of a slice: (n, *dims), in memory of their own."""
+        """Return the items of rows int64 (n,), or of a slice: (n, *dims), in memory of their own."""
         where = self._where(rows)
         if isinstance(where, np.ndarray) and self.mapped:
             # In the file's order: a disk is read forwards, and a page that several rows share once.
@@ -107,7 +107,7 @@ class Rows:
 
 
 def _mapping(array: np.ndarray) -> np.memmap | None:
-    """The mapped file under an array or view, if there is one."""
+    """Return the mapped file under an array or view, if there is one."""
     base: Any = array
     while base is not None:
         if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):

@@ -39,7 +39,7 @@ class Part:
 
 
 def split_at_random(values: np.ndarray, source: str, fractions: Fractions | None, seed: int) -> dict[str, Part]:
-    """Three disjoint parts of values (N, …), by a permutation drawn from `seed`.
+    """Return three disjoint parts of values (N, …), by a permutation drawn from `seed`.
 
     Validation and test have N · fraction items, rounded; train has the rest. With `fractions=None` nothing is split: the only part
     is "train", with all items in order. Raises DiffusionalError for fractions that are not positive or do not add up to 1, and
@@ -59,7 +59,7 @@ def split_at_random(values: np.ndarray, source: str, fractions: Fractions | None
 def random_rows(
     given: dict[str, np.ndarray], source: str, fractions: Fractions | None, seed: int
 ) -> dict[str, np.ndarray]:
-    """Rows of "train", "validation" and "test"; splits that `given` lacks are drawn from its train at random.
+    """Return rows of "train", "validation" and "test"; splits that `given` lacks are drawn from its train at random.
 
     Each takes its fraction of train's items, rounded. With `fractions=None` the result is `given`. Raises DiffusionalError for wrong fractions, a negative
     seed, and when a part would be empty.
@@ -101,7 +101,7 @@ def random_rows(
 def split_off_validation(
     parts: dict[str, Part], fractions: Fractions | None, count: int | None = None
 ) -> dict[str, Part]:
-    """Parts with a validation part taken off the end of train, a whole array.
+    """Return parts with a validation part taken off the end of train, a whole array.
 
     It has `count` items, or the fraction `fractions[1]` of train if `count` is None. With `fractions=None` the result is `parts`.
     Raises DiffusionalError
@@ -128,7 +128,7 @@ def split_off_validation(
 
 
 def whole(values: np.ndarray, source: str) -> Part:
-    """A part of all rows. Raises DiffusionalError for fewer than two axes."""
+    """Return a part of all rows. Raises DiffusionalError for fewer than two axes."""
     check_axes(values, source)
     return Part(values, slice(0, len(values)), source)
 

@@ -51,7 +51,7 @@ def store(
 
 
 def available_memory() -> int:
-    """Bytes of memory that are free, or where the system does not tell, half of all.
+    """Return bytes of memory that are free, or where the system does not tell, half of all.
 
     >>> available_memory() > 2**20
     True
@@ -64,7 +64,7 @@ def available_memory() -> int:
 
 
 def cache_folder() -> Path:
-    """The folder of the cache, which exists or not."""
+    """Return the folder of the cache, which exists or not."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusional"
 
 

@@ -165,7 +165,7 @@ def _mixed(tables: list[Table], values: np.ndarray, chosen: tuple[str, ...]) -> 
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
-    """The tables of a folder, sorted, by split; all under "train" if none is named."""
+    """Return the tables of a folder, sorted, by split; all under "train" if none is named."""
     aliases: list[Alias] = []
     names = sorted((name for name in walk(folder, aliases) if name.lower().endswith(TABLES)), key=Path)
     aliases = [(link, first) for link, first in aliases if link.endswith("/") or link.lower().endswith(TABLES)]

@@ -65,7 +65,7 @@ STANDARD = Warp()
 
 
 def warped(raw: Tensor, copies: int, seed: int, warp: Warp = STANDARD) -> Tensor:
-    """Warped copies of digits `raw`, (N, 1, 8, 8) integer levels 0 … 16, as (N·copies, 1, 8, 8) uint8 on the CPU.
+    """Return warped copies of digits `raw`, (N, 1, 8, 8) integer levels 0 … 16, as (N·copies, 1, 8, 8) uint8 on the CPU.
 
     Copy c of digit i is item c·N + i, so labels of the copies are `labels.repeat(copies)`. The copies depend
     on `raw`, `seed` and `warp` alone, and the first copies do not depend on how many follow.
@@ -89,7 +89,7 @@ def warped(raw: Tensor, copies: int, seed: int, warp: Warp = STANDARD) -> Tensor
 
 
 def bitmap(raw: Tensor) -> Tensor:
-    """A bitmap (N, 1, 32, 32) of 0.0 and 1.0 whose `counts` are exactly the levels (N, 1, 8, 8).
+    """Return a bitmap (N, 1, 32, 32) of 0.0 and 1.0 whose `counts` are exactly the levels (N, 1, 8, 8).
 
     Within a block the ink lies where the bicubic interpolation of the levels is largest, so strokes are smooth.
 
@@ -106,7 +106,7 @@ def bitmap(raw: Tensor) -> Tensor:
 
 
 def counts(bitmap: Tensor) -> Tensor:
-    """The ink in each block of a bitmap (N, 1, 32, 32) of 0 and 1: levels (N, 1, 8, 8) uint8, 0 … 16.
+    """Return the ink in each block of a bitmap (N, 1, 32, 32) of 0 and 1: levels (N, 1, 8, 8) uint8, 0 … 16.
 
     >>> counts(torch.ones(1, 1, 32, 32)).unique()
     tensor([16], dtype=torch.uint8)
@@ -115,7 +115,7 @@ def counts(bitmap: Tensor) -> Tensor:
 
 
 def resampled(soft: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
-    """Images (N, 1, H, H) such that the value at point p is that of `soft` at matrix·p + shift(p), 0 outside.
+    """Return images (N, 1, H, H) such that the value at point p is that of `soft` at matrix·p + shift(p), 0 outside.
 
     Points are (x, y) from the centre, x to the right and y downwards, with the image's edges at ±1: `matrix` is
     (N, 2, 2) and `shift` (N, H, H, 2). Values between pixels are bilinear.
@@ -132,7 +132,7 @@ def resampled(soft: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 def linear_map(rotation: Tensor, shear: Tensor, log_width: Tensor, log_height: Tensor) -> Tensor:
-    """The matrices (N, 2, 2) for `resampled` that turn images counter-clockwise as seen, then slant and stretch them.
+    """Return the matrices (N, 2, 2) for `resampled` that turn images counter-clockwise as seen, then slant and stretch them.
 
     >>> zero = torch.zeros(1)
     >>> linear_map(zero, zero, zero + math.log(2), zero)  # twice as wide: points come from half as far
@@ -160,7 +160,7 @@ def _check(raw: Tensor, copies: int) -> None:
 
 
 def _warped_once(soft: Tensor, warp: Warp, generator: torch.Generator) -> Tensor:
-    """Levels of one warped copy of each blurred bitmap."""
+    """Return levels of one warped copy of each blurred bitmap."""
     n = soft.shape[0]
 
     def normal(deviation: float) -> Tensor:
@@ -175,13 +175,13 @@ def _warped_once(soft: Tensor, warp: Warp, generator: torch.Generator) -> Tensor
 
 
 def _smooth_field(n: int, smoothness: float, generator: torch.Generator) -> Tensor:
-    """Smooth displacements (n, 2, 32, 32) of standard deviation 1 within each item."""
+    """Return smooth displacements (n, 2, 32, 32) of standard deviation 1 within each item."""
     field = _blurred(torch.randn(n, 2, _WIDE, _WIDE, generator=generator), smoothness)
     return field / field.flatten(1).std(1).reshape(n, 1, 1, 1)
 
 
 def _blurred(images: Tensor, deviation: float) -> Tensor:
-    """Images (…, H, H) blurred by a Gaussian along rows and columns, with 0 around them.
+    """Return images (…, H, H) blurred by a Gaussian along rows and columns, with 0 around them.
 
     As products with the Gaussian's band matrix: on images this small, much faster than a convolution.
     """
@@ -197,7 +197,7 @@ def _blurred(images: Tensor, deviation: float) -> Tensor:
 
 
 def _to_blocks(pixels: Tensor) -> Tensor:
-    """(N, 1, 32, 32) to (N, 1, 8, 8, 16): the pixels of each block."""
+    """Return (N, 1, 32, 32) to (N, 1, 8, 8, 16): the pixels of each block."""
     return pixels.reshape(-1, 1, _SIDE, _BLOCK, _SIDE, _BLOCK).transpose(3, 4).flatten(4)
 
 

@@ -77,7 +77,7 @@ class LatentInformation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready record."""
         out: dict[str, Any] = {
             "information": self.information.to_dict(),
             "marginal_kl": self.marginal_kl.to_dict() | {"upper_bound": self.bounded},
@@ -104,7 +104,7 @@ def aggregated(
     generator: torch.Generator | None = None,
     condition: Condition | None = None,
 ) -> LatentInformation:
-    """I(x; z) and KL[q(z) ‖ p(z)] over the items x (N, *space.shape), MATH (21); nats.
+    """Return I(x; z) and KL[q(z) ‖ p(z)] over the items x (N, *space.shape), MATH (21); nats.
 
     `samples` pairs (x, z) are drawn, each item as often as any other (to one); every one of them meets all N posteriors. With a
     `condition`, a tensor (N, …) or a dict of such tensors, all numbers are given c: I(x; z | c) and E KL[q(z|c) ‖ p(z|c)], with q(z|c)
@@ -223,7 +223,7 @@ def _groups(condition: Condition | None, n: int) -> Tensor:
 
 
 def _estimate(values: Tensor, item: Tensor, n: int) -> Estimate:
-    """Mean over draws of (x, z) of the n items, one after the other. The items are all there are: only their draws vary.
+    """Return mean over draws of (x, z) of the n items, one after the other. The items are all there are: only their draws vary.
 
     From two draws of each on, the error is that within items, and that of which items the last round met.
     """
@@ -241,7 +241,7 @@ def _estimate(values: Tensor, item: Tensor, n: int) -> Estimate:
 
 
 def _shifts(model: Autoencoder, items: Tensor, condition: Condition | None) -> list[Tensor]:
-    """(μ_q − μ_p)/σ_p of each layer (N, n_l), layers below the top at the means of those above: what q moves beside its prior."""
+    """Return (μ_q − μ_p)/σ_p of each layer (N, n_l), layers below the top at the means of those above: what q moves beside its prior."""
     drawn = model.infer(items, items.new_zeros(len(items), sum(model.latents)), condition)
     return [(q.mean - p.mean) / p.std for q, p in zip(drawn.q, drawn.p, strict=True)]
 
@@ -260,7 +260,7 @@ def _chain_cost(model: Autoencoder, z: Tensor, generator: torch.Generator, condi
 def _chain_information(
     model: Autoencoder, q: Gaussian, own: Tensor, z: Tensor, log_weights: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Log-ratios of the chain's first latent w = α z + σ ε: ln q(w|z)/q(w), and ln q(w|x)/q(w). All are Gaussian mixtures."""
+    """Return log-ratios of the chain's first latent w = α z + σ ε: ln q(w|z)/q(w), and ln q(w|x)/q(w). All are Gaussian mixtures."""
     assert model.chain is not None
     costs = model.chain.affine
     if costs is None:

@@ -59,7 +59,7 @@ def bound(
     generator: torch.Generator | None = None,
     condition: Condition | None = None,
 ) -> InformationBound:
-    """Upper bounds on I(x; z_t) from a model's costs on its data; with a condition c, on I(x; z_t | c).
+    """Return upper bounds on I(x; z_t) from a model's costs on its data; with a condition c, on I(x; z_t | c).
 
     Args:
         data: an `Evaluation` of this model at its own T, whose costs are taken as they are; or encoded items (N, *shape), of

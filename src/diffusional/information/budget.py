@@ -50,7 +50,7 @@ class Nats:
     error: float
 
     def to_dict(self) -> dict[str, float]:
-        """{"value", "error"}."""
+        """Return {"value", "error"}."""
         return {"value": self.value, "error": self.error}
 
 
@@ -70,7 +70,7 @@ class BudgetRow:
         return Nats(self.cost.value - self.base.value - self.gap.value, error)
 
     def to_dict(self, base: str) -> dict[str, Any]:
-        """JSON-ready, the second column under the name `base`."""
+        """Return a JSON-ready record, the second column under the name `base`."""
         return {
             "name": self.name,
             "cost": self.cost.to_dict(),
@@ -93,7 +93,7 @@ class NatBudget:
     samples: int
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; the second column is "information", or "reference" with "relative_to"."""
+        """Return a JSON-ready record; the second column is "information", or "reference" with "relative_to"."""
         base = "reference" if self.relative_to else "information"
         return {
             "rows": [row.to_dict(base) for row in self.rows],
@@ -261,7 +261,7 @@ def _exact(
 
 
 def _items(world: exact.World, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Items x (n, *shape) and ln p(x) (n,), a mass for points."""
+    """Return items x (n, *shape) and ln p(x) (n,), a mass for points."""
     if isinstance(world, exact.Finite):
         index = torch.multinomial(world.weights, n, replacement=True, generator=generator)
         return world.points[index].reshape(n, *world.shape), world.weights[index].log()
@@ -272,7 +272,7 @@ def _items(world: exact.World, n: int, generator: torch.Generator | None) -> tup
 def _gaps(
     model: DiffusionModel, world: exact.World, edges: Tensor, samples: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Draws (n, 1 + C + 1) of every gap: of decoder, cells, and prior."""
+    """Return draws (n, 1 + C + 1) of every gap: of decoder, cells, and prior."""
     x, log_p = _items(world, samples, generator)
     rows = max(1, _NUMBERS // (world.dimensions * len(edges)))
     with at_rest([model]):
@@ -285,7 +285,7 @@ def _gaps(
 
 
 def _prior_gap(world: exact.World, x: Tensor, gamma: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draws of ln q(z_T) − ln p(z_T) (n, 1), less what is linear in ε and in squares, whose means are known."""
+    """Return draws of ln q(z_T) − ln p(z_T) (n, 1), less what is linear in ε and in squares, whose means are known."""
     noise = torch.empty_like(x).normal_(generator=generator)
     z = diffuse(x, gamma, noise)
     log_p = Gaussian(torch.zeros_like(z), torch.zeros((), dtype=z.dtype)).log_prob(z)
@@ -325,7 +325,7 @@ def _gap_block(
 def _step_gap(
     model: DiffusionModel, world: exact.World, x: Tensor, t: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """ln q(z_t|z_{t+1}) − ln p(z_t|z_{t+1}) (n,) at levels t (n,), z_{t+1} ~ q(z_{t+1}|x), z_t ~ q(z_t|z_{t+1},x)."""
+    """Return ln q(z_t|z_{t+1}) − ln p(z_t|z_{t+1}) (n,) at levels t (n,), z_{t+1} ~ q(z_{t+1}|x), z_t ~ q(z_t|z_{t+1},x)."""
     process = model.process
     gamma_s, gamma_t = (process.gamma(k).detach().cpu() for k in (t, t + 1))
     z_t = marginal_at(x, gamma_t).sample(generator)
@@ -346,7 +346,7 @@ def _step_gap(
 def _density_gap(
     model: DiffusionModel, world: exact.World, x: Tensor, u: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """½ γ'(u) ‖ε̂* − ε̂‖² (n,) at z ~ q(z_u|x)."""
+    """Return ½ γ'(u) ‖ε̂* − ε̂‖² (n,) at z ~ q(z_u|x)."""
     schedule = model.process.schedule
     gamma, slope = schedule.gamma(u).detach().cpu(), schedule.dgamma(u).detach().cpu()
     z = marginal_at(x, gamma).sample(generator)

@@ -55,7 +55,7 @@ def chain(
     samples: int = 2000,
     generator: torch.Generator | None = None,
 ) -> Chain:
-    """Every information of MATH (11)–(14) for points (N, *shape), or for Gaussian data in closed form.
+    """Return every information of MATH (11)–(14) for points (N, *shape), or for Gaussian data in closed form.
 
     For data of a few hundred points and short chains: each path meets every point at every level, in float64. Raises
     DiffusionalError for continuous time, for worlds of other kinds, and for points that are not finite.
@@ -89,7 +89,7 @@ def chain(
 def _paths(
     world: exact.Finite, process: GaussianDiffusion, own: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, ...]:
-    """Marginal (n, T), backward, forward, history (n, T−1) and path (n, 1) of one walked path for every point in `own`."""
+    """Return marginal (n, T), backward, forward, history (n, T−1) and path (n, 1) of one walked path for every point in `own`."""
     n, points, steps = len(own), len(world.points), process.schedule.grid().shape[0]
     path = process.sample_path(world.points[own], generator)  # (T, n, D)
     # Every latent beside every point, (n · N, D): rows i N + j are latent i under point j.
@@ -109,7 +109,7 @@ def _paths(
     history[1:] += step.cumsum(0)
 
     def known(log_q: Tensor) -> Tensor:
-        """ln p(x_own | latents) (n, …) from ln q(latents | x_j) (…, n, N)."""
+        """Return ln p(x_own | latents) (n, …) from ln q(latents | x_j) (…, n, N)."""
         joint = torch.log_softmax(log_q + world.weights.log(), -1)
         return joint[..., torch.arange(n), own].reshape(-1, n).T
 
@@ -162,7 +162,7 @@ def _gaussian(world: exact.Gaussian, process: GaussianDiffusion) -> Chain:
 
 
 def _walk(process: GaussianDiffusion, steps: int) -> tuple[Tensor, Tensor]:
-    """Cov(z_{1:T}|x) and what a unit of Var x adds to it, by the steps forward, q(z_t|z_{t−1},x), in units of σ_t."""
+    """Return cov(z_{1:T}|x) and what a unit of Var x adds to it, by the steps forward, q(z_t|z_{t−1},x), in units of σ_t."""
     zero, one = (torch.full((1, 1), v, dtype=torch.float64) for v in (0.0, 1.0))
     rows = torch.zeros(steps, steps + 1, dtype=torch.float64)
     first = process.marginal(one, 1)
@@ -177,11 +177,11 @@ def _walk(process: GaussianDiffusion, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _pairs(cov: Tensor) -> Tensor:
-    """ln det of every 2 × 2 block of neighbours (T−1,)."""
+    """Return ln det of every 2 × 2 block of neighbours (T−1,)."""
     d = cov.diagonal()
     return (d[:-1] * d[1:] - cov.diagonal(1).square()).log()
 
 
 def _leading(cov: Tensor) -> Tensor:
-    """ln det of every leading minor (T,)."""
+    """Return ln det of every leading minor (T,)."""
     return 2 * torch.linalg.cholesky(cov).diagonal().log().cumsum(0)

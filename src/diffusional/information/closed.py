@@ -43,7 +43,7 @@ class _Affine:
 
 
 def closed_form(model: DiffusionModel, world: exact.Gaussian, edges: Tensor) -> Closed | None:
-    """Costs and gaps, or None where time is continuous, the variance learned, the decoder no Gaussian or the denoiser not affine."""
+    """Return costs and gaps, or None where time is continuous, the variance learned, the decoder no Gaussian or the denoiser not affine."""
     if model.steps is None or model.variance == "learned" or not isinstance(model.likelihood, GaussianLikelihood):
         return None
     mu, vectors = world.means[0], world.eigenvectors[0]
@@ -71,7 +71,7 @@ def closed_form(model: DiffusionModel, world: exact.Gaussian, edges: Tensor) -> 
 
 
 def _probe(model: DiffusionModel, gamma: Tensor, mu: Tensor, covariance: Tensor) -> _Affine | None:
-    """J and c from z = 0 and the unit vectors; None unless another z agrees."""
+    """Return J and c from z = 0 and the unit vectors; None unless another z agrees."""
     d = len(mu)
     z = torch.cat([torch.zeros(1, d), torch.eye(d), torch.linspace(-1.9, 2.3, d).reshape(1, -1)]).double()
     seen = z.reshape(-1, *model.space.shape).to(like_model(model))
@@ -85,14 +85,14 @@ def _probe(model: DiffusionModel, gamma: Tensor, mu: Tensor, covariance: Tensor)
 
 
 def _squared_error(at: _Affine, mu: Tensor, covariance: Tensor) -> Tensor:
-    """E ‖x − x̂‖² = tr (I − αJ) C (I − αJ)ᵀ + σ² tr JJᵀ + ‖(I − αJ) μ − c‖²."""
+    """Return E ‖x − x̂‖² = tr (I − αJ) C (I − αJ)ᵀ + σ² tr JJᵀ + ‖(I − αJ) μ − c‖²."""
     left = torch.eye(len(mu), dtype=torch.float64) - alpha(at.gamma) * at.matrix
     off = left @ mu - at.offset
     return (left @ covariance @ left.T).trace() + sigma(at.gamma) ** 2 * at.matrix.square().sum() + off @ off
 
 
 def _mean_kl(q: Tensor, variance: Tensor, gain: Tensor, covariance: Tensor, off: Tensor) -> Tensor:
-    """½ [tr Q/v − D − ln det Q/v + (tr K S Kᵀ + ‖d‖²)/v], Q = `q`, K = `gain`, S = `covariance`, d = `off`."""
+    """Return ½ [tr Q/v − D − ln det Q/v + (tr K S Kᵀ + ‖d‖²)/v], Q = `q`, K = `gain`, S = `covariance`, d = `off`."""
     ratio = torch.linalg.eigvalsh(0.5 * (q + q.T) / variance)
     moved = (gain @ covariance @ gain.T).trace() + off @ off
     return 0.5 * ((ratio - 1 - ratio.log()).sum() + moved / variance)
@@ -124,7 +124,7 @@ def _decoder(model: DiffusionModel, at: _Affine, mu: Tensor, covariance: Tensor)
 
 
 def _prior(at: _Affine, mu: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """KL_T averaged over x, and KL[q(z_T) ‖ N(0, I)]."""
+    """Return KL_T averaged over x, and KL[q(z_T) ‖ N(0, I)]."""
     s2 = sigma(at.gamma) ** 2
     second = covariance.trace() + mu @ mu
     cost = 0.5 * (alpha(at.gamma) ** 2 * second + len(mu) * (s2 - 1 - torch.log(s2)))

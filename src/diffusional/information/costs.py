@@ -19,7 +19,7 @@ from diffusional.models.diffusion import DiffusionModel
 
 
 def cell_edges(model: DiffusionModel, cells: int) -> Tensor:
-    """First level of each cell, and T (C + 1,) int64: one level each where there are no more; in continuous time edges in u.
+    """Return first level of each cell, and T (C + 1,) int64: one level each where there are no more; in continuous time edges in u.
 
     >>> from diffusional import Continuous, exact, likelihood, schedule
     >>> from diffusional.forward import GaussianDiffusion
@@ -37,21 +37,21 @@ def cell_edges(model: DiffusionModel, cells: int) -> Tensor:
 
 
 def edge_gammas(model: DiffusionModel, edges: Tensor) -> Tensor:
-    """γ (C + 1,) at the edges of cells, float64, on the CPU."""
+    """Return γ (C + 1,) at the edges of cells, float64, on the CPU."""
     schedule = model.process.schedule
     gamma = schedule.gamma(edges) if model.steps is None else schedule.grid()[edges - 1]
     return gamma.detach().cpu()
 
 
 def visit(edges: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """A level (n, C) in each cell, uniform, and the weight of each cell (C,)."""
+    """Return a level (n, C) in each cell, uniform, and the weight of each cell (C,)."""
     width = (edges[1:] - edges[:-1]).double()
     at = torch.rand(n, len(width), generator=generator, dtype=torch.float64) * width
     return edges[:-1] + (at if edges.is_floating_point() else at.long()), width
 
 
 def like_model(model: DiffusionModel) -> Tensor:
-    """An empty tensor of the network's type and on its device; float64 without parameters."""
+    """Return an empty tensor of the network's type and on its device; float64 without parameters."""
     return next((p.detach()[:0] for p in model.denoiser.parameters()), torch.empty(0, dtype=torch.float64))
 
 
@@ -69,7 +69,7 @@ def cost_draws(
     generator: torch.Generator | None,
     condition: Condition | None = None,
 ) -> list[Tensor]:
-    """Reconstruction, one KL per cell, prior and further terms of every item, (n, 1 + C + 1 + …) nats, float64.
+    """Return reconstruction, one KL per cell, prior and further terms of every item, (n, 1 + C + 1 + …) nats, float64.
 
     The models see the same items, conditions (n, …), levels and noise.
     """

@@ -58,7 +58,7 @@ class Curve:
     samples: int
 
     def lost(self, share: float) -> float:
-        """The level t (or u) by which this share of I(x; z_1) is gone, linear between levels; the last where it never is.
+        """Return the level t (or u) by which this share of I(x; z_1) is gone, linear between levels; the last where it never is.
 
         >>> from diffusional import schedule
         >>> world = Gaussian(torch.zeros(1), torch.eye(1))
@@ -78,7 +78,7 @@ class Curve:
         return left + (right - left) * (high - target) / (high - low)
 
     def wasted(self, share: float = 0.01) -> tuple[float, float]:
-        """Parts of the schedule, as parts of its levels, that hardly touch the information: at the clean end before `share`
+        """Return parts of the schedule, as parts of its levels, that hardly touch the information: at the clean end before `share`
         of I(x; z_1) is gone, and at the noisy end after all but `share` of it is.
 
         >>> from diffusional import schedule
@@ -91,7 +91,7 @@ class Curve:
         return (early - first) / (last - first), (last - late) / (last - first)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; what `diffusional information --json` writes."""
+        """Return a JSON-ready record; what `diffusional information --json` writes."""
         return {
             "level": self.level.tolist(),
             "gamma": self.gamma.tolist(),
@@ -114,7 +114,7 @@ def curve(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Curve:
-    """I(x; z_t) at `levels` levels of a schedule, evenly spread over t from z_1 to z_T; None shows all T.
+    """Return I(x; z_t) at `levels` levels of a schedule, evenly spread over t from z_1 to z_T; None shows all T.
 
     Args:
         data: encoded items (N, *shape), which stand for their empirical distribution, or an exact world. Gaussians are in
@@ -170,7 +170,7 @@ def informations(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> tuple[Draws, Draws]:
-    """I(x; z) at every γ (L,), and H(x), as draws (n, L) and (n, 1) or (1, 1) on the same rays.
+    """Return I(x; z) at every γ (L,), and H(x), as draws (n, L) and (n, 1) or (1, 1) on the same rays.
 
     >>> world = Gaussian(torch.zeros(1), torch.eye(1))
     >>> informations(world, torch.tensor([0.0]), samples=2)[0].value                # ½ ln 2
@@ -192,7 +192,7 @@ def informations(
 def _left(
     points: Points, gamma: Tensor, samples: int, generator: torch.Generator | None, progress: Progress | None
 ) -> Tensor:
-    """ln p(x|z) (n, L) along rays of finite data: I(x; z) = H(x) + E ln p(x|z)."""
+    """Return ln p(x|z) (n, L) along rays of finite data: I(x; z) = H(x) + E ln p(x|z)."""
     parts, controls, done = [], [], 0
     mean_square = points.weights @ points.squares
     # At high noise ln p(x_i|z) is approximately ln w_i, which is constant if all points are equally frequent.
@@ -214,7 +214,7 @@ def _left(
 def _drawn(
     world: World, gamma: Tensor, samples: int, generator: torch.Generator | None, progress: Progress | None
 ) -> tuple[Draws, Draws]:
-    """ln q(z|x)/q(z) (n, L) and −ln p(x) (n, 1) along rays of a world with densities."""
+    """Return ln q(z|x)/q(z) (n, L) and −ln p(x) (n, 1) along rays of a world with densities."""
     x = world.sample(samples, generator)
     noise = torch.empty_like(x).normal_(generator=generator)
     ratios = torch.empty(samples, len(gamma), dtype=torch.float64)
@@ -228,7 +228,7 @@ def _drawn(
 
 
 def steadied(values: Tensor, controls: Tensor) -> Tensor:
-    """The same means with smaller errors: `values` (n, L) less what is linear in `controls` (n, k), whose means are zero.
+    """Return the same means with smaller errors: `values` (n, L) less what is linear in `controls` (n, k), whose means are zero.
 
     Where noise prevails ln q(z|x)/q(z) is √SNR ε·x + ½ SNR (‖x‖² − …) + …: much noise around little information, and known.
 

@@ -32,20 +32,20 @@ class Draws:
         return torch.zeros_like(self.values[0]) if n == 1 else self.values.std(0) / math.sqrt(n)
 
     def sum(self) -> "Draws":
-        """The sum of all k numbers (n, 1)."""
+        """Return the sum of all k numbers (n, 1)."""
         return Draws(self.values.sum(1, keepdim=True))
 
     def steps(self) -> "Draws":
-        """Each number less the next (n, k − 1): of I(x; z_t), rising in t, the backward increments of MATH (13)."""
+        """Return each number less the next (n, k − 1): of I(x; z_t), rising in t, the backward increments of MATH (13)."""
         return Draws(self.values[:, :-1] - self.values[:, 1:])
 
     def only(self, index: int) -> tuple[float, float]:
-        """Value and error of one number."""
+        """Return value and error of one number."""
         return float(self.value[index]), float(self.error[index])
 
 
 def exactly(values: Tensor) -> Draws:
-    """Known numbers (k,) as draws without error.
+    """Return known numbers (k,) as draws without error.
 
     >>> exactly(torch.tensor([0.5])).error
     tensor([0.], dtype=torch.float64)

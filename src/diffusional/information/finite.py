@@ -52,15 +52,15 @@ class Points:
         return torch.cat([some.double().square().sum(1) for some in self.centred.split(4096)])
 
     def entropy(self) -> float:
-        """H(x) = −Σ w ln w ≤ ln N, nats."""
+        """Return H(x) = −Σ w ln w ≤ ln N, nats."""
         return -float((self.weights * self.weights.log()).sum())
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """n indices, independent."""
+        """Return n indices, independent."""
         return torch.multinomial(self.weights, n, replacement=True, generator=generator)
 
     def log_posterior(self, index: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
-        """ln p(x_i | z) (n, L), float64, for the points i = `index` (n,) seen through ε = `noise` (n, D) at every γ (L,).
+        """Return ln p(x_i | z) (n, L), float64, for the points i = `index` (n,) seen through ε = `noise` (n, D) at every γ (L,).
 
         >>> points = points_of(torch.tensor([[-1.0], [1.0]]))
         >>> points.log_posterior(torch.tensor([0]), torch.zeros(1, 1), torch.tensor([0.0]))      # −ln(1 + e⁻²)
@@ -80,14 +80,14 @@ class Points:
         return torch.cat(parts)
 
     def _one(self, x: Tensor, half: Tensor, own: Tensor, eps: Tensor, root: list[float]) -> Tensor:
-        """ln p(x_i|z) (n, 1) by one product: ℓ_j = x_j·(SNR x_i + √SNR ε) − ½ SNR ‖x_j‖², less ℓ_i."""
+        """Return ln p(x_i|z) (n, 1) by one product: ℓ_j = x_j·(SNR x_i + √SNR ε) − ½ SNR ‖x_j‖², less ℓ_i."""
         (r,) = root
         log_odds = torch.addmm(half, r**2 * x[own] + r * eps, x.T, beta=-(r**2))
         log_odds -= log_odds[torch.arange(len(own)), own, None].clone()
         return self._known(log_odds.float(), own, r).unsqueeze(1)
 
     def _many(self, x: Tensor, half: Tensor, own: Tensor, eps: Tensor, root: list[float]) -> Tensor:
-        """ln p(x_i|z) (n, L) at every level, from the two products of a ray."""
+        """Return ln p(x_i|z) (n, L) at every level, from the two products of a ray."""
         distance = torch.addmm(half, x[own], x.T, beta=-1.0)  # x_i·x_j − ½ ‖x_j‖²
         distance -= half[own, None]
         along = eps @ x.T
@@ -100,7 +100,7 @@ class Points:
         return torch.stack(known, 1)
 
     def _known(self, log_odds: Tensor, own: Tensor, root: float) -> Tensor:
-        """ln p(x_i|z) (n,), float64, from ℓ (n, N), which is used up. Its own part is left out of the sum, and exact."""
+        """Return ln p(x_i|z) (n,), float64, from ℓ (n, N), which is used up. Its own part is left out of the sum, and exact."""
         weight, row = self.weights[own], torch.arange(len(own))
         if root**2 * float(self.squares.max()) < _EXPM1_BELOW:
             log_odds.expm1_()
@@ -112,7 +112,7 @@ class Points:
 
 
 def points_of(data: Tensor | Finite) -> Points:
-    """The distinct points of data (N, *shape), or of a finite world, each with its share."""
+    """Return the distinct points of data (N, *shape), or of a finite world, each with its share."""
     if isinstance(data, Finite):
         return Points(data.points - data.weights @ data.points, data.weights)
     if data.ndim < 2 or len(data) == 0 or not data.dtype.is_floating_point:

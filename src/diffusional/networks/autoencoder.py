@@ -131,21 +131,21 @@ class Ladder(nn.Module):
         return _added(self.start.expand(n, -1), self.condition_top, condition)
 
     def prior(self, layer: int, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log std of p(z_l|z_{>l}), each (B, latents[l − 1])."""
+        """Return mean and log std of p(z_l|z_{>l}), each (B, latents[l − 1])."""
         mean, log_std = self.priors[layer - 1](state).chunk(2, 1)
         return mean, log_std
 
     def posterior(self, layer: int, state: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log std of q(z_l|z_{>l}, x)."""
+        """Return mean and log std of q(z_l|z_{>l}, x)."""
         mean, log_std = self.posteriors[layer - 1](torch.cat([state, feature], 1)).chunk(2, 1)
         return mean, log_std
 
     def down(self, layer: int, state: Tensor, z: Tensor) -> Tensor:
-        """h_{l−1} from h_l and z_l."""
+        """Return h_{l−1} from h_l and z_l."""
         return self.fall[layer - 1](state + self.take[layer - 1](z))
 
     def output(self, state: Tensor) -> Tensor:
-        """What the decoder says at h_0, (B, *out_shape)."""
+        """Return what the decoder says at h_0, (B, *out_shape)."""
         return self.last(state).unflatten(1, self.out_shape)
 
 

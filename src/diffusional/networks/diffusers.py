@@ -95,7 +95,7 @@ def ddpm_unet(
     scale_shift: bool = False,
     classes: int = 0,
 ) -> FromDiffusers:
-    """The U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network, dropout 0.1 apart.
+    """Return the U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network, dropout 0.1 apart.
 
     Improved DDPM's (Nichol & Dhariwal 2021) is `outputs=2, blocks=3, attention=(16, 8), heads=4, scale_shift=True`. `time` is that
     of DDPM, 0 … 1000. Images whose sides can't be halved len(widths) − 1 times are padded inside with zeros to the next
@@ -183,7 +183,7 @@ def ddpm_unet(
 
 
 def _padding(side: int, multiple: int) -> int:
-    """How much a side lacks of the next multiple."""
+    """Return how much a side lacks of the next multiple."""
     return -side % multiple
 
 

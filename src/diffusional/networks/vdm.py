@@ -120,7 +120,7 @@ class VDMUNet(nn.Module):
 
 
 def fourier_features(z: Tensor, exponents: tuple[int | float, ...]) -> Tensor:
-    """sin, then cos, of 2^n · 2πz (B, C, …) → (B, 2CN, …): in each half the N exponents of a channel stand together.
+    """Return sin, then cos, of 2^n · 2πz (B, C, …) → (B, 2CN, …): in each half the N exponents of a channel stand together.
 
     >>> fourier_features(torch.full((1, 1, 1), 1 / 8), (0, 1)).flatten()          # π/4 and π/2
     tensor([ 7.0711e-01,  1.0000e+00,  7.0711e-01, -4.3711e-08])
@@ -130,7 +130,7 @@ def fourier_features(z: Tensor, exponents: tuple[int | float, ...]) -> Tensor:
 
 
 def sinusoids(t: Tensor, width: int) -> Tensor:
-    """sin, then cos, of t · 10⁻⁴ⁱᐟ⁽ʰ⁻¹⁾, i = 0 … h − 1, h = width/2: (B,) → (B, width), the transformer's embedding of a position.
+    """Return sin, then cos, of t · 10⁻⁴ⁱᐟ⁽ʰ⁻¹⁾, i = 0 … h − 1, h = width/2: (B,) → (B, width), the transformer's embedding of a position.
 
     >>> sinusoids(torch.tensor([0.0, 1.0]), 4)
     tensor([[0.0000e+00, 0.0000e+00, 1.0000e+00, 1.0000e+00],

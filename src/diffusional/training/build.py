@@ -32,7 +32,7 @@ from diffusional.training.config import Config, DataConfig, LatentConfig, ModelC
 
 
 def build_dataset(config: DataConfig) -> Dataset:
-    """The data of a config, warped copies in the train split included.
+    """Return the data of a config, warped copies in the train split included.
 
     >>> len(build_dataset(DataConfig(warps=1)).train)
     2000
@@ -69,7 +69,7 @@ def build_dataset(config: DataConfig) -> Dataset:
 
 
 def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
-    """The schedule of a config.
+    """Return the schedule of a config.
 
     >>> build_schedule(ScheduleConfig(kind="cosine", steps=100)).steps
     100
@@ -198,7 +198,7 @@ def _gaussian_chain(config: Config, space: Space, classes: int) -> GaussianChain
 
 
 def _least_variance(forward: GaussianDiffusion) -> float:
-    """That of q(z_1|z_2, x)."""
+    """Return that of q(z_1|z_2, x)."""
     nothing = torch.zeros(1, 1, dtype=torch.float64)
     return float(forward.posterior(nothing, nothing, 1).variance.detach())
 
@@ -212,7 +212,7 @@ def _time(config: ScheduleConfig, forward: GaussianDiffusion) -> Affine | Traine
 
 
 def _autoencoder(config: Config, space: Space, classes: int) -> Autoencoder:
-    """A VAE, with a diffusion prior or without, or a hierarchical one, on residual layers."""
+    """Return a VAE, with a diffusion prior or without, or a hierarchical one, on residual layers."""
     chosen, latent = config.model, config.latent
     name = chosen.likelihood or ("network-levels" if isinstance(space, Discrete) else "gaussian")
     kinds = {
@@ -313,7 +313,7 @@ def _network(
 
 
 def build_sampler(config: Config) -> LevelSampler:
-    """The sampler of noise levels of a config."""
+    """Return the sampler of noise levels of a config."""
     kinds = {"uniform": Uniform, "stratified": Stratified, "adaptive": Adaptive, "second-moment": SecondMoment}
     return kinds[config.sampler]()
 

@@ -351,12 +351,12 @@ class Config:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
+        """Return a JSON-ready record; `from_dict` reads it back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> "Config":
-        """The config that `to_dict` described. Unknown keys and values of the wrong type are refused.
+        """Return the config that `to_dict` described. Unknown keys and values of the wrong type are refused.
 
         >>> Config.from_dict({"steps": 10}).steps
         10
@@ -413,7 +413,7 @@ def _check_gaussian_chain(config: Config) -> None:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """Lines "key: a → b" for every value that differs.
+    """Return lines "key: a → b" for every value that differs.
 
     >>> differences(Config(), Config(steps=7))
     ['steps: 2000 → 7']
