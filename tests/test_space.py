@@ -85,12 +85,12 @@ def test_check_names_the_item_off_the_levels(off: float) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (torch.full((2, 4), 4), "4 levels are declared.*levels=5"),
-        (torch.full((2, 4), -1), "from -1 to -1"),
+        (torch.full((2, 4), 4), "4 levels that are declared.*levels=5"),
+        (torch.full((2, 4), -1), "got -1 to -1"),
         (torch.zeros(2, 4), "float32"),
         (torch.zeros(2, 4, dtype=torch.bool), "bool"),
-        (torch.zeros(2, 5, dtype=torch.int64), r"\(5,\).*\(4,\)"),
-        (torch.zeros(0, 4, dtype=torch.int64), "no items"),
+        (torch.zeros(2, 5, dtype=torch.int64), r"\(4,\).*got \(5,\)"),
+        (torch.zeros(0, 4, dtype=torch.int64), "at least one item"),
     ],
 )
 def test_discrete_refuses(raw: torch.Tensor, message: str) -> None:
