@@ -354,7 +354,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a truncated npy": (
         truncated_npy,
-        "TMP/cut.npy could not be read (its header declares shape (40, 4) of float64, 1250 bytes of values came); save it again",
+        "TMP/cut.npy could not be read (its header declares shape (40, 4) of float64, got 1250 bytes of values); save it again",
     ),
     "a truncated IDX": (
         truncated_idx,
@@ -363,7 +363,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "NaN": (
         with_nan,
-        "TMP/nan.npy: item 17 (split train) has a value that is not finite; mend or drop the item",
+        "TMP/nan.npy: item 17 (split train) has a value that is not finite; correct or drop the item",
     ),
     "no items": (
         lambda f: train(npy(f / "none.npy", np.zeros((0, 4)))),
@@ -372,12 +372,12 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a pickle as data": (
         lambda f: train(raw(f / "a.npy", pickle.dumps({"a": 1}))),
-        "TMP/a.npy holds Python objects, or is no NumPy file at all; a pickle is never loaded. Save plain arrays "
+        "TMP/a.npy contains Python objects, or is not a NumPy file; pickles are never loaded. Save plain arrays "
         "of numbers with np.save or np.savez",
     ),
     "integers without levels": (
         lambda f: train(f / "tiny.npy"),
-        "tiny.npy: integers came without their number of levels, which is never assumed. The largest value is 4, "
+        "tiny.npy: expected the number of levels of these integers, which is never assumed, got none. The largest value is 4, "
         "so at least levels=5 fit; for 8-bit images: levels=256 (--levels 256; for train --data.levels 256)",
     ),
     "values outside the levels": (
@@ -572,7 +572,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "data of no known kind": (
         lambda f: ["data", raw(f / "a.xyz", b"1")],
-        'TMP/a.xyz is of no known kind; expected "digits", an array in .npy or .npz, an IDX file (*-ubyte or '
+        'TMP/a.xyz is of an unknown kind; expected "digits", an array in .npy or .npz, an IDX file (*-ubyte or '
         "*.idx, perhaps .gz), a table (.csv, .tsv, .parquet), a folder of images, of tables or with MNIST's "
         'files, or "hf:owner/name" for a data set of the Hugging Face Hub',
     ),
@@ -584,20 +584,20 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "data without levels": (
         lambda f: ["data", f / "tiny.npy"],
-        "tiny.npy: integers came without their number of levels, which is never assumed. The largest value is 4, "
+        "tiny.npy: expected the number of levels of these integers, which is never assumed, got none. The largest value is 4, "
         "so at least levels=5 fit; for 8-bit images: levels=256 (--levels 256; for train --data.levels 256)",
     ),
     "a side for what are no images": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--size", 8],
-        "size=8 came for an array (.npy, .npz, IDX), but it is for images and the Hub; leave it out",
+        "size=8 was given for an array (.npy, .npz, IDX), but it is for images and the Hub; leave it out",
     ),
     "columns of what is no table": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--columns", "a"],
-        "columns=('a',) came for an array (.npy, .npz, IDX), but it is for a table; leave it out",
+        "columns=('a',) was given for an array (.npy, .npz, IDX), but it is for a table; leave it out",
     ),
     "a stream of a file": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--streaming"],
-        "streaming=True came for an array (.npy, .npz, IDX), but it is for the Hub; leave it out",
+        "streaming=True was given for an array (.npy, .npz, IDX), but it is for the Hub; leave it out",
     ),
     "a side of no pixels": (
         lambda f: ["data", f / "tiny.npy", "--size", 0],
@@ -619,13 +619,13 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "images of two sizes": (
         lambda f: ["data", pictures(f / "pictures", *[(8, 8)] * 20, (8, 9))],
-        "TMP/pictures/00.png has 8 × 8 pixels and TMP/pictures/20.png has 9 × 8; give one side for all: size=64 "
+        "TMP/pictures/00.png has 8 × 8 pixels and TMP/pictures/20.png has 9 × 8; choose one side for all: size=64 "
         '(--data.size 64) scales the centre square, with fit="resize" (--data.fit resize) the whole image',
     ),
     "an image cut short": (
         lambda f: ["data", cut(pictures(f / "pictures", *[(8, 8)] * 20) / "07.png")],
         "TMP/pictures/07.png could not be read as an image (its content is not that of a known format); "
-        "get it again, or take it out of the data",
+        "get it again, or remove it from the data",
     ),
     "a table with a word": (
         lambda f: ["data", raw(f / "a.csv", b"a,b\n" + b"1,2\n" * 30 + b"3,four\n")],
@@ -634,7 +634,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a table with a gap": (
         lambda f: ["data", raw(f / "a.csv", b"a,b\n" + b"1,2\n" * 30 + b"3,\n")],
-        "TMP/a.csv: the value of column 'b' in row 31 (after the header) is missing (empty, NA or NaN); mend or drop "
+        "TMP/a.csv: the value of column 'b' in row 31 (after the header) is missing (empty, NA or NaN); correct or drop "
         "the row, or choose the columns without gaps: columns=('a',) (--columns a; for train --data.columns a)",
     ),
     "a table without the column": (

@@ -231,7 +231,7 @@ def test_columns_with_a_spike() -> None:
     values = good_reals()
     values[::5, 2] = 0.0
     finding = only(inspect(reals(values, ("a", "b", "c"))))
-    assert finding.startswith("columns with one value again and again: 'c' (0 in 20%); a density of discrete values")
+    assert finding.startswith("columns in which one value occurs often: 'c' (0 in 20%); a density of discrete values")
 
 
 def images(values: np.ndarray) -> Dataset:
@@ -308,7 +308,7 @@ def test_values_that_are_not_finite() -> None:
     bad = raw[1300:].clone()
     bad[4, 1], bad[5, 0] = np.nan, np.inf
     data = Dataset("r", Continuous((3,), (5.0, 0.0, -3.0), (1.0, 10.0, 100.0)), raw[:1000], raw[1000:1300], bad)
-    assert only(inspect(data)).startswith("test has 2 values that are not finite; mend or drop")
+    assert only(inspect(data)).startswith("test has 2 values that are not finite; correct or drop")
 
 
 # ------------------------------------------------------------------------------------------------------- splits
@@ -317,9 +317,7 @@ def test_values_that_are_not_finite() -> None:
 def test_small_splits() -> None:
     values = good_levels()
     data = levels(values[:1399], 17)
-    assert only(inspect(data)).startswith(
-        "test has 99 items; with fewer than 100 the error bars over items will be wide"
-    )
+    assert only(inspect(data)).startswith("test has 99 items; with fewer than 100")
     assert inspect(levels(values[:1400], 17)).findings == ()
 
 
@@ -347,7 +345,7 @@ def test_large_splits_are_sampled_and_it_is_said(monkeypatch: pytest.MonkeyPatch
     found = inspect(levels(values, 17))
     assert found.looked_at == {"train": 100, "validation": 300, "test": 300}
     first, second = found.findings
-    assert first.startswith("only some items were looked at (100 of train), so what follows may not be all")
+    assert first.startswith("only some items were examined (100 of train)")
     assert "items 20 and 990" in second
 
 
@@ -360,5 +358,5 @@ def test_streams(tmp_path: Path) -> None:
     assert found.held == "streamed"
     assert found.items == {"train": None, "validation": 200, "test": 200}
     assert found.looked_at["train"] == 1000
-    assert only(found).startswith("only some items were looked at (1000 of train)")
+    assert only(found).startswith("only some items were examined (1000 of train)")
     np.testing.assert_array_equal(found.picture.numpy(), values[400:464])

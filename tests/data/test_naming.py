@@ -157,4 +157,4 @@ def test_decisions_are_told() -> None:
     (told,) = decisions({"train": paths("d/training"), "test": ["test.png"], "validation": paths("a/val", "b/val")}, [])
     assert told == "by their names, train is d/training/ and test is test.png and validation is a/val/1.png …"
     (told,) = decisions({"train": paths("cat")}, [("all/", ""), ("x.png", "cat/1.png")])
-    assert told.endswith("passed over: all (to the folder itself) and 1 more")
+    assert told.endswith("skipped: all (to the folder itself) and 1 more")

@@ -152,7 +152,7 @@ def test_booleans_have_two_levels_in_tables_too(tmp_path: Path) -> None:
         table = load(path)
         assert table.space == array.space == Discrete((3,), 2)
         assert table.fingerprint("train") == array.fingerprint("train")
-        with pytest.raises(DiffusionalError, match="booleans came with levels=7"):
+        with pytest.raises(DiffusionalError, match="levels=2 for booleans, got levels=7"):
             load(path, levels=7)
 
 

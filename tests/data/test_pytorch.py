@@ -79,7 +79,7 @@ def test_pictures_have_the_levels_of_their_mode() -> None:
     )
     bits = from_torch([Image.fromarray(p[:, :, 0] > 128) for p in pixels])
     assert bits.space == Discrete((1, 4, 6), levels=2)
-    with pytest.raises(DiffusionalError, match="levels=16 came for images of 256 levels"):
+    with pytest.raises(DiffusionalError, match=r"levels=256, .* got levels=16"):
         from_torch([Image.fromarray(p) for p in pixels], levels=16)
 
 
@@ -108,8 +108,8 @@ class Endless(IterableDataset):
     ("train", "message"),
     [
         (Noisy(REAL), "item 0 had other values when it was read again; leave random augmentation out"),
-        (Endless(), r"train is of type Endless, whose items have no numbers; .*streaming=True"),
-        (iter([1]), "whose items have no numbers"),
+        (Endless(), r"train is of type Endless, whose items have no index; .*streaming=True"),
+        (iter([1]), "whose items have no index"),
         ([], "train has no items"),
         (
             [*RAW[:5], RAW[5][:2], *RAW[6:]],
@@ -132,5 +132,5 @@ def test_what_is_refused(train, message: str) -> None:
 
 
 def test_integers_need_levels() -> None:
-    with pytest.raises(DiffusionalError, match=r"dataset: integers came without their number of levels"):
+    with pytest.raises(DiffusionalError, match=r"dataset: .*number of levels"):
         from_torch(RAW)

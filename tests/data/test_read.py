@@ -203,5 +203,5 @@ def test_scaled_levels_come_with_the_number_to_divide_by(tmp_path: Path, dtype: 
     for other in (bits + 1, np.where(bits, 255, 3), -255 * bits):
         if np.issubdtype(dtype, np.signedinteger) or other.min() >= 0:
             np.save(path, other.astype(dtype))
-            with pytest.raises(DiffusionalError, match="mend or drop the item"):
+            with pytest.raises(DiffusionalError, match="correct or drop the item"):
                 data.read(path, Discrete((1, 3, 4), 2))

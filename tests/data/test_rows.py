@@ -70,7 +70,7 @@ def test_rows_beyond_the_view_are_no_rows(rows: slice | np.ndarray) -> None:
 
 @pytest.mark.parametrize("rows", [slice(0, 4), np.arange(4)])
 def test_a_mask_is_refused(rows: slice | np.ndarray) -> None:
-    with pytest.raises(DiffusionalError, match=r"rows of type torch.bool came; give int64"):
+    with pytest.raises(DiffusionalError, match=r"rows to be int64, got torch.bool"):
         Rows(np.zeros((4, 1)), rows, reals)[torch.tensor([True, False, True, True])]
 
 
@@ -125,7 +125,7 @@ def test_blocks_are_the_split_in_order(lazy: None, tmp_path: Path) -> None:
     whole = data.space.encode(data.tensor("train"))
     assert torch.equal(torch.cat(blocks), whole)
     assert torch.equal(data.encode("train"), whole)  # itself by blocks, here
-    with pytest.raises(DiffusionalError, match="blocks of 0 items came"):
+    with pytest.raises(DiffusionalError, match="at least 1 item, got size=0"):
         next(data.blocks("train", 0))
 
 
@@ -209,7 +209,7 @@ def test_an_item_that_turned_bad_is_counted_from_its_block(lazy: None) -> None:
     raw = torch.zeros(20, 3, dtype=torch.float64)
     raw[7, 0] = np.nan
     data = Dataset("d", Continuous((3,)), raw, raw, raw)
-    with pytest.raises(DiffusionalError, match=r"split test, counted from item 6: item 1 has a value that is not fin"):
+    with pytest.raises(DiffusionalError, match=r"split test, counted from item 6: .*not finite in item 1"):
         data.encode("test")
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_is_gone(lazy: None, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", TABLE)
     sent = pickle.dumps(load(tmp_path / "a.npy").train)
     (tmp_path / "a.npy").unlink()
-    with pytest.raises(DiffusionalError, match=r"a.npy is gone, whose values were to be read"):
+    with pytest.raises(DiffusionalError, match=r"a.npy does not exist any more"):
         pickle.loads(sent)
 
 

@@ -104,7 +104,7 @@ def test_one_that_hangs_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(
             DiffusionalError,
-            match=r"another process has been making .*npy for .* hours; .*end it, or set XDG_CACHE_HOME",
+            match=r"another process has been writing .*npy for .* hours; .*end it, or set XDG_CACHE_HOME",
         ):
             stored(6)
     assert stored(6).tolist() == [7] * 6
@@ -123,5 +123,5 @@ def test_a_file_system_without_locks(cache: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     monkeypatch.setattr(storage, "available_memory", lambda: 0)
-    with pytest.raises(DiffusionalError, match=r"/dev/null/diffusional can't be written \(.*\); .*set XDG_CACHE_HOME"):
+    with pytest.raises(DiffusionalError, match=r"/dev/null/diffusional cannot be written \(.*\); .*set XDG_CACHE_HOME"):
         stored(6)

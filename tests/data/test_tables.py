@@ -193,7 +193,7 @@ def test_parts_of_other_columns(tmp_path: Path) -> None:
         ("a,b\n", r"a.csv has a header and no rows"),
         ("1.5,2\n3,4\n", r"begins with numbers \('1.5', '2'\) and has no header"),
         ("1,5;2,5\n3,5;4,5\n", r"begins with numbers .* has no header"),
-        ("a,b\n1,2\n3\n", r"its rows differ in length \(.*\); mend the row"),
+        ("a,b\n1,2\n3\n", r"its rows differ in length \(.*\); correct the row"),
         ("a,b\n1,2\n3,4,5\n", r"its rows differ in length"),
         ("a,a\n1,2\n", r"more than one column 'a'"),
         (",a\n0,1\n", r"column 1 has no name; .*index=False"),
@@ -205,7 +205,7 @@ def test_parts_of_other_columns(tmp_path: Path) -> None:
         ("a,b\n1,2\n3,\n", r"the value of column 'b' in row 2 \(after the header\) is missing"),
         ("a,b\n1,2\n3,NA\n", r"column 'b' in row 2 .* is missing"),
         ("a,b\n1,\n2,\n", r"column 'b' in row 1 .* is missing"),
-        ("a,b\n1,2\n3,4\n-inf,1\n", r"column 'a' in row 3 .* is -inf; mend or drop"),
+        ("a,b\n1,2\n3,4\n-inf,1\n", r"column 'a' in row 3 .* is -inf; correct or drop"),
         ("a,b\n1,2020-01-01\n2,2020-01-02\n", r"column 'b' is not numeric"),
         ("größe,b\n1,2\n".encode("latin-1"), r"is not UTF-8 text \(.*\); save it as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), r"looks like UTF-16 or a binary file"),
@@ -250,22 +250,22 @@ def test_a_gap_far_down_is_counted_over_blocks(tmp_path: Path, monkeypatch: pyte
     [
         (
             {"a.csv": "a,b\n1,2\n3,\n"},
-            "a.csv: the value of column 'b' in row 2 (after the header) is missing (empty, NA or NaN); mend or drop the row, "
+            "a.csv: the value of column 'b' in row 2 (after the header) is missing (empty, NA or NaN); correct or drop the row, "
             "or choose the columns without gaps: columns=('a',) (--columns a; for train --data.columns a)",
         ),
         (
             {"a.csv": "a,b c,d\n1,2,3\n3,-inf,\n5,6,7\n"},
-            "a.csv: the value of column 'b c' in row 2 (after the header) is -inf; mend or drop the row, "
+            "a.csv: the value of column 'b c' in row 2 (after the header) is -inf; correct or drop the row, "
             "or choose the columns without gaps: columns=('a',) (--columns a; for train --data.columns a)",
         ),
         (  # the gap of `a` is in a part that was not read when that of `d` was met
             {"0.csv": "a,b c,d\n1,2,\n", "1.csv": "a,b c,d\n,6,7\n"},
-            "0.csv: the value of column 'd' in row 1 (after the header) is missing (empty, NA or NaN); mend or drop the row, "
+            "0.csv: the value of column 'd' in row 1 (after the header) is missing (empty, NA or NaN); correct or drop the row, "
             "or choose the columns without gaps: columns=('b c',) (--columns 'b c'; for train --data.columns 'b c')",
         ),
         (
             {"a.csv": "a,b\n1,2\n3,\n,4\n"},
-            "a.csv: the value of column 'b' in row 2 (after the header) is missing (empty, NA or NaN); mend or drop the row",
+            "a.csv: the value of column 'b' in row 2 (after the header) is missing (empty, NA or NaN); correct or drop the row",
         ),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_gap_names_the_columns_without(tmp_path: Path, files: dict[str, str], 
 def test_a_gap_before_another_fault_names_no_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "_BLOCK", 64)
     path = write(tmp_path, "a,b\n1,\n" + "1,2\n" * 100 + "oops,3\n")
-    with pytest.raises(DiffusionalError, match=r"column 'b' in row 1 .*; mend or drop the row$"):
+    with pytest.raises(DiffusionalError, match=r"column 'b' in row 1 .*; correct or drop the row$"):
         load(path)
 
 
@@ -321,9 +321,9 @@ def test_options_of_others_are_refused(tmp_path: Path) -> None:
         ({"grey": True}, "grey=True"),
         ({"streaming": True}, "streaming=True"),
     ):
-        with pytest.raises(DiffusionalError, match=rf"{name} came for a table, but it is for"):
+        with pytest.raises(DiffusionalError, match=rf"{name} was given for a table, but it is for"):
             load(path, **options)
-    with pytest.raises(DiffusionalError, match=r"columns=\('a',\) came for digits, but it is for a table"):
+    with pytest.raises(DiffusionalError, match=r"columns=\('a',\) was given for digits, but it is for a table"):
         load("digits", columns=("a",))
 
 

@@ -227,13 +227,13 @@ def test_digits_are_left_as_they_are(digits: Tensor) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (2, 1, 8, 9), (2, 3, 8, 8), (0, 1, 8, 8), (8, 8)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DiffusionalError, match=r"expected \(N, 1, 8, 8\) with at least one digit"):
+    with pytest.raises(DiffusionalError, match=r"\(N, 1, 8, 8\) with at least one digit"):
         warped(torch.zeros(shape, dtype=torch.uint8), 1, seed=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
 def test_other_types_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(DiffusionalError, match=r"came; expected integer levels"):
+    with pytest.raises(DiffusionalError, match=f"expected integer levels, got type {dtype}"):
         warped(torch.zeros(1, 1, 8, 8, dtype=dtype), 1, seed=0)
 
 
@@ -241,17 +241,17 @@ def test_other_types_are_refused(dtype: torch.dtype) -> None:
 def test_levels_outside_are_refused(level: int) -> None:
     raw = torch.zeros(1, 1, 8, 8, dtype=torch.long)
     raw[0, 0, 3, 3] = level
-    with pytest.raises(DiffusionalError, match=rf"levels from {min(level, 0)} to {max(level, 0)} came"):
+    with pytest.raises(DiffusionalError, match=rf"levels from 0 to 16, .* got {min(level, 0)} to {max(level, 0)}"):
         warped(raw, 1, seed=0)
 
 
 @pytest.mark.parametrize("copies", [0, -1])
 def test_no_copies_are_refused(copies: int) -> None:
-    with pytest.raises(DiffusionalError, match=f"copies={copies} came; at least 1 is needed"):
+    with pytest.raises(DiffusionalError, match=f"copies to be at least 1, got {copies}"):
         warped(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), copies, seed=0)
 
 
 @pytest.mark.parametrize("amount", [-0.1, math.nan, math.inf])
 def test_amounts_that_are_none_are_refused(amount: float) -> None:
-    with pytest.raises(DiffusionalError, match=r"shear=.* came; every amount of a warp is finite"):
+    with pytest.raises(DiffusionalError, match=f"shear to be finite and at least 0, got {amount}"):
         Warp(shear=amount)

@@ -607,7 +607,7 @@ class _Weightless(df.Chain):
             ),
             "diffusion prior",
         ),
-        (lambda: chain(None), "number of steps|finitely many latents"),
+        (lambda: chain(None), "finitely many latents"),
         (_Weightless, "step"),
     ],
 )

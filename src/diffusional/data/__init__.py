@@ -1,6 +1,6 @@
-"""Data: the embedded digits and users' own, as a `Dataset` of one space and three splits.
+"""Data: the embedded digits and the user's own, as a `Dataset` of one space and three splits.
 
-What `load` takes:
+`load` accepts:
 
     "digits"                          scikit-learn's digits, 17 levels, a fixed split
     *.npy                             one array (N, …), split at random, read from the file as needed
@@ -10,7 +10,7 @@ What `load` takes:
     a folder                          of images, of tables, or MNIST's files train-images-idx3-ubyte[.gz], …
     "hf:owner/name[:config]"          a data set of the Hugging Face Hub (or hf:/folder), perhaps streamed
 
-and `from_torch` takes any map-style Dataset of PyTorch.
+`from_torch` accepts any map-style Dataset of PyTorch.
 
 `load` splits data and declares their space, for training. `read` returns all items of a file in its order, in the space of a model that
 was trained on other data, for scoring.
@@ -40,7 +40,7 @@ _HUB = "hf:"
 # Prefix of the name of data that were given in Python and have no file.
 PYTHON = "python:"
 _ARRAY = "an array (.npy, .npz, IDX)"
-# What the kinds of data are called in errors.
+# Names of the kinds of data in errors.
 _CALLED = {
     "digits": "digits",
     "numpy": _ARRAY,
@@ -50,7 +50,7 @@ _CALLED = {
     "table": "a table",
     "hub": "the Hub",
 }
-# Which kinds of data an option is for, and its default.
+# The kinds of data that an option applies to, and its default.
 _OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "size": (("images", "hub"), None),
     "fit": (("images", "hub"), "crop"),
@@ -79,22 +79,22 @@ def load(
     holdout: int = 1000,
     condition: str | None = None,
 ) -> Dataset:
-    """Load the data set "digits", or that of a file, a folder (`./digits` for a folder of that name) or the Hub.
+    """Load the data set "digits", or the data of a file, a folder (`./digits` for a folder of that name) or the Hub.
 
-    `levels` is the number of levels K of integer data, 0 … K−1, and must be declared; booleans have 2, images
-    what their format says; real-valued data have none and are standardised by their train split. Data of one
-    piece are split by a permutation drawn from `seed` into the fractions `split` of train, validation and test;
-    an .npz that has train and test but no validation gives the last `split[1]` of train, folders and the Hub
-    give what they lack as random items of train; data that come with all three, as digits do, are left as they
-    are. Arrays N×H×W become N×1×H×W, and N×H×W×C become N×C×H×W.
+    `levels` is the number of levels K of integer data, 0 … K−1, and must be declared. Booleans have 2 levels, and images those of
+    their format; real-valued data have none and are standardised by their train split. Data in one piece are split into the
+    fractions `split` of train, validation and test by a permutation drawn from `seed`. For an .npz with train and test but no
+    validation, validation is the last `split[1]` of train; for folders and the Hub, missing splits are random items of train. Data
+    with all three splits, such as digits, are left as they are. Arrays N×H×W become N×1×H×W, and N×H×W×C become N×C×H×W.
 
-    With `condition` the class labels of the items are their condition (`Dataset.condition` and `Dataset.classes`): "label" for those
-    that come with the data (of digits and MNIST, under a key such as y in an .npz, of images their folders, of the Hub its only
-    ClassLabel column), or the name of the column or key that holds them.
+    With `condition`, the class labels of the items are their condition (`Dataset.condition` and `Dataset.classes`). It is "label" for
+    labels that belong to the data (of digits and MNIST, under a key such as y in an .npz, the folders of images, the only ClassLabel
+    column of the Hub), or the name of the column or key of the labels.
 
     `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` and `decimal` for tables (`data.tables.load_table`), `column`,
-    `streaming` and `holdout` for the Hub (`data.hub.load_hub`); an option that is not for the data that came is
-    refused. Raises DiffusionalError for anything that cannot be read, or would have to be guessed.
+    `streaming` and `holdout` for the Hub (`data.hub.load_hub`).
+
+    Raises DiffusionalError for data that cannot be read or are ambiguous, and for an option that is not for these data.
 
     >>> data = load("digits")
     >>> data.space
@@ -104,7 +104,7 @@ def load(
     >>> load("digits", size=32)
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: size=32 came for digits, but it is for images and the Hub; leave it out
+    diffusional.errors.DiffusionalError: size=32 was given for digits, but it is for images and the Hub; leave it out
     """
     given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "decimal": decimal, "column": column}
     given |= {"streaming": streaming, "holdout": holdout}
@@ -121,7 +121,7 @@ def load(
     elif kind == "images":
         dataset = images.load_images(path.resolve(), levels, split, seed, options, condition)
     elif kind == "table":
-        from diffusional.data.tables import load_table  # pyarrow takes a while, and most uses need none
+        from diffusional.data.tables import load_table  # importing pyarrow takes a while, and most uses do not need it
 
         dataset = load_table(path.absolute(), levels, split, seed, columns, decimal, condition)
     else:
@@ -192,7 +192,7 @@ def read(
     if kind == "hub":
         parts, stored = read_hub(str(name_or_path), options, column, condition)
         found = collected(str(name_or_path), parts, stored, space, names, split, classes)
-        # Only the notes on splits that were not read.
+        # Keep only the notes on splits that were not read.
         return replace(found, notes=(*found.notes, *next(iter(parts.values())).notes))
     if kind == "images":
         parts, stored = images.read_images(path.resolve(), None, None, 0, options, condition)
@@ -251,10 +251,10 @@ def _check_digits(levels: int | None) -> None:
 
 
 def _refuse_others(given: dict[str, Any], kind: str) -> None:
-    """Raise DiffusionalError for an option that came and is for other kinds of data."""
+    """Raise DiffusionalError for a given option that is for other kinds of data."""
     for option, (kinds, default) in _OPTIONS.items():
         if given.get(option, default) != default and kind not in kinds:
             others = " and ".join(_CALLED[kind] for kind in kinds)
             raise DiffusionalError(
-                f"{option}={given[option]!r} came for {_CALLED[kind]}, but it is for {others}; leave it out"
+                f"{option}={given[option]!r} was given for {_CALLED[kind]}, but it is for {others}; leave it out"
             )

@@ -1,8 +1,7 @@
-"""NumPy's files: read without pickle, and which of their arrays is which split.
+"""NumPy's files: reading them without pickle, and finding the arrays of the splits.
 
-An .npy is mapped, not read: its values are fetched from the file as they are needed, and may be larger than
-memory. An .npz is an archive, and is read whole. What a header declares is compared with what is there before any
-memory is taken for it.
+An .npy is mapped, not read: its values are read from the file as they are needed, and may be larger than memory. An .npz is an
+archive and is read whole. The size declared by a header is compared with that of the file before memory is allocated.
 """
 
 import math
@@ -28,7 +27,7 @@ _KEYS = {
 }
 _LABEL_WORDS = {"y", "label", "labels", "target", "targets"}
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an archive without members
-# Version 3 differs from 2 in the encoding of fields' names alone, and arrays with fields are no data.
+# Version 3 differs from 2 only in the encoding of the names of fields, and arrays with fields are refused.
 _READERS: dict[tuple[int, int], Callable[[Any], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -73,9 +72,9 @@ def _members(path: Path) -> dict[str, np.ndarray]:
                 with archive.open(member) as file:
                     magic = file.read(6)
                 if magic != np.lib.format.MAGIC_PREFIX:
-                    raise DiffusionalError(f"{name} is no array; save nothing but arrays, with np.savez")
+                    raise DiffusionalError(f"{name} is not an array; save only arrays, with np.savez")
                 if key in arrays:
-                    raise DiffusionalError(f"{name} is there twice; give each array a key of its own")
+                    raise DiffusionalError(f"{name} occurs twice; give each array its own key")
                 with archive.open(member) as file:
                     _check_header(file, name, member.file_size)
                 with archive.open(member) as file:
@@ -88,16 +87,16 @@ def _check_header(file: Any, name: str, size: int) -> None:
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
         raise DiffusionalError(
-            f"{name} is of version {'.'.join(map(str, version))} of its format; save it in 1.0 to 3.0"
+            f"{name} has version {'.'.join(map(str, version))} of its format, expected 1.0 to 3.0: save it again"
         )
     shape, _, dtype = _READERS[version](file)
     if dtype.hasobject:
         raise DiffusionalError(_objects(name))
     came = size - file.tell()
-    # Types of no bytes, empty strings, would be of any shape.
+    # A type of zero bytes, such as empty strings, fits any shape.
     if min(shape, default=0) < 0 or math.prod(shape) * max(1, dtype.itemsize) > came:
         declared = shortened(f"its header declares shape {shape} of {dtype}")
-        raise DiffusionalError(f"{name} could not be read ({declared}, {came} bytes of values came); save it again")
+        raise DiffusionalError(f"{name} could not be read ({declared}, got {came} bytes of values); save it again")
     if dtype.names is not None:
         raise DiffusionalError(
             f"{name} has named fields ({shortened(', '.join(dtype.names))}), expected plain numbers of one type. Save "
@@ -114,7 +113,7 @@ def _check_header(file: Any, name: str, size: int) -> None:
 
 @contextmanager
 def _refused(name: str) -> Iterator[None]:
-    """DiffusionalError in place of what NumPy and zipfile raise: of damaged bytes that may be any exception."""
+    """Convert exceptions of NumPy and zipfile to DiffusionalError: damaged bytes may raise any exception."""
     try:
         yield
     except DiffusionalError:
@@ -130,7 +129,7 @@ def _refused(name: str) -> Iterator[None]:
 
 def _objects(name: str) -> str:
     return (
-        f"{name} holds Python objects, or is no NumPy file at all; a pickle is never loaded. "
+        f"{name} contains Python objects, or is not a NumPy file; pickles are never loaded. "
         "Save plain arrays of numbers with np.save or np.savez"
     )
 
@@ -162,8 +161,8 @@ def choose_splits(
     if not found["train"] or not found["test"] or any(len(keys) > 1 for keys in found.values()) or named < len(data):
         held = ", ".join(f"{key} {values.shape}" for key, values in arrays.items()) or "no arrays"
         raise DiffusionalError(
-            f"{source} holds {held}; which of them are the data is unclear. Give one array, or train, test "
-            "and perhaps validation (also x_train, …, or train_images, …); 1-D labels may stand beside them"
+            f"{source} contains {held}, and it is unclear which of them are the data. Give one array, or train, test and "
+            "optionally validation (also x_train, …, or train_images, …); 1-D arrays of labels are allowed"
         )
     parts = {split: whole(data[keys[0]], _name(source, keys[0])) for split, keys in found.items() if keys}
     for split, part in parts.items():

@@ -1,8 +1,8 @@
-"""From the parts of a file to a Dataset: lay out, check, declare the space.
+"""Making a Dataset of the parts of a file: their layout, checks of the values, and the space.
 
-Everything is refused that would have to be guessed: integers without declared levels, values that are not
-finite. An error names the file, the split, and the item by its row in the file. One pass over each array, in
-its own order and in blocks, finds all there is to know, so that a file larger than memory is read once.
+Ambiguous data are refused, such as integers without declared levels, and so are values that are not finite. An error names the
+file, the split, and the item by its row in the file. Each array is read once, in its own order and in blocks, so that it may be
+larger than memory.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from diffusional.data.splits import Part, check_axes
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete, Space
 
-# Some items of one split: where they came from, the split, their rows there, and their values.
+# Some items of one split: their source, the split, their rows in the source, and their values.
 Block = tuple[str, str, np.ndarray, np.ndarray]
 
 _LARGEST = 2**63 - 1  # as int64
-IN_MEMORY = 2**26  # 64 MiB: splits that are smaller together are tensors, others are views of what holds them
+IN_MEMORY = 2**26  # 64 MiB: smaller data become tensors, larger data views of the array or file that they are read from
 
 
 def to_dataset(name: str, parts: dict[str, Part], levels: int | None) -> Dataset:
@@ -39,13 +39,13 @@ def to_dataset(name: str, parts: dict[str, Part], levels: int | None) -> Dataset
     >>> to_dataset("file", parts, levels=None).space.shape
     (2,)
     """
-    # Parts of one array must stay parts of one array, for it to be read once.
+    # Parts of one array must remain parts of one array, so that it is read only once.
     laid = {id(part.array): channels_first(part.array, part.source) for part in parts.values()}
     parts = {split: replace(part, array=laid[id(part.array)]) for split, part in parts.items()}
     kinds = {kind_of_values(part.array.dtype, part.source) for part in parts.values()}
     if len(kinds) > 1:
         raise DiffusionalError(
-            f"{name}: the splits are of different kinds ({', '.join(sorted(kinds))}); store all in one type"
+            f"{name}: the splits have different kinds of values ({', '.join(sorted(kinds))}); store all of them in one type"
         )
     shape = parts["train"].array.shape[1:]
     for split, part in parts.items():
@@ -71,13 +71,13 @@ def find_space(
     source: str,
     labels: tuple[str, ...] = (),
 ) -> Space:
-    """Return the space of "boolean", "integer" or "real" values, which `blocks` give once, each with its place.
+    """Return the space of "boolean", "integer" or "real" values, which `blocks` yield once, each with its place.
 
     `source` and `labels` name the train split and its positions in errors. Raises DiffusionalError as `to_dataset` does.
     """
     if kind == "boolean":
         if levels not in (None, 2):
-            raise DiffusionalError(f"{name}: booleans came with levels={levels}; they have 2 (leave levels out)")
+            raise DiffusionalError(f"{name}: expected levels=2 for booleans, got levels={levels} (leave levels out)")
         return Discrete(shape, 2)
     space = None if levels is None else Discrete(shape, levels)
     found = _scan(blocks, space)
@@ -95,7 +95,7 @@ def find_space(
 
 
 def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
-    """Return a Dataset of parts that are known to fit their space: tensors if they are small, else views."""
+    """Return a Dataset of parts that are known to fit their space: tensors if they are small, otherwise views."""
     convert = integers if isinstance(space, Discrete) else reals
     rows = {split: Rows(part.array, part.rows, convert) for split, part in parts.items()}
     size = sum(len(items) * space.dimensions * items.dtype.itemsize for items in rows.values())
@@ -112,7 +112,7 @@ def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
 def channels_first(values: np.ndarray, source: str) -> np.ndarray:
     """Return images N×H×W as N×1×H×W, and N×H×W×C as N×C×H×W if C is 1, 3 or 4 and H and W exceed 4.
 
-    Anything else stays as it is. Raises DiffusionalError for fewer than two axes.
+    Other arrays are not changed. Raises DiffusionalError for fewer than two axes.
 
     >>> channels_first(np.zeros((10, 28, 28)), "a").shape, channels_first(np.zeros((10, 8, 8, 3)), "b").shape
     ((10, 1, 28, 28), (10, 3, 8, 8))
@@ -144,7 +144,7 @@ class _Scan:
     Attributes:
         least, most: the range of all values.
         faults: the first fault of each kind, with its place.
-        values: the different values, at most as many as there are levels, where the first block has one outside the levels; else None.
+        values: the distinct values, at most as many as there are levels, if the first block has a value outside the levels; else None.
         n: the number of train items.
         mean, squares: their mean and their sum of squared deviations at each position, divided by `unit` and its square.
         low, high: their smallest and largest value at each position.
@@ -187,7 +187,7 @@ class _Scan:
 
 
 def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
-    """Everything that the checks need, from one pass. Raises DiffusionalError for the first value that is not finite."""
+    """Collect what the checks need in one pass. Raises DiffusionalError for the first value that is not finite."""
     found = _Scan()
     for number, (source, split, rows, block) in enumerate(blocks):
         real = block.dtype.kind == "f"
@@ -197,7 +197,9 @@ def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
         if real:
             _note(found, source, split, rows, ~np.isfinite(block), "infinite")
             if "infinite" in found.faults:
-                raise DiffusionalError(f"{found.faults['infinite']} a value that is not finite; mend or drop the item")
+                raise DiffusionalError(
+                    f"{found.faults['infinite']} a value that is not finite; correct or drop the item"
+                )
         least, most = (block.min().item(), block.max().item())
         found.least, found.most = min(found.least, least), max(found.most, most)
         if space is None:
@@ -216,7 +218,7 @@ def _scan(blocks: Iterator[Block], space: Discrete | None) -> _Scan:
 
 
 def _blocks(parts: dict[str, Part]) -> Iterator[Block]:
-    """Every item once, by blocks of one split. Arrays are read in their own order."""
+    """Yield every item once, in blocks of one split. Arrays are read in their own order."""
     for array in {id(part.array): part.array for part in parts.values()}.values():
         here = [(split, part) for split, part in parts.items() if part.array is array]
         owner = np.full(len(array), len(here), np.uint8)
@@ -258,7 +260,7 @@ def _levels_needed(name: str, found: _Scan) -> str:
             f"The largest value is {most}, so at least levels={max(most + 1, 2)} fit; "
             "for 8-bit images: levels=256 (--levels 256; for train --data.levels 256)"
         )
-    return f"{name}: integers came without their number of levels, which is never assumed. {advice}"
+    return f"{name}: expected the number of levels of these integers, which is never assumed, got none. {advice}"
 
 
 def _check_levels(found: _Scan, space: Discrete) -> None:

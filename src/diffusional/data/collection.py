@@ -17,7 +17,7 @@ from diffusional.data.splits import Part
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete, Space
 
-# The split of items of a file that has none.
+# The name of the split for a file without splits.
 UNSPLIT = "all"
 
 
@@ -47,8 +47,10 @@ class Collection:
         return sum(map(len, self.items.values()))
 
     def encode(self) -> Tensor:
-        """Encode all items, (N, *space.shape) float32, one split after the other. Raises DiffusionalError, with its place, for an
-        item that the space refuses."""
+        """Encode all items, (N, *space.shape) float32, one split after the other.
+
+        Raises DiffusionalError, with the place of the item, for an item that the space refuses.
+        """
         out = torch.empty((len(self), *self.space.shape))
         size, done = block_rows(self.space.shape), 0
         for split, raw in self.items.items():
@@ -186,7 +188,7 @@ def _check(part: Part, stored: int | None, space: Space) -> None:
                 "quantities, save them as floats"
             )
         for rows, block in _blocks(part):
-            _refuse(part, rows, ~np.isfinite(block), "a value that is not finite", "mend or drop the item")
+            _refuse(part, rows, ~np.isfinite(block), "a value that is not finite", "correct or drop the item")
         return
     levels = 2 if kind == "boolean" else stored
     if levels not in (None, space.levels):
@@ -200,7 +202,7 @@ def _check(part: Part, stored: int | None, space: Space) -> None:
         outside = (block < 0) | (block >= space.levels)
         if outside.any():
             fault = f"a value outside the {space.levels} levels that the model was trained on, 0 … {space.levels - 1}"
-            _refuse(part, rows, outside, fault, _scaled_advice(part, space.levels) or "mend or drop the item")
+            _refuse(part, rows, outside, fault, _scaled_advice(part, space.levels) or "correct or drop the item")
 
 
 def _scaled_advice(part: Part, levels: int) -> str | None:

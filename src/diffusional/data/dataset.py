@@ -1,11 +1,10 @@
-"""A data set: one space and three splits of raw values, as the file stored them.
+"""A data set: one space and three splits of raw values, as they are stored in the file.
 
-Raw values become the model's by the space's `encode`, and nowhere else. A split is known by its fingerprint,
-a hash of what the values are (not of how many bytes stored them, nor where), so that two results can be
-compared only if they speak of the same data.
+Raw values are converted to the model's values by `space.encode` only. A split is identified by its fingerprint, a hash of its
+values (but not of the type or file in which they are stored), so that results are compared only if they are about the same data.
 
-A split is a Tensor, or `Items` that are read when asked for; a train split may also be a `Stream`, which is
-known from its beginning on only.
+A split is a Tensor, or `Items`, which are read as they are needed. A train split may also be a `Stream`, which can be read only
+from its beginning.
 """
 
 import hashlib
@@ -25,16 +24,14 @@ from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete, Space
 
 SPLITS = ("train", "validation", "test")
-_BLOCK = 2**19  # values read at a time: 4 MiB as float64, so that a pass over a split takes little memory
-_GATHER = (
-    2**26
-)  # bytes of items gathered at a time, of which blocks are then made: rows near each other are read together
+_BLOCK = 2**19  # values read at a time: 4 MiB as float64, so that a pass over a split needs little memory
+_GATHER = 2**26  # bytes of items read at a time, which are then divided into blocks: nearby rows are read together
 _HEAD = 256  # items of a stream that its fingerprint hashes
 
 
 @runtime_checkable
 class Items(Protocol):
-    """Raw values of shape (N, *dims), read when asked for. A Tensor is such items; so are `data.rows.Rows`."""
+    """Raw values of shape (N, *dims), read as they are needed. Tensors and `data.rows.Rows` are such items."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +40,7 @@ class Items(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of what `[…]` gives."""
+        """The type of the items returned by `[…]`."""
         ...
 
     def __len__(self) -> int: ...
@@ -55,7 +52,7 @@ class Items(Protocol):
 
 @runtime_checkable
 class Stream(Protocol):
-    """A train split that is read from its beginning, epoch by epoch, and has no length that is known."""
+    """A train split that is read from its beginning, epoch by epoch, and whose length is unknown."""
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -69,7 +66,7 @@ class Stream(Protocol):
 
     @property
     def identity(self) -> str:
-        """What tells this stream from others (name, config, revision, …); part of the fingerprint."""
+        """The identity of the stream (name, config, revision, …), which is part of the fingerprint."""
         ...
 
     def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
@@ -82,7 +79,7 @@ class Stream(Protocol):
 
 
 def block_rows(shape: tuple[int, ...]) -> int:
-    """Return how many items of a shape make one block of a pass over a split.
+    """Return the number of items of a shape in one block of a pass over a split.
 
     >>> block_rows((3, 32, 32)), block_rows((3, 1024, 1024))
     (170, 1)
@@ -110,17 +107,22 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Raw values `train`, `validation` and `test`, each (N, *space.shape): integers for a discrete space,
-    float32 or float64 for a continuous one. `labels` are the names of an item's positions, if the file has any: of a table they
-    are its column names, in order. `notes` lists the loader's decisions about the file (delimiter, decimal
-    mark, columns left out), one sentence each; `diffusional data` prints them. `source` records the origin of the items, which
-    `origin` and `arguments` return. `condition` holds what each item is conditioned on, by split: a tensor, or a dict of tensors, with
-    one row per item; None if there is nothing. If it is class labels, `classes` are the names of the classes, and the condition of
-    an item is the number of its class, int64. `condition_of` returns that of some rows, and `subset` takes rows along with their
-    condition.
+    """Raw values of three splits in one space.
 
-    Raises DiffusionalError for a split that is empty or whose shape or type is not the space's, and for a condition that does not have
-    one row per item, is not finite, or is no number of a class; the values of the items are checked as they are encoded.
+    Attributes:
+        train, validation, test: raw values (N, *space.shape): integers for a discrete space, float32 or float64 for a continuous one.
+        labels: the names of an item's positions, if the file has any, such as the column names of a table in their order.
+        notes: the loader's decisions about the file (delimiter, decimal mark, columns left out), one sentence each;
+            `diffusional data` prints them.
+        source: the origin of the items, which `origin` and `arguments` return.
+        condition: the condition of each item, by split: a tensor, or a dict of tensors, with one row per item; None if there is
+            none. Class labels are the numbers of the classes, int64. `condition_of` returns the condition of some rows, and
+            `subset` selects rows with their condition.
+        classes: the names of the classes, if the condition is class labels.
+
+    Raises DiffusionalError for a split that is empty or whose shape or type is not that of the space, and for a condition that does
+    not have one row per item, is not finite, or is not the number of a class. The values of the items are checked when they are
+    encoded.
 
     >>> raw = torch.arange(6).reshape(3, 2)
     >>> data = Dataset("six", Discrete((2,), levels=6), raw[:1], raw[1:2], raw[2:])
@@ -231,7 +233,7 @@ class Dataset:
         return digest.hexdigest()
 
     def without_condition(self) -> "Dataset":
-        """Return the same items without their condition: a model that is trained on them is one of the items alone.
+        """Return the same items without their condition, for training an unconditional model.
 
         >>> from diffusional import data
         >>> data.load("digits", condition="label").without_condition().condition is None
@@ -305,13 +307,13 @@ class Dataset:
         raw = self._raw(split)
         if isinstance(raw, Stream):
             raise DiffusionalError(
-                f"{self.name}: {split} is a stream, whose items come one after another and have no rows; take them "
-                "from dataset.train.items(epoch), or load the data without streaming"
+                f"{self.name}: {split} is a stream, whose items can only be read in their order; use "
+                "dataset.train.items(epoch), or load the data without streaming"
             )
         return raw
 
     def tensor(self, split: str) -> Tensor:
-        """Return the raw values of a split in memory, all of them. Raises as `items` does.
+        """Return all raw values of a split in memory. Raises as `items` does.
 
         >>> raw = torch.arange(6).reshape(3, 2)
         >>> Dataset("six", Discrete((2,), levels=6), raw, raw, raw).tensor("train") is raw
@@ -321,9 +323,9 @@ class Dataset:
         return raw if isinstance(raw, Tensor) else raw[:]
 
     def encode(self, split: str, rows: Tensor | slice | None = None) -> Tensor:
-        """Return the model's values of a split, (N, *space.shape) float32, or those of its `rows` alone.
+        """Return the model's values of a split, (N, *space.shape) float32, or only those of its `rows`.
 
-        Raises DiffusionalError for an unknown split, a stream, and what the space's `encode` refuses.
+        Raises DiffusionalError for an unknown split, a stream, and values that the space's `encode` refuses.
 
         >>> data = Dataset("two", Discrete((1,), levels=2), *[torch.tensor([[1], [0]])] * 3)
         >>> data.encode("test", torch.tensor([1]))
@@ -331,14 +333,14 @@ class Dataset:
         >>> data.encode("training")
         Traceback (most recent call last):
             ...
-        diffusional.errors.DiffusionalError: split 'training' came; expected one of train, validation, test
+        diffusional.errors.DiffusionalError: expected split to be one of train, validation, test, got 'training'
         """
         if rows is not None:
             return self._encoded(split, self.items(split)[rows])
         size, n = block_rows(self.space.shape), len(self.items(split))
         if n <= size:
             return self._encoded(split, self.tensor(split))
-        # Filled block by block: the encoding works in float64, which for all items at once would take thrice the memory.
+        # Filled block by block: encoding is done in float64, which would take three times the memory for all items at once.
         out = torch.empty((n, *self.space.shape))
         for first, block in zip(range(0, n, size), self.blocks(split, size), strict=True):
             out[first : first + size] = block
@@ -355,7 +357,7 @@ class Dataset:
             yield self._encoded(split, block, first)
 
     def fingerprint(self, split: str, seen: Callable[[Tensor], None] | None = None) -> str:
-        """Return SHA-256 (64 hexadecimal digits) of a split: its shape, its space, and its values in order.
+        """Return the SHA-256 (64 hexadecimal digits) of a split's shape, space, and values in order.
 
         Values are hashed as little-endian int64 (discrete) or float64 (continuous), so that the same values
         stored in another type, or on disk, have the same fingerprint. For a stream, its identity is hashed instead of
@@ -384,13 +386,13 @@ class Dataset:
 
     def _raw(self, split: str) -> Tensor | Items | Stream:
         if split not in SPLITS:
-            raise DiffusionalError(f"split {split!r} came; expected one of {', '.join(SPLITS)}")
+            raise DiffusionalError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}")
         return getattr(self, split)
 
     def _raw_blocks(self, split: str, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Return blocks of `size` raw items, each with the row of its first."""
+        """Yield blocks of `size` raw items, each with the row of its first item."""
         if size < 1:
-            raise DiffusionalError(f"blocks of {size} items came; give at least 1")
+            raise DiffusionalError(f"expected blocks of at least 1 item, got size={size}")
         raw = self.items(split)
         bytes_of_block = size * max(1, math.prod(raw.shape[1:]) * raw.dtype.itemsize)
         gathered = size * max(1, _GATHER // bytes_of_block)
@@ -403,6 +405,6 @@ class Dataset:
         try:
             return self.space.encode(raw)
         except DiffusionalError as error:
-            # The space counts from the first item that it was shown.
+            # The space counts from the first item that it was given.
             after = f", counted from item {first}" if first else ""
             raise DiffusionalError(f"{self.name}, split {split}{after}: {error}") from error

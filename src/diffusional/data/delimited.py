@@ -351,7 +351,7 @@ class TextTable:
             place = "a row" if row.number is None else f"row {first + row.number} (after the header)"
             raise DiffusionalError(
                 f"{self.file}: its rows differ in length ({place}: expected {row.expected_columns} values, got {row.actual_columns}: "
-                f"{shortened(row.text)[:80]}); mend the row, or quote values that hold the delimiter{self._hint()}"
+                f"{shortened(row.text)[:80]}); correct the row, or quote values that contain the delimiter{self._hint()}"
             ) from error
 
     def texts(self, chunk: bytes, first: int, columns: Iterable[str]) -> pa.Table:
@@ -395,7 +395,7 @@ class TextTable:
                 "choose columns that agree (--data.columns)"
             )
         raise DiffusionalError(
-            f"{place}, which is not a number; mend it, or leave its column out (--columns; for train --data.columns)"
+            f"{place}, which is not a number; correct it, or leave its column out (--columns; for train --data.columns)"
         )
 
     def _check_exact(self, chunk: bytes, first: int, columns: list[str]) -> None:
@@ -574,4 +574,4 @@ def _advice(error: str) -> str:
     error = shortened(error)
     if "UTF8" in error or "UTF-8" in error:
         return f"it is not UTF-8 text ({error}); save it as UTF-8"
-    return f"it could not be read as a table ({error}); mend it"
+    return f"it could not be read as a table ({error}); correct it"

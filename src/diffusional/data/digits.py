@@ -1,7 +1,7 @@
-"""The embedded default: scikit-learn's 1,797 handwritten digits, 8 × 8 pixels of 17 levels.
+"""The embedded data set: scikit-learn's 1,797 handwritten digits, 8 × 8 pixels of 17 levels.
 
-The images come in the order of their writers, and the split keeps that order, so the test set has other
-writers than the training set: a harder and more honest split than a random one.
+The images are in the order of their writers, and so are the splits: the test set has other writers than the training set, which
+makes it harder than a random split.
 
 Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
 1998 (its test set).
@@ -25,7 +25,7 @@ def parts(condition: str | None = None) -> dict[str, Part]:
     """Return the three splits, as views of one array (1797, 1, 8, 8) uint8, with the labels 0 … 9 if `condition` is "label"."""
     if condition not in (None, LABEL):
         raise DiffusionalError(f"condition={condition!r} was given for digits, expected {LABEL!r}")
-    # Deferred, since it takes seconds and most uses of this package need no digits.
+    # Deferred, since importing scikit-learn takes seconds and most uses of this package do not need the digits.
     from sklearn.datasets import load_digits as embedded
 
     images, targets = embedded(return_X_y=True)
@@ -36,8 +36,9 @@ def parts(condition: str | None = None) -> dict[str, Part]:
 
 
 def load_digits(condition: str | None = None) -> Dataset:
-    """Load the digits over Discrete((1, 8, 8), levels=17): 0–999 train, 1000–1349 validation, 1350–1796 test; "label" conditions them on
-    their labels.
+    """Load the digits over Discrete((1, 8, 8), levels=17): 0–999 train, 1000–1349 validation, 1350–1796 test.
+
+    With the condition "label", their labels are the condition.
 
     >>> data = load_digits()
     >>> data.train.shape, data.validation.shape, data.test.shape

@@ -1,4 +1,4 @@
-"""Files below a folder, each of them once, whatever symbolic links there are."""
+"""The files below a folder, each of them once, even with symbolic links."""
 
 import os
 from collections import deque
@@ -14,13 +14,12 @@ def walk(folder: Path, aliases: list[Alias] | None = None) -> Iterator[str]:
     """Yield the paths, relative to `folder`, of the files below it.
 
     Links to folders and files are followed, but every folder and file is visited once: under its own name if that lies
-    below `folder`, otherwise under its first link. Links back to `folder` or a folder above it are therefore passed
-    over. Hidden files and folders, and folders such as `__MACOSX`, are left out. Real files come first, in the order of
-    their folders, and links last.
+    below `folder`, otherwise under its first link. Links back to `folder` or a folder above it are therefore skipped. Hidden files
+    and folders, and folders such as `__MACOSX`, are left out. Real files are first, in the order of their folders, and links last.
 
     Args:
         folder: where to start.
-        aliases: a list to which the links that were passed over are appended, each as (link, path that was visited),
+        aliases: a list to which the skipped links are appended, each as (link, path that was visited),
             folders with a slash at the end.
 
     Raises:
@@ -106,5 +105,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _unreadable(path: Path, error: OSError) -> DiffusionalError:
     return DiffusionalError(
-        f"{path} could not be read ({error.strerror or error}). Check its permissions, or take it out of the data"
+        f"{path} could not be read ({error.strerror or error}). Check its permissions, or remove it from the data"
     )

@@ -1,14 +1,14 @@
-"""Data sets of the Hugging Face Hub, by the library `datasets`: downloaded and decoded once, or streamed.
+"""Data sets of the Hugging Face Hub, read with the library `datasets`: downloaded and decoded once, or streamed.
 
     "hf:owner/name"  "hf:owner/name:config"  "hf:/folder"         a folder as load_dataset takes it
 
-One column holds the items: of images, or of arrays of one shape. Its splits train, validation and test are
-taken as they are; what is missing is drawn from train. Splits of other names are not read; the notes of the Dataset list them.
+One column contains the items, which are images or arrays of one shape. The splits train, validation and test are used as they
+are; missing ones are drawn from train. Splits of other names are not read; the notes of the Dataset list them.
 
-A stream is shuffled in a buffer that is filled in the order of the files, so that its order is random only as
-far as the buffer reaches; it is a function of (seed, epoch). Its validation and test items are the first of
-their splits, or else the first of train, which then begins after them: data sorted by class need a split of
-their own. Real-valued streams are standardised by the first 10,000 items, which any shift and scale may be.
+A stream is shuffled in a buffer that is filled in the order of the files, so that its order is random only within the length of
+the buffer; it is a function of (seed, epoch). The validation and test items are the first of their splits, or else the first of
+train, which then begins after them: data sorted by class need their own splits for these. Real-valued streams are standardised by
+their first 10,000 items.
 """
 
 import json
@@ -53,11 +53,13 @@ def load_hub(
     holdout: int,
     condition: str | None = None,
 ) -> Dataset:
-    """Load the Dataset of "hf:…". `column` names the items' column, if several could be; `holdout` is how many items
-    of a stream are its validation, and its test. `condition` is the name of a column of class labels, or "label" for the only one.
+    """Load the Dataset of "hf:…".
 
-    Raises DiffusionalError when `datasets` is not installed, for names it cannot find, columns that could be
-    several or none, and whatever images and arrays raise.
+    `column` names the column of the items, if it is not unique. `holdout` is the number of items of a stream for validation, and for
+    test. `condition` is the name of a column of class labels, or "label" for the only one.
+
+    Raises DiffusionalError if `datasets` is not installed, for names that it cannot find, if the column is not unique or there is
+    none, and for images and arrays that cannot be read.
     """
     path, _, config = name.removeprefix("hf:").partition(":")
     if condition is not None and streaming:
@@ -85,7 +87,8 @@ def load_hub(
 def read_hub(
     name: str, options: Options, column: str | None, condition: str | None = None
 ) -> tuple[dict[str, Part], int | None]:
-    """Download the items of "hf:…" by its own splits, with their labels. Also returns the number of levels of images (None for arrays).
+    """Download the items of "hf:…" by its own splits, with their labels. Also return the number of levels of images (None for arrays).
+
     The notes of the parts list splits that were not read.
 
     Raises DiffusionalError as `load_hub` does.
@@ -137,7 +140,7 @@ class HubStream:
     def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
         """Return raw items of an epoch, from item `skip` on; those before it are not decoded."""
         rows = self.rows.shuffle(seed=self.seed, buffer_size=_BUFFER).skip(skip)
-        rows.set_epoch(epoch)  # last: `skip` would forget it
+        rows.set_epoch(epoch)  # must be the last call, since `skip` resets it
         return self._converted(rows, skip)
 
     def head(self, n: int) -> Tensor:
@@ -170,7 +173,7 @@ def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any
         else:
             builder.download_and_prepare()
             found = builder.as_dataset()
-    except Exception as error:  # the library raises of every kind, from its own to those of its transport
+    except Exception as error:  # the library raises exceptions of many types, its own and those of its HTTP client
         raise DiffusionalError(
             f"hf:{path}{f':{config}' if config else ''} could not be loaded ({type(error).__name__}: {error}); check "
             "the name, the config after a colon, and the connection; a private data set needs `hf auth login`"
@@ -199,21 +202,21 @@ def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any
 
 def _choose(name: str, features: Any, column: str | None) -> str:
     if features is None:
-        raise DiffusionalError(f"{name} does not say what its columns are; load it without streaming")
+        raise DiffusionalError(f"{name} does not declare its columns; load it without streaming")
     fitting = [key for key, feature in features.items() if _is_image(feature) or _shape(feature)]
     described = ", ".join(f"{key} ({_described(feature)})" for key, feature in features.items())
     if column is None and len(fitting) == 1:
         return fitting[0]
     if column is None:
-        which = "several columns could be" if fitting else "no column can be"
+        which = "several columns could contain" if fitting else "no column can contain"
         raise DiffusionalError(
             f"{name}: {which} the items; it has {described}. Choose one of images or of arrays of one shape with "
             "column=… (--data.column NAME); columns of single numbers are a table: save them as .parquet"
         )
     if column not in fitting:
         raise DiffusionalError(
-            f"{name}: column={column!r} came, which is {'no column of images or fixed arrays' if column in features else 'none of its columns'}; "
-            f"it has {described}"
+            f"{name}: expected column to be a column of images or of arrays of one shape, got {column!r}, which is "
+            f"{'of another type' if column in features else 'none of its columns'}; it has {described}"
         )
     return column
 
@@ -252,13 +255,13 @@ def _dtype(feature: Any) -> str:
 
 
 def _only(rows: Any, column: str, dtype: str | None, streaming: bool) -> Any:
-    """Return rows of one column: arrays of a type, or pictures (None) as the bytes they are, since we decode ourselves."""
+    """Return rows of one column: arrays of a type, or (for None) pictures as undecoded bytes, which this package decodes."""
     import datasets
 
     rows = rows.select_columns([column])
     if dtype is None:
         return rows.cast_column(column, datasets.Image(decode=False))
-    # The format's own type would be float32, whatever is stored. A stream has none to give: see _ArrayRow.
+    # The default of the format is float32, whatever is stored. A stream has no type to set: see _ArrayRow.
     return rows if streaming else rows.with_format("numpy", dtype=np.dtype(dtype))
 
 
@@ -267,7 +270,7 @@ def _content(stored: dict[str, Any]) -> Path | bytes:
         return stored["bytes"]
     if Path(stored["path"]).exists():
         return Path(stored["path"])
-    import fsspec  # comes with datasets; reads what it streams: hf://, https://, zip://
+    import fsspec  # a dependency of datasets; reads its streams: hf://, https://, zip://
 
     with fsspec.open(stored["path"], "rb") as opened:
         return opened.read()  # pyright: ignore[reportAttributeAccessIssue]
@@ -329,12 +332,12 @@ def _files(found: dict[str, Any]) -> Files:
 
 
 def _identity(found: dict[str, Any]) -> list[list[str]]:
-    """What tells these splits from others; part of the key of their cache."""
+    """Return the identity of these splits, which is part of the key of their cache."""
     return [[split, part._fingerprint] for split, part in found.items()]
 
 
 def _ranges(found: dict[str, Any]) -> tuple[dict[str, np.ndarray], Callable[[int], tuple[str, int]]]:
-    """Return all splits one after the other: the rows of each, and of a row the split and its item there."""
+    """Return all splits one after the other: the rows of each split, and a function from a row to its split and its item there."""
     splits = list(found)
     ends = np.cumsum([len(found[split]) for split in splits])
     starts = ends - [len(found[split]) for split in splits]
@@ -398,7 +401,9 @@ def _held(head: dict[str, list[Any]], convert: Any, source: str) -> dict[str, Pa
 
 def _refuse_picture_options(options: Options, source: str) -> None:
     if options != Options():
-        raise DiffusionalError(f"{options} came for {source}, which holds arrays; size, fit and grey are for images")
+        raise DiffusionalError(
+            f"{options} was given for {source}, which contains arrays; size, fit and grey are for images"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -430,5 +435,5 @@ def _unbroken(rows: Any, source: str) -> Iterator[Any]:
         yield from rows
     except OSError as error:
         raise DiffusionalError(
-            f"{source}: the stream broke off ({error}); check the connection and resume, or load without streaming"
+            f"{source}: the stream was interrupted ({error}); check the connection and resume, or load without streaming"
         ) from error

@@ -1,10 +1,10 @@
-"""IDX, the format of MNIST's files: a header of big-endian numbers, then the values, last axis fastest.
+"""IDX, the format of MNIST's files: a header of big-endian numbers, then the values, the last axis varying fastest.
 
     bytes 0–1   zero
     byte  2     type: 08 uint8, 09 int8, 0B int16, 0C int32, 0D float32, 0E float64
     byte  3     number of axes n
     4 n bytes   the axes' lengths, uint32
-    the rest    the values, exactly as many as the lengths say
+    the rest    the values, exactly as many as the lengths declare
 
 Source: the description at the foot of Y. LeCun's MNIST page. A file may be gzipped; it is recognised by its
 first bytes, not its name.
@@ -25,15 +25,15 @@ from diffusional.files import check_regular
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP = b"\x1f\x8b"
-_MOST_AXES = 32  # what every NumPy can hold
+_MOST_AXES = 32  # supported by every version of NumPy
 _BLOCK = 2**24  # bytes read at a time
-_RATIO = 1032  # the most bytes that deflate unpacks from one (zlib's technical details)
+_RATIO = 1032  # the largest compression ratio of deflate (zlib's technical details)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the array of an IDX file, gzipped or not, with the shape its header declares and in native byte order.
+    """Return the array of an IDX file, gzipped or not, with the shape declared by its header and in native byte order.
 
-    Allocates no more memory than the header declares, and none that the file cannot fill.
+    No more memory is allocated than the header declares and the file can fill.
 
     Raises DiffusionalError if the file is not a regular file, cannot be read or unpacked, has another magic number,
     declares no axes, or does not hold exactly the bytes that its header declares.
@@ -66,12 +66,12 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _array(file: Any, path: str, size: int, packed: bool) -> np.ndarray:
-    """Read the array of an open IDX file; `size` is its number of bytes on disk, and `packed` tells whether gzip has compressed it."""
+    """Read the array of an open IDX file; `size` is its number of bytes on disk, and `packed` is whether it is compressed by gzip."""
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\x00\x00" or head[2] not in _TYPES:
         raise DiffusionalError(
-            f"{path} starts with {head.hex(' ') or 'nothing'}, which is no IDX magic number; expected "
-            f"00 00, a type ({', '.join(f'{code:02x}' for code in _TYPES)}) and the number of axes"
+            f"{path} is not an IDX file: expected it to start with 00 00, a type ({', '.join(f'{code:02x}' for code in _TYPES)}) and "
+            f"the number of axes, got {head.hex(' ') or 'an empty file'}"
         )
     axes = head[3]
     if not 1 <= axes <= _MOST_AXES:
@@ -97,12 +97,12 @@ def _array(file: Any, path: str, size: int, packed: bool) -> np.ndarray:
         done += len(block)
     if done < promised:
         raise DiffusionalError(f"{path} is truncated: {declared}, got {done}; get the file again")
-    if file.read(1):  # at the end of a gzip file this also compares its checksum
+    if file.read(1):  # at the end of a gzip file, this also verifies its checksum
         more = f"at least {promised + 1}" if packed else size - start
         raise DiffusionalError(f"{path} is too long: {declared}, got {more}; get the file again")
     try:
         values = content.view(dtype).reshape(shape)
-    except ValueError as error:  # no values, along axes whose product is too large
+    except ValueError as error:  # an axis of length 0 beside others whose product is too large
         raise DiffusionalError(f"{path} declares shape {shape}, which is too large; get the file again") from error
     return values if dtype.isnative else values.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
@@ -158,6 +158,6 @@ def read_mnist_folder(folder: Path) -> dict[str, np.ndarray]:
         held = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise DiffusionalError(
             f"{folder} holds no {' and no '.join(missing)} (it holds: {held or 'nothing'}); "
-            "a folder must hold MNIST's two image files. For other data give the file itself"
+            "expected a folder with MNIST's two image files. For other data give the file itself"
         )
     return arrays

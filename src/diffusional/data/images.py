@@ -1,7 +1,7 @@
-"""A folder of images: which file is in which split, and all of them decoded into one array.
+"""Folders of images: the split of each file, and decoding them into one array.
 
-    folder/train/…, folder/validation/… (or val), folder/test/…     splits, as they are
-    folder/…                                                        split at random
+    folder/train/…, folder/validation/… (or val), folder/test/…     these are the splits
+    folder/…                                                        images are split at random
 
 Folders whose names contain the word of a split, such as train2017 or testing, are splits too, or are refused if the
 split is not clear. Files are taken in the order of their relative paths.
@@ -31,7 +31,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular
 from diffusional.space import Discrete
 
-# What lies beside images and is none.
+# Files commonly found beside images.
 _BESIDE = {
     ".txt",
     ".json",
@@ -59,7 +59,7 @@ def load_images(
 ) -> Dataset:
     """Load the Dataset of a folder's images, Discrete with the levels of their format, 256 for 8 bits.
 
-    Raises DiffusionalError for images that differ in size or kind, cannot be read, or would have to be changed.
+    Raises DiffusionalError for images that differ in size or kind, cannot be read, or would lose information.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -126,7 +126,7 @@ def read_images(
 def class_folders(files: dict[str, list[str]], source: str) -> list[str]:
     """Return the class of each image of a folder in the order of its splits: the name of the folder that differs between classes.
 
-    Folders that all images share, and those that name the splits, are no classes. Raises DiffusionalError unless exactly one folder
+    Folders that all images share, and those that name the splits, are not classes. Raises DiffusionalError unless exactly one folder
     of each path is left.
 
     >>> class_folders({"train": ["train/cat/1.png", "train/dog/2.png"], "test": ["test/dog/3.png"]}, "pets")
@@ -161,10 +161,10 @@ def list_images(folder: Path, notes: list[str] | None = None) -> dict[str, list[
     """Return paths of images relative to a folder, sorted, by split; all under "train" if the folder names no splits.
 
     Every image is listed once, even if there are links to it or to its folder (`data.folders.walk`). Decisions are appended to
-    `notes`: folders of other names that were taken for splits, and links that were skipped.
+    `notes`: folders of other names that were read as splits, and links that were skipped.
 
-    Raises DiffusionalError for a file that is neither an image nor known to lie beside them, for no images at all, and
-    where it is unclear which images are in which split (`data.naming.by_split`).
+    Raises DiffusionalError for a file that is neither an image nor commonly found beside images, for a folder without images, and if
+    it is unclear which images are in which split (`data.naming.by_split`).
     """
     aliases: list[Alias] = []
     found = sorted(name for name in walk(folder, aliases) if _is_image(folder, name))
@@ -180,8 +180,8 @@ def list_images(folder: Path, notes: list[str] | None = None) -> dict[str, list[
 def decode_all(n: int, read: Read, options: Options, made_from: Callable[[], Any]) -> tuple[np.ndarray, int]:
     """Return n pictures (n, C, H, W) uint8 and their levels, decoded in threads, in memory or mapped.
 
-    `read` gives a picture's file or content, and its name; `made_from` what tells the pictures from others.
-    Raises DiffusionalError for the first that cannot be read or differs from the first of all.
+    `read` returns the file or content of a picture, and its name; `made_from` returns the identity of the pictures for the cache.
+    Raises DiffusionalError for the first picture that cannot be read or differs from the others in size or kind.
     """
     first = decode(*read(0), options)
 
@@ -209,8 +209,8 @@ def check_levels(levels: int | None, stored: int, source: str) -> None:
     """Raise DiffusionalError for declared levels that are not those of the images' format."""
     if levels not in (None, stored):
         raise DiffusionalError(
-            f"levels={levels} came for {source}, whose images have {stored} by their format; leave levels out, or "
-            "give an array (.npy) of the levels you mean"
+            f"expected levels={stored} for {source}, from the format of its images, got levels={levels}; leave levels out, or "
+            "give an array (.npy) with the intended levels"
         )
 
 
@@ -221,6 +221,6 @@ def _is_image(folder: Path, name: str) -> bool:
         return False
     if suffix not in IMAGES and suffix not in _BESIDE:
         raise DiffusionalError(
-            f"{folder / name} is no image of a known kind ({', '.join(IMAGES)}); take it out of the folder"
+            f"{folder / name} is not an image of a known kind ({', '.join(IMAGES)}); remove it from the folder"
         )
     return suffix in IMAGES

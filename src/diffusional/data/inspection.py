@@ -1,7 +1,7 @@
-"""What was understood of data, and what looks wrong with them, before anything is trained.
+"""Inspection of data before training: how they were read, and likely faults.
 
-A likelihood does not complain: undeclared levels, copies of train items in the test split or a column of whole
-numbers give better figures, not errors. Each finding says what was seen and what to do about it.
+Faults such as wrong levels, copies of train items in the test split or a column of whole numbers cause no errors; they improve
+the likelihood. Each finding states what was found and what to do about it.
 """
 
 import math
@@ -19,26 +19,26 @@ from diffusional.data.survey import MOST, Survey, survey
 from diffusional.grid import Grid, find_grid
 from diffusional.space import Continuous, Discrete, Space
 
-_PICTURE = 64  # items that are shown
-_FEW = 100  # items of a split below which its error bars are wide
+_PICTURE = 64  # number of items that are shown
+_FEW = 100  # with fewer items in a split, its error bars are wide
 _FAR = 20.0  # standard deviations
 _RESOLVED = 2**24  # levels over [-1, 1] that float32 distinguishes
-_REPEATS = 8  # values per level that occurs, from which levels that do not occur are reported
-_STANDARDISED = 2**10  # the most distinct values of a channel that are taken for levels
-_OFTEN = 20  # values per distinct value of a channel from which they are taken for levels
-_UNBOUNDED = "a density of discrete values has no upper bound, so their likelihood means nothing"
+_REPEATS = 8  # levels that do not occur are reported if there are at least this many values per level that occurs
+_STANDARDISED = 2**10  # the largest number of distinct values of a channel that are considered levels
+_OFTEN = 20  # the least number of values per distinct value of a channel for these to be considered levels
+_UNBOUNDED = "a density of discrete values has no upper bound, so that their likelihood is meaningless"
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What `inspect` found. `items`, `looked_at` and `ranges` are by split; of a stream the number of items is None.
+    """The result of `inspect`. `items`, `looked_at` and `ranges` are by split; the number of items of a stream is None.
 
     Attributes:
-        looked_at: how many items of each split were looked at, all of them unless the split is large or a stream.
-        ranges: the least and the most of the raw values that were looked at.
-        distinct: how many of the declared levels occur, counted up to 2^24 (`survey.MOST`); None for real-valued data.
-        held: where train is: "in memory", "memory-mapped", "streamed", or "read item by item".
-        bytes: of all raw values together; a stream's are not counted.
+        looked_at: the number of items of each split that were examined: all of them, unless the split is large or a stream.
+        ranges: the smallest and the largest of the raw values that were examined.
+        distinct: the number of declared levels that occur, counted up to 2^24 (`survey.MOST`); None for real-valued data.
+        held: where the train split is stored: "in memory", "memory-mapped", "streamed", or "read item by item".
+        bytes: the size of all raw values together, without those of a stream.
         picture: raw values (≤ 64, *shape) of the first train items.
         notes: the loader's decisions about the file, as in `Dataset.notes`.
         classes: for each class, by name, the number of items of each split; None for data without class labels.
@@ -79,7 +79,7 @@ class Inspection:
 
 
 def inspect(dataset: Dataset) -> Inspection:
-    """Look at a Dataset: every item once, or of splits above 2 GiB and streams a sample, as the findings then say.
+    """Inspect a Dataset: every item once, or a sample of splits above 2 GiB and of streams, which is then reported as a finding.
 
     >>> from diffusional.data import load
     >>> found = inspect(load("digits"))
@@ -127,7 +127,7 @@ def _held(train: Any) -> str:
 def _findings(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
     some = [f"{len(s.rows)} of {split}" for split, s in seen.items() if not s.whole]
     if some:
-        yield f"only some items were looked at ({', '.join(some)}), so what follows may not be all"
+        yield f"only some items were examined ({', '.join(some)}), so that there may be more faults than these"
     yield from _broken(dataset, seen)
     if isinstance(dataset.space, Discrete):
         yield from _levels(dataset.space, seen)
@@ -145,16 +145,16 @@ def _findings(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
 def _broken(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
     for split, s in seen.items():
         if s.infinite:
-            yield f"{split} has {s.infinite} values that are not finite; mend or drop their items"
+            yield f"{split} has {s.infinite} values that are not finite; correct or drop their items"
         if isinstance(dataset.space, Discrete) and (s.least < 0 or s.most >= dataset.space.levels):
             yield (
                 f"{split} has values from {s.least:g} to {s.most:g}, outside the declared levels 0 … "
-                f"{dataset.space.levels - 1}; mend the data or declare their levels"
+                f"{dataset.space.levels - 1}; correct the data or declare their levels"
             )
 
 
 def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
-    """Return levels that were declared and do not occur: a coarser scale, or one that is too long."""
+    """Yield findings on declared levels that do not occur, because the scale is too fine or too long."""
     if space.levels > _RESOLVED:
         yield (
             f"{space.levels} levels are declared, and float32, in which models get their values, distinguishes at most {_RESOLVED}"
@@ -162,7 +162,7 @@ def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
         )
     values = _occurring(seen)
     looked = sum(len(s.rows) for s in seen.values()) * space.dimensions
-    # If values hardly repeat, levels are missing because there are few values.
+    # If values hardly repeat, levels do not occur because there are few values.
     if len(values) < 2 or len(values) >= MOST or looked < _REPEATS * len(values):
         return
     step, most = int(np.gcd.reduce(values)), int(values[-1])
@@ -170,14 +170,14 @@ def _levels(space: Discrete, seen: dict[str, Survey]) -> Iterator[str]:
     if step > 1:
         yield (
             f"{told}, all multiples of {step}: these are data of {most // step + 1} levels, scaled; divide them by "
-            f"{step} and declare levels={most // step + 1}, or the model learns the gaps and the bound flatters it"
+            f"{step} and declare levels={most // step + 1}; otherwise the model learns the gaps and the bound is too good"
         )
     elif 2 * len(values) <= space.levels and most + 1 == len(values):
-        yield f"{told}, 0 to {most}; declare levels={most + 1}, or levels that never occur take some of the probability"
+        yield f"{told}, 0 to {most}; declare levels={most + 1}; otherwise levels that never occur take some of the probability"
     elif 2 * len(values) <= space.levels:
         yield (
             f"{told}; if the data were scaled from fewer levels, map them back to 0 … {len(values) - 1} and declare "
-            f"levels={len(values)}, or the model learns the gaps and the bound flatters it"
+            f"levels={len(values)}; otherwise the model learns the gaps and the bound is too good"
         )
 
 
@@ -235,7 +235,7 @@ def _constant(train: Survey) -> Iterator[str]:
 
 
 def _columns(dataset: Dataset, train: Survey) -> Iterator[str]:
-    """Return columns of real-valued data that take a value more than now and then: a density of them has no bound."""
+    """Yield findings on columns of real-valued data in which a value occurs often: a density of them has no bound."""
     x = train.columns
     if len(x) < 20:
         return
@@ -250,7 +250,7 @@ def _columns(dataset: Dataset, train: Survey) -> Iterator[str]:
     if few:
         yield f"columns of few values among {len(x)} train items: {_first(few)}; {advice}, or declare levels"
     if often:
-        yield f"columns with one value again and again: {_first(often)}; {advice}, or model that value apart"
+        yield f"columns in which one value occurs often: {_first(often)}; {advice}, or model that value separately"
 
 
 def _outliers(dataset: Dataset, space: Continuous, seen: dict[str, Survey]) -> Iterator[str]:
@@ -263,18 +263,18 @@ def _outliers(dataset: Dataset, space: Continuous, seen: dict[str, Survey]) -> I
             yield (
                 f"{split} has values more than {_FAR:g} standard deviations from the train mean in {len(places)} of "
                 f"{len(far)} positions, the farthest {far[worst]:.0f} at {_place(dataset, worst)}; check them, or take "
-                "logarithms: so few items would decide the likelihood of all"
+                "logarithms: otherwise a few items determine the likelihood"
             )
 
 
 def _duplicates(seen: dict[str, Survey]) -> Iterator[str]:
-    """Return items that are equal in every value, within train and between the splits."""
+    """Yield findings on items that are equal in all values, within train and between the splits."""
     train = Counter(seen["train"].digests)
     twice = sum(n - 1 for n in train.values())
     if twice:
         digest = next(d for d, n in train.items() if n > 1)
         a, b = [int(row) for row, d in zip(seen["train"].rows, seen["train"].digests, strict=True) if d == digest][:2]
-        yield f"{twice} train items repeat another, such as items {a} and {b}; drop the copies if they are no true repeats"
+        yield f"{twice} train items repeat another, such as items {a} and {b}; drop the copies unless they are independent repetitions"
     for former, latter in (("train", "validation"), ("train", "test"), ("validation", "test")):
         where = {d: int(row) for row, d in zip(seen[former].rows, seen[former].digests, strict=True)}
         again = [
@@ -283,7 +283,7 @@ def _duplicates(seen: dict[str, Survey]) -> Iterator[str]:
         if again:
             yield (
                 f"{len(again)} {latter} items are also in {former}, such as {latter} item {again[0][0]} and {former} item "
-                f"{again[0][1]}; drop them from one of the two, or the bound rewards memory"
+                f"{again[0][1]}; drop them from one of the two; otherwise the bound rewards memorisation"
             )
 
 
@@ -291,17 +291,17 @@ def _small(seen: dict[str, Survey]) -> Iterator[str]:
     for split in ("validation", "test"):
         n = len(seen[split].rows)
         if n < _FEW:
-            yield f"{split} has {n} item{'s' * (n != 1)}; with fewer than {_FEW} the error bars over items will be wide"
+            yield f"{split} has {n} item{'s' * (n != 1)}; with fewer than {_FEW}, the errors over items are large"
 
 
 def _apart(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
-    """Return splits whose means differ by more than a deviation of train's and six standard errors."""
+    """Yield findings on splits whose means differ by more than one standard deviation of train and six standard errors."""
     train = seen["train"]
     for split in ("validation", "test"):
         s = seen[split]
         error = math.sqrt(1 / len(s.rows) + 1 / len(train.rows))
         bound = max(1.0, 6 * error)
-        if len(dataset.space.shape) == 3:  # an image's pixels vary too much alone for a change of light to show
+        if len(dataset.space.shape) == 3:  # single pixels vary too much to show a change in brightness
             away = np.array([abs(s.brightness[0] - train.brightness[0]) / max(train.brightness[1], 1e-300)])
         else:
             deviation = np.where(train.deviation > 0, train.deviation, np.inf)
@@ -314,7 +314,7 @@ def _apart(dataset: Dataset, seen: dict[str, Survey]) -> Iterator[str]:
             )
             yield (
                 f"the mean {where} differs by {away.max():.1f} standard deviations between train and {split}; if they "
-                "should be alike, split the data at random, with one file for all"
+                "should be alike, split the data at random, from one file for all"
             )
 
 

@@ -17,7 +17,7 @@ _MNIST = ("-ubyte", "-ubyte.gz")
 
 
 def given_name(path: Path) -> str:
-    """Return the name of a file or folder as given. Of a link it is the link's own, since stores name files by their hash.
+    """Return the name of a file or folder as given. For a link it is the name of the link, since some stores name files by their hash.
 
     >>> given_name(Path("data/table.parquet"))
     'table.parquet'
@@ -26,7 +26,7 @@ def given_name(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Return  "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
+    """Return "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
 
     A folder of images may hold tables beside them, such as labels. Raises DiffusionalError for anything else, for
     special files such as named pipes and devices, and for a folder that cannot be listed.
@@ -52,7 +52,7 @@ def kind_of(path: Path) -> str:
         return "idx"
     if name.endswith(TABLES):
         return "table"
-    raise DiffusionalError(f"{path} is of no known kind; expected {ACCEPTED}")
+    raise DiffusionalError(f"{path} is of an unknown kind; expected {ACCEPTED}")
 
 
 def _kind_of_folder(folder: Path) -> str:
@@ -64,7 +64,7 @@ def _kind_of_folder(folder: Path) -> str:
         return "mnist"
     tables = False
     for name in map(str.lower, walk(folder)):
-        # The first image settles it: a folder of a million is not walked to its end.
+        # The first image decides: a folder of a million images is not read to its end.
         if name.endswith(IMAGES):
             return "images"
         tables = tables or name.endswith(TABLES)

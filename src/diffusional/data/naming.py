@@ -1,8 +1,8 @@
 """The split of a folder or file, by its name.
 
-Names are read as words: "train2017", "Training", "train_images" and "DIV2K_train_HR" contain the word train. If the
-names of a data set contain the words of several splits, its splits are kept apart if the names differ in nothing else,
-and refused otherwise. They are never mixed.
+Names are divided into words: "train2017", "Training", "train_images" and "DIV2K_train_HR" contain the word train. If the names of
+a data set contain the words of several splits, these are its splits if the names differ in nothing else; otherwise the data set is
+refused. Splits are never mixed.
 """
 
 import re
@@ -18,7 +18,7 @@ _WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "validate", "validating", "dev", "devel"), "validation"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
-    # Data that are held out, for validation or for test: recognised, and always refused.
+    # Words for data held out for validation or test: they are recognised and always refused, since they are ambiguous.
     **dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "evaluation"),
 }
 # Words that name a split only if another name does: "valid" may be the counterpart of "invalid".
@@ -120,7 +120,7 @@ def decisions(files: dict[str, list[str]], aliases: Sequence[Alias]) -> Iterator
         link, first = aliases[0]
         others = f" and {len(aliases) - 1} more" if len(aliases) > 1 else ""
         yield (
-            f"links to what was read under another name were passed over: {link.rstrip('/')} (to "
+            f"links to data that were read under another name were skipped: {link.rstrip('/')} (to "
             f"{first.rstrip('/') or 'the folder itself'}){others}"
         )
 
@@ -169,7 +169,7 @@ def _splits(
         f"{what} split at random"
     )
     if len(splits) == 1:
-        # Names such as train_station are no splits; a plain "train" among others may be one.
+        # Names such as train_station are not splits; a plain "train" among others may be one.
         plain = any(not reading.rest or (files and reading.first) for reading in found.values())
         if not outside or not plain:
             return {}

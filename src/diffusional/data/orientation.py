@@ -29,7 +29,7 @@ _NAMESPACE = rb"""xmlns:([\w.-]+)\s*=\s*["']http://ns\.adobe\.com/tiff/1\.0/["']
 
 
 def upright(image: Image.Image, name: str, tagged: bool = False) -> Image.Image:
-    """Turn a loaded image as its metadata require; returns the same object if they have no orientation.
+    """Rotate or flip a loaded image as its metadata require. Returns the same object if they have no orientation.
 
     EXIF is read first, then XMP if EXIF has no orientation. `tagged` is True for a TIFF that had the tag before it was
     loaded: Pillow may have turned it then, and has removed the tag if it did. Raises DiffusionalError,

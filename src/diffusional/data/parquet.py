@@ -15,7 +15,7 @@ from diffusional.data.quoting import listed, shortened
 from diffusional.errors import DiffusionalError
 
 _BLOCK = 2**20  # bytes of values read at a time
-_ROWS = 256  # but never fewer rows than these: each read has a cost for every column
+_ROWS = 256  # the least number of rows read at a time, since each read has a cost for every column
 _BUFFER = 2**16  # bytes of each column read from the file at a time
 EXACT = 2**53  # float64 holds every integer up to this magnitude
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")

@@ -1,4 +1,4 @@
-"""A bar on the terminal for work that turns out to be long."""
+"""A progress bar for work that takes longer than two seconds."""
 
 import sys
 import time
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 T = TypeVar("T")
-_PATIENCE = 2.0  # seconds that need no explanation
+_PATIENCE = 2.0  # seconds without a bar
 
 
 def watched(steps: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The same steps; after two seconds a bar on stderr shows how many of `total` are done, if it is a terminal.
+    """Yield the same steps. After two seconds a bar on stderr shows how many of `total` are done, if it is a terminal.
 
     >>> list(watched(range(3), 3, "counting"))
     [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Any map-style Dataset of PyTorch as a Dataset of this library: items are asked for by number, when they are needed."""
+"""Any map-style Dataset of PyTorch as a Dataset of this library: items are read by their index as they are needed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,16 +35,16 @@ def from_torch(
 ) -> Dataset:
     """Make a Dataset over objects with `len` and `[i]`: a torch Dataset, a list of tensors, ….
 
-    An item is a tensor, an array or a Pillow image, or the first of a tuple, or what a dict has under `key`.
+    An item is a tensor, an array or a Pillow image, or the first element of a tuple, or the value of a dict under `key`.
     Images have the levels of their mode, 256 for 8 bits; integers need `levels`, and
     H×W and H×W×C become 1×H×W and C×H×W, as in `load`. Splits that are not given are drawn from train by `seed`, with the fractions `split`.
 
-    With `condition` the class labels of the items are their condition: the place of the label in a tuple, such as 1 in torchvision's data
-    sets, or its key in a dict. Labels are texts or whole numbers; with `classes`, or if the data set has `classes` of its own, numbers
-    are the numbers of these names.
+    With `condition`, the class labels of the items are their condition. It is the index of the label in a tuple, such as 1 in
+    torchvision's data sets, or its key in a dict. Labels are texts or whole numbers; with `classes`, or if the data set has an
+    attribute `classes`, numbers are indices into these names.
 
-    Every item is read once, for its values to be checked. Raises DiffusionalError, naming the item, for items that
-    differ in shape or type, and for a data set that gives other values when asked again (random augmentation).
+    Every item is read once to check its values. Raises DiffusionalError, naming the item, for items that differ in shape or type,
+    and for a data set that returns other values when it is read again (random augmentation).
 
     >>> data = from_torch([(torch.tensor([i, 1]), "label") for i in range(10)], levels=10)
     >>> data.space.shape, len(data.train), data.tensor("test").tolist()
@@ -54,7 +54,7 @@ def from_torch(
     for part, given in objects.items():
         if isinstance(given, IterableDataset) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
             raise DiffusionalError(
-                f"{name}: {part} is of type {type(given).__name__}, whose items have no numbers; give a map-style "
+                f"{name}: {part} is of type {type(given).__name__}, whose items have no index; give a map-style "
                 "data set (with len and [i]), or list(…) of it if it is small; data sets of the Hub are streamed by "
                 'load("hf:owner/name", streaming=True)'
             )
@@ -65,14 +65,16 @@ def from_torch(
     again = _value(train, 0, f"{name}, train item 0", key)
     if not np.array_equal(first, again):
         raise DiffusionalError(
-            f"{name}: item 0 had other values when it was read again; leave random augmentation out, since a "
-            "likelihood is of the data themselves"
+            f"{name}: item 0 had other values when it was read again; leave random augmentation out: the "
+            "likelihood is that of the data without it"
         )
     kind = kind_of_values(first.dtype, f"{name}, train item 0")
     if isinstance(_bare(train[0], key), Image.Image):
         stored = 2 if first.dtype == np.bool_ else 256
         if levels not in (None, stored):
-            raise DiffusionalError(f"{name}: levels={levels} came for images of {stored} levels; leave levels out")
+            raise DiffusionalError(
+                f"{name}: expected levels={stored}, the levels of the images, got levels={levels}; leave levels out"
+            )
         levels = stored
 
     def items(part: str, convert: Callable[[np.ndarray], np.ndarray]) -> TorchItems:
@@ -148,7 +150,7 @@ class TorchItems:
         return torch.from_numpy(self.convert(self.read(chosen)))
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return items of rows of the source, as they came."""
+        """Return the items of some rows of the source, without conversion."""
         out = np.empty((len(rows), *self.like.shape), self.like.dtype)
         for place, row in enumerate(rows.tolist()):
             where = f"{self.name} item {row}"
@@ -171,7 +173,7 @@ def _blocks(items: dict[str, TorchItems]) -> Iterator[Block]:
 
 
 def _bare(item: Any, key: str | None) -> Any:
-    """Return the values of an item that may come with labels; None if they cannot be told."""
+    """Return the values of an item that may contain labels; None if it is unclear which they are."""
     if isinstance(item, Mapping):
         return item.get(key)
     return item[0] if isinstance(item, tuple | list) and len(item) else item
@@ -192,6 +194,6 @@ def _value(source: Any, row: int, where: str, key: str | None) -> np.ndarray:
     if not isinstance(value, np.ndarray | np.generic) or np.ndim(value) == 0:
         raise DiffusionalError(
             f"{where} is of type {type(value).__name__}, shape {np.shape(value)}; expected a tensor, an array or an "
-            "image, alone or first of a tuple"
+            "image, or a tuple that begins with one"
         )
     return channels_first(np.asarray(value)[None], where)[0]

@@ -1,4 +1,4 @@
-"""Texts of others, such as names of columns and errors of libraries, shortened for an error of one line."""
+"""Shortening of quoted texts, such as names of columns and messages of libraries, for error messages of one line."""
 
 from collections.abc import Sequence
 

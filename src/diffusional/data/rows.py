@@ -1,6 +1,6 @@
-"""A split as a view: which rows of an array it is, in which order. Nothing is copied until items are asked for.
+"""A split as a view: rows of an array, in some order. Nothing is copied until items are read.
 
-The array may be larger than memory, a file that the system maps; it then travels to other processes by its name.
+The array may be a memory-mapped file that is larger than memory; it is then pickled by its name.
 """
 
 import mmap
@@ -19,7 +19,7 @@ Where = np.ndarray | slice
 
 
 def integers(values: np.ndarray) -> np.ndarray:
-    """Return a copy with bytes as they are, all else as int64: torch's wider unsigned integers lack most operations."""
+    """Return a copy with bytes unchanged and other types as int64, since torch's wider unsigned integers lack most operations."""
     return values.astype(np.uint8 if values.dtype.kind == "b" or values.dtype == np.uint8 else np.int64)
 
 
@@ -30,7 +30,7 @@ def reals(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Items array[rows[i]], passed through `convert`, which gives new memory: `integers` or `reals`.
+    """Items array[rows[i]], passed through `convert`, which copies: `integers` or `reals`.
 
     >>> items = Rows(np.arange(10.0)[:, None], np.array([7, 2, 5]), reals)
     >>> items.shape, items.dtype
@@ -62,10 +62,10 @@ class Rows:
         return len(self._range()) if isinstance(self.rows, slice) else len(self.rows)
 
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
-        """Return the items of rows int64 (n,), or of a slice: (n, *dims), in memory of their own."""
+        """Return the items of rows int64 (n,), or of a slice: (n, *dims), as a copy."""
         where = self._where(rows)
         if isinstance(where, np.ndarray) and self.mapped:
-            # In the file's order: a disk is read forwards, and a page that several rows share once.
+            # In the order of the file, so that it is read forwards, and a page with several rows only once.
             order = np.argsort(where, kind="stable")
             values = np.empty((len(where), *self.array.shape[1:]), self.array.dtype)
             values[order] = self.array[where[order]]
@@ -79,9 +79,9 @@ class Rows:
     def _where(self, rows: Tensor | slice) -> Where:
         if isinstance(rows, Tensor):
             if rows.dtype != torch.int64:
-                raise DiffusionalError(f"rows of type {rows.dtype} came; give int64 (a mask by its .nonzero()[:, 0])")
+                raise DiffusionalError(f"expected rows to be int64, got {rows.dtype} (use .nonzero()[:, 0] of a mask)")
             chosen = rows.cpu().numpy()
-            # np.arange of the slice would be one number for every item.
+            # np.arange of the slice would need one number for every item.
             if isinstance(self.rows, slice):
                 chosen = np.where(chosen < 0, chosen + len(self), chosen)
                 if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
@@ -91,7 +91,7 @@ class Rows:
             return self.rows[chosen]
         if isinstance(self.rows, slice):
             part = self._range()[rows]
-            # A slice that runs down to row 0 ends at −1, which as a slice's stop would be the last row.
+            # A slice that runs down to row 0 ends at −1, which as a stop would mean the last row.
             return slice(part.start, part.stop if part.stop >= 0 else None, part.step) if part else slice(0, 0)
         return self.rows[rows]
 
@@ -99,7 +99,7 @@ class Rows:
         found = _mapping(self.array)
         if found is None:
             return Rows, (self.array, self.rows, self.convert)
-        # NumPy would pickle the file's values; its name and the view's place in it are enough.
+        # NumPy would pickle the values; the name of the file and the position of the view in it are enough.
         array = self.array
         place = array.__array_interface__["data"][0] - found.__array_interface__["data"][0] + found.offset
         layout = (array.dtype, array.shape, array.strides)
@@ -119,6 +119,6 @@ def _mapping(array: np.ndarray) -> np.memmap | None:
 def _reopened(path: Path, place: int, layout: tuple[Any, ...], rows: Where, convert: Any) -> Rows:
     dtype, shape, strides = layout
     if not path.exists():
-        raise DiffusionalError(f"{path} is gone, whose values were to be read; keep data files while they are in use")
+        raise DiffusionalError(f"{path} does not exist any more; keep data files while they are in use")
     file = np.memmap(path, np.uint8, mode="r")
     return Rows(np.ndarray(shape, dtype, file, place, strides), rows, convert)

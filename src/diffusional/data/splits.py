@@ -1,6 +1,6 @@
-"""Which items are train, validation and test: as the files say, or by a permutation drawn from a seed.
+"""The items of train, validation and test: those of the files' own splits, or of a permutation drawn from a seed.
 
-A part is a view of an array: its rows, in order. Splitting copies nothing.
+A part is a view of an array: some of its rows, in order. Splitting copies nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -18,9 +18,11 @@ Fractions = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One split while it is loaded: rows of an array (N, …), its name in errors, the names of its columns, the files that the rows
-    of the array came from (None for one file), notes on how the file was read, and the labels of all N rows of the array, if these
-    were asked for."""
+    """One split while it is loaded.
+
+    It has rows of an array (N, …), its name in errors, the names of its columns, the files that the rows of the array were read from
+    (None for one file), notes on how the file was read, and the labels of all N rows of the array, if these are needed.
+    """
 
     array: np.ndarray
     rows: Where
@@ -34,7 +36,7 @@ class Part:
         return len(range(*self.rows.indices(len(self.array)))) if isinstance(self.rows, slice) else len(self.rows)
 
     def row(self, item: int) -> int:
-        """Of an item of this part, the row in the array."""
+        """Return the row in the array of an item of this part."""
         return range(len(self.array))[self.rows][item] if isinstance(self.rows, slice) else int(self.rows[item])
 
 
@@ -42,8 +44,8 @@ def split_at_random(values: np.ndarray, source: str, fractions: Fractions | None
     """Return three disjoint parts of values (N, …), by a permutation drawn from `seed`.
 
     Validation and test have N · fraction items, rounded; train has the rest. With `fractions=None` nothing is split: the only part
-    is "train", with all items in order. Raises DiffusionalError for fractions that are not positive or do not add up to 1, and
-    when a part would be empty.
+    is "train", with all items in order. Raises DiffusionalError for fractions that are not positive or do not add up to 1, and if a
+    part would be empty.
 
     >>> parts = split_at_random(np.zeros((10, 3)), "file.npy", (0.5, 0.3, 0.2), seed=0)
     >>> [len(part) for part in parts.values()]
@@ -61,8 +63,8 @@ def random_rows(
 ) -> dict[str, np.ndarray]:
     """Return rows of "train", "validation" and "test"; splits that `given` lacks are drawn from its train at random.
 
-    Each takes its fraction of train's items, rounded. With `fractions=None` the result is `given`. Raises DiffusionalError for wrong fractions, a negative
-    seed, and when a part would be empty.
+    Each of them gets its fraction of train's items, rounded. With `fractions=None` the result is `given`. Raises DiffusionalError for
+    wrong fractions, a negative seed, and if a part would be empty.
 
     >>> rows = random_rows({"train": np.arange(10), "test": np.arange(10, 14)}, "folder", (0.7, 0.2, 0.1), seed=0)
     >>> [len(rows[split]) for split in ("train", "validation", "test")]
@@ -104,8 +106,7 @@ def split_off_validation(
     """Return parts with a validation part taken off the end of train, a whole array.
 
     It has `count` items, or the fraction `fractions[1]` of train if `count` is None. With `fractions=None` the result is `parts`.
-    Raises DiffusionalError
-    for wrong fractions, and when train or validation would be empty.
+    Raises DiffusionalError for wrong fractions, and if train or validation would be empty.
 
     >>> parts = {split: whole(np.arange(10)[:, None], "a.npz") for split in ("train", "test")}
     >>> split_off_validation(parts, (0.7, 0.2, 0.1))["validation"].rows
@@ -138,7 +139,7 @@ def check_axes(values: np.ndarray, source: str) -> None:
     if values.ndim < 2:
         raise DiffusionalError(
             f"{source} has shape {values.shape}; expected items along the first axis and their positions "
-            "along the others: (N, D), (N, H, W), … Of N single numbers, make (N, 1)"
+            "along the others: (N, D), (N, H, W), …. Reshape N single numbers to (N, 1)"
         )
 
 
@@ -148,10 +149,10 @@ def check_fractions(fractions: Fractions) -> None:
     >>> check_fractions((0.8, 0.2, 0.0))
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: split (0.8, 0.2, 0.0) came; give positive fractions of train, ...
+    diffusional.errors.DiffusionalError: expected split to be positive fractions of train, validation and test ...
     """
     if not (all(f > 0 for f in fractions) and abs(sum(fractions) - 1) < 1e-6):
         raise DiffusionalError(
-            f"split {fractions} came; give positive fractions of train, validation and test that add up to "
-            "1, such as (0.8, 0.1, 0.1)"
+            "expected split to be positive fractions of train, validation and test that add up to 1, such as (0.8, 0.1, 0.1), got "
+            f"{fractions}"
         )

@@ -1,8 +1,8 @@
-"""Where decoded values live: in memory if they take at most half of what is free, else in a file of the cache.
+"""Storage of decoded values: in memory if they take at most half of the free memory, otherwise in a file of the cache.
 
-The cache is $XDG_CACHE_HOME/diffusional (~/.cache/diffusional). A file appears there under its name only when it
-is whole; its name is a hash of what it was made from, so that a changed source is never mistaken for it. Of several processes
-that need it one makes it, and the others wait; where that one dies, another takes over.
+The cache is $XDG_CACHE_HOME/diffusional (~/.cache/diffusional). A file gets its name only when it is complete. The name is a hash
+of the sources, so that a file is never used for changed sources. If several processes need it, one of them writes it and the others
+wait; if that process dies, another one takes over.
 """
 
 import fcntl
@@ -22,17 +22,19 @@ import numpy as np
 from diffusional import launch
 from diffusional.errors import DiffusionalError
 
-_GLANCE = 0.1  # seconds between looks at what another process is making
-_PATIENCE = 6 * 3600.0  # seconds for it; only one that hangs takes so long, since one that dies is noticed
+_GLANCE = 0.1  # seconds between checks of the file that another process writes
+_PATIENCE = (
+    6 * 3600.0
+)  # seconds of waiting for it; it takes so long only if it hangs, since the end of a process is noticed
 
 
 def store(
     shape: tuple[int, ...], dtype: str, made_from: Callable[[], Any], fill: Callable[[np.ndarray], None]
 ) -> np.ndarray:
-    """An array of a shape that `fill` has filled: in memory, or mapped from the cache, where it may lie already.
+    """Return an array of a shape that `fill` has filled: in memory, or mapped from the cache, where it may exist already.
 
-    `made_from` gives, JSON-ready, all that decides the values. The processes that a launcher started on this machine share its
-    memory. Raises DiffusionalError for a disk that is too full or can't be written, and for another process that hangs.
+    `made_from` returns, as JSON values, everything that the values depend on. The processes that a launcher started on this machine
+    share its memory. Raises DiffusionalError for a disk that is too full or cannot be written, and if another process hangs.
 
     >>> store((2, 3), "uint8", lambda: "sevens", lambda out: out.fill(7)).tolist()
     [[7, 7, 7], [7, 7, 7]]
@@ -42,7 +44,7 @@ def store(
         out = np.empty(shape, dtype)
         fill(out)
         return out
-    # Hashed together with its layout: a new version of this code may lay out the same source otherwise.
+    # The layout is part of the hash, since a new version of this code may store the same source in another layout.
     text = json.dumps([1, shape, dtype, made_from()])
     path = cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
     if not path.exists():
@@ -51,7 +53,7 @@ def store(
 
 
 def available_memory() -> int:
-    """Return bytes of memory that are free, or where the system does not tell, half of all.
+    """Return the number of bytes of free memory, or half of the memory if the system does not report it.
 
     >>> available_memory() > 2**20
     True
@@ -64,13 +66,15 @@ def available_memory() -> int:
 
 
 def cache_folder() -> Path:
-    """Return the folder of the cache, which exists or not."""
+    """Return the folder of the cache, which may not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusional"
 
 
 def _once(path: Path, make: Callable[[], None]) -> None:
-    """Have `path` made by one process at a time: the system frees a lock when its holder ends, however it does. So nobody waits
-    for a process that isn't there, or for one that has decided for memory.
+    """Call `make` for `path` in one process at a time.
+
+    The system releases a lock when its process ends in any way. Therefore no process waits for one that has ended, or for one that
+    stores the values in memory.
     """
     lock, until = path.with_name(f".{path.stem}.lock"), time.monotonic() + _PATIENCE
     while not path.exists():
@@ -79,8 +83,8 @@ def _once(path: Path, make: Callable[[], None]) -> None:
             handle = lock.open("a")
         except OSError as error:
             raise DiffusionalError(
-                f"{path.parent} can't be written ({error}); the values are more than half of the free memory and need a file: "
-                "set XDG_CACHE_HOME to a folder where that is allowed"
+                f"{path.parent} cannot be written ({error}); the values are more than half of the free memory and need a file: "
+                "set XDG_CACHE_HOME to a folder that can be written"
             ) from error
         with handle:
             try:
@@ -89,14 +93,14 @@ def _once(path: Path, make: Callable[[], None]) -> None:
             except BlockingIOError as error:
                 if time.monotonic() > until:
                     raise DiffusionalError(
-                        f"another process has been making {path} for {_PATIENCE / 3600:.2g} hours; see whether it hangs and end "
+                        f"another process has been writing {path} for {_PATIENCE / 3600:.2g} hours; check whether it hangs and end "
                         "it, or set XDG_CACHE_HOME to another folder"
                     ) from error
                 time.sleep(_GLANCE)
                 continue
-            except OSError:  # a file system without locks: several may be at work, each on a draft of its own
+            except OSError:  # a file system without locks: several processes may write, each a draft of its own
                 pass
-            if not _is(lock, handle):  # its holder has finished, and removed it, since it was opened here
+            if not _is(lock, handle):  # its holder has finished and removed it after it was opened here
                 continue
             try:
                 if not path.exists():
@@ -113,7 +117,7 @@ def _is(path: Path, handle: IO[str]) -> bool:
 
 
 def _drop_drafts(path: Path) -> None:
-    """Those of processes of this machine that died at work, as whoever has the lock knows."""
+    """Remove drafts of processes of this machine that have died. The caller must have the lock."""
     for draft in path.parent.glob(f".{path.stem}.{platform.node()}.*.npy"):
         draft.unlink(missing_ok=True)
 
@@ -127,7 +131,7 @@ def _write(path: Path, shape: tuple[int, ...], dtype: str, size: int, fill: Call
             f"{free / 2**30:.1f} GiB that are free in {folder}; free some, set XDG_CACHE_HOME to a larger disk, or "
             "give images a smaller size (--data.size)"
         )
-    # A name of this process's own, on a disk that machines may share.
+    # The name is unique to this process, even on a disk that machines share.
     draft = folder / f".{path.stem}.{platform.node()}.{os.getpid()}.npy"
     try:
         out = np.lib.format.open_memmap(draft, mode="w+", dtype=np.dtype(dtype), shape=shape)

@@ -1,4 +1,4 @@
-"""The numbers that an inspection is made of: one pass over the items of a split, in blocks."""
+"""The statistics for an inspection, from one pass over the items of a split, in blocks."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from diffusional.data.checks import units
 from diffusional.data.dataset import Dataset, Stream, block_rows
 from diffusional.space import Continuous, Discrete
 
-ALL = 2**31  # bytes of a split up to which every item is looked at
-_SAMPLE = 2**28  # bytes of items, evenly spaced, that are looked at of a larger one
-_OF_STREAM = 1000  # items, the first, that are looked at of a stream
-_COLUMNS = 2**22  # values of which the distinct ones are counted, column by column
-MOST = 2**24  # distinct levels that are counted; there may be more
-_COUNTED = 2**16  # levels up to which there is a counter for each
+ALL = 2**31  # all items of a split are examined up to this number of bytes
+_SAMPLE = 2**28  # bytes of evenly spaced items that are examined of a larger split
+_OF_STREAM = 1000  # number of items, from the first on, that are examined of a stream
+_COLUMNS = 2**22  # number of values whose distinct values are counted, column by column
+MOST = 2**24  # the largest number of distinct levels that are counted
+_COUNTED = 2**16  # the largest number of levels with a counter for each
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What was seen of a split: its values flat as (n, D), their rows in the split, and moments at each position."""
+    """Statistics of the items of a split: their rows in the split, digests, and moments at each of D positions."""
 
     whole: bool
     rows: np.ndarray  # (n,)
@@ -40,7 +40,7 @@ class Survey:
 
 
 def survey(dataset: Dataset, split: str) -> Survey:
-    """Look at a split: at all of its items, or if it is larger than 2 GiB or a stream, at some.
+    """Examine a split: all of its items, or some of them if it is larger than 2 GiB or a stream.
 
     >>> from diffusional.data import load
     >>> seen = survey(load("digits"), "train")
@@ -73,7 +73,7 @@ def survey(dataset: Dataset, split: str) -> Survey:
     for first in range(0, n, block_rows(space.shape)):
         chosen = rows[first : first + block_rows(space.shape)]
         x = items[torch.from_numpy(chosen)].cpu().numpy().reshape(len(chosen), d)
-        # The bytes of the widest type: the same values are the same item, however a split stores them; + 0 makes −0 be 0.
+        # The bytes of the widest type, so that equal values are equal items whatever their type; + 0 converts −0 to 0.
         wide = np.ascontiguousarray(x.astype("<i8" if discrete else "<f8") + 0)
         digests += [hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in wide]
         if discrete:
@@ -82,7 +82,7 @@ def survey(dataset: Dataset, split: str) -> Survey:
         infinite += int((~finite).sum())
         real = np.where(finite, wide, 0.0)
         scaled = real / unit
-        # Sums about the first item keep their digits where values are large and differ little.
+        # Sums of differences from the first item are accurate even if values are large and differ little.
         centre = scaled[0].copy() if centre is None else centre
         total, squares = total + (scaled - centre).sum(0), squares + ((scaled - centre) ** 2).sum(0)
         low, high = np.minimum(low, real.min(0)), np.maximum(high, real.max(0))

@@ -27,7 +27,7 @@ from diffusional.files import check_regular
 
 Table = ParquetTable | TextTable
 
-_TYPED = 20  # the most columns that an error lists to choose from; of more it gives the number
+_TYPED = 20  # the most columns that an error lists to choose from; of more it states the number
 
 
 def load_table(
@@ -152,7 +152,7 @@ def _counters(values: np.ndarray, chosen: tuple[str, ...]) -> list[str]:
         and (values[:, j] == values[0, j] + np.arange(n)).all()
     ]
     are = "column {} counts" if len(counters) == 1 else "columns {} count"
-    return [f"{are.format(listed(counters))} the rows; leave out what is an index and no variable"] if counters else []
+    return [f"{are.format(listed(counters))} the rows; leave out an index that is not a variable"] if counters else []
 
 
 def _mixed(tables: list[Table], values: np.ndarray, chosen: tuple[str, ...]) -> list[str]:
@@ -240,7 +240,7 @@ def _filled(tables: list[Table], columns: tuple[str, ...]) -> tuple[np.ndarray, 
     number of rows of each.
     """
     narrow = all(table.is_float32(columns) for table in tables)
-    # Memory that is never written to takes none, so a guess that is too large costs nothing; one that is too small a copy.
+    # Memory that is never written costs nothing, so that an estimate may be too large; one that is too small costs a copy.
     out = np.empty((sum(table.expected for table in tables), len(columns)), np.float32 if narrow else np.float64)
     n, counts = 0, []
     for table in tables:
@@ -269,18 +269,18 @@ def _gap(
         for other in tables:
             for rows in other.read(columns):
                 filled &= np.isfinite(rows).all(0)
-    except DiffusionalError:  # another fault further on: which columns have gaps is not known
+    except DiffusionalError:  # there is another fault further on, and the columns with gaps are not known
         filled[:] = False
     whole = [name for name, all_there in zip(columns, filled, strict=True) if all_there]
     rest = f", or choose the columns without gaps: {_option(whole)}" if whole else ""
     return (
         f"{table.file}: the value of column {columns[j]!r} in row {n + i + 1} (after the header) {value}; "
-        f"mend or drop the row{rest}"
+        f"correct or drop the row{rest}"
     )
 
 
 def _option(names: list[str]) -> str:
-    """Return a choice of columns as the option of Python and of the command line; of many columns their number."""
+    """Return a choice of columns as the option of Python and of the command line; for many columns, their number."""
     if len(names) > _TYPED:
         return f"{len(names)} columns, {listed(names)}: columns=… (--columns …; for train --data.columns …)"
     typed = shlex.join(names)

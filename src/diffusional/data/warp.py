@@ -1,19 +1,18 @@
-"""Warped copies of scikit-learn's digits, to train on beside the originals.
+"""Warped copies of scikit-learn's digits for training, in addition to the originals.
 
-Why: 1,000 training images are few, and a network soon learns them by heart. Another hand would have written
-the same digits a little turned, slanted, stretched, bolder or more wobbly, and a copy warped so is nearly a new
-digit. Only training images are to be warped: validation and test images stay as they are, so bounds on them
-stay honest.
+Purpose: 1,000 training images are few, and a network soon memorises them. Other writers would have written the same digits slightly
+rotated, slanted, stretched, bolder or less smooth; a copy warped in this way is almost a new digit. Only training images are
+warped: validation and test images are not, so that bounds on them are those of the real data.
 
-How: a level is no brightness but a count of ink, 0 … 16, in one 4 × 4 block of a 32 × 32 bitmap, so interpolating
-levels would give images that no bitmap has. A faithful warp goes back to the bitmap:
+Method: a level is not a brightness but the number of black pixels, 0 … 16, in one 4 × 4 block of a 32 × 32 bitmap. Interpolated
+levels would not be the counts of any bitmap. The warp is therefore applied to a bitmap:
 
-    1. `bitmap` rebuilds a bitmap with exactly the digit's counts, its ink where a smooth interpolation is darkest;
-    2. the bitmap is blurred a little, to have a gradient at its edges, and is sampled at displaced points
+    1. `bitmap` constructs a bitmap with exactly the digit's counts, its ink where a smooth interpolation is darkest;
+    2. the bitmap is slightly blurred, so that its edges have a gradient, and is sampled at displaced points
        (`resampled`): a random linear map and a smooth random field, as in Simard, Steinkraus, Platt,
        Best Practices for Convolutional Neural Networks, ICDAR 2003;
-    3. what is darker than a threshold is ink, and a lower threshold makes bolder strokes;
-    4. `counts` counts the ink of each block again.
+    3. pixels darker than a threshold are ink, and a lower threshold makes bolder strokes;
+    4. `counts` counts the ink of each block.
 """
 
 import math
@@ -31,26 +30,28 @@ _BLOCK = 4  # bitmap pixels along a side of a block
 _WIDE = _SIDE * _BLOCK  # bitmap pixels along a side of a digit
 _INK = _BLOCK * _BLOCK  # the largest count
 
-_EDGE_BLUR = 0.7  # bitmap pixels, the standard deviation: wide enough for a gradient, too narrow to close a loop
-_CLAMP = 2.5  # standard deviations at which normals are cut, so that no copy is unreadable
-_CHUNK = 250  # digits warped at a time: few enough to stay in the cache (another number draws other copies)
+_EDGE_BLUR = 0.7  # standard deviation in bitmap pixels: wide enough for a gradient, too narrow to close a loop
+_CLAMP = 2.5  # standard deviations at which normal numbers are clamped, so that no copy is unreadable
+_CHUNK = 250  # digits warped at a time: few enough to fit into the cache (the copies depend on this number)
 
 
 @dataclass(frozen=True)
 class Warp:
-    """How much copies differ: standard deviations of normals, but for the last two. All 0 changes hardly a pixel.
+    """The amounts by which copies differ: standard deviations of normal numbers, except for the last two.
+
+    With all amounts 0, hardly any pixel changes.
 
     >>> Warp(rotation=-1.0)
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: rotation=-1.0 came; every amount of a warp is finite and at least 0
+    diffusional.errors.DiffusionalError: expected rotation to be finite and at least 0, got -1.0
     """
 
     rotation: float = 0.06  # radians
     shear: float = 0.1  # the sideways shift of one row against the next, in pixels
     log_width: float = 0.05
     log_height: float = 0.02
-    boldness: float = 0.08  # of the threshold, which is 1/2 on average
+    boldness: float = 0.08  # variation of the threshold, which is 1/2 on average
     elastic: float = 1.2  # bitmap pixels: the smooth field's typical displacement is uniform on [0, elastic]
     smoothness: float = 5.0  # bitmap pixels: the standard deviation of the blur that makes the field smooth
 
@@ -58,7 +59,7 @@ class Warp:
         for field in fields(self):
             amount = getattr(self, field.name)
             if not (math.isfinite(amount) and amount >= 0):
-                raise DiffusionalError(f"{field.name}={amount} came; every amount of a warp is finite and at least 0")
+                raise DiffusionalError(f"expected {field.name} to be finite and at least 0, got {amount}")
 
 
 STANDARD = Warp()
@@ -67,10 +68,10 @@ STANDARD = Warp()
 def warped(raw: Tensor, copies: int, seed: int, warp: Warp = STANDARD) -> Tensor:
     """Return warped copies of digits `raw`, (N, 1, 8, 8) integer levels 0 … 16, as (N·copies, 1, 8, 8) uint8 on the CPU.
 
-    Copy c of digit i is item c·N + i, so labels of the copies are `labels.repeat(copies)`. The copies depend
-    on `raw`, `seed` and `warp` alone, and the first copies do not depend on how many follow.
+    Copy c of digit i is item c·N + i, so that the labels of the copies are `labels.repeat(copies)`. The copies depend only on
+    `raw`, `seed` and `warp`, and the first copies do not depend on the number of further ones.
 
-    Raises DiffusionalError for another shape, a type that is not an integer's, values outside 0 … 16, and
+    Raises DiffusionalError for another shape, a type that is not an integer type, values outside 0 … 16, and
     copies < 1.
 
     >>> one = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
@@ -91,13 +92,15 @@ def warped(raw: Tensor, copies: int, seed: int, warp: Warp = STANDARD) -> Tensor
 def bitmap(raw: Tensor) -> Tensor:
     """Return a bitmap (N, 1, 32, 32) of 0.0 and 1.0 whose `counts` are exactly the levels (N, 1, 8, 8).
 
-    Within a block the ink lies where the bicubic interpolation of the levels is largest, so strokes are smooth.
+    Within a block the ink lies where the bicubic interpolation of the levels is largest, so that strokes are smooth.
 
     >>> levels = torch.arange(64).reshape(1, 1, 8, 8) % 17
     >>> torch.equal(counts(bitmap(levels)), levels.to(torch.uint8))
     True
     """
-    padded = F.pad(raw.to("cpu", torch.float32), (2, 2, 2, 2))  # paper around the digit, not its edge repeated
+    padded = F.pad(
+        raw.to("cpu", torch.float32), (2, 2, 2, 2)
+    )  # empty paper around the digit instead of a repeated edge
     smooth = F.interpolate(padded, scale_factor=_BLOCK, mode="bicubic", align_corners=False)
     margin = 2 * _BLOCK
     blocks = _to_blocks(smooth[:, :, margin:-margin, margin:-margin]) + _TIES
@@ -117,8 +120,8 @@ def counts(bitmap: Tensor) -> Tensor:
 def resampled(soft: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     """Return images (N, 1, H, H) such that the value at point p is that of `soft` at matrix·p + shift(p), 0 outside.
 
-    Points are (x, y) from the centre, x to the right and y downwards, with the image's edges at ±1: `matrix` is
-    (N, 2, 2) and `shift` (N, H, H, 2). Values between pixels are bilinear.
+    Points are (x, y) from the centre, x to the right and y downwards, with the image's edges at ±1: `matrix` is (N, 2, 2) and
+    `shift` (N, H, H, 2). Values between pixels are interpolated bilinearly.
 
     >>> image = torch.zeros(1, 1, 2, 2)
     >>> image[0, 0, 0, 1] = 1.0
@@ -132,10 +135,10 @@ def resampled(soft: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 def linear_map(rotation: Tensor, shear: Tensor, log_width: Tensor, log_height: Tensor) -> Tensor:
-    """Return the matrices (N, 2, 2) for `resampled` that turn images counter-clockwise as seen, then slant and stretch them.
+    """Return the matrices (N, 2, 2) for `resampled` that rotate images counter-clockwise, then slant and stretch them.
 
     >>> zero = torch.zeros(1)
-    >>> linear_map(zero, zero, zero + math.log(2), zero)  # twice as wide: points come from half as far
+    >>> linear_map(zero, zero, zero + math.log(2), zero)  # twice as wide: source points are half as far from the centre
     tensor([[[0.5000, 0.0000],
              [0.0000, 1.0000]]])
     """
@@ -148,15 +151,15 @@ def linear_map(rotation: Tensor, shear: Tensor, log_width: Tensor, log_height: T
 def _check(raw: Tensor, copies: int) -> None:
     if raw.ndim != 4 or raw.shape[0] == 0 or raw.shape[1:] != (1, _SIDE, _SIDE):
         raise DiffusionalError(
-            f"digits of shape {tuple(raw.shape)} came; expected (N, 1, {_SIDE}, {_SIDE}) with at least one digit"
+            f"expected digits of shape (N, 1, {_SIDE}, {_SIDE}) with at least one digit, got shape {tuple(raw.shape)}"
         )
     if raw.dtype.is_floating_point or raw.dtype.is_complex or raw.dtype == torch.bool:
-        raise DiffusionalError(f"digits of type {raw.dtype} came; expected integer levels: give the raw values")
+        raise DiffusionalError(f"expected integer levels, got type {raw.dtype}: give the raw values of the digits")
     low, high = int(raw.min()), int(raw.max())
     if low < 0 or high > _INK:
-        raise DiffusionalError(f"levels from {low} to {high} came; a digit's are counts of ink, 0 to {_INK}")
+        raise DiffusionalError(f"expected levels from 0 to {_INK}, the counts of ink of a digit, got {low} to {high}")
     if copies < 1:
-        raise DiffusionalError(f"copies={copies} came; at least 1 is needed")
+        raise DiffusionalError(f"expected copies to be at least 1, got {copies}")
 
 
 def _warped_once(soft: Tensor, warp: Warp, generator: torch.Generator) -> Tensor:
@@ -183,7 +186,7 @@ def _smooth_field(n: int, smoothness: float, generator: torch.Generator) -> Tens
 def _blurred(images: Tensor, deviation: float) -> Tensor:
     """Return images (…, H, H) blurred by a Gaussian along rows and columns, with 0 around them.
 
-    As products with the Gaussian's band matrix: on images this small, much faster than a convolution.
+    It is computed as a product with the Gaussian's band matrix, which is much faster than a convolution for such small images.
     """
     if deviation == 0:
         return images
@@ -197,7 +200,7 @@ def _blurred(images: Tensor, deviation: float) -> Tensor:
 
 
 def _to_blocks(pixels: Tensor) -> Tensor:
-    """Return (N, 1, 32, 32) to (N, 1, 8, 8, 16): the pixels of each block."""
+    """Reshape (N, 1, 32, 32) to (N, 1, 8, 8, 16): the pixels of each block."""
     return pixels.reshape(-1, 1, _SIDE, _BLOCK, _SIDE, _BLOCK).transpose(3, 4).flatten(4)
 
 
@@ -205,6 +208,6 @@ def _from_blocks(blocks: Tensor) -> Tensor:
     return blocks.unflatten(-1, (_BLOCK, _BLOCK)).transpose(3, 4).reshape(-1, 1, _WIDE, _WIDE)
 
 
-# Added to the pixels of a block, far less than a count: where the interpolation is flat, ink is spread evenly (the
-# order of a Bayer matrix) rather than as rounding errors have it.
+# Added to the pixels of a block, much less than a count: where the interpolation is flat, ink is then spread evenly (in the
+# order of a Bayer matrix), not by rounding errors.
 _TIES = 1e-4 * torch.tensor([0, 8, 2, 10, 12, 4, 14, 6, 3, 11, 1, 9, 15, 7, 13, 5], dtype=torch.float32)

@@ -122,7 +122,7 @@ def points_of(data: Tensor | Finite) -> Points:
     flat = data.detach().cpu().flatten(1)
     if not bool(torch.isfinite(flat).all()):
         item = int((~torch.isfinite(flat)).any(1).nonzero()[0])
-        raise DiffusionalError(f"item {item} has a value that is not finite; mend or drop it")
+        raise DiffusionalError(f"item {item} has a value that is not finite; correct or drop it")
     flat = flat.double() if flat.dtype == torch.float64 else flat.float()
     # As bytes, which compare faster than rows of numbers; −0 becomes 0.
     rows = np.ascontiguousarray((flat + 0.0).numpy())

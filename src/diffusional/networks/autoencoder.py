@@ -1,4 +1,4 @@
-"""Encoders and decoders for autoencoders: residual layers on flattened items, and a ladder of them."""
+"""Encoders and decoders of autoencoders: residual layers on flattened items, and a ladder of them."""
 
 import math
 
@@ -11,7 +11,7 @@ from diffusional.networks.norms import check_hidden
 
 
 class ResidualMLP(nn.Module):
-    """(B, *shape) → (B, outputs) by `blocks` residual layers of width `hidden`, at least 2 (else DiffusionalError).
+    """A network (B, *shape) → (B, outputs) of `blocks` residual layers of width `hidden`, at least 2 (else DiffusionalError).
 
     With `classes` it requires a condition of labels (B,), and adds a learned vector for each class after the first layer.
 
@@ -42,7 +42,7 @@ class ResidualMLP(nn.Module):
 
 
 class Decoder(nn.Sequential):
-    """A ResidualMLP from latents (B, n) to outputs of shape `out_shape`; `classes` as there.
+    """A ResidualMLP from latents (B, n) to outputs of shape `out_shape`, with its argument `classes`.
 
     >>> Decoder(4, (2, 8, 8), hidden=16, classes=3)(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1])).shape
     torch.Size([5, 2, 8, 8])
@@ -72,17 +72,17 @@ def _added(h: Tensor, vectors: nn.Embedding | None, condition: Tensor | None) ->
 class Ladder(nn.Module):
     """The network of a hierarchical VAE with bidirectional inference (Sønderby et al. 2016; Kingma et al. 2016).
 
-    A bottom-up pass turns x into features d_1 … d_L. A top-down state h_L … h_0, the same in inference and generation,
-    takes up each latent as it is drawn; p(z_l|z_{>l}) is read from h_l, q(z_l|z_{>l}, x) from h_l and d_l, and the
-    output of shape `out_shape` from h_0.
+    A bottom-up pass computes features d_1 … d_L of x. A top-down pass, the same in inference and generation, has states h_L … h_0,
+    which depend on the latents drawn so far. p(z_l|z_{>l}) is a function of h_l, q(z_l|z_{>l}, x) of h_l and d_l, and the output of
+    shape `out_shape` of h_0.
 
     Args:
-        shape: of x.
-        out_shape: of the output for one item.
-        latents: dimensions of z_1 … z_L, the one next to x first.
+        shape: shape of x.
+        out_shape: shape of the output for one item.
+        latents: dimensions of z_1 … z_L, where z_1 is the one next to x.
         hidden: width of the layers, at least 2 (else DiffusionalError).
-        classes: number of classes. If it is not 0, `up` and `top` require labels (B,), of which learned vectors are added to the
-            first features and to the top-down state.
+        classes: number of classes. If it is not 0, `up` and `top` require labels (B,), and learned vectors of the classes are added to
+            the first features and to the top-down state.
 
     >>> ladder = Ladder((1, 8, 8), (2, 8, 8), latents=(8, 4), hidden=16)
     >>> features, state = ladder.up(torch.zeros(3, 1, 8, 8)), ladder.top(3)
@@ -145,7 +145,7 @@ class Ladder(nn.Module):
         return self.fall[layer - 1](state + self.take[layer - 1](z))
 
     def output(self, state: Tensor) -> Tensor:
-        """Return what the decoder says at h_0, (B, *out_shape)."""
+        """Return the decoder's output at h_0, (B, *out_shape)."""
         return self.last(state).unflatten(1, self.out_shape)
 
 

@@ -10,13 +10,13 @@ from diffusional.errors import DiffusionalError
 
 
 class FromDiffusers(nn.Module):
-    """Wraps a diffusers model such as UNet2DModel, whose call returns an object with `.sample`.
+    """A wrapper of a diffusers model such as UNet2DModel, whose call returns an object with `.sample`.
 
-    `time` is whatever the network was trained with: see `diffusional.models.time` for adapters from log-SNR. A condition is
-    passed as `class_labels` or, for cross-attention models, `encoder_hidden_states`: name it in `condition_as`.
+    `time` must be the time input that the network was trained with: see `diffusional.models.time` for adapters from log-SNR. A
+    condition is passed under the name `condition_as`: `class_labels` or, for cross-attention models, `encoder_hidden_states`.
 
-    Networks that halve images need sides that can be halved: z is padded with zeros on all sides, evenly, to the next `multiple`,
-    and the output is cropped. `recompute` is diffusers' own gradient checkpointing.
+    Networks that halve images need sides that can be halved: z is padded with zeros evenly on all sides to the next `multiple`, and
+    the output is cropped. `recompute` is diffusers' gradient checkpointing.
 
     Raises DiffusionalError if `recompute` is set for a network without it, if the network does not accept the condition or needs one
     that is not given, for labels that are not integers (B,) of its classes, and if its output has no `.sample`.
@@ -79,7 +79,7 @@ class FromDiffusers(nn.Module):
             (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()  # type: ignore[operator]
         except ValueError as error:
             raise DiffusionalError(
-                f"a {type(network).__name__} can't recompute its blocks ({error}); leave it out"
+                f"recompute is not available for a {type(network).__name__} ({error}); leave it out"
             ) from error
 
 
@@ -95,29 +95,31 @@ def ddpm_unet(
     scale_shift: bool = False,
     classes: int = 0,
 ) -> FromDiffusers:
-    """Return the U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network, dropout 0.1 apart.
+    """Return the U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network without dropout 0.1.
 
-    Improved DDPM's (Nichol & Dhariwal 2021) is `outputs=2, blocks=3, attention=(16, 8), heads=4, scale_shift=True`. `time` is that
-    of DDPM, 0 … 1000. Images whose sides can't be halved len(widths) − 1 times are padded inside with zeros to the next
-    that can: 28 = 4·7 becomes 32. The last layers of blocks, of attention and of the network start at zero, as theirs do; the others as
-    DDPM's do, uniform by the mean of their inputs and outputs with biases of zero, or with `scale_shift` as improved DDPM's, torch's way.
-    Strided convolutions pad as theirs do: below and right, or with `scale_shift` on all sides.
+    That of improved DDPM (Nichol & Dhariwal 2021) is `outputs=2, blocks=3, attention=(16, 8), heads=4, scale_shift=True`. `time` is
+    that of DDPM, 0 … 1000. Images whose sides cannot be halved len(widths) − 1 times are padded internally with zeros to the next size
+    that can: 28 = 4·7 becomes 32. As in the original code, the last layers of blocks, of attention and of the network are initialised
+    with zeros. The others are initialised as in DDPM (uniform, scaled by the mean of inputs and outputs, with biases of zero), or with
+    `scale_shift` as in improved DDPM (torch's defaults). Strided convolutions pad below and on the right, or with `scale_shift` on all
+    sides, also as in the original code.
 
     Args:
         channels: C of the data.
-        size: (H, W) of the images, which says what `attention` means; the network takes others too.
+        size: (H, W) of the images, to which `attention` refers; the network also accepts other sizes.
         outputs: output channels per data channel (1; 2 with a learned variance; K or 2 for a levels head).
         widths: channels at each resolution; the image is halved between them.
-        blocks: residual blocks at each resolution on the way down, and one more on the way up.
-        attention: self-attention at resolutions whose longer side, padding included, is one of these; the lowest, in the middle of
-            the network, always has it.
-        heads: of self-attention.
-        dropout: inside residual blocks, in training.
-        scale_shift: the noise level scales and shifts what norms give, rather than being added before them.
-        classes: number of classes, for a condition of labels (B,), of which learned vectors are added to the noise level's.
+        blocks: number of residual blocks at each resolution on the way down; there is one more on the way up.
+        attention: sides of the resolutions with self-attention: the longer side, including padding. The lowest resolution, in the
+            middle of the network, always has it.
+        heads: number of heads of self-attention.
+        dropout: dropout inside residual blocks, in training.
+        scale_shift: whether the noise level scales and shifts the outputs of norms instead of being added before them.
+        classes: number of classes, for a condition of labels (B,); learned vectors of the classes are added to the embedding of the
+            noise level.
 
-    Raises DiffusionalError for a side that no resolution has, and for heads that don't divide the widths with attention, or
-    would be of several widths, which diffusers has not.
+    Raises DiffusionalError for a side that no resolution has, for heads that do not divide the widths with attention, and for several
+    heads at different widths, which diffusers does not support.
 
     >>> import torch
     >>> network = ddpm_unet(1, (28, 28), widths=(8, 16, 16, 16), blocks=1)
@@ -125,20 +127,20 @@ def ddpm_unet(
     torch.Size([2, 1, 28, 28])
     """
     if not widths or min(widths) < 8 or any(w % 8 for w in widths):
-        raise DiffusionalError(f"widths {widths} came; each must be a multiple of 8 (group normalisation)")
+        raise DiffusionalError(f"expected widths to be multiples of 8 (for group normalisation), got {widths}")
     multiple = 2 ** (len(widths) - 1)
     longer = max(size) + _padding(max(size), multiple)
     sides = [longer >> i for i in range(len(widths))]
     if unknown := [side for side in attention if side not in sides]:
         raise DiffusionalError(
-            f"attention at {', '.join(map(str, unknown))} came for images of {size[0]}×{size[1]}; the {len(widths)} resolutions "
-            f"have sides of {', '.join(map(str, sides))}: choose among these"
+            f"expected attention to be sides of the {len(widths)} resolutions of images of {size[0]}×{size[1]}, which are "
+            f"{', '.join(map(str, sides))}, got {', '.join(map(str, unknown))}"
         )
     attentive = {w for w, side in zip(widths, sides, strict=True) if side in attention} | {widths[-1]}
     if heads > 1 and (len(attentive) > 1 or widths[-1] % heads):
         raise DiffusionalError(
-            f"heads={heads} came with attention at widths of {', '.join(map(str, sorted(attentive)))}; several heads want one width, "
-            "that of the lowest resolution, and must divide it: leave heads at 1, or choose other widths"
+            "expected heads to divide the width of the lowest resolution, and all attention to be at this width, got "
+            f"heads={heads} with attention at widths of {', '.join(map(str, sorted(attentive)))}: use heads=1, or choose other widths"
         )
     # Imported here, so that diffusers is needed only for its networks.
     from diffusers.models.attention_processor import Attention
@@ -183,7 +185,7 @@ def ddpm_unet(
 
 
 def _padding(side: int, multiple: int) -> int:
-    """Return how much a side lacks of the next multiple."""
+    """Return the difference between a side and the next multiple."""
     return -side % multiple
 
 

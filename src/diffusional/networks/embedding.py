@@ -10,7 +10,7 @@ from diffusional.errors import DiffusionalError
 
 
 class LogSNREmbedding(nn.Module):
-    """sin and cos of log_snr · f for log-spaced frequencies f, through a small MLP: (B,) → (B, width).
+    """A small MLP of sin and cos of log_snr · f for log-spaced frequencies f: (B,) → (B, width).
 
     A condition (B, condition_dim) of numbers is added linearly; of class labels (B,), integers below `classes`, a learned vector for
     each class is added.
@@ -44,7 +44,7 @@ class LogSNREmbedding(nn.Module):
 
 
 def class_vectors(classes: int, width: int) -> nn.Embedding | None:
-    """Return a vector of `width` small random numbers for each class, to be learned; None for no classes.
+    """Return a learnable vector of `width` small random numbers for each class; None for no classes.
 
     >>> class_vectors(10, 16)
     Embedding(10, 16)

@@ -11,16 +11,16 @@ from diffusional.networks.recompute import through
 
 
 class MLP(nn.Module):
-    """z (B, C, *rest), log_snr (B,) → (B, outputs · C, *rest) by residual layers that the noise level modulates.
+    """A network z (B, C, *rest), log_snr (B,) → (B, outputs · C, *rest) of residual layers modulated by the noise level.
 
     Args:
-        shape: of one item.
+        shape: shape of one item.
         outputs: output channels per data channel (1; K or 2 for a levels head).
         hidden: width of the layers, at least 2.
-        condition_dim: of a condition (B, condition_dim) of numbers.
+        condition_dim: number of columns of a condition (B, condition_dim) of numbers.
         classes: number of classes, for a condition of labels (B,).
 
-    Raises DiffusionalError for a smaller `hidden`, and a condition that is missing, unexpected or of another kind.
+    Raises DiffusionalError for a smaller `hidden`, and for a condition that is missing, unexpected or of another kind.
 
     >>> import torch
     >>> MLP((20,), hidden=32)(torch.zeros(3, 20), torch.zeros(3)).shape

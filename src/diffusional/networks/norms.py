@@ -1,4 +1,4 @@
-"""Normalisation with the same result for an item in every batch."""
+"""Normalisation whose result for an item does not depend on the batch."""
 
 import torch
 from torch import Tensor, nn

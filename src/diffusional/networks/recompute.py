@@ -1,4 +1,4 @@
-"""Activation checkpointing: time for memory (Chen et al. 2016)."""
+"""Activation checkpointing, which trades computation for memory (Chen et al. 2016)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def through(block: nn.Module, *inputs: Tensor, recompute: bool) -> Tensor:
-    """block(*inputs); with `recompute` what it computes inside is not kept, and computed again in the backward pass.
+    """Return block(*inputs). With `recompute`, its activations are not stored but computed again in the backward pass.
 
     >>> through(nn.SiLU(), torch.zeros(1), recompute=True)
     tensor([0.])

@@ -14,10 +14,10 @@ from diffusional.networks.recompute import through
 
 
 class UNet(nn.Module):
-    """z (B, C, H, W), log_snr (B,) → (B, outputs · C, H, W).
+    """A U-Net z (B, C, H, W), log_snr (B,) → (B, outputs · C, H, W).
 
-    Two coordinate channels join the input. Each resolution has one residual block on the way down, the lowest has
-    `blocks`, and each has two on the way up, after the skip connection. Second convolutions and the output start at zero.
+    Two channels of coordinates are added to the input. Each resolution has one residual block on the way down, the lowest has
+    `blocks`, and each has two on the way up, after the skip connection. Second convolutions and the output are initialised with zeros.
 
     Args:
         channels: C of the data.
@@ -25,10 +25,10 @@ class UNet(nn.Module):
         widths: channels at each resolution, each a multiple of 8; the image is halved between them. At a width of 8 the groups of
             a norm are single channels, whose norm is constant if the image is a single pixel: use at least 16 there.
         blocks: residual blocks at the lowest resolution.
-        condition_dim: of a condition (B, condition_dim) of numbers.
+        condition_dim: number of columns of a condition (B, condition_dim) of numbers.
         classes: number of classes, for a condition of labels (B,).
 
-    Raises DiffusionalError for other widths, and a condition that is missing, unexpected or of another kind.
+    Raises DiffusionalError for other widths, and for a condition that is missing, unexpected or of another kind.
 
     >>> UNet(1, outputs=2, widths=(8, 16))(torch.zeros(3, 1, 8, 8), torch.zeros(3)).shape
     torch.Size([3, 2, 8, 8])
@@ -89,7 +89,7 @@ class _ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, outputs, 3, padding=1)
         self.film = nn.Linear(128, 2 * outputs)
         self.norm2 = GroupNorm(8, outputs)
-        # Whole channels: on little data it regularises better than single activations, and draws far fewer numbers.
+        # Dropping whole channels regularises better on little data than dropping single activations, and draws fewer random numbers.
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(channels, outputs, 1) if channels != outputs else nn.Identity()

@@ -1,7 +1,7 @@
-"""The U-Net of variational diffusion models, which never leaves the image's own resolution (Kingma et al. 2021, App. B).
+"""The U-Net of variational diffusion models, without downsampling (Kingma et al. 2021, App. B).
 
-Likelihood is made of the finest detail, so nothing is downsampled, and the input comes with Fourier features of itself, in which
-neighbouring levels of 8-bit data lie far apart. A noise level is heard of as t = (γ − γ_min)/(γ_max − γ_min), γ = −log SNR.
+The likelihood depends mostly on the finest details. Therefore nothing is downsampled, and Fourier features are added to the input, in
+which neighbouring levels of 8-bit data are far apart. The time input is t = (γ − γ_min)/(γ_max − γ_min), γ = −log SNR.
 """
 
 import math
@@ -18,32 +18,33 @@ from diffusional.networks.recompute import through
 
 
 class VDMUNet(nn.Module):
-    """z (B, C, H, W), log_snr (B,) → (B, outputs · C, H, W); any H and W.
+    """A network z (B, C, H, W), log_snr (B,) → (B, outputs · C, H, W), for any H and W.
 
-    conv_in; `blocks` residual blocks; block, self-attention, block; `blocks` + 1 residual blocks, each on what came before it
-    joined with the last output of the way in that is not yet used (those of its blocks, and of conv_in); norm, SiLU, conv_out.
-    Second convolutions, the noise level's projections, attention's outputs and conv_out start at zero.
+    Its layers are conv_in; `blocks` residual blocks; block, self-attention, block; `blocks` + 1 residual blocks; norm, SiLU, conv_out.
+    The input of each of the `blocks` + 1 blocks is the output before it, concatenated with the last output of the first half (its
+    blocks and conv_in) that is not yet used. Second convolutions, the projections of the noise level, the outputs of attention and
+    conv_out are initialised with zeros.
 
     Args:
         channels: C of the data.
         outputs: output channels per data channel (1; 2 with a learned variance; K or 2 for a levels head).
         width: channels inside, a multiple of 8: 128 in the paper's smaller network, 256 in its larger.
-        blocks: 32 in both.
-        attention: self-attention after every block, as the paper has it on augmented data, and not in the middle alone.
-        dropout: inside residual blocks, in training.
-        condition_dim: of a condition (B, condition_dim), joined to the noise level's embedding.
-        classes: number of classes, for a condition of labels (B,), joined to it as unit vectors.
-        gamma_min: γ at t = 0: of the cleanest latent.
-        gamma_max: γ at t = 1: of the noisiest.
-        fourier: n of the Fourier features sin(2^n · 2πz), cos(2^n · 2πz); the released code's count, where the paper, which writes
-            2^n · πz, says n = 7, 8. Their levels are 2/256 apart: half a turn and a turn. For levels Δ apart, −log₂ Δ − 1 and
-            −log₂ Δ do the same; () has none.
-        adds_input: z is added to the first C output channels, ε̂ = z + h (their "base measure"): true for networks that predict
-            noise, where z is what a very noisy z says of it. Channels after these, such as a variance's, stay as they are.
-            Networks that predict something else, and levels heads, want False.
+        blocks: number of blocks; 32 in both networks of the paper.
+        attention: whether self-attention follows every block, as in the paper for augmented data, and not only in the middle.
+        dropout: dropout inside residual blocks, in training.
+        condition_dim: number of columns of a condition (B, condition_dim), which is concatenated with the embedding of the noise level.
+        classes: number of classes, for a condition of labels (B,), which is concatenated with it as one-hot vectors.
+        gamma_min: γ at t = 0, of the least noisy latent.
+        gamma_max: γ at t = 1, of the noisiest latent.
+        fourier: n of the Fourier features sin(2^n · 2πz), cos(2^n · 2πz), counted as in the released code; the paper writes
+            2^n · πz with n = 7, 8. Neighbouring levels, 2/256 apart, differ by half a turn and a full turn. For levels Δ apart,
+            −log₂ Δ − 1 and −log₂ Δ have the same effect. () means no features.
+        adds_input: whether z is added to the first C output channels, ε̂ = z + h (their "base measure"). Use True for networks that
+            predict noise, which z approximates if it is very noisy, and False for networks that predict other quantities and for levels
+            heads. Further channels, such as those of a variance, are not changed.
 
-    Raises DiffusionalError for a width that norms can't divide, for γ_min ≥ γ_max, and for a condition that is missing, unexpected or
-    of another kind.
+    Raises DiffusionalError for a width that is not a multiple of 8, for γ_min ≥ γ_max, and for a condition that is missing, unexpected
+    or of another kind.
 
     >>> VDMUNet(3, width=8, blocks=2)(torch.zeros(2, 3, 5, 7), torch.zeros(2)).shape
     torch.Size([2, 3, 5, 7])
@@ -66,11 +67,9 @@ class VDMUNet(nn.Module):
     ) -> None:
         super().__init__()
         if width < 8 or width % 8:
-            raise DiffusionalError(f"width={width} came; it must be a multiple of 8 (group normalisation)")
+            raise DiffusionalError(f"expected width to be a multiple of 8 (for group normalisation), got {width}")
         if not gamma_min < gamma_max:
-            raise DiffusionalError(
-                f"gamma_min={gamma_min} and gamma_max={gamma_max} came; the first must be the smaller"
-            )
+            raise DiffusionalError(f"expected gamma_min < gamma_max, got {gamma_min} and {gamma_max}")
         self.recompute = False  # activation checkpointing of the residual blocks
         check_kinds(condition_dim, classes)
         self.classes = classes
@@ -120,7 +119,7 @@ class VDMUNet(nn.Module):
 
 
 def fourier_features(z: Tensor, exponents: tuple[int | float, ...]) -> Tensor:
-    """Return sin, then cos, of 2^n · 2πz (B, C, …) → (B, 2CN, …): in each half the N exponents of a channel stand together.
+    """Return sin, then cos, of 2^n · 2πz (B, C, …) → (B, 2CN, …): in each half, the N exponents of a channel are adjacent.
 
     >>> fourier_features(torch.full((1, 1, 1), 1 / 8), (0, 1)).flatten()          # π/4 and π/2
     tensor([ 7.0711e-01,  1.0000e+00,  7.0711e-01, -4.3711e-08])
@@ -130,7 +129,7 @@ def fourier_features(z: Tensor, exponents: tuple[int | float, ...]) -> Tensor:
 
 
 def sinusoids(t: Tensor, width: int) -> Tensor:
-    """Return sin, then cos, of t · 10⁻⁴ⁱᐟ⁽ʰ⁻¹⁾, i = 0 … h − 1, h = width/2: (B,) → (B, width), the transformer's embedding of a position.
+    """Return sin, then cos, of t · 10⁻⁴ⁱᐟ⁽ʰ⁻¹⁾, i = 0 … h − 1, h = width/2: the transformer's position embedding, (B,) → (B, width).
 
     >>> sinusoids(torch.tensor([0.0, 1.0]), 4)
     tensor([[0.0000e+00, 0.0000e+00, 1.0000e+00, 1.0000e+00],
@@ -176,12 +175,15 @@ class _Attention(nn.Module):
 
 
 def _norm(channels: int) -> GroupNorm:
-    """Theirs, 32 groups, ε = 1e-6; fewer in narrow networks: a group of one channel would norm the noise level away."""
+    """Return a norm as in the released code: 32 groups, ε = 1e-6. Narrow networks have fewer groups.
+
+    The norm of a group of one channel would remove the noise level.
+    """
     return GroupNorm(min(math.gcd(32, channels), channels // 2), channels, eps=1e-6)
 
 
 def _initialise(layer: nn.Module) -> None:
-    """Theirs: LeCun's normal, cut off at two standard deviations of the uncut one, and biases of zero."""
+    """Initialise a layer as in the released code: LeCun's normal, truncated at two standard deviations, and biases of zero."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         std = 1 / (0.87962566 * math.sqrt(layer.weight[0].numel()))
         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
