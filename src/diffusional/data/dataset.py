@@ -186,7 +186,8 @@ class Dataset:
             raw, condition = self._raw(split), self.condition[split]
             if isinstance(raw, Stream):
                 raise DiffusionalError(
-                    f"{self.name}: a stream cannot have a condition; load the data without streaming"
+                    f"{self.name}: a condition was given, but the {split} split is a stream, whose rows it cannot be matched with. Load the "
+                    "data without streaming, or leave the condition out"
                 )
             try:
                 check_condition(condition, len(raw))

@@ -64,7 +64,8 @@ def load_hub(
     path, _, config = name.removeprefix("hf:").partition(":")
     if condition is not None and streaming:
         raise DiffusionalError(
-            f"condition={condition!r} was given with streaming, which reads no labels; leave one out"
+            f"condition={condition!r} was given with streaming=True, but the labels of a stream are not read. Load {name} without streaming, "
+            "which downloads it once, or leave the condition out"
         )
     found, revision, notes = _open(path, config or None, streaming)
     targets = None if condition is None else _labels(name, found, condition)

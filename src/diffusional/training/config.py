@@ -86,8 +86,8 @@ class DataConfig:
         _require("data", self, "condition", lambda v: v != "", "a name")
         if self.condition is not None and self.streaming:
             raise DiffusionalError(
-                f"data.condition={self.condition!r} was given with data.streaming, but a stream has no labels here; leave one of "
-                "them out"
+                f"data.condition={self.condition!r} was given with data.streaming, but the labels of a stream are not read. Leave "
+                "data.streaming out, so that the data are downloaded once, or leave data.condition out"
             )
         if self.warps and self.name != "digits":
             raise DiffusionalError(

@@ -41,8 +41,9 @@ def recorded(config: Config, data: Dataset | None) -> Config:
         )
     if data.condition is not None and not data.classes:
         raise DiffusionalError(
-            f"the Dataset {data.name!r} has a condition that is not one of class labels; the networks of a config take labels only: "
-            "give classes=… with labels, or train a model of your own by its loss"
+            f"the Dataset {data.name!r} has a condition but no classes, and the networks of a config take class labels only. For labels, give "
+            "the Dataset classes=…; for other conditions, train a model of your own with model.loss(x, condition=c), as in "
+            "docs/conditions.md; for a model of the items only, use data.without_condition()"
         )
     if data.arguments is None:
         condition = None if data.condition is None else config.data.condition or "label"
