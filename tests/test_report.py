@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.result import Comparison, Evaluation
+from diffusional.evaluation import Comparison, Evaluation
 from diffusional.ledger import Estimate
 from diffusional.report import tables
 from diffusional.report.figures import grid, histograms, level_costs, paths

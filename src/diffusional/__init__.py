@@ -40,7 +40,7 @@ _NAMES = {
     "DiffusionalError": "errors",
     "Discrete": "space",
     "Estimate": "ledger",
-    "Comparison": "evaluation.result",
+    "Comparison": "evaluation.difference",
     "ForwardProcess": "forward",
     "Evaluation": "evaluation.result",
     "Gaussian": "gaussian",

@@ -3,9 +3,10 @@
 from diffusional.evaluation import pilot as pilot  # registers what `Plan.fit` calls
 from diffusional.evaluation.averages import importance_weighted
 from diffusional.evaluation.comparison import compare
+from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.evaluation import Progress, evaluate
 from diffusional.evaluation.plan import Plan
-from diffusional.evaluation.result import Comparison, Evaluation
+from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.target import ImportanceWeights, Sweep, Target, Visits
 
 __all__ = [

@@ -23,10 +23,11 @@ from torch import Tensor
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.averages import LEAST_FREEDOM, few_draws
+from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task, Watch, as_the_network, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
-from diffusional.evaluation.result import Comparison, Evaluation
+from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import Strata
 from diffusional.ledger import Estimate, error_over_items, per_unit, satterthwaite
 from diffusional.models.base import LatentVariableModel, evaluation_mode

@@ -1,26 +1,25 @@
-"""Results of evaluations as typed, versioned records: what kind of number it is, of what, with its errors, caveats and origin.
+"""The result of an evaluation as a typed, versioned record: what kind of number it is, of what, with its errors, caveats and origin.
 
 An `Evaluation` prints itself (`print(result)`, and as HTML in notebooks), is saved by `save` and read by `load`. Tables, figures and the
-demonstration take nothing but an `Evaluation`, new or loaded, so that this module alone knows the entries of the JSON.
+demonstration take nothing but an `Evaluation`, new or loaded, so that only this module and reading.py know the entries of the JSON. The record of a comparison is in difference.py.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import records
-from diffusional.evaluation.records import FORMAT, Entries
-from diffusional.evaluation.summary import html, plain
-from diffusional.ledger import Estimate, with_error
-
-# bound: an upper bound on −ln p(x), in expectation over the draws. exact: −ln p(x) itself. estimate: neither.
-Kind = Literal["bound", "exact", "estimate"]
+from diffusional.evaluation.checks import Kind, check, check_scores
+from diffusional.evaluation.reading import EVALUATION, fields_of
+from diffusional.evaluation.records import FORMAT
+from diffusional.evaluation.summary import HEADER, cells, html, interval_text, origin, plain
+from diffusional.ledger import Estimate
 
 _SAID: dict[str, str] = {
     "bound": "upper bound on −ln p(x)",
@@ -28,50 +27,6 @@ _SAID: dict[str, str] = {
     "estimate": "estimate, not a bound",
 }
 _TOTAL: dict[str, str] = {"bound": "NELBO", "exact": "−ln p(x)", "estimate": "estimate"}
-# Columns of `per_item` that are not terms.
-_COLUMNS = ("item", "nelbo", "error", "draws")
-# The entries of an evaluation's record and of a comparison's.
-_EVALUATION = frozenset(
-    [
-        "format",
-        "kind",
-        "of",
-        "nelbo",
-        "nelbo_nats",
-        "interval",
-        "freedom",
-        "terms",
-        "levels_kl",
-        "levels_kl_error",
-        "level_edges",
-        "gamma_edges",
-        "blocks",
-        "items",
-        "items_visited",
-        "dimensions",
-        "levels",
-        "network_evaluations",
-        "reached",
-        "caveats",
-        "provenance",
-    ]
-)
-_COMPARISON = frozenset(
-    [
-        "format",
-        "kind",
-        "difference",
-        "difference_nats",
-        "interval",
-        "freedom",
-        "items",
-        "network_evaluations",
-        "reached",
-        "caveats",
-        "a",
-        "b",
-    ]
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,7 +90,8 @@ class Evaluation:
         if self.visited is None:
             scores = next(iter(self.per_item.values()), None)
             object.__setattr__(self, "visited", self.nelbo.n if scores is None else len(scores))
-        _check(self)
+        check(self)
+        records.check_about(self.about, EVALUATION)
 
     @classmethod
     def from_scores(
@@ -255,7 +211,7 @@ class Evaluation:
         >>> Evaluation.from_json(result.to_json()).nelbo == result.nelbo
         True
         """
-        return cls(**_fields(record, where), per_item={})
+        return cls(**fields_of(record, where), per_item={})
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, and the scores of single items beside it, as NAME.scores.safetensors.
@@ -286,12 +242,12 @@ class Evaluation:
         """
         path = Path(path)
         record, scores = records.load(path)
-        return _loaded(record, scores, str(path))
+        return loaded(record, scores, str(path))
 
     @property
     def headline(self) -> str:
         """The number with its errors and kind, on one line."""
-        return f"{_brief(self.nelbo.to('bits/dim', self.dimensions))}, {_SAID[self.kind]}"
+        return f"{self.nelbo.to('bits/dim', self.dimensions)!s}, {_SAID[self.kind]}"
 
     @property
     def total_name(self) -> str:
@@ -299,17 +255,17 @@ class Evaluation:
         return "bound" if self.kind == "bound" and not self.of.startswith("NELBO") else _TOTAL[self.kind]
 
     def __repr__(self) -> str:
-        bits = _brief(self.nelbo.to("bits/dim", self.dimensions))
+        bits = str(self.nelbo.to("bits/dim", self.dimensions))
         return f"<{type(self).__name__}: {_SAID[self.kind]}, {bits}, {self.nelbo.n:,} items>"
 
     def __str__(self) -> str:
-        return plain(self._title(), _HEADER, self._rows(), self._facts(), self._notes())
+        return plain(self._title(), HEADER, self._rows(), self._facts(), self._notes())
 
     def _repr_html_(self) -> str:
-        return html(self._title(), _HEADER, self._rows(), self._facts(), self._notes())
+        return html(self._title(), HEADER, self._rows(), self._facts(), self._notes())
 
     def _title(self) -> str:
-        bits, nats = (_brief(self.nelbo.to(unit, self.dimensions)) for unit in ("bits/dim", "nats"))
+        bits, nats = (str(self.nelbo.to(unit, self.dimensions)) for unit in ("bits/dim", "nats"))
         return f"{self.of} ({_SAID[self.kind]}): {bits}; {nats}"
 
     def _rows(self) -> list[list[str]]:
@@ -325,10 +281,10 @@ class Evaluation:
         grey = "real-valued" if about.get("levels") is None else f"{about['levels']} levels"
         model = [str(about[key]) for key in ("model",) if key in about]
         return [
-            _interval(self.nelbo, self.freedom, self.dimensions),
+            interval_text(self.nelbo, self.freedom, self.dimensions),
             ", ".join([f"{n:,} items ({visited})", f"{self.dimensions:,} dimensions", grey, *model, *self.times()]),
             f"{calls:,} network evaluations ({calls / n:.1f} per item)",
-            *_origin(about),
+            *origin(about),
             *([] if self.reached else ["the target was not reached, or there are caveats"]),
         ]
 
@@ -356,107 +312,6 @@ class LevelCosts:
     gamma: Tensor | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
-    """NELBO of A less NELBO of B: negative where A gives the data more probability. `difference` is in nats.
-
-    It is the difference of two bounds, and so no bound itself. `freedom`, `reached`, `caveats` and `about` are as in an Evaluation; `a`
-    and `b` are the two evaluations from the same draws. `per_item` has "item" (n,), "difference" (n,) of the scores in nats, and
-    "error" (n,), its Monte Carlo error, paired; it is empty for a record that was saved without scores.
-
-    >>> a, b = (Evaluation.from_scores(torch.tensor(scores), dimensions=2) for scores in ([3.0, 5.0], [4.0, 6.0]))
-    >>> Comparison(Estimate(-1.0, 0.1, 0.0, n=2, network_evaluations=0), a, b, math.inf, True, ())
-    <Comparison: A − B = -0.721 ± 0.072 bits/dim (items ± 0), 2 items>
-    """
-
-    difference: Estimate
-    a: Evaluation
-    b: Evaluation
-    freedom: float
-    reached: bool
-    caveats: tuple[str, ...]
-    per_item: Mapping[str, Tensor] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_estimate("difference", self.difference)
-        _check_freedom(self.freedom)
-        records.check_about(self.about, _COMPARISON)
-
-    def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
-        """Monte Carlo confidence interval of this data set's difference, by Student's t."""
-        return self.difference.to(unit, self.a.dimensions).interval(self.freedom, confidence)
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """What the two models are called in tables: the runs, if the record names them, or "A" and "B"."""
-        runs = self.about.get("runs")
-        return (str(runs[0]), str(runs[1])) if isinstance(runs, list) and len(runs) == 2 else ("A", "B")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record that `diffusional evaluate A B --json` writes."""
-        return {
-            "format": FORMAT,
-            "kind": "estimate",
-            "difference": self.difference.to("bits/dim", self.a.dimensions).to_dict(),
-            "difference_nats": self.difference.to_dict(),
-            "interval": self.difference.intervals(self.freedom, self.a.dimensions),
-            "freedom": None if math.isinf(self.freedom) else self.freedom,
-            "items": self.difference.n,
-            "network_evaluations": self.difference.network_evaluations,
-            "reached": self.reached,
-            "caveats": list(self.caveats),
-            "a": self.a.to_json(),
-            "b": self.b.to_json(),
-            **self.about,
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str = "the record") -> "Comparison":
-        """Read what `to_json` returned, in this version of diffusional or an earlier one; errors as in `Evaluation.from_json`."""
-        return _compared(record, {}, where)
-
-    def save(self, path: str | Path) -> None:
-        """Write the record as JSON and both models' scores of single items beside it, as `Evaluation.save` does."""
-        parts = {"difference": self.per_item, "a": self.a.per_item, "b": self.b.per_item}
-        scores = {f"{name}.{key}": values for name, part in parts.items() for key, values in part.items()}
-        records.save(Path(path), self.to_json(), scores)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Comparison":
-        """Read what `save` or `diffusional evaluate A B --json` wrote; errors and warnings as in `Evaluation.load`."""
-        path = Path(path)
-        record, scores = records.load(path)
-        return _compared(record, scores, str(path))
-
-    def __repr__(self) -> str:
-        bits = _brief(self.difference.to("bits/dim", self.a.dimensions))
-        return f"<{type(self).__name__}: A − B = {bits}, {self.difference.n:,} items>"
-
-    def __str__(self) -> str:
-        return plain(self._title(), _HEADER, self._rows(), self._facts(), list(self.caveats))
-
-    def _repr_html_(self) -> str:
-        return html(self._title(), _HEADER, self._rows(), self._facts(), list(self.caveats))
-
-    def _title(self) -> str:
-        bits, nats = (_brief(self.difference.to(unit, self.a.dimensions)) for unit in ("bits/dim", "nats"))
-        return f"A − B, difference of two bounds: {bits}; {nats}; negative: A gives the data more probability"
-
-    def _rows(self) -> list[list[str]]:
-        named = zip((*self.names, "A − B, paired"), (self.a.nelbo, self.b.nelbo, self.difference), strict=True)
-        d = self.a.dimensions
-        return [[name, *cells(one, d, "nats"), *cells(one, d, "bits/dim")] for name, one in named]
-
-    def _facts(self) -> list[str]:
-        n, calls = self.difference.n, self.difference.network_evaluations
-        return [
-            _interval(self.difference, self.freedom, self.a.dimensions),
-            f"{n:,} items, {self.a.dimensions:,} dimensions; {calls:,} network evaluations of both",
-            *([] if self.reached else ["the target was not reached, or there are caveats"]),
-        ]
-
-
 def edges_of_blocks(blocks: Mapping[str, int]) -> Tensor:
     """Return the edges of single levels, block after block: 1, …, C_k + 1 for each.
 
@@ -466,197 +321,13 @@ def edges_of_blocks(blocks: Mapping[str, int]) -> Tensor:
     return torch.cat([torch.arange(count + 1) + 1 for count in blocks.values()])
 
 
-_HEADER = ["cost", "nats", "± MC", "± items", "bits/dim", "± MC", "± items"]
-
-
-def cells(term: Estimate, dimensions: int, unit: str) -> tuple[str, str, str]:
-    """Return value, Monte Carlo error and error over items as text in a unit, with the decimals that the errors allow.
-
-    >>> cells(Estimate(75.2183, 0.21, 1.9, n=447, network_evaluations=1000), 64, "nats")
-    ('75.22', '0.21', '1.9')
-    """
-    one = term.to(unit, dimensions)
-    return *with_error(one.value, one.error), with_error(one.item_error, one.item_error)[1]
-
-
-def _brief(estimate: Estimate) -> str:
-    return str(estimate)
-
-
-def _interval(estimate: Estimate, freedom: float, dimensions: int) -> str:
-    if not math.isfinite(estimate.error):
-        return "no Monte Carlo interval: the error is not known"
-    if estimate.error == 0:
-        return "no Monte Carlo error"
-    one = estimate.to("bits/dim", dimensions)
-    (low, high), error = one.interval(freedom), one.error
-    ends = " to ".join(with_error(end, error)[0] for end in (low, high))
-    degrees = "" if math.isinf(freedom) else f", {freedom:.0f} degrees of freedom"
-    return f"95 % Monte Carlo interval {ends} bits/dim{degrees}"
-
-
-def _origin(provenance: Mapping[str, Any]) -> list[str]:
-    named = (("method", "method"), ("seed", "seed"), ("data", "data_sha256"), ("weights", "weights_sha256"))
-    named = (*named, ("condition", "condition_sha256"))
-    said = [
-        f"{name} {str(provenance[key])[:12]}" if "sha256" in key else f"{name}: {provenance[key]}"
-        for name, key in named
-        if key in provenance
-    ]
-    return [", ".join(said)] if said else []
-
-
-def _fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Read the arguments of an Evaluation, except for `per_item`, from its record. In format 0 the costs of levels may be missing."""
-    entries = Entries(record, where)
-    old: dict[str, Any] = {"default": []} if entries.format == 0 else {}
-    n, calls, dimensions = (
-        entries.integer("items"),
-        entries.integer("network_evaluations", 0),
-        entries.integer("dimensions"),
-    )
-    nelbo, bits = entries.estimate("nelbo_nats", n, calls), entries.estimate("nelbo", n, calls, "bits/dim")
-    _agree(entries, "nelbo", nelbo.to("bits/dim", dimensions), bits)
-    terms = Entries(entries.object("terms"), f"{where}, terms")
-    edges = entries.get("gamma_edges", None)
-    kind = entries.text("kind", *(["bound"] if old else []))
-    if kind not in get_args(Kind):
-        raise entries.wrong("kind", f"one of {', '.join(get_args(Kind))}", kind)
-    visited = entries.integer("items_visited", *([1, n] if old else []))
-    if visited > n:
-        raise entries.wrong("items_visited", f"at most {n}, the number of items", visited)
-    return {
-        "nelbo": nelbo,
-        "terms": {name: terms.estimate(name, n, calls) for name in terms.record},
-        "levels_kl": entries.tensor("levels_kl", **old).double(),
-        "levels_error": entries.tensor("levels_kl_error", null=True, **old).double(),
-        "level_edges": entries.tensor("level_edges", **old),
-        "gamma_edges": None if edges is None else entries.tensor("gamma_edges").double(),
-        "blocks": {name: _count(entries, name) for name in entries.object("blocks", {})},
-        "dimensions": dimensions,
-        "provenance": entries.object("provenance", *([{}] if old else [])),
-        "freedom": entries.freedom(nelbo),
-        "reached": entries.flag("reached", *([True] if old else [])),
-        "caveats": entries.texts("caveats", **old),
-        "kind": kind,
-        "of": entries.text("of", *(["NELBO, MATH (8)"] if old else [])),
-        "visited": visited,
-        "about": records.others(record, _EVALUATION),
-    }
-
-
-def _count(entries: Entries, name: str) -> int:
-    return Entries(entries.object("blocks"), f"{entries.where}, blocks").integer(name, 0)
-
-
-def _agree(entries: Entries, name: str, expected: Estimate, got: Estimate) -> None:
-    """Raise DiffusionalError unless the two units of a record are of the same number."""
-    if not math.isclose(expected.value, got.value, rel_tol=1e-9, abs_tol=1e-300):
-        raise entries.wrong(name, f"{expected.value!r} {expected.unit}, which {name}_nats is", got.value)
-
-
-def _loaded(record: Mapping[str, Any], scores: Mapping[str, Tensor], where: str) -> Evaluation:
+def loaded(record: Mapping[str, Any], scores: Mapping[str, Tensor], where: str) -> Evaluation:
     """Return the Evaluation of a record and its scores, which are checked."""
-    fields = _fields(record, where)
+    fields = fields_of(record, where)
     try:
         result = Evaluation(**fields, per_item=scores)
     except DiffusionalError as error:
         raise DiffusionalError(f"{where}: {error}") from error
-    if not scores:
-        return result
-    item = scores["item"]
-    if (
-        item.is_floating_point()
-        or bool(((item < 0) | (item >= result.nelbo.n)).any())
-        or len(item.unique()) < len(item)
-    ):
-        raise DiffusionalError(
-            f"{where}: item must have different integers from 0 to {result.nelbo.n - 1}. Save the record again"
-        )
-    for name, column in scores.items():
-        if name not in ("error", "draws") and not bool(torch.isfinite(column.double()).all()):
-            raise DiffusionalError(f"{where}: the scores {name!r} must be finite. Save the record again")
+    if scores:
+        check_scores(scores, result.nelbo.n, where)
     return result
-
-
-def _compared(record: Mapping[str, Any], scores: Mapping[str, Tensor], where: str) -> Comparison:
-    """Return the Comparison of a record and its scores, which are checked."""
-    entries = Entries(record, where)
-    old = entries.format == 0
-    n, calls = entries.integer("items"), entries.integer("network_evaluations", 0)
-    difference = entries.estimate("difference_nats", n, calls)
-    a, b = (_loaded(entries.object(key), _part(scores, key), f"{where}, {key}") for key in ("a", "b"))
-    bits = entries.estimate("difference", n, calls, "bits/dim")
-    _agree(entries, "difference", difference.to("bits/dim", a.dimensions), bits)
-    if (a.nelbo.n, a.dimensions) != (b.nelbo.n, b.dimensions) or a.nelbo.n != n:
-        raise entries.wrong("a and b", f"of the same {n} items", f"{a!r} and {b!r}")
-    if not old and entries.text("kind") != "estimate":
-        raise entries.wrong("kind", "'estimate'", entries.text("kind"))
-    return Comparison(
-        difference,
-        a,
-        b,
-        entries.freedom(difference),
-        entries.flag("reached"),
-        entries.texts("caveats"),
-        _part(scores, "difference"),
-        records.others(record, _COMPARISON),
-    )
-
-
-def _part(scores: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the scores of one part of a comparison, named "a.nelbo" and so on in the file."""
-    return {key.removeprefix(f"{name}."): values for key, values in scores.items() if key.startswith(f"{name}.")}
-
-
-def _check(result: Evaluation) -> None:
-    """Raise DiffusionalError unless the numbers are finite and the lengths match."""
-    if result.kind not in get_args(Kind):
-        raise DiffusionalError(f"kind must be one of {', '.join(get_args(Kind))}, got {result.kind!r}")
-    if result.dimensions < 1:
-        raise DiffusionalError(f"dimensions must be at least 1, got {result.dimensions}")
-    _check_estimate("nelbo", result.nelbo)
-    for name, term in result.terms.items():
-        if name in _COLUMNS:
-            raise DiffusionalError(f"a term must not be named {name!r}, which is a column of the scores: rename it")
-        _check_estimate(name, term)
-    _check_freedom(result.freedom)
-    levels, blocks = len(result.levels_kl), result.blocks
-    if len(result.levels_error) != levels or sum(blocks.values()) != levels:
-        raise DiffusionalError(
-            f"levels_kl, levels_error and blocks must be of the same levels, got {levels}, {len(result.levels_error)} and {dict(blocks)}"
-        )
-    edges = len(result.level_edges)
-    if edges != levels + len(blocks) and (edges or levels):
-        raise DiffusionalError(
-            f"level_edges must have {levels + len(blocks)} entries (C + 1 for each block), got {edges}"
-        )
-    if result.gamma_edges is not None and len(result.gamma_edges) != edges:
-        raise DiffusionalError(f"gamma_edges must be as long as level_edges, {edges}, got {len(result.gamma_edges)}")
-    for name in ("levels_kl", "level_edges", "gamma_edges"):
-        values = getattr(result, name)
-        if values is not None and not bool(torch.isfinite(values).all()):
-            raise DiffusionalError(f"{name} must be finite, got {values.tolist()!r:.80}")
-    missing = [name for name in ("item", "nelbo") if result.per_item and name not in result.per_item]
-    if missing:
-        raise DiffusionalError(f"per_item must have the columns item and nelbo, got {', '.join(result.per_item)}")
-    lengths = {name: tuple(column.shape) for name, column in result.per_item.items()}
-    if any(shape != (result.visited,) for shape in lengths.values()) or not 0 < result.items_visited <= result.nelbo.n:
-        raise DiffusionalError(
-            f"per_item must have columns of one number for each of 1 to {result.nelbo.n} visited items ({result.visited}), got {lengths}"
-        )
-    records.check_about(result.about, _EVALUATION)
-
-
-def _check_estimate(name: str, estimate: Estimate) -> None:
-    if estimate.unit != "nats":
-        raise DiffusionalError(f"{name} must be in nats, got {estimate.unit}: use Estimate.to")
-    if not math.isfinite(estimate.value) or estimate.error < 0 or estimate.item_error < 0:
-        raise DiffusionalError(
-            f"{name} must be finite with errors of at least 0, got {estimate.value} ± {estimate.error} (items ± {estimate.item_error})"
-        )
-
-
-def _check_freedom(freedom: float) -> None:
-    if not freedom >= 0:
-        raise DiffusionalError(f"freedom must be at least 0 (math.inf for an exact error), got {freedom}")

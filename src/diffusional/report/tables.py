@@ -7,7 +7,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from diffusional.evaluation.result import Comparison, Evaluation, cells
+from diffusional.evaluation.difference import Comparison
+from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.summary import cells
 from diffusional.ledger import Estimate, with_error
 
 

@@ -1,0 +1,167 @@
+"""The record of a paired comparison: the difference of two bounds, with its error, and both evaluations."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffusional.evaluation import records
+from diffusional.evaluation.checks import check_estimate, check_freedom
+from diffusional.evaluation.reading import agree
+from diffusional.evaluation.records import FORMAT, Entries
+from diffusional.evaluation.result import Evaluation, loaded
+from diffusional.evaluation.summary import HEADER, cells, html, interval_text, plain
+from diffusional.ledger import Estimate
+
+# The entries of a comparison's record.
+_COMPARISON = frozenset(
+    [
+        "format",
+        "kind",
+        "difference",
+        "difference_nats",
+        "interval",
+        "freedom",
+        "items",
+        "network_evaluations",
+        "reached",
+        "caveats",
+        "a",
+        "b",
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """NELBO of A less NELBO of B: negative where A gives the data more probability. `difference` is in nats.
+
+    It is the difference of two bounds, and so no bound itself. `freedom`, `reached`, `caveats` and `about` are as in an Evaluation; `a`
+    and `b` are the two evaluations from the same draws. `per_item` has "item" (n,), "difference" (n,) of the scores in nats, and
+    "error" (n,), its Monte Carlo error, paired; it is empty for a record that was saved without scores.
+
+    >>> import torch
+    >>> a, b = (Evaluation.from_scores(torch.tensor(scores), dimensions=2) for scores in ([3.0, 5.0], [4.0, 6.0]))
+    >>> Comparison(Estimate(-1.0, 0.1, 0.0, n=2, network_evaluations=0), a, b, math.inf, True, ())
+    <Comparison: A − B = -0.721 ± 0.072 bits/dim (items ± 0), 2 items>
+    """
+
+    difference: Estimate
+    a: Evaluation
+    b: Evaluation
+    freedom: float
+    reached: bool
+    caveats: tuple[str, ...]
+    per_item: Mapping[str, Tensor] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_estimate("difference", self.difference)
+        check_freedom(self.freedom)
+        records.check_about(self.about, _COMPARISON)
+
+    def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
+        """Monte Carlo confidence interval of this data set's difference, by Student's t."""
+        return self.difference.to(unit, self.a.dimensions).interval(self.freedom, confidence)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the two models are called in tables: the runs, if the record names them, or "A" and "B"."""
+        runs = self.about.get("runs")
+        return (str(runs[0]), str(runs[1])) if isinstance(runs, list) and len(runs) == 2 else ("A", "B")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that `diffusional evaluate A B --json` writes."""
+        return {
+            "format": FORMAT,
+            "kind": "estimate",
+            "difference": self.difference.to("bits/dim", self.a.dimensions).to_dict(),
+            "difference_nats": self.difference.to_dict(),
+            "interval": self.difference.intervals(self.freedom, self.a.dimensions),
+            "freedom": None if math.isinf(self.freedom) else self.freedom,
+            "items": self.difference.n,
+            "network_evaluations": self.difference.network_evaluations,
+            "reached": self.reached,
+            "caveats": list(self.caveats),
+            "a": self.a.to_json(),
+            "b": self.b.to_json(),
+            **self.about,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], where: str = "the record") -> "Comparison":
+        """Read what `to_json` returned, in this version of diffusional or an earlier one; errors as in `Evaluation.from_json`."""
+        return _compared(record, {}, where)
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON and both models' scores of single items beside it, as `Evaluation.save` does."""
+        parts = {"difference": self.per_item, "a": self.a.per_item, "b": self.b.per_item}
+        scores = {f"{name}.{key}": values for name, part in parts.items() for key, values in part.items()}
+        records.save(Path(path), self.to_json(), scores)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """Read what `save` or `diffusional evaluate A B --json` wrote; errors and warnings as in `Evaluation.load`."""
+        path = Path(path)
+        record, scores = records.load(path)
+        return _compared(record, scores, str(path))
+
+    def __repr__(self) -> str:
+        bits = str(self.difference.to("bits/dim", self.a.dimensions))
+        return f"<{type(self).__name__}: A − B = {bits}, {self.difference.n:,} items>"
+
+    def __str__(self) -> str:
+        return plain(self._title(), HEADER, self._rows(), self._facts(), list(self.caveats))
+
+    def _repr_html_(self) -> str:
+        return html(self._title(), HEADER, self._rows(), self._facts(), list(self.caveats))
+
+    def _title(self) -> str:
+        bits, nats = (str(self.difference.to(unit, self.a.dimensions)) for unit in ("bits/dim", "nats"))
+        return f"A − B, difference of two bounds: {bits}; {nats}; negative: A gives the data more probability"
+
+    def _rows(self) -> list[list[str]]:
+        named = zip((*self.names, "A − B, paired"), (self.a.nelbo, self.b.nelbo, self.difference), strict=True)
+        d = self.a.dimensions
+        return [[name, *cells(one, d, "nats"), *cells(one, d, "bits/dim")] for name, one in named]
+
+    def _facts(self) -> list[str]:
+        n, calls = self.difference.n, self.difference.network_evaluations
+        return [
+            interval_text(self.difference, self.freedom, self.a.dimensions),
+            f"{n:,} items, {self.a.dimensions:,} dimensions; {calls:,} network evaluations of both",
+            *([] if self.reached else ["the target was not reached, or there are caveats"]),
+        ]
+
+
+def _compared(record: Mapping[str, Any], scores: Mapping[str, Tensor], where: str) -> Comparison:
+    """Return the Comparison of a record and its scores, which are checked."""
+    entries = Entries(record, where)
+    old = entries.format == 0
+    n, calls = entries.integer("items"), entries.integer("network_evaluations", 0)
+    difference = entries.estimate("difference_nats", n, calls)
+    a, b = (loaded(entries.object(key), _part(scores, key), f"{where}, {key}") for key in ("a", "b"))
+    bits = entries.estimate("difference", n, calls, "bits/dim")
+    agree(entries, "difference", difference.to("bits/dim", a.dimensions), bits)
+    if (a.nelbo.n, a.dimensions) != (b.nelbo.n, b.dimensions) or a.nelbo.n != n:
+        raise entries.wrong("a and b", f"of the same {n} items", f"{a!r} and {b!r}")
+    if not old and entries.text("kind") != "estimate":
+        raise entries.wrong("kind", "'estimate'", entries.text("kind"))
+    return Comparison(
+        difference,
+        a,
+        b,
+        entries.freedom(difference),
+        entries.flag("reached"),
+        entries.texts("caveats"),
+        _part(scores, "difference"),
+        records.others(record, _COMPARISON),
+    )
+
+
+def _part(scores: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the scores of one part of a comparison, named "a.nelbo" and so on in the file."""
+    return {key.removeprefix(f"{name}."): values for key, values in scores.items() if key.startswith(f"{name}.")}
