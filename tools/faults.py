@@ -1315,7 +1315,7 @@ FAULTS = [
         "evaluation/test_strata.py::test_growth_is_neymans_allocation",
     ),
     _fault(
-        "evaluation/evaluation.py",
+        "evaluation/task.py",
         "a small error of a few draws of outliers is believed",
         "now.error <= target and not bool(unseen.any())",
         "now.error <= target",
@@ -1329,21 +1329,21 @@ FAULTS = [
         "evaluation/test_draws.py::test_normal_draws_have_a_degree_of_freedom_each_but_one",
     ),
     _fault(
-        "evaluation/evaluation.py",
+        "evaluation/task.py",
         "a target's unit taken twice",
         "draws.values, target.error * nats",
         "draws.values, target.error * nats**2",
         "evaluation/test_evaluate.py::test_the_target_is_reached_and_every_evaluation_counted",
     ),
     _fault(
-        "evaluation/evaluation.py",
+        "evaluation/task.py",
         "the pilot not counted",
         "self.draws.evaluations + self.pilot +",
         "self.draws.evaluations +",
         "evaluation/test_evaluate.py::test_the_target_is_reached_and_every_evaluation_counted",
     ),
     _fault(
-        "evaluation/evaluation.py",
+        "evaluation/task.py",
         "the audit not counted",
         "+ self.pilot + self._audits",
         "+ self.pilot",
@@ -1385,7 +1385,7 @@ FAULTS = [
         "evaluation/test_evaluate.py::test_a_level_that_the_pilot_has_not_seen_is_named",
     ),
     _fault(
-        "evaluation/evaluation.py",
+        "evaluation/task.py",
         "what is known of a level taken from the one before",
         "draws.base[:, c + 1]",
         "draws.base[:, c]",

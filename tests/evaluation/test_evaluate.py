@@ -18,7 +18,7 @@ import diffusional as df
 from battery import HANGS, close, environment, generator, plain_alpha, plain_sigma, randn
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import Evaluation, Plan, Progress, draws, evaluate, evaluation
+from diffusional.evaluation import Evaluation, Plan, Progress, draws, evaluate, task
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task
 
@@ -352,7 +352,7 @@ def exactly(a: Evaluation, b: Evaluation) -> None:
 @pytest.mark.parametrize("arguments", MODES, ids=lambda a: "-".join(a))
 def test_what_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "_NOISE", 8 * 37)  # blocks of 37 visits
-    monkeypatch.setattr(evaluation, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x, calls = discrete(), levels(), []
     plan = plan_for(model)
     whole = evaluate(model, x, plan=plan, progress=calls.append, **arguments)
@@ -378,7 +378,7 @@ def test_what_was_cut_off_goes_on_within_a_smaller_budget(
     budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draws, "_NOISE", 8 * 37)  # blocks of 37 visits, which end within an item's three
-    monkeypatch.setattr(evaluation, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x, path = discrete(), levels(100), tmp_path / "records.safetensors"
     plan = plan_for(model)
     with pytest.raises(KeyboardInterrupt):
@@ -396,7 +396,7 @@ def test_what_was_cut_off_goes_on_within_a_smaller_budget(
 
 def test_a_network_that_breaks_off_leaves_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "_NOISE", 8 * 37)
-    monkeypatch.setattr(evaluation, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x, path = discrete(), levels(), tmp_path / "records.safetensors"
     plan = plan_for(model)
     whole = evaluate(model, x, target_error=0.2, plan=plan)
@@ -412,7 +412,7 @@ def test_a_network_that_breaks_off_leaves_its_records(tmp_path: Path, monkeypatc
 
 def test_a_folder_keeps_records_until_the_target_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "_NOISE", 8 * 37)
-    monkeypatch.setattr(evaluation, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x = discrete(), levels()
     plan = plan_for(model)
     for seed in (0, 1):

@@ -1,0 +1,338 @@
+"""An evaluation under way: its rounds of draws, the rule that stops them, the draws kept on disk, and the record of the result.
+
+The stopping rule looks at the error after each round, and a round is sized by the last one's error, so that few looks are
+taken. What it does to the estimate and its interval is measured in benchmarks/calibration.py.
+"""
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation import processes
+from diffusional.evaluation.audit import Audit
+from diffusional.evaluation.averages import EACH_ITS_OWN, few_draws
+from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.provenance import gamma_at, provenance
+from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.strata import FIRST_OF_BAND, grown
+from diffusional.evaluation.target import Target
+from diffusional.ledger import Estimate, per_unit
+
+# The first look: this many items, if there are as many, and draws of each.
+_FIRST_ITEMS, _FIRST_DRAWS = 256, 2
+# Few items are drawn more often, for as many degrees of freedom.
+_FREEDOM = 60
+# The plan's expectation is included in the error if it is more than this many times the variance seen.
+_SURPRISE = 2.0
+# An item's own error is believed from this many draws on.
+_ITEM_DRAWS = 8
+# The caveat of a plan that was not learned.
+NO_AUDIT = (
+    "the plan was not learned by a pilot (Plan.uniform), so the levels cannot be audited, and the error rests on the draws only: it does "
+    "not include rare costs that no draw met. Learn a plan (Plan.fit), or pass audit=False to skip the audit"
+)
+# Seconds between two writes of the records.
+_SAVE_EVERY = 20.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an evaluation stands: the estimate so far (None before the first look), evaluations done and expected in all."""
+
+    estimate: Estimate | None
+    evaluations: int
+    expected: int
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass
+class Task:
+    """One evaluation under way: draws that grow until a target or a budget is reached."""
+
+    draws: Draws
+    pilot: int
+    budget: int | None
+    records: str | Path | None = None
+    watch: Watch | None = None
+    audited: Audit | None = None
+
+    def __post_init__(self) -> None:
+        self._saved = time.monotonic()
+        self._estimate: Estimate | None = None
+        self._about = provenance(self.draws.model.whole(), self.draws.data, 0, self.draws.condition)
+        self._tag = self.draws.tag(self._about)
+        self._path = None if self.records is None else Path(self.records)
+        self._temporary = self._path is not None and self._path.is_dir()
+        if self._path is not None and self._temporary:
+            self._path = self._path / f"draws-{hashlib.sha256(self._tag.encode()).hexdigest()[:12]}.safetensors"
+        if self._path is not None and self._path.exists():
+            self.draws.restore(self._path, self._tag)
+            # In the order of visits, and within the budget, which may be less than that of the evaluation that was cut off.
+            unfinished = self._order[(self.draws.goal > self.draws.count)[self._order]]
+            allowed = self._afford(unfinished, self.draws.goal[unfinished])
+            # A single draw of an item does not show its error: an item that was cut off after one gets another.
+            allowed = torch.where(self.draws.count[unfinished] == 1, allowed.clamp(min=2), allowed)
+            self.draws.goal[unfinished] = allowed
+            self._extend(unfinished, allowed)
+
+    @property
+    def spent(self) -> int:
+        """Network evaluations so far, the pilot's and the audit's included."""
+        return self.draws.evaluations + self.pilot + self._audits
+
+    @property
+    def _order(self) -> Tensor:
+        """All items in the order of visits: extreme items first if a budget may end before all are visited."""
+        return self.draws.order if self.budget is None else self.draws.strata.order
+
+    @property
+    def _audits(self) -> int:
+        return 0 if self.audited is None else len(self.audited.left)
+
+    def run(self, target: Target, audit: bool) -> Evaluation:
+        """Draw until the target is reached, and return the record."""
+        draws, n = self.draws, len(self.draws.data)
+        nats = per_unit(target.unit, draws.model.space.dimensions)
+        doubts = self.audit(None if target.error is None else target.error * nats) if audit else []
+        if target.visits is not None:
+            allowed = self._afford(self._order, torch.full((n,), target.visits))
+            self._extend(self._order, allowed)
+            self._some_visited()
+            enough = bool((draws.count >= target.visits).all())
+        elif target.error is not None:
+            first = n if target.every_item else _FIRST_ITEMS
+            enough = self.to_error([draws], self._cautious, draws.values, target.error * nats, first)
+        else:
+            assert target.item_error is not None
+            enough = self._to_item_error(target.item_error * nats)
+        of_items = target.item_error is not None
+        result = self.result([*doubts, EACH_ITS_OWN] if of_items else doubts)
+        if self._path is not None:
+            self._save()
+            if self._temporary and enough and processes.is_main():
+                self._path.unlink(missing_ok=True)
+        # A target for every item is reached whatever is said of their mean.
+        return replace(result, reached=enough and not (doubts if of_items else result.caveats))
+
+    def to_error(
+        self,
+        every: list[Draws],
+        estimate: Callable[[], Estimate],
+        values: Callable[[], tuple[Tensor, Tensor]],
+        target: float,
+        items: int = _FIRST_ITEMS,
+    ) -> bool:
+        """Extend all of `every` equally, in rounds, until the estimate's error is at most `target` (nats), or the budget ends.
+
+        `values` returns the draws (n, J) of the visited items from which the estimate is made, and a mask of those that exist.
+        """
+        draws, strata = every[0], every[0].strata
+        picked = strata.first(items)
+        each = strata.draws(picked, max(_FIRST_DRAWS, -(-_FREEDOM // int(picked.sum())) + 1))
+        picked = torch.maximum(picked, strata.visited(draws.visited()))
+        each = torch.zeros_like(each).scatter_reduce(0, strata.of, draws.count, "amax").maximum(each)
+        while True:
+            chosen = strata.pick(picked)
+            wanted = each[strata.of[chosen]]
+            allowed = self._afford(chosen, wanted)
+            for one in every:
+                self._extend(chosen, allowed, one)
+            self._some_visited()
+            now = estimate()
+            now = replace(now, error=float(processes.agreed(torch.tensor(now.error, dtype=torch.float64))))
+            self._estimate = now
+            self._tell(now, target)
+            visited, (mean, variance) = draws.visited(), draws.spread(*values())
+            unseen = processes.agreed(strata.unseen(visited, variance, mean, draws.count[visited]))
+            if now.error <= target and not bool(unseen.any()):
+                return True
+            if bool((allowed < wanted).any()):
+                return False
+            if now.error <= target:
+                factor = unseen
+            else:
+                # The part of the error that the draws do not show, but the plan expects.
+                seen = draws.survey(draws.known(), mean, variance, 0).error
+                least = (now.error**2 - seen**2) * len(draws.data) ** 2
+                factor = processes.agreed(
+                    strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2, least)
+                )
+            # Strata that are visited as a whole get more draws per item, the others more items.
+            whole = picked == strata.sizes
+            each = torch.where(whole, grown(each, 1.02 * factor), each)
+            picked = torch.minimum(grown(picked, 1.05 * factor), strata.sizes)
+
+    def _some_visited(self) -> None:
+        """Raise where the budget was too small for any estimate."""
+        items, strata = self.draws.visited(), self.draws.strata
+        if len(items) < min(2, len(self.draws.data)) or not strata.enough(items):
+            extreme = int(strata.sizes[1:].minimum(torch.tensor(FIRST_OF_BAND)).sum())
+            needed = extreme + int(strata.sizes[0].clamp(max=2))
+            raise DiffusionalError(
+                f"max_evaluations={self.budget} is too small: {self.spent} were spent, including the pilot and the audit, but two draws of "
+                f"{needed} items are needed, of which {extreme} have extreme expected costs. Raise max_evaluations, pass a plan, or "
+                "leave out the audit"
+            )
+
+    def _cautious(self) -> Estimate:
+        """Return the NELBO with the error for the stopping rule: the one seen or, if it is larger, its blend with the plan's."""
+        draws = self.draws
+        if not draws.plan.learned:
+            return draws.nelbo()
+        return draws.cautious(draws.nelbo(), draws.plan.draw_variance)
+
+    def _to_item_error(self, target: float) -> bool:
+        """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""
+        draws = self.draws
+        left = self._order
+        each = _ITEM_DRAWS
+        while len(left):
+            wanted = torch.full((len(left),), each)
+            allowed = self._afford(left, wanted)
+            self._extend(left, allowed)
+            self._some_visited()
+            errors = torch.full((len(draws.data),), math.inf, dtype=torch.float64)
+            errors[draws.visited()] = processes.agreed(draws.item_errors())
+            if bool((allowed < wanted).any()):
+                return bool((errors <= target).all())
+            left = left[errors[left] > target]
+            each = math.ceil(1.4 * each)
+            self._tell(None, None)
+        return True
+
+    def _afford(self, items: Tensor, wanted: Tensor) -> Tensor:
+        """Draws (n,) for items, at most `wanted`, that the budget allows: the first items in full, the last not at all."""
+        missing = (wanted - self.draws.count[items]).clamp(min=0)
+        spare = int(missing.sum()) if self.budget is None else max(0, self.budget - self.spent)
+        if int(missing.sum()) <= spare:
+            return wanted
+        granted = (spare - (missing.cumsum(0) - missing)).clamp(min=0).minimum(missing)
+        allowed = self.draws.count[items] + granted
+        # A single draw of an item tells nothing of its error.
+        return torch.where(allowed == 1, 0, allowed)
+
+    def _extend(self, items: Tensor, wanted: Tensor, draws: Draws | None = None) -> None:
+        extended = draws or self.draws
+
+        def after(_: int) -> None:
+            if self.watch is not None:
+                ahead = int((extended.goal - extended.count).clamp(min=0).sum())
+                self._watched(self._estimate, self.spent + ahead)
+            if self._path is not None and time.monotonic() - self._saved > _SAVE_EVERY:
+                self._save()
+
+        extended.extend(items, wanted, after)
+
+    def _save(self) -> None:
+        if self._path is not None and processes.is_main():
+            try:
+                self.draws.save(self._path, self._tag)
+            except DiffusionalError as error:
+                # Only a later evaluation that continues from these draws needs the file.
+                warnings.warn(f"{error}. The evaluation continues, and its draws are not kept", stacklevel=2)
+                self._path = None
+        self._saved = time.monotonic()
+
+    def _tell(self, now: Estimate | None, target: float | None) -> None:
+        if self._path is not None:
+            self._save()
+        if self.watch is not None:
+            drawn = self.draws.evaluations
+            factor = 1.0 if now is None or target is None else max(1.0, (now.error / target) ** 2)
+            self._watched(now, self.spent - drawn + math.ceil(drawn * factor))
+
+    def _watched(self, now: Estimate | None, expected: int) -> None:
+        assert self.watch is not None
+        self.watch(Progress(now, self.spent, expected if self.budget is None else min(expected, self.budget)))
+
+    def audit(self, target: float | None) -> list[str]:
+        """Sentences on costs that a learned plan doesn't expect, and that matter for `target`, nats."""
+        model = self.draws.model
+        if not self.draws.plan.learned:
+            return [NO_AUDIT]
+        count = Audit.size(model)
+        if self.budget is not None and self.spent + count > self.budget:
+            return [
+                f"the budget of {self.budget} evaluations left none for the audit of the levels, which takes {count}"
+            ]
+        self.audited = Audit.of(self.draws)
+        return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
+
+    def _vouched(self, seen: Estimate) -> Estimate:
+        """Return the estimate, with the plan's expectation in its error if that is more than _SURPRISE times the variance seen."""
+        draws = self.draws
+        if draws.expected_variance(draws.plan.draw_variance) <= _SURPRISE * seen.error**2:
+            return seen
+        return draws.cautious(seen, draws.plan.draw_variance)
+
+    def _impossible(self, nelbo: Estimate) -> list[str]:
+        """Return the caveat of a negative estimate for discrete data, which is impossible."""
+        if self.draws.model.space.levels is None or nelbo.value >= 0:
+            return []
+        return [
+            f"the estimate is {nelbo.value:.4g} nats, but the NELBO of discrete data is at least 0: the draws have missed costs that offset "
+            "what the plan subtracts. Learn the plan again, on data like these, or use the sweep"
+        ]
+
+    def result(self, caveats: list[str]) -> Evaluation:
+        """The books of the draws as they stand."""
+        draws = self.draws
+        items = draws.visited()
+        records, filled = draws.parts(items)
+        drawn = {name: draws.spread(values, filled) for name, values in records.costs.items()}
+        both = draws.spread(records.total, filled)
+        zero, spent = torch.zeros(len(items), dtype=torch.float64), self.spent
+        prior, extra = draws.prior, draws.extra
+        base = {"reconstruction": draws.base[:, 0], "kl": draws.base[:, 1:].sum(1), "prior": prior, **extra}
+        base |= {name: torch.zeros_like(prior) for name in drawn if name not in base}
+        terms = {name: draws.survey(known, *drawn.get(name, (zero, zero)), spent) for name, known in base.items()}
+        nelbo = draws.survey(sum(base.values(), torch.zeros_like(prior)), *both, spent)
+        by_cell = [
+            draws.spread(torch.where(records.cell == c, records.costs["kl"], 0.0), filled)
+            for c in range(1, draws.plan.cells + 1)
+        ]
+        levels = [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]
+        freedom = draws.freedom()
+        caveats = [*caveats, *few_draws(freedom, nelbo.error), *self._impossible(nelbo)]
+        if draws.plan.learned:
+            nelbo = self._vouched(nelbo)
+        scores = {name: known[items] + drawn.get(name, (zero, zero))[0] for name, known in base.items()}
+        plan = draws.plan
+        about: dict[str, Any] = self._about | {
+            "method": "plan",
+            "seed": draws.seed,
+            "plan_sha256": plan.sha256(),
+            "plan": plan.provenance,
+            "visits": [int(draws.count.min()), int(draws.count.max())],
+            "evaluations": {"pilot": self.pilot, "audit": self._audits, "draws": draws.evaluations},
+        }
+        return Evaluation(
+            nelbo=nelbo,
+            terms=terms,
+            per_item={
+                "item": items,
+                "nelbo": sum(scores.values(), zero),
+                **scores,
+                "error": draws.item_errors(),
+                "draws": draws.count[items],
+            },
+            levels_kl=torch.tensor([level.value for level in levels], dtype=torch.float64),
+            levels_error=torch.tensor([level.error for level in levels], dtype=torch.float64),
+            level_edges=plan.edges,
+            gamma_edges=gamma_at(draws.model, plan.edges),
+            dimensions=draws.model.space.dimensions,
+            provenance=about,
+            freedom=freedom,
+            caveats=tuple(caveats),
+        )
