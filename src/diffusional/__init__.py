@@ -15,6 +15,7 @@ _MODULES = {
     "claims": "claims",
     "conditions": "conditions",
     "data": "data",
+    "evaluation": "evaluation",
     "exact": "exact",
     "gaussian": "gaussian",
     "information": "information",
@@ -29,6 +30,7 @@ _MODULES = {
 _NAMES = {
     "BinomialDiffusion": "binomial",
     "BinomialDiffusionModel": "models.binomial",
+    "Categorical": "categorical",
     "Chain": "models.chain",
     "GaussianChain": "models.gaussian_chain",
     "Prior": "models.prior",

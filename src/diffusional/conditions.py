@@ -134,13 +134,40 @@ def called(network: Callable[..., Any], *inputs: Any, condition: Condition | Non
                 f"{_name(network)} requires a condition (its parameter {needed!r}), but none was given; pass condition=…, one row "
                 "per item"
             ) from error
+    try:
+        more, named = _way(network, inputs, condition)
+    except TypeError as error:
+        raise DiffusionalError(
+            f"a condition was given, but {_name(network)} takes {len(inputs)} inputs and no condition ({error}). Use a network "
+            "that takes one, or leave the condition out"
+        ) from error
+    return network(*inputs, *more, **named)
+
+
+def takes_condition(network: Callable[..., Any], *inputs: Any, condition: Condition) -> bool:
+    """Return whether `called(network, *inputs, condition=condition)` finds a parameter for the condition.
+
+    >>> takes_condition(lambda z: z, torch.ones(2), condition=torch.ones(2))
+    False
+    """
+    try:
+        _way(network, inputs, condition)
+    except TypeError:
+        return False
+    return True
+
+
+def _way(
+    network: Callable[..., Any], inputs: tuple[Any, ...], condition: Condition
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments and keyword arguments that pass a condition; raises TypeError if there are none."""
     ways: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((condition,), {}), ((), {"condition": condition})]
     if isinstance(condition, Mapping):
         ways.append(((), dict(condition)))
     try:
         signature = inspect.signature(_function(network))
     except ValueError:  # some built-in functions have no signature: the call itself raises if it fails
-        return network(*inputs, condition)
+        return ways[0]
     reasons = []
     for more, named in ways:
         try:
@@ -148,11 +175,8 @@ def called(network: Callable[..., Any], *inputs: Any, condition: Condition | Non
         except TypeError as error:
             reasons.append(error)
         else:
-            return network(*inputs, *more, **named)
-    raise DiffusionalError(
-        f"a condition was given, but {_name(network)} takes {len(inputs)} inputs and no condition ({reasons[0]}). Use a network "
-        "that takes one, or leave the condition out"
-    ) from reasons[0]
+            return more, named
+    raise reasons[0]
 
 
 def _function(network: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,6 +202,8 @@ def _required(network: Callable[..., Any], inputs: tuple[Any, ...]) -> str | Non
 
 
 def _name(network: object) -> str:
+    if inspect.ismethod(network):
+        return f"{type(network.__self__).__name__}.{network.__name__}"
     return getattr(network, "__name__", type(network).__name__)
 
 

@@ -9,7 +9,7 @@ for 1 ≤ s < t ≤ T; z_0 ≡ x has γ_0 = −∞. Coefficients are computed fr
 SNRs, and cast to the data's dtype at the end (MATH (4)). Data may have any shape (B, *dims).
 """
 
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,13 @@ _Family = TypeVar("_Family")
 
 @runtime_checkable
 class Distribution(Protocol):
-    """A distribution of one latent given others, independent over positions: `Gaussian` or `Bits`. Nats, summed over all axes but B."""
+    """A distribution of one latent given others, independent over positions: `Gaussian`, `Bits` or `Categorical`. Nats, summed over all axes but B."""
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """Return a draw (B, *dims), from standard normal `noise` or a generator."""
+        """Draw (B, *dims) from a generator, or as a function of standard normal `noise` (B, *dims), in the type of the noise.
+
+        A discrete distribution draws by the inverse of its distribution function at Φ(noise), which is uniform.
+        """
         ...
 
     def log_prob(self, z: Items) -> PerItem:
@@ -41,30 +44,57 @@ class Distribution(Protocol):
         ...
 
 
+def _undefined(process: object, what: str) -> DiffusionalError:
+    return DiffusionalError(f"expected {type(process).__name__} to define {what}, which is needed here; it does not")
+
+
 @runtime_checkable
 class ForwardProcess(Protocol):
     """A fixed variational posterior over z_1 … z_T: the Gaussian diffusion, its non-Markov family, the binomial diffusion.
 
+    Latents have the shape of x (B, *dims). Times t are ints, the same for all items, or int64 tensors (B,), one for each item.
+
     A process is Markov unless it has an attribute `markov` that is False. The transition of such a process depends on x as well,
-    `transition(z, t, x)`: see `transition_of`. A class that derives from this one inherits `sample_path`.
+    `transition(z, t, x)`. A class that derives from this one inherits `sample_path`, which needs `transition` only; of a process that is not
+    Markov it draws z_1, …, z_T in this order, too.
+
+    Attributes:
+        steps: T ≥ 2, the number of latents; None in continuous time. A subclass sets it, in the class or in `__init__`, or defines it
+            as a property.
+
+    >>> from diffusional.shapes import align
+    >>> class Walk(ForwardProcess):                                             # z_t = x + t independent steps N(0, v)
+    ...     def __init__(self, steps, v): self.steps, self.v = steps, v
+    ...     def marginal(self, x, t): return Gaussian(x, align(torch.as_tensor(t * self.v).log(), x))
+    ...     def transition(self, z, t): return self.marginal(z, 1)
+    ...     def posterior(self, z_next, x, t):
+    ...         kept = torch.as_tensor(t / (t + 1))
+    ...         return Gaussian(x + align(kept, x) * (z_next - x), align((kept * self.v).log(), x))
+    >>> Walk(5, 0.1).sample_path(torch.zeros(2, 3)).shape
+    torch.Size([5, 2, 3])
     """
 
-    @property
-    def steps(self) -> int | None:
-        """T, the number of latents; None in continuous time."""
-        ...
+    if TYPE_CHECKING:
+
+        @property
+        def steps(self) -> int | None:
+            """T, the number of latents; None in continuous time."""
+            ...
+    else:
+        # A property would have no setter: a subclass could not set `self.steps`.
+        steps: int | None
 
     def marginal(self, x: Items, t: Time) -> Distribution:
-        """Return q(z_t | x)."""
-        ...
+        """Return q(z_t | x), t in 1 … T."""
+        raise _undefined(self, "marginal(x, t), q(z_t|x)")
 
     def transition(self, z: Items, t: Time) -> Distribution:
-        """Return q(z_t | z_{t−1} = z)."""
-        ...
+        """Return q(z_t | z_{t−1} = z), t in 1 … T; for t = 1, z is x, and this is q(z_1 | x)."""
+        raise _undefined(self, "transition(z, t), q(z_t|z_{t−1})")
 
     def posterior(self, z_next: Items, x: Items, t: Time) -> Distribution:
-        """Return q(z_t | z_{t+1} = z_next, x)."""
-        ...
+        """Return q(z_t | z_{t+1} = z_next, x), t in 1 … T − 1."""
+        raise _undefined(self, "posterior(z_next, x, t), q(z_t|z_{t+1}, x)")
 
     def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
         """Draw z_1 … z_T (T, B, *dims) from x: by default, each from its transition given the one before, MATH (1).

@@ -22,6 +22,7 @@ from diffusional.models.chain import Chain
 from diffusional.networks import Ladder
 from outside.essay_chain import EssayChain
 from outside.masked_bits import MaskedBits
+from outside.multinomial import MultinomialModel
 
 D, T = 2, 4
 BITS, REALS = space.binary((D,)), df.Continuous((D,))
@@ -129,6 +130,7 @@ MODELS: dict[str, Callable[[], LatentVariableModel]] = {
     "free Gaussians, shared": lambda: free(True),
     "masked bits": lambda: fitted(MaskedBits, 20),
     "the essay's chain": lambda: fitted(EssayChain, 120),
+    "multinomial, not Markov": lambda: fitted(lambda: MultinomialModel(df.Discrete((D,), 3), T), 20),
     "VAE": vae,
     "VAE, own prior": lambda: vae(Wide()),
     "VAE, chain": lambda: vae(latent_chain()),

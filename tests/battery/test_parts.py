@@ -13,6 +13,7 @@ from battery import BETAS, F64, generator, randn
 from diffusional import levels, schedule
 from diffusional.forward import transition_of
 from outside.masked_bits import Masking, States
+from outside.multinomial import Multinomial
 
 NOISE, D = schedule.from_betas(BETAS), 3
 
@@ -21,6 +22,7 @@ PROCESSES: dict[str, Callable[[], Any]] = {
     "not Markov": lambda: df.NonMarkovDiffusion(NOISE, 0.6),
     "binomial": lambda: df.BinomialDiffusion(BETAS),
     "masking": Masking,
+    "multinomial, not Markov": lambda: Multinomial(df.Discrete((D,), 3), 5, keep=0.6),
 }
 every_process = pytest.mark.parametrize("name", PROCESSES)
 
@@ -37,6 +39,10 @@ DISTRIBUTIONS: dict[str, Callable[[int], tuple[Any, Any]]] = {
         df.Gaussian(_rows(n, D, seed=2), 1 + 0 * _rows(n, D, seed=3)),
     ),
     "Bits": lambda n: (df.Bits(_rows(n, D, seed=0)), df.Bits(2 * _rows(n, D, seed=1))),
+    "Categorical": lambda n: (
+        df.Categorical(_rows(n, D, 4, seed=0), torch.tensor([-1.0, 0.0, 0.5, 2.0])),
+        df.Categorical(_rows(n, D, 4, seed=1), torch.tensor([-1.0, 0.0, 0.5, 2.0])),
+    ),
     "States": lambda n: (States(_rows(n, D, 3, seed=0).softmax(2)), States(_rows(n, D, 3, seed=1).softmax(2))),
 }
 

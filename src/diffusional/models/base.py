@@ -1,9 +1,10 @@
 """What every latent variable model here offers: one set of primitives, from which bounds, losses and evaluations follow."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,32 @@ def device_of(model: nn.Module, data: Tensor) -> torch.device:
     'cpu'
     """
     return next((t.device for t in (*model.parameters(), *model.buffers())), data.device)
+
+
+def plain_options(owner: Any) -> dict[str, Any]:
+    """Return the attributes of an object that are numbers, strings, None, or lists of these, by name, as JSON values. Names with an
+    underscore are left out. Tensors are hashed, except those of a `torch.nn.Module`: its `state_dict` is hashed anyway.
+
+    >>> class Noise:
+    ...     def __init__(self): self.steps, self.keep, self.table = 3, 0.8, torch.zeros(2)
+    >>> plain_options(Noise())["keep"], list(plain_options(Noise()))
+    (0.8, ['steps', 'keep', 'table'])
+    """
+    found = {}
+    for name, value in vars(owner).items():
+        plain = value if isinstance(value, list | tuple) else [value]
+        if name.startswith("_") or (isinstance(owner, nn.Module) and name == "training"):
+            continue
+        if all(isinstance(one, int | float | str | None) for one in plain):
+            found[name] = value
+        elif isinstance(value, Tensor):
+            numbers = value.detach().cpu().contiguous()
+            content = (
+                f"{numbers.dtype}{tuple(numbers.shape)}".encode()
+                + numbers.flatten().view(torch.uint8).numpy().tobytes()
+            )
+            found[name] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 @contextmanager
@@ -52,19 +79,35 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class _Space:
+    """What x is. A property would have no setter, so that a subclass could not set `self.space`."""
+
+    def __get__(self, model: Any, owner: type) -> Any:
+        if model is None:
+            return self
+        raise DiffusionalError(
+            f"expected {owner.__name__} to set `space`, such as df.Discrete(shape, levels), in the class or in __init__; it does not"
+        )
+
+
 class LatentVariableModel(nn.Module, ABC):
     """A model of x with latents, trained on its ELBO: diffusion, VAE, hierarchical VAE.
 
-    x is always (B, *space.shape), encoded by the space; costs are nats.
+    x is always (B, *space.shape), encoded by the space; costs are nats. A subclass sets `space`, in the class or in `__init__`, or
+    defines it as a property.
     """
 
     classes: tuple[str, ...] = ()
     """Names of the classes whose labels are the condition of a model that was built from a config; else empty."""
 
-    @property
-    @abstractmethod
-    def space(self) -> Space:
-        """What x is."""
+    if TYPE_CHECKING:
+
+        @property
+        def space(self) -> Space:
+            """What x is."""
+            ...
+    else:
+        space = _Space()
 
     @property
     @abstractmethod

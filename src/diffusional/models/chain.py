@@ -16,12 +16,20 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, check_condition, repeated, rows_of
+from diffusional.conditions import (
+    Condition,
+    called,
+    check_condition,
+    ignores_condition,
+    repeated,
+    rows_of,
+    takes_condition,
+)
 from diffusional.errors import DiffusionalError
 from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
 from diffusional.levels import LevelSampler, Stratified, position
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, plain_options
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Space
 
@@ -29,6 +37,7 @@ from diffusional.space import Space
 ROWS = 4096
 # Items × dimensions × levels of one such call: 160 MB of float32 for each tensor of that shape.
 _NUMBERS = 40_000_000
+_MISSING = object()
 # The default `Chain.reconstruction_share`.
 RECONSTRUCTION_SHARE = 1 / 32
 
@@ -93,16 +102,20 @@ class AffineCosts(Protocol):
 class Chain(LatentVariableModel):
     """A chain of latents with a fixed posterior. x is (B, *space.shape), and so are its latents; costs are nats, float64.
 
-    A family sets `process` (a `ForwardProcess`), and defines `space`, `step`, `last` and `decode`. `decoder_uses_network` is False for a
-    decoder that takes no network evaluation.
+    A family sets `process` (a `ForwardProcess`) and `space`, in the class or in `__init__`, and defines `step`, `last` and `decode`.
+    `decoder_uses_network` is False for a decoder that takes no network evaluation.
+
+    The signatures of `step` and `decode` declare whether the model is conditional: `step(z_next, t)` takes no condition and refuses one,
+    `step(z_next, t, condition)` requires one, and `step(z_next, t, condition=None)` works with and without. One of the two may do without
+    the condition that the other takes.
 
     >>> from diffusional import Bits, BinomialDiffusion
     >>> from diffusional.space import binary
     >>> class Coins(Chain):                                              # a model that learned nothing: D ln 2, D = 4
     ...     space, process = binary((4,)), BinomialDiffusion.constant(5)
-    ...     def step(self, z_next, t, condition=None): return Bits(0 * z_next.double())
+    ...     def step(self, z_next, t): return Bits(0 * z_next.double())
     ...     def last(self, n): return Bits(torch.zeros(n, 4).double())
-    ...     def decode(self, z_1, condition=None): return Bits(0 * z_1.double())
+    ...     def decode(self, z_1): return Bits(0 * z_1.double())
     >>> x = torch.ones(2, 4)
     >>> Coins().elbo(x, torch.Generator().manual_seed(0)).reconstruction
     tensor([2.7726, 2.7726], dtype=torch.float64)
@@ -123,8 +136,21 @@ class Chain(LatentVariableModel):
 
     @property
     def steps(self) -> int | None:
-        """T, the number of latents; None in continuous time."""
-        return self.process.steps
+        """T, the number of latents; None in continuous time.
+
+        Raises DiffusionalError if the process is missing, or its `steps` is neither None nor an integer ≥ 2.
+        """
+        steps = getattr(getattr(self, "process", None), "steps", _MISSING)
+        if steps is None or (isinstance(steps, int) and steps >= 2):
+            return steps
+        if steps is not _MISSING:
+            raise DiffusionalError(
+                f"expected `steps` of the process of {type(self).__name__} to be an integer T ≥ 2, the number of latents, or None in "
+                f"continuous time, got {steps!r}"
+            )
+        raise DiffusionalError(
+            f"expected {type(self).__name__} to set `process`, a ForwardProcess with `steps`, in the class or in __init__; it does not"
+        )
 
     @property
     def decoder_uses_network(self) -> bool:
@@ -143,12 +169,32 @@ class Chain(LatentVariableModel):
         raise self._undefined("step, p(z_t|z_{t+1})")
 
     def last(self, n: int) -> Distribution:
-        """p(z_T) of n items."""
+        """p(z_T) of n items, on the model's device: samples have the type and device of its draws."""
         raise self._undefined("last, p(z_T)")
 
     def decode(self, z_1: Items, condition: Condition | None = None) -> Decoding:
         """p(x | z_1)."""
         raise self._undefined("decode, p(x|z_1)")
+
+    # How costs, paths and samples call these: with the condition if the signature has a parameter for it.
+
+    def _step(self, z_next: Items, t: PerItem, condition: Condition | None) -> Distribution:
+        if condition is not None and not takes_condition(self.step, z_next, t, condition=condition):
+            condition = self._for_the_other(takes_condition(self.decode, z_next, condition=condition))
+        return called(self.step, z_next, t, condition=condition)
+
+    def _decode(self, z_1: Items, condition: Condition | None) -> Decoding:
+        if condition is not None and not takes_condition(self.decode, z_1, condition=condition):
+            condition = self._for_the_other(takes_condition(self.step, z_1, 1, condition=condition))
+        return called(self.decode, z_1, condition=condition)
+
+    def _for_the_other(self, taken: bool) -> None:
+        """A condition that one of `step` and `decode` takes is not for the other; one that neither takes is an error."""
+        if not taken and not ignores_condition(self):
+            raise DiffusionalError(
+                f"a condition was given, but neither step nor decode of {type(self).__name__} has a parameter for it; leave the condition "
+                "out, or see diffusional.conditions.ignoring_condition"
+            )
 
     def _undefined(self, what: str) -> DiffusionalError:
         return DiffusionalError(
@@ -161,17 +207,19 @@ class Chain(LatentVariableModel):
         """−ln p(x|z_1) (B,) at the z_1 that `noise` (B, *dims), standard normal, makes of x."""
         same_shape(x, noise)
         z_1 = self.noisy(x, torch.ones(len(x), dtype=torch.long, device=x.device), noise)
-        return -self.decode(z_1, condition).log_prob(x).double()
+        return -one_per_item(self._decode(z_1, condition).log_prob(x), len(x), "log_prob of p(x|z_1)").double()
 
     def prior(self, x: Items) -> PerItem:
         """KL_T = KL[q(z_T|x) ‖ p(z_T)] (B,): exact, without a draw."""
-        return self.process.marginal(x, self._discrete()).kl(self.last(len(x))).double()
+        kl = self.process.marginal(x, self._discrete()).kl(self.last(len(x)))
+        return one_per_item(kl, len(x), "kl of q(z_T|x) and p(z_T)").double()
 
     def level_kl(self, x: Items, level: PerItem, noise: Items, condition: Condition | None = None) -> PerItem:
         """KL_t (B,) as in `kl_at`, which checks the arguments and calls this. A family with a closed form overrides it."""
         self._discrete()
         z_next = self.noisy(x, level + 1, noise)
-        return self.process.posterior(z_next, x, level).kl(self.step(z_next, level, condition)).double()
+        kl = self.process.posterior(z_next, x, level).kl(self._step(z_next, level, condition))
+        return one_per_item(kl, len(x), "kl of q(z_t|z_{t+1}, x) and p(z_t|z_{t+1})").double()
 
     def noisy(self, x: Items, t: PerItem, noise: Items) -> Items:
         """z_t ~ q(z_t|x) (B, *dims) from standard normal `noise`, t (B,) in 1 … T, in x's type."""
@@ -201,8 +249,14 @@ class Chain(LatentVariableModel):
         return None if gamma is None else gamma(edges)
 
     def identity(self) -> list[Any]:
-        """Return what the costs depend on besides the tensors of the model, as JSON values: by default its type."""
-        return [type(self).__name__]
+        """Return what the costs depend on besides the tensors of the model, as JSON values.
+
+        By default the type of the model, the plain attributes (numbers, strings, and lists of them) of the model and of its process, and
+        hashes of the tensors of a process that is no `torch.nn.Module`. Names with an underscore are left out.
+        """
+        own, process = plain_options(self), getattr(self, "process", None)
+        theirs = {} if process is None else plain_options(process)
+        return [type(self).__name__, *([own] if own else []), *([theirs] if theirs else [])]
 
     def level_constants(self, level: PerItem) -> PerItem:
         """Return the part of KL_t (V,) that no noise changes, at levels (V,): by default 0. It needs no network evaluation."""
@@ -268,7 +322,7 @@ class Chain(LatentVariableModel):
             raise DiffusionalError(
                 f"u from {float(level.min()):g} to {float(level.max()):g} came; expected u in [0, 1]"
             )
-        return self.level_kl(x, level, noise, condition)
+        return one_per_item(self.level_kl(x, level, noise, condition), len(x), "level_kl")
 
     # Ledgers.
 
@@ -324,7 +378,8 @@ class Chain(LatentVariableModel):
         """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
         n = level.shape[0]
         rows = x.repeat(n, *(1,) * (x.ndim - 1))
-        return self.level_kl(rows, level.flatten(), noise.flatten(0, 1), repeated(condition, n)).view(n, -1).T
+        kl = self.level_kl(rows, level.flatten(), noise.flatten(0, 1), repeated(condition, n))
+        return one_per_item(kl, len(rows), "level_kl").view(n, -1).T
 
     # One path, MATH (7).
 
@@ -379,16 +434,19 @@ class Chain(LatentVariableModel):
         ratios, before, steps = [], x, len(path)
         for t in range(1, steps + 1):
             z = path[t - 1]
-            log_q = transition_of(self.process, before, t, x).log_prob(z)
+            log_q = one_per_item(
+                transition_of(self.process, before, t, x).log_prob(z), len(x), "log_prob of q(z_t|z_{t−1})"
+            )
             if t < steps:
-                p = self.step(path[t], torch.full((len(x),), t, device=x.device), condition)
+                p = self._step(path[t], torch.full((len(x),), t, device=x.device), condition)
             else:
                 p = self.last(len(x))
-            ratios.append((log_q - p.log_prob(z)).double())
+            log_p = one_per_item(p.log_prob(z), len(x), "log_prob of p(z_t|z_{t+1})")
+            ratios.append((log_q - log_p).double())
             before = z
-        reconstruction = -self.decode(path[0], condition).log_prob(x).double()
+        log_p = one_per_item(self._decode(path[0], condition).log_prob(x), len(x), "log_prob of p(x|z_1)")
         kl = torch.stack(ratios[:-1], 1)
-        return Ledger(reconstruction, kl, ratios[-1], self.space.dimensions, self.extra(x))
+        return Ledger(-log_p.double(), kl, ratios[-1], self.space.dimensions, self.extra(x))
 
     # Training, MATH (22).
 
@@ -420,16 +478,19 @@ class Chain(LatentVariableModel):
     def costs(self, x: Items, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """MATH (22) with one network evaluation per item, at what `draw` gave. KL_T is exact."""
         level, first, noise = draws["level"], draws.get("first"), draws["noise"]
-        terms = {"prior": self.prior(x)} | self.extra(x)
+        terms = {"prior": one_per_item(self.prior(x), len(x), "prior")} | self.extra(x)
         if first is None:
-            kl = self.level_kl(x, level, noise, condition)
-            terms["reconstruction"] = self.reconstruction(x, draws["first_noise"], condition)
+            kl = one_per_item(self.level_kl(x, level, noise, condition), len(x), "level_kl")
+            reconstruction = self.reconstruction(x, draws["first_noise"], condition)
+            terms["reconstruction"] = one_per_item(reconstruction, len(x), "reconstruction")
             terms["kl"] = LevelDraws(kl, level, draws["weight"]).estimate()
             return Costs(terms, position(level, self.levels), self._per_unit(kl))
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         kl = self.level_kl(x[visits], level[visits], noise[visits], rows_of(condition, visits))
+        kl = one_per_item(kl, len(visits), "level_kl")
         if len(firsts):
-            log_prob = -self.reconstruction(x[firsts], noise[firsts], rows_of(condition, firsts))
+            reconstruction = self.reconstruction(x[firsts], noise[firsts], rows_of(condition, firsts))
+            log_prob = -one_per_item(reconstruction, len(firsts), "reconstruction")
         else:
             log_prob = kl.new_zeros(0)
         return self._mixed(terms, draws, visits, kl, firsts, log_prob)
@@ -471,21 +532,36 @@ class Chain(LatentVariableModel):
     def walk_back(
         self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Iterator[Tensor]:
-        """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes."""
+        """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes, in the type and on the device of z_T."""
         if n < 1:
             raise DiffusionalError(f"n={n} came; ask for at least one sample")
         check_condition(condition, n)
         z = self.drawn(self.last(n), generator)
         yield z
         for t in range(self._discrete() - 1, 0, -1):
-            z = self.drawn(self.step(z, torch.full((n,), t, device=z.device), condition), generator)
+            p = self._step(z, torch.full((n,), t, device=z.device), condition)
+            z = self.drawn(p, generator).to(z.dtype)
             yield z
-        # A decoder may compute in float64: items have the type of the latents.
-        yield self.drawn(self.decode(z, condition), generator).to(z.dtype)
+        # A step or a decoder may compute in float64.
+        yield self.drawn(self._decode(z, condition), generator).to(z.dtype)
 
     def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
         """Draw from one of the chain's distributions."""
         return p.sample(generator)
+
+
+def one_per_item(cost: Tensor, items: int, what: str) -> Tensor:
+    """Return a cost (B,) unchanged. Raises DiffusionalError unless it has one number for each of B = `items` items.
+
+    >>> one_per_item(torch.zeros(2, 3), 2, "kl")
+    Traceback (most recent call last):
+    diffusional.errors.DiffusionalError: expected kl to have shape (2,), one number per item, got (2, 3); sum over all dimensions but the first
+    """
+    if cost.shape != (items,):
+        raise DiffusionalError(
+            f"expected {what} to have shape ({items},), one number per item, got {tuple(cost.shape)}; sum over all dimensions but the first"
+        )
+    return cost
 
 
 def same_shape(x: Tensor, noise: Tensor, shape: tuple[int, ...] | None = None) -> None:

@@ -20,6 +20,7 @@ from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, LevelDraws, per_unit
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
+from diffusional.models.base import plain_options
 from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
@@ -167,8 +168,9 @@ class DiffusionModel(Chain):
         return (schedule if self.steps is not None else schedule.regrid(65)).grid()
 
     def identity(self) -> list[Any]:
-        """Return the variance, and the decoder with its options."""
-        return [self.variance, type(self.likelihood).__name__, options_of(self.likelihood)]
+        """Return the variance, the decoder with its options, and η of a process that is not Markov."""
+        own, process = options_of(self.likelihood), plain_options(self.process)
+        return [self.variance, type(self.likelihood).__name__, own, *([process] if process else [])]
 
     def noisy_gamma(self, level: PerItem) -> PerItem:
         """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""

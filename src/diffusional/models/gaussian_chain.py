@@ -22,6 +22,7 @@ from diffusional.conditions import Condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
 from diffusional.gaussian import Gaussian
+from diffusional.models.base import plain_options
 from diffusional.models.calls import call
 from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain
 from diffusional.models.denoiser import Denoiser
@@ -91,9 +92,10 @@ class GaussianChain(Chain):
         return self.process.schedule.grid()
 
     def identity(self) -> list[Any]:
-        """Return the type, the number of networks, and the decoder with its options."""
+        """Return the type, the number of networks, the decoder with its options, and η of a process that is not Markov."""
         own = [type(self.likelihood).__name__, options_of(self.likelihood), self.decoder.predicts, self.decoder.head]
-        return [type(self).__name__, len(self.networks), *own]
+        process = plain_options(self.process)
+        return [type(self).__name__, len(self.networks), *own, *([process] if process else [])]
 
     @property
     def reconstruction_share(self) -> float:
