@@ -27,6 +27,7 @@ FLOORS = (
     "conditions",
     "gaussian",
     "bernoulli",
+    "categorical",
     "grid",
     "space",
     "schedule",

@@ -45,6 +45,7 @@ from mutants import PACKAGE, ROOT, Job, prepare, run_all
 FILES = (
     "gaussian.py",
     "bernoulli.py",
+    "categorical.py",
     "binomial.py",
     "schedule.py",
     "forward.py",

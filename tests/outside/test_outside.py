@@ -85,7 +85,7 @@ def exactly(model: MaskedBits) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_family_is_short_and_uses_public_names(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     # A process that is not Markov and a network for any space take a few lines more.
-    assert len([line for line in text.splitlines() if line.strip()]) <= (50 if path.stem == "multinomial" else 40)
+    assert len([line for line in text.splitlines() if line.strip()]) <= (60 if path.stem == "multinomial" else 40)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
