@@ -1,5 +1,6 @@
 """I–MMSE from both sides in worlds whose information is known (MATH (15)), and bounds from evaluations."""
 
+import inspect
 import json
 import math
 
@@ -7,7 +8,19 @@ import pytest
 import torch
 
 from battery import float64, generator
-from diffusional import Continuous, Denoiser, DiffusionalError, DiffusionModel, evaluate, exact, likelihood, schedule
+from diffusional import (
+    BinomialDiffusion,
+    BinomialDiffusionModel,
+    Continuous,
+    Denoiser,
+    DiffusionalError,
+    DiffusionModel,
+    evaluate,
+    exact,
+    likelihood,
+    schedule,
+    space,
+)
 from diffusional.forward import GaussianDiffusion
 from diffusional.information import bound, budget
 from diffusional.models.backward import Variance
@@ -170,3 +183,16 @@ def test_a_budget_given_a_condition() -> None:
         budget(poor, OTHER, best, condition=shift)
     with pytest.raises(DiffusionalError, match="condition"):
         budget(poor, x, model(OTHER), condition=shift)  # a reference that takes none
+
+
+def test_a_chain_of_another_kind_is_named() -> None:
+    model = BinomialDiffusionModel(BinomialDiffusion.constant(4), lambda z, log_snr: 0 * z, space.binary((2,)))
+    x = torch.ones(3, 2)
+    # Type hints are enforced in tests, and nowhere else.
+    for call in (
+        lambda: inspect.unwrap(bound)(model, x),
+        lambda: inspect.unwrap(bound)(model, evaluate(model, x, draws=1)),
+        lambda: inspect.unwrap(budget)(model, x, reference=model),
+    ):
+        with pytest.raises(DiffusionalError, match=r"expected a DiffusionModel.*got a BinomialDiffusionModel"):
+            call()

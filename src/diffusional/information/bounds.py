@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, check_condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.result import Evaluation
-from diffusional.information.costs import cell_edges, cost_draws, edge_gammas
+from diffusional.information.costs import cell_edges, check_diffusion, cost_draws, edge_gammas
 from diffusional.information.draws import Draws
 from diffusional.information.finite import check_samples
 from diffusional.models.diffusion import DiffusionModel
@@ -66,7 +66,7 @@ def bound(
             which `samples` draws are made, each visiting every one of `cells` cells of levels.
         condition: for encoded items and a conditional model, a tensor (N, …) or a dict of such tensors. An `Evaluation` has its own.
 
-    Raises DiffusionalError if the evaluation is of another T, for a condition with an evaluation, and for one without a row for every
+    Raises DiffusionalError for a model that is no `DiffusionModel`, if the evaluation is of another T, for a condition with an evaluation, and for one without a row for every
     item.
 
     >>> from diffusional import Continuous, exact, likelihood, schedule
@@ -78,6 +78,7 @@ def bound(
     >>> 0.9 < float(found.information_bound[0]) / world.information(-9.0).value < 1.2
     True
     """
+    check_diffusion(model)
     if isinstance(data, Evaluation):
         if condition is not None:
             raise DiffusionalError(

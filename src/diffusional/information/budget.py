@@ -27,7 +27,15 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import diffuse, marginal_at, posterior_at
 from diffusional.gaussian import Gaussian
 from diffusional.information.closed import closed_form
-from diffusional.information.costs import at_rest, cell_edges, cost_draws, edge_gammas, like_model, visit
+from diffusional.information.costs import (
+    at_rest,
+    cell_edges,
+    check_diffusion,
+    cost_draws,
+    edge_gammas,
+    like_model,
+    visit,
+)
 from diffusional.information.curve import informations, steadied
 from diffusional.information.draws import Draws, exactly
 from diffusional.information.finite import check_samples
@@ -124,7 +132,7 @@ def budget(
         samples: draws for each column, each of `cells` + 1 network evaluations.
         condition: for encoded items, a tensor (N, …) or a dict of such tensors, which both the model and the reference get.
 
-    Raises DiffusionalError for data without a reference, for a condition with an exact world (whose items have none) or without a row
+    Raises DiffusionalError for a model that is no `DiffusionModel`, for data without a reference, for a condition with an exact world (whose items have none) or without a row
     for every item, for a reference on another grid or space, for a decoder that is no
     distribution over the world's data (a density for points, a mass function for densities).
 
@@ -138,6 +146,7 @@ def budget(
     (['reconstruction', 'KL 1–10'], True)
     """
     check_samples(samples)
+    check_diffusion(model)
     edges = cell_edges(model, cells)
     if condition is not None and isinstance(data, exact.World):
         raise DiffusionalError(

@@ -13,9 +13,24 @@ from torch import Tensor
 from diffusional.conditions import Condition, moved, repeated, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.information.finite import check_samples
-from diffusional.models.base import evaluation_mode
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import batch_rows
 from diffusional.models.diffusion import DiffusionModel
+
+
+def check_diffusion(model: LatentVariableModel) -> None:
+    """Raise DiffusionalError unless a model has what is asked of it here: a schedule of γ, and a denoiser.
+
+    >>> from diffusional import BinomialDiffusion, BinomialDiffusionModel, space
+    >>> check_diffusion(BinomialDiffusionModel(BinomialDiffusion.constant(5), lambda z, log_snr: 0 * z, space.binary((4,))))
+    Traceback (most recent call last):
+    diffusional.errors.DiffusionalError: expected a DiffusionModel, a Gaussian diffusion with a denoiser, got a BinomialDiffusionModel; ...
+    """
+    if getattr(getattr(model, "process", None), "schedule", None) is None or getattr(model, "denoiser", None) is None:
+        raise DiffusionalError(
+            f"expected a DiffusionModel, a Gaussian diffusion with a denoiser, got a {type(model).__name__}; its bound is itemised by "
+            "evaluate"
+        )
 
 
 def cell_edges(model: DiffusionModel, cells: int) -> Tensor:
