@@ -7,8 +7,11 @@ READY = $(VENV)/.ready
 # Threads of one test process; pytest-xdist runs one process per core.
 export OMP_NUM_THREADS_TEST ?= 1
 
-.PHONY: demo test mutants random-mutants digest lint overhead clean
+.PHONY: help demo test readme mutants random-mutants digest lint overhead clean
 .DEFAULT_GOAL := demo
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,14 +19,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: $(READY)
+demo: $(READY)  ## train three models on real digits, and show their bounds
 	$(BIN)/diffusional demo
 
-test: $(READY)
+test: $(READY)  ## run all tests, doctests included
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TEST) $(BIN)/python -m pytest -q -n auto
 
+readme: $(READY)  ## run the README's code, and write its output into the README
+	$(BIN)/python tools/readme.py
+
 # Plant the known faults of tools/faults.py, one at a time; every one must turn a test red.
-mutants: $(READY)
+mutants: $(READY)  ## plant known faults, each of which must turn a test red
 	$(BIN)/python tools/mutants.py
 
 # Draw N mutants of the mathematical files blindly and list those that no test notices, e.g. `make random-mutants N=20 SEED=3
@@ -31,20 +37,20 @@ mutants: $(READY)
 N ?= 60
 SEED ?= 0
 ONLY ?=
-random-mutants: $(READY)
+random-mutants: $(READY)  ## change the mathematics blindly (N=, SEED=, ONLY=), and list what no test notices
 	$(BIN)/python tools/random_mutants.py -n $(N) --seed $(SEED) --only '$(ONLY)'
 
 # What did a change alter? `make digest OUT=before.json` before it, `make digest AGAINST=before.json` after it.
-digest: $(READY)
+digest: $(READY)  ## record what numbers come out (OUT=), or compare with a record (AGAINST=)
 	$(BIN)/python tools/digest.py $(if $(OUT),--out $(OUT)) $(if $(AGAINST),--against $(AGAINST))
 
-lint: $(READY)
+lint: $(READY)  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-overhead: $(READY)
+overhead: $(READY)  ## measure what the bound adds to a forward pass
 	$(BIN)/python benchmarks/overhead.py
 
-clean:
+clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,25 +1,78 @@
-"""The README's Python blocks run as they stand (training cut short)."""
+"""The README and the pages with Python for new users: their code runs as it stands (training cut short), and shows what it prints."""
 
+import importlib.util
 import re
+import subprocess
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_there_are_blocks() -> None:
-    assert len(BLOCKS) == 2
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """tools/readme.py."""
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["your array", "your network"])
-def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shorter = block.replace("Config(steps=200)", "Config(steps=2, batch=8)")
-    assert shorter != block or "Config" not in block
-    shorter = shorter.replace("target_error=0.05", "target_error=2.0")
-    exec(compile(shorter, str(README), "exec"), {"__name__": "readme"})
+def _shorter(code: str, *changes: tuple[str, str]) -> str:
+    """The code with less work: every change must be found in it."""
+    for old, new in changes:
+        assert old in code, old
+        code = code.replace(old, new)
+    return code
+
+
+def test_the_readme_is_short_and_begins_with_code() -> None:
+    assert len(README.splitlines()) < 150
+    assert README.index("```python") < README.index("make demo")
+
+
+def test_the_readme_shows_what_its_code_prints(tool: ModuleType) -> None:
+    code, output = tool.blocks(README)
+    assert len(code.splitlines()) <= 10
+    quick = _shorter(code, ("steps=300", "steps=2, batch=8"), ("target_error=0.02", "target_error=0.5"))
+    assert tool.form(output) == tool.form(tool.printed(quick)), "run `make readme`"
+
+
+def test_another_form_is_noticed(tool: ModuleType) -> None:
+    _, output = tool.blocks(README)
+    assert tool.form(output) == tool.form(output.replace("1", "7"))
+    assert tool.form(output) != tool.form(output.replace("prior", "top"))
+    assert tool.form(output) != tool.form(output.replace(" network evaluations", ""))
+
+
+def _run(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str], first: int = 0) -> None:
+    """Run the Python blocks of a page from the `first` on, one after the other, in an empty folder."""
+    monkeypatch.chdir(folder)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    code = _shorter("".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[first:]), *changes)
+    exec(compile(code, page, "exec"), {"__name__": "page"})
+
+
+def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run("networks.md", tmp_path, monkeypatch, ("range(2000)", "range(2)"), ("target_error=0.05", "target_error=20.0"))
+
+
+def test_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).integers(0, 17, (500, 1, 8, 8), dtype=np.uint8))
+    short = (("Config(steps=200)", "Config(steps=2, batch=8)"), ("target_error=0.05", "target_error=2.0"))
+    _run("data.md", tmp_path, monkeypatch, *short)
+
+
+def test_make_help_lists_every_command() -> None:
+    targets = re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[1] for line in told.splitlines()] == targets
 
 
 def test_every_public_name_loads() -> None:
