@@ -72,10 +72,18 @@ def test_every_record_of_results_has_a_page() -> None:
 def test_the_layers_of_the_architecture_are_those_that_are_tested() -> None:
     """docs/architecture.md lists the modules in the order that tests/test_layers.py enforces."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| `([\w.]+)` \|", text.partition("## The layers")[2].partition("\n## ")[0], flags=re.MULTILINE)
-    floors = re.search(r"^FLOORS = \((.*?)^\)", (ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    table = re.findall(
+        r"^\| `([\w.]+)` \|", text.partition("## The layers")[2].partition("\n## ")[0], flags=re.MULTILINE
+    )
+    floors = re.search(
+        r"^FLOORS = \((.*?)^\)",
+        (ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
     assert floors is not None
     source = ROOT / "src" / "diffusional"
     paths = {name: source.joinpath(*name.split(".")) for name in re.findall(r'"([\w.]+)"', floors[1])}
     there = [name for name, path in paths.items() if path.with_suffix(".py").exists() or path.is_dir()]
-    assert table == there, "change the table in docs/architecture.md, section 'The layers', to these modules in this order"
+    assert table == there, (
+        "change the table in docs/architecture.md, section 'The layers', to these modules in this order"
+    )

@@ -75,7 +75,9 @@ def _pytest(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_recipe_has_code_and_a_test_to_run() -> None:
     found = recipes()
-    assert list(found) == [f"Add a {what}" for what in ("schedule", "likelihood", "forward process", "model", "data format", "claim")]
+    assert list(found) == [
+        f"Add a {what}" for what in ("schedule", "likelihood", "forward process", "model", "data format", "claim")
+    ]
     for title, blocks in found.items():
         assert {"python", "sh"} <= {kind for kind, _ in blocks}, title
 

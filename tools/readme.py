@@ -64,7 +64,11 @@ def main() -> None:
     code, old = blocks(text)
     new = printed(code)
     if args.check:
-        sys.exit(f"README.md shows another output than its code prints; run `make readme`\n{new}" if form(old) != form(new) else 0)
+        sys.exit(
+            f"README.md shows another output than its code prints; run `make readme`\n{new}"
+            if form(old) != form(new)
+            else 0
+        )
     README.write_text(text.replace(f"```text\n{old}```", f"```text\n{new}```"), encoding="utf-8")
 
 
