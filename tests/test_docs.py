@@ -1,9 +1,12 @@
 """The documentation: links lead somewhere, lines fit, and every page of results is listed with its command and data."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from diffusional.cli.parse import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
@@ -87,3 +90,33 @@ def test_the_layers_of_the_architecture_are_those_that_are_tested() -> None:
     assert table == there, (
         "change the table in docs/architecture.md, section 'The layers', to these modules in this order"
     )
+
+
+def _commands() -> list[str]:
+    """The `diffusional` commands of all pages, without comments, redirections and lines that leave something out."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        lines = re.findall(r"^ *(diffusional .*)$", text, flags=re.MULTILINE)
+        lines += re.findall(r"^\| [^|]* \| `(diffusional .*?)` \|", text, flags=re.MULTILINE)
+        for line in lines:
+            command = re.split(r" +#| > ", line)[0].strip()
+            if not re.search(r"…|\||\b[A-Z]{3,}\b|`", command):
+                found[command] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("steps = 7\n", encoding="utf-8")
+    program, *args = shlex.split(line)
+    assert program == "diffusional"
+    for run in (arg for arg in args if arg.startswith("runs/")):
+        (tmp_path / run).mkdir(parents=True, exist_ok=True)
+        (tmp_path / run / "config.json").write_text("{}", encoding="utf-8")
+    assert type(parse(args)).__name__.lower() == args[0]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(_commands()) > 60
