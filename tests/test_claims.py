@@ -331,7 +331,7 @@ def test_a_control_that_passes_is_a_failure(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"only": ["C10"]}, "claims C10 came; there are C1, C2"),
+        ({"only": ["C99"]}, "claims C99 came; there are C1, C2"),
         ({"only": []}, "claims none came"),
         ({"seed": -1}, "expected seed to be an integer from 0 to 2^32 - 1, got -1"),
     ],
