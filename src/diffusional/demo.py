@@ -23,7 +23,6 @@ from diffusional.information import aggregated, curve
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
-from diffusional.models.vae import Autoencoder
 from diffusional.report import figures, tables
 from diffusional.space import Discrete
 from diffusional.training import checkpoint, journal, recipes
@@ -115,12 +114,13 @@ def _trained(
 
     def watch(step: int, model: LatentVariableModel) -> None:
         generator = torch.Generator().manual_seed(0)
-        if isinstance(model, DiffusionModel):
-            found = curve(originals, model.process.schedule, levels=2, samples=_SAMPLES, generator=generator)
+        learned, chain = model.learned_posterior(), model.visited()
+        if learned is None:
+            assert chain is not None
+            found = curve(originals, chain.process.schedule, levels=2, samples=_SAMPLES, generator=generator)
             information = Estimate(float(found.information[0]), float(found.error[0]), 0.0, found.samples, 0)
         else:
-            assert isinstance(model, Autoencoder)
-            information = aggregated(model, originals, _SAMPLES, generator).information
+            information = aggregated(learned, originals, _SAMPLES, generator).information
         trace.append({"step": step, "value": information.value, "error": information.error})
 
     return train(config, run, dataset, console=console, watch=watch), trace

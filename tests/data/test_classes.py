@@ -330,7 +330,7 @@ def test_a_hub_column_of_classes_keeps_its_declared_names(tmp_path: Path) -> Non
     assert by_name.condition_hash("train") == data.condition_hash("train")
     with pytest.raises(DiffusionalError, match=r"'sort'.*kind \(ClassLabel"):
         df.data.load(name, levels=256, column="x", condition="sort")
-    with pytest.raises(DiffusionalError, match="streaming"):
+    with pytest.raises(DiffusionalError, match=r"condition='label'.*without streaming"):
         df.data.load(name, levels=256, column="x", condition="label", streaming=True)
 
 

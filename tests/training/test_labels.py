@@ -190,7 +190,7 @@ def test_what_is_recorded_of_a_dataset_s_condition() -> None:
         recorded(Config(data=DataConfig(condition="label")), data.without_condition())
     assert data.condition is not None
     other = replace(data, classes=(), condition={split: one[:, None].double() for split, one in data.condition.items()})
-    with pytest.raises(DiffusionalError, match="class labels"):
+    with pytest.raises(DiffusionalError, match=r"class labels.*model\.loss\(x, condition=c\)"):
         recorded(Config(), other)
     digits = df.data.load("digits", condition="label")
     assert recorded(Config(), digits).data == DataConfig(condition="label")

@@ -121,7 +121,6 @@ def _budget(command: Information) -> Result:
 
     from diffusional.information import budget
     from diffusional.models.diffusion import DiffusionModel
-    from diffusional.models.vae import Autoencoder
     from diffusional.report.tables import budget_table
     from diffusional.training.run import load, read_run
 
@@ -131,8 +130,9 @@ def _budget(command: Information) -> Result:
             f"options of a schedule, --levels or --figure came with {command.data}, a run, which has its own: leave them out"
         )
     record, model = read_run(command.data), load(command.data)
-    if isinstance(model, Autoencoder):
-        return _latents(command, record, model)
+    learned = model.learned_posterior()
+    if learned is not None:
+        return _latents(command, record, learned)
     if command.reference is None:
         raise DiffusionalError(
             f"{command.data} came, a run: the information in real data isn't known, and gaps are relative to another "

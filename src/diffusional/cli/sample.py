@@ -23,7 +23,6 @@ def run(command: Sample) -> Result:
     import torch
 
     from diffusional.conditions import moved, rows_of
-    from diffusional.models.diffusion import DiffusionModel
     from diffusional.report.figures import grid
     from diffusional.space import Discrete
     from diffusional.training.run import load, read_run
@@ -46,7 +45,7 @@ def run(command: Sample) -> Result:
     place = device()
     model, generator = model.to(place), torch.Generator(place).manual_seed(command.seed)
     options: dict[str, Any] = {}
-    if isinstance(model, DiffusionModel):
+    if len(model.sampling) > 1:
         options = {"method": command.method, "steps": command.steps, "eta": command.eta}
     elif command.method != "ancestral" or command.steps is not None or command.eta:
         raise DiffusionalError(

@@ -100,6 +100,9 @@ class LatentVariableModel(nn.Module, ABC):
     classes: tuple[str, ...] = ()
     """Names of the classes whose labels are the condition of a model that was built from a config; else empty."""
 
+    sampling: tuple[str, ...] = ("ancestral",)
+    """Names of the methods that `sample` takes as `method`. A model with one of them takes no such argument."""
+
     if TYPE_CHECKING:
 
         @property

@@ -60,6 +60,8 @@ class DiffusionModel(Chain):
 
     process: GaussianDiffusion
 
+    sampling = ("ancestral", "ddim")
+
     def __init__(
         self,
         process: GaussianDiffusion,
