@@ -1694,6 +1694,20 @@ FAULTS = [
     ),
     _fault(
         "models/vae.py",
+        "importance weights of a prior with a bound only are refused after the networks were called",
+        "self.prior.check_log_prob()",
+        "pass",
+        "models/test_vae.py::test_weights_are_refused_before_any_network_is_called",
+    ),
+    _fault(
+        "models/chain.py",
+        "importance weights in continuous time",
+        '        if self.steps is None:\n            raise DiffusionalError(\n                f"importance',
+        '        if False:\n            raise DiffusionalError(\n                f"importance',
+        "models/test_vae.py::test_weights_are_refused_before_any_network_is_called",
+    ),
+    _fault(
+        "models/vae.py",
         "the reparameterised noise without its mean",
         "(standard,), lambda: self.decode(z, x, condition)",
         "(standard,), lambda: self.decode(z - encoded.mean, x, condition)",
