@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 # Threads of one test process; pytest-xdist runs one process per core.
 export OMP_NUM_THREADS_TEST ?= 1
 
-.PHONY: help demo test readme mutants random-mutants digest lint overhead clean
+.PHONY: help demo test readme results mutants random-mutants digest lint overhead clean
 .DEFAULT_GOAL := demo
 
 help:  ## list these commands
@@ -27,6 +27,9 @@ test: $(READY)  ## run all tests, doctests included
 
 readme: $(READY)  ## run the README's code, and write its output into the README
 	$(BIN)/python tools/readme.py
+
+results: $(READY)  ## write the tables of docs/results from the JSON of the benchmarks
+	$(BIN)/python tools/results.py
 
 # Plant the known faults of tools/faults.py, one at a time; every one must turn a test red.
 mutants: $(READY)  ## plant known faults, each of which must turn a test red

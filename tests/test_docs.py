@@ -1,8 +1,10 @@
 """The documentation: links lead somewhere, lines fit, and every page of results is listed with its command and data."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -120,3 +122,29 @@ def test_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_there_are_commands_to_check() -> None:
     assert len(_commands()) > 60
+
+
+def _results() -> ModuleType:
+    """tools/results.py."""
+    spec = importlib.util.spec_from_file_location("results", ROOT / "tools" / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_results_are_those_of_the_data() -> None:
+    results, found = _results(), set()
+    for page in ROOT.glob("docs/results/*.md"):
+        text = page.read_text(encoding="utf-8")
+        found |= set(re.findall(r"<!-- table: (\w+) -->", text))
+        assert text == results.written(text), f"{page.name} differs from its data: run `make results`"
+    assert found == set(results.TABLES)
+
+
+def test_a_table_that_differs_from_its_data_is_noticed() -> None:
+    results = _results()
+    text = (ROOT / "docs" / "results" / "systems.md").read_text(encoding="utf-8")
+    assert results.written(text.replace("1.966 ± 0.013", "1.965 ± 0.013")) == text
+    assert results.written(text.replace("<!-- table: gains -->\n", "")) != text
