@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
 PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 WIDTH = 130
+# Pages whose lines are not wrapped yet.
+BEING_REWRITTEN = ("conditions.md", "families.md", "evaluation.md")
 _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -46,6 +48,18 @@ def _long(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     assert _broken(page, page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_fit(page: Path) -> None:
+    if page.name in BEING_REWRITTEN:
+        pytest.skip("being rewritten")
+    assert _long(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_long_line_is_found() -> None:
+    long = "word " * 30
+    assert _long(f"{long}\n| {long} |\n[link](math.md) {long}\nshort") == [long.rstrip() + " "]
 
 
 def test_a_broken_link_is_found() -> None:
