@@ -2195,7 +2195,7 @@ FAULTS = [
         "costs that broadcast over the items",
         "if cost.shape != (items,):",
         "if cost.ndim > 1:",
-        "models/test_chain.py::test_costs_have_one_number_per_item",
+        "models/test_chain.py::test_overridden_costs_have_one_number_per_item[prior]",
     ),
     _fault(
         "models/chain.py",
