@@ -20,7 +20,7 @@ class EssayChain(df.Chain):
         self.process = df.GaussianDiffusion(df.schedule.linear(T, beta, beta))
         self.levels_of_p, self.decoder = nn.ModuleList(network(2 * D) for _ in range(1, T)), network(D)
 
-    def step(self, z_next, t, condition=None):
+    def step(self, z_next, t):
         every = torch.stack([net(z_next) for net in self.levels_of_p])  # (T − 1, B, 2D)
         mean, log_variance = every[t - 1, torch.arange(len(t))].chunk(2, 1)
         return df.Gaussian(mean, log_variance)
@@ -28,5 +28,5 @@ class EssayChain(df.Chain):
     def last(self, n):
         return df.Gaussian(torch.zeros(n, D), torch.zeros(n, D))
 
-    def decode(self, z_1, condition=None):
+    def decode(self, z_1):
         return df.Bits(self.decoder(z_1).double())

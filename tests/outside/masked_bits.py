@@ -49,12 +49,12 @@ class MaskedBits(df.Chain):
         super().__init__()
         self.network = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
 
-    def step(self, z_next, t, condition=None):
+    def step(self, z_next, t):
         one = torch.sigmoid(self.network(z_next).double())
         return self.process.posterior(z_next, torch.stack([1 - one, 0 * one, one], 2), t)
 
     def last(self, n):
         return self.process.marginal(torch.zeros(n, 4), self.process.steps)
 
-    def decode(self, z_1, condition=None):
+    def decode(self, z_1):
         return self.step(z_1, 0)
