@@ -2,21 +2,27 @@
 
 Coefficients come from ridge regression in each cell towards those around it. π_c ∝ n_c s_c, s_c the root mean square of what is left,
 which is Neyman's allocation and minimises the variance of plan.py (a), with a floor. The first 30 % of the pilot visit all cells alike,
-the rest as these suggest. At low noise costs are rare and large, and a pilot may meet none: the controls' own variance, which is known,
+the rest as these suggest. A pilot of n visits leaves about 1 + κ/n times the variance of a long one, so that n + V (1 + κ/n)/error²
+evaluations, pilot and draws together, are least at n = √(κ draws): a pilot for a target starts small and goes on to there. At low noise costs are rare and large, and a pilot may meet none: the controls' own variance, which is known,
 says how much there is to regress on, and how small s_c may be.
 """
 
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.controls import ENOUGH, Control, fit_controls
+from diffusional.evaluation.control import ENOUGH, Control, columns, width_of
+from diffusional.evaluation.controls import fit_controls
 from diffusional.evaluation.plan import Met, Plan, about, cell_edges, learner, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import LevelVisits, slopes, visit_costs, visit_features
+from diffusional.evaluation.wiener import Wiener
 from diffusional.models.base import device_of
 from diffusional.models.chain import AffineCosts, Chain
 
@@ -30,7 +36,9 @@ _SHRINK = 10.0
 _AROUND = 2
 _LEAST_OF_AROUND = 0.6
 # Controls are dropped if a smaller set of them leaves less than this part of the variance.
-_HARM = 0.8
+_HARM = 0.9
+# κ, measured on digits and MNIST (docs/results.md), and how long a pilot for a target may become.
+_KAPPA, _LONGEST = 500.0, 20_000
 
 
 @learner
@@ -43,32 +51,29 @@ def fit(
     cells: int,
     condition: Condition | None,
     like: Plan | None,
+    draws: Callable[[float], float] | None,
 ) -> Plan:
     """As `Plan.fit`, of a model that is not training."""
     device = device_of(model.whole(), data)
     said = about(model)
-    origin = {
-        "seed": seed,
-        "data_sha256": fingerprint(model.space, data),
-        "evaluations": evaluations,
-        **condition_record(condition),
-    }
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
     fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
-    controls = tuple(fit_controls(names, fitted, model.space)) if model.affine is not None and len(worlds) else ()
+    controls = fit_controls(names, model, fitted) if len(worlds) else ()
     plan = _even(model, controls, data, cells)
     generator = torch.Generator().manual_seed(seed)
     known = _known_variance(model, controls, plan.edges, tried)
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    origin = {"seed": seed, "data_sha256": fingerprint(model.space, data), **condition_record(condition)}
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     levels: list[Tensor] = []
     items: list[Tensor] = []
     # Replay the visits of another model's pilot on the same levels, data and conditions, so that the differences of their costs are known.
     replayed = Met.nothing()
     if like is not None and plan.edges.equal(like.edges) and same_pilot(origin, like.provenance):
+        evaluations, draws = len(like.met.left) or evaluations, None
         replayed = like.met
 
-    def visit(n: int) -> None:
-        """n more evaluations under the plan as it is: their cells, costs and features."""
+    def visit(n: int) -> _Seen:
+        """Make n more evaluations under the plan as it is, and return everything seen so far."""
         repeats = -(-n // len(visited))
         item = visited[torch.cat([torch.randperm(len(visited), generator=generator) for _ in range(repeats)])[:n]]
         v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
@@ -91,7 +96,7 @@ def fit(
             )
         levels.append(visits.level)
         items.append(item)
-        rows.append((visits.cell, costs, visit_features(model, controls, x, visits, noise)))
+        rows.append((visits.cell, costs, *visit_features(model, controls, x, visits, noise)))
         if not model.decoder_uses_network:
             items.append(item)
             zero = LevelVisits(
@@ -99,23 +104,27 @@ def fit(
             )
             other = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
             rows.append(
-                (zero.cell, visit_costs(model, x, zero, other, None), visit_features(model, controls, x, zero, other))
+                (zero.cell, visit_costs(model, x, zero, other, None), *visit_features(model, controls, x, zero, other))
             )
+        return _Seen(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
     even = int(_EVEN * evaluations)
-    for n in (even, evaluations - even):
-        visit(n)
-        cell, costs, features = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        plan = _regressed(plan, model, cell, costs, features, known)
-    helpful = _helpful(plan, model, cell, costs, features, known, torch.searchsorted(visited, torch.cat(items)) % 2)
-    plan, features, known = _with_controls(plan, helpful, features, known)
+    seen = visit(even)
+    plan, ahead = _regressed(plan, model, seen, known), evaluations - even
+    while ahead:
+        seen = visit(ahead)
+        plan = _regressed(plan, model, seen, known)
+        ahead = 0 if draws is None else _further(sum(map(len, levels)), draws(plan.draw_variance))
+    helpful = _helpful(plan, model, seen, known, torch.searchsorted(visited, torch.cat(items)) % 2)
+    plan, seen, known = _with_controls(plan, helpful, seen, known)
     if len(helpful) < len(controls):
-        plan = _regressed(plan, model, cell, costs, features, known)
+        plan = _regressed(plan, model, seen, known)
     if like is not None and all(like.provenance.get(key) == said[key] for key in said) and plan.edges.equal(like.edges):
         plan = replace(plan, mass=like.mass)
     learned = {
         "method": "pilot",
         **origin,
+        "evaluations": sum(map(len, levels)),
         "cells": cells,
         "controls": [control.name for control in plan.controls],
         "dropped_controls": [control.name for control in controls if control not in plan.controls],
@@ -123,10 +132,38 @@ def fit(
     }
     # Every other part belongs to a decoder without network.
     step = 1 if model.decoder_uses_network else 2
-    cell, costs, _ = (torch.cat(parts) for parts in zip(*rows[::step], strict=True))
-    features = torch.cat(features.split([len(part[0]) for part in rows])[::step])
-    met = Met(cell, torch.cat(levels), costs - plan._subtracted(cell, features))
-    return replace(plan, provenance=said | learned, met=met)
+    own = torch.cat([torch.full((len(part[0]),), i % step == 0) for i, part in enumerate(rows)])
+    residual = seen.costs - plan._subtracted(seen.cell, seen.expected, seen.drawn)
+    return replace(plan, provenance=said | learned, met=Met(seen.cell[own], torch.cat(levels), residual[own]))
+
+
+def _further(done: int, draws: float) -> int:
+    """Return how many more evaluations a pilot of `done` should make for an evaluation that will take `draws`: up to √(κ draws) in all, and
+    three times as many as it has at once, since a short pilot knows the variance poorly.
+
+    >>> _further(500, 500.0), _further(500, 2000.0), _further(500, 1e6)
+    (0, 500, 1000)
+    """
+    best = min(math.sqrt(_KAPPA * draws), float(_LONGEST))
+    return min(math.ceil(best), 3 * done) - done if best > 1.2 * done else 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the pilot saw: `cell` (V,), `costs` (V,), and the controls' functions of item and level (V, E) and of the noise (V, F)."""
+
+    cell: Tensor
+    costs: Tensor
+    expected: Tensor
+    drawn: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """(V, E + F)."""
+        return torch.cat([self.expected, self.drawn], 1)
+
+    def __getitem__(self, rows: Tensor) -> "_Seen":
+        return _Seen(self.cell[rows], self.costs[rows], self.expected[rows], self.drawn[rows])
 
 
 def _parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -144,48 +181,47 @@ def _parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
     return shuffled[: items // 2].sort().values, shuffled[items // 2 :].sort().values
 
 
-def _with_controls(plan: Plan, kept: list[int], features: Tensor, known: Tensor) -> tuple[Plan, Tensor, Tensor]:
-    """Return the plan, the features (V, 2K) and the known variances (K, C + 1) with the controls of `kept` only."""
+def _with_controls(plan: Plan, kept: list[int], seen: _Seen, known: Tensor) -> tuple[Plan, _Seen, Tensor]:
+    """Return the plan, what the pilot saw and the known variances (F, C + 1) with the controls of `kept` only."""
     if len(kept) == len(plan.controls):
-        return plan, features, known
-    columns = [*kept, *(len(plan.controls) + k for k in kept)]
+        return plan, seen, known
+    expects, draws = columns(plan.controls, kept)
     fewer = replace(
         plan,
-        expected=plan.expected[kept],
-        drawn=plan.drawn[kept],
+        expected=plan.expected[expects],
+        drawn=plan.drawn[draws],
         controls=tuple(plan.controls[k] for k in kept),
     )
-    return fewer, features[:, columns], known[kept]
+    return fewer, replace(seen, expected=seen.expected[:, expects], drawn=seen.drawn[:, draws]), known[draws]
 
 
-def _helpful(
-    plan: Plan, model: Chain, cell: Tensor, costs: Tensor, features: Tensor, known: Tensor, fold: Tensor
-) -> list[int]:
-    """Return the controls to keep: all, unless a single one or none leaves less variance. The coefficients are fitted to one half of the
-    items (`fold` (V,) is 0 or 1) and the variance is measured on the other.
+def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor) -> list[int]:
+    """Return the controls to keep: all, unless a part of them leaves less variance. The coefficients are fitted to one half of the items
+    (`fold` (V,) is 0 or 1) and the variance is measured on the other.
     """
     every = list(range(len(plan.controls)))
     width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
 
     def left(kept: list[int]) -> float:
         """Return the least variance of a visit, (Σ_c n_c s_c)², with s_c from items to which the coefficients were not fitted."""
-        some, columns, variances = _with_controls(plan, kept, features, known)
+        some, theirs, variances = _with_controls(plan, kept, seen, known)
         squares, count = torch.zeros_like(width), torch.zeros_like(width)
         for half in (0, 1):
-            fitted, tried = fold != half, fold == half
-            trial = _regressed(some, model, cell[fitted], costs[fitted], columns[fitted], variances)
-            residual = costs[tried] - trial._subtracted(cell[tried], columns[tried])
-            squares.index_add_(0, cell[tried], residual.square())
-            count.index_add_(0, cell[tried], torch.ones_like(residual))
+            fitted, tried = theirs[fold != half], theirs[fold == half]
+            trial = _regressed(some, model, fitted, variances)
+            residual = tried.costs - trial._subtracted(tried.cell, tried.expected, tried.drawn)
+            squares.index_add_(0, tried.cell, residual.square())
+            count.index_add_(0, tried.cell, torch.ones_like(residual))
         return float((width * (squares / count.clamp(min=1)).sqrt()).sum()) ** 2
 
     if not every or not bool((fold == 0).any() and (fold == 1).any()):
         return every
     chosen, least = every, _HARM * left(every)
-    for kept in ([], *([k] for k in every if len(every) > 1)):
-        found = left(kept)
-        if found < least:
-            chosen, least = kept, found
+    for size in range(len(every)):
+        for kept in map(list, combinations(every, size)):
+            found = left(kept)
+            if found < least:
+                chosen, least = kept, found
     return chosen
 
 
@@ -203,8 +239,8 @@ def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int)
         mass[0] = 0
         mass = mass / mass.sum()
     zero = torch.zeros(count, dtype=torch.float64)
-    none = torch.zeros(len(controls), count, dtype=torch.float64)
-    return Plan(edges, mass, zero, none, none, zero, controls)
+    expects, draws = (zero.new_zeros(n, count) for n in width_of(controls))
+    return Plan(edges, mass, zero, expects, draws, zero, controls)
 
 
 def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
@@ -213,70 +249,78 @@ def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, da
     density = (ends[1:] - ends[:-1]).detach().cpu()
     density = density / density.sum()
     for control in controls:
-        level = edges[:-1] if model.levels is not None else 0.5 * (edges[1:] + edges[:-1])
-        gamma = model.noisy_gamma(level).detach().cpu()
-        expected = control.mean_expected(data[:: max(1, len(data) // 256)].cpu(), gamma)
-        if expected is not None:
-            cost = slopes(model, level)[1].detach().cpu() * torch.exp(-gamma) * expected
+        if isinstance(control, Wiener):
+            level = edges[:-1] if model.levels is not None else 0.5 * (edges[1:] + edges[:-1])
+            some = data[:: max(1, len(data) // 256)]
+            cost = slopes(model, level)[1].detach().cpu() * control.density(
+                some, model.noisy_gamma(level).detach().cpu()
+            )
             density = 0.5 * density + 0.5 * cost / cost.sum()
     return density
 
 
 def _known_variance(model: Chain, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
-    """Var of each control's drawn cost in each cell (K, C + 1), nats², over three of its levels; the reconstruction's is not known."""
-    out = torch.zeros(len(controls), len(edges), dtype=torch.float64)
+    """Variances of the controls' functions of the noise in each cell (F, C + 1), nats², over three of its levels: zero where they are not
+    known, and for the reconstruction.
+    """
+    out = torch.zeros(width_of(controls)[1], len(edges), dtype=torch.float64)
     costs = model.affine
-    if costs is None:
+    if costs is None or not len(out):
         return out
     third = torch.tensor([1 / 6, 1 / 2, 5 / 6], dtype=torch.float64)
     level = edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * third
     level = (level.long() if not edges.dtype.is_floating_point else level).flatten()
-    gamma = costs.noisy_gamma(level).detach().cpu()
-    factor = slopes(costs, level)[1].detach().cpu() * torch.exp(-gamma)
-    sample = data[:: max(1, len(data) // 1000)].cpu()
-    parts = [(factor.square() * control.variance(sample, gamma)).view(-1, 3).mean(1) for control in controls]
-    for k, part in enumerate(parts):
-        out[k, 1:] = part
+    gamma, slope = costs.noisy_gamma(level).detach().cpu().double(), slopes(costs, level)[1].detach().cpu()
+    sample = data[:: max(1, len(data) // 256)]
+    variance = torch.cat([control.variance(sample, gamma) for control in controls], 1)  # (3 C, F)
+    out[:, 1:] = (slope.square()[:, None] * variance).view(-1, 3, len(out)).mean(1).T
     return out
 
 
-def _regressed(plan: Plan, model: Chain, cell: Tensor, costs: Tensor, features: Tensor, known: Tensor) -> Plan:
-    """Coefficients by ridge regression in each cell towards those of all cells, and π from what is left."""
-    cells, k = plan.cells + 1, len(plan.controls)
+def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
+    """Coefficients by ridge regression in each cell towards those of its neighbours and of all cells, and π from what is left."""
+    cells, cell, features = plan.cells + 1, seen.cell, seen.features
+    expects = seen.expected.shape[1]
+    # Of functions of the noise, what is known of their variance, and of which controls they are models of the cost.
+    known = torch.cat([known.new_zeros(expects, cells), known])
+    models = [control.models_cost for control in plan.controls for _ in control.draws]
+    models = torch.tensor([False] * expects + models, dtype=torch.bool)
     members = [(cell == c).nonzero().squeeze(1) for c in range(cells)]
     count = torch.tensor([float(len(rows)) for rows in members], dtype=torch.float64)
-    centred_costs, centred = torch.zeros_like(costs), torch.zeros_like(features)
-    seen, unit = torch.zeros(2 * k, cells, dtype=torch.float64), torch.ones(cells, dtype=torch.float64)
+    costs, centred = torch.zeros_like(seen.costs), torch.zeros_like(features)
+    varied, unit = torch.zeros_like(known), torch.ones(cells, dtype=torch.float64)
     for c, rows in enumerate(members):
         if len(rows):
-            centred_costs[rows] = costs[rows] - costs[rows].mean()
+            costs[rows] = seen.costs[rows] - seen.costs[rows].mean()
             centred[rows] = features[rows] - features[rows].mean(0)
-            seen[:, c] = centred[rows].square().mean(0)
-            unit[c] = torch.cat([centred_costs[rows].square().mean()[None], known[:, c]]).max().sqrt().clamp(min=1e-12)
-    # What a feature varies by in a cell: what was seen or, of draws, what is known, whichever is more.
-    varies = torch.cat([seen[:k], torch.maximum(seen[k:], known)])
-    scaled, scaled_costs = centred / unit[cell, None], centred_costs / unit[cell]
+            varied[:, c] = centred[rows].square().mean(0)
+            most = torch.cat([costs[rows].square().mean()[None], known[models, c]]).max()
+            unit[c] = most.sqrt().clamp(min=1e-12)
+    # What a feature varies by in a cell: what was seen or what is known, whichever is more.
+    varies = torch.maximum(varied, known)
+    scaled, scaled_costs, scaled_varies = centred / unit[cell, None], costs / unit[cell], varies / unit.square()
 
     def pooled(first: int, last: int, towards: Tensor) -> Tensor:
         rows = ((cell >= first) & (cell <= last)).nonzero().squeeze(1)
-        return _ridge(scaled[rows], scaled_costs[rows], towards, _SHRINK * scaled[rows].square().mean(0))
+        share = count[first : last + 1] / count[first : last + 1].sum().clamp(min=1)
+        return _ridge(scaled[rows], scaled_costs[rows], towards, scaled_varies[:, first : last + 1] @ share)
 
-    none = torch.zeros(2 * k, dtype=torch.float64)
+    none = torch.zeros(len(varies), dtype=torch.float64)
     overall = pooled(1, cells - 1, none)
     constant, scale = torch.zeros(cells, dtype=torch.float64), torch.zeros(cells, dtype=torch.float64)
-    coefficients = torch.zeros(2 * k, cells, dtype=torch.float64)
+    coefficients = torch.zeros(len(varies), cells, dtype=torch.float64)
     for c, rows in enumerate(members):
         if not len(rows):
             continue
-        towards = pooled(max(1, c - _AROUND), c + _AROUND, overall) if c else none
-        b = _ridge(centred[rows], centred_costs[rows], towards, _SHRINK * varies[:, c])
+        towards = pooled(max(1, c - _AROUND), min(c + _AROUND, cells - 1), overall) if c else none
+        b = _ridge(centred[rows], costs[rows], towards, varies[:, c])
         coefficients[:, c] = b
-        constant[c] = (costs[rows] - features[rows] @ b).mean()
-        left = (centred_costs[rows] - centred[rows] @ b).square().sum()
-        freedom = len(rows) - 1 - 2 * k * len(rows) / (len(rows) + _SHRINK)
+        constant[c] = (seen.costs[rows] - features[rows] @ b).mean()
+        left = (costs[rows] - centred[rows] @ b).square().sum()
+        freedom = len(rows) - 1 - len(b) * len(rows) / (len(rows) + _SHRINK)
         scale[c] = (left / max(freedom, 1.0)).sqrt()
-    if k:
-        scale[1:] = _informed(scale[1:], count[1:], seen[k:, 1:].sum(0), known[:, 1:].sum(0))
+    if bool(models.any()):
+        scale[1:] = _informed(scale[1:], count[1:], varied[models, 1:].sum(0), known[models, 1:].sum(0))
     width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
     share = _smoothed(width * scale, count)
     if not model.decoder_uses_network:
@@ -284,15 +328,18 @@ def _regressed(plan: Plan, model: Chain, cell: Tensor, costs: Tensor, features: 
     even = (share > -1).double() if model.decoder_uses_network else (torch.arange(cells) > 0).double()
     total = share.sum()
     mass = even / even.sum() if not total > 0 else (1 - _FLOOR) * share / total + _FLOOR * even / even.sum()
-    return Plan(plan.edges, mass, constant, coefficients[:k], coefficients[k:], scale, plan.controls, plan.provenance)
+    expected, drawn = coefficients[:expects], coefficients[expects:]
+    return Plan(plan.edges, mass, constant, expected, drawn, scale, plan.controls, plan.provenance)
 
 
-def _ridge(features: Tensor, target: Tensor, towards: Tensor | None, pull: Tensor) -> Tensor:
-    """Least squares with a pull (F,), in squares of features, towards given coefficients (or none)."""
-    towards = torch.zeros(features.shape[1], dtype=torch.float64) if towards is None else towards
-    gram = features.T @ features
-    right = features.T @ (target - features @ towards)
-    return towards + torch.linalg.lstsq(gram + torch.diag(pull + 1e-300), right[:, None]).solution[:, 0]
+def _ridge(features: Tensor, target: Tensor, towards: Tensor, varies: Tensor) -> Tensor:
+    """Least squares (F,) of a target (V,) on features (V, F) that vary by `varies` (F,), with a pull of _SHRINK draws towards given
+    coefficients; features that do not vary keep these.
+    """
+    unit = torch.where(varies > 0, varies, 1.0).sqrt()
+    scaled = features / unit
+    gram = scaled.T @ scaled + _SHRINK * torch.eye(len(unit), dtype=torch.float64)
+    return towards + torch.linalg.solve(gram, scaled.T @ (target - features @ towards)) / unit
 
 
 def _informed(scale: Tensor, count: Tensor, seen: Tensor, known: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """The plan of an evaluation: where to look, and what to subtract. Learned on training data, saved, used again.
 
 The levels are cut into cells c, and the reconstruction is a cell of its own. A visit draws a cell with probability π_c, a
-level t uniformly in it (so that q_t = π_c/n_c, or a density in continuous time), and one noise ε. With E_k and h_k the
-expected and the drawn cost of the k-th control (`controls.py`),
+level t uniformly in it (so that q_t = π_c/n_c, or a density in continuous time), and one noise ε. With E_k(x, t) functions of item and
+level, and h_k(x, t, ε) functions of the noise with mean zero, which the controls offer (control.py),
 
-    g_t(ε) = a_c + Σ_k b_ck E_k(x, t) + β_ck [h_k(x, t, ε) − E_k(x, t)],     E_ε g_t = a_c + Σ_k b_ck E_k(x, t),
+    g_t(ε) = a_c + Σ_k b_ck E_k(x, t) + Σ_k β_ck h_k(x, t, ε),     E_ε g_t = a_c + Σ_k b_ck E_k(x, t),
     Ŝ(x)   = KL_T + Σ_t E_ε g_t + (1/J) Σ_j [cost_{t_j}(x, ε_j) − g_{t_j}(ε_j)] / q_{t_j}                        (a)
 
 is unbiased for every π > 0 and every coefficient (MATH (22)); Σ_t E_ε g_t needs no network.
@@ -14,8 +14,8 @@ is the error of its mean.
 The constants a_c take off what the levels differ by, so stratifying over levels, which does the same, has nothing left to gain; nor
 do antithetic pairs (benchmarks/antithetic.py).
 
-A chain whose costs are not affine in the squared error of the noise, such as a binomial one, goes the same way without controls: g is
-then a_c.
+A chain whose costs are not affine in the squared error of the noise goes the same way with the controls of its family, if it has any;
+otherwise g is a_c.
 
 Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte Carlo theory, methods and examples, ch. 8–9.
 """
@@ -33,9 +33,10 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.controls import KINDS, Control
+from diffusional.evaluation.control import Control, width_of
+from diffusional.evaluation.controls import NAMES, restored
 from diffusional.evaluation.provenance import tensor_hash
-from diffusional.evaluation.visits import LevelVisits, quadrature, visit_costs, visit_features
+from diffusional.evaluation.visits import FIRST_SLOPE, LevelVisits, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.ledger import sharing
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -81,10 +82,10 @@ class Plan:
         edges: (C + 1,) first levels t of the cells and L + 1; in continuous time the edges in u.
         mass: (C + 1,) π, the reconstruction first: zero where the decoder needs no network.
         constant: (C + 1,) a_c.
-        expected: (K, C + 1) b_ck.
-        drawn: (K, C + 1) β_ck.
+        expected: (E, C + 1) b_ck.
+        drawn: (F, C + 1) β_ck.
         scale: (C + 1,) s_c, nats.
-        controls: K of them.
+        controls: with E functions of item and level and F functions of the noise in all.
         provenance: what it was learned from.
         met: the pilot's visits and residuals. Scores do not depend on them, and they are not part of `sha256`.
 
@@ -111,14 +112,14 @@ class Plan:
             raise DiffusionalError(
                 f"expected a plan of at most {_MOST_CELLS} cells of levels, got {self.cells}; give fewer cells"
             )
-        cells, controls = self.cells + 1, len(self.controls)
+        cells, (expects, draws) = self.cells + 1, width_of(self.controls)
         shapes = {"mass": (cells,), "constant": (cells,), "scale": (cells,)}
-        shapes |= {"expected": (controls, cells), "drawn": (controls, cells)}
+        shapes |= {"expected": (expects, cells), "drawn": (draws, cells)}
         for name, shape in shapes.items():
             value = getattr(self, name)
             if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
                 raise DiffusionalError(
-                    f"expected a finite {name} of shape {shape} for {self.cells} cells of levels and {controls} controls, got shape "
+                    f"expected a finite {name} of shape {shape} for {self.cells} cells of levels and {len(self.controls)} controls, got shape "
                     f"{tuple(value.shape)}{'' if torch.isfinite(value).all() else ' with values that are not finite'}; learn the plan again"
                 )
         total = float(self.mass.double().sum())
@@ -171,16 +172,18 @@ class Plan:
         data: Tensor,
         evaluations: int = PILOT,
         seed: int = 0,
-        controls: tuple[str, ...] = ("factorized", "wiener"),
+        controls: tuple[str, ...] = NAMES,
         cells: int = CELLS,
         condition: Condition | None = None,
         like: "Plan | None" = None,
+        draws: Callable[[float], float] | None = None,
     ) -> "Plan":
         """Learn a plan from a pilot of `evaluations` on (training) data (N, *space.shape), encoded.
 
         `condition` (N, …), a tensor or a dict of tensors, goes with the data of a conditional model. With `like`, the plan of
         another model with the same levels learned on the same data, the probabilities are that plan's, so that the same noise
-        leads to the same visits. Raises DiffusionalError for a pilot of fewer than 100 evaluations, data that the space
+        leads to the same visits. With `draws`, which returns how many draws an evaluation will take if a visit has a given variance
+        (nats²), the pilot goes on while it saves more draws than it takes. Raises DiffusionalError for a pilot of fewer than 100 evaluations, data that the space
         refuses, a condition without a row for every item, and costs that are not finite.
 
         >>> from diffusional import exact, schedule, Continuous, DiffusionModel, GaussianDiffusion, likelihood
@@ -195,10 +198,12 @@ class Plan:
         check_condition(condition, len(data))
         check_seed(seed)
         if evaluations < 100:
-            raise DiffusionalError(f"a pilot of {evaluations} evaluations came; give at least 100 ({PILOT} by default)")
+            raise DiffusionalError(
+                f"expected a pilot of at least 100 evaluations, got {evaluations}; the default is {PILOT}"
+            )
         assert _learn is not None  # registered by pilot.py, which the package imports
         with evaluation_mode(model), torch.inference_mode():
-            found = _learn(visited(model), data, evaluations, seed, controls, cells, condition, like)
+            found = _learn(visited(model), data, evaluations, seed, controls, cells, condition, like, draws)
         # Tensors made in inference mode cannot be used with those that need gradients, such as a learned schedule's.
         own = {name: getattr(found, name).clone() for name in _NUMBERS}
         return replace(found, **own, met=Met(**{name: value.clone() for name, value in vars(found.met).items()}))
@@ -229,7 +234,7 @@ class Plan:
     ) -> Tensor:
         """cost − g (V,), nats, unweighted, of items x (V, *dims) at their visits: one network evaluation each."""
         features = visit_features(model, self.controls, x, visits, noise)
-        return visit_costs(model, x, visits, noise, condition) - self._subtracted(visits.cell, features)
+        return visit_costs(model, x, visits, noise, condition) - self._subtracted(visits.cell, *features)
 
     def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor) -> Tensor:
         """−ln p(x|z_1) − g (V,) where the decoder needs no network: every visit has one for nothing."""
@@ -237,9 +242,10 @@ class Plan:
         visits = LevelVisits(zero, zero + 1, torch.ones(len(x), dtype=torch.float64))
         return self.residuals(model, x, visits, noise)
 
-    def _subtracted(self, cell: Tensor, features: Tensor) -> Tensor:
-        coefficients = torch.cat([self.expected, self.drawn])[:, cell]  # (2K, V)
-        return self.constant[cell] + (features * coefficients.T).sum(1)
+    def _subtracted(self, cell: Tensor, expected: Tensor, drawn: Tensor) -> Tensor:
+        """g (V,) from the controls' functions (V, E) and (V, F), `visit_features`."""
+        of_item = (expected * self.expected[:, cell].T).sum(1)
+        return self.constant[cell] + of_item + (drawn * self.drawn[:, cell].T).sum(1)
 
     @torch.no_grad()
     def base(self, model: Chain, x: Tensor) -> Tensor:
@@ -252,13 +258,16 @@ class Plan:
             return torch.cat([decoder[:, None], total], 1)
         gamma, weight, offset = quadrature(costs, self.edges)
         total += offset
-        ends = costs.end_gammas()
-        for k, control in enumerate(self.controls):
-            used = self.expected[k, 1:]
-            if bool((used != 0).any()):
-                total += control.totals(x, gamma, weight * used[:, None]).cpu()
-            if float(self.expected[k, 0]) != 0:
-                decoder += float(self.expected[k, 0]) * control.expected_decoding(x, ends[0].to(x.device)).cpu()
+        start = costs.end_gammas()[:1].detach().cpu().double()
+        begin = 0
+        for control in self.controls:
+            used = self.expected[begin : begin + len(control.expects)]  # (E, C + 1)
+            begin += len(control.expects)
+            if bool((used[:, 1:] != 0).any()):
+                total += torch.einsum("bce,ec->bc", control.totals(x, gamma, weight).cpu(), used[:, 1:])
+            if bool((used[:, 0] != 0).any()):
+                once = torch.full((1, 1), FIRST_SLOPE, dtype=torch.float64)
+                decoder += control.totals(x, start, once).cpu()[:, 0] @ used[:, 0]
         return torch.cat([decoder[:, None], total], 1)
 
     def check(self, model: LatentVariableModel) -> None:
@@ -330,6 +339,10 @@ class Plan:
         worlds = {f"{c.name}.{name}": value for c in self.controls for name, value in c.state().items()}
         return own | worlds
 
+    def _names(self, kind: str) -> list[str]:
+        """Return the names of all functions of item and level ("expects"), or of all functions of the noise ("draws")."""
+        return [f"{control.name}: {name}" for control in self.controls for name in getattr(control, kind)]
+
     def save(self, path: str | Path) -> None:
         """Write plan.json, to read, and beside it plan.safetensors, with every number to the last bit."""
         path = Path(path)
@@ -339,8 +352,8 @@ class Plan:
             "edges": self.edges.tolist(),
             "mass": self.mass.tolist(),
             "constant": self.constant.tolist(),
-            "expected": {c.name: row.tolist() for c, row in zip(self.controls, self.expected, strict=True)},
-            "drawn": {c.name: row.tolist() for c, row in zip(self.controls, self.drawn, strict=True)},
+            "expected": dict(zip(self._names("expects"), self.expected.tolist(), strict=True)),
+            "drawn": dict(zip(self._names("draws"), self.drawn.tolist(), strict=True)),
             "scale": self.scale.tolist(),
             "controls": [c.name for c in self.controls],
             "sha256": self.sha256(),
@@ -366,14 +379,17 @@ class Plan:
                     states[name][part] = value
             pilot = states.pop("pilot")
             met = Met(**pilot) if pilot else Met.nothing()
-            controls = tuple(KINDS[name].from_state(model.space, state) for name, state in states.items())
+            chain = visited(model)
+            controls = tuple(restored(name, chain, state) for name, state in states.items())
             own = {name: tensors[name] for name in _NUMBERS}
             plan = cls(**own, controls=controls, provenance=record["provenance"], met=met)
             said = {name: record[name] for name in ("edges", "mass", "constant", "scale")}
             said |= {name: list(record[name].values()) for name in ("expected", "drawn")}
             intact = plan.sha256() == record["sha256"] and all(own[name].tolist() == said[name] for name in _NUMBERS)
         except (KeyError, TypeError, AssertionError) as error:
-            raise DiffusionalError(f"{path} is no plan for this model ({error}); learn one again") from error
+            raise DiffusionalError(
+                f"expected a plan for this model in {path}, got one of another version or kind ({error}); learn the plan again"
+            ) from error
         if not intact:
             raise DiffusionalError(
                 f"{path} and {path.with_suffix('.safetensors')} don't belong together; learn the plan again"
@@ -384,7 +400,7 @@ class Plan:
 
 # Returns a plan from a pilot; the arguments are those of `Plan.fit`, without its defaults.
 Learner = Callable[
-    [Chain, Tensor, int, int, tuple[str, ...], int, Condition | None, Plan | None],
+    [Chain, Tensor, int, int, tuple[str, ...], int, Condition | None, Plan | None, Callable[[float], float] | None],
     Plan,
 ]
 _learn: Learner | None = None

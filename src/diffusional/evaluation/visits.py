@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, rows_of
-from diffusional.errors import DiffusionalError
-from diffusional.evaluation.controls import Control
-from diffusional.forward import diffuse
+from diffusional.evaluation.control import Control, Look
 from diffusional.models.chain import AffineCosts, Chain, batch_rows
 
 # Gauss–Legendre nodes for each stretch of a cell in continuous time, and the longest stretch in γ.
 _NODES, _STRETCH = 4, 0.25
 # Rows of one network call.
 _ROWS = 2048
+# What takes the place of a level's slope at the reconstruction: −ln N(x; x̂, (σ/α)² I) has ½ ‖ε − ε̂‖².
+FIRST_SLOPE = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def slopes(model: AffineCosts, level: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quadrature(model: AffineCosts, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖x − x̂‖²(γ_l).
+    """γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖ε − ε̂‖²(γ_l).
 
     In continuous time over γ, ½ γ'(u) du being ½ dγ: a learned γ(u) may have steps, or corners, between any nodes in u.
     """
@@ -72,7 +72,7 @@ def quadrature(model: AffineCosts, edges: Tensor) -> tuple[Tensor, Tensor, Tenso
         gamma, cell, slope = torch.cat(gamma), torch.cat(cell), torch.cat(slope)
         offset = torch.zeros_like(slope)
     weight = torch.zeros(cells, len(gamma), dtype=torch.float64)
-    weight[cell, torch.arange(len(gamma))] = slope * torch.exp(-gamma)
+    weight[cell, torch.arange(len(gamma))] = slope
     return gamma, weight, torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, offset)
 
 
@@ -102,30 +102,22 @@ def visit_costs(model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, con
 
 def visit_features(
     model: Chain, controls: tuple[Control, ...], x: Tensor, visits: LevelVisits, noise: Tensor
-) -> Tensor:
-    """(V, 2K): every control's expected cost at the visit, then its drawn cost less the expected; float64 on the CPU."""
+) -> tuple[Tensor, Tensor]:
+    """The controls' functions of item and level (V, ΣE), and their mean-zero functions of the noise (V, ΣF), in nats; float64 on the CPU."""
+    none = torch.zeros(len(x), 0, dtype=torch.float64)
     if not controls:
-        return torch.zeros(len(x), 0, dtype=torch.float64)
-    costs = model.affine
-    if costs is None:
-        raise DiffusionalError(
-            f"the plan has control variates, but the costs of a {type(model).__name__} are not affine in the squared error of the noise; "
-            "learn a plan for this model"
-        )
-    first = visits.cell == 0
-    gamma = torch.where(first, costs.end_gammas()[0].detach().cpu(), costs.noisy_gamma(visits.level).detach().cpu())
-    _, slope = slopes(costs, visits.level)
-    factor = (slope.detach().cpu() * torch.exp(-gamma)).to(x.device)
-    gamma, at_first = gamma.to(x.device), first.to(x.device)
-    z = diffuse(x, gamma, noise)
+        return none, none
+    first, costs = visits.cell == 0, model.affine
+    latent = torch.where(first, 1, visits.level + 1) if model.levels is not None else visits.level
+    gamma, slope = None, torch.ones(len(x), dtype=torch.float64)
+    if costs is not None:
+        start = costs.end_gammas()[0].detach().cpu()
+        gamma = torch.where(first, start, costs.noisy_gamma(visits.level).detach().cpu()).double().to(x.device)
+        slope = torch.where(first, FIRST_SLOPE, slopes(costs, visits.level)[1].detach().cpu())
+    look = Look(x, noise, gamma, latent.to(x.device))
     expected, drawn = [], []
-    for control in controls:
-        rows = torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space)))
-        own = factor * torch.cat([control.squared_error(x[r], z[r], gamma[r]) for r in rows])
-        mean = factor * control.expected(x, gamma)
-        if bool(first.any()):
-            own[at_first] = control.decoding(x[at_first], z[at_first], gamma[at_first])
-            mean[at_first] = control.expected_decoding(x[at_first], gamma[at_first][0])
-        expected.append(mean)
-        drawn.append(own - mean)
-    return torch.stack(expected + drawn, 1).cpu()
+    for rows in torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space))):
+        parts = [control.at(look[rows]) for control in controls]
+        expected.append(torch.cat([one for one, _ in parts], 1).cpu())
+        drawn.append(torch.cat([other for _, other in parts], 1).cpu())
+    return slope[:, None] * torch.cat(expected), slope[:, None] * torch.cat(drawn)

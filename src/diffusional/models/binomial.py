@@ -114,6 +114,15 @@ class BinomialDiffusionModel(Chain):
         """Return γ_1, …, γ_T (T,) of the binomial process."""
         return self.process.gamma(torch.arange(1, self._discrete() + 1))
 
+    moment_names = ("flips", "flips of ones")
+
+    def noise_moments(self, x: Items, t: PerItem, noise: Tensor) -> Tensor:
+        """Return the number of flipped bits of z_t less its expectation D (1 − ᾱ_t)/2, and the same of the bits that are 1 in x (B, 2)."""
+        z = self.noisy(x, t, noise).double()
+        # E[z_t|x] = ᾱ_t x, and a bit that is flipped differs by 2.
+        surplus = 0.5 * (self.process.marginal(x, t).mean - z) * x
+        return torch.stack([part.flatten(1).sum(1) for part in (surplus, surplus * (x > 0))], 1)
+
     def _kl(self, x: Tensor, level: Tensor, z_next: Tensor, data: Bits) -> Tensor:
         """KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] (B,)."""
         return self.process.posterior(z_next, x, level).kl(self.backward(z_next, data, level))

@@ -285,6 +285,15 @@ class Chain(LatentVariableModel):
     # Names of further costs of every visit, which take no network evaluation: see `beside`.
     further: tuple[str, ...] = ()
 
+    # Names of the functions of the noise in `noise_moments`.
+    moment_names: tuple[str, ...] = ()
+
+    def noise_moments(self, x: Items, t: PerItem, noise: Tensor) -> Tensor:
+        """Return functions of the noise (B, number of `moment_names`) that have mean zero for every item and are correlated with the cost at
+        z_t, t (B,) in 1 … T: control variates of an evaluation, which needs no network evaluation for them. By default there are none.
+        """
+        return torch.zeros(len(x), 0, dtype=torch.float64, device=x.device)
+
     def beside(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return further costs (B,) of a visit at noise (B, *visit_shape), by the names in `further`: by default {}."""
         return {}

@@ -1,0 +1,157 @@
+"""The control variate of independent positions: the best denoiser of levels drawn from a histogram, by look-up tables.
+
+    x̂(z) = Σ_k x_k p(k) N(z; α x_k, σ²) / Σ_k p(k) N(z; α x_k, σ²)
+
+Its squared error at a position is a function of the level k there and of ε, h(k, ε) = (α²/σ²) (x_k − x̂(α x_k + σ ε))². A table holds h at
+49 values of ε, straight lines between them, at γ rounded to a quarter. The control is what the table says, not the denoiser: E_ε h is
+then Σ_j ω_j h(k, ε_j) exactly, with ω_j the normal expectations of the interpolating hat functions. Positions share four histograms, by
+their mean level; more bring nothing once moments of the noise are there (docs/results.md).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusional.baselines import FactorizedCategorical
+from diffusional.evaluation.control import Look
+from diffusional.forward import alpha, sigma
+from diffusional.space import Discrete, Space
+
+# Shared histograms and their smoothing; distance of γ's tables; nodes in ε, from −6 to 6.
+_GROUPS, _SMOOTHING, _APART, _NODES, _REACH = 4, 0.1, 0.25, 49, 6.0
+# Distance of nodes in z, in σ, from which a table is interpolated.
+_FINE = 0.125
+# Levels from which on tables would be large.
+MOST_LEVELS = 1024
+# Noise, in standard deviations of z, that never leads half way to another level: there is no error to look up.
+_CERTAIN = 28.0
+
+
+class Histogram:
+    """Positions (D,) that belong to groups with histograms `probs` (M, K) of the levels; `group` (D,) says to which.
+
+    >>> world = Histogram(Discrete((1,), levels=2), torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+    >>> look = Look(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1).double(), torch.ones(1))
+    >>> expected, drawn = world.at(look)
+    >>> at_zero = (1 - torch.tanh(torch.tensor(1.0))) ** 2                                    # x̂ = tanh(α z/σ²), z = α
+    >>> bool(((expected + drawn)[0, 0] - at_zero).abs() < 1e-3)
+    True
+    """
+
+    name = "histogram"
+    models_cost = True
+    expects = draws = ("squared error",)
+
+    def __init__(self, space: Discrete, probs: Tensor, group: Tensor) -> None:
+        self.space, self.probs, self.group = space, probs.double(), group
+        self.nodes = torch.linspace(-_REACH, _REACH, _NODES, dtype=torch.float64)
+        self.weights = hat_weights(self.nodes)
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def fit(cls, x: Tensor, space: Discrete) -> "Histogram":
+        """Fit the histograms to encoded items x (N, *dims)."""
+        probs = FactorizedCategorical.fit(space.index(x).cpu(), space, smoothing=_SMOOTHING).log_probs.exp().double()
+        order = (probs @ space.values.double()).argsort(stable=True)
+        group = torch.empty_like(order)
+        parts = order.chunk(_GROUPS)
+        for m, positions in enumerate(parts):
+            group[positions] = m
+        return cls(space, torch.stack([probs[positions].mean(0) for positions in parts]), group)
+
+    @classmethod
+    def from_state(cls, space: Space, state: dict[str, Tensor]) -> "Histogram":
+        assert isinstance(space, Discrete)
+        return cls(space, state["probs"], state["group"])
+
+    def state(self) -> dict[str, Tensor]:
+        return {"probs": self.probs, "group": self.group}
+
+    def _table(self, knot: int) -> tuple[Tensor, Tensor]:
+        """h (M · K, nodes), and its expectations over ε (M · K,), at γ = knot/4."""
+        if knot in self._tables:
+            return self._tables[knot]
+        g = torch.tensor(knot * _APART, dtype=torch.float64)
+        a, s, values = float(alpha(g)), float(sigma(g)), self.space.values.double()
+        (m, k), nodes = self.probs.shape, len(self.nodes)
+        if a / s * self.space.width > 2 * _CERTAIN:
+            table = torch.zeros(m, k, nodes, dtype=torch.float64)
+        else:
+            z = torch.arange(a * self.space.low - 7 * s, a * self.space.high + 7 * s, _FINE * s, dtype=torch.float64)
+            exponent = -0.5 * ((z[:, None] - a * values) / s).square()
+            evidence = (exponent - exponent.max(1, keepdim=True).values).exp()
+            guess = (evidence @ (self.probs * values).T) / (evidence @ self.probs.T)  # (Z, M)
+            at = (a * values[:, None] + s * self.nodes - z[0]) / (_FINE * s)
+            before = at.floor().long().clamp(0, len(z) - 2)
+            share = (at - before)[None]
+            guess = guess.T[:, before] * (1 - share) + guess.T[:, before + 1] * share  # (M, K, nodes)
+            table = (a / s) ** 2 * (values[:, None] - guess).square()
+        table = table.view(m * k, nodes)
+        self._tables[knot] = table, table @ self.weights
+        return self._tables[knot]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The row of a table (B, D) that each position of x looks up."""
+        return self.space.index(x).flatten(1) + self.group.to(x.device) * self.space.levels
+
+    def at(self, look: Look) -> tuple[Tensor, Tensor]:
+        rows, noise = self._rows(look.x), look.noise.double().flatten(1)
+        place = ((noise + _REACH) * ((_NODES - 1) / (2 * _REACH))).clamp(0, _NODES - 1)
+        before = place.long().clamp(max=_NODES - 2)
+        share, at = place - before, rows * _NODES + before
+        knots = _knots(look.gammas)
+        drawn, expected = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
+        for knot in knots.unique().tolist():
+            some = (knots == knot).nonzero().squeeze(1)
+            table, mean = (value.to(rows.device) for value in self._table(knot))
+            flat, known = table.flatten(), mean[rows[some]].sum(1)
+            found = torch.lerp(flat[at[some]], flat[at[some] + 1], share[some]).sum(1)
+            expected[some], drawn[some] = known, found - known
+        return expected[:, None], drawn[:, None]
+
+    def _counts(self, x: Tensor) -> Tensor:
+        """How many positions of each item look up each row, (B, M · K)."""
+        rows = self._rows(x)
+        counts = torch.zeros(len(x), self.probs.numel(), dtype=torch.float64, device=x.device)
+        return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
+
+    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
+        knots = _knots(gamma.cpu())
+        distinct, inverse = knots.unique(return_inverse=True)
+        by_knot = torch.zeros(len(weight), len(distinct), dtype=torch.float64)
+        by_knot.index_add_(1, inverse, weight.double().cpu())
+        means = torch.stack([self._table(knot)[1] for knot in distinct.tolist()])
+        return (self._counts(x) @ (by_knot @ means).T.to(x.device))[:, :, None]
+
+    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+        # Positions are independent: variances add up. Of straight lines, the square's expectation is a little less than this.
+        counts, out = self._counts(x).mean(0).cpu(), []
+        for knot in _knots(gamma.cpu()).tolist():
+            table, mean = self._table(knot)
+            out.append(counts @ (table.square() @ self.weights - mean.square()))
+        return torch.stack(out)[:, None].clamp(min=0)
+
+
+def _knots(gamma: Tensor) -> Tensor:
+    """The tables for γ (L,): γ in quarters, rounded."""
+    return (gamma / _APART).round().long()
+
+
+def hat_weights(nodes: Tensor) -> Tensor:
+    """Return E of the hat functions at increasing nodes (J,) over N(0, 1), the outermost being constant beyond the ends: the expectation of
+    a function that is linear between the nodes is its values times these.
+
+    >>> hat_weights(torch.tensor([-1.0, 0.0, 1.0]).double())                      # E min(|ε|, 1) = 0.6313 is the sum of the outer two
+    tensor([0.3156, 0.3687, 0.3156], dtype=torch.float64)
+    """
+    step = nodes[1:] - nodes[:-1]
+    tail = torch.special.ndtr(-nodes)
+    density = torch.exp(-0.5 * nodes.square()) / math.sqrt(2 * math.pi)
+    mass, first = tail[:-1] - tail[1:], density[:-1] - density[1:]
+    right = (first - nodes[:-1] * mass) / step
+    outer = torch.stack([1 - tail[0], tail[-1]])
+    inner = torch.nn.functional.pad(right, (1, 0)) + torch.nn.functional.pad(mass - right, (0, 1))
+    inner[0] += outer[0]
+    inner[-1] += outer[1]
+    return inner
