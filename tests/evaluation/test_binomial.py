@@ -58,7 +58,7 @@ def test_a_target_error_is_reached_at_the_truth(x: Tensor) -> None:
     assert abs(result.nelbo.value - mean(truth(x, OTHER))) > 10 * result.nelbo.error
     assert result.provenance["method"] == "plan"
     assert result.provenance["latents"] == STEPS
-    assert result.provenance["plan"]["controls"] == []
+    assert result.provenance["plan"]["controls"] == ["own"]
     assert result.provenance["evaluations"] == {
         "pilot": 3000,
         "audit": AUDIT,

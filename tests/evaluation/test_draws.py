@@ -14,7 +14,7 @@ import diffusional as df
 from battery import close, generator, plain_alpha, plain_sigma, randn
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import controls, draws, visits
+from diffusional.evaluation import draws, visits
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.noise import item_keys, stream
 from diffusional.evaluation.plan import Plan
@@ -117,19 +117,6 @@ def test_a_visit_depends_on_its_item_alone(steps: int | None, decoder: Any, monk
     same(whole, drawn(model, fitted, x))
     assert max(model.denoiser.module.rows) <= 3
     assert sum(model.denoiser.module.rows) == 45
-
-
-def test_interpolated_controls_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many noise levels at once are looked up in tables between which a cubic is drawn; alone, an item has its own."""
-    model, x = discrete(None), images()
-    fitted = Plan.fit(model, images(60), 500, cells=6)
-    scores = []
-    for kept in (1500, 20):
-        monkeypatch.setattr(controls, "_KEPT", kept)
-        some = drawn(model, fitted, x, 40)
-        scores.append(some.known() + (some._costs["kl"] + some._costs["reconstruction"]).mean(1))
-    torch.testing.assert_close(*scores, rtol=2e-6, atol=0)
-    assert not torch.equal(*scores)
 
 
 def test_seeds_plans_and_items_make_other_noise() -> None:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 import diffusional as df
 from diffusional import likelihood, schedule
 from diffusional.evaluation import Plan, compare, evaluate
-from diffusional.evaluation.controls import Factorized, Wiener
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import NO_AUDIT
+from diffusional.evaluation.histogram import Histogram
+from diffusional.evaluation.wiener import Wiener
 
 
 def generator(seed: int) -> torch.Generator:
@@ -144,19 +145,19 @@ def test_controls_are_not_fitted_to_the_few_items_that_they_are_tried_on() -> No
         assert not torch.allclose(wiener[0].mean, reference.double().flatten(1).mean(0))
         assert len(half) == 10
     # A covariance of five items in sixteen dimensions has eleven empty directions: shrunk, none is narrower than a hundredth of the mean.
-    fitted = Wiener.fit(pixels(5, 2), SPACE.width**2 / 12).eigenvalues
+    fitted = Wiener.fit(pixels(5, 2), SPACE).eigenvalues
     assert float(fitted.min()) > 0.01 * float(fitted.mean())
     # With enough items it is what it was.
     many = pixels(64, 3)
     centred = many.double().flatten(1) - many.double().flatten(1).mean(0)
-    assert torch.allclose(Wiener.fit(many).eigenvalues, torch.linalg.eigvalsh(centred.T @ centred / 64))
+    assert torch.allclose(Wiener.fit(many, SPACE).eigenvalues, torch.linalg.eigvalsh(centred.T @ centred / 64))
 
 
 def test_a_control_that_does_harm_is_dropped() -> None:
     """Reference items in two groups, each of which the other says nothing about: what is fitted to one misleads on the other."""
     forward = df.GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=40))
     model = df.DiffusionModel(forward, df.Denoiser(Shrink(), "data"), likelihood.LevelPosterior(SPACE))
-    good = Plan.fit(model, pixels(100, 1), 1000)
+    good = Plan.fit(model, pixels(100, 1), 1000, controls=("wiener", "histogram"))
     assert good.provenance["dropped_controls"] == []
     assert [control.name for control in good.controls] == good.provenance["controls"] != []
 
@@ -192,27 +193,25 @@ def test_items_and_networks_of_any_type_are_evaluated() -> None:
 
 
 @pytest.mark.parametrize("gamma", [-16.0, -30.0, -60.0])
-def test_levels_that_are_told_apart_take_no_grid(gamma: float) -> None:
-    """At γ = −16 the grid is of 200,000 nodes and gives zero; below, it is not made."""
+def test_levels_that_noise_never_confuses_need_no_tables(gamma: float) -> None:
+    """At γ = −16 a grid in z would have 50,000 points, and at −60 more than there is memory."""
     space = df.Discrete((1,), 8)
     x = space.encode(torch.arange(8)[:, None])
-    world = Factorized.fit(x, space)
-    at = torch.tensor([gamma], dtype=torch.float64)
-    assert float(world.expected(x, at.expand(8)).abs().max()) < 1e-12
-    assert float(world.variance(x, at)[0]) < 1e-12
-    assert float(world.expected_decoding(x, at[0]).abs().max()) < 1e-12
+    world, at = Histogram.fit(x, space), torch.tensor([gamma], dtype=torch.float64)
+    for first in (False, True):
+        assert float(world.totals(x, at, torch.ones(1, 1), first).abs().max()) == 0
+        assert float(world.variance(x, at, first)) == 0
 
 
-def test_where_the_grid_ends_nothing_jumps() -> None:
+def test_where_the_tables_end_nothing_jumps() -> None:
     space = df.Discrete((1,), 8)
     x = space.encode(torch.arange(8)[:, None])
-    world = Factorized.fit(x, space)
+    world = Histogram.fit(x, space)
     # Levels α Δ = 56 σ apart, and a little less.
     edge = 2 * math.log(space.width / 56)
-    around = torch.tensor([edge - 0.1, edge + 0.1], dtype=torch.float64)
-    for g in around:
-        assert float(world.expected(x, g.expand(8)).abs().max()) < 1e-12
-        assert float(world.expected_decoding(x, g).abs().max()) < 1e-9
+    for g in (edge - 0.3, edge + 0.3):
+        for first in (False, True):
+            assert float(world.totals(x, torch.tensor([g]).double(), torch.ones(1, 1), first).abs().max()) < 1e-9
 
 
 def test_a_plan_that_was_not_learned_has_no_audit_and_says_so() -> None:

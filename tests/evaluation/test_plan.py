@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scipy.special import softmax
 from torch import Tensor, nn
 
 import diffusional as df
 from battery import close, float64, generator, plain_alpha, plain_sigma, randn
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.controls import Control, Factorized, fit_controls
+from diffusional.evaluation.control import Control, Look, width_of
+from diffusional.evaluation.controls import NAMES, fit_controls
 from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import Met, Plan
+from diffusional.evaluation.wiener import Wiener
 from diffusional.files import load_json, load_tensors, save_json, save_tensors
 
 LOW, HIGH = -5.0, 5.0
@@ -132,14 +134,20 @@ def plan_of(
     mass = 0.2 + torch.rand(cells + 1, generator=g, dtype=torch.float64)
     if not model.likelihood.uses_network:
         mass[0] = 0
-    k, scale = len(controls), torch.ones(cells + 1, dtype=torch.float64)
-    coefficients = (some(cells + 1), some(k, cells + 1), some(k, cells + 1))
+    (e, f), scale = width_of(controls), torch.ones(cells + 1, dtype=torch.float64)
+    coefficients = (some(cells + 1), some(e, cells + 1), some(f, cells + 1))
     return Plan(edges, mass / mass.sum(), *coefficients, scale, controls)
 
 
 def controls_of(model: df.DiffusionModel) -> tuple[Control, ...]:
     data = levels(200, seed=9) if isinstance(model.space, df.Discrete) else reals(200) + 0.1
-    return tuple(fit_controls(("factorized", "wiener"), data, model.space))
+    return fit_controls(NAMES, model, data)
+
+
+def expected(control: Control, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
+    """The control's functions of item and level (B, E) at one γ."""
+    g = gamma.double().expand(len(x))
+    return control.at(Look(x, torch.zeros_like(x), g, torch.ones(len(x)), torch.full((len(x),), first)))[0]
 
 
 # Where it looks.
@@ -257,16 +265,16 @@ def test_the_base_is_the_sum_over_the_levels(world: Any, variance: str) -> None:
     gamma = torch.linspace(LOW, HIGH, 12, dtype=torch.float64)
     wanted = torch.zeros(6, 5, dtype=torch.float64)
     wanted[:, 0] = plan.constant[0]
-    for control, b in zip(controls, plan.expected, strict=True):
-        wanted[:, 0] += b[0] * control.expected_decoding(x, gamma[0])
+    wanted[:, 0] += (
+        0.5 * torch.cat([expected(control, x, gamma[0], True) for control in controls], 1) @ plan.expected[:, 0]
+    )
     for cell in range(1, 5):
         for t in range(int(plan.edges[cell - 1]), int(plan.edges[cell])):
             snr_s, snr_t = torch.exp(-gamma[t - 1]), torch.exp(-gamma[t])
             r = plain_sigma(gamma[t - 1]) ** 2 / plain_sigma(gamma[t]) ** 2 if variance == "transition" else float64(1)
             wanted[:, cell] += plan.constant[cell] + 0.5 * model.space.dimensions * (r - 1 - r.log())
-            for control, b in zip(controls, plan.expected, strict=True):
-                error = control.expected(x, gamma[t].expand(6))
-                wanted[:, cell] += b[cell] * 0.5 * r * (snr_s - snr_t) * error
+            error = torch.cat([expected(control, x, gamma[t]) for control in controls], 1) @ plan.expected[:, cell]
+            wanted[:, cell] += 0.5 * r * (snr_s / snr_t - 1) * error
     close(plan.base(model, x), wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -279,14 +287,35 @@ def test_the_base_is_the_integral_over_continuous_time(world: Any) -> None:
     base = plan.base(model, x)
     for cell in range(1, 5):
         low, high = plan.edges[cell - 1 : cell + 1]
-        u = torch.linspace(float(low), float(high), 401, dtype=torch.float64)
-        gamma = LOW + (HIGH - LOW) * u
-        for i in range(2):
-            density = plan.constant[cell].expand(401).clone()
-            for control, b in zip(controls, plan.expected, strict=True):
-                error = control.expected(x[i : i + 1].expand(401, -1), gamma)
-                density += b[cell] * 0.5 * (HIGH - LOW) * torch.exp(-gamma) * error
-            assert float(base[i, cell]) == pytest.approx(float(torch.trapezoid(density, u)), rel=2e-5, abs=2e-5)
+        # The tables of the histogram control change at steps: points between them, as many in every piece.
+        ends = LOW + (HIGH - LOW) * torch.stack([low, high])
+        steps = 0.25 * (torch.arange(-80, 80) + 0.5).double()
+        cuts = torch.cat([ends[:1], steps[(steps > ends[0]) & (steps < ends[1])], ends[1:]])
+        total = plan.constant[cell] * (high - low) + torch.zeros(2, dtype=torch.float64)
+        for start, end in pairwise(cuts.tolist()):
+            nodes = start + (end - start) * (torch.arange(20, dtype=torch.float64) + 0.5) / 20
+            for gamma in nodes:
+                error = torch.cat([expected(control, x, gamma) for control in controls], 1) @ plan.expected[:, cell]
+                total += 0.5 * (end - start) / 20 * error
+        close(base[:, cell], total, rtol=5e-5, atol=5e-5)
+
+
+def test_controls_of_events_that_no_draw_meets_get_no_coefficients() -> None:
+    """Bits at low noise: half a bin is up to 20 σ, and what rounding leaves of an exceedance there must not be regressed on."""
+    space = df.space.binary((5,))
+    forward = df.GaussianDiffusion(schedule.log_snr_linear(-6.0, 6.0, 40))
+    model = df.DiffusionModel(
+        forward, df.Denoiser(lambda z, s: torch.tanh(z), "data"), likelihood.LevelPosterior(space)
+    )
+    x = space.encode(torch.randint(2, (400, 5), generator=generator(0)))
+    plan = Plan.fit(model, x, 3000, seed=4)
+    assert float(plan.drawn.abs().max()) < 1e4
+    # Where the base is wrong, so is the estimate, whatever the draws say.
+    draws, items = Draws(model, plan, x[:40]), torch.arange(40)
+    draws.extend(items, torch.full_like(items, 40))
+    swept = df.evaluate(model, x[:40], draws=40).nelbo
+    found = draws.nelbo()
+    assert abs(found.value - swept.value) < 4 * math.hypot(found.error, swept.error)
 
 
 # Unbiased, whatever is subtracted.
@@ -352,37 +381,39 @@ def test_a_decoder_that_needs_no_network_is_drawn_beside() -> None:
         assert model.denoiser.module.rows - before == draws.evaluations == 4800
 
 
-class Flat(nn.Module):
-    """Bayes' rule for levels that are all alike at every position: the factorized world's own denoiser."""
-
-    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        return torch.from_numpy(bayes(z.double().numpy(), -log_snr.double().numpy()[:, None])).to(z)
-
-
-def bayes(z: np.ndarray, gamma: np.ndarray) -> np.ndarray:
-    values = np.linspace(-1, 1, 5)
-    distance = (z[..., None] - plain_alpha(gamma)[..., None] * values) / plain_sigma(gamma)[..., None]
-    return softmax(-0.5 * distance**2, axis=-1) @ values
-
-
-@pytest.mark.parametrize("part", ["_table", "expected_decoding"])
+@pytest.mark.parametrize("part", ["totals", "_spectrum"])
 def test_an_expectation_wrong_by_one_percent_is_found(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the control is the model itself, what is drawn says nothing, and what is expected is the result."""
-    decoder = likelihood.LevelPosterior(SPACE)
-    forward = df.GaussianDiffusion(schedule.log_snr_linear(LOW, HIGH, 30))
-    model = df.DiffusionModel(forward, df.Denoiser(Flat(), "data"), decoder)
-    every = SPACE.encode(torch.cartesian_prod(*[torch.arange(5)] * 3), torch.float64)
-    x = levels().double()
-    truth = discrete_costs(x.numpy(), 30, decoder="LevelPosterior", network=bayes)
-    zero = torch.zeros(5, dtype=torch.float64)
+    model, every = own()
+    x = every[:6].double()
+    mean, c = every.mean(0).double().numpy(), np.cov(every.double().numpy().T, bias=True)
+    costs, gamma = np.zeros(6), np.linspace(LOW, HIGH, 300)
+    for t, g in enumerate(gamma):
+        a, s2 = plain_alpha(g), plain_sigma(g) ** 2
+        gain = a * c @ np.linalg.inv(a**2 * c + s2 * np.eye(2))
+        bias = (x.numpy() - mean) @ (np.eye(2) - a * gain).T
+        error = (bias**2).sum(1) + s2 * np.trace(gain.T @ gain)
+        if t == 0:
+            first = 0.5 * error / DECODER + math.log(2 * math.pi * DECODER)
+        else:
+            costs += 0.5 * (math.exp(-gamma[t - 1]) - math.exp(-g)) * error
+    world = Wiener(float64(mean), *torch.linalg.eigh(float64(c)))
     one = torch.ones(1, 5, dtype=torch.float64)
-    plan = replace(plan_of(model, ()), constant=zero, expected=one, drawn=one, controls=(Factorized.fit(every, SPACE),))
-    assert check_mean(Draws(model, plan, x), truth, 20) < 1e-5
-    right = getattr(Factorized, part)
-    monkeypatch.setattr(Factorized, part, lambda *arguments: 1.01 * right(*arguments))
-    plan.controls[0]._tables.clear()
+    # The decoder's variance is its own.
+    one[:, 0] = math.exp(LOW) / DECODER
+    zero = torch.zeros(5, dtype=torch.float64)
+    zero[0] = math.log(2 * math.pi * DECODER)
+    plan = replace(plan_of(model, ()), constant=zero, expected=one, drawn=one, controls=(world,))
+    assert check_mean(Draws(model, plan, x), (first, costs), 20) < 1e-5
+    right = getattr(Wiener, part)
+
+    def off(*arguments: Any, **named: Any) -> Any:
+        found = right(*arguments, **named)
+        return 1.01 * found if isinstance(found, Tensor) else tuple(1.01 * value for value in found)
+
+    monkeypatch.setattr(Wiener, part, off)
     with pytest.raises(AssertionError):
-        check_mean(Draws(model, plan, x), truth, 20)
+        check_mean(Draws(model, plan, x), (first, costs), 20)
 
 
 @pytest.mark.parametrize("decoder", ["LevelPosterior", "bare"])
@@ -418,15 +449,17 @@ def own(n: int = 400) -> tuple[df.DiffusionModel, Tensor]:
 
 def test_a_control_that_is_the_model_leaves_nothing() -> None:
     model, x = own()
-    plan = Plan.fit(model, x, 1000)
-    assert [c.name for c in plan.controls] == ["wiener"]
+    plan, every = Plan.fit(model, x, 1000, controls=("wiener",)), Plan.fit(model, x, 1000)
+    assert [c.name for c in every.controls] == ["wiener", "moments"]
     # Its decoder has a variance of its own; with few draws a coefficient is held back.
     np.testing.assert_allclose(plan.drawn[0], [math.exp(LOW) / DECODER] + 32 * [1], atol=0.02)
-    draws, plain = (Draws(model, p, x[:50]) for p in (plan, Plan.uniform(model)))
-    for one in (draws, plain):
-        one.extend(torch.arange(50), torch.full((50,), 10))
     assert float(plan.scale.max()) < 0.02
+    draws, richer, plain = (Draws(model, p, x[:50]) for p in (plan, every, Plan.uniform(model)))
+    for one in (draws, richer, plain):
+        one.extend(torch.arange(50), torch.full((50,), 10))
     assert draws.nelbo().error < 0.005 * plain.nelbo().error
+    # Controls that resemble the model's own hold its coefficient back a little more.
+    assert richer.nelbo().error < 0.02 * plain.nelbo().error
 
 
 def observed(model: df.DiffusionModel, plan: Plan, x: Tensor, each: int) -> float:
@@ -578,7 +611,7 @@ def test_a_pilot_that_meets_infinity_says_where() -> None:
 
 
 def test_a_pilot_of_a_few_is_refused() -> None:
-    with pytest.raises(DiffusionalError, match=r"a pilot of 99 evaluations came; give at least 100"):
+    with pytest.raises(DiffusionalError, match="at least 100 evaluations, got 99"):
         Plan.fit(discrete(12), levels(), 99)
     # Cells that a pilot has not visited are visited all the same.
     plan = Plan.fit(discrete(200), levels(100), 100, seed=1)
@@ -623,8 +656,10 @@ def test_a_plan_can_be_read(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "plan.json").read_text())
     assert record["edges"] == plan.edges.tolist()
     assert record["mass"] == plan.mass.tolist()
-    assert record["drawn"] == {"factorized": plan.drawn[0].tolist(), "wiener": plan.drawn[1].tolist()}
-    assert (record["cells"], record["time"], record["controls"]) == (5, "discrete", ["factorized", "wiener"])
+    names = [f"{control.name}: {name}" for control in plan.controls for name in control.draws]
+    assert record["drawn"] == dict(zip(names, plan.drawn.tolist(), strict=True))
+    assert names[:2] == ["wiener: squared error", "histogram: squared error"]
+    assert (record["cells"], record["time"], record["controls"]) == (5, "discrete", ["wiener", "histogram", "moments"])
 
 
 @pytest.mark.parametrize(
@@ -704,7 +739,7 @@ def test_what_is_missing_or_broken_is_refused(tmp_path: Path) -> None:
     record = load_json(path)
     for broken in ({k: v for k, v in record.items() if k != "controls"}, record | {"controls": ["kalman"]}):
         save_json(path, broken)
-        with pytest.raises(DiffusionalError, match="is no plan for this model"):
+        with pytest.raises(DiffusionalError, match="learn the plan again"):
             Plan.load(path, discrete(30))
 
 

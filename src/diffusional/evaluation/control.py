@@ -34,16 +34,18 @@ class Look:
         noise: (V, *visit_shape), ε.
         gamma: (V,) γ of the latent, float64 on x's device; None for a chain whose costs are not affine in ‖ε − ε̂‖².
         latent: (V,) the index t of the latent z_t, or u in continuous time.
+        first: (V,) whether the visit is one of the reconstruction, −ln p(x|z_1).
     """
 
     x: Tensor
     noise: Tensor
     gamma: Tensor | None
     latent: Tensor
+    first: Tensor
 
     def __getitem__(self, rows: Tensor) -> "Look":
         gamma = None if self.gamma is None else self.gamma[rows]
-        return Look(self.x[rows], self.noise[rows], gamma, self.latent[rows])
+        return Look(self.x[rows], self.noise[rows], gamma, self.latent[rows], self.first[rows])
 
     @property
     def gammas(self) -> Tensor:
@@ -76,13 +78,15 @@ class Control(Protocol):
         """Return the functions of item and level (V, E) and the mean-zero functions of the noise (V, F), float64."""
         ...
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-        """Return Σ_l weight_ml of the E functions of item and level at γ_l, (B, M, E), from γ (L,) and weight (M, L), float64."""
+    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
+        """Return Σ_l weight_ml of the E functions of item and level at γ_l, (B, M, E), from γ (L,) and weight (M, L), float64; with `first`
+        those of the reconstruction.
+        """
         ...
 
-    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
         """Return the variance over ε of each function of the noise at every γ (L,), the mean over items x, (L, F): zero where it is not
-        known. A pilot may be too small to see the variance of rare events.
+        known. A pilot may be too small to see the variance of rare events. With `first` it is that of the reconstruction.
         """
         ...
 
@@ -119,10 +123,10 @@ class Own:
         drawn = self.chain.noise_moments(look.x, look.latent, look.noise).double()
         return drawn.new_zeros(len(drawn), 0), drawn
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
+    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
         return torch.zeros(len(x), len(weight), 0, dtype=torch.float64, device=x.device)
 
-    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
         return torch.zeros(len(gamma), len(self.draws), dtype=torch.float64)
 
     def state(self) -> dict[str, Tensor]:

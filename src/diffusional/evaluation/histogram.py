@@ -5,7 +5,8 @@
 Its squared error at a position is a function of the level k there and of ε, h(k, ε) = (α²/σ²) (x_k − x̂(α x_k + σ ε))². A table holds h at
 49 values of ε, straight lines between them, at γ rounded to a quarter. The control is what the table says, not the denoiser: E_ε h is
 then Σ_j ω_j h(k, ε_j) exactly, with ω_j the normal expectations of the interpolating hat functions. Positions share four histograms, by
-their mean level; more bring nothing once moments of the noise are there (docs/results.md).
+their mean level; more bring nothing once moments of the noise are there. For the reconstruction the tables hold 2 (−ln p(k|z)) at γ_1 instead,
+whose slope is ½.
 """
 
 import math
@@ -18,8 +19,10 @@ from diffusional.evaluation.control import Look
 from diffusional.forward import alpha, sigma
 from diffusional.space import Discrete, Space
 
-# Shared histograms and their smoothing; distance of γ's tables; nodes in ε, from −6 to 6.
-_GROUPS, _SMOOTHING, _APART, _NODES, _REACH = 4, 0.1, 0.25, 49, 6.0
+# The distance of two tables in γ.
+TABLE_STEP = 0.25
+# Shared histograms and their smoothing; nodes in ε, from −6 to 6.
+_GROUPS, _SMOOTHING, _NODES, _REACH = 4, 0.1, 49, 6.0
 # Distance of nodes in z, in σ, from which a table is interpolated.
 _FINE = 0.125
 # Levels from which on tables would be large.
@@ -32,7 +35,7 @@ class Histogram:
     """Positions (D,) that belong to groups with histograms `probs` (M, K) of the levels; `group` (D,) says to which.
 
     >>> world = Histogram(Discrete((1,), levels=2), torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
-    >>> look = Look(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1).double(), torch.ones(1))
+    >>> look = Look(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1).double(), torch.ones(1), torch.tensor([False]))
     >>> expected, drawn = world.at(look)
     >>> at_zero = (1 - torch.tanh(torch.tensor(1.0))) ** 2                                    # x̂ = tanh(α z/σ²), z = α
     >>> bool(((expected + drawn)[0, 0] - at_zero).abs() < 1e-3)
@@ -47,7 +50,7 @@ class Histogram:
         self.space, self.probs, self.group = space, probs.double(), group
         self.nodes = torch.linspace(-_REACH, _REACH, _NODES, dtype=torch.float64)
         self.weights = hat_weights(self.nodes)
-        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def fit(cls, x: Tensor, space: Discrete) -> "Histogram":
@@ -68,28 +71,54 @@ class Histogram:
     def state(self) -> dict[str, Tensor]:
         return {"probs": self.probs, "group": self.group}
 
-    def _table(self, knot: int) -> tuple[Tensor, Tensor]:
-        """h (M · K, nodes), and its expectations over ε (M · K,), at γ = knot/4."""
-        if knot in self._tables:
-            return self._tables[knot]
-        g = torch.tensor(knot * _APART, dtype=torch.float64)
-        a, s, values = float(alpha(g)), float(sigma(g)), self.space.values.double()
-        (m, k), nodes = self.probs.shape, len(self.nodes)
+    def _tables_at(self, gamma: float, first: bool) -> tuple[Tensor, Tensor]:
+        """h (M · K, nodes), and its expectations over ε (M · K,), at the table nearest to γ; of the reconstruction, at γ itself."""
+        gamma = gamma if first else round(gamma / TABLE_STEP) * TABLE_STEP
+        if (gamma, first) not in self._tables:
+            table = self._log_loss(gamma) if first else self._squared_error(gamma)
+            table = table.view(-1, len(self.nodes))
+            self._tables[gamma, first] = table, table @ self.weights
+        return self._tables[gamma, first]
+
+    def _squared_error(self, gamma: float) -> Tensor:
+        """(α²/σ²) (x_k − x̂(α x_k + σ ε))² (M, K, nodes)."""
+        values = self.space.values.double()
+        at = self._places(gamma)
+        if at is None:
+            return torch.zeros(len(self.probs), len(values), len(self.nodes), dtype=torch.float64)
+        z, evidence, before, share = at
+        guess = (evidence @ (self.probs * values).T) / (evidence @ self.probs.T)  # (Z, M)
+        guess = torch.lerp(guess.T[:, before], guess.T[:, before + 1], share[None])  # (M, K, nodes)
+        return math.exp(-gamma) * (values[:, None] - guess).square()
+
+    def _log_loss(self, gamma: float) -> Tensor:
+        """2 (−ln p(k | α x_k + σ ε)) (M, K, nodes)."""
+        at = self._places(gamma)
+        if at is None:
+            return torch.zeros(len(self.probs), self.space.levels, len(self.nodes), dtype=torch.float64)
+        z, evidence, before, share = at
+        total = (evidence @ self.probs.T).log().T  # (M, Z), and ln p(k|z) = ln p(k) + ln N_k(z) − ln of it
+        scaled = self._exponent(z, gamma).amax(1)
+        total = torch.lerp((total + scaled)[:, before], (total + scaled)[:, before + 1], share[None])
+        return 2 * (total - self.probs.log()[:, :, None] + 0.5 * self.nodes.square()).clamp(min=0)
+
+    def _exponent(self, z: Tensor, gamma: float) -> Tensor:
+        """ln N(z; α x_k, σ²) (Z, K) up to a constant."""
+        a, s = _signal(gamma)
+        return -0.5 * ((z[:, None] - a * self.space.values.double()) / s).square()
+
+    def _places(self, gamma: float) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """A grid z (Z,), the likelihoods of the levels there (Z, K), each over the largest, and where on the grid α x_k + σ ε lies, (K, nodes):
+        after which point, and how far. None where the noise never leads half way to another level.
+        """
+        a, s = _signal(gamma)
         if a / s * self.space.width > 2 * _CERTAIN:
-            table = torch.zeros(m, k, nodes, dtype=torch.float64)
-        else:
-            z = torch.arange(a * self.space.low - 7 * s, a * self.space.high + 7 * s, _FINE * s, dtype=torch.float64)
-            exponent = -0.5 * ((z[:, None] - a * values) / s).square()
-            evidence = (exponent - exponent.max(1, keepdim=True).values).exp()
-            guess = (evidence @ (self.probs * values).T) / (evidence @ self.probs.T)  # (Z, M)
-            at = (a * values[:, None] + s * self.nodes - z[0]) / (_FINE * s)
-            before = at.floor().long().clamp(0, len(z) - 2)
-            share = (at - before)[None]
-            guess = guess.T[:, before] * (1 - share) + guess.T[:, before + 1] * share  # (M, K, nodes)
-            table = (a / s) ** 2 * (values[:, None] - guess).square()
-        table = table.view(m * k, nodes)
-        self._tables[knot] = table, table @ self.weights
-        return self._tables[knot]
+            return None
+        z = torch.arange(a * self.space.low - 7 * s, a * self.space.high + 7 * s, _FINE * s, dtype=torch.float64)
+        exponent = self._exponent(z, gamma)
+        at = (a * self.space.values.double()[:, None] + s * self.nodes - z[0]) / (_FINE * s)
+        before = at.floor().long().clamp(0, len(z) - 2)
+        return z, (exponent - exponent.amax(1, keepdim=True)).exp(), before, at - before
 
     def _rows(self, x: Tensor) -> Tensor:
         """The row of a table (B, D) that each position of x looks up."""
@@ -100,11 +129,13 @@ class Histogram:
         place = ((noise + _REACH) * ((_NODES - 1) / (2 * _REACH))).clamp(0, _NODES - 1)
         before = place.long().clamp(max=_NODES - 2)
         share, at = place - before, rows * _NODES + before
-        knots = _knots(look.gammas)
+        # One table for all visits near each other in γ, and one for the reconstruction.
+        knots = torch.where(look.first, torch.iinfo(torch.long).max, (look.gammas / TABLE_STEP).round().long())
         drawn, expected = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
-        for knot in knots.unique().tolist():
+        for knot in knots.unique():
             some = (knots == knot).nonzero().squeeze(1)
-            table, mean = (value.to(rows.device) for value in self._table(knot))
+            pair = self._tables_at(float(look.gammas[some[0]]), bool(look.first[some[0]]))
+            table, mean = (value.to(rows.device) for value in pair)
             flat, known = table.flatten(), mean[rows[some]].sum(1)
             found = torch.lerp(flat[at[some]], flat[at[some] + 1], share[some]).sum(1)
             expected[some], drawn[some] = known, found - known
@@ -116,26 +147,28 @@ class Histogram:
         counts = torch.zeros(len(x), self.probs.numel(), dtype=torch.float64, device=x.device)
         return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-        knots = _knots(gamma.cpu())
-        distinct, inverse = knots.unique(return_inverse=True)
-        by_knot = torch.zeros(len(weight), len(distinct), dtype=torch.float64)
-        by_knot.index_add_(1, inverse, weight.double().cpu())
-        means = torch.stack([self._table(knot)[1] for knot in distinct.tolist()])
-        return (self._counts(x) @ (by_knot @ means).T.to(x.device))[:, :, None]
+    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
+        distinct, inverse = (gamma.cpu() if first else (gamma.cpu() / TABLE_STEP).round() * TABLE_STEP).unique(
+            return_inverse=True
+        )
+        by_table = torch.zeros(len(weight), len(distinct), dtype=torch.float64)
+        by_table.index_add_(1, inverse, weight.double().cpu())
+        means = torch.stack([self._tables_at(g, first)[1] for g in distinct.tolist()])
+        return (self._counts(x) @ (by_table @ means).T.to(x.device))[:, :, None]
 
-    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
         # Positions are independent: variances add up. Of straight lines, the square's expectation is a little less than this.
         counts, out = self._counts(x).mean(0).cpu(), []
-        for knot in _knots(gamma.cpu()).tolist():
-            table, mean = self._table(knot)
+        for g in gamma.tolist():
+            table, mean = self._tables_at(g, first)
             out.append(counts @ (table.square() @ self.weights - mean.square()))
         return torch.stack(out)[:, None].clamp(min=0)
 
 
-def _knots(gamma: Tensor) -> Tensor:
-    """The tables for γ (L,): γ in quarters, rounded."""
-    return (gamma / _APART).round().long()
+def _signal(gamma: float) -> tuple[float, float]:
+    """α and σ at γ."""
+    g = torch.tensor(gamma, dtype=torch.float64)
+    return float(alpha(g)), float(sigma(g))
 
 
 def hat_weights(nodes: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Moments:
 
     >>> from diffusional import Continuous
     >>> moments = Moments(Continuous((2,)))
-    >>> look = Look(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.zeros(1).double(), torch.ones(1))
+    >>> look = Look(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.zeros(1).double(), torch.ones(1), torch.tensor([False]))
     >>> moments.draws, moments.at(look)[1]                                          # Σ (ε_i² − 1)
     (('squares',), tensor([[3.]], dtype=torch.float64))
     """
@@ -119,10 +119,10 @@ class Moments:
             out.append(weight * (excess.clamp(min=0).square() - sides * square))
         return out
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
+    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
         return weight.double().sum(1).to(x.device)[:, None] * self._of_item(x)[:, None, :]
 
-    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
         """Of exceedances, which are rare at low noise; the other moments are never rare, and the pilot sees their variance."""
         out = torch.zeros(len(gamma), len(self.draws), dtype=torch.float64)
         if not isinstance(self.space, Discrete):

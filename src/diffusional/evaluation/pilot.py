@@ -21,7 +21,7 @@ from diffusional.evaluation.control import ENOUGH, Control, columns, width_of
 from diffusional.evaluation.controls import fit_controls
 from diffusional.evaluation.plan import Met, Plan, about, cell_edges, learner, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
-from diffusional.evaluation.visits import LevelVisits, slopes, visit_costs, visit_features
+from diffusional.evaluation.visits import FIRST_SLOPE, LevelVisits, slopes, visit_costs, visit_features
 from diffusional.evaluation.wiener import Wiener
 from diffusional.models.base import device_of
 from diffusional.models.chain import AffineCosts, Chain
@@ -32,6 +32,8 @@ _EVEN = 0.3
 _FLOOR = 0.1
 # How many draws of its own a cell needs to outweigh the others.
 _SHRINK = 10.0
+# Functions of the noise that vary by less than this part of the costs' variance are left out: their coefficients would be rounding.
+_LEAST = 1e-8
 # Its neighbours: so many cells on either side. No cell's share is taken for less than this part of the largest of theirs.
 _AROUND = 2
 _LEAST_OF_AROUND = 0.6
@@ -261,7 +263,7 @@ def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, da
 
 def _known_variance(model: Chain, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
     """Variances of the controls' functions of the noise in each cell (F, C + 1), nats², over three of its levels: zero where they are not
-    known, and for the reconstruction.
+    known.
     """
     out = torch.zeros(width_of(controls)[1], len(edges), dtype=torch.float64)
     costs = model.affine
@@ -274,6 +276,9 @@ def _known_variance(model: Chain, controls: tuple[Control, ...], edges: Tensor, 
     sample = data[:: max(1, len(data) // 256)]
     variance = torch.cat([control.variance(sample, gamma) for control in controls], 1)  # (3 C, F)
     out[:, 1:] = (slope.square()[:, None] * variance).view(-1, 3, len(out)).mean(1).T
+    start = costs.end_gammas()[:1].detach().cpu().double()
+    at_first = torch.cat([control.variance(sample, start, first=True) for control in controls], 1)
+    out[:, 0] = FIRST_SLOPE**2 * at_first[0]
     return out
 
 
@@ -303,7 +308,7 @@ def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
     def pooled(first: int, last: int, towards: Tensor) -> Tensor:
         rows = ((cell >= first) & (cell <= last)).nonzero().squeeze(1)
         share = count[first : last + 1] / count[first : last + 1].sum().clamp(min=1)
-        return _ridge(scaled[rows], scaled_costs[rows], towards, scaled_varies[:, first : last + 1] @ share)
+        return _ridge(scaled[rows], scaled_costs[rows], towards, scaled_varies[:, first : last + 1] @ share, _LEAST)
 
     none = torch.zeros(len(varies), dtype=torch.float64)
     overall = pooled(1, cells - 1, none)
@@ -313,7 +318,7 @@ def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
         if not len(rows):
             continue
         towards = pooled(max(1, c - _AROUND), min(c + _AROUND, cells - 1), overall) if c else none
-        b = _ridge(centred[rows], costs[rows], towards, varies[:, c])
+        b = _ridge(centred[rows], costs[rows], towards, varies[:, c], _LEAST * float(unit[c]) ** 2)
         coefficients[:, c] = b
         constant[c] = (seen.costs[rows] - features[rows] @ b).mean()
         left = (costs[rows] - centred[rows] @ b).square().sum()
@@ -332,14 +337,15 @@ def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
     return Plan(plan.edges, mass, constant, expected, drawn, scale, plan.controls, plan.provenance)
 
 
-def _ridge(features: Tensor, target: Tensor, towards: Tensor, varies: Tensor) -> Tensor:
+def _ridge(features: Tensor, target: Tensor, towards: Tensor, varies: Tensor, least: float) -> Tensor:
     """Least squares (F,) of a target (V,) on features (V, F) that vary by `varies` (F,), with a pull of _SHRINK draws towards given
-    coefficients; features that do not vary keep these.
+    coefficients. Features that vary by less than `least`, such as by rounding, keep these.
     """
-    unit = torch.where(varies > 0, varies, 1.0).sqrt()
-    scaled = features / unit
+    unit = varies.sqrt()
+    scaled = torch.where(varies > least, features / unit.clamp(min=1e-300), 0.0)
     gram = scaled.T @ scaled + _SHRINK * torch.eye(len(unit), dtype=torch.float64)
-    return towards + torch.linalg.solve(gram, scaled.T @ (target - features @ towards)) / unit
+    found = torch.linalg.solve(gram, scaled.T @ (target - features @ towards))
+    return towards + torch.where(varies > least, found / unit.clamp(min=1e-300), 0.0)
 
 
 def _informed(scale: Tensor, count: Tensor, seen: Tensor, known: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ _SAID = {
     "decoder": "a decoder",
 }
 # What two pilots must have in common for the differences of their costs to be differences between the models.
-_PILOT = ("seed", "data_sha256", "condition_sha256", "evaluations")
+_PILOT = ("seed", "data_sha256", "condition_sha256")
 # The tensors of a plan, without those of its controls.
 _NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
 
@@ -267,7 +267,7 @@ class Plan:
                 total += torch.einsum("bce,ec->bc", control.totals(x, gamma, weight).cpu(), used[:, 1:])
             if bool((used[:, 0] != 0).any()):
                 once = torch.full((1, 1), FIRST_SLOPE, dtype=torch.float64)
-                decoder += control.totals(x, start, once).cpu()[:, 0] @ used[:, 0]
+                decoder += control.totals(x, start, once, first=True).cpu()[:, 0] @ used[:, 0]
         return torch.cat([decoder[:, None], total], 1)
 
     def check(self, model: LatentVariableModel) -> None:

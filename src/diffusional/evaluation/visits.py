@@ -12,10 +12,11 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, rows_of
 from diffusional.evaluation.control import Control, Look
+from diffusional.evaluation.histogram import TABLE_STEP
 from diffusional.models.chain import AffineCosts, Chain, batch_rows
 
-# Gauss–Legendre nodes for each stretch of a cell in continuous time, and the longest stretch in γ.
-_NODES, _STRETCH = 4, 0.25
+# Gauss–Legendre nodes for each piece of a cell in continuous time.
+_NODES = 4
 # Rows of one network call.
 _ROWS = 2048
 # What takes the place of a level's slope at the reconstruction: −ln N(x; x̂, (σ/α)² I) has ½ ‖ε − ε̂‖².
@@ -63,12 +64,18 @@ def quadrature(model: AffineCosts, edges: Tensor) -> tuple[Tensor, Tensor, Tenso
         at = model.edge_gammas(edges).detach().cpu()
         gamma, cell, slope = [], [], []
         for c in range(cells):
-            parts = max(1, math.ceil(float(at[c + 1] - at[c]) / _STRETCH))
-            cuts = torch.linspace(float(at[c]), float(at[c + 1]), parts + 1, dtype=torch.float64)
+            low, high = float(at[c]), float(at[c + 1])
+            # Tables of the histogram control change half way between their γ: the pieces end there.
+            inner = (
+                TABLE_STEP
+                * (torch.arange(math.floor(low / TABLE_STEP), math.ceil(high / TABLE_STEP) + 1) + 0.5).double()
+            )
+            inner = inner[(inner > low) & (inner < high)]
+            cuts = torch.cat([at[c : c + 1], inner, at[c + 1 : c + 2]]).double()
             width = cuts[1:] - cuts[:-1]
             gamma.append((cuts[:-1, None] + width[:, None] * nodes).flatten())
             slope.append((0.5 * width[:, None] * weights).flatten())
-            cell.append(torch.full((parts * len(nodes),), c))
+            cell.append(torch.full((len(width) * len(nodes),), c))
         gamma, cell, slope = torch.cat(gamma), torch.cat(cell), torch.cat(slope)
         offset = torch.zeros_like(slope)
     weight = torch.zeros(cells, len(gamma), dtype=torch.float64)
@@ -114,7 +121,7 @@ def visit_features(
         start = costs.end_gammas()[0].detach().cpu()
         gamma = torch.where(first, start, costs.noisy_gamma(visits.level).detach().cpu()).double().to(x.device)
         slope = torch.where(first, FIRST_SLOPE, slopes(costs, visits.level)[1].detach().cpu())
-    look = Look(x, noise, gamma, latent.to(x.device))
+    look = Look(x, noise, gamma, latent.to(x.device), first.to(x.device))
     expected, drawn = [], []
     for rows in torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space))):
         parts = [control.at(look[rows]) for control in controls]

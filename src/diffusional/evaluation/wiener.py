@@ -33,7 +33,7 @@ class Wiener:
     ends with the variance outside their span; or (C, C) eigenvectors of the channels of images of `shape`, for the cosine transform.
 
     >>> world = Wiener(torch.zeros(1), torch.ones(1), torch.eye(1))
-    >>> look = Look(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1).double(), torch.ones(1))
+    >>> look = Look(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1).double(), torch.ones(1), torch.tensor([False]))
     >>> world.at(look)                        # x̂ = α z, α² = σ² = ½: E (ε/2)² = ¼, and at ε = 0 the cost is ¼ less
     (tensor([[0.2500]], dtype=torch.float64), tensor([[-0.2500]], dtype=torch.float64))
     """
@@ -153,7 +153,7 @@ class Wiener:
         drawn = (b.square() * (noise.square() - unit) - 2 * a * b * d * noise).sum(1)
         return expected[:, None], drawn[:, None]
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
+    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
         a, b, unit = self._spectrum(gamma.to(x.device).double())
         weight = weight.double().to(x.device)
         squares = self._deviation(x).square().double()
@@ -164,10 +164,10 @@ class Wiener:
         a, b, unit = self._spectrum(gamma.double())
         return a.square() @ self._deviation(x).square().double().mean(0).cpu() + (b.square() * unit).sum(1)
 
-    def variance(self, x: Tensor, gamma: Tensor) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
         a, b, unit = self._spectrum(gamma.double())
         deviation = self._deviation(x).square().double().mean(0).cpu()
-        return (4 * a.square() * deviation * b.square() * unit + 2 * b.pow(4) * unit).sum(1, keepdim=True)
+        return (4 * a.square() * deviation * b.square() + 2 * b.pow(4) * unit).sum(1, keepdim=True)
 
 
 def cosines(n: int) -> Tensor:
