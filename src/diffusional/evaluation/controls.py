@@ -20,6 +20,7 @@ def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Contr
     Raises DiffusionalError for an unknown name.
 
     >>> from diffusional import Denoiser, DiffusionModel, GaussianDiffusion, likelihood, schedule
+    >>> import torch
     >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0, steps=20))
     >>> decoder = likelihood.LevelPosterior(Discrete((2,), 2))
     >>> model = DiffusionModel(forward, Denoiser(lambda z, log_snr: 0 * z), decoder)

@@ -86,7 +86,7 @@ class Histogram:
         at = self._places(gamma)
         if at is None:
             return torch.zeros(len(self.probs), len(values), len(self.nodes), dtype=torch.float64)
-        z, evidence, before, share = at
+        _, evidence, before, share = at
         guess = (evidence @ (self.probs * values).T) / (evidence @ self.probs.T)  # (Z, M)
         guess = torch.lerp(guess.T[:, before], guess.T[:, before + 1], share[None])  # (M, K, nodes)
         return math.exp(-gamma) * (values[:, None] - guess).square()

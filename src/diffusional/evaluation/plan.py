@@ -43,8 +43,8 @@ from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import Chain
 from diffusional.seeds import check_seed
 
-# Evaluations of a pilot, and cells of levels.
-PILOT, CELLS = 3000, 32
+# Evaluations of a pilot, of the shortest one that an evaluation makes by itself, and cells of levels.
+PILOT, SHORTEST, CELLS = 3000, 500, 32
 # Draws record the cell of a visit as int16, with 0 for the reconstruction.
 _MOST_CELLS = 2**15 - 1
 # What must agree between a plan and a model.

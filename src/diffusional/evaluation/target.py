@@ -1,6 +1,7 @@
 """How precise an evaluation is to be (`Target`), and by which estimator (`Visits`, `Sweep`, `ImportanceWeights`)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.plan import Plan
-from diffusional.ledger import UNITS
+from diffusional.ledger import UNITS, per_unit
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,31 @@ class Target:
         """Whether there is something to reach."""
         return bool(self.given)
 
+    def draws(self, items: int, dimensions: int) -> Callable[[float], float]:
+        """Return a function of the variance of one draw of an item, nats², to the number of draws that the target takes for N `items` of
+        D `dimensions`: V/error², J N for J visits, or N V/item_error².
+
+        >>> round(Target(error=0.1, unit="nats").draws(50, 4)(2.0))
+        200
+        """
+        nats = per_unit(self.unit, dimensions)
+        if self.visits is not None:
+            return lambda variance: float(self.visits or 0) * items
+        error, times = (self.error, 1) if self.error is not None else (self.item_error, items)
+        if error is None:
+            raise DiffusionalError(
+                "expected a target (error, visits or item_error), got none: without one there is nothing to draw for"
+            )
+        return lambda variance: times * variance / (error * nats) ** 2
+
 
 @dataclass(frozen=True, eq=False)
 class Visits:
     """Levels are visited at random under a plan: needs a target.
 
     Attributes:
-        plan: learned before (`Plan.fit`, `Plan.load`). By default a pilot of 3,000 evaluations, which are counted, learns one.
+        plan: learned before (`Plan.fit`, `Plan.load`). By default a pilot learns one: 500 evaluations or more, as many as the target is
+            worth, and they are counted.
         reference: the pilot's data (M, *space.shape), normally training data; by default the data evaluated.
         audit: visit every level once (at most 2,048) to look for costs that a learned plan does not expect.
         records: a file that keeps the draws: an evaluation that finds its own draws there continues from them. In a folder the evaluation
