@@ -59,11 +59,10 @@ def test_a_target_error_is_reached_at_the_truth(x: Tensor) -> None:
     assert result.provenance["method"] == "plan"
     assert result.provenance["latents"] == STEPS
     assert result.provenance["plan"]["controls"] == ["own"]
-    assert result.provenance["evaluations"] == {
-        "pilot": 3000,
-        "audit": AUDIT,
-        "draws": result.nelbo.network_evaluations - 3000 - AUDIT,
-    }
+    spent = result.provenance["evaluations"]
+    assert spent["audit"] == AUDIT
+    assert 500 <= spent["pilot"] <= 3000
+    assert sum(spent.values()) == result.nelbo.network_evaluations
     assert result.nelbo.network_evaluations < N * STEPS
 
 

@@ -97,7 +97,11 @@ def test_the_target_is_reached_and_every_evaluation_counted(steps: int | None, d
     assert result.caveats == ()
     assert 0.01 < result.nelbo.to("bits/dim", 4).error <= 0.02
     spent = result.provenance["evaluations"]
-    assert (spent["pilot"], spent["audit"]) == (3000, AUDIT if steps else 2048)
+    assert spent["audit"] == (AUDIT if steps else 2048)
+    # As long as pays: √(κ draws), within the twice that a short pilot's idea of the draws may be off.
+    assert 0.5 < spent["pilot"] / math.sqrt(500 * spent["draws"]) < 2
+    assert set(result.provenance["seconds"]) == {"pilot", "audit", "draws"}
+    assert all(seconds > 0 for seconds in result.provenance["seconds"].values())
     assert spent["draws"] == int(result.per_item["draws"].sum())
     assert sum(spent.values()) == result.nelbo.network_evaluations == plain(result)["network_evaluations"]
     assert rows(model) == sum(spent.values())
@@ -207,7 +211,7 @@ def test_conditions_go_with_their_items() -> None:
     changed = one.per_item["nelbo"] != two.per_item["nelbo"]
     assert changed.nonzero().flatten().tolist() == [7]
     # The pilot's too.
-    assert evaluate(model, x, visits=2, condition=condition).provenance["plan"]["evaluations"] == 3000
+    assert evaluate(model, x, visits=2, condition=condition).provenance["plan"]["evaluations"] == 500
 
 
 # A budget.
@@ -275,9 +279,9 @@ def test_what_a_budget_allows_is_a_random_part(arguments: dict[str, Any]) -> Non
 
 def test_a_pilot_is_not_flown_on_a_budget_that_it_would_exceed() -> None:
     model = discrete()
-    with pytest.raises(DiffusionalError, match=r"a budget of 2000 evaluations came|max_evaluations=2000 came"):
-        evaluate(model, levels(), target_error=0.1, max_evaluations=2000)
-    assert rows(model) <= 2000
+    with pytest.raises(DiffusionalError, match=r"max_evaluations above 500.*got 500"):
+        evaluate(model, levels(), target_error=0.1, max_evaluations=500)
+    assert rows(model) == 0
 
 
 # Scores.
@@ -343,7 +347,11 @@ MODES = [{"target_error": 0.2}, {"visits": 7}, {"item_error": 1.0}, {"target_err
 
 
 def exactly(a: Evaluation, b: Evaluation) -> None:
-    assert plain(a) == plain(b)
+    """All but how long it took."""
+    one, other = plain(a), plain(b)
+    for record in (one, other):
+        record["provenance"].pop("seconds", None)
+    assert one == other
     assert a.per_item.keys() == b.per_item.keys()
     for name in a.per_item:
         assert torch.equal(a.per_item[name], b.per_item[name])
@@ -658,7 +666,7 @@ def test_models_of_continuous_time_take_any_grid_quietly() -> None:
         ({"visits": 2, "condition": torch.ones(3, 1)}, "condition has 3 rows for 30 items"),
         (
             {"visits": 2, "condition": torch.ones(30, 1), "reference": levels()},
-            "conditions came with reference data, whose conditions are not known: give a plan",
+            "expected a plan.*conditions and reference data",
         ),
         ({"visits": 2, "data": torch.full((2, 4), 0.3)}, "5 levels.* got 0.3 in item 0"),
         ({"visits": 2, "plan": Plan.uniform(discrete(61))}, "the plan was learned for"),

@@ -300,6 +300,23 @@ def test_the_base_is_the_integral_over_continuous_time(world: Any) -> None:
         close(base[:, cell], total, rtol=5e-5, atol=5e-5)
 
 
+def test_a_pilot_for_a_target_goes_on_while_it_pays() -> None:
+    model, x = own()
+    for draws, most in ((100.0, 500), (4e6, 20_000)):
+        asked: list[float] = []
+
+        def wanted(variance: float, draws: float = draws, asked: list[float] = asked) -> float:
+            asked.append(variance)
+            return draws
+
+        plan = Plan.fit(model, x, 500, cells=8, draws=wanted)
+        assert plan.provenance["evaluations"] == len(plan.met.left) == most
+    assert len(asked) == 5  # 500, 1,500, 4,500, 13,500, 20,000
+    # Another model's pilot repeats it, however long it was.
+    again = Plan.fit(model, x, 500, cells=8, like=plan)
+    assert torch.equal(again.met.level, plan.met.level)
+
+
 def test_controls_of_events_that_no_draw_meets_get_no_coefficients() -> None:
     """Bits at low noise: half a bin is up to 20 σ, and what rounding leaves of an exceedance there must not be regressed on."""
     space = df.space.binary((5,))

@@ -254,7 +254,7 @@ def test_training_data_that_are_gone(runs: Path, stored: Path, pilots: list[Any]
     with pytest.warns(UserWarning, match="no plan can be learned from the training data"):
         assert run.plan() is None
     with pytest.warns(UserWarning, match="no plan can be learned"):
-        assert run.evaluate(visits=2).provenance["evaluations"]["pilot"] == 3000
+        assert run.evaluate(visits=2).provenance["evaluations"]["pilot"] == 500
 
 
 def test_data_made_in_python_are_given(runs: Path, tmp_path: Path, stored: Path) -> None:
