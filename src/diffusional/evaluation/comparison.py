@@ -114,6 +114,7 @@ def compare(
         pilot = 0
         if plans is None:
             pilots = data if reference is None else reference
+            # Long pilots: short ones miss differences of two models at few levels, which no audit finds either.
             first = Plan.fit(chains[0], pilots, seed=seed, condition=condition)
             plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=condition, like=first)
             pilot = PILOT

@@ -12,7 +12,9 @@ What the plan and the draws are is in plan.py and draws.py. With the first two g
 The stopping rule is in task.py.
 """
 
+import time
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
 import torch
@@ -23,7 +25,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import processes
 from diffusional.evaluation.averages import average, weighted
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.plan import PILOT, Plan
+from diffusional.evaluation.plan import SHORTEST, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
 from diffusional.evaluation.target import Estimator, ImportanceWeights, Options, Sweep, Target, Visits, resolved
@@ -110,19 +112,33 @@ def evaluate(
             bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
             return sweep(chain, data, seed, estimator.draws, estimator.cells, condition, bar)
         pilot, plan, reference, budget = 0, estimator.plan, estimator.reference, target.max_evaluations
+        start = time.monotonic()
         if plan is None:
-            if budget is not None and budget <= PILOT:
+            if budget is not None and budget <= SHORTEST:
                 raise DiffusionalError(
-                    f"a budget of {budget} evaluations came; the pilot alone takes {PILOT}: give a plan, or raise it"
+                    f"expected max_evaluations above {SHORTEST}, which the pilot takes, got {budget}: raise it, or give a plan"
                 )
             if condition is not None and reference is not None:
                 raise DiffusionalError(
-                    "conditions came with reference data, whose conditions are not known: give a plan"
+                    "expected a plan, since the conditions of the reference data are not known, got conditions and reference data; learn one "
+                    "with Plan.fit"
                 )
-            plan = Plan.fit(chain, data if reference is None else reference, seed=seed, condition=condition)
+            items = data if reference is None else reference
+            draws = within(target.draws(len(data), model.space.dimensions), budget)
+            plan = Plan.fit(chain, items, SHORTEST, seed, condition=condition, draws=draws)
             pilot = int(plan.provenance["evaluations"])
         task = Task(Draws(chain, plan, data, seed, condition), pilot, budget, estimator.records, progress)
+        task.seconds["pilot"] = time.monotonic() - start
         return task.run(target, estimator.audit)
+
+
+def within(draws: Callable[[float], float], budget: int | None) -> Callable[[float], float]:
+    """Return a function of the variance of one draw to the number of draws (`Target.draws`) that are made within a budget.
+
+    >>> within(lambda variance: 100 * variance, 700)(5.0)
+    200.0
+    """
+    return draws if budget is None else lambda variance: min(draws(variance), float(budget - SHORTEST))
 
 
 def _restricts(estimator: Visits | Sweep) -> bool:

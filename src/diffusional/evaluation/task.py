@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Task:
     records: str | Path | None = None
     watch: Watch | None = None
     audited: Audit | None = None
+    # How long the pilot, the audit and the draws took.
+    seconds: dict[str, float] = field(default_factory=lambda: {"pilot": 0.0, "audit": 0.0, "draws": 0.0})
 
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
@@ -232,7 +234,9 @@ class Task:
             if self._path is not None and time.monotonic() - self._saved > _SAVE_EVERY:
                 self._save()
 
+        start = time.monotonic()
         extended.extend(items, wanted, after)
+        self.seconds["draws"] += time.monotonic() - start
 
     def _save(self) -> None:
         if self._path is not None and processes.is_main():
@@ -266,7 +270,9 @@ class Task:
             return [
                 f"the budget of {self.budget} evaluations left none for the audit of the levels, which takes {count}"
             ]
+        start = time.monotonic()
         self.audited = Audit.of(self.draws)
+        self.seconds["audit"] = time.monotonic() - start
         return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
 
     def _vouched(self, seen: Estimate) -> Estimate:
@@ -316,6 +322,7 @@ class Task:
             "plan": plan.provenance,
             "visits": [int(draws.count.min()), int(draws.count.max())],
             "evaluations": {"pilot": self.pilot, "audit": self._audits, "draws": draws.evaluations},
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
         return Evaluation(
             nelbo=nelbo,
