@@ -190,7 +190,7 @@ def test_what_audits_say_of_a_difference(x: Tensor, pair: tuple[df.DiffusionMode
 
 
 def test_a_difference_that_rests_on_few_draws_is_said(x: Tensor, pair: tuple[df.DiffusionModel, OneMore]) -> None:
-    found = compare(*pair, x, 2.0, "nats", audit=False, seed=4)
+    found = compare(*pair, x, 2.0, "nats", audit=False, seed=7)
     assert found.difference.error > 0
     assert [caveat for caveat in found.caveats if caveat.startswith("the error rests on few draws")]
     assert not found.reached

@@ -43,7 +43,7 @@ def test_an_old_plan_gives_the_same_scores() -> None:
     assert plan.learned
     for visits, scores in SCORES["visits"].items():
         found = evaluate(of, X, visits=int(visits), plan=plan, audit=False)
-        assert found.per_item["nelbo"].tolist() == pytest.approx(scores, rel=1e-6)
+        assert found.per_item["nelbo"].tolist() == pytest.approx(scores, rel=1e-5)
     assert evaluate(of, X, draws=2).per_item["nelbo"].tolist() == SCORES["sweep"]
     # It has no record of its pilot; a target is reached without.
     found = evaluate(of, X, target_error=0.3, unit="nats", plan=plan, audit=False)
@@ -58,7 +58,7 @@ def test_old_draws_are_continued(tmp_path: Path) -> None:
     of = model(count)
     plan = Plan.load(OLD / "plan.json", of)
     found = evaluate(of, X, visits=5, plan=plan, audit=False, records=tmp_path / "draws.safetensors")
-    assert found.per_item["nelbo"].tolist() == pytest.approx(SCORES["visits"]["5"], rel=1e-6)
+    assert found.per_item["nelbo"].tolist() == pytest.approx(SCORES["visits"]["5"], rel=1e-5)
     # Of five visits to each item, three were in the file.
     assert sum(count) == 2 * len(X)
     # Draws of other items are refused.
