@@ -556,6 +556,11 @@ def ddpm(items: int, options: dict[str, Any]) -> Case:
     return Case(model, x, plans(model, reference), float(truth.mean()), options)
 
 
+def own_pilots(case: Case) -> Case:
+    """The case without plans: every evaluation has a pilot of its own on its items, as long as its target is worth."""
+    return replace(case, plans=[])
+
+
 def rare_difference(items: int, target: float) -> Pair:
     """Two models of which one goes wrong where |z| > 3."""
     models = [one_number(sloping(slip), 20) for slip in (0.0, 6.0)]
@@ -766,6 +771,7 @@ def trials() -> dict[str, Callable[[], Case]]:
         "few reference items, target": lambda: few_references(20, budget).aiming(0.62),
         "DDPM decoder, ε-prediction, visits": lambda: ddpm(20, {"visits": 8}),
         "DDPM decoder, ε-prediction, target": lambda: ddpm(20, budget).aiming(0.62),
+        "a pilot in each evaluation, ε-prediction": lambda: own_pilots(ddpm(200, look).aiming(0.5)),
         "rare difference, T = 20": lambda: rare_difference(300, 0.01),
         "uniform plan, T = 1000, target": lambda: gaussian(1000, 40, look, pilot=False).aiming(0.62),
         "budget, T = 1000, just enough": lambda: gaussian(1000, 20, look).aiming(0.62).within(1.0),

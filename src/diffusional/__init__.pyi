@@ -17,7 +17,7 @@ from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.comparison import compare as compare
 from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.plan import Plan as Plan
-from diffusional.evaluation.result import Comparison as Comparison
+from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.result import Evaluation as Evaluation
 from diffusional.forward import ForwardProcess as ForwardProcess
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion

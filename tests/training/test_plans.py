@@ -278,14 +278,14 @@ def test_two_runs_share_visits_and_keep_their_plans(
 ) -> None:
     a, b = df.load_run(runs / "a"), df.load_run(runs / "b")
     x = a.encode("test")
-    by_hand = df.compare(a.model, b.model, x, 0.2, reference=a.encode("train"))
+    by_hand = df.compare(a.model, b.model, x, 0.05, reference=a.encode("train"))
     assert len(pilots) == 2
-    both = a.compare(b, target_error=0.2)
+    both = a.compare(b, target_error=0.05)
     assert len(pilots) == 4
     assert both.difference.value == pytest.approx(by_hand.difference.value, rel=1e-4)
     assert both.difference.error == pytest.approx(by_hand.difference.error, rel=1e-4)
     assert by_hand.difference.network_evaluations - both.difference.network_evaluations == 2 * 3000
-    status, out, err = command(capsys, "evaluate", runs / "a", runs / "b", "--error", 0.2, "--json", runs / "out.json")
+    status, out, err = command(capsys, "evaluate", runs / "a", runs / "b", "--error", 0.05, "--json", runs / "out.json")
     assert (status, err, "learned" in out, len(pilots)) == (0, "", False, 4)
     assert json.loads((runs / "out.json").read_text())["difference_nats"]["value"] == both.difference.value
     # b's own plan is another one, and stays beside the paired one.
