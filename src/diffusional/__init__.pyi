@@ -15,9 +15,9 @@ from diffusional.bernoulli import Bits as Bits
 from diffusional.binomial import BinomialDiffusion as BinomialDiffusion
 from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.comparison import compare as compare
+from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.plan import Plan as Plan
-from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.result import Evaluation as Evaluation
 from diffusional.forward import ForwardProcess as ForwardProcess
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion
