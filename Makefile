@@ -51,6 +51,7 @@ lint: $(READY)  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python tools/vocabulary.py
 
 overhead: $(READY)  ## measure what the bound adds to a forward pass
 	$(BIN)/python benchmarks/overhead.py

@@ -241,7 +241,7 @@ def test_resuming_takes_the_config_of_the_run(
     status, _, err = main(capsys, *args)
     assert (status, err) == (
         143,
-        "diffusional: stopped after step 3 of 4, with a checkpoint; go on with --resume\n",
+        "diffusional: stopped after step 3 of 4, with a checkpoint; continue with --resume\n",
     )
     monkeypatch.undo()
     status, out, _ = main(capsys, "train", run, "--resume")
@@ -403,8 +403,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a resume with another config": (
         lambda f: RUN_AGAIN(f, "--resume", "--batch", 9, "--optimizer.lr", 0.5),
-        "TMP/run was begun with another config; resume with the same, or name another folder. Differences (there "
-        "→ here): optimizer.lr: 0.002 → 0.5; batch: 8 → 9",
+        "TMP/run was begun with another config; resume with the same config, or name another folder. Differences (run "
+        "→ now): optimizer.lr: 0.002 → 0.5; batch: 8 → 9",
     ),
     "corrupt weights": (
         corrupt,
@@ -427,11 +427,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a missing run": (
         lambda f: ["evaluate", f / "no-run"],
-        "TMP/no-run is no folder; give the run folder that `diffusional train` wrote",
+        "TMP/no-run is not a folder; give the run folder that `diffusional train` wrote",
     ),
     "a missing run to sample": (
         lambda f: ["sample", f / "no-run"],
-        "TMP/no-run is no folder; give the run folder that `diffusional train` wrote",
+        "TMP/no-run is not a folder; give the run folder that `diffusional train` wrote",
     ),
     "a folder that is no run": (
         lambda f: ["sample", f],
@@ -467,7 +467,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "samples of another kind": (
         lambda f: ["sample", f / "run", "--out", f / "a.png", "--steps", 3],
-        "--out TMP/a.png came; samples are written as .npz",
+        "expected an .npz file for --out, got TMP/a.png",
     ),
     "samples onto samples": (
         lambda f: ["sample", f / "run", "--out", npz(f / "a.npz"), "--steps", 3],
@@ -479,17 +479,17 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "data that changed since": (
         lambda f: ["evaluate", npy(f / "tiny.npy", integers((40, 1, 4, 4), 4)).parent / "run"],
-        "test of TMP/tiny.npy is not what TMP/run was trained with: the file has changed, or the run was given "
+        "test of TMP/tiny.npy is not the data that TMP/run was trained with: the file has changed, or the run was given "
         "its data in Python. Name the data to evaluate with --data",
     ),
     "a folder that can't be made": (
         lambda f: ["train", f / "tiny.npy/run", "--data.name", f / "tiny.npy", *TINY],
-        "TMP/tiny.npy/run can't be made ([Errno 20] Not a directory: 'TMP/tiny.npy/run'); name a folder where "
-        "that is allowed",
+        "TMP/tiny.npy/run cannot be created ([Errno 20] Not a directory: 'TMP/tiny.npy/run'); name another "
+        "folder",
     ),
     "widths that norms can't divide": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--model.widths", 10),
-        "model.widths=(10,) came; expected multiples of 8",
+        "expected model.widths to be multiples of 8, got (10,)",
     ),
     "a negative seed": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--seed", -1),
@@ -505,7 +505,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a target and a sweep": (
         lambda f: ["evaluate", f / "run", "--sweep", "--error", 0.1],
-        "--error came with a full sweep (--sweep, --draws, --cells); leave one out",
+        "--error cannot be combined with a full sweep (--sweep, --draws, --cells): leave one out",
     ),
     "two targets": (
         lambda f: ["evaluate", f / "run", "--visits", 4, "--item-error", 0.1],
@@ -517,11 +517,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a T and none": (
         lambda f: ["evaluate", f / "run", "--steps", 5, "--continuous"],
-        "--steps 5 came with --continuous; give one of them",
+        "expected either --steps or --continuous, got --steps 5 and --continuous: leave one out",
     ),
     "scores of another kind": (
         lambda f: ["evaluate", f / "run", "--per-item", f / "scores.txt"],
-        "--per-item TMP/scores.txt came; scores are written as .csv or .npz",
+        "expected a .csv or .npz file for --per-item, got TMP/scores.txt",
     ),
     "a missing plan": (
         lambda f: ["evaluate", f / "run", "--plan", f / "no.json"],
@@ -542,7 +542,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "betas without T": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--schedule.kind", "cosine"),
-        "schedule.kind='cosine' came without schedule.steps; betas need a T, such as 1000",
+        "expected schedule.steps, such as 1000, for schedule.kind='cosine', which has betas, got none",
     ),
     "a config that makes no model": (
         lambda f: train(
@@ -552,8 +552,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a preset of another run": (
         lambda f: ["train", f / "run", "--resume", "--preset", "digits"],
-        "TMP/run was begun with another config; resume with the same, or name another folder. Differences (there "
-        "→ here): data.name: TMP/tiny.npy → digits; data.levels: 5 → None; data.warps: 0 → 15; model.widths: [8, "
+        "TMP/run was begun with another config; resume with the same config, or name another folder. Differences (run "
+        "→ now): data.name: TMP/tiny.npy → digits; data.levels: 5 → None; data.warps: 0 → 15; model.widths: [8, "
         "8] → [16, 48]; model.blocks: 1 → 2; model.dropout: 0.2 → 0.05; optimizer.lr: 0.002 → 0.005; "
         "optimizer.weight_decay: 0.01 → 0.3; optimizer.warmup: 200 → 100; batch: 8 → 128; "
         "validate_every: 250 → 200",
@@ -564,7 +564,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "warps of what are no digits": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--warps", 3],
-        "data.warps=3 came for TMP/tiny.npy; only the embedded digits can be warped",
+        "data.warps is only for the embedded digits, got data.warps=3 for TMP/tiny.npy: leave it out",
     ),
     "levels of digits": (
         lambda f: ["data", "digits", "--levels", 3],
@@ -601,11 +601,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a side of no pixels": (
         lambda f: ["data", f / "tiny.npy", "--size", 0],
-        "data.size=0 came; expected at least 1 pixel",
+        "expected data.size to be at least 1 pixel, got 0",
     ),
     "a picture of another kind": (
         lambda f: ["data", f / "tiny.npy", "--levels", 5, "--figure", f / "a.pdf"],
-        "--figure TMP/a.pdf came; figures are drawn as .png",
+        "expected a .png file for --figure, got TMP/a.pdf",
     ),
     "a picture in a missing folder": (
         lambda f: ["data", f / "tiny.npy", "--figure", f / "nowhere/a.png"],
@@ -659,11 +659,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a schedule for a run": (
         lambda f: ["information", f / "run", "--schedule", "cosine"],
-        "options of a schedule, --levels or --figure came with TMP/run, a run, which has its own: leave them out",
+        "the options of a schedule, --levels and --figure are for data, but TMP/run is a run, which has its own: leave them out",
     ),
     "no steps": (
         lambda f: ["demo", "--steps", 0, "--out", f / "demo"],
-        "steps=0 came; expected at least 1",
+        "expected steps to be at least 1, got 0",
     ),
 }
 
@@ -687,47 +687,46 @@ def test_bad_input(case: str, tiny: Path, tmp_path: Path, capsys: pytest.Capture
 
 # What the parser does not take: nothing is looked at, and no folder is made.
 MISTYPED = {
-    (): "no command came; expected one of demo, train, evaluate, sample, information, data, claims, doctor, completion. "
+    (): "expected a command, one of demo, train, evaluate, sample, information, data, claims, doctor, completion, got none. "
     "See diffusional --help",
-    ("--steps", "3"): "--steps came where a command belongs; expected one of demo, train, evaluate, sample, information, data, "
-    "claims, doctor, completion. See diffusional --help",
+    ("--steps", "3"): "expected a command, one of demo, train, evaluate, sample, information, data, claims, doctor, completion, "
+    "got --steps. See diffusional --help",
     ("trian", "new"): "unknown command 'trian'; did you mean train? See diffusional --help",
     ("train",): "RUN is missing. See diffusional train --help",
-    ("train", "new", "more"): "more came beyond RUN; expected no more. See diffusional train --help",
-    ("evaluate", "a", "b", "c"): "c came beyond RUN RUN B; expected no more. See diffusional evaluate --help",
-    ("claims", "C1"): "C1 came; expected options alone. See diffusional claims --help",
+    ("train", "new", "more"): "expected no arguments after RUN, got more. See diffusional train --help",
+    ("evaluate", "a", "b", "c"): "expected no arguments after RUN RUN B, got c. See diffusional evaluate --help",
+    ("claims", "C1"): "expected only options, got C1. See diffusional claims --help",
     ("train", "new", "--stepz", "3"): "unknown option --stepz; did you mean --steps? See diffusional train --help",
     ("train", "new", "--optimizer.lrr", "3"): "unknown option --optimizer.lrr; did you mean --optimizer.lr? See diffusional train --help",
     ("train", "new", "--lr", "3"): "unknown option --lr; did you mean --optimizer.lr? See diffusional train --help",
-    ("train", "new", "--zzz"): "unknown option --zzz; no option has such a name. See diffusional train --help",
+    ("train", "new", "--zzz"): "unknown option --zzz; there is no similar option. See diffusional train --help",
     ("evaluate", "run", "--drawz", "3"): "unknown option --drawz; did you mean --draws? See diffusional evaluate --help",
-    ("train", "new", "--sampler", "random"): "--sampler random came; expected one of stratified, adaptive, uniform, "
+    ("train", "new", "--sampler", "random"): "invalid --sampler random: expected one of stratified, adaptive, uniform, "
     "second-moment. See diffusional train --help",
-    ("train", "new", "--model.kind", "vea"): "--model.kind vea came; did you mean vae? Expected one of diffusion, "
+    ("train", "new", "--model.kind", "vea"): "invalid --model.kind vea: did you mean vae? Expected one of diffusion, "
     "binomial-diffusion, gaussian-chain, vae, hierarchical-vae, vae-diffusion-prior. See diffusional train --help",
-    ("train", "new", "--preset", "digit"): "--preset digit came; did you mean digits? Expected one of digits, digits-vae, "
+    ("train", "new", "--preset", "digit"): "invalid --preset digit: did you mean digits? Expected one of digits, digits-vae, "
     "digits-hierarchical-vae, digits-diffusion-prior, essay, essay-tuned, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
-    ("train", "new", "--preset"): "--preset came without a value; expected one of digits, digits-vae, digits-hierarchical-vae, "
-    "digits-diffusion-prior, essay, essay-tuned, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
-    ("train", "new", "--steps", "many"): "--steps many came; expected an integer. See diffusional train --help",
-    ("train", "new", "--steps=3.5"): "--steps 3.5 came; expected an integer. See diffusional train --help",
-    ("train", "new", "--steps"): "--steps came without a value; expected an integer. See diffusional train --help",
-    ("train", "new", "--resume=3"): "--resume came with 3; expected no value. See diffusional train --help",
-    ("train", "new", "--model.widths", "8", "b"): "--model.widths b came; expected an integer. See diffusional train --help",
-    ("train", "new", "--optimizer.lr", "nan"): "optimizer.lr=nan came; expected a positive number",
-    ("train", "new", "--steps", "0"): "steps=0 came; expected at least 1",
-    ("train", "new", "--objective", "hybrid"): 'objective="hybrid" came with model.variance="posterior"; its bound trains a learned '
-    "variance alone",
-    ("train", "new", "--schedule.kind", "learned", "--objective", "simple"): 'objective="simple" came with schedule.kind="learned"; a '
-    "schedule is learned by the bound alone, and no bound would go to where the noise is easiest to tell: use objective=\"elbo\"",
-    ("train", "new", "--schedule.kind", "learned_betas"): "schedule.kind='learned_betas' came without schedule.steps; betas need a T, "
-    "such as 1000",
-    ("train", "new", "--sampler", "second-moment"): 'model.variance="posterior" and sampler="second-moment" came in continuous time, '
-    "which has neither steps of a variance of their own nor levels to keep costs of: give schedule.steps, such as 1000",
-    ("sample", "run", "--method", "euler"): "--method euler came; expected one of ancestral, ddim. See diffusional sample --help",
+    ("train", "new", "--preset"): "--preset: expected one of digits, digits-vae, digits-hierarchical-vae, "
+    "digits-diffusion-prior, essay, essay-tuned, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm, got none. See diffusional train --help",
+    ("train", "new", "--steps", "many"): "invalid --steps many: expected an integer. See diffusional train --help",
+    ("train", "new", "--steps=3.5"): "invalid --steps 3.5: expected an integer. See diffusional train --help",
+    ("train", "new", "--steps"): "--steps: expected an integer, got none. See diffusional train --help",
+    ("train", "new", "--resume=3"): "--resume: expected no value, got 3. See diffusional train --help",
+    ("train", "new", "--model.widths", "8", "b"): "invalid --model.widths b: expected an integer. See diffusional train --help",
+    ("train", "new", "--optimizer.lr", "nan"): "expected optimizer.lr to be a positive number, got nan",
+    ("train", "new", "--steps", "0"): "expected steps to be at least 1, got 0",
+    ("train", "new", "--objective", "hybrid"): 'expected model.variance="learned" for objective="hybrid", got "posterior"',
+    ("train", "new", "--schedule.kind", "learned", "--objective", "simple"): 'expected objective="elbo" for schedule.kind="learned", '
+    "got \"simple\": a schedule must be trained by the bound, since other objectives favour the levels at which the noise is easiest to predict",
+    ("train", "new", "--schedule.kind", "learned_betas"): "expected schedule.steps, such as 1000, for schedule.kind='learned_betas', which has "
+    "betas, got none",
+    ("train", "new", "--sampler", "second-moment"): 'expected schedule.steps, such as 1000, for model.variance="posterior" and '
+    'sampler="second-moment", got continuous time, which has neither steps with a variance nor levels with costs',
+    ("sample", "run", "--method", "euler"): "invalid --method euler: expected one of ancestral, ddim. See diffusional sample --help",
     ("data", "--wraps", "3"): "unknown option --wraps; did you mean --warps? See diffusional data --help",
     ("completion",): "SHELL is missing. See diffusional completion --help",
-    ("completion", "bsh"): "SHELL bsh came; did you mean bash? Expected one of bash, zsh, fish. See diffusional completion --help",
+    ("completion", "bsh"): "invalid SHELL bsh: did you mean bash? Expected one of bash, zsh, fish. See diffusional completion --help",
     ("doctor", "--jsn", "a"): "unknown option --jsn; did you mean --json? See diffusional doctor --help",
 }  # fmt: skip
 

@@ -147,7 +147,7 @@ def test_a_truncated_file_is_refused(kept: int, place: Callable, run: Path) -> N
 
 
 def test_missing_files_are_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DiffusionalError, match=r"nowhere is no folder; give the run folder"):
+    with pytest.raises(DiffusionalError, match=r"nowhere is not a folder; give the run folder"):
         load(tmp_path / "nowhere")
     weights(run).unlink()
     with pytest.raises(DiffusionalError, match=r"model\.safetensors does not exist; expected a safetensors file"):

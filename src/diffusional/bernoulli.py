@@ -10,7 +10,7 @@ and Bayes' rule adds logits. The KL divergence between logits a and b is, with p
     KL = ln(1 + p (e^δ − 1)) − p δ = p φ(δ) − φ(ln(1 + p (e^δ − 1))),      φ(δ) = e^δ − 1 − δ,
 
 and does not change if both signs are flipped, which makes p ≤ ½. Then neither form suffers from cancellation: the left one is used
-for |δ| ≥ 1, with ln(1 + e^b) in place of terms that would overflow, and the right one for |δ| < 1. All results are float64 and in
+for |δ| ≥ 1, with ln(1 + e^b) instead of terms that would overflow, and the right one for |δ| < 1. All results are float64 and in
 nats. Shapes are (B, *dims); sums run over all axes but B.
 """
 

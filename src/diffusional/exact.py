@@ -361,6 +361,6 @@ class Finite(World):
             log_q = -0.5 * (noise.square().sum(1) + self.dimensions * (_LOG_2PI + 2 * s.log()))
             ratios[i] = log_q - self.log_marginal(a * self.points + s * noise, g)
         value = float((ratios.mean(0) * self.weights).sum())
-        # The spread over points counts as noise: with one draw the two cannot be separated, and this is no underestimate.
+        # The spread over points counts as noise: with one draw the two cannot be separated, and this does not underestimate the error.
         spread = ((ratios - value).square().mean(0) * self.weights.square()).sum() / draws
         return Estimate(value, float(spread.sqrt()), 0.0, len(self.points), 0)

@@ -40,7 +40,7 @@ def test_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert found["a gradient"]["state"] == "ok"
     assert str(Path.cwd()) in found["this folder"]["said"]
     assert found["processes"]["said"].startswith("one")
-    assert "everything essential works" in said
+    assert "all essential components work" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["doctor.json"]
 
 
@@ -62,11 +62,11 @@ def test_what_is_missing_and_what_is_broken(
     status, found, said = run(capsys, tmp_path)
     assert status == 1
     assert found["datasets"]["state"] == found["pyarrow"]["state"] == "missing"
-    assert found["datasets"]["said"].endswith('not installed. To have it: pip install "diffusional[hub]"')
+    assert found["datasets"]["said"].endswith('not installed. To install it: pip install "diffusional[hub]"')
     assert "OSError: libarrow.so: [bold] cannot open" in found["pyarrow"]["said"]
     assert found["safetensors"]["state"] == "broken"
     assert "ImportError: undefined symbol: _ZN2at4_ops" in found["safetensors"]["said"]
-    assert "something essential is broken" in said
+    assert "an essential component is broken" in said
 
 
 def test_only_something_essential_makes_the_status(

@@ -49,10 +49,10 @@ class Rounds:
 
 def test_a_task_of_unknown_length_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ended = Rounds(3)
-    with console.working("learning a [plan]", ended):  # type: ignore[arg-type]
+    with console.working("fitting a [plan]", ended):  # type: ignore[arg-type]
         pass
     assert ended.waited == [30.0] * 4
-    said = [f"learning a [plan]: {text} so far" for text in ("30 s", "1 min", "1 min 30 s")]
+    said = [f"fitting a [plan]: {text} so far" for text in ("30 s", "1 min", "1 min 30 s")]
     assert capsys.readouterr().err.splitlines() == said
 
 

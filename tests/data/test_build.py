@@ -48,9 +48,9 @@ def test_a_config_s_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "data.size=0 came; expected at least 1 pixel"),
-        ({"columns": ()}, r"data.columns=\(\) came; expected one name or more"),
-        ({"holdout": 0}, "data.holdout=0 came; expected at least 1"),
+        ({"size": 0}, "expected data.size to be at least 1 pixel, got 0"),
+        ({"columns": ()}, r"expected data.columns to be one or more names, got \(\)"),
+        ({"holdout": 0}, "expected data.holdout to be at least 1, got 0"),
         ({"split_seed": -1}, "data.split_seed to be an integer from 0 to"),
     ],
 )

@@ -59,7 +59,7 @@ def test_the_digits_under_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert 0 < found["prior"]["information"] < found["prior"]["value"]
     assert found["lost"] == {str(share): want.lost(share) for share in (0.1, 0.5, 0.9)}
     assert (found["wasted"]["clean"], found["wasted"]["noisy"]) == want.wasted()
-    assert "H(x) = 6.9078 nats; z₁ knows 6.9078 ± 0 of them" in said
+    assert "H(x) = 6.9078 nats; I(x; z₁) = 6.9078 ± 0, remaining H(x | z₁) = " in said
     assert f"50% by t = {want.lost(0.5):.4g}" in said
     assert picture.stat().st_size > 5000
 
@@ -91,12 +91,12 @@ def test_other_schedules_and_files(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["--levels-shown", 1], "at least 2 levels"),
         (["--samples", 1], "at least 2 draws"),
-        (["--schedule", "cosine", "--beta-end", 0.1], "--beta-end came with --schedule cosine"),
-        (["--gamma-min", -3, "--gamma-max", 3], "--gamma-min, --gamma-max came with --schedule linear"),
+        (["--schedule", "cosine", "--beta-end", 0.1], "--beta-end cannot be combined with --schedule cosine"),
+        (["--gamma-min", -3, "--gamma-max", 3], "--gamma-min, --gamma-max cannot be combined with --schedule linear"),
         (["--schedule", "log_snr_linear", "--gamma-min", 3, "--gamma-max", 2], "gamma_min < gamma_max"),
         (["--beta-end", 1.5], "strictly between 0 and 1"),
-        (["--steps", 1], "T ≥ 2"),
-        (["--figure", "a.pdf"], "drawn as .png"),
+        (["--steps", 1], "expected steps to be an integer of at least 2"),
+        (["--figure", "a.pdf"], "a .png file for --figure"),
         (["--figure", "nowhere/a.png"], "does not exist"),
         (["--levels", 3], "levels must be 17 for digits, got 3"),
         (["--schedule", "quadratic"], "quadratic"),
@@ -227,11 +227,11 @@ def test_what_a_vae_s_latents_know(
     ("arguments", "message"),
     [
         (("a",), "Give --reference RUN"),
-        (("a", "--reference", "vae"), "holds no Gaussian diffusion model"),
+        (("a", "--reference", "vae"), "has no Gaussian diffusion model"),
         (("vae", "--reference", "a"), "leave it out"),
         (("a", "--reference", "b", "--schedule", "cosine"), "which has its own: leave them out"),
-        (("a", "--reference", "nowhere"), "is no folder"),
-        (("digits", "--reference", "a"), "is no run folder"),
+        (("a", "--reference", "nowhere"), "is not a folder"),
+        (("digits", "--reference", "a"), "is not a run folder"),
     ],
 )
 def test_runs_that_make_no_budget(

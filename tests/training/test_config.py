@@ -108,75 +108,75 @@ def test_what_json_cannot_tell_apart_is_taken() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Config(steps=0), "steps=0 came; expected at least 1"),
-        (lambda: Config(batch=-1), "batch=-1 came; expected at least 1"),
-        (lambda: Config(validate_every=0), "validate_every=0 came; expected at least 1"),
-        (lambda: Config(checkpoint_every=0), "checkpoint_every=0 came; expected at least 1"),
-        (lambda: Config(model=ModelConfig(dropout=1.0)), "model.dropout=1.0 came; expected 0 to below 1"),
-        (lambda: Config(model=ModelConfig(dropout=-0.1)), "model.dropout=-0.1 came; expected 0 to below 1"),
-        (lambda: ModelConfig(widths=()), "model.widths=() came; expected multiples of 8"),
-        (lambda: ModelConfig(widths=(8, 12)), "model.widths=(8, 12) came; expected multiples of 8"),
-        (lambda: ModelConfig(widths=(8, 0)), "model.widths=(8, 0) came; expected multiples of 8"),
-        (lambda: ModelConfig(blocks=0), "model.blocks=0 came; expected at least 1"),
-        (lambda: ModelConfig(hidden=0), "model.hidden=0 came; expected at least 1"),
-        (lambda: OptimizerConfig(lr=0.0), "optimizer.lr=0.0 came; expected a positive number"),
-        (lambda: OptimizerConfig(lr=math.inf), "optimizer.lr=inf came; expected a positive number"),
-        (lambda: OptimizerConfig(lr=math.nan), "optimizer.lr=nan came; expected a positive number"),
-        (lambda: OptimizerConfig(beta1=1.0), "optimizer.beta1=1.0 came; expected 0 to below 1"),
-        (lambda: OptimizerConfig(beta2=-0.1), "optimizer.beta2=-0.1 came; expected 0 to below 1"),
-        (lambda: OptimizerConfig(ema=1.5), "optimizer.ema=1.5 came; expected 0 to below 1"),
-        (lambda: OptimizerConfig(weight_decay=-1.0), "optimizer.weight_decay=-1.0 came; expected 0 or more"),
-        (lambda: OptimizerConfig(warmup=-1), "optimizer.warmup=-1 came; expected 0 or more"),
-        (lambda: OptimizerConfig(flat=1.1), "optimizer.flat=1.1 came; expected 0 to 1"),
-        (lambda: OptimizerConfig(clip=0.0), "optimizer.clip=0.0 came; expected a positive number"),
-        (lambda: Config(patience=-1), "patience=-1 came; expected 0 or more"),
+        (lambda: Config(steps=0), "expected steps to be at least 1, got 0"),
+        (lambda: Config(batch=-1), "expected batch to be at least 1, got -1"),
+        (lambda: Config(validate_every=0), "expected validate_every to be at least 1, got 0"),
+        (lambda: Config(checkpoint_every=0), "expected checkpoint_every to be at least 1, got 0"),
+        (lambda: Config(model=ModelConfig(dropout=1.0)), "expected model.dropout to be 0 to below 1, got 1.0"),
+        (lambda: Config(model=ModelConfig(dropout=-0.1)), "expected model.dropout to be 0 to below 1, got -0.1"),
+        (lambda: ModelConfig(widths=()), "expected model.widths to be multiples of 8, got ()"),
+        (lambda: ModelConfig(widths=(8, 12)), "expected model.widths to be multiples of 8, got (8, 12)"),
+        (lambda: ModelConfig(widths=(8, 0)), "expected model.widths to be multiples of 8, got (8, 0)"),
+        (lambda: ModelConfig(blocks=0), "expected model.blocks to be at least 1, got 0"),
+        (lambda: ModelConfig(hidden=0), "expected model.hidden to be at least 1, got 0"),
+        (lambda: OptimizerConfig(lr=0.0), "expected optimizer.lr to be a positive number, got 0.0"),
+        (lambda: OptimizerConfig(lr=math.inf), "expected optimizer.lr to be a positive number, got inf"),
+        (lambda: OptimizerConfig(lr=math.nan), "expected optimizer.lr to be a positive number, got nan"),
+        (lambda: OptimizerConfig(beta1=1.0), "expected optimizer.beta1 to be 0 to below 1, got 1.0"),
+        (lambda: OptimizerConfig(beta2=-0.1), "expected optimizer.beta2 to be 0 to below 1, got -0.1"),
+        (lambda: OptimizerConfig(ema=1.5), "expected optimizer.ema to be 0 to below 1, got 1.5"),
+        (lambda: OptimizerConfig(weight_decay=-1.0), "expected optimizer.weight_decay to be 0 or more, got -1.0"),
+        (lambda: OptimizerConfig(warmup=-1), "expected optimizer.warmup to be 0 or more, got -1"),
+        (lambda: OptimizerConfig(flat=1.1), "expected optimizer.flat to be 0 to 1, got 1.1"),
+        (lambda: OptimizerConfig(clip=0.0), "expected optimizer.clip to be a positive number, got 0.0"),
+        (lambda: Config(patience=-1), "expected patience to be 0 or more, got -1"),
         (lambda: Config(seed=-1), "expected seed to be an integer from 0 to 2^32 - 1, got -1"),
         (lambda: Config(seed=2**32), "expected seed to be an integer from 0 to 2^32 - 1, got 4294967296"),
         (
             lambda: DataConfig(split_seed=2**64),
             f"expected data.split_seed to be an integer from 0 to 2^64 - 1, got {2**64}",
         ),
-        (lambda: Config(max_seconds=-0.5), "max_seconds=-0.5 came; expected 0 or more"),
+        (lambda: Config(max_seconds=-0.5), "expected max_seconds to be 0 or more, got -0.5"),
         (
             lambda: Config(schedule=ScheduleConfig(kind="cosine")),
-            "schedule.kind='cosine' came without schedule.steps; betas need a T, such as 1000",
+            "expected schedule.steps, such as 1000, for schedule.kind='cosine', which has betas, got none",
         ),
         (
             lambda: Config(schedule=ScheduleConfig(kind="learned_betas")),
-            "schedule.kind='learned_betas' came without schedule.steps; betas need a T, such as 1000",
+            "expected schedule.steps, such as 1000, for schedule.kind='learned_betas', which has betas, got none",
         ),
         (
             lambda: Config(model=ModelConfig(variance="learned")),
-            'model.variance="learned" and sampler="adaptive" came in continuous time, which has neither steps of a variance of their '
-            "own nor levels to keep costs of: give schedule.steps, such as 1000",
+            'expected schedule.steps, such as 1000, for model.variance="learned" and sampler="adaptive", got continuous time, which has '
+            "neither steps with a variance nor levels with costs",
         ),
         (
             lambda: Config(schedule=ScheduleConfig(kind="learned"), sampler="second-moment"),
-            'model.variance="posterior" and sampler="second-moment" came in continuous time, which has neither steps of a variance of '
-            "their own nor levels to keep costs of: give schedule.steps, such as 1000",
+            'expected schedule.steps, such as 1000, for model.variance="posterior" and sampler="second-moment", got continuous time, which has '
+            "neither steps with a variance nor levels with costs",
         ),
         (
             lambda: Config(schedule=ScheduleConfig(ends="learned")),
-            'schedule.ends="learned" came with schedule.kind="log_snr_linear"; it is of kind "learned"',
+            'expected schedule.kind="learned" for schedule.ends="learned", got "log_snr_linear"',
         ),
         (
             lambda: Config(schedule=ScheduleConfig(kind="learned_betas", steps=9, ends="learned")),
-            'schedule.ends="learned" came with schedule.kind="learned_betas"; it is of kind "learned"',
+            'expected schedule.kind="learned" for schedule.ends="learned", got "learned_betas"',
         ),
         (
             lambda: Config(objective="hybrid"),
-            'objective="hybrid" came with model.variance="posterior"; its bound trains a learned variance alone',
+            'expected model.variance="learned" for objective="hybrid", got "posterior"',
         ),
         (
             lambda: Config(
                 schedule=ScheduleConfig(steps=9), model=ModelConfig(variance="transition"), objective="hybrid"
             ),
-            'objective="hybrid" came with model.variance="transition"; its bound trains a learned variance alone',
+            'expected model.variance="learned" for objective="hybrid", got "transition"',
         ),
         (
             lambda: Config(schedule=ScheduleConfig(kind="learned"), objective="simple"),
-            'objective="simple" came with schedule.kind="learned"; a schedule is learned by the bound alone, and no bound would go to '
-            'where the noise is easiest to tell: use objective="elbo"',
+            'expected objective="elbo" for schedule.kind="learned", got "simple": a schedule must be trained by the bound, since other '
+            "objectives favour the levels at which the noise is easiest to predict",
         ),
         (
             lambda: Config(
@@ -184,15 +184,15 @@ def test_what_json_cannot_tell_apart_is_taken() -> None:
                 model=ModelConfig(variance="learned"),
                 objective="hybrid",
             ),
-            'objective="hybrid" came with schedule.kind="learned_betas"; a schedule is learned by the bound alone, and no bound would '
-            'go to where the noise is easiest to tell: use objective="elbo"',
+            'expected objective="elbo" for schedule.kind="learned_betas", got "hybrid": a schedule must be trained by the bound, since other '
+            "objectives favour the levels at which the noise is easiest to predict",
         ),
         (
             lambda: Config(model=ModelConfig(kind="vae"), objective="simple"),
-            'objective="simple" came with model.kind="vae"; it is a (Gaussian) diffusion model\'s',
+            'expected objective="elbo" for model.kind="vae", got "simple", which is for Gaussian diffusion models',
         ),
-        (lambda: ModelConfig(heads=0), "model.heads=0 came; expected at least 1"),
-        (lambda: ModelConfig(attention=(8, 0)), "model.attention=(8, 0) came; expected sides of images in pixels"),
+        (lambda: ModelConfig(heads=0), "expected model.heads to be at least 1, got 0"),
+        (lambda: ModelConfig(attention=(8, 0)), "expected model.attention to be sides of images in pixels, got (8, 0)"),
     ],
 )
 def test_what_can_be_no_run_is_refused(make: Any, message: str) -> None:
@@ -202,7 +202,7 @@ def test_what_can_be_no_run_is_refused(make: Any, message: str) -> None:
 
 
 def test_a_record_is_checked_like_a_config() -> None:
-    with pytest.raises(DiffusionalError, match="steps=0 came"):
+    with pytest.raises(DiffusionalError, match="steps to be at least 1, got 0"):
         Config.from_dict({"steps": 0})
 
 

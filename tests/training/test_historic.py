@@ -228,7 +228,7 @@ def test_fsdp_is_refused_for_learned_schedules() -> None:
     exchange.refuse_sharding(accelerator, fixed)
     for kind, steps in (("learned", None), ("learned_betas", 12)):
         model = build_model(Config(schedule=ScheduleConfig(kind=kind, steps=steps)), Discrete((1, 8, 8), 5))
-        with pytest.raises(DiffusionalError, match="came with FSDP, which can't shard"):
+        with pytest.raises(DiffusionalError, match="FSDP, which cannot shard float64"):
             exchange.refuse_sharding(accelerator, model)
         accelerator.distributed_type = DistributedType.MULTI_CPU
         exchange.refuse_sharding(accelerator, model)
@@ -246,28 +246,31 @@ def refused(config: Callable[[], object], words: str) -> None:
 def test_refusals() -> None:
     bits, grey = df.space.binary((1, 8, 8)), Discrete((1, 8, 8), 5)
     base = recipes.sohl_dickstein_2015_binary()
-    refused(lambda: build_model(base, grey), 'data of 5 levels came for model.kind="binomial-diffusion"')
-    refused(lambda: replace(base, schedule=ScheduleConfig()), "wants schedule.steps alone")
-    refused(lambda: replace(base, schedule=ScheduleConfig(kind="linear", steps=10)), "wants schedule.steps alone")
+    refused(
+        lambda: build_model(base, grey), 'expected data of 2 levels for model.kind="binomial-diffusion", got 5 levels'
+    )
+    refused(lambda: replace(base, schedule=ScheduleConfig()), "expected only schedule.steps")
+    refused(lambda: replace(base, schedule=ScheduleConfig(kind="linear", steps=10)), "expected only schedule.steps")
     for name, value in (("predicts", "noise"), ("likelihood", "bernoulli"), ("variance", "transition")):
         wrong = replace(base, model=replace(base.model, **{name: value}))
-        refused(lambda wrong=wrong: build_model(wrong, bits), "whose network says what every bit is")
+        refused(lambda wrong=wrong: build_model(wrong, bits), "whose network returns the log-odds of every bit")
     for network in ("ddpm", "vdm"):
         wrong = replace(base, model=replace(base.model, network=network))
-        refused(lambda wrong=wrong: build_model(wrong, bits), "it is a Gaussian diffusion's")
+        refused(lambda wrong=wrong: build_model(wrong, bits), "is for Gaussian diffusion models")
     wide = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8, 16)))
-    refused(lambda: build_model(wide, CIFAR10), "has one resolution: give one width")
+    refused(lambda: build_model(wide, CIFAR10), "has one resolution")
     refused(
-        lambda: replace(recipes.iddpm(), objective="simple"), 'objective="simple" came with model.variance="learned"'
+        lambda: replace(recipes.iddpm(), objective="simple"),
+        'model.variance="learned" was given: use "hybrid" or "elbo"',
     )
     vae = ModelConfig(kind="vae", network="ddpm")
-    refused(lambda: build_model(Config(model=vae), grey), "an autoencoder takes")
+    refused(lambda: build_model(Config(model=vae), grey), "expected model.likelihood to be one of")
     refused(
-        lambda: Config(model=ModelConfig(kind="vae", variance="transition")), "it is a diffusion model's: leave it out"
+        lambda: Config(model=ModelConfig(kind="vae", variance="transition")), "model.variance is for diffusion models"
     )
-    refused(lambda: Config(model=ModelConfig(attention=(4,))), 'they are of network="ddpm"')
+    refused(lambda: Config(model=ModelConfig(attention=(4,))), 'are for network="ddpm"')
     table = replace(recipes.vdm(), model=replace(recipes.vdm().model, widths=(8,)))
-    refused(lambda: build_model(table, Discrete((5,), 5)), "a U-Net needs")
+    refused(lambda: build_model(table, Discrete((5,), 5)), r"expects items of shape \(C, H, W\)")
 
 
 @pytest.mark.parametrize("levels", [256, 17, 2])

@@ -141,7 +141,7 @@ def test_two_processes_are_one_and_go_on_as_one(alone: Path, config: Config, tmp
     newest = max((tmp_path / "run/checkpoints").iterdir())
     assert newest.name == "step-00000012"
     assert load_json(newest / "manifest.json")["made"]["processes"] == 2
-    with pytest.warns(UserWarning, match="the run goes on elsewhere than it was .*processes 2 → 1"):
+    with pytest.warns(UserWarning, match="the run is continued in another environment .*processes 2 → 1"):
         loop.train(config, tmp_path / "run", resume=True, console=QUIET)
     same_curve(alone, tmp_path / "run")
     ours, theirs = load(tmp_path / "run").state_dict(), load(alone).state_dict()
@@ -175,7 +175,7 @@ def test_sharded_weights_take_the_same_steps_and_leave_the_same_checkpoint(
 def test_a_batch_that_cannot_be_cut_is_refused(config: Config, tmp_path: Path) -> None:
     uneven = dataclasses.replace(config, batch=9, system=SystemConfig(accumulate=2))
     with pytest.raises(
-        loop.DiffusionalError, match=r"batch=9 came with 1 processes and system.accumulate=2; .* multiple of 2"
+        loop.DiffusionalError, match=r"batch to be a multiple of 2, .* 1 processes and system.accumulate=2, got 9"
     ):
         loop.train(uneven, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()

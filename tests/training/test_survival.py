@@ -113,7 +113,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     with monkeypatch.context() as patched:
         at_step(6, number, patched)
         with pytest.raises(
-            Interrupted, match="stopped after step 7 of 20, with a checkpoint; go on with --resume"
+            Interrupted, match="stopped after step 7 of 20, with a checkpoint; continue with --resume"
         ) as stop:
             loop.train(config, tmp_path / "run", console=QUIET)
     assert stop.value.signal == number
@@ -142,7 +142,7 @@ def test_the_command_line_says_how_to_go_on(config: Config, tmp_path: Path) -> N
         [sys.executable, "-c", code, *args], capture_output=True, text=True, env=environment(), timeout=HANGS
     )
     assert done.returncode == 143
-    assert done.stderr == "diffusional: stopped after step 4 of 9, with a checkpoint; go on with --resume\n"
+    assert done.stderr == "diffusional: stopped after step 4 of 9, with a checkpoint; continue with --resume\n"
 
 
 # Signals and the time limit during a validation. A validation here has six batches, one for each item.
@@ -377,7 +377,7 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_passed_over(kind: str, half: Path, whole: Path, config: Config) -> None:
     damage, said = DAMAGE[kind]
     damage(newest(half))
-    with pytest.warns(UserWarning, match=f"{said}.*: going on from .*step-00000008, which is whole"):
+    with pytest.warns(UserWarning, match=f"{said}.*: continuing from .*step-00000008, which is complete"):
         loop.train(config, half, resume=True, console=QUIET)
     same(whole, half)
 
@@ -387,7 +387,7 @@ def test_where_all_are_damaged_nothing_is_lost(half: Path, config: Config) -> No
         flip(one / "state.safetensors")
     before = everything(half)
     with pytest.raises(
-        DiffusionalError, match=r"no checkpoint in .* is whole. Put back a copy of it, or begin another run"
+        DiffusionalError, match=r"no checkpoint in .* is complete. Restore it from a copy, or begin a new run"
     ):
         loop.train(config, half, resume=True, console=QUIET)
     assert everything(half) == before
@@ -396,14 +396,14 @@ def test_where_all_are_damaged_nothing_is_lost(half: Path, config: Config) -> No
 def test_another_version_s_checkpoint_is_left_alone(half: Path, config: Config) -> None:
     reseal(newest(half), '"format": 2', '"format": 9')
     before = everything(half)
-    with pytest.raises(DiffusionalError, match="is of format 9, this version reads 2: go on with that version"):
+    with pytest.raises(DiffusionalError, match="has format 9, and this version reads 2: continue with the version"):
         loop.train(config, half, resume=True, console=QUIET)
     assert everything(half) == before
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_not_counted(half: Path, config: Config) -> None:
     flip(newest(half) / "state.safetensors")
-    with pytest.warns(UserWarning, match="going on from"):
+    with pytest.warns(UserWarning, match="continuing from"):
         loop.train(dataclasses.replace(config, checkpoint_every=5), half, resume=True, console=QUIET)
     names = sorted(p.name for p in (half / "checkpoints").iterdir())
     assert names == ["damaged-step-00000012", "step-00000015", "step-00000020"]
@@ -433,7 +433,7 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(
         return sha256(path)
 
     monkeypatch.setattr(checkpoint, "sha256", failing)
-    with pytest.warns(UserWarning, match=r"can't be read .*: going on from .*00000008"):
+    with pytest.warns(UserWarning, match=r"cannot be read .*: continuing from .*00000008"):
         loop.train(config, half, resume=True, console=QUIET)
     monkeypatch.undo()
     same(whole, half)
@@ -527,9 +527,7 @@ def test_data_that_changed_are_refused(half: Path, config: Config, tmp_path: Pat
 
 def test_elsewhere_it_is_said_that_the_bits_may_differ(half: Path, config: Config) -> None:
     reseal(newest(half), f'"threads": {torch.get_num_threads()}', '"threads": 31')
-    with pytest.warns(
-        UserWarning, match=r"goes on elsewhere than it was \(threads 31 → \d+\): as good, but not the same"
-    ):
+    with pytest.warns(UserWarning, match=r"continued in another environment \(threads 31 → \d+\)"):
         loop.train(config, half, resume=True, console=QUIET)
 
 
@@ -591,9 +589,7 @@ def test_a_full_disk(
 
 
 def test_a_folder_that_cannot_be_made(config: Config) -> None:
-    with pytest.raises(
-        DiffusionalError, match=r"/proc/nowhere/run can't be made \(.*\); name a folder where that is allowed"
-    ):
+    with pytest.raises(DiffusionalError, match=r"/proc/nowhere/run cannot be created \(.*\); name another folder"):
         loop.train(config, "/proc/nowhere/run", console=QUIET)
 
 
@@ -682,7 +678,7 @@ def test_a_gradient_too_large_to_be_counted_is_told(config: Config, half: Path) 
         p.grad = torch.full_like(p, 1e30)
     (said,) = diagnose_gradient(model, costs, torch.arange(10, 14))
     assert said.startswith(
-        "every cost is finite, the gradient's norm is too large to be counted; the dearest item is train"
+        "every cost is finite, the norm of the gradient overflows; the item with the largest cost is train"
     )
     assert f"train item {10 + largest} (" in said
     first, parameter = next(iter(model.named_parameters()))
@@ -707,9 +703,7 @@ def test_free_bits_are_of_a_whole_batch(config: Config, tmp_path: Path) -> None:
         latent=LatentConfig(sizes=(2,), free_bits=0.5),
         system=SystemConfig(accumulate=2),
     )
-    with pytest.raises(
-        DiffusionalError, match=r"free_bits=0.5 came with 1 processes and system.accumulate=2; they are of"
-    ):
+    with pytest.raises(DiffusionalError, match=r"latent.free_bits=0.5, 1 processes and system.accumulate=2"):
         loop.train(wrong, tmp_path / "run", console=QUIET)
 
 

@@ -432,7 +432,7 @@ def test_a_used_folder_is_refused_without_resume(run: Path, config: Config) -> N
 
 def test_a_folder_of_something_else_is_refused(config: Config, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(DiffusionalError, match="is not empty and holds no run"):
+    with pytest.raises(DiffusionalError, match="is not empty and has no run"):
         loop.train(config, tmp_path, console=QUIET)
     with pytest.raises(DiffusionalError, match="is a file; give a folder"):
         loop.train(config, tmp_path / "thesis.tex", console=QUIET)
@@ -458,7 +458,9 @@ def test_other_data_are_refused(run: Path, config: Config) -> None:
 
 def test_a_config_that_makes_no_model_leaves_no_folder(config: Config, tmp_path: Path) -> None:
     wrong = dataclasses.replace(config, model=ModelConfig(predicts="noise", likelihood="network-levels"))
-    with pytest.raises(DiffusionalError, match=r"likelihood=\"network-levels\" came with predicts=\"noise\""):
+    with pytest.raises(
+        DiffusionalError, match=r"predicts=\"levels\" for model.likelihood=\"network-levels\", got \"noise\""
+    ):
         loop.train(wrong, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 

@@ -1,6 +1,6 @@
-"""The command line: a folder of small files, one for each command. Importing it imports no torch, so that `--help` is instant.
+"""The command line, with a file for each command. It does not import torch until a command needs it, so that `--help` is fast.
 
-An error is one line on standard error, which says what was expected, what was given and what to do; `--debug` adds the traceback.
+An error is one line on standard error: what was expected, what was given and what to do. `--debug` adds the traceback.
 Results are saved before they are printed.
 """
 
@@ -27,9 +27,9 @@ _DEBUG = "--debug"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command.
 
-    Exits with 1 if a claim does not hold or something essential is broken, 2 on bad input, a lack of memory, or a file or standard
-    output that cannot be written, 3 if an evaluation did not reach its target, 70 on an internal error, 128 plus the number of the
-    signal if interrupted (130 by Ctrl-C), and 141 if standard output was closed before everything was printed.
+    The exit status is 1 if a claim does not hold or an essential component is broken, 2 on bad input, a lack of memory, or a file or
+    standard output that cannot be written, 3 if an evaluation did not reach its target, 70 on an internal error, 128 plus the number of
+    the signal if interrupted (130 by Ctrl-C), and 141 if standard output was closed before everything was printed.
 
     Args:
         argv: the arguments; those of the process by default. `--debug` among them shows the traceback of an error.
@@ -125,10 +125,10 @@ def _printed(out: Guarded, status: int) -> int:
     if out.stream is None:  # closed on purpose, by >&-
         return 0
     if isinstance(out.fault, BrokenPipeError):
-        return 141  # as for a program that SIGPIPE ends: the reader has read enough
+        return 141  # as for a program that is ended by SIGPIPE: the reader has closed the pipe
     why = getattr(out.fault, "strerror", None) or out.fault
     print(
-        f"diffusional: error: standard output could not be written ({why}); files that were asked for are written",
+        f"diffusional: error: standard output could not be written ({why}); the requested files are written",
         file=sys.stderr,
     )
     return 2
@@ -155,7 +155,7 @@ def _inputs(command: Any) -> list[Path]:
 
 
 def _done(command: Any) -> Result:
-    """Do what a command says; only now is what it needs imported."""
+    """Run a parsed command. Its modules are imported here, when they are needed."""
     match command:
         case commands.Demo():
             from diffusional.cli import demo
@@ -189,7 +189,7 @@ def _done(command: Any) -> Result:
             from diffusional.cli import claims
 
             return claims.run(command)
-    raise TypeError(f"{command!r} is no command")
+    raise TypeError(f"expected a command, got {command!r}")
 
 
 def _why(record: dict[str, Any]) -> str:

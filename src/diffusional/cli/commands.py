@@ -1,4 +1,4 @@
-"""What can be typed: one dataclass a command. Imports no torch, so that `--help` is instant."""
+"""The commands and their options: one dataclass for each command. Does not import torch, so that `--help` is fast."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,46 +8,46 @@ import tyro
 
 from diffusional.training.config import Config, DataConfig
 
-# Where a command leaves its result as JSON.
+# The option for the result as JSON.
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON; - for standard output.")]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run folder.")]
 
 
-# What each preset is, in the help of --preset.
-_PRESETS = """A config that was found to work; options typed beside it override it.
-digits: a diffusion model of the embedded digits, about a minute.
-digits-vae: a VAE, for as long.
-digits-hierarchical-vae: two layers of latents.
-digits-diffusion-prior: the VAE with a diffusion over its latent.
+# The help of --preset.
+_PRESETS = """A tested config. Other options override its values.
+digits: a diffusion model of the embedded digits; about a minute.
+digits-vae: a VAE of the digits; about a minute.
+digits-hierarchical-vae: a VAE with two layers of latents.
+digits-diffusion-prior: the VAE with a diffusion model as the prior of its latent.
 essay, essay-tuned: a chain of five steps with free means and variances; the second has a better schedule.
-laptop: MNIST in ten minutes on two cores (--data its folder).
-levels: the same system at the size of a GPU, for your images.
-sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm: as their authors defined them, of CIFAR-10 (of binary data).
+laptop: a model of MNIST, trained for ten minutes on two cores (give its folder as --data).
+levels: the same system in a size for a GPU, for your own images.
+sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm: the systems of these papers, for CIFAR-10 (or binary data).
 """
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Train three models on real digits and itemise their bounds. A diffusion model, a VAE and a hierarchical VAE: under five
-    minutes on two cores, --quick under two."""
+    """Train three models on digits and compare their bounds. The models are a diffusion model, a VAE and a hierarchical VAE. This takes
+    less than five minutes on two cores, or less than two with --quick."""
 
     out: Path = Path("runs/demo")
-    """Folder for the run and its pictures; an existing one is left alone and a number is added."""
+    """The folder for the run and its pictures. If it exists, a number is added to the name."""
     steps: int | None = None
-    """Optimiser steps of the diffusion model, in place of the recipe's; the others train for as long."""
+    """Number of optimiser steps of the diffusion model, instead of that of the preset. The other models are trained for the same time."""
     quick: bool = False
-    """A shorter training, for bounds that are a little worse."""
+    """Train for a shorter time, with slightly worse bounds."""
     seed: int = 0
-    """Of weights, batches and noise."""
+    """The seed of weights, batches and noise."""
     max_seconds: float | None = None
-    """May stop the training early."""
+    """Stop training after this number of seconds."""
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model by its ELBO. A diffusion model, or a VAE (--model.kind). A run is a folder; --resume continues it, and --from RUN
-    starts a new one from the weights of another."""
+    """Train a model by its ELBO. The model is a diffusion model, or a VAE (--model.kind). A run is a folder: --resume continues a run, and
+    --from RUN starts a new one from the weights of another."""
 
     run: Run
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -75,188 +75,192 @@ class Train:
         tyro.conf.arg(
             name="config",
             metavar="FILE",
-            help="Read the config from a JSON or TOML file, such as the config.json of a run; options typed beside it override it.",
+            help="Read the config from a JSON or TOML file, such as the config.json of a run. Other options override its values.",
         ),
     ] = None
     resume: bool = False
-    """Continue the run in the folder, with its own config. With --steps N, beyond its end."""
+    """Continue the run in the folder with its own config. Use --steps N to continue beyond its end."""
     profile: bool = False
-    """Show where a step's time goes, and write it to RUN/profile.json."""
+    """Measure the time of each part of a step, and write it to RUN/profile.json."""
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The bound of a data set, itemised, to a stated error. The NELBO under a trained model; of two runs their difference, paired."""
+    """Estimate the bound of a data set to a given error. The bound is the NELBO of a trained model, and is printed with its terms. For two
+    runs, the difference of their bounds on the same items is estimated."""
 
     run: Run
     other: Annotated[
         Path | None,
         tyro.conf.Positional,
         tyro.conf.arg(
-            metavar="[RUN B]", help="A second run: the difference RUN − RUN B is evaluated, with common noise."
+            metavar="[RUN B]", help="A second run. The difference RUN − RUN B is estimated with common noise."
         ),
     ] = None
     data: str | None = None
-    """A data set, as for train: all its items are evaluated, in its order. Defaults to the run's own data."""
+    """A data set, as for train. All its items are evaluated, in its order. Defaults to the run's own data."""
     columns: tuple[str, ...] | None = None
     """Columns of a table to read, if it has more than the run was trained on. Columns are matched by name."""
     decimal: Literal[".", ","] | None = None
-    """The decimal mark of a text table, if its values do not show it."""
+    """The decimal mark of a text table, if its values are ambiguous."""
     condition: str | None = None
-    """The column or key that holds the labels of --data, for a run trained with --data.condition. Defaults to the run's own."""
+    """The column or key of the labels in --data, for a run trained with --data.condition. Defaults to that of the run."""
     levels: int | None = None
-    """Number of integer levels of the data; must be the run's."""
+    """Number of integer levels of the data, which must be that of the run."""
     split: Literal["train", "validation", "test", "all"] | None = None
-    """Defaults to test for the run's own data, under any file name, and to all for other data."""
+    """The split to evaluate. Defaults to test for the run's own data, under any file name, and to all for other data."""
     error: float | None = None
-    """Monte Carlo error of the data set's mean to reach; 0.01 bits/dim unless another target is given."""
+    """Target for the Monte Carlo error of the mean. Defaults to 0.01 bits/dim, unless another target is given."""
     unit: Literal["bits/dim", "nats"] = "bits/dim"
-    """Of --error and --item-error."""
+    """The unit of --error and --item-error."""
     item_error: float | None = None
-    """Draw until every item's own score has this error."""
+    """Target for the Monte Carlo error of the score of each item."""
     visits: int | None = None
-    """So many network evaluations for every item, whatever the error."""
+    """A fixed number of network evaluations for each item, instead of a target error."""
     max_evaluations: int | None = None
-    """The most network evaluations of the draws and the audit; exit status 3 if they do not suffice. The pilot of the run's plan, which is
-    learned once, is not included."""
+    """The maximum number of network evaluations of draws and audit. The exit status is 3 if it is too small for the target. The pilot of
+    the run's plan, which is fitted once, is not included."""
     importance_weighted: int | None = None
-    """Report the importance-weighted bound of so many draws as well. A draw costs T network evaluations of a diffusion, 1 of a VAE."""
+    """Also report the importance-weighted bound with this number of draws. A draw takes T network evaluations of a diffusion model, and 1 of
+    a VAE."""
     per_item: Path | None = None
-    """A .csv or .npz file for the score of every item, with its error, file, row and split; of two runs, both scores and their difference."""
+    """A .csv or .npz file for the score of each item, with its error, file, row and split. For two runs, it has both scores and their
+    difference."""
     plan: Path | None = None
-    """A plan.json; RUN/plan.json unless given, learned on the run's training data where there is none."""
+    """The plan of the evaluation. Defaults to RUN/plan.json, which is fitted on the run's training data if it does not exist."""
     sweep: bool = False
-    """The reference: every level for every item."""
+    """Evaluate every level for every item, as a reference."""
     draws: int | None = None
-    """With --sweep: sweeps over the levels; 1 for T ≥ 50, else 8."""
+    """With --sweep: number of sweeps over the levels. Defaults to 1 for T ≥ 50, otherwise to 8."""
     cells: int | None = None
-    """With --sweep: cells of [0, 1] in continuous time; 1000 unless given."""
+    """With --sweep: number of cells of [0, 1] in continuous time. Defaults to 1000."""
     steps: int | None = None
-    """Another T than the run's own."""
+    """The number of latents T. Defaults to that of the run."""
     continuous: bool = False
-    """Continuous time (T = ∞), whatever T the run has."""
+    """Evaluate in continuous time (T = ∞), whatever the T of the run."""
     no_audit: bool = False
-    """Don't look at every level once for costs that the plan doesn't expect."""
+    """Omit the audit, which visits every level once to detect costs that the plan does not expect."""
     seed: int = 0
-    """Of the noise; the same seed gives the same number."""
+    """The seed of the noise. The same seed gives the same result."""
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw from a trained model. By its own chain or by DDIM."""
+    """Sample from a trained model. Samples are drawn by the model's own reverse chain, or by DDIM."""
 
     run: Run
     n: int = 16
-    """How many."""
+    """Number of samples."""
     method: Literal["ancestral", "ddim"] = "ancestral"
-    """ancestral: the model's own chain."""
+    """The method of sampling; ancestral is the model's own reverse chain."""
     steps: int | None = None
-    """Another T than the run's own (250 for runs in continuous time)."""
+    """The number of latents T. Defaults to that of the run, or to 250 in continuous time."""
     eta: float = 0.0
-    """Noise of DDIM, 0 to 1."""
+    """The amount of noise of DDIM, from 0 to 1."""
     seed: int = 0
-    """Of the noise; the same seed gives the same samples."""
+    """The seed of the noise. The same seed gives the same samples."""
     label: tuple[str, ...] | None = None
-    """Class names, or class numbers if the classes have no numbers as names, for a run trained with --data.condition. Several are used in turn, one for each
-    sample; `all` stands for every class."""
+    """Names of classes (or their numbers, unless names are numbers), for a run trained with --data.condition. Several classes are used in
+    turn, one for each sample; `all` means every class."""
     out: Path | None = None
-    """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz; images are also drawn
-    in a .png beside it."""
+    """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz. Images are also drawn as
+    a .png of the same name."""
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Information:
-    """What latents know of the data, I(x; z_t). Of a data set and a schedule, before any training; of a run, where its nats
-    go, beside another's; of a VAE's run, what its latents know."""
+    """Estimate the information of latents about the data. For a data set, this is the mutual information I(x; z_t) of a schedule, without
+    any training. For the run of a diffusion model, its costs are divided into information and gaps relative to a reference run. For the
+    run of a VAE, it is the information of its latents."""
 
     data: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="DATA|RUN", help='"digits", or a path, as for train; or a diffusion model\'s run folder.'
-        ),
+        tyro.conf.arg(metavar="DATA|RUN", help='"digits" or a path, as for train, or the folder of a run.'),
     ]
     reference: Path | None = None
-    """For a run: a second run, whose costs its own are compared with, level by level, under the same noise."""
+    """For a run: a second run, with whose costs those of the run are compared at each level, with common noise."""
     schedule: Literal["linear", "cosine", "log_snr_linear"] = "linear"
-    """DDPM's linear, improved DDPM's cosine, or linear in log SNR."""
+    """The noise schedule: linear (DDPM), cosine (improved DDPM), or linear in log-SNR."""
     steps: int | None = None
-    """T latents; 1000 unless given, and continuous time for log_snr_linear."""
+    """The number of latents T. Defaults to 1000, or to continuous time for log_snr_linear."""
     gamma_min: float | None = None
-    """γ_1 = −log SNR of the cleanest latent (log_snr_linear)."""
+    """γ_1 = −log SNR of the least noisy latent (log_snr_linear)."""
     gamma_max: float | None = None
-    """γ_T (log_snr_linear)."""
+    """γ_T = −log SNR of the noisiest latent (log_snr_linear)."""
     beta_start: float | None = None
-    """β_1 (linear)."""
+    """The first β (linear)."""
     beta_end: float | None = None
-    """β_T (linear)."""
+    """The last β (linear)."""
     levels: int | None = None
-    """How many integer levels the data have (256 for 8-bit images)."""
+    """Number of integer levels of the data (256 for 8-bit images)."""
     split: Literal["train", "validation", "test", "all"] | None = None
-    """train unless given; test for a run."""
+    """The split to use. Defaults to train, or to test for a run."""
     levels_shown: int = 50
-    """How many t, evenly spread from 1 to T; of two runs, cells of levels."""
+    """Number of levels t, evenly spaced from 1 to T; for two runs, number of cells of levels."""
     samples: int = 2000
-    """Draws of an item and its noise; each is looked at on every level."""
+    """Number of draws of an item and its noise; each is used at every level."""
     seed: int = 0
-    """Of the draws."""
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Draw the curve, as .png.")] = None
+    """The seed of the draws."""
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="A .png file for a plot of the curve.")] = None
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Measure nine claims about the bound, with controls. C1 to C9, each beside a control that must fail; exit status 1 where one is not so."""
+    """Test nine claims about the bound, with controls. Each of C1 to C9 must hold and its negative control must fail; otherwise the exit
+    status is 1."""
 
     only: tuple[str, ...] | None = None
-    """Some of them, such as C1 C5."""
+    """The claims to test, such as C1 C5. Defaults to all."""
     seed: int = 0
-    """Draws the worlds, networks and noise."""
+    """The seed of data distributions, networks and noise."""
     json: Json = None
 
 
 @dataclass(frozen=True)
 class NamedData(DataConfig):
-    """The options of data, as train has them after --data."""
+    """The options of train that begin with --data."""
 
     name: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="NAME", help="What to look at, as for train's --data.name; the embedded digits unless given."
-        ),
+        tyro.conf.arg(metavar="NAME", help="The data, as for --data.name of train. Defaults to the embedded digits."),
     ] = "digits"
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is understood of data, before training on them. Splits, shape, type, range, levels, and what looks wrong."""
+    """Inspect data before training on them. This prints splits, shape, type, range and levels, and warns of likely faults."""
 
     config: Annotated[NamedData, tyro.conf.arg(name="")] = field(default_factory=NamedData)
     figure: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE", help="Draw items, or of a table its columns, as .png.")
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE", help="A .png file for a picture of items, or for histograms of a table's columns."
+        ),
     ] = None
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """What works here: versions, devices, features, folders. Exit status 1 where something essential doesn't."""
+    """Check the installation: versions, devices, folders. The exit status is 1 if an essential component does not work."""
 
     json: Json = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Print a shell's completion script. Save it where the shell looks, as below, and open a new shell."""
+    """Print the completion script of a shell. Save it in the folder that the shell reads, as in the examples, and open a new shell."""
 
     shell: Annotated[
         Literal["bash", "zsh", "fish"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="SHELL", help="bash, zsh or fish."),
+        tyro.conf.arg(metavar="SHELL", help="The shell: bash, zsh or fish."),
     ]
 
 

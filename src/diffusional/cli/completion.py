@@ -1,6 +1,6 @@
-"""`diffusional completion`: scripts that complete commands, options and choices, and files where anything goes.
+"""`diffusional completion`: scripts that complete commands, options and choices, and file names elsewhere.
 
-Everything is written into the script, so that a tab starts no Python.
+The script contains all words, so that completion does not start Python.
 """
 
 from diffusional.cli.commands import COMMANDS
@@ -26,12 +26,12 @@ _diffusional() {{
   fi
   COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }}
-# Where it has nothing to say, files.
+# File names elsewhere.
 complete -o bashdefault -o default -F _diffusional diffusional
 """
 
 _ZSH = """\
-# Completion of diffusional for zsh, which runs bash's.
+# Completion of diffusional for zsh, which uses that of bash.
 autoload -Uz compinit bashcompinit
 (( $+functions[compdef] )) || compinit
 bashcompinit
@@ -39,7 +39,7 @@ bashcompinit
 
 
 def script(shell: str) -> str:
-    """The script for bash, zsh or fish.
+    """Return the script for bash, zsh or fish.
 
     >>> script("bash").splitlines()[-1]
     'complete -o bashdefault -o default -F _diffusional diffusional'

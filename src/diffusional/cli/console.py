@@ -1,7 +1,8 @@
-"""What the commands share: where they print and compute, what they show meanwhile, and which files they may write.
+"""Functions that commands share: printing, progress, the device, and checks of files to write.
 
-On a terminal, bars and spinners move on standard error, so that standard output can go to a file. Elsewhere a line is printed there
-every 30 seconds, there are no colours, and tables are 100 columns wide.
+On a terminal, progress bars and spinners are shown on standard error, so that standard output can be redirected to a file. If standard
+error is not a terminal, a line is printed every 30 seconds. Output that is not on a terminal has no colours, and tables are 100 columns
+wide.
 """
 
 import os
@@ -37,7 +38,7 @@ class Result:
     """The result of a command.
 
     Attributes:
-        record: what --json writes; saved first.
+        record: the record that --json writes; it is saved first.
         shown: lines and rich tables, printed after everything is saved.
         saves: functions that write the other files. All are called after --json is written, even if one of them fails.
     """
@@ -74,7 +75,7 @@ def console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    # NO_COLOR: rich by itself would still write bold and dim.
+    # With NO_COLOR, rich would still write bold and dim text.
     plain: dict[str, Any] = {"color_system": None} if "NO_COLOR" in os.environ else {}
     seen = stream is not None and stream.isatty()
     return Console(
@@ -88,16 +89,16 @@ def console(stderr: bool = False) -> "Console":
 
 
 def device() -> "torch.device":
-    """Where a model is evaluated: the accelerator, where there is one."""
+    """Return the device for evaluating a model: the accelerator if there is one."""
     import torch
 
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def check_figure(option: str, path: Path) -> None:
-    """As `check_target`, for a picture."""
+    """Check a path for a picture like `check_target`."""
     if path.suffix != ".png":
-        raise DiffusionalError(f"{option} {path} came; figures are drawn as .png")
+        raise DiffusionalError(f"expected a .png file for {option}, got {path}")
     check_target(option, path)
 
 
@@ -115,7 +116,7 @@ def numbered(path: Path, *others: str) -> Path:
 
 @contextmanager
 def plainly() -> Iterator[list[str]]:
-    """Warnings as one line each, without a place in the code; at the end they are in the list."""
+    """Print each warning as one line, without its place in the code. The yielded list has the warnings after the block."""
     import warnings
 
     said: list[str] = []
@@ -128,7 +129,7 @@ def plainly() -> Iterator[list[str]]:
 
 
 def bar(*columns: "ProgressColumn", transient: bool = False) -> "Progress":
-    """A progress bar on standard error where that is a terminal; nothing elsewhere."""
+    """Return a progress bar on standard error, which is not shown if that is not a terminal."""
     from rich.progress import Progress
 
     shown = console(stderr=True)

@@ -1,4 +1,4 @@
-"""`diffusional data`: what was understood of data, before anything is trained on them."""
+"""`diffusional data`: inspection of data before training."""
 
 import dataclasses
 from pathlib import Path
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from diffusional.data import Dataset
     from diffusional.data.inspection import Inspection
 
-# Items behind a histogram.
+# The most items of a histogram.
 _ROWS = 10_000
-# Classes that are listed.
+# The most classes that are listed.
 _CLASSES = 20
 
 
 def run(command: Data) -> Result:
-    """Load as train would, print what was found, and draw it if asked to."""
+    """Load data as train does, print the findings, and draw items if a figure is requested."""
     if command.figure is not None:
         check_figure("--figure", command.figure)
     names = [field.name for field in dataclasses.fields(DataConfig)]
@@ -32,7 +32,7 @@ def run(command: Data) -> Result:
 
     with plainly():
         dataset = build_dataset(config)
-        with working(f"looking at {dataset.name}"):
+        with working(f"inspecting {dataset.name}"):
             found = inspect(dataset)
     size = f"{found.bytes / 2**20:,.1f} MiB" if found.bytes >= 2**20 else f"{found.bytes:,} bytes"
     shown = [
@@ -61,7 +61,7 @@ def _table(found: "Inspection") -> "Table":
     for split, n in found.items.items():
         looked = found.looked_at[split]
         items = f"{n:,}" if n is not None else "a stream"
-        items += "" if n == looked else f" ({looked:,} looked at)"
+        items += "" if n == looked else f" ({looked:,} examined)"
         least, most = (f"{value:.6g}" for value in found.ranges[split])
         table.add_row(split, items, least, most, found.fingerprints[split][:12])
     return table
@@ -77,7 +77,7 @@ def _classes(found: "Inspection") -> list[str]:
 
 
 def _kind(found: "Inspection") -> str:
-    """What an item is: its shape, and the values it can have."""
+    """Return a description of an item: its shape, and its possible values."""
     from diffusional.data.survey import MOST
     from diffusional.space import Discrete
 
@@ -91,7 +91,7 @@ def _kind(found: "Inspection") -> str:
 
 
 def _draw(path: Path, dataset: "Dataset", found: "Inspection") -> None:
-    """The first images, or of anything else a histogram for each position of an item."""
+    """Draw the first images, or for other data a histogram for each position of an item."""
     from diffusional.data.dataset import Stream
     from diffusional.report.figures import grid, histograms
     from diffusional.space import Discrete

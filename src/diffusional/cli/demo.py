@@ -5,7 +5,7 @@ import dataclasses
 from diffusional.cli.commands import Demo
 from diffusional.cli.console import Result, console, numbered
 
-# Steps of `demo --quick`.
+# Number of steps of `demo --quick`.
 QUICK = 160
 
 

@@ -1,4 +1,4 @@
-"""`diffusional doctor`: what works on this machine, what is missing, and how to get it. Nothing that is broken stops it."""
+"""`diffusional doctor`: checks of the installation. It lists what works and what is missing, even if components are broken."""
 
 import importlib
 import importlib.metadata
@@ -14,26 +14,26 @@ from typing import Any
 from diffusional.cli.commands import Doctor
 from diffusional.cli.console import Result, working
 
-# What nothing works without, and what else the library stands on.
+# Essential packages, the first of which is this one.
 _CORE = ("torch", "numpy", "scipy", "safetensors", "accelerate", "diffusers", "sklearn", "matplotlib", "rich", "tyro")
-# What only some features need: the module, what for, and how to get it.
+# Packages for optional features: the module, its purpose, and how to install it.
 _OPTIONAL = (
     ("datasets", "data of the Hugging Face hub", 'pip install "diffusional[hub]"'),
     ("pyarrow", "tables", "pip install pyarrow"),
     ("PIL", "folders of images", "pip install pillow"),
 )
-# Where a package goes by another name than its module.
+# Packages whose name differs from that of their module.
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
-# What a launcher (torchrun, accelerate launch) tells its processes.
+# Environment variables set by a launcher (torchrun, accelerate launch).
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _GIB = 2**30
-# Below this much free disk a run's checkpoints may not fit.
+# Free disk space below which the checkpoints of a run may not fit.
 _LITTLE = 1.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the table: `state` is "ok", "missing" (a feature, with the way to get it) or "broken" (something essential)."""
+    """A line of the table: `state` is "ok", "missing" (for an optional feature) or "broken" (for an essential component)."""
 
     group: str
     name: str
@@ -42,16 +42,16 @@ class Finding:
 
 
 def run(command: Doctor) -> Result:
-    """Look, print a table, and say whether the core works."""
+    """Run all checks and print a table and a summary."""
     with working("looking"):
         found = list(findings())
     works = all(finding.state != "broken" for finding in found)
-    said = "everything essential works" if works else "something essential is broken: see above"
+    said = "all essential components work" if works else "an essential component is broken: see above"
     return Result({"works": works, "findings": [vars(finding) for finding in found]}, [_table(found), said])
 
 
 def findings() -> Iterator[Finding]:
-    """Everything that is looked at, in the order of the table."""
+    """Yield the findings of all checks, in the order of the table."""
     for name in ("diffusional", "python"):
         yield Finding("version", name, "ok", _own(name))
     for name in _CORE:
@@ -65,7 +65,7 @@ def findings() -> Iterator[Finding]:
         yield _folder(name, folder, essential=True)
     yield from _guarded("folder", "cache folder", _caches)
     told = [f"{name}={os.environ[name]}" for name in _LAUNCHED if name in os.environ]
-    yield Finding("launch", "processes", "ok", ", ".join(told) or "one: not under torchrun or accelerate launch")
+    yield Finding("launch", "processes", "ok", ", ".join(told) or "one: not started by torchrun or accelerate launch")
 
 
 def _own(name: str) -> str:
@@ -75,7 +75,7 @@ def _own(name: str) -> str:
 
 
 def _package(name: str) -> Finding:
-    """A package that can't be imported may fail in any way: a missing library, another ABI, a file cut short."""
+    """Try to import a package. This may fail in many ways: a missing library, another ABI, a truncated file."""
     try:
         importlib.import_module(name)
     except Exception as error:
@@ -89,7 +89,7 @@ def _feature(name: str, purpose: str, remedy: str) -> Finding:
         importlib.import_module(name)
     except Exception as error:
         why = "not installed" if isinstance(error, ModuleNotFoundError) and error.name == name else _brief(error)
-        return Finding("feature", name, "missing", f"{purpose}: {why}. To have it: {remedy}")
+        return Finding("feature", name, "missing", f"{purpose}: {why}. To install it: {remedy}")
     return Finding("feature", name, "ok", f"{purpose}: {_version(name)}")
 
 
@@ -105,7 +105,7 @@ def _brief(error: Exception) -> str:
 
 
 def _guarded(group: str, name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    """Where torch itself is broken the table has said so; a driver that fails is told here."""
+    """Run checks that need torch. An error, such as that of a driver, is a finding."""
     try:
         return look()
     except Exception as error:
@@ -136,7 +136,7 @@ def _cuda() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        built = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
+        built = "torch was built without CUDA" if torch.version.cuda is None else "no device or driver was found"
         return [Finding("device", "cuda", "ok", f"none: {built}; the CPU is used")]
     out = []
     for index in range(torch.cuda.device_count()):
@@ -150,7 +150,7 @@ def _cuda() -> list[Finding]:
 
 
 def _step() -> list[Finding]:
-    """One gradient on the device that would be used: what is installed may still not run."""
+    """Compute a gradient on the device that would be used, since an installed package may still not run."""
     import torch
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
@@ -163,13 +163,13 @@ def _step() -> list[Finding]:
             "device",
             "a gradient",
             "ok" if right else "broken",
-            f"{'right' if right else 'wrong'} on {place}, {torch.get_num_threads()} threads",
+            f"{'correct' if right else 'wrong'} on {place}, {torch.get_num_threads()} threads",
         )
     ]
 
 
 def _caches() -> list[Finding]:
-    """Where decoded data that don't fit memory are kept, and where the hub's packages keep what they download."""
+    """Check the cache for decoded data that do not fit into memory, and the cache for downloads of the Hub's packages."""
     from diffusional.data.storage import cache_folder
 
     own = cache_folder()
@@ -178,10 +178,10 @@ def _caches() -> list[Finding]:
 
 
 def _folder(name: str, folder: Path, essential: bool) -> Finding:
-    """Of a folder that doesn't exist yet, the nearest one that does decides."""
+    """Check a folder, or its nearest existing parent if it does not exist yet."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
-        # Permissions alone don't tell of a full or read-only disk.
+        # Permissions do not reveal a full or read-only disk.
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"1")
         writable = True
@@ -198,7 +198,7 @@ def _table(found: list[Finding]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="What works here", title_justify="left", title_style="bold")
+    table = Table(title="Components", title_justify="left", title_style="bold")
     for column in ("", "", "", "found"):
         table.add_column(column)
     colours = {"ok": "green", "missing": "yellow", "broken": "bold red"}

@@ -1,4 +1,4 @@
-"""`diffusional evaluate`, of one run or of two."""
+"""`diffusional evaluate`, for one run or two."""
 
 import dataclasses
 import os
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 
-# The most network evaluations of an item for its importance weights.
+# The maximum number of network evaluations for the importance weights of an item.
 _MOST_WEIGHTS = 100_000
-# The Monte Carlo error of a mean, where no other target is given: bits/dim.
+# The default target for the Monte Carlo error of a mean, in bits/dim.
 _ERROR = 0.01
 
 
 def run(command: Evaluate) -> Result:
-    """On every process that a launcher started, each item looked at by one of them."""
+    """Evaluate on all processes that a launcher started; each item is evaluated by one of them."""
     from diffusional.evaluation.processes import launched
 
     with launched():
@@ -49,7 +49,7 @@ def _evaluate(command: Evaluate) -> Result:
     _check_evaluate(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
     if not sweep:
-        # Before anything is learned or written; whether it is a target doesn't depend on the dimensions.
+        # Checked before anything is fitted or written. Whether it is a valid target does not depend on the dimensions.
         Target(
             _target(command, 1),
             visits=command.visits,
@@ -130,7 +130,7 @@ def _evaluate(command: Evaluate) -> Result:
     if command.per_item is not None and first():
         per_item = command.per_item
         saves.append(lambda: _write_scores(per_item, result.per_item, chosen))
-    # The run keeps the evaluation of its own splits as it is by default, to whatever error; any other goes where --json says.
+    # The run folder keeps evaluations of its own splits with default options, for any target error; others are only written to --json.
     plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
     if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
         saves.append(lambda: _kept(lambda: save_json(command.run / f"evaluation-{split}.json", out)))
@@ -138,7 +138,7 @@ def _evaluate(command: Evaluate) -> Result:
 
 
 def _kept(save: "Callable[[], None]") -> None:
-    """Write a file that the run keeps for later use. The result does not depend on it, so a read-only folder is only a warning."""
+    """Write a file that the run keeps for later use. The result does not depend on it, so that a read-only folder is only a warning."""
     try:
         save()
     except DiffusionalError as error:
@@ -147,12 +147,12 @@ def _kept(save: "Callable[[], None]") -> None:
 
 @contextmanager
 def _learning(path: Path) -> Iterator[None]:
-    """Show that a plan is being learned, and afterwards where it is."""
+    """Show that a plan is being fitted, and afterwards its path."""
     from diffusional.evaluation.plan import PILOT
 
-    with working("learning a plan on the run's training data"):
+    with working("fitting a plan on the run's training data"):
         yield
-    say(f"learned {path} from {PILOT:,} evaluations on the run's training data")
+    say(f"fitted {path} with {PILOT:,} evaluations on the run's training data")
 
 
 def _check_evaluate(command: Evaluate) -> None:
@@ -160,12 +160,16 @@ def _check_evaluate(command: Evaluate) -> None:
     fast = ("error", "item_error", "visits", "max_evaluations", "plan")
     given = [f"--{name.replace('_', '-')}" for name in fast if getattr(command, name) is not None]
     if sweep and given:
-        raise DiffusionalError(f"{', '.join(given)} came with a full sweep (--sweep, --draws, --cells); leave one out")
+        raise DiffusionalError(
+            f"{', '.join(given)} cannot be combined with a full sweep (--sweep, --draws, --cells): leave one out"
+        )
     if command.steps is not None and command.continuous:
-        raise DiffusionalError(f"--steps {command.steps} came with --continuous; give one of them")
+        raise DiffusionalError(
+            f"expected either --steps or --continuous, got --steps {command.steps} and --continuous: leave one out"
+        )
     if command.per_item is not None:
         if command.per_item.suffix not in (".csv", ".npz"):
-            raise DiffusionalError(f"--per-item {command.per_item} came; scores are written as .csv or .npz")
+            raise DiffusionalError(f"expected a .csv or .npz file for --per-item, got {command.per_item}")
         inputs = (command.data, command.plan)
         check_target("--per-item", command.per_item, [Path(one).expanduser() for one in inputs if one is not None])
         if command.json is not None and os.path.realpath(command.json) == os.path.realpath(command.per_item):
@@ -181,7 +185,7 @@ def _check_evaluate(command: Evaluate) -> None:
 
 
 def _target(command: Evaluate, dimensions: int) -> float | None:
-    """The mean's Monte Carlo error to reach, in the command's unit; None where another target is given."""
+    """Return the target for the Monte Carlo error of the mean, in the command's unit; None if another target is given."""
     from diffusional.ledger import per_unit
 
     if command.error is not None or command.visits is not None or command.item_error is not None:
@@ -190,16 +194,16 @@ def _target(command: Evaluate, dimensions: int) -> float | None:
 
 
 def _check_levels(command: Evaluate, model: "LatentVariableModel", sweep: bool) -> None:
-    """Refuse options that a model has no use for."""
+    """Raise DiffusionalError for options that do not apply to the model."""
     chain = model.visited()
     if chain is not model and sweep:
         raise DiffusionalError(
-            f"--sweep, --draws or --cells came for {command.run}, whose model has no levels of its own to sweep: give --error, --visits or "
+            f"--sweep, --draws and --cells are not available for {command.run}, whose model has no levels to sweep: use --error, --visits or "
             "--item-error"
         )
     if chain is None and (command.continuous or command.plan is not None):
         raise DiffusionalError(
-            f"--continuous or --plan came for {command.run}, whose model has no levels to visit: give --error, --visits or --item-error"
+            f"--continuous and --plan are not available for {command.run}, whose model has no levels to visit: use --error, --visits or --item-error"
         )
 
 
@@ -240,7 +244,7 @@ def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen
     if record.columns and theirs.columns and record.columns != theirs.columns:
         raise DiffusionalError(
             f"{command.other} was trained on the columns {', '.join(theirs.columns)}, {command.run} on {', '.join(record.columns)}: their "
-            "bounds are of different items and cannot be compared"
+            "bounds are about different items and cannot be compared"
         )
     if command.data is None and theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(
@@ -265,8 +269,8 @@ def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen
     if bool(record.classes) != bool(theirs.classes):
         unlabelled, with_labels = (command.other, command.run) if record.classes else (command.run, command.other)
         notes.append(
-            f"{with_labels} bounds ln p(x | label) and {unlabelled}, which was trained without labels, ln p(x): the difference is what the "
-            "labels are worth"
+            f"{with_labels} bounds ln p(x | label), and {unlabelled}, which was trained without labels, ln p(x): the difference measures the "
+            "information in the labels"
         )
         model, other = (
             one if has else ignoring_condition(one) for one, has in ((model, record.classes), (other, theirs.classes))
@@ -314,8 +318,8 @@ def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
     trained = [already_trained_on(record, chosen) for record in records]
     warned = list(chosen.notes)
     for record, n in zip(records, trained, strict=True):
-        # Of a run's own splits, "train" needs no warning, and the others have no training items, unless the weights that the run started
-        # from have seen them.
+        # "train" of the run's own data needs no warning, and its other splits have no training items, unless the run started from weights
+        # that were trained on them.
         expected = chosen.own and (
             chosen.split == "train" or (chosen.split != "all" and record.config.init_from is None)
         )

@@ -1,4 +1,4 @@
-"""What the help of each command ends with: lines to copy. Every one of them parses, by test."""
+"""The examples at the end of the help of each command. A test parses all of them."""
 
 from collections.abc import Sequence
 
@@ -47,14 +47,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 
 
-_DEBUG = "Every command takes --debug, which shows the traceback of an error."
+_DEBUG = "Every command accepts --debug, which shows the traceback of an error."
 
 
 def examples(args: Sequence[str]) -> str:
-    """The examples that belong to the help that `args` asked for.
+    """Return the examples for the help of the command in `args`.
 
     >>> print(examples(["claims", "--help"]), end="")
-    Every command takes --debug, which shows the traceback of an error.
+    Every command accepts --debug, which shows the traceback of an error.
     <BLANKLINE>
     examples:
       diffusional claims

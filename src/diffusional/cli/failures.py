@@ -17,12 +17,12 @@ _NO_MEMORY = re.compile(
 _AMOUNT = re.compile(r"(?:allocate|buffer size:?) ([\d.,]+) ?(bytes|[KMGT]i?B)?", re.IGNORECASE)
 # What to lower if memory is short, by command.
 _LOWER = {
-    "train": "--batch, --model.hidden or --model.widths, --data.size, or raise --system.accumulate, which cuts a batch into parts",
+    "train": "--batch, --model.hidden or --model.widths, --data.size, or raise --system.accumulate, which divides a batch into parts",
     "evaluate": "the number of items (--split, or a smaller --data file), or use a computer or GPU with more memory",
     "sample": "--n",
     "information": "--samples, --levels-shown or the number of items",
     "data": "--data.size, --levels or the number of items",
-    "demo": "the number of other programs that run",
+    "demo": "the number of other running programs",
 }
 
 
@@ -31,8 +31,8 @@ def failure(error: BaseException, command: str = "") -> tuple[int, str]:
 
     >>> failure(DiffusionalError("levels must be at least 2, got 1"))
     (2, 'error: levels must be at least 2, got 1')
-    >>> status, said = failure(MemoryError(), "sample")
-    >>> said
+    >>> status, line = failure(MemoryError(), "sample")
+    >>> line
     'error: out of memory. Lower --n'
     """
     if lacks_memory(error):

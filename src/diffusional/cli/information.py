@@ -1,4 +1,4 @@
-"""`diffusional information`, of a schedule, of a run beside another, or of a VAE's latents."""
+"""`diffusional information`, for a schedule, for a run and a reference run, or for the latents of a VAE."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -30,9 +30,7 @@ def run(command: Information) -> Result:
     if (Path(command.data) / "config.json").is_file():
         return _budget(command)
     if command.reference is not None:
-        raise DiffusionalError(
-            f"--reference came with {command.data}, which is no run folder; it is for comparing two runs"
-        )
+        raise DiffusionalError(f"--reference compares two runs, but {command.data} is not a run folder: leave it out")
     split = command.split or "train"
     if command.figure is not None:
         check_figure("--figure", command.figure)
@@ -94,7 +92,7 @@ def run(command: Information) -> Result:
 
 
 def _schedule(command: Information) -> ScheduleConfig:
-    """The schedule that the options name; an option of another kind of schedule is refused."""
+    """Return the schedule of the options. Raises DiffusionalError for an option of another kind of schedule."""
     belongs = {
         "log_snr_linear": {"gamma_min": command.gamma_min, "gamma_max": command.gamma_max},
         "linear": {"beta_start": command.beta_start, "beta_end": command.beta_end},
@@ -108,7 +106,7 @@ def _schedule(command: Information) -> ScheduleConfig:
     ]
     if strange:
         raise DiffusionalError(
-            f"{', '.join(strange)} came with --schedule {command.schedule}, which has no such number"
+            f"{', '.join(strange)} cannot be combined with --schedule {command.schedule}: leave it out, or use another schedule"
         )
     given = {name: value for name, value in belongs[command.schedule].items() if value is not None}
     steps = 1000 if command.steps is None and command.schedule != "log_snr_linear" else command.steps
@@ -116,7 +114,7 @@ def _schedule(command: Information) -> ScheduleConfig:
 
 
 def _budget(command: Information) -> Result:
-    """The nat budget of a run relative to another."""
+    """Compute the nat budget of a run relative to another."""
     import torch
 
     from diffusional.information import budget
@@ -127,7 +125,7 @@ def _budget(command: Information) -> Result:
     kept = ("data", "reference", "split", "seed", "json", "samples", "levels_shown")
     if Information(**{name: getattr(command, name) for name in kept}) != command:
         raise DiffusionalError(
-            f"options of a schedule, --levels or --figure came with {command.data}, a run, which has its own: leave them out"
+            f"the options of a schedule, --levels and --figure are for data, but {command.data} is a run, which has its own: leave them out"
         )
     record, model = read_run(command.data), load(command.data)
     learned = model.learned_posterior()
@@ -135,15 +133,15 @@ def _budget(command: Information) -> Result:
         return _latents(command, record, learned)
     if command.reference is None:
         raise DiffusionalError(
-            f"{command.data} came, a run: the information in real data isn't known, and gaps are relative to another "
-            "model's. Give --reference RUN"
+            f"expected --reference for the run {command.data}: the information in its data is unknown, and gaps are relative to "
+            "those of another model. Give --reference RUN"
         )
     theirs, other = read_run(command.reference), load(command.reference)
     if not (isinstance(model, DiffusionModel) and isinstance(other, DiffusionModel)):
         which = command.reference if isinstance(model, DiffusionModel) else command.data
         raise DiffusionalError(
-            f'expected two runs of model.kind="diffusion", but {which} holds no Gaussian diffusion model; compare the bounds of any two '
-            "runs by diffusional evaluate RUN RUN_B"
+            f'expected two runs of model.kind="diffusion", but {which} has no Gaussian diffusion model; compare the bounds of any two '
+            "runs with diffusional evaluate RUN RUN_B"
         )
     chosen = items(record, split=command.split)
     name, split, x = chosen.name, chosen.split, chosen.x
@@ -164,14 +162,14 @@ def _budget(command: Information) -> Result:
 
 
 def _latents(command: Information, record: "RunRecord", model: "Autoencoder") -> Result:
-    """What a VAE's latents know of a split: I(x; z), KL[q(z) ‖ p(z)], active units, and layers that carry nothing."""
+    """Estimate I(x; z) and KL[q(z) ‖ p(z)] of a VAE's latents on a split, its active units, and layers without information."""
     import torch
 
     from diffusional.information import aggregated
     from diffusional.ledger import with_error
 
     if command.reference is not None:
-        raise DiffusionalError(f"--reference came with {command.data}, which is no diffusion model; leave it out")
+        raise DiffusionalError(f"--reference is for diffusion models, but {command.data} has none: leave it out")
     chosen = items(record, split=command.split or "train")
     name, split, x = chosen.name, chosen.split, chosen.x
     with working(f"drawing {command.samples} latents"):
@@ -191,32 +189,32 @@ def _latents(command: Information, record: "RunRecord", model: "Autoencoder") ->
         f"{name}, {split}: {len(x)} items, H(x) = {found.entropy:.4f} nats, {command.samples} draws",
         f"I(x; z)            {pm(found.information)}",
         f"KL[q(z) ‖ p(z)]    {pm(found.marginal_kl)}{', an upper bound' if found.bounded else ''}",
-        f"E KL[q(z|x) ‖ p(z)] {pm(found.kl)}: their sum, MATH (21)",
+        f"E KL[q(z|x) ‖ p(z)] {pm(found.kl)}, the sum of these",
     ]
     for i, (layer, active, units) in enumerate(zip(found.layers, found.active, found.units, strict=True)):
         shown.append(f"layer {i + 1}: {pm(layer)}, {active} of {units} units active")
     if found.chain is not None:
-        shown.append(f"of the fixed chain: I(z; z₁) {pm(found.chain[0])}, I(x; z₁) {pm(found.chain[1])}")
+        shown.append(f"diffusion prior: I(z; z₁) {pm(found.chain[0])}, I(x; z₁) {pm(found.chain[1])}")
     return Result(out, [*shown, *(f"warning: {warning}" for warning in found.warnings)])
 
 
 def _said(out: dict[str, Any], name: str) -> Iterator[str]:
-    """What a schedule does to a data set, in four lines."""
+    """Yield four lines that describe the information of a schedule's latents about a data set."""
     from diffusional.ledger import with_error
 
     first, error = with_error(out["information"][0], out["information_error"][0])
     repeats = "" if out["distinct_items"] == out["items"] else f" ({out['distinct_items']} distinct items)"
     left, left_error = with_error(out["remaining"]["value"], out["remaining"]["error"])
     yield (
-        f"H(x) = {out['entropy']['value']:.4f} nats{repeats}; z₁ knows {first} ± {error} of them, "
-        f"and leaves {left} ± {left_error} to the decoder"
+        f"H(x) = {out['entropy']['value']:.4f} nats{repeats}; I(x; z₁) = {first} ± {error}, "
+        f"remaining H(x | z₁) = {left} ± {left_error}"
     )
     last, error = with_error(out["prior"]["information"], out["prior"]["error"])
-    yield f"at the last latent {last} ± {error} nats are left: the information in KL_T = {out['prior']['value']:.3g}"
+    yield f"I(x; z_T) = {last} ± {error} nats at the last latent, with KL_T = {out['prior']['value']:.3g}"
     places = ", ".join(f"{float(s):.0%} by {name} = {at:.4g}" for s, at in out["lost"].items())
-    yield f"lost: {places}"
+    yield f"information lost: {places}"
     wasted = out["wasted"]
     yield (
-        f"{wasted['clean']:.1%} of the levels, at the clean end, change less than 1 % of it, and {wasted['noisy']:.1%} at the "
-        "noisy end"
+        f"{wasted['clean']:.1%} of the levels at the low-noise end and {wasted['noisy']:.1%} at the high-noise end each change less than "
+        "1 % of it"
     )

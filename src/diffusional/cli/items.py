@@ -1,4 +1,4 @@
-"""Which items a command evaluates: a split of the run's own data, or all of another file, in the run's space."""
+"""The items that a command evaluates: a split of the run's own data, or all items of another file, in the run's space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +145,7 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     notes: tuple[str, ...] = ()
     if data is not None and split is None:
         notes = (
-            f"{data} holds the data that the run was trained with: its test split is evaluated (--split all takes all of it)",
+            f"{data} holds the data that the run was trained with: its test split is evaluated (use --split all for all items)",
         )
     split = split or "test"
     parts = SPLITS if split == "all" else (split,)

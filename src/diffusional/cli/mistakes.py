@@ -1,4 +1,4 @@
-"""What is wrong with a command line that the parser refused, and what was probably meant."""
+"""The mistake in a command line that the parser refused, and a suggestion."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,10 @@ from diffusional.words import hint
 
 
 def mistake(args: Sequence[str], commands: Mapping[str, type]) -> str | None:
-    """The first mistake in `args`, which the parser did not take; None where none is found."""
+    """Return the first mistake in `args`, which the parser refused; None if none is found."""
     if not args or args[0].startswith("-"):
-        came = f"{args[0]} came where a command belongs" if args else "no command came"
-        return f"{came}; expected one of {', '.join(commands)}. See diffusional --help"
+        given = args[0] if args else "none"
+        return f"expected a command, one of {', '.join(commands)}, got {given}. See diffusional --help"
     if args[0] not in commands:
         return f"unknown command {args[0]!r}; {meant(args[0], commands)} See diffusional --help"
     found = _mistyped(args[1:], options(commands[args[0]]))
@@ -19,7 +19,7 @@ def mistake(args: Sequence[str], commands: Mapping[str, type]) -> str | None:
 
 
 def meant(word: str, known: Iterable[str], listed: bool = False) -> str:
-    """What was probably meant, or all that could have been; both, if `listed`.
+    """Return the word that was probably meant, or all possible words; both, if `listed`.
 
     >>> meant("vea", ["diffusion", "vae"])
     'did you mean vae?'
@@ -49,7 +49,7 @@ def _mistyped(args: Sequence[str], known: list[Option]) -> str | None:
         flag = option.hint is bool
         values = [value] if equals else _take(rest, option)
         if flag if equals else not (flag or option.many or values):
-            return f"{name} came {f'with {value}' if equals else 'without a value'}; expected {option.expected}."
+            return f"{name}: expected {option.expected}, got {value if equals else 'none'}."
         if found := _wrong(values, option):
             return found
     return _misplaced(words, [option for option in known if option.positional])
@@ -63,12 +63,12 @@ def _misplaced(words: list[str], places: list[Option]) -> str | None:
         if found := _wrong(taken, option):
             return found
     if words and places:
-        return f"{' '.join(words)} came beyond {' '.join(option.name for option in places)}; expected no more."
-    return f"{' '.join(words)} came; expected options alone." if words else None
+        return f"expected no arguments after {' '.join(option.name for option in places)}, got {' '.join(words)}."
+    return f"expected only options, got {' '.join(words)}." if words else None
 
 
 def _take(rest: list[str], option: Option) -> list[str]:
-    """The values of an option, off the front of what follows it."""
+    """Remove the values of an option from the beginning of the remaining arguments, and return them."""
     limit = 0 if option.hint is bool else len(rest) if option.many else 1
     taken: list[str] = []
     while rest and len(taken) < limit and not _is_option(rest[0]):
@@ -83,16 +83,16 @@ def _wrong(values: list[str], option: Option) -> str | None:
             said = meant(value, option.choices, listed=True) if option.choices else f"expected {option.expected}."
             if foreign is not None:
                 said = f"{foreign} Expected one of {', '.join(option.choices)}."
-            return f"{option.name} {value} came; {said}"
+            return f"invalid {option.name} {value}: {said}"
     return None
 
 
 def _option_meant(name: str, known: Iterable[str]) -> str:
-    """`--lr` is nearest to `--optimizer.lr`, which has it as its last part."""
+    """Return a suggestion for an unknown option: one with this name as its last part, such as `--optimizer.lr` for `--lr`, or similar."""
     known, bare = list(known), name.lstrip("-").replace("_", "-")
     within = [option for option in known if option.rpartition(".")[2] == bare]
     close = within or difflib.get_close_matches(name.replace("_", "-"), known, n=1)
-    return f"did you mean {' or '.join(close)}?" if close else "no option has such a name."
+    return f"did you mean {' or '.join(close)}?" if close else "there is no similar option."
 
 
 def _is_option(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every command takes, read off its dataclass: for suggestions and for completion."""
+"""The options of every command, from its dataclass, for suggestions and for completion."""
 
 import dataclasses
 import types
@@ -11,7 +11,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Option:
-    """What may be typed: `--name` or, of a positional one, its metavar; and the type of its values."""
+    """An option: `--name`, or the metavar of a positional argument, and the type of its values."""
 
     name: str
     hint: Any
@@ -20,24 +20,24 @@ class Option:
 
     @property
     def many(self) -> bool:
-        """Whether it takes any number of values."""
+        """Whether it accepts any number of values."""
         return typing.get_origin(self.hint) is tuple
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """All values there are, if they are few."""
+        """All possible values, if these are a fixed set."""
         hint = typing.get_args(self.hint)[0] if self.many else self.hint
         return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
     @property
     def expected(self) -> str:
-        """What a value has to be."""
+        """A description of a valid value."""
         kind = typing.get_args(self.hint)[0] if self.many else self.hint
         named = {int: "an integer", float: "a number", bool: "no value"}
         return f"one of {', '.join(self.choices)}" if self.choices else named.get(kind, "a value")
 
     def takes(self, value: str) -> bool:
-        """Whether the value is of the type; "None" is one of those that may be left out."""
+        """Return whether the value is of the type; "None" is valid for an optional one."""
         kind = typing.get_args(self.hint)[0] if self.many else self.hint
         if kind in (int, float):
             return value == "None" or is_number(value, kind)
@@ -45,7 +45,7 @@ class Option:
 
 
 def options(kind: type, prefix: str = "") -> list[Option]:
-    """The options of a command's dataclass, and of those that it holds.
+    """Return the options of a command's dataclass and its nested dataclasses.
 
     >>> from diffusional.cli.commands import Sample
     >>> [option.name for option in options(Sample)][:3]
@@ -73,7 +73,7 @@ def options(kind: type, prefix: str = "") -> list[Option]:
 
 
 def is_number(word: str, kind: type = float) -> bool:
-    """Whether `kind` reads the word.
+    """Return whether `kind` parses the word.
 
     >>> is_number("-3"), is_number("1e-3", int)
     (True, False)

@@ -1,4 +1,4 @@
-"""The files that a command is asked to write (--json, --per-item): checked before the work, written before anything is printed.
+"""The files of the options --json and --per-item: they are checked before the work, and written before anything is printed.
 
 A regular file is replaced completely or not at all, and a symbolic link stays a link. A named pipe, a terminal or /dev/fd/N
 (`--json >(jq .)`) is opened before the work and written through; it is never replaced. `--json -` is standard output.
@@ -125,7 +125,7 @@ def save(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         with writing(path) as (part,), part.open("wb") as file:
             write(file)
     except DiffusionalError as error:
-        # A file that is mounted by itself, as into a container, can be written but not replaced.
+        # A single file mounted into a container can be written but not replaced.
         cause = error.__cause__
         if not (isinstance(cause, OSError) and cause.errno in _NO_RENAME and target.is_file()):
             raise

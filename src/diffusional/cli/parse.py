@@ -1,4 +1,4 @@
-"""From what was typed to a command: presets and resumed runs as defaults, help that ends with examples, one-line refusals."""
+"""Parsing of the command line: defaults from presets and resumed runs, help with examples, and errors of one line."""
 
 import contextlib
 import dataclasses
@@ -22,13 +22,13 @@ from diffusional.training.config import Config
 
 _OPTIONS: dict[str, Any] = {
     "prog": "diffusional",
-    "description": "The honest likelihood of diffusion models: the ELBO, itemised to the last nat, with error bars.",
+    "description": "Likelihoods of diffusion models: the ELBO, split into its terms, with error bars.",
     "config": (tyro.conf.FlagCreatePairsOff,),
 }
 
 
 def parse(args: Sequence[str]) -> Command:
-    """The command that was typed. Raises DiffusionalError for what can't be understood, SystemExit after --help.
+    """Parse the arguments of a command. Raises DiffusionalError for invalid arguments, and SystemExit after --help.
 
     >>> parse(["train", "runs/a", "--preset", "digits-vae", "--steps", "7"]).config.model.kind
     'vae'
@@ -44,9 +44,9 @@ def parse(args: Sequence[str]) -> Command:
         return command
     path = command.run / "config.json"
     if command.resume and command.preset is None and command.config_file is None and path.is_file():
-        # The resumed run's own config is the default, so that only what one types can differ from it.
+        # The config of the resumed run is the default, so that only given options can differ from it.
         command = _parsed(args, Config.load(path))
-    # What could not be read back, such as an infinite number, is refused before a folder is made for it.
+    # Values that could not be read back, such as an infinite number, are refused before a folder is made.
     Config.from_dict(command.config.to_dict())
     return command
 
@@ -56,7 +56,7 @@ _SHORT = {"--data": "--data.name", "--from": "--init-from"}
 
 
 def _spelled_out(args: Sequence[str]) -> list[str]:
-    """Replace train's --data NAME, as the other commands have it, by --data.name NAME, and --from RUN by --init-from RUN.
+    """Replace --data NAME of train, which is like that of other commands, by --data.name NAME, and --from RUN by --init-from RUN.
 
     >>> _spelled_out(["train", "runs/a", "--data=x.npy"]), _spelled_out(["evaluate", "runs/a", "--data", "x.npy"])
     (['train', 'runs/a', '--data.name=x.npy'], ['evaluate', 'runs/a', '--data', 'x.npy'])
@@ -71,10 +71,10 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
 
 
 def _default(args: Sequence[str]) -> Config:
-    """Return the config that the options typed after `train` override: that of --config FILE, of --preset NAME, or of the run that
-    --init-from names; or the default one.
+    """Return the config that the options of `train` override: that of --config FILE, of --preset NAME, of the run given by --init-from,
+    or the default.
 
-    Raises DiffusionalError for a file that is no config, and for two of --config and --preset.
+    Raises DiffusionalError for a file that is not a config, and for both --config and --preset.
     """
     file, preset, origin = (presets.typed(args, option) for option in ("--config", "--preset", "--init-from"))
     if file is not None and preset is not None:
@@ -93,10 +93,10 @@ def _default(args: Sequence[str]) -> Config:
 
 
 def _commands(args: Sequence[str], config: Config) -> Any:
-    """The union of the commands that `args` may mean, `train` with this config as its default.
+    """Return the union of the commands that `args` may mean, with this config as the default of `train`.
 
-    Where a command was named it is that one, with all that is said of it, and a small one, since a union has two; else all,
-    each with its first sentence.
+    If `args` name a command, it is that command with its whole description, and another small one, since a union needs two. Otherwise
+    it has all commands, each with its first sentence.
     """
     named = {args[0], "completion", "doctor"} if args and args[0] in COMMANDS else set(COMMANDS)
     kinds = [
@@ -111,7 +111,7 @@ def _commands(args: Sequence[str], config: Config) -> Any:
 
 
 def _train(config: Config) -> type:
-    """`Train` with another default."""
+    """Return `Train` with another default."""
     flat = Annotated[Config, tyro.conf.arg(name="")]
     field = ("config", flat, dataclasses.field(default=config))
     return dataclasses.make_dataclass(
@@ -138,7 +138,7 @@ def _parsed(args: Sequence[str], config: Config) -> Any:
 
 @contextlib.contextmanager
 def _plain(shown: io.StringIO) -> Any:
-    """Help without colours where NO_COLOR asks for none: the parser colours what goes to a terminal alone."""
+    """Capture help without colours if NO_COLOR is set, since the parser colours text for a terminal."""
     if "NO_COLOR" in os.environ:
         with contextlib.redirect_stdout(shown):
             yield
@@ -147,7 +147,7 @@ def _plain(shown: io.StringIO) -> Any:
 
 
 def _refusal(stop: SystemExit, args: Sequence[str], said: str) -> DiffusionalError:
-    """In one line, why the parser stopped: the word of a config that refuses a value, or what was mistyped."""
+    """Return the error of the parser in one line: that of a config which refuses a value, or the mistake in the arguments."""
     cause: BaseException | None = stop
     while cause is not None:
         if isinstance(cause, DiffusionalError):

@@ -1,11 +1,11 @@
-"""What `train --preset NAME` means: the recipes that were found to work, by the name that one types. Imports no torch."""
+"""The presets of `train --preset NAME`: the recipes by name. Does not import torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from diffusional.training import recipes
 from diffusional.training.config import Config
 
-# Looked up when asked for, so that a recipe exchanged in its module is exchanged here.
+# Looked up on use, so that a recipe replaced in its module is replaced here.
 PRESETS: Mapping[str, Callable[[], Config]] = {
     "digits": lambda: recipes.digits(),
     "digits-vae": lambda: recipes.digits_vae(),
@@ -24,9 +24,9 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
 
 
 def named(args: Sequence[str]) -> Config:
-    """The config that options typed after `train` override: that of the last --preset, or the default one.
+    """Return the config that the options of `train` override: that of the last --preset, or the default.
 
-    A preset that doesn't exist is left to the parser, which refuses it with the names that do.
+    An unknown preset is left to the parser, which refuses it and lists the known ones.
 
     >>> named(["runs/a", "--preset", "digits-vae"]).model.kind
     'vae'

@@ -31,7 +31,7 @@ def run(command: Sample) -> Result:
     condition = _condition(command, record.classes)
     out = command.out or numbered(command.run / "samples.npz", ".png")
     if out.suffix != ".npz":
-        raise DiffusionalError(f"--out {out} came; samples are written as .npz")
+        raise DiffusionalError(f"expected an .npz file for --out, got {out}")
     model = load(command.run)
     images = model.space if len(model.space.shape) == 3 and isinstance(model.space, Discrete) else None
     if os.path.lexists(out):
@@ -49,11 +49,11 @@ def run(command: Sample) -> Result:
         options = {"method": command.method, "steps": command.steps, "eta": command.eta}
     elif command.method != "ancestral" or command.steps is not None or command.eta:
         raise DiffusionalError(
-            f'--method, --steps and --eta apply to model.kind="diffusion", but {command.run} holds a {type(model).__name__}, which is no '
+            f'--method, --steps and --eta apply to model.kind="diffusion", but {command.run} has a {type(model).__name__}, which is not a '
             "Gaussian diffusion model; leave them out"
         )
     with working(f"drawing {command.n} samples"):
-        # Of a whole batch's activations there may be too many to hold; n < 1 is the model's to refuse.
+        # The activations of all samples may not fit into memory; n < 1 is refused by the model.
         starts = range(0, command.n, _BATCH) if command.n > 0 else [0]
         drawn = []
         for start in starts:
@@ -64,7 +64,7 @@ def run(command: Sample) -> Result:
     broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
     if broken:
         raise DiffusionalError(
-            f"{broken} of {command.n} samples are not finite, so none was written: the outputs of the network of {command.run} are "
+            f"{broken} of {command.n} samples are not finite, so that no file was written: the outputs of the network of {command.run} are "
             "too large. Train it for longer or with a lower --optimizer.lr"
         )
     raw = model.space.decode(x).numpy()

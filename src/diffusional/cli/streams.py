@@ -1,6 +1,6 @@
 """Standard output and standard error whose failures do not end a command, so that no result is lost.
 
-A character that the encoding lacks is replaced by a similar one. A closed pipe or a full disk is reported at the end.
+A character that is not in the encoding is replaced by a similar one. A closed pipe or a full disk is reported at the end.
 """
 
 import codecs
@@ -109,7 +109,7 @@ class Guarded(io.TextIOBase):
         return self.stream.fileno()
 
     def abandon(self) -> None:
-        """After a fault, discard further output: Python would otherwise try to write, and report the error, once more at exit."""
+        """Discard further output after a fault: Python would otherwise write again at exit, and report the error once more."""
         if self.fault is not None and self.stream is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

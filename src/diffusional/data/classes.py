@@ -38,7 +38,7 @@ class Labels:
         """Make the labels of values: texts, or integers (booleans, or floats that are whole numbers), one for each row.
 
         With `names`, values are numbers into these names. Raises DiffusionalError, with the row, for a value that is missing or
-        is no label.
+        is not a label.
 
         >>> found = Labels.of(["dog", "cat", "dog"], "pets.csv, column 'kind'")
         >>> found.names, found.numbers.tolist()
@@ -117,7 +117,7 @@ def conditions(parts: Mapping[str, Any]) -> tuple[dict[str, Tensor] | None, tupl
         split: one.renamed(names, parts[split].source, "the classes", parts[split].rows)
         for split, one in targets.items()
     }
-    # A part of the rows may lack classes that occur in the file: these are no classes of the data.
+    # A part of the rows may lack classes that occur in the file: these are not classes of the data.
     if not any(one.declared for one in targets.values()):
         used = np.unique(np.concatenate(list(numbers.values())))
         numbers = {split: np.searchsorted(used, one) for split, one in numbers.items()}

@@ -44,7 +44,7 @@ def load_table(
     Parts in folders train, validation, test, or named so (train-00000.parquet), are those splits; other tables
     are split at random. The unnamed index that pandas writes beside the columns (`__index_level_0__`) is left out unless it is
     chosen. `decimal` is "." or ",", for text whose values do not show which of the two is the decimal mark. `condition` is the name of a
-    column that holds the class of each row, as text or whole numbers; it is no column of the items.
+    column that holds the class of each row, as text or whole numbers; it is not a column of the items.
 
     Raises DiffusionalError for anything but a table of numbers, naming file, column and row.
 

@@ -1,9 +1,9 @@
-"""Training: `train(config, run)` fills a run folder, `load_run(run)` opens one again.
+"""Training: `train(config, run)` trains a model in a run folder, and `load_run(run)` opens the folder.
 
     df.Config, and its parts DataConfig, ScheduleConfig, ModelConfig, LatentConfig, OptimizerConfig, SystemConfig
-    train, load (the model of a run), load_run (the run itself: Run), recipes (configs that work)
+    train, load (the model of a run), load_run (the run itself: Run), recipes (tested configs)
 
-Config classes and recipes import no torch; the other names load on first use.
+Config classes and recipes do not import torch; the other names are imported on first use.
 """
 
 import importlib

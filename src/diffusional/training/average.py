@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, whose bound is reported."""
+"""The exponential moving average of the weights, which is evaluated and saved."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,9 +9,10 @@ from torch.distributed.fsdp import FSDPModule
 
 
 class WeightAverage:
-    """θ̄ ← d θ̄ + (1 − d) θ after each step, d = min(decay, (1 + i)/(10 + i)) at the i-th; the first step's weights as they are.
+    """The average θ̄ ← d θ̄ + (1 − d) θ after each step, d = min(decay, (1 + i)/(10 + i)) at the i-th, starting from the first step's weights.
 
-    The warm-up of d forgets the initialisation (Tensorflow's ExponentialMovingAverage). Sharded weights have a sharded average.
+    The warm-up of d reduces the effect of the initialisation (Tensorflow's ExponentialMovingAverage). Sharded weights have a sharded
+    average.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> average = WeightAverage(layer, decay=0.999)
@@ -23,7 +24,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float, root: nn.Module | None = None) -> None:
-        """`root`: the module that is called, where the model's weights are sharded below it."""
+        """Start an average. `root` is the module that is called, if the weights of the model are sharded below it."""
         self.decay, self.updates = decay, 0
         self._sharded = [m for m in (root or model).modules() if isinstance(m, FSDPModule)]
         self._live = {name: p.detach() for name, p in model.named_parameters()}
@@ -31,7 +32,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Update the average with the present weights."""
         i = self.updates
         keep = min(self.decay, (1 + i) / (10 + i)) if i else 0.0
         torch._foreach_lerp_(  # type: ignore[attr-defined]
@@ -41,7 +42,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averaged weights, and its own again after."""
+        """Give the model the averaged weights within the block, and its own weights after it."""
         own = [p.clone() for p in self._live.values()]
         self._fill(self.tensors.values())
         try:
@@ -53,6 +54,6 @@ class WeightAverage:
     def _fill(self, values: Iterable[Tensor]) -> None:
         for target, source in zip(self._live.values(), values, strict=True):
             target.copy_(source)
-        # A module that has gathered its weights keeps them for the next call: those that were.
+        # A module that has gathered its weights keeps them for the next call, when they would be outdated.
         for module in self._sharded:
             module.reshard()

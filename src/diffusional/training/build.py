@@ -1,4 +1,4 @@
-"""From a config to its data, and with their space to a model."""
+"""The data of a config, and its model over their space."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ from diffusional.training.config import Config, DataConfig, LatentConfig, ModelC
 
 
 def build_dataset(config: DataConfig) -> Dataset:
-    """Return the data of a config, warped copies in the train split included.
+    """Return the data of a config, including warped copies in the train split.
 
     >>> len(build_dataset(DataConfig(warps=1)).train)
     2000
@@ -63,7 +63,7 @@ def build_dataset(config: DataConfig) -> Dataset:
     }
     arguments = dict(dataset.arguments or {}) | {"seed": config.split_seed, "warps": config.warps}
     condition = dataset.condition
-    if condition is not None:  # the labels of the originals, as often as these are there
+    if condition is not None:  # the labels of the originals, repeated like the originals
         condition = dict(condition) | {"train": repeated(condition["train"], 2 * config.warps)}
     return dataclasses.replace(dataset, train=train, condition=condition, source=Source(splits, arguments))
 
@@ -78,7 +78,7 @@ def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
         return schedules.log_snr_linear(config.gamma_min, config.gamma_max, config.steps)
     if config.kind == "learned":
         return schedules.learned(config.gamma_min, config.gamma_max, config.steps, ends=config.ends)
-    assert config.steps is not None  # Config has seen to it
+    assert config.steps is not None  # checked by Config
     if config.kind == "linear":
         return schedules.linear(config.steps, config.beta_start, config.beta_end)
     if config.kind == "learned_betas":
@@ -123,7 +123,7 @@ def _diffusion(config: Config, space: Space, classes: int) -> DiffusionModel:
     kinds = {
         "network-levels": likelihoods.NetworkLevels,
         "level-posterior": likelihoods.LevelPosterior,
-        # Nichol & Dhariwal's decoder learns its variance as the chain does, from that of q(z_1|z_2, x) on.
+        # The decoder of Nichol & Dhariwal learns its variance like the chain, starting from that of q(z_1|z_2, x).
         "discretized-gaussian": lambda space: likelihoods.DiscretizedGaussian(
             space, least=_least_variance(forward) if learns else None
         ),
@@ -131,7 +131,9 @@ def _diffusion(config: Config, space: Space, classes: int) -> DiffusionModel:
         "bernoulli": likelihoods.Bernoulli,
     }
     if likelihood == "network-levels" and predicts != "levels":
-        raise DiffusionalError(f'model.likelihood="network-levels" came with predicts="{predicts}"; it needs "levels"')
+        raise DiffusionalError(
+            f'expected model.predicts="levels" for model.likelihood="network-levels", got "{predicts}"'
+        )
     channels = space.shape[0]
     outputs = output_channels(predicts, chosen.head, channels, space.levels, learns) // channels
     denoiser = Denoiser(
@@ -146,19 +148,19 @@ def _diffusion(config: Config, space: Space, classes: int) -> DiffusionModel:
 
 
 def _binomial(config: Config, space: Space, classes: int) -> BinomialDiffusionModel:
-    """Sohl-Dickstein et al.'s rates, which erase a constant part of the signal a step; the network says the log-odds of each bit."""
+    """Build a binomial diffusion with the rates of Sohl-Dickstein et al., whose network returns the log-odds of each bit."""
     chosen, plain = config.model, ModelConfig()
     if (chosen.predicts, chosen.likelihood, chosen.variance) != (plain.predicts, plain.likelihood, plain.variance):
         raise DiffusionalError(
-            f'model.predicts={chosen.predicts}, likelihood={chosen.likelihood} and variance="{chosen.variance}" came with '
-            'model.kind="binomial-diffusion", whose network says what every bit is and whose chain follows: leave them out'
+            'model.predicts, likelihood and variance do not apply to model.kind="binomial-diffusion", whose network returns the '
+            f'log-odds of every bit, got {chosen.predicts}, {chosen.likelihood} and "{chosen.variance}": leave them out'
         )
     if space.levels != 2:
         raise DiffusionalError(
-            f'data of {space.levels or "no"} levels came for model.kind="binomial-diffusion", which flips bits: give data of two '
+            f'expected data of 2 levels for model.kind="binomial-diffusion", got {space.levels or "no"} levels: give binary data '
             '(--data.levels 2), or use kind="diffusion"'
         )
-    assert config.schedule.steps is not None  # Config has seen to it
+    assert config.schedule.steps is not None  # checked by Config
     network = _network(config, space, 1, None, None, classes)
     return BinomialDiffusionModel(BinomialDiffusion.constant(config.schedule.steps), network, space)
 
@@ -198,13 +200,13 @@ def _gaussian_chain(config: Config, space: Space, classes: int) -> GaussianChain
 
 
 def _least_variance(forward: GaussianDiffusion) -> float:
-    """Return that of q(z_1|z_2, x)."""
+    """Return the variance of q(z_1|z_2, x)."""
     nothing = torch.zeros(1, 1, dtype=torch.float64)
     return float(forward.posterior(nothing, nothing, 1).variance.detach())
 
 
 def _time(config: ScheduleConfig, forward: GaussianDiffusion) -> Affine | TrainedIndex:
-    """What ddpm's U-Net hears: the number of the latent from 0 on; in continuous time 0 to 1000, even in γ."""
+    """Return the time input of ddpm's U-Net: the number of the latent, from 0 on; in continuous time, 0 to 1000, linear in γ."""
     if config.steps is not None:
         return TrainedIndex(forward.schedule)
     low, high = forward.schedule.ends().detach().tolist()
@@ -212,7 +214,7 @@ def _time(config: ScheduleConfig, forward: GaussianDiffusion) -> Affine | Traine
 
 
 def _autoencoder(config: Config, space: Space, classes: int) -> Autoencoder:
-    """Return a VAE, with a diffusion prior or without, or a hierarchical one, on residual layers."""
+    """Build a VAE, with or without a diffusion prior, or a hierarchical VAE, of residual layers."""
     chosen, latent = config.model, config.latent
     name = chosen.likelihood or ("network-levels" if isinstance(space, Discrete) else "gaussian")
     kinds = {
@@ -222,8 +224,8 @@ def _autoencoder(config: Config, space: Space, classes: int) -> Autoencoder:
     }
     if name not in kinds or chosen.predicts is not None or chosen.network not in (None, "mlp"):
         raise DiffusionalError(
-            f'model.likelihood="{name}", predicts={chosen.predicts} and network={chosen.network} came with '
-            f'model.kind="{chosen.kind}"; an autoencoder takes a likelihood of {", ".join(kinds)}, and nothing for the others'
+            f'expected model.likelihood to be one of {", ".join(kinds)}, and no predicts and network, for model.kind="{chosen.kind}", got '
+            f'"{name}", {chosen.predicts} and {chosen.network}'
         )
     likelihood = kinds[name]()
     channels = output_channels(spoken(likelihood), chosen.head, space.shape[0], space.levels)
@@ -261,12 +263,10 @@ def _network(
     if kind == "mlp":
         return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout, classes=classes)
     if not image:
-        raise DiffusionalError(
-            f'model.network="{kind}" came for items of shape {space.shape}; a U-Net needs (C, H, W): use mlp'
-        )
+        raise DiffusionalError(f'model.network="{kind}" expects items of shape (C, H, W), got {space.shape}: use mlp')
     if kind != "unet" and forward is None:
         raise DiffusionalError(
-            f'model.network="{kind}" came with model.kind="{chosen.kind}"; it is a Gaussian diffusion\'s: use unet or mlp'
+            f'model.network="{kind}" is for Gaussian diffusion models, got model.kind="{chosen.kind}": use unet or mlp'
         )
     if kind == "unet" and max(space.shape[1:]) == 1 and chosen.widths[0] == 8:
         raise DiffusionalError(
@@ -292,9 +292,9 @@ def _network(
         width, *others = chosen.widths
         if others:
             raise DiffusionalError(
-                f'model.widths={chosen.widths} came with model.network="vdm", which has one resolution: give one width'
+                f'expected one width for model.network="vdm", which has one resolution, got model.widths={chosen.widths}'
             )
-        # Neighbouring levels half a turn and a turn apart, as n = 6 and 7 have those of the paper, 2/256 apart.
+        # Neighbouring levels differ by half a turn and a full turn, as in the paper, where they are 2/256 apart, for n = 6 and 7.
         turn = -math.log2(space.width) if isinstance(space, Discrete) else 7
         low, high = forward.schedule.ends().detach().tolist()
         return VDMUNet(
@@ -319,7 +319,7 @@ def build_sampler(config: Config) -> LevelSampler:
 
 
 def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: torch.device) -> None:
-    """See to it that a model's networks compute as `system` says; what they compute stays.
+    """Prepare the networks of a model for the options of `system`, which do not change their results.
 
     >>> model = build_model(Config(), Discrete((1, 8, 8), 17))
     >>> prepare_networks(model, SystemConfig(recompute=True), torch.device("cpu"))
@@ -335,7 +335,7 @@ def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: t
         if system.recompute:
             if not hasattr(network, "recompute"):
                 raise DiffusionalError(
-                    f"system.recompute came for a {type(network).__name__}, which can't recompute its blocks; leave it out"
+                    f"system.recompute is not available for a {type(network).__name__}; leave it out"
                 )
             setattr(network, "recompute", True)  # noqa: B010
         if system.channels_last:
@@ -344,5 +344,5 @@ def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: t
             network.compile(dynamic=False if device.type == "cuda" else None)
 
 
-# Where models keep their networks.
+# Attributes of models that are their networks.
 _NETWORKS = re.compile(r"(chain\.)?denoiser\.module|network|networks\.\d+|encoder|decoder(\.module)?|ladder")

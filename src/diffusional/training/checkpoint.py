@@ -1,14 +1,14 @@
-"""Checkpoints: everything that the future of a run depends on, as safetensors and JSON, in a folder that is whole or not there.
+"""Checkpoints: the complete state of a run as safetensors and JSON, in a folder that is complete or does not exist.
 
     checkpoints/step-N/
       state.safetensors    weights, their average, the optimiser's moments by the weight's name, the level sampler's proposal
-      best.safetensors     the run's model.safetensors of that time, a copy (a hard link to that of the checkpoint before)
-      progress.json        step, best validation, the losses that no line of the metrics has told yet
-      manifest.json        bytes and SHA-256 of each file and of itself, the config, where it was made
+      best.safetensors     a copy of the run's model.safetensors at that time (a hard link to that of the checkpoint before)
+      progress.json        step, best validation, the losses that are not yet in the metrics
+      manifest.json        bytes and SHA-256 of each file and of itself, the config, and the environment
 
-There are no random states: every random number of a run is a function of its seed and the step (seeds.py). A checkpoint is
-written under another name, brought to disk, and renamed; the `keep` newest stay. Whatever the number of processes that wrote
-it, it is the same file, so that a run of many goes on as a run of one.
+There are no random states, since every random number of a run is a function of its seed and the step (seeds.py). A checkpoint is
+written under another name, synced to disk, and renamed; the `keep` newest are kept. The files do not depend on the number of
+processes, so that a run of several processes can be continued by one.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
 
     def record(self, bound: float) -> None:
-        """Count a validation: `stale` is 0 after one that is the best so far."""
+        """Count a validation: `stale` is set to 0 if it is the best so far."""
         self.stale, self.validated = self.stale + 1, self.step
         if bound < self.best:
             self.best, self.best_step, self.stale = bound, self.step, 0
@@ -66,7 +66,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """The moving parts of a run; weights may be sharded over processes, which then all call the same methods."""
+    """The changing parts of a run. Weights may be sharded over processes, which must then all call the same methods."""
 
     model: nn.Module
     average: WeightAverage
@@ -74,7 +74,7 @@ class State:
     sampler: LevelSampler
 
     def tensors(self, keep: bool = True) -> dict[str, Tensor]:
-        """All of it by name, whole and on the CPU; nothing for a process that doesn't `keep` it, which has to call all the same."""
+        """Return all tensors by name, gathered and on the CPU; {} for a process that does not `keep` them but must also call this."""
         parts = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         parts |= {f"average.{k}": v for k, v in self.average.tensors.items()}
         parts["average_updates"] = torch.tensor(self.average.updates)
@@ -87,11 +87,11 @@ class State:
         return _collected(parts, keep)
 
     def averaged(self, keep: bool = True) -> dict[str, Tensor]:
-        """The model's state with averaged weights, as `tensors` gives it: what is evaluated, and kept as model.safetensors."""
+        """Return the state of the model with averaged weights, like `tensors`: it is evaluated, and saved as model.safetensors."""
         return _collected(self.model.state_dict() | self.average.tensors, keep)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Restore the tensors that `tensors` returned."""
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
@@ -110,14 +110,14 @@ class State:
             self.sampler.load_state(under("sampler."))
 
     def _names(self) -> Iterator[tuple[int, str]]:
-        """The optimiser's index of every weight, and the weight's name."""
+        """Yield the optimiser's index of every weight, and the weight's name."""
         names = {id(p): name for name, p in self.model.named_parameters()}
         ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
         return ((i, names[id(p)]) for i, p in enumerate(ordered))
 
 
 def _collected(parts: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Sharded tensors put together one after the other, so that no device ever holds the whole of all."""
+    """Gather sharded tensors one after the other, so that no device has all of them at once."""
     out = {}
     for name, part in parts.items():
         together = whole(part)
@@ -127,12 +127,12 @@ def _collected(parts: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded over processes, put together; all of them call."""
+    """Gather a tensor that may be sharded over processes; all of them must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A weight's moment as the weight is sharded; a step count as it is."""
+    """Shard the moment of a weight like the weight; a step count is returned unchanged."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
@@ -142,7 +142,7 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
 def _fill(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     if own.keys() != saved.keys():
         strange = sorted(own.keys() ^ saved.keys())
-        raise KeyError(f"{strange[0]} and {len(strange) - 1} others are in one of the two only")
+        raise KeyError(f"{strange[0]} and {len(strange) - 1} others are in only one of the two")
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape:
             raise ValueError(f"{name} has shape {tuple(saved[name].shape)} there, {tuple(tensor.shape)} here")
@@ -152,7 +152,7 @@ def _fill(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
 
 
 def environment(system: SystemConfig, processes: int = 1) -> dict[str, Any]:
-    """What bit-for-bit equality depends on besides the run itself."""
+    """Return the environment on which bit-for-bit equality depends, besides the run itself."""
     return {
         **{name: getattr(system, name) for name in ("accumulate", "compile", "channels_last")},
         "torch": torch.__version__,
@@ -163,9 +163,9 @@ def environment(system: SystemConfig, processes: int = 1) -> dict[str, Any]:
 
 
 def save(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: Config, processes: int = 1) -> None:
-    """Write checkpoints/step-N whole, then drop those before the `config.keep_checkpoints` newest.
+    """Write checkpoints/step-N completely, then remove those before the `config.keep_checkpoints` newest.
 
-    Raises DiffusionalError where it can't be written, with the checkpoints before it as they were.
+    Raises DiffusionalError if it cannot be written; earlier checkpoints are then unchanged.
     """
     final, partial = folder / f"step-{progress.step:08d}", folder / f".partial-{progress.step:08d}"
     try:
@@ -189,23 +189,23 @@ def save(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: C
         newest = max((p.name for p in folder.glob("step-*")), default=None) if folder.is_dir() else None
         there = f"{folder / newest} is intact" if newest else "there is none before it"
         raise DiffusionalError(
-            f"the checkpoint of step {progress.step} could not be written to {folder} ({error}); {there}. Make room, or see to "
-            "the folder's permissions, and go on with --resume"
+            f"the checkpoint of step {progress.step} could not be written to {folder} ({error}); {there}. Make room, or check "
+            "the permissions of the folder, and continue with --resume"
         ) from error
 
 
 def restore(found: Path, state: State, config: Config, processes: int = 1) -> Progress:
-    """A checkpoint, as `newest` gave it, put back into `state`.
+    """Restore `state` from a checkpoint returned by `newest`.
 
-    Warns of a machine that can't give the same bits. Raises DiffusionalError for one that another config or another kind of
-    model made.
+    Warns of a machine whose results may differ in the last bits. Raises DiffusionalError for a checkpoint of another config or another
+    kind of model.
     """
     manifest = load_json(found / _MANIFEST)
     # The data were compared by their fingerprints when the run was resumed.
     if changed := beside_data(matter(differences(config_of(found), config))):
         raise DiffusionalError(
-            f"config.json was edited since {found} was written; put it back, or begin another run with it. Differences (there "
-            "→ here): " + "; ".join(changed)
+            f"config.json was edited since {found} was written; restore it, or use it for a new run. Differences (checkpoint "
+            "→ now): " + "; ".join(changed)
         )
     _compare(manifest["made"], environment(config.system, processes))
     try:
@@ -216,12 +216,12 @@ def restore(found: Path, state: State, config: Config, processes: int = 1) -> Pr
 
 
 def config_of(found: Path) -> Config:
-    """Return the config of the run when a checkpoint, as `newest` gave it, was written."""
+    """Return the config of the run at the time of a checkpoint returned by `newest`."""
     return Config.from_dict(load_json(found / _MANIFEST)["config"])
 
 
 def put_back_best(found: Path) -> None:
-    """Make model.safetensors what it was at a checkpoint: a run that was killed may have gone beyond it."""
+    """Restore model.safetensors as it was at a checkpoint, since a run that was killed may have replaced it later."""
     best, told = found.parents[1] / "model.safetensors", load_json(found / _MANIFEST)["files"].get(_BEST)
     if best.exists():
         check_regular(best)
@@ -233,13 +233,13 @@ def put_back_best(found: Path) -> None:
 
 
 def restore_progress(folder: Path) -> Progress:
-    """How far the newest checkpoint had come; a fresh Progress where there is none."""
+    """Return the progress of the newest checkpoint, or a new Progress if there is none."""
     found = newest(folder)
     return Progress() if found is None else progress_of(found)
 
 
 def progress_of(checkpoint: Path) -> Progress:
-    """What a checkpoint says of its run. Raises DiffusionalError where that does not fit."""
+    """Return the progress recorded in a checkpoint. Raises DiffusionalError if the record is invalid."""
     path = checkpoint / _PROGRESS
     record = load_json(path)
     if record.get("best") is None:
@@ -270,21 +270,21 @@ def _of_type(kind: Any, value: Any) -> bool:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are those of its manifest, None where there is none at all.
+    """Return the newest checkpoint whose files match its manifest; None if there is no checkpoint.
 
-    Warns of damaged ones that are newer. Raises DiffusionalError where every one is damaged.
+    Warns of newer ones that are damaged. Raises DiffusionalError if all are damaged.
     """
     damaged = []
     for checkpoint in sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []:
         fault = _fault(checkpoint)
         if fault is None:
             if damaged:
-                warnings.warn(f"{'; '.join(damaged)}: going on from {checkpoint}, which is whole", stacklevel=2)
+                warnings.warn(f"{'; '.join(damaged)}: continuing from {checkpoint}, which is complete", stacklevel=2)
             return checkpoint
         damaged.append(fault)
     if damaged:
         raise DiffusionalError(
-            f"{'; '.join(damaged)}: no checkpoint in {folder} is whole. Put back a copy of it, or begin another run"
+            f"{'; '.join(damaged)}: no checkpoint in {folder} is complete. Restore it from a copy, or begin a new run"
         )
     return None
 
@@ -298,7 +298,7 @@ def recover(folder: Path) -> None:
 
 
 def tidy(newest: Path, keep: int) -> None:
-    """Drop the checkpoints older than the `keep` newest, up to `newest`; and what a crash left half-written or half-dropped."""
+    """Remove checkpoints older than the `keep` newest, up to `newest`, and those that a crash left half-written or half-removed."""
     folder = newest.parent
     for left in [*folder.glob(".partial-*"), *folder.glob(".dropped-*")]:
         shutil.rmtree(left)
@@ -307,7 +307,7 @@ def tidy(newest: Path, keep: int) -> None:
 
 
 def set_aside(found: Path) -> None:
-    """Rename the checkpoints newer than `found`, all of them damaged, so that none is counted among the newest again."""
+    """Rename the checkpoints newer than `found`, which are damaged, so that they are not counted among the newest again."""
     for damaged in found.parent.glob("step-*"):
         if damaged.name > found.name:
             aside = damaged.with_name(f"damaged-{damaged.name}")
@@ -316,32 +316,32 @@ def set_aside(found: Path) -> None:
 
 
 def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, if anything. Raises DiffusionalError for another version's."""
+    """Return the fault of a checkpoint's files, None if there is none. Raises DiffusionalError for a checkpoint of another version."""
     try:
         manifest = load_json(checkpoint / _MANIFEST)
         seal = manifest.pop("sha256", None)
         kind = manifest["made"]["format"]
         if seal != _seal(manifest):
-            return f"{checkpoint / _MANIFEST} is damaged (it is not what it was sealed as)"
+            return f"{checkpoint / _MANIFEST} is damaged (its own SHA-256 differs)"
     except (DiffusionalError, OSError, KeyError, TypeError) as error:
         return f"{checkpoint} is damaged ({error})"
     if kind != _FORMAT:
         raise DiffusionalError(
-            f"{checkpoint} is of format {kind}, this version reads {_FORMAT}: go on with that version"
+            f"{checkpoint} has format {kind}, and this version reads {_FORMAT}: continue with the version that wrote it"
         )
     for name, told in manifest["files"].items():
         path = checkpoint / name
         try:
             if path.stat().st_size != told["bytes"] or sha256(path) != told["sha256"]:
-                # The run's own copy may be the same model still.
+                # The copy in the run folder may still be the same model.
                 public = checkpoint.parents[1] / "model.safetensors"
                 if name == _BEST and public.is_file() and sha256(public) == told["sha256"]:
                     continue
-                return f"{path} is damaged (its SHA-256 is not the manifest's)"
+                return f"{path} is damaged (its SHA-256 differs from the manifest)"
         except FileNotFoundError:
             return f"{path} is missing"
         except OSError as error:
-            return f"{path} can't be read ({error})"
+            return f"{path} cannot be read ({error})"
     return None
 
 
@@ -353,14 +353,14 @@ def _compare(then: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [f"{what} {then.get(what)} → {value}" for what, value in now.items() if then.get(what) != value]
     if changed:
         warnings.warn(
-            f"the run goes on elsewhere than it was ({', '.join(changed)}): as good, but not the same to the bit as if "
-            "it had not been interrupted",
+            f"the run is continued in another environment ({', '.join(changed)}): its results are equivalent, but may differ in the last "
+            "bits from those without an interruption",
             stacklevel=3,
         )
 
 
 def _keep_best(folder: Path, target: Path, told: str) -> None:
-    """The best model, known by its SHA-256, as a file of the checkpoint's own: what becomes of the run's does not touch it."""
+    """Keep the best model, identified by its SHA-256, as a file of the checkpoint, which does not change with that of the run."""
     before, public = max(folder.glob("step-*"), default=folder) / _BEST, folder.parent / "model.safetensors"
     if before.is_file() and sha256(before) == told:
         try:
@@ -370,11 +370,11 @@ def _keep_best(folder: Path, target: Path, told: str) -> None:
         return
     shutil.copyfile(public, target)
     if sha256(target) != told:
-        raise OSError(f"{public} is not the model that was written there")
+        raise OSError(f"{public} was changed after it was written")
 
 
 def _drop(checkpoint: Path) -> None:
-    """Remove a checkpoint; a crash in the middle leaves nothing that looks like one."""
+    """Remove a checkpoint. A crash during the removal does not leave a folder that looks like a checkpoint."""
     dropped = checkpoint.with_name(f".dropped-{checkpoint.name}")
     shutil.rmtree(dropped, ignore_errors=True)
     os.replace(checkpoint, dropped)
@@ -382,5 +382,5 @@ def _drop(checkpoint: Path) -> None:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity: null stands for "no validation yet"."""
+    """Return None for infinity ("no validation yet"), which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The typed configuration of a run, saved with it as config.json. Imports no torch, so that `--help` is instant."""
+"""The typed configuration of a run, saved with it as config.json. Does not import torch, so that `--help` is fast."""
 
 import dataclasses
 import functools
@@ -40,48 +40,48 @@ def _is_words(hint: Any) -> bool:
 def _require(section: str, config: Any, name: str, holds: Callable[[Any], Any], expected: str) -> None:
     value = getattr(config, name)
     if not holds(value):
-        raise DiffusionalError(f"{section}{'.' if section else ''}{name}={value} came; expected {expected}")
+        raise DiffusionalError(f"expected {section}{'.' if section else ''}{name} to be {expected}, got {value}")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, and what they are."""
+    """The data."""
 
     name: str = "digits"
     """"digits" (embedded); a path: .npy, .npz, IDX, .csv, .parquet, a folder of images or tables; or hf:owner/name."""
     levels: int | None = None
-    """How many integer levels arrays and tables have (256 for 8-bit images); real-valued data have none."""
+    """Number of integer levels of arrays and tables (256 for 8-bit images). Leave it out for real-valued data."""
     split_seed: int = 0
-    """Seed of the split, where the file has none of its own."""
+    """The seed of the split, if the file has no splits of its own."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of train, validation and test, if the file has no splits of its own."""
     warps: int = 0
-    """Train on this many warped copies of each image and as many of the image itself (digits only)."""
+    """Number of warped copies of each training image, in addition to the same number of the image itself (only for digits)."""
     size: int | None = None
-    """Side of images in pixels; without it all must be of one size."""
+    """The side of images in pixels. By default, all images must have the same size."""
     fit: Literal["crop", "resize"] = "crop"
-    """To this size: the centre square of an image, or all of it, whatever its aspect."""
+    """The part of an image that is scaled to this size: the centre square, or the whole image regardless of its aspect ratio."""
     grey: Literal["auto", "yes", "no"] = "auto"
-    """Make images greyscale, or RGB; auto takes them as they are, and refuses a mixture."""
+    """Convert images to greyscale or RGB. auto keeps them, and refuses a mixture of both."""
     columns: tuple[str, ...] | None = None
-    """Columns of a table, by name; None takes all."""
+    """Columns of a table, by name. None means all columns."""
     decimal: Literal[".", ","] | None = None
-    """Decimal mark of the numbers in a .csv or .tsv; None decides by the values, and refuses ambiguous ones."""
+    """The decimal mark of numbers in a .csv or .tsv. By default it is found from the values, and ambiguous values are refused."""
     column: str | None = None
-    """The column of a Hub data set that holds the items; None takes the only one that can."""
+    """The column of a Hub data set with the items. Defaults to the only column of images or of arrays of one shape."""
     streaming: bool = False
-    """Read a Hub data set while training, rather than download it first."""
+    """Read a Hub data set during training instead of downloading it first."""
     holdout: int = 1000
-    """Items of a streamed data set's validation and test splits (taken off train where it has none)."""
+    """Number of items in each of the validation and test splits of a streamed data set (taken from train if it has no such split)."""
     condition: str | None = None
-    """Train a model of each class: "label" for the labels beside the data, or the name of a column or key that holds them."""
+    """Condition the model on class labels: "label" for the labels that belong to the data, or the name of a column or key."""
 
     def __post_init__(self) -> None:
         _check_words("data", self)
         _require("data", self, "warps", lambda v: v >= 0, "0 or more")
         check_seed(self.split_seed, "data.split_seed")
         _require("data", self, "size", lambda v: v is None or v >= 1, "at least 1 pixel")
-        _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one name or more")
+        _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one or more names")
         _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
         _require("data", self, "condition", lambda v: v != "", "a name")
         if self.condition is not None and self.streaming:
@@ -91,28 +91,29 @@ class DataConfig:
             )
         if self.warps and self.name != "digits":
             raise DiffusionalError(
-                f"data.warps={self.warps} came for {self.name}; only the embedded digits can be warped"
+                f"data.warps is only for the embedded digits, got data.warps={self.warps} for {self.name}: leave it out"
             )
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """γ(u), and T."""
+    """The noise schedule γ(u), and T."""
 
     kind: Literal["log_snr_linear", "linear", "cosine", "learned", "learned_betas"] = "log_snr_linear"
-    """log-SNR-linear, or betas: DDPM's linear, improved DDPM's cosine; or learned: VDM's monotone network, or every β but the first."""
+    """The schedule: linear in log-SNR, betas that are linear (DDPM) or cosine (improved DDPM), a learned monotone network (VDM), or
+    learned betas except for the first."""
     steps: int | None = None
-    """T latents; None trains in continuous time (log_snr_linear and learned only)."""
+    """The number of latents T. None trains in continuous time (only log_snr_linear and learned)."""
     gamma_min: float = -9.21
-    """γ_1 = −log SNR of the cleanest latent (log_snr_linear, learned)."""
+    """γ_1 = −log SNR of the least noisy latent (log_snr_linear, learned)."""
     gamma_max: float = 10.12
-    """γ_T (log_snr_linear, learned)."""
+    """γ_T = −log SNR of the noisiest latent (log_snr_linear, learned)."""
     ends: Literal["fixed", "learned"] = "fixed"
-    """Of a learned schedule: whether γ_1 and γ_T are learned as well, by the bound."""
+    """Whether γ_1 and γ_T of a learned schedule are fixed, or learned as well by the bound."""
     beta_start: float = 1e-4
-    """β_1 (linear, learned_betas)."""
+    """The first β (linear, learned_betas)."""
     beta_end: float = 0.02
-    """β_T (linear)."""
+    """The last β (linear)."""
 
     def __post_init__(self) -> None:
         _check_words("schedule", self)
@@ -120,39 +121,41 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network and what it means."""
+    """The model and its network."""
 
     kind: Literal[
         "diffusion", "binomial-diffusion", "gaussian-chain", "vae", "hierarchical-vae", "vae-diffusion-prior"
     ] = "diffusion"
-    """binomial-diffusion flips bits (binary data). gaussian-chain has few steps with a free mean and variance each (schedule.steps).
-    vae-diffusion-prior has a learned first latent, and a diffusion over it."""
+    """The kind of model. binomial-diffusion is a diffusion of binary data. gaussian-chain has few steps (schedule.steps), each with a free
+    mean and variance. vae-diffusion-prior is a VAE with a diffusion model as the prior of its latent."""
     network: Literal["unet", "mlp", "ddpm", "vdm"] | None = None
-    """None picks unet for images and mlp for anything else; always mlp for a gaussian-chain. ddpm: the U-Net of DDPM, by diffusers; vdm: one that never shrinks the image."""
+    """The network. Defaults to unet for images and mlp for other data, and to mlp for a gaussian-chain. ddpm is the U-Net of DDPM, from
+    diffusers; vdm is a U-Net without downsampling."""
     predicts: Literal["noise", "data", "v", "score", "levels"] | None = None
-    """None picks levels for discrete data, v for real-valued data."""
+    """The output of the network. Defaults to levels for discrete data and to v for real-valued data."""
     head: Literal["categorical", "logistic"] = "logistic"
     """Output parameterisation of a `levels` network."""
     likelihood: Literal["network-levels", "level-posterior", "discretized-gaussian", "gaussian", "bernoulli"] | None = (
         None
     )
-    """p(x|z_1); None picks network-levels with a levels head, level-posterior for other discrete data, else gaussian."""
+    """The decoder p(x|z_1). Defaults to network-levels with a levels head, to level-posterior for other discrete data, otherwise to
+    gaussian."""
     variance: Literal["posterior", "transition", "learned"] = "posterior"
-    """Of the backward chain: fixed at the posterior's or the transition's, or learned between the two."""
+    """The variance of the reverse chain: that of the posterior, that of the transition, or learned between the two."""
     widths: tuple[int, ...] = (32, 64)
-    """U-Net channels at each resolution (one for vdm)."""
+    """Number of channels of a U-Net at each resolution (one number for vdm)."""
     blocks: int = 2
-    """Residual blocks at the lowest resolution (unet), at each (ddpm), on the way in (vdm), or in all (mlp)."""
+    """Number of residual blocks: at the lowest resolution (unet), at each resolution (ddpm), in the first half (vdm), or in all (mlp)."""
     hidden: int = 256
-    """Width of the mlp."""
+    """The width of the mlp."""
     attention: tuple[int, ...] = ()
     """Sides of the images at which ddpm's U-Net has self-attention."""
     heads: int = 1
-    """Of that attention."""
+    """The number of heads of this attention."""
     scale_shift: bool = False
-    """ddpm's U-Net hears the noise level as a scale and a shift of its norms, not as a shift alone."""
+    """Whether the noise level scales and shifts the norms of ddpm's U-Net, instead of only shifting them."""
     dropout: float = 0.2
-    """Part of the activations set to 0 in training."""
+    """The fraction of activations that are set to 0 in training."""
     shared: bool = False
     """Use a single network for all steps of a gaussian-chain. By default each step has its own."""
 
@@ -170,13 +173,13 @@ class LatentConfig:
     """The learned latents of a VAE."""
 
     sizes: tuple[int, ...] = (32,)
-    """Dimensions of z_1 … z_L, the one next to the data first; several for kind="hierarchical-vae" only."""
+    """The dimensions of z_1 … z_L, where z_1 is next to the data; several only for kind="hierarchical-vae"."""
     warmup: float = 0.0
-    """Part of the run in which the KL's weight rises from 0 to 1, as (step/end)²."""
+    """The fraction of the run in which the weight of the KL divergence rises from 0 to 1, as (step/end)²."""
     free_bits: float = 0.0
-    """Nats for each layer that cost nothing in training (never in a bound)."""
+    """Free bits: nats for each layer that are not penalised in training. They do not affect bounds."""
     decoder_variance: float = 0.1
-    """Of p(x|z) for real-valued data, and of likelihood="discretized-gaussian"; of p(x|z_1) for a gaussian-chain."""
+    """The variance of p(x|z) for real-valued data and for likelihood="discretized-gaussian", and of p(x|z_1) for a gaussian-chain."""
 
     def __post_init__(self) -> None:
         _require("latent", self, "sizes", lambda v: v and all(n >= 1 for n in v), "one or more positive integers")
@@ -187,24 +190,24 @@ class LatentConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, a plateau, and a cosine to zero."""
+    """AdamW with a learning rate that has a warm-up, a plateau, and a cosine decay to zero."""
 
     lr: float = 2e-3
-    """The largest learning rate."""
+    """The maximum learning rate."""
     beta1: float = 0.9
-    """Decay of the gradients' mean."""
+    """The decay of the mean of gradients."""
     beta2: float = 0.99
-    """Decay of their squares' mean."""
+    """The decay of the mean of squared gradients."""
     weight_decay: float = 0.01
-    """Decoupled, per unit of learning rate."""
+    """Decoupled weight decay, per unit of the learning rate."""
     warmup: int = 200
-    """Steps from 0 to lr."""
+    """Number of steps in which the learning rate rises from 0 to lr."""
     flat: float = 0.3
-    """Part of the run after which the cosine begins."""
+    """The fraction of the run after which the cosine decay begins."""
     clip: float = 1.0
-    """Norm that gradients are clipped to."""
+    """The norm to which gradients are clipped."""
     ema: float = 0.999
-    """Weight average: decay min(ema, (1 + i)/(10 + i)) at step i."""
+    """The decay of the average of weights, which is min(ema, (1 + i)/(10 + i)) at step i."""
 
     def __post_init__(self) -> None:
         _require("optimizer", self, "lr", lambda v: 0 < v < math.inf, "a positive number")
@@ -218,16 +221,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """How the machine does it: changes speed and memory, results to rounding only, so that a run may be resumed with others."""
+    """Options for speed and memory. They change results only by rounding, so that a run may be resumed with other ones."""
 
     accumulate: int = 1
-    """Parts that each process cuts its share of the batch into, one after the other, for want of memory."""
+    """Number of parts into which each process divides its share of a batch to save memory; they are processed one after the other."""
     compile: bool = False
-    """torch.compile of the networks. Pays on a GPU; on a CPU it has not."""
+    """Compile the networks with torch.compile. This is faster on a GPU; on a CPU it has not been."""
     channels_last: bool = False
-    """Image tensors in memory as N×H×W×C. Pays on a GPU with bf16."""
+    """Store image tensors as N×H×W×C. This is faster on a GPU with bf16."""
     recompute: bool = False
-    """Activation checkpointing: blocks are computed again in the backward pass in place of being kept; a third more time."""
+    """Activation checkpointing: compute blocks again in the backward pass instead of storing their activations. Takes a third more time."""
 
     def __post_init__(self) -> None:
         _require("system", self, "accumulate", lambda v: v >= 1, "at least 1")
@@ -235,7 +238,7 @@ class SystemConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run."""
+    """All options that determine a run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -244,31 +247,33 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
     objective: Literal["elbo", "simple", "hybrid"] = "elbo"
-    """"simple" is DDPM's L_simple, "hybrid" improved DDPM's L_hybrid, for a learned variance; neither is a bound."""
+    """The training objective. "simple" is L_simple of DDPM, and "hybrid" is L_hybrid of improved DDPM, for a learned variance; neither is a
+    bound."""
     sampler: Literal["stratified", "adaptive", "uniform", "second-moment"] = "adaptive"
-    """Of the noise levels, MATH (22): changes the variance alone. second-moment is improved DDPM's resampler."""
+    """The sampler of noise levels in training, which affects only the variance of the loss. second-moment is the resampler of improved
+    DDPM."""
     steps: int = 2000
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     max_seconds: float | None = None
-    """May only stop the run early."""
+    """Stop the run early after this number of seconds."""
     batch: int = 128
-    """Items of a step, over all processes and parts of it."""
+    """Number of items in a step, over all processes and parts."""
     seed: int = 0
-    """Of weights, batches, levels and noise."""
+    """The seed of weights, batches, levels and noise."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the network; schedules and costs stay float64."""
+    """Mixed precision of the network. Schedules and costs are float64 in any case."""
     validate_every: int = 250
-    """Steps from one validation bound to the next."""
+    """Number of steps between validations."""
     patience: int = 0
-    """Stop after this many validations without a better bound; 0 never stops. The best weights are kept either way."""
+    """Stop after this number of validations without a better bound. With 0 the run is never stopped. The best weights are always kept."""
     checkpoint_every: int = 500
-    """Steps from one checkpoint to the next."""
+    """Number of steps between checkpoints."""
     keep_checkpoints: int = 2
-    """How many of the newest stay."""
+    """Number of checkpoints to keep, the newest ones."""
     skip_nonfinite: int = 0
-    """Leave out up to so many steps whose loss or gradient is not finite, and count them; 0 stops at the first."""
+    """The maximum number of steps to skip because the loss or gradient is not finite. With 0 the run stops at the first."""
     init_from: str | None = None
-    """Start from the trained (averaged) weights of this run folder rather than from random weights."""
+    """Start from the trained (averaged) weights of this run folder instead of random weights."""
     init_sha256: str | None = None
     """SHA-256 of those weights, recorded when the run begins; if given, the weights must have it."""
 
@@ -288,50 +293,46 @@ class Config:
         chain, model = self.schedule, self.model
         if chain.kind not in ("log_snr_linear", "learned") and chain.steps is None:
             raise DiffusionalError(
-                f"schedule.kind={chain.kind!r} came without schedule.steps; betas need a T, such as 1000"
+                f"expected schedule.steps, such as 1000, for schedule.kind={chain.kind!r}, which has betas, got none"
             )
         if chain.steps is None and (model.variance == "learned" or self.sampler == "second-moment"):
             raise DiffusionalError(
-                f'model.variance="{model.variance}" and sampler="{self.sampler}" came in continuous time, which has neither steps of a '
-                "variance of their own nor levels to keep costs of: give schedule.steps, such as 1000"
+                f'expected schedule.steps, such as 1000, for model.variance="{model.variance}" and sampler="{self.sampler}", got continuous '
+                "time, which has neither steps with a variance nor levels with costs"
             )
         if chain.ends == "learned" and chain.kind != "learned":
-            raise DiffusionalError(
-                f'schedule.ends="learned" came with schedule.kind="{chain.kind}"; it is of kind "learned"'
-            )
+            raise DiffusionalError(f'expected schedule.kind="learned" for schedule.ends="learned", got "{chain.kind}"')
         if self.objective == "simple" and model.variance == "learned":
             raise DiffusionalError(
-                'objective="simple" came with model.variance="learned", which it says nothing of: use "hybrid" or "elbo"'
+                'objective="simple" does not train the variance, but model.variance="learned" was given: use "hybrid" or "elbo"'
             )
         if self.objective == "hybrid" and model.variance != "learned":
-            raise DiffusionalError(
-                f'objective="hybrid" came with model.variance="{model.variance}"; its bound trains a learned variance alone'
-            )
+            raise DiffusionalError(f'expected model.variance="learned" for objective="hybrid", got "{model.variance}"')
         if self.objective != "elbo" and chain.kind.startswith("learned"):
             raise DiffusionalError(
-                f'objective="{self.objective}" came with schedule.kind="{chain.kind}"; a schedule is learned by the bound alone, and no '
-                'bound would go to where the noise is easiest to tell: use objective="elbo"'
+                f'expected objective="elbo" for schedule.kind="{chain.kind}", got "{self.objective}": a schedule must be trained by the bound, '
+                "since other objectives favour the levels at which the noise is easiest to predict"
             )
         kind = model.kind
         if not kind.endswith("diffusion") and model.variance != "posterior":
             raise DiffusionalError(
-                f'model.variance="{model.variance}" came with model.kind="{kind}"; it is a diffusion model\'s: leave it out'
+                f'model.variance is for diffusion models, got "{model.variance}" for model.kind="{kind}": leave it out'
             )
         own = (model.attention, model.heads, model.scale_shift)
         if model.network != "ddpm" and own != ((), 1, False):
             raise DiffusionalError(
-                f'model.attention={own[0]}, heads={own[1]} and scale_shift={own[2]} came with network="{model.network}"; they are of '
-                'network="ddpm": give attention=(), heads=1 and scale_shift=False (--model.attention, and no more, is ())'
+                f'model.attention={own[0]}, heads={own[1]} and scale_shift={own[2]} are for network="ddpm", got network="{model.network}": use '
+                "attention=(), heads=1 and scale_shift=False (--model.attention without a value is ())"
             )
         if kind == "binomial-diffusion" and (chain.steps is None or replace(chain, steps=None) != ScheduleConfig()):
             raise DiffusionalError(
-                f'schedule={chain} came with model.kind="{kind}"; it has rates of its own, which erase 1/T of the signal a step, and wants '
-                "schedule.steps alone, such as 100"
+                f'expected only schedule.steps, such as 100, for model.kind="{kind}", whose fixed rates erase 1/T of the signal in each step, '
+                f"got schedule={chain}"
             )
         if kind == "vae-diffusion-prior" and (self.schedule.steps is None or self.latent.free_bits):
             raise DiffusionalError(
-                f'schedule.steps={self.schedule.steps} and latent.free_bits={self.latent.free_bits} came with model.kind="{kind}"; it '
-                "is evaluated at a T, such as 500, and its KL is known to one level's draw only: no free bits"
+                f'expected schedule.steps, such as 500, and no latent.free_bits for model.kind="{kind}", whose KL divergence is estimated at '
+                f"one level, got schedule.steps={self.schedule.steps} and latent.free_bits={self.latent.free_bits}"
             )
         if kind == "gaussian-chain":
             _check_gaussian_chain(self)
@@ -340,14 +341,16 @@ class Config:
                 f'model.shared applies to model.kind="gaussian-chain", got model.kind="{kind}"; leave it out'
             )
         if kind.endswith("diffusion") and self.latent != LatentConfig():
-            raise DiffusionalError(f'latent={self.latent} came with model.kind="{kind}", which has no learned latent')
+            raise DiffusionalError(
+                f'the latent options do not apply to model.kind="{kind}", which has no learned latent, got latent={self.latent}: leave them out'
+            )
         if len(self.latent.sizes) > 1 and kind != "hierarchical-vae":
             raise DiffusionalError(
-                f'latent.sizes={self.latent.sizes} came with model.kind="{kind}"; several layers are a "hierarchical-vae"'
+                f'expected one number as latent.sizes for model.kind="{kind}", got {self.latent.sizes}: several layers need "hierarchical-vae"'
             )
         if kind != "diffusion" and self.objective != "elbo":
             raise DiffusionalError(
-                f'objective="{self.objective}" came with model.kind="{kind}"; it is a (Gaussian) diffusion model\'s'
+                f'expected objective="elbo" for model.kind="{kind}", got "{self.objective}", which is for Gaussian diffusion models'
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -429,14 +432,14 @@ def differences(a: Config, b: Config) -> list[str]:
     return [f"{key}: {left[key]} → {right[key]}" for key in left if left[key] != right[key]]
 
 
-# What may differ when a run is resumed: when it ends, what it leaves, how the machine does it.
+# Options that may differ when a run is resumed: its end, its outputs, and its speed and memory.
 _FREE = ("steps:", "max_seconds", "patience", "checkpoint_every", "keep_checkpoints", "skip_nonfinite", "system.")
 
 
 def beside_data(found: list[str]) -> list[str]:
     """Return the `differences` outside the data's name and options: the data themselves are compared by their fingerprints.
 
-    Whether there is a condition makes another model, whatever the data.
+    The presence of a condition is included, since it changes the model.
 
     >>> beside_data(["data.name: a.npy → b.npy", "steps: 2000 → 7"])
     ['steps: 2000 → 7']
@@ -445,7 +448,7 @@ def beside_data(found: list[str]) -> list[str]:
 
 
 def matter(found: list[str]) -> list[str]:
-    """Return those of `differences` that would make it another run.
+    """Return those of `differences` that would change the run.
 
     >>> matter(["batch: 128 → 64", "steps: 2000 → 4000", "max_seconds: None → 60.0"])
     ['batch: 128 → 64']

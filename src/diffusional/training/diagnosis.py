@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite: which cost, of which items, at which noise level."""
+"""Diagnosis of a step whose loss or gradient is not finite: the cost, the items, and the noise level."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ _SHOWN = 3
 
 
 def diagnose(costs: Costs, draws: dict[str, Tensor], rows: Tensor) -> list[str]:
-    """Which of the `costs` of N items, at `rows` of the train split, are not finite: a sentence for each.
+    """Return a sentence for each of the `costs` of N items, at `rows` of the train split, that is not finite.
 
     >>> costs = Costs({"kl": torch.tensor([1.0, float("nan")])}, torch.zeros(0), torch.zeros(0))
     >>> diagnose(costs, {"level": torch.tensor([0.25, 0.75])}, torch.tensor([31, 7]))
@@ -35,21 +35,19 @@ def diagnose(costs: Costs, draws: dict[str, Tensor], rows: Tensor) -> list[str]:
 
 
 def diagnose_weights(model: nn.Module) -> list[str]:
-    """Weights that were not finite before the step, if any."""
+    """Return a sentence about weights that were not finite before the step, if there are any."""
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p.detach()).all())]
     return [f"the weights {_listed(bad, len(bad))} were not finite before the step"] if bad else []
 
 
 def diagnose_gradient(model: nn.Module, costs: Costs, rows: Tensor) -> list[str]:
-    """Where every cost is finite and the step is not: the gradients that aren't, and the item that cost the most."""
+    """Describe a step that is not finite although every cost is: the gradients that are not finite, and the item with the largest cost."""
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     bad = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
-    what = (
-        f"the gradient of {_listed(bad, len(bad))} is not" if bad else "the gradient's norm is too large to be counted"
-    )
+    what = f"the gradient of {_listed(bad, len(bad))} is not" if bad else "the norm of the gradient overflows"
     total = costs.total().detach()
     largest = int(total.argmax())
-    dearest = f"the dearest item is train item {int(rows[largest])} ({float(total[largest]):.4g} nats)"
+    dearest = f"the item with the largest cost is train item {int(rows[largest])} ({float(total[largest]):.4g} nats)"
     return [f"every cost is finite, {what}; {dearest}"]
 
 

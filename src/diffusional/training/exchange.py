@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other, so that they take one step together and end together."""
+"""Communication between the processes of one run, so that they take the same steps and end at the same step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +23,11 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broke
 
 
 def accelerator() -> Accelerator:
-    """The processes and devices that a launcher gave.
+    """Return the Accelerator for the processes and devices of a launcher.
 
-    Raises DiffusionalError for ways of sharding weights whose checkpoints would not be whole.
+    Raises DiffusionalError for kinds of sharding whose checkpoints would not be complete.
     """
-    # The network alone is cast: see Objective. Without a GPU, Accelerate sees several processes only if told that it is so.
+    # Only the network is cast: see Objective. Without a GPU, Accelerate finds several processes only with cpu=True.
     with launch.without_leftovers(), launch.waiting():
         made = Accelerator(
             mixed_precision="no",
@@ -38,30 +38,29 @@ def accelerator() -> Accelerator:
     plain = kind == DistributedType.NO or kind.value.startswith("MULTI_")
     if not plain and not (kind == DistributedType.FSDP and made.is_fsdp2):
         raise DiffusionalError(
-            f"{kind.value} came from the launcher; a run is spread by DDP, or by FSDP of version 2 (accelerate launch --use_fsdp "
-            "--fsdp_version 2)"
+            f"expected DDP, or FSDP of version 2 (accelerate launch --use_fsdp --fsdp_version 2), from the launcher, got {kind.value}"
         )
     return made
 
 
 def refuse_sharding(accelerator: Accelerator, model: nn.Module) -> None:
-    """Raise DiffusionalError for learned schedules under FSDP, which shards no numbers without an axis and no float64 beside float32."""
+    """Raise DiffusionalError for learned schedules under FSDP, which cannot shard scalars, or float64 together with float32."""
     learned = [m for m in model.modules() if isinstance(m, Schedule) and any(True for _ in m.parameters())]
     if learned and accelerator.distributed_type == DistributedType.FSDP:
         raise DiffusionalError(
-            f"a {type(learned[0]).__name__} schedule came with FSDP, which can't shard its float64 numbers: train it on several processes "
-            "without sharding (torchrun), or with a schedule that isn't learned"
+            f"expected a schedule without parameters for FSDP, which cannot shard float64, got a {type(learned[0]).__name__}: use several "
+            "processes without sharding (torchrun), or a schedule that is not learned"
         )
 
 
 class Exchange:
-    """Between the processes of an accelerator; with one process everything is as it was told."""
+    """Communication between the processes of an accelerator. With one process, values are returned unchanged."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.n, self.index, self._device = accelerator.num_processes, accelerator.process_index, accelerator.device
 
     def objects(self, mine: Any) -> list[Any]:
-        """What every process has to say, by its index."""
+        """Gather an object of every process, in the order of their indices."""
         everyone: list[Any] = [mine]
         if self.n > 1:
             everyone = [None] * self.n
@@ -69,7 +68,7 @@ class Exchange:
         return everyone
 
     def loss(self, loss: float, signal: int) -> tuple[float, int]:
-        """The mean loss of all processes, and the largest number of a signal that one was sent."""
+        """Return the mean loss of all processes, and the largest signal number that one of them received."""
         if self.n == 1:
             return loss, signal
         told = torch.zeros(self.n, 2, dtype=torch.float64, device=self._device)
@@ -78,7 +77,7 @@ class Exchange:
         return float(told[:, 0].mean()), int(told[:, 1].max())
 
     def seconds(self, mine: float) -> float:
-        """The main process's clock: a time limit ends all at the same step."""
+        """Return the seconds of the main process, so that a time limit ends all processes at the same step."""
         if self.n == 1:
             return mine
         told = torch.tensor([mine], dtype=torch.float64, device=self._device)
@@ -86,34 +85,34 @@ class Exchange:
         return float(told)
 
     def visits(self, costs: Costs) -> tuple[Tensor, Tensor]:
-        """Positions and densities of all processes' visits, in the order of the batch: one proposal for all."""
+        """Return positions and densities of the visits of all processes, in the order of the batch, for a common proposal."""
         parts = self.objects((costs.position.cpu(), costs.density.cpu()))
         return torch.cat([p for p, _ in parts]), torch.cat([d for _, d in parts])
 
     def agree(self, what: str, mine: Any) -> None:
-        """Raise DiffusionalError unless every process has the same to say of `what`."""
+        """Raise DiffusionalError unless all processes have the same object; `what` describes it in the message."""
         said = self.objects(mine)
         if any(one != said[0] for one in said):
             raise DiffusionalError(
-                f"the processes of this run differ in {what}: {'; '.join(map(str, said))}. Give all the same files, the run folder "
-                "on a disk that they share"
+                f"the processes of this run differ in {what}: {'; '.join(map(str, said))}. Give all of them the same files, and a run "
+                "folder on a shared disk"
             )
 
     def raise_together(self, fault: Exception | None) -> None:
-        """Raise what went wrong on any of them, on all."""
+        """Raise an error that occurred in any process in all of them."""
         for one in self.objects(fault):
             if one is not None:
                 raise one
 
     @contextmanager
     def lost_one_named(self, checkpoints: Path) -> Iterator[None]:
-        """A process that died takes the others' next exchange with it; say so, in place of a transport's error."""
+        """Report that another process has died, whose end makes the next communication fail, instead of the transport's error."""
         try:
             yield
         except RuntimeError as error:
             if self.n > 1 and any(word in str(error) for word in _LOST):
                 raise DiffusionalError(
                     f"another process of this run has ended ({str(error).splitlines()[0]}); the last good checkpoint in "
-                    f"{checkpoints} is intact: go on with --resume, on any number of processes that divides the batch"
+                    f"{checkpoints} is intact: continue with --resume, on any number of processes that divides the batch"
                 ) from error
             raise

@@ -1,4 +1,4 @@
-"""The items of a step's batch: a function of (seed, step), whatever the number of processes and wherever the run was resumed."""
+"""The items of a step's batch: a function of (seed, step), independent of the number of processes and of resumptions."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -13,11 +13,11 @@ from diffusional.training.seeds import seed_of
 
 
 class Feed:
-    """The endless stream of epochs, each a permutation of the train split drawn from (seed, epoch); step s has the items from
-    s · batch on, and a process its share of them.
+    """The batches of training: epochs follow each other, each a permutation of the train split drawn from (seed, epoch).
 
-    Data that are not in memory, or go to a GPU, are fetched a step ahead, in a thread. A data set that is streamed comes in its
-    own order.
+    Step s has the items from s · batch on, and each process has its share of them.
+
+    Data that are not in memory, or are moved to a GPU, are loaded one step ahead in a thread. A streamed data set has its own order.
 
     >>> from diffusional.data import load
     >>> feed = Feed(load("digits"), seed=0, batch=128, share=slice(0, 64))
@@ -39,21 +39,21 @@ class Feed:
         self._starts: dict[int, tuple[int, int]] = {}
 
     def place(self, step: int) -> tuple[int, int]:
-        """Where in a stream a step begins, (epoch, items of it before): what resuming there needs. (0, 0) for other data."""
+        """Return the position in a stream at which a step begins, (epoch, items before it), for resuming; (0, 0) for other data."""
         return self._starts.get(step, (0, 0))
 
     def seek(self, step: int, place: tuple[int, int]) -> None:
-        """Go on with `step`, from the `place` that was its own."""
+        """Continue with `step`, whose position is `place`."""
         self._starts = {step: place}
         self._tape = None
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """This process's items of a step, encoded, and their rows in the split (of a stream: how many came before each)."""
+        """Return this process's items of a step, encoded, and their rows in the split (for a stream, the number of items before each)."""
         if self._pool is None:
             x, rows = self._load(step)
         else:
             waiting = self._waiting.pop(step, None)
-            # In the one thread either way: a stream has one place.
+            # In the same thread in both cases, since a stream has one position.
             x, rows = (waiting or self._pool.submit(self._load, step)).result()
             if step + 1 < self._last:
                 self._waiting[step + 1] = self._pool.submit(self._load, step + 1)
@@ -64,7 +64,7 @@ class Feed:
         return moved(self.dataset.condition_of("train", rows), self.device)
 
     def close(self) -> None:
-        """Leave the thread."""
+        """End the thread."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -79,7 +79,7 @@ class Feed:
         return (x.pin_memory() if self.device.type == "cuda" else x), rows
 
     def _rows(self, places: range) -> Tensor:
-        """Rows of the train split at places of the endless stream."""
+        """Return the rows of the train split at positions of the sequence of epochs."""
         n = len(self.dataset.items("train"))
         first, last = places.start, places.stop
         parts = [
@@ -89,7 +89,7 @@ class Feed:
         return torch.cat(parts)
 
     def _order(self, epoch: int, n: int) -> Tensor:
-        """An epoch's permutation; the newest two are kept, since drawing one of 10⁶ items takes longer than a step."""
+        """Return the permutation of an epoch. The last two are cached, since drawing one of 10⁶ items takes longer than a step."""
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
             generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
@@ -97,7 +97,7 @@ class Feed:
         return self._orders[epoch]
 
     def _next(self, step: int) -> Tensor:
-        """The share of a step's items of a stream, which is read on past the other processes'."""
+        """Return this process's share of the items of a step from a stream; the items of other processes are skipped."""
         assert isinstance(self.dataset.train, Stream)
         if self._tape is None:
             self._tape = _Tape(self.dataset.train, *self.place(step))
@@ -107,7 +107,7 @@ class Feed:
 
 
 class _Tape:
-    """A stream's epochs one after another, and the place in them."""
+    """The epochs of a stream one after another, and the position in them."""
 
     def __init__(self, stream: Stream, epoch: int, index: int) -> None:
         self.stream, self.place = stream, (epoch, index)

@@ -1,4 +1,4 @@
-"""A run folder, opened: its model, data and plan, and evaluations that use them."""
+"""Access to a run folder: its model, data and plan, and evaluations that use them."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,13 +24,13 @@ from diffusional.training.own import own_data
 from diffusional.training.plans import KeptPlan, Learning
 from diffusional.training.run import RunRecord, load, read_run
 
-# The error of a mean that is reached unless another target is given, bits/dim.
+# The default target for the error of a mean, bits/dim.
 ERROR = 0.01
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A run folder: what was trained, on what, and the plan by which it is evaluated. `load_run` opens one.
+    """A run folder: the trained model, its data, and the plan for its evaluation. `load_run` opens one.
 
     Attributes:
         record: config, space and fingerprints of the data, as they are in the folder.
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def space(self) -> Space:
-        """What an item is: shape, and levels or standardisation."""
+        """The space of the items: shape, and levels or standardisation."""
         return self.record.space
 
     @cached_property
@@ -75,7 +75,7 @@ class Run:
         return own_data(self.record, splits, dataset=self.dataset)
 
     def encode(self, split: str = "test") -> Tensor:
-        """Return a split of the run's data as the model takes it, (N, *space.shape); "all" for all of them. Raises as `data` does."""
+        """Return a split of the run's data, encoded for the model, (N, *space.shape); "all" for all splits. Raises as `data` does."""
         parts = SPLITS if split == "all" else (split,)
         dataset = self.data(parts)
         return self.space.encode(torch.cat([dataset.tensor(part) for part in parts]))
@@ -95,10 +95,10 @@ class Run:
 
         The plan in the folder is used if it was learned for these weights, T and variance; otherwise it is learned again, at 3,000
         network evaluations, and replaced. A damaged plan or a folder that cannot be written is a warning, and so is a plan of another
-        run, which is left alone. `diffusional evaluate` uses the same plan.
+        run, which is not changed. `diffusional evaluate` uses the same plan.
 
         Args:
-            model: the run's model at another T (`df.load(run).regrid(500)`, say); by default `self.model`.
+            model: the run's model at another T (such as `df.load(run).regrid(500)`); by default `self.model`.
             seed: of the pilot, if a plan has to be learned.
             learning: called with the path of a plan that has to be learned; returns a context manager that is entered meanwhile, to
                 show progress.
@@ -171,7 +171,7 @@ class Run:
             unit: "bits/dim" or "nats".
             split: the split that is evaluated without `data`: "train", "validation", "test" or "all".
             steps: evaluate at another T, or in "continuous" time.
-            options: as for `df.evaluate`: seed, visits, item_error, max_evaluations, …; an `estimator` says itself what its plan is.
+            options: as for `df.evaluate`: seed, visits, item_error, max_evaluations, …; an `estimator` determines its own plan.
 
         Raises DiffusionalError as `df.evaluate` does, and if the run's own data cannot be loaded. The full sweep, which needs no plan, is
         `df.evaluate(run.model, run.encode("test"))`.
@@ -199,8 +199,8 @@ class Run:
         """Return NELBO(this run) − NELBO(other) with a paired error, by the plans of both runs: `diffusional evaluate RUN RUN`.
 
         Args as for `evaluate`, with the options of `df.compare`. Of a run with labels and one without, the latter is compared as a model
-        that ignores the condition, and the difference is what the labels are worth. Without `data`, raises DiffusionalError if the split of the other run is
-        not the same.
+        that ignores the condition, and the difference measures the information in the labels. Without `data`, raises DiffusionalError
+        if the split of the other run is not the same.
         """
         if data is None and other.record.fingerprints.get(split) != self.record.fingerprints.get(split):
             raise DiffusionalError(
@@ -229,11 +229,11 @@ def load_run(path: str | Path, data: Dataset | None = None) -> Run:
         path: the folder that `train` wrote.
         data: the data set it was trained on, if that was made in Python and cannot be loaded by name.
 
-    Raises DiffusionalError for a folder that holds no run, or a broken one.
+    Raises DiffusionalError for a folder without a run, or with a damaged one.
 
     >>> load_run("runs/nothing")
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: runs/nothing is no folder; give the run folder that `diffusional train` wrote
+    diffusional.errors.DiffusionalError: runs/nothing is not a folder; give the run folder that `diffusional train` wrote
     """
     return Run(read_run(path), data)

@@ -1,22 +1,22 @@
-"""The systems that this library stands on, as their authors defined them, one config each; docs/presets.md has the tables.
+"""Configs of systems from the literature, as their authors defined them; docs/presets.md has the tables.
 
-Beside each value stands where it is from; *deviates* says what is otherwise here, and why. Their data set is CIFAR-10's images
-(`hf:uoft-cs/cifar10`, from the Hub) or any other that is named with --data. None of them was trained to its end by us. All deviate in
-this: a tenth of the training images is held out, and the weights with the best bound of these are kept. Imports no torch.
+The source of each value is beside it, and *Deviates* lists differences from the original. The data set is CIFAR-10
+(`hf:uoft-cs/cifar10`, from the Hub) or another one given by --data. We have trained none of them to the end. All of them have this
+deviation: a tenth of the training images is held out, and the weights with the best bound on it are kept. Does not import torch.
 """
 
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 _CIFAR10 = DataConfig(name="hf:uoft-cs/cifar10", levels=256)
-# No clipping, where the authors have none.
+# No clipping, as in systems whose authors do not clip.
 _UNCLIPPED = 1e9
 
 
 def ddpm() -> Config:
-    """Ho, Jain & Abbeel 2020: linear β, ε-prediction, L_simple, fixed variances. CIFAR-10, test NELBO ≤ 3.75 bits/dim (Table 1).
+    """Return the system of Ho, Jain & Abbeel 2020: linear β, ε-prediction, L_simple, fixed variances. CIFAR-10, test NELBO ≤ 3.75 bits/dim (Table 1).
 
-    Deviates: no horizontal flips (App. B); x̂ is never clipped to −1 … 1, as the published bounds' chains clip it (released code), and
-    z_1's decoder has σ_1² = β_1 (§3.3), where the released code has the variance of q(z_1|z_2, x); the weight average's decay warms up
+    Deviates: no horizontal flips (App. B); x̂ is not clipped to −1 … 1, unlike in the chains of the published bounds (released code);
+    the decoder of z_1 has σ_1² = β_1 (§3.3), where the released code has the variance of q(z_1|z_2, x); the decay of the weight average warms up
     (min(0.9999, (1 + i)/(10 + i))).
 
     >>> ddpm().schedule.steps
@@ -33,7 +33,7 @@ def ddpm() -> Config:
             blocks=2,
             attention=(16,),
             dropout=0.1,
-            # §3.2: ε, and σ_t² = β_t; the other choice, "posterior", did as well.
+            # §3.2: ε, and σ_t² = β_t; the other choice, "posterior", gave similar results.
             predicts="noise",
             variance="transition",
             # §3.3, eq. 13: N(x̂, σ_1²) between the bins' edges.
@@ -55,13 +55,13 @@ def ddpm() -> Config:
 
 
 def iddpm() -> Config:
-    """Nichol & Dhariwal 2021: cosine schedule, learned interpolated variances, L_hybrid. CIFAR-10, T = 4000: 3.17 bits/dim (Table 2).
+    """Return the system of Nichol & Dhariwal 2021: cosine schedule, learned interpolated variances, L_hybrid. CIFAR-10, T = 4000: 3.17 bits/dim (Table 2).
 
     `--objective elbo --sampler second-moment` is their L_vlb with its resampler: 2.94 bits/dim.
 
-    Deviates: x̂ is never clipped, as the published bounds' chains clip it; the network hears t itself, not 1000 t/T, by DDPM's sines and cosines,
-    whose lowest frequency is 1e-4 and whose order is the other, and its norms have ε = 1e-6, DDPM's, not 1e-5; L_vlb visits z_1 with a fixed
-    1/32 of the items rather than by the resampler, which has the other levels; the average's decay warms up.
+    Deviates: x̂ is not clipped, unlike in the chains of the published bounds; the time input of the network is t, not 1000 t/T, with DDPM's
+    sines and cosines, whose lowest frequency is 1e-4 and whose order is reversed; norms have ε = 1e-6 as in DDPM, not 1e-5; L_vlb visits z_1
+    with a fixed 1/32 of the items, and the resampler only chooses the other levels; the decay of the average warms up.
 
     >>> iddpm().objective
     'hybrid'
@@ -71,8 +71,8 @@ def iddpm() -> Config:
         # §3.2, eq. 17; Table 2: T = 4000.
         schedule=ScheduleConfig(kind="cosine", steps=4000),
         model=ModelConfig(
-            # App. A: 128 channels, multipliers 1, 2, 2, 2, three residual blocks, attention of four heads at 16×16 and 8×8, norms that the
-            # noise level scales and shifts; released flags: dropout 0.3 with the cosine schedule.
+            # App. A: 128 channels, multipliers 1, 2, 2, 2, three residual blocks, attention of four heads at 16×16 and 8×8, norms scaled and
+            # shifted by the noise level; released flags: dropout 0.3 with the cosine schedule.
             network="ddpm",
             widths=(128, 256, 256, 256),
             blocks=3,
@@ -100,12 +100,12 @@ def iddpm() -> Config:
 
 
 def vdm() -> Config:
-    """Kingma, Salimans, Poole & Ho 2021: continuous time, learned monotone γ with its end points. CIFAR-10: 2.65 bits/dim (Table 1).
+    """Return the system of Kingma, Salimans, Poole & Ho 2021: continuous time, learned monotone γ with its end points. CIFAR-10: 2.65 bits/dim (Table 1).
 
-    Deviates: data lie on −1 … 1 rather than half a bin inside (a factor of 255/256; the Fourier features follow the levels, so that they
-    say of them what theirs do); t is stratified over the batch and dealt
-    to its items at random, not a shifted grid in their order; γ's units begin spread over [0, 1], theirs as one; norms' scales and γ
-    are not decayed; the decay of the average warms up.
+    Deviates: data are in [−1, 1], not half a bin inside (a factor of 255/256; the Fourier features are scaled with the levels and have the
+    same values at them); t is stratified over the batch and assigned to its items at random, not a shifted grid in their order; the units of
+    γ are initially spread over [0, 1], and equal in the original; scales of norms and γ have no weight decay; the decay of the average warms
+    up.
 
     >>> vdm().schedule.kind, vdm().schedule.steps
     ('learned', None)
@@ -116,7 +116,7 @@ def vdm() -> Config:
         # variance of its draw (App. I.2). (The released config has a straight line with learned end points.)
         schedule=ScheduleConfig(kind="learned", ends="learned", gamma_min=-13.3, gamma_max=5.0),
         model=ModelConfig(
-            # App. B: depth 32, 128 channels, Fourier features, nothing downsampled, attention in the middle alone; dropout 0.1.
+            # App. B: depth 32, 128 channels, Fourier features, nothing downsampled, attention only in the middle; dropout 0.1.
             network="vdm",
             widths=(128,),
             blocks=32,
@@ -140,16 +140,17 @@ def vdm() -> Config:
 
 
 def sohl_dickstein_2015() -> Config:
-    """Sohl-Dickstein et al. 2015: Gaussian diffusion whose rates β_2 … β_T are learned through frozen noise.
+    """Return the system of Sohl-Dickstein et al. 2015: Gaussian diffusion whose rates β_2 … β_T are learned with frozen noise.
 
     CIFAR-10: ln p(x) ≥ 5.4 ± 0.2 bits per pixel of three colours, of data scaled to variance 1 (Table 1). Ho et al. 2020 list the same number
     as ≤ 5.40 bits/dim; in that unit it is −5.4/3 + log₂ 64.4 ≈ 4.2, where 64.4 levels are the data's standard deviation.
 
-    Deviates: a small U-Net in place of convolutions at several scales with dense layers (App. D.2); ε̂ as its output, which is the same
-    family in the mean; the variance around the posterior's and the transition's (Nichol & Dhariwal), where theirs is sigmoid(Σ̂ + logit β_t);
-    every β_t is free, as §2.4.1 has it, where the released code prepares ten bumps over t and doesn't learn them; data lie on −1 … 1, with a
-    variance of 0.25, theirs have variance 1, so that β_1 is a quarter of theirs for the same noise; Adam with clipping, a weight average and a flat rate for RMSProp with a decay; a decoder p(x|z_1) over the levels,
-    where theirs adds uniform noise to the data and gives z_1's density.
+    Deviates: a small U-Net instead of convolutions at several scales with dense layers (App. D.2); ε̂ as its output, which gives the same
+    family of means; a variance between that of the posterior and that of the transition (Nichol & Dhariwal), instead of
+    sigmoid(Σ̂ + logit β_t); every β_t is free, as in §2.4.1, where the released code has ten fixed bumps over t; data are in [−1, 1] with a
+    variance of 0.25 instead of 1, so that β_1 is a quarter of theirs for the same noise; Adam with clipping, a weight average and a constant
+    rate instead of RMSProp with a decay; a decoder p(x|z_1) over the levels, where the original adds uniform noise to the data and evaluates
+    the density of z_1.
 
     >>> sohl_dickstein_2015().schedule.kind
     'learned_betas'
@@ -172,7 +173,7 @@ def sohl_dickstein_2015() -> Config:
         optimizer=OptimizerConfig(
             lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=0.0, warmup=100, flat=1.0, clip=1.0, ema=0.999
         ),
-        # Eq. 13–14 as the released code has it: one t, uniform, for every batch; here one for every item.
+        # Eq. 13–14; the released code draws one uniform t for every batch, and this config one for every item.
         objective="elbo",
         sampler="uniform",
         steps=425_000,
@@ -183,13 +184,13 @@ def sohl_dickstein_2015() -> Config:
 
 
 def sohl_dickstein_2015_binary() -> Config:
-    """Sohl-Dickstein et al. 2015: binomial diffusion of binary data, β_t = 1/(T − t + 1), which erases 1/T of the signal a step.
+    """Return the system of Sohl-Dickstein et al. 2015 for binary data: binomial diffusion, β_t = 1/(T − t + 1), which erases 1/T per step.
 
-    For any binary data of two levels (--data); theirs are sequences of 20 bits (heartbeats).
+    It is for any data of two levels (--data); theirs are sequences of 20 bits (heartbeats).
 
-    Deviates: the network says what bit x is, and the backward chain follows by Bayes (docs/presets.md); it is a small U-Net, or an MLP
-    for what is no image, where theirs is an MLP of three layers of 50 with a readout for every step; T = 100, not 2000; the chain begins with
-    fair coins, theirs with bits of the data's mean; Adam; lengths and rates of training are ours.
+    Deviates: the network predicts x, and the reverse chain follows from Bayes' rule (docs/presets.md); it is a small U-Net, or an MLP for data
+    that are not images, where theirs is an MLP of three layers of 50 with a readout for every step; T = 100, not 2000; the chain begins with
+    fair coins, theirs with bits of the data's mean; Adam; the lengths and rates of training are ours.
 
     >>> sohl_dickstein_2015_binary().model.kind
     'binomial-diffusion'

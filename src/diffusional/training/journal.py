@@ -1,7 +1,7 @@
 """Reports of a run: metrics.jsonl, timing.jsonl, and its rate, remaining time and bound, as a bar on a terminal or as lines.
 
-metrics.jsonl is a function of the run alone, so that one that was interrupted and resumed leaves the same file; when each line
-was written stands in timing.jsonl.
+metrics.jsonl depends only on the config and data of the run, so that it is the same after interruptions. The times of its lines are in
+timing.jsonl.
 """
 
 import json
@@ -77,7 +77,7 @@ class Journal:
         for name in (METRICS, TIMING) if self.reports else ():
             _truncate(self.run / name, self.progress)
             try:
-                # Line by line, so that a killed run leaves whole lines.
+                # Line by line, so that a killed run leaves complete lines.
                 self.files[name] = (self.run / name).open("a", buffering=1, encoding="utf-8")
             except OSError as error:
                 raise not_written(self.run / name, error) from error
@@ -87,12 +87,12 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
         for file in self.files.values():
-            # What could not be written has been told; closing would try, and raise, once more.
+            # The failure has been reported; closing would try to write, and raise, once more.
             with suppress(OSError):
                 file.close()
 
     def step(self, loss: float | None, rate: float, norm: float, last: bool) -> None:
-        """A step's loss, in bits/dim if it is a bound (None: skipped); every tenth step the mean since the last line is written."""
+        """Record the loss of a step, in bits/dim if it is a bound (None if skipped). Every tenth step, write the mean since the last line."""
         losses = self.progress.losses
         if loss is not None:
             losses.append(loss)
@@ -115,7 +115,7 @@ class Journal:
         self._report(f"validating: {done:,} of {total:,} batches done")
 
     def validation(self, bound: float, best: float) -> None:
-        """A validation bound in bits/dim."""
+        """Record a validation bound in bits/dim."""
         self.validated = True
         self._write({"validation": bound})
         self._show(f"{bound:.3f} bits/dim (validation; best {best:.3f})")
@@ -131,7 +131,7 @@ class Journal:
             self.lines.update(self.progress.step, self.config.steps, state, left)
 
     def flush(self) -> None:
-        """Bring the lines to disk before a checkpoint that counts on them."""
+        """Sync the lines to disk before a checkpoint that depends on them."""
         for name, file in self.files.items():
             try:
                 file.flush()
@@ -222,4 +222,4 @@ def _numbered(damaged: dict[int, bytes]) -> str:
     shown = ", ".join(map(str, list(damaged)[:_SHOWN])) + (
         f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
     )
-    return f"line {shown} holds no record and was" if len(damaged) == 1 else f"lines {shown} hold no record and were"
+    return f"line {shown} has no record and was" if len(damaged) == 1 else f"lines {shown} have no record and were"

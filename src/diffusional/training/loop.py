@@ -1,8 +1,8 @@
-"""The training loop, on Accelerate: sample levels, take a step, average the weights, validate now and then.
+"""The training loop, with Accelerate: sample levels, take a step, average the weights, and validate at intervals.
 
-Everything random in a step is a function of (seed, step) and of an item's place in the batch: a run of several processes, or of
-batches in parts, takes the same steps as a run of one, its levels stratified over all of them. (But for dropout, whose masks are
-drawn by the parts: with it such runs agree in distribution.)
+All random numbers of a step are a function of (seed, step) and of the position of an item in the batch: a run on several processes, or
+with batches in parts, takes the same steps as a run on one, with levels stratified over the whole batch. (Dropout is an exception: its
+masks are drawn in each part, so that such runs agree in distribution.)
 """
 
 import math
@@ -64,15 +64,15 @@ def train(
 
     The metrics go to metrics.jsonl, a line per 10 steps and per validation; the averaged weights with the best validation
     bound to model.safetensors. `resume` continues a run with the same config and data, to the same bits on the same machine. With
-    a larger `config.steps` it continues a run beyond its end: the learning rate then follows the schedule of the longer run, and a
-    warning says if that differs from what the steps so far were taken with. With `config.init_from`, a new run starts from the averaged
+    a larger `config.steps` it continues a run beyond its end: the learning rate then follows the schedule of the longer run, with a
+    warning if that differs from the one of the previous steps. With `config.init_from`, a new run starts from the averaged
     weights of another run, whose hash is recorded in config.json.
     Under `accelerate launch` or torchrun every process calls this; `config.batch` is that of all of them together.
 
     Args:
         data: a Dataset; by default `config.data` is loaded. If given, config.json records the file and the options with which
             `df.data.load` loaded it, or that it was made in Python. With class labels (`data.condition`) the model is trained
-            with them as its condition; for a model of the items alone, use `data.without_condition()`.
+            with them as its condition; for an unconditional model, use `data.without_condition()`.
         console: where progress is shown, by default standard error: a progress bar on a terminal; elsewhere the expected duration
             after ten steps, and a line every 30 seconds.
         watch: called with (step, averaged model in evaluation mode) before the first step and after each validation. Its time
@@ -104,7 +104,7 @@ def train(
     dataset = data or build_dataset(config.data)
     config = recorded(config, data)
     set_seed(config.seed)
-    # Before the folder is claimed: a config that makes no model leaves none behind.
+    # Before the folder is created, so that an invalid config does not leave one behind.
     model = build_model(config, dataset.space, dataset.classes)
     config = warm_start.begun(config, model, run, resume)
     exchange.refuse_sharding(accelerator, model)
@@ -116,7 +116,7 @@ def train(
         others.agree("their config and data", (config.to_dict(), dataset.space.to_dict()))
         prepare_networks(model, config.system, accelerator.device)
         objective, optimizer = accelerator.prepare(Objective(model, config), optimizer)
-        # Accelerate's wrapper of it is for loss scalers, of which there are none, and looks for packages at every step.
+        # Accelerate's wrapper is only needed for loss scalers, which are not used, and searches for packages at every step.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         trained = accelerator.unwrap_model(objective).model
         average = WeightAverage(trained, config.optimizer.ema, accelerator.unwrap_model(objective))
@@ -132,7 +132,7 @@ def train(
                 checkpoint.set_aside(found)
                 checkpoint.tidy(found, config.keep_checkpoints)
                 checkpoint.put_back_best(found)
-            # What may differ, does from now on.
+            # From here on, options that may differ have their new values.
             save_json(run / CONFIG, config.to_dict())
             levels = None if resume else _scaled_levels(dataset)
             if levels is not None:
@@ -161,7 +161,7 @@ def _scaled_levels(dataset: Dataset) -> str | None:
 
 @dataclass
 class _Trainer:
-    """A run in motion."""
+    """The state of a running training."""
 
     config: Config
     run: Path
@@ -180,7 +180,7 @@ class _Trainer:
         """Take steps, validate and save checkpoints until the run has ended or is interrupted."""
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
         unit = per_unit("bits/dim", self.dataset.space.dimensions)
-        # L_simple and L_hybrid are already per dimension, and no bounds: their numbers get no unit.
+        # L_simple and L_hybrid are already per dimension, and are not bounds: they have no unit.
         scale = unit if config.objective == "elbo" else 1.0
         clock = _Clock(progress.seconds, now)
         if watch is not None and progress.step == 0:
@@ -213,14 +213,17 @@ class _Trainer:
             save_json(self.run / PROFILE, {"steps": taken, "seconds": stopwatch.seconds})
         if agreed and (self._owed() or not self._finished()):
             raise Interrupted(
-                f"stopped after step {progress.step} of {config.steps}, with a checkpoint; go on with --resume", agreed
+                f"stopped after step {progress.step} of {config.steps}, with a checkpoint; continue with --resume",
+                agreed,
             )
 
     def _step(
         self, rate: float, scale: float, stopwatch: Stopwatch, stopping: Stopping
     ) -> tuple[float | None, float, int]:
-        """One optimiser step: its loss over all processes (None where it was skipped), its gradient's norm, and the number of a
-        signal that any process was sent: all stop at the same step.
+        """Take an optimiser step.
+
+        Returns its loss over all processes (None if it was skipped), the norm of its gradient, and the number of a signal that any process
+        received, so that all of them stop at the same step.
         """
         config, progress, state, accelerator = self.config, self.progress, self.state, self.accelerator
         step, parts = progress.step, config.system.accumulate
@@ -230,7 +233,7 @@ class _Trainer:
             x, rows = self.feed(step)
             condition = self.feed.condition(rows)
         with stopwatch("draws"):
-            # For the whole batch, on every process the same: a share of it is then a share of one stratified sample.
+            # Drawn for the whole batch, and equally on every process: each share is then part of one stratified sample.
             generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, "draws", step))
             draws = {name: value[self.share] for name, value in self._draw(x, generator).items()}
             _seed_dropout(seed_of(config.seed, "dropout", step, accelerator.process_index), x.device)
@@ -270,7 +273,7 @@ class _Trainer:
         return model.objective_draw(self.config.objective, x, self.state.sampler, generator, n)
 
     def _skip_or_stop(self, loss: float, norm: float, costs: Costs, draws: Draws, rows: Tensor) -> None:
-        """Leave the step out while `skip_nonfinite` allows it; else say what was not finite, and where."""
+        """Skip the step if `skip_nonfinite` allows it. Otherwise raise DiffusionalError with the values that are not finite."""
         progress, allowed = self.progress, self.config.skip_nonfinite
         if progress.skipped < allowed:
             progress.skipped += 1
@@ -280,14 +283,14 @@ class _Trainer:
         enough = f" ({allowed} such steps were skipped before it)" if allowed else ""
         raise DiffusionalError(
             f"step {progress.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}{enough}: {'; '.join(found)}. The "
-            f"last good checkpoint in {self.run / CHECKPOINTS} is intact. Try a lower optimizer.lr or optimizer.clip, or leave "
-            "out such steps with skip_nonfinite"
+            f"last good checkpoint in {self.run / CHECKPOINTS} is intact. Try a lower optimizer.lr or optimizer.clip, or skip "
+            "such steps with skip_nonfinite"
         )
 
     # Between steps.
 
     def _due(self) -> bool:
-        """Whether the step just taken is one that is validated."""
+        """Return whether a validation is due after the last step."""
         return self.progress.step % self.config.validate_every == 0 or self._finished()
 
     def _owed(self) -> bool:
@@ -383,7 +386,7 @@ def ended_early(config: Config, progress: checkpoint.Progress) -> Literal["max_s
 
 
 def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; biases, norms and other vectors are not decayed."""
+    """Return AdamW without weight decay for biases, norms and other vectors."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -391,7 +394,7 @@ def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Warm-up from 0, a plateau until `flat` of the run, a cosine to 0 at its end.
+    """Return the learning rate of a step: a warm-up from 0, a plateau until `flat` of the run, and a cosine decay to 0 at its end.
 
     >>> [round(learning_rate(OptimizerConfig(lr=1.0, warmup=10, flat=0.5), s, 100), 3) for s in (0, 9, 50, 75, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.001]
@@ -412,13 +415,13 @@ def same_so_far(then: Config, now: Config, step: int) -> bool:
     if then.steps == now.steps or step == 0:
         return True
     rates = [learning_rate(config.optimizer, step - 1, config.steps) for config in (then, now)]
-    # The rate is constant until it falls, so that the last step decides for all.
+    # The rate is constant until it falls, so that only the last step needs to be compared.
     constant = rates[0] == rates[1] and all(step - 1 < config.optimizer.flat * config.steps for config in (then, now))
     return constant and then.latent.warmup == 0
 
 
 def _check_length(then: Config, now: Config, step: int, run: Path, main: bool) -> None:
-    """Check the number of steps of a run that goes on, and say if its schedule becomes another one.
+    """Check the number of steps of a run that is continued, and warn if its learning rate changes.
 
     Raises DiffusionalError for fewer steps than were taken.
     """
@@ -461,24 +464,24 @@ class _Clock:
 
 
 def _share(config: Config, accelerator: Accelerator) -> slice:
-    """The part of every batch that is this process's."""
+    """Return the part of every batch that belongs to this process."""
     n, parts = accelerator.num_processes, config.system.accumulate
     if n * parts > 1 and config.latent.free_bits:
         raise DiffusionalError(
-            f"latent.free_bits={config.latent.free_bits} came with {n} processes and system.accumulate={parts}; they are of a whole "
-            "batch's mean, which no part of it knows: use one process and one part, or KL warm-up"
+            f"latent.free_bits needs one process and system.accumulate=1, since it depends on the mean over a whole batch, got "
+            f"latent.free_bits={config.latent.free_bits}, {n} processes and system.accumulate={parts}: use KL warm-up instead"
         )
     if config.batch % (n * parts):
         raise DiffusionalError(
-            f"batch={config.batch} came with {n} processes and system.accumulate={parts}; it is cut into equal parts: give a "
-            f"multiple of {n * parts}"
+            f"expected batch to be a multiple of {n * parts}, for equal parts with {n} processes and system.accumulate={parts}, got "
+            f"{config.batch}"
         )
     size = config.batch // n
     return slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for one device: that of all keeps a note of every call until a GPU is first used."""
+    """Seed the generator of one device; torch.manual_seed would store every call until a GPU is first used."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     else:
@@ -486,7 +489,7 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def _joined(parts: list[Costs]) -> Costs:
-    """The costs of a batch, from those of its parts, without their graph."""
+    """Join the costs of the parts of a batch, without their graph."""
     if len(parts) == 1:
         (only,) = parts
         terms = {name: term.detach() for name, term in only.terms.items()}

@@ -1,4 +1,4 @@
-"""What is minimised in training, and the bound that a validation reports."""
+"""The objective of training, and the bound of a validation."""
 
 import math
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from diffusional.models.chain import batch_rows
 from diffusional.training.config import Config
 from diffusional.training.seeds import seed_of
 
-# Draws per validation item. They are the same at every validation, so that bounds compare with little noise.
+# Draws per validation item. They are the same at every validation, so that differences of bounds have little noise.
 VALIDATION_DRAWS = 16
-# Fewer where the validation split is large: its size does then what draws would.
+# There are fewer draws if the validation split is large, since its size reduces the error as well.
 _VALIDATION_ROWS = 8_192
 
 
 class Objective(nn.Module):
-    """The loss as a forward pass, which is what wrappers of modules hook into; and the costs that it is made of."""
+    """The loss and its costs as a forward pass, to which wrappers of modules apply."""
 
     def __init__(self, model: LatentVariableModel, config: Config) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def validate(
     blocks = -(-n // size)
     totals = torch.zeros(blocks, dtype=torch.float64)
     mine = processes.share(blocks).tolist()
-    # Sharded weights are gathered by all at once: a process that has no block left computes its last again.
+    # Sharded weights are gathered by all processes at once: a process without blocks computes its last one again.
     rounds = -(-blocks // processes.count())
     with evaluation_mode(model), torch.inference_mode():
         for i in range(rounds):

@@ -18,7 +18,7 @@ from diffusional.training.trained import TRAINED, Trained
 if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
-# Items that a plan is learned from if they are not in memory: the first of a stream, a random sample of a file.
+# Number of items for fitting a plan if they are not in memory: the first of a stream, a random sample of a file.
 _HEAD, _SAMPLE = 4096, 65_536
 
 
@@ -99,7 +99,7 @@ def own_data(
             return dataset
         else:
             faults.append(
-                f"{', '.join(changed)} of {one} is not what {record.path} was trained with: the file has changed, or the run was "
+                f"{', '.join(changed)} of {one} is not the data that {record.path} was trained with: the file has changed, or the run was "
                 "given its data in Python. Name the data to evaluate with --data"
             )
     raise DiffusionalError(faults[0])

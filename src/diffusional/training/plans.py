@@ -1,10 +1,10 @@
-"""The plans that a run folder keeps: learned once from the run's training data, checked whenever they are used.
+"""The plans in a run folder: they are fitted once to the run's training data, and checked whenever they are used.
 
     plan.json             for the run's own T
     plan-500.json         for T = 500; plan-continuous.json for continuous time
     plan-paired.json      for a comparison, with the visits of the other run's plan (`Plan.fit(…, like=…)`)
 
-and beside each a .safetensors file with its numbers to the last bit.
+Each of them has a .safetensors file with its exact numbers.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ class KeptPlan:
         return replace(plan, provenance=plan.provenance | self._own())
 
     def _own(self) -> dict[str, Any]:
-        """Entries that the cache adds to the provenance, as they are for this model."""
+        """Return the entries for this model that the cache adds to the provenance."""
         identity = hashlib.sha256(json.dumps(self.model.identity(), sort_keys=True).encode()).hexdigest()
         source = self.source or self.record
         own = {_TRAIN: source.fingerprints.get("train"), _IDENTITY: identity}
@@ -148,7 +148,7 @@ class KeptPlan:
         return ", ".join(found) or None
 
     def _outdated(self, provenance: dict[str, Any]) -> bool:
-        """Whether a plan was learned for other weights, or for the same weights in another model."""
+        """Return whether a plan was learned for other weights, or for the same weights in another model."""
         own = self._own()
         if provenance.get("weights_sha256") != tensor_hash(self.model.whole().state_dict()):
             return True

@@ -1,4 +1,4 @@
-"""Configs that were found to work, by name. Imports no torch."""
+"""Tested configs. Does not import torch."""
 
 from dataclasses import replace
 
@@ -23,9 +23,9 @@ __all__ = [
 
 
 def digits() -> Config:
-    """The embedded digits on two cores, about a minute of training.
+    """Return a config for the embedded digits: about a minute of training on two cores.
 
-    Chosen on the validation split. 1,000 images are few: warped copies, a small network and strong weight decay put off the
+    It was chosen on the validation split. 1,000 images are few: warped copies, a small network and strong weight decay delay the
     overfitting that otherwise ends every run at the same bound.
 
     >>> digits().steps
@@ -42,7 +42,7 @@ def digits() -> Config:
 
 
 def digits_vae() -> Config:
-    """A VAE for the embedded digits, about as long as `digits`.
+    """Return a config for a VAE of the embedded digits, which is trained for about as long as `digits`.
 
     >>> digits_vae().model.kind
     'vae'
@@ -59,7 +59,7 @@ def digits_vae() -> Config:
 
 
 def digits_hierarchical_vae() -> Config:
-    """Two layers for the embedded digits. Dropout and weight decay put off the overfitting, as for the diffusion.
+    """Return a config for a VAE with two layers. Dropout and weight decay delay overfitting, as for the diffusion model.
 
     >>> digits_hierarchical_vae().latent.sizes
     (16, 12)
@@ -76,7 +76,7 @@ def digits_hierarchical_vae() -> Config:
 
 
 def digits_diffusion_prior() -> Config:
-    """The VAE with a diffusion over its latent in place of N(0, I); without the warm-up it leaves the latent unused.
+    """Return a config for the VAE with a diffusion prior instead of N(0, I). Without the warm-up, the latent would not be used.
 
     >>> digits_diffusion_prior().schedule.steps
     500
@@ -94,10 +94,10 @@ def digits_diffusion_prior() -> Config:
 
 
 def essay() -> Config:
-    """The chain of five steps of the essay, with its β_t = 0.9: every step has a network of its own, for a free mean and variance.
+    """Return a config for the chain of five steps in the essay, β_t = 0.9: every step has its own network for a free mean and variance.
 
-    The embedded digits have the essay's split. The decoder is a distribution over the 17 levels of a pixel; the essay's N(μ, I) is a
-    density, whose bounds cannot be compared with those of the other models.
+    The split of the embedded digits is that of the essay. The decoder is a distribution over the 17 levels of a pixel; the N(μ, I) of
+    the essay is a density, whose bounds cannot be compared with those of the other models.
 
     >>> essay().schedule.steps, essay().schedule.beta_start
     (5, 0.9)
@@ -114,7 +114,7 @@ def essay() -> Config:
 
 
 def essay_tuned() -> Config:
-    """The same chain with a schedule that was chosen on the validation split: γ_1 … γ_5 are learned, from even spacing in [−1, 4] on.
+    """Return a config for the same chain with learned γ_1 … γ_5, which are initially evenly spaced in [−1, 4]; chosen on validation.
 
     >>> essay_tuned().schedule.steps
     5
@@ -124,10 +124,10 @@ def essay_tuned() -> Config:
 
 
 def levels() -> Config:
-    """The core's own system for 8-bit images: a levels head, continuous time, adaptive levels. For a GPU; --data names the images.
+    """Return a config for 8-bit images (--data) on a GPU: a levels head, continuous time, adaptive levels.
 
-    The network says how probable every level is at every position, as a discretised logistic, and z itself joins in as evidence (MATH
-    (5)): what it says at z_1 is the decoder, and its mean the x̂ of every KL.
+    The network returns the probabilities of all levels at every position, as a discretised logistic combined with the evidence of z (MATH
+    (5)). At z_1 they are the decoder, and their mean is the x̂ of every KL divergence.
 
     >>> levels().model.predicts
     'levels'
@@ -144,7 +144,7 @@ def levels() -> Config:
 
 
 def laptop() -> Config:
-    """MNIST, 8-bit, in ten minutes on two cores; --data names the folder of its four files.
+    """Return a config for 8-bit MNIST: ten minutes on two cores; --data is the folder of its four files.
 
     >>> laptop().data.levels
     256

@@ -1,4 +1,4 @@
-"""A run is a folder: config.json, data.json, model.safetensors, metrics.jsonl, checkpoints/, and what evaluations add."""
+"""The folder of a run: config.json, data.json, model.safetensors, metrics.jsonl, checkpoints/, and files of evaluations."""
 
 import fcntl
 import math
@@ -83,7 +83,7 @@ def read_run(path: str | Path) -> RunRecord:
     """Read the record of a run folder. Raises DiffusionalError if it is missing or broken."""
     path = Path(path)
     if not path.is_dir():
-        raise DiffusionalError(f"{path} is no folder; give the run folder that `diffusional train` wrote")
+        raise DiffusionalError(f"{path} is not a folder; give the run folder that `diffusional train` wrote")
     data = load_json(path / DATA)
     try:
         space = _finite(spaces.from_dict(data["space"]))
@@ -91,9 +91,9 @@ def read_run(path: str | Path) -> RunRecord:
     except KeyError as error:
         raise DiffusionalError(f"{path / DATA} has no {error}; was it edited by hand?") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DiffusionalError(f"{path / DATA} describes no space of data ({error}); was it edited by hand?") from error
+        raise DiffusionalError(f"{path / DATA} has an invalid space ({error}); was it edited by hand?") from error
     if not isinstance(fingerprints, dict) or not all(isinstance(one, str) for one in fingerprints.values()):
-        raise DiffusionalError(f"{path / DATA} holds no fingerprints of its splits; was it edited by hand?")
+        raise DiffusionalError(f"{path / DATA} has no fingerprints of its splits; was it edited by hand?")
     config = Config.load(path / CONFIG)
     # Runs of earlier versions have neither of these.
     columns, source, items = (
@@ -135,10 +135,10 @@ def _finite(space: Space) -> Space:
 
 @contextmanager
 def begin(path: Path, config: Config, dataset: Dataset, resume: bool, main: bool = True) -> Iterator[None]:
-    """Claim a run folder for a config, or check that it may be resumed, and hold it while entered; by the `main` process alone.
+    """Create a run folder for a config, or check that it may be resumed, and lock it within the block; only the `main` process does so.
 
-    Nothing that exists is ever overwritten. Raises DiffusionalError for a used folder without `resume`, a resume with another
-    config or other data, a folder that another process holds, and one that can't be written.
+    Existing files are never overwritten. Raises DiffusionalError for a used folder without `resume`, a resume with another config or
+    other data, a folder that another process has locked, and one that cannot be written.
     """
     if not main:
         yield
@@ -146,12 +146,12 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool, main: bool
     if path.exists() and not path.is_dir():
         raise DiffusionalError(f"{path} is a file; give a folder for the run")
     if resume and not path.exists():
-        raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
+        raise DiffusionalError(f"{path} has no run to resume; leave out --resume to begin one there")
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise DiffusionalError(f"{path} can't be made ({error}); name a folder where that is allowed") from error
+        raise DiffusionalError(f"{path} cannot be created ({error}); name another folder") from error
     try:
         _hold(handle, path)
         _claim(path, config, dataset, resume)
@@ -161,7 +161,7 @@ def begin(path: Path, config: Config, dataset: Dataset, resume: bool, main: bool
 
 
 def _hold(handle: int, path: Path) -> None:
-    """Of the processes that open a folder one has it at a time; the system frees it when that one ends, however it does."""
+    """Lock a folder for this process. The system releases the lock when the process ends in any way."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -176,17 +176,17 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     used = (path / CONFIG).exists()
     if used and not resume:
         raise DiffusionalError(f"{path} already holds a run; continue it with --resume, or name another folder")
-    # A run that was killed at its start may have left these, and temporary files.
+    # A run that was killed at its start may have left these files and temporary ones.
     if not used and any(p.name not in (DATA, TRAINED) and not is_temporary(p) for p in path.iterdir()):
-        raise DiffusionalError(f"{path} is not empty and holds no run; name a new folder")
+        raise DiffusionalError(f"{path} is not empty and has no run; name a new folder")
     if used:
         record = read_run(path)
         # The data are compared by their values, not by the name and options with which they were loaded.
         changed = matter(differences(record.config, config))
         if beside_data(changed):
             raise DiffusionalError(
-                f"{path} was begun with another config; resume with the same, or name another folder. Differences "
-                "(there → here): " + "; ".join(changed)
+                f"{path} was begun with another config; resume with the same config, or name another folder. Differences "
+                "(run → now): " + "; ".join(changed)
             )
         now = describe(dataset)
         changed = [split for split in SPLITS if record.fingerprints.get(split) != now["sha256"][split]]
@@ -198,7 +198,7 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
             raise DiffusionalError(f"the data have changed since {path} was begun: {', '.join(changed)} differ")
         return
     if resume:
-        raise DiffusionalError(f"{path} holds no run to resume; leave out --resume to begin one there")
+        raise DiffusionalError(f"{path} has no run to resume; leave out --resume to begin one there")
     trained = Trained(dataset.space)
     save_json(path / DATA, describe(dataset, trained.add))
     if config.init_from is not None:
@@ -223,7 +223,7 @@ def _inherit(origin: Path, trained: Trained) -> None:
 
 
 def load(run: str | Path) -> LatentVariableModel:
-    """The trained model of a run folder (averaged weights, the best validation), in evaluation mode.
+    """Load the trained model of a run folder (the averaged weights of the best validation), in evaluation mode.
 
     Raises DiffusionalError for a missing run, and for a model.safetensors that is missing, corrupt, foreign (other names, shapes
     or types) or not finite.
@@ -260,7 +260,7 @@ def load_weights(model: LatentVariableModel, path: Path) -> None:
     broken = [name for name in own if not _sound(tensors[name], own[name])]
     if broken:
         raise DiffusionalError(
-            f"{path} holds values that are not finite: {shortened(broken)}. A model with such weights has no likelihood; "
+            f"{path} has values that are not finite: {shortened(broken)}. A model with such weights has no likelihood; "
             "restore the file from a copy or a checkpoint, or train again"
         )
     model.load_state_dict(tensors)

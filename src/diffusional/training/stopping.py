@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks for a checkpoint and an end, the second ends at once."""
+"""Handling of SIGINT and SIGTERM: the first signal ends the run with a checkpoint, the second ends it immediately."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 _SHOW_CURSOR = "\x1b[?25h"
-# Seconds in which a launcher's echo of a signal comes.
+# Seconds within which a launcher may forward a signal once more.
 _ECHO = 5.0
 
 
@@ -19,7 +19,7 @@ def _launched() -> bool:
 
 
 class Stopping:
-    """While entered, `asked` is the number of the signal that came, 0 before. Only a process's main thread can listen.
+    """Within the block, `asked` is the number of a received signal, 0 without one. It only works in the main thread of a process.
 
     >>> with Stopping() as stopping:
     ...     signal.raise_signal(signal.SIGTERM)
@@ -43,11 +43,11 @@ class Stopping:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        # A launcher passes on what the whole job was sent: the same signal twice, and meant once.
+        # A launcher forwards a signal that the whole job was sent, so that a single one is received twice.
         if self.asked == number and now - self._heard < _ECHO and _launched():
             return
         if self.asked:
-            # No clean-up, which is what hangs; of a terminal only the cursor that a progress bar hid.
+            # No clean-up, which might hang, except for the cursor of a terminal, which a progress bar has hidden.
             if sys.stderr.isatty():
                 os.write(2, _SHOW_CURSOR.encode())
             os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""Measurement of the time spent in each part of a step."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class Stopwatch:
         self._cuda = device is not None and device.type == "cuda"
 
     def __call__(self, phase: str) -> AbstractContextManager[None]:
-        """Time what is done within."""
+        """Measure the time spent within the block."""
         return self._timed(phase) if self.on else nullcontext()
 
     @contextmanager

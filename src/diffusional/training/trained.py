@@ -40,7 +40,7 @@ class Trained:
 
     @property
     def hashes(self) -> Tensor:
-        """Hash of each item, int64 (N,); inherited ones first."""
+        """The hash of each item, int64 (N,); inherited ones first."""
         return torch.cat([self._inherited, *self._blocks])
 
     def among(self, x: Tensor) -> Tensor:

@@ -13,16 +13,16 @@ from diffusional.models.base import LatentVariableModel
 from diffusional.training.config import Config, differences
 from diffusional.training.run import CHECKPOINTS, CONFIG, WEIGHTS, load, read_run, shortened
 
-# Sections of a config that decide what the outputs of a network mean.
+# Sections of a config that determine the meaning of a network's outputs.
 _MEANING = ("schedule.", "model.")
 
 
 def begun(config: Config, model: LatentVariableModel, run: Path, resume: bool) -> Config:
     """Return the config that a run is begun or resumed with, and give `model` the weights of `config.init_from`, if there is one.
 
-    The averaged weights of the best validation are taken, those that `load` returns and that evaluations of the other run are of. Only
-    parameters are copied: constants, such as those of a fixed schedule, stay as the config says. A run that has a checkpoint no longer
-    needs the other run.
+    These are the averaged weights of the best validation, which `load` returns and which evaluations of the other run use. Only
+    parameters are copied: constants, such as those of a fixed schedule, are those of the config. A run with a checkpoint does not need
+    the other run any more.
 
     Raises DiffusionalError for a folder without a run, weights with another hash than `config.init_sha256`, and parameters whose names,
     shapes or types differ, with their names.
@@ -50,7 +50,7 @@ def begun(config: Config, model: LatentVariableModel, run: Path, resume: bool) -
     changed = [line for line in differences(read_run(origin).config, config) if line.startswith(_MEANING)]
     if changed:
         warnings.warn(
-            f"the weights of {origin} were trained with another config, under which they may mean something else (there → here): "
+            f"the weights of {origin} were trained with another config, under which they may have another meaning (there → here): "
             + "; ".join(changed),
             stacklevel=3,
         )
