@@ -331,8 +331,8 @@ def test_a_control_that_passes_is_a_failure(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"only": ["C99"]}, "claims C99 came; there are C1, C2"),
-        ({"only": []}, "claims none came"),
+        ({"only": ["C99"]}, "got C99"),
+        ({"only": []}, "got none"),
         ({"seed": -1}, "expected seed to be an integer from 0 to 2^32 - 1, got -1"),
     ],
 )

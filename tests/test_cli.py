@@ -484,8 +484,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a folder that can't be made": (
         lambda f: ["train", f / "tiny.npy/run", "--data.name", f / "tiny.npy", *TINY],
-        "TMP/tiny.npy/run cannot be created ([Errno 20] Not a directory: 'TMP/tiny.npy/run'); name another "
-        "folder",
+        "TMP/tiny.npy/run cannot be created ([Errno 20] Not a directory: 'TMP/tiny.npy/run'); name another folder",
     ),
     "widths that norms can't divide": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--model.widths", 10),
@@ -655,7 +654,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "an unknown claim": (
         lambda f: ["claims", "--only", "C77"],
-        "claims C77 came; there are C1, C2, C3, C4, C5, C6, C7, C8, C9",
+        "expected claims to be some of C1, C2, C3, C4, C5, C6, C7, C8, C9, got C77",
     ),
     "a schedule for a run": (
         lambda f: ["information", f / "run", "--schedule", "cosine"],

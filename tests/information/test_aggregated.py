@@ -255,7 +255,7 @@ def test_bad_input() -> None:
     process = df.GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0))
     world = exact.Gaussian(torch.zeros(1), torch.eye(1))
     fixed = df.DiffusionModel(process, world.denoiser(), likelihood.GaussianLikelihood(LINE))
-    with pytest.raises(DiffusionalError, match="whose posterior is fixed"):
+    with pytest.raises(DiffusionalError, match="learned posterior"):
         aggregated(fixed, x)
 
 

@@ -261,18 +261,18 @@ def test_information_is_that_of_the_curve() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: budget(model(OTHER, LEVELS), POINTS), "without a reference"),
+        (lambda: budget(model(OTHER, LEVELS), POINTS), "expected a reference"),
         (lambda: budget(model(OTHER, plane()), FINITE), "no finite gap"),
         (lambda: budget(model(OTHER, LEVELS), GAUSSIAN), "decoder of levels"),
-        (lambda: budget(model(OTHER, plane()), MIXTURE), "D = 1 came"),
+        (lambda: budget(model(OTHER, plane()), MIXTURE), "2 dimensions of the model, got D = 1"),
         (lambda: budget(model(OTHER, LEVELS), POINTS * 0.97, FINITE), "values on the"),
         (lambda: budget(model(OTHER, LEVELS), exact.Finite(POINTS * 0.97)), "values on the"),
         (lambda: budget(model(OTHER, LEVELS), FINITE, samples=1), "at least 2 draws"),
         (lambda: budget(model(OTHER, LEVELS), FINITE, cells=0), "at least 1"),
-        (lambda: budget(model(OTHER, LEVELS), POINTS, model(OTHER, LEVELS, STEPS.regrid(7))), "another grid"),
+        (lambda: budget(model(OTHER, LEVELS), POINTS, model(OTHER, LEVELS, STEPS.regrid(7))), "same grid of γ"),
         (
             lambda: budget(model(OTHER, LEVELS), POINTS, model(OTHER, LEVELS, schedule.log_snr_linear(-4.0, 4.0, 9))),
-            "another grid",
+            "same grid of γ",
         ),
         (lambda: budget(model(OTHER, LEVELS), POINTS, model(OTHER, plane())), "reference over"),
     ],

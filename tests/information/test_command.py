@@ -207,7 +207,7 @@ def test_a_run_beside_another(
     assert sum(row["gap"]["value"] for row in found["rows"]) == pytest.approx(total["gap"]["value"])
     # Common items and noise: the gap is known better than either cost.
     assert total["gap"]["error"] < 0.5 * total["cost"]["error"]
-    assert "gaps relative to the reference model" in said
+    assert "gaps are relative to the reference model" in said
 
 
 def test_what_a_vae_s_latents_know(

@@ -1,8 +1,8 @@
-"""The claims of MATH §6, C1 to C9, each measured beside a control that must fail: `diffusional claims`.
+"""The claims of MATH §6, C1 to C9, each tested together with a negative control that must fail: `diffusional claims`.
 
-A claim is a function of a seed that gives its checks (check.py); with a broken ingredient as a further argument the same
-function is its control. Worlds, networks and noise are drawn by the seed. What is compared is never computed from the same
-numbers: bounds come from the model, informations, gaps and slacks from densities of their own (chains.py, `information`).
+A claim is a function that returns checks (check.py) for a seed; the same function with a broken part as a further argument is the
+control. Worlds, networks and noise are drawn from the seed. The two sides of a comparison are always computed independently: bounds by
+the model; informations, gaps and slacks from separate densities (chains.py, `information`).
 
 >>> from diffusional import claims
 >>> (result,) = claims.run(["C9"])
@@ -81,15 +81,15 @@ CLAIMS = (
 def run(
     only: Iterable[str] | None = None, seed: int = 0, progress: Callable[[str], None] | None = None
 ) -> list[Result]:
-    """Measure the claims of these ids (all, unless given) and their controls; `progress` hears of each before it starts.
+    """Test the claims of these ids (by default all) and their controls; `progress` is called with a description of each before it starts.
 
-    Raises DiffusionalError for an id that is none, and for a seed outside 0 … 2³² − 1.
+    Raises DiffusionalError for an unknown id, and for a seed outside 0 … 2³² − 1.
     """
     chosen = [claim.id for claim in CLAIMS] if only is None else [name.upper() for name in only]
     known = {claim.id: claim for claim in CLAIMS}
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
-        raise DiffusionalError(f"claims {', '.join(unknown) or 'none'} came; there are {', '.join(known)}")
+        raise DiffusionalError(f"expected claims to be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
     check_seed(seed, below=2**32)
     results = []
     for claim in (claim for claim in CLAIMS if claim.id in chosen):

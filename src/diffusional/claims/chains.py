@@ -1,7 +1,7 @@
-"""Chains x, z_1 … z_T in which every density is known, written apart from the model code that they judge.
+"""Chains x, z_1 … z_T with known densities, implemented independently of the model code that they test.
 
-`Joint` is a linear-Gaussian chain: its covariance, and from it every information and every KL by determinants. `Finite` is
-N points and paths from them: every q(z_{1:t}) is a mixture over the points, of the process's own densities.
+`Joint` is a linear-Gaussian chain, whose informations and KL divergences are computed from determinants of its covariance. `Finite` has
+N points and paths from them: every q(z_{1:t}) is a mixture over the points of densities of the process.
 """
 
 import math
@@ -87,7 +87,7 @@ class Joint:
         return self.mean[chosen].flatten(), self.factor[chosen].flatten(0, 1)
 
     def given(self, a: Variables, b: Variables) -> tuple[Tensor, Tensor, Tensor]:
-        """Return H, h, S of (a | b) = N(H b + h, S)."""
+        """Return H, h, S with (a | b) = N(H b + h, S)."""
         mean_a, a_rows = self._rows(a)
         if not b:
             return a_rows.new_zeros(len(mean_a), 0), mean_a, a_rows @ a_rows.T
@@ -131,7 +131,7 @@ class Joint:
 
 
 def _blocks(total: int, d: int) -> Tensor:
-    """Return ε's own `total` blocks of D rows (total, D, total · D)."""
+    """Return the `total` blocks of D rows of ε (total, D, total · D)."""
     return torch.eye(total * d, dtype=torch.float64).view(total, d, -1)
 
 
@@ -165,21 +165,21 @@ def trapezoid(n: int, step: float, reach: float = 7.0) -> tuple[Tensor, Tensor]:
 
 
 def sobol(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return `count` nodes (M, n) and weights (M,) for N(0, I): one random scrambling of Sobol's points, an unbiased draw of a mean.
+    """Return `count` nodes (M, n) and weights (M,) for N(0, I): a random scrambling of Sobol's points, whose mean is unbiased.
 
     >>> nodes, weights = sobol(2, 256, seed=0)
     >>> bool((weights @ nodes).abs().max() < 0.02)
     True
     """
     engine = torch.quasirandom.SobolEngine(n, scramble=True, seed=seed)
-    # Away from 0 and 1, where the inverse is infinite.
+    # Bounded away from 0 and 1, where the inverse is infinite.
     uniform = engine.draw(count, dtype=torch.float64).clamp(1e-10, 1 - 1e-10)
     return torch.special.ndtri(uniform), torch.full((count,), 1 / count, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Finite:
-    """N points (N, D), each of probability `share` (N,), and B weighted paths from them: z (T, B, D), from point `source` (B,).
+    """N points (N, D) with probabilities `share` (N,), and B weighted paths from them: z (T, B, D), from point `source` (B,).
 
     ln q of every path under every point is (B, N); E f = Σ weight · f.
     """
@@ -193,7 +193,7 @@ class Finite:
 
     @staticmethod
     def walked(process: GaussianDiffusion, world: exact.Finite, nodes: Tensor, weights: Tensor) -> "Finite":
-        """Return all points, each with every node (M, T · D) as the noises of its path, of these `weights` (M,)."""
+        """Return all points, each with every node (M, T · D) as the noises of its path, with these `weights` (M,)."""
         n, d = world.points.shape
         source = torch.arange(n).repeat_interleave(len(nodes))
         noise = nodes.view(len(nodes), -1, d).transpose(0, 1).repeat(1, n, 1)
@@ -228,7 +228,7 @@ class Finite:
         return self.process.marginal(x, t).log_prob(rows).view(-1, len(self.points))
 
     def transition(self, t: int) -> Tensor:
-        """Return ln q(z_t | z_{t−1}, x_j), by the process's own transition."""
+        """Return ln q(z_t | z_{t−1}, x_j), from the transition of the process."""
         rows, x = self._rows(self.z[t - 1])
         before = x if t == 1 else self._rows(self.z[t - 2])[0]
         return transition(self.process, before, t, x).log_prob(rows).view(-1, len(self.points))
@@ -244,13 +244,13 @@ class Finite:
         return sum((self.transition(t) for t in range(2, len(self.z) + 1)), start=self.transition(1))
 
     def _rows(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z (B, D) and the points, each with each: (B · N, D)."""
+        """Return all pairs of z (B, D) and the points, (B · N, D) each."""
         return z.repeat_interleave(len(self.points), 0), self.points.repeat(len(z), 1)
 
     def gain(self, log_q: Tensor, known: Tensor | None = None) -> Tensor:
         """Return ln q(new|known, x) − ln q(new|known) (B,), whose mean is I(x; new | known).
 
-        From ln q(new | known, x_j) and ln q(known | x_j).
+        It is computed from ln q(new | known, x_j) and ln q(known | x_j).
         """
         if known is None:
             return self.own(log_q) - self.mixed(log_q)
@@ -258,14 +258,14 @@ class Finite:
 
 
 def transition(process: GaussianDiffusion, before: Tensor, t: int, x: Tensor) -> Gaussian:
-    """Return q(z_t | z_{t−1} = before, x): a Markov process does not look at x."""
+    """Return q(z_t | z_{t−1} = before, x), which does not depend on x for a Markov process."""
     if isinstance(process, NonMarkovDiffusion):
         return process.transition(before, t, x=x)
     return process.transition(before, t)
 
 
 def walk(process: GaussianDiffusion, x: Tensor, noise: Tensor) -> Tensor:
-    """Return z_1 … z_T (T, B, D) from noise of that shape, back from z_T ~ q(z_T|x) by q(z_t|z_{t+1}, x)."""
+    """Return z_1 … z_T (T, B, D) from noise of that shape, backward from z_T ~ q(z_T|x) by q(z_t|z_{t+1}, x)."""
     last = len(noise)
     path = [process.marginal(x, last).sample(noise=noise[-1])]
     for t in range(last - 1, 0, -1):

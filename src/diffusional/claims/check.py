@@ -1,10 +1,10 @@
-"""What is measured: a number with its standard error, what it should be, and the verdict.
+"""Checks: a measured number with its standard error, the expected number, and whether they agree.
 
-Numbers are relative to the size of what they are about (an information, a bound), so that 1 % is 0.01 everywhere:
+Numbers are relative to the size of the quantity (an information, a bound), so that 0.01 always means 1 %:
 
     missed = |measured − expected| / max(tolerance, 4 · error)
-    holds     missed ≤ 1, and 8 · error ≤ 0.01, so that 1 % is seen: more noise is too much to tell
-    fails     missed ≥ 5: a control must miss by far
+    holds     missed ≤ 1, and 8 · error ≤ 0.01, so that a discrepancy of 1 % would be detected
+    fails     missed ≥ 5: a control must miss by a wide margin
 """
 
 import math
@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Errors that a discrepancy may have; the largest that an error may be, for 1 % to stand out by twice as many; how far a
-# control must miss.
+# The number of standard errors that a discrepancy may have; the largest allowed error, with which 1 % is twice that number of errors; the
+# margin by which a control must miss.
 SIGMAS, VISIBLE, FAR = 4.0, 0.01 / 8, 5.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One `measured` number ± `error`, equal to `expected` (with `at_least`: not below it) to the `tolerance`.
+    """One `measured` number ± `error`, which must equal `expected` (with `at_least`: not be below it) to within `tolerance`.
 
     >>> Check("an identity", 1e-12, expected=0.0, tolerance=1e-9).holds
     True
@@ -36,16 +36,16 @@ class Check:
 
     @property
     def missed(self) -> float:
-        """The distance from what is expected, in units of what is allowed; infinite for a number that is not finite."""
+        """The distance from the expected number in units of the allowed one; infinite for a number that is not finite."""
         if not (math.isfinite(self.measured) and math.isfinite(self.error)):
             return math.inf
         allowed, off = max(self.tolerance, SIGMAS * self.error), self.measured - self.expected
-        # A lower limit is to be cleared by the error.
+        # A number must exceed a lower limit by its error.
         return max(0.0, 1 - (off - SIGMAS * self.error) / allowed) if self.at_least else abs(off) / allowed
 
     @property
     def holds(self) -> bool:
-        """Within what is allowed, and sharp enough that 1 % would be seen; a lower limit is cleared by 4 errors or not."""
+        """Whether the number is within the allowed distance, with an error small enough to detect 1 %; limits must be exceeded by 4 errors."""
         return self.missed <= 1 and (self.at_least or self.error <= VISIBLE)
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,13 +60,13 @@ class Check:
 
 
 def worst(checks: Sequence[Check]) -> Check:
-    """Return the check that decides: the one that misses most."""
+    """Return the check that decides, which is the one that misses most."""
     return max(checks, key=lambda check: (not check.holds, check.missed))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of MATH §6: `measure(seed, **broken)` gives its checks; each of `controls` is a broken ingredient, by name."""
+    """A claim of MATH §6: `measure(seed, **broken)` returns its checks; each of `controls` is a broken part, by name."""
 
     id: str
     says: str
@@ -76,7 +76,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Result:
-    """A claim's checks, and those of each of its controls."""
+    """The checks of a claim, and those of each of its controls."""
 
     claim: Claim
     checks: tuple[Check, ...]
@@ -85,12 +85,12 @@ class Result:
 
     @property
     def holds(self) -> bool:
-        """All checks hold."""
+        """Whether all checks hold."""
         return all(check.holds for check in self.checks)
 
     @property
     def control_fails(self) -> bool:
-        """Each control misses by far in at least one check."""
+        """Whether each control misses by a wide margin in at least one check."""
         return all(worst(checks).missed >= FAR for checks in self.controls.values())
 
     @property

@@ -1,8 +1,8 @@
-"""C1, C2, C4, C5, C6, C8, C9: identities of the bound, in worlds drawn by the seed where everything is known.
+"""C1, C2, C4, C5, C6, C8, C9: identities of the bound, tested in randomly drawn worlds with known densities.
 
-Two kinds of worlds. *Gaussian*: D = 2, T = 5, closed forms of `chains.Joint`; the model's own costs are quadratic in (x, ε), so
-that cubature gives their expectations to rounding. *Finite*: points on a grid of levels, their every density a mixture; D = 1 and
-T = 3 by quadrature to 1e-10, D = 2 and T = 6 by draws. All models are imperfect on purpose: a perfect one has no gaps.
+There are two kinds of worlds. *Gaussian*: D = 2, T = 5, with closed forms by `chains.Joint`; the costs of the model are quadratic in
+(x, ε), so that cubature gives their expectations up to rounding. *Finite*: points on a grid of levels, whose densities are mixtures;
+D = 1 and T = 3 by quadrature to 1e-10, D = 2 and T = 6 by draws. All models are imperfect on purpose, since a perfect one has no gaps.
 """
 
 import itertools
@@ -27,11 +27,11 @@ from diffusional.models.likelihood import DiscretizedGaussian, GaussianLikelihoo
 from diffusional.schedule import Schedule
 from diffusional.space import Continuous, Discrete
 
-# Of the trapezoid rule: two spacings, so that what is compared is not computed from the same numbers.
+# Two spacings of the trapezoid rule, so that the two sides of a comparison are computed from different numbers.
 FINE, COARSE = 0.35, 0.4
-# Relative error of the quadrature, and of what is exact but for rounding.
+# Relative errors of the quadrature, and of values that are exact up to rounding.
 QUADRATURE, ROUNDING = 1e-8, 1e-9
-# What noisy checks are allowed where their error allows less.
+# The tolerance of checks with noise, if their error allows less.
 MONTE_CARLO = 1e-3
 DECODER_VARIANCE = 0.1
 
@@ -46,7 +46,7 @@ def process_of(schedule: Schedule, eta: float) -> GaussianDiffusion:
 
 @dataclass(frozen=True)
 class LinearWorld:
-    """Gaussian data, a schedule, and what a model believes of the data: its denoiser is optimal for `believed`."""
+    """Gaussian data, a schedule, and the distribution `believed` for which the denoiser of the model is optimal."""
 
     data: exact.Gaussian
     believed: exact.Gaussian
@@ -54,7 +54,7 @@ class LinearWorld:
 
     @staticmethod
     def drawn(seed: int, steps: int = 5, d: int = 2) -> "LinearWorld":
-        """Return means of order one, covariances with eigenvalues above 0.2, β between 0.1 and 0.4."""
+        """Draw a world: means of order one, covariances with eigenvalues above 0.2, β between 0.1 and 0.4."""
         generator = torch.Generator().manual_seed(seed)
 
         def gaussian() -> exact.Gaussian:
@@ -71,7 +71,7 @@ class LinearWorld:
         return self.schedule.grid()
 
     def model(self, process: GaussianDiffusion | None = None) -> DiffusionModel:
-        """Return the model, over `process` in place of the schedule's own."""
+        """Return the model, over `process` instead of the process of the schedule."""
         likelihood = GaussianLikelihood(Continuous((self.data.dimensions,)), DECODER_VARIANCE)
         return DiffusionModel(process or GaussianDiffusion(self.schedule), self.believed.denoiser(), likelihood)
 
@@ -85,7 +85,7 @@ class LinearWorld:
 
 @dataclass(frozen=True)
 class LevelWorld:
-    """A few points on the levels of a discrete space, unequally frequent; the denoiser is the Gaussian's of their moments."""
+    """A few points on the levels of a discrete space, with different frequencies; the denoiser is that of a Gaussian with their moments."""
 
     data: exact.Finite
     space: Discrete
@@ -93,7 +93,7 @@ class LevelWorld:
 
     @staticmethod
     def drawn(seed: int, d: int, levels: int, points: int, steps: int) -> "LevelWorld":
-        """Return so many distinct points of the levelsᵈ, each 1 to 5 times; γ from about −1.5 to 2.5."""
+        """Draw a world: `points` distinct points of the levelsᵈ, each 1 to 5 times; γ from about −1.5 to 2.5."""
         generator = torch.Generator().manual_seed(seed)
         space = Discrete((d,), levels)
         cells = torch.cartesian_prod(*[space.values] * d).reshape(-1, d)
@@ -104,7 +104,7 @@ class LevelWorld:
         return LevelWorld(exact.Finite(chosen.repeat_interleave(counts, 0)), space, schedule)
 
     def model(self, process: GaussianDiffusion | None = None) -> DiffusionModel:
-        """Return the model, over `process` in place of the schedule's own."""
+        """Return the model, over `process` instead of the process of the schedule."""
         mean = self.data.weights @ self.data.points
         off = self.data.points - mean
         covariance = (off.T * self.data.weights) @ off + 0.01 * torch.eye(self.data.dimensions)
@@ -122,7 +122,7 @@ def _plane(seed: int) -> LevelWorld:
 
 
 def _log_p(model: DiffusionModel, z: Tensor) -> Tensor:
-    """Return ln p(z_{1:T}) (B,) of paths (T, B, D), MATH (2), from the model's own distributions."""
+    """Return ln p(z_{1:T}) (B,) of paths (T, B, D), MATH (2), from the distributions of the model."""
     total = model.last(z.shape[1]).log_prob(z[-1])
     for t in range(1, len(z)):
         total = total + _step(model, z[t], t).log_prob(z[t - 1])
@@ -143,7 +143,7 @@ def _prior(z: Tensor, mean: Tensor | float = 0.0) -> Gaussian:
 
 
 class _OnPath(GaussianDiffusion):
-    """The forward diffusion on a path (T, B, D) that is given, with β doubled in the density of one transition if told so."""
+    """The forward diffusion on a given path (T, B, D), with β doubled in the density of the transition `doubled`, unless None."""
 
     def __init__(self, schedule: Schedule, path: Tensor, doubled: int | None) -> None:
         super().__init__(schedule)
@@ -161,11 +161,11 @@ class _OnPath(GaussianDiffusion):
 
 
 def c1(seed: int = 0, doubled_beta: int | None = None, scrambles: int = 16, nodes: int = 2048) -> list[Check]:
-    """(6) = (7) = (8), as discrepancies over I(x; z_{1:T}). `doubled_beta` is the t whose factor of (7) is broken.
+    """Check (6) = (7) = (8), as discrepancies over I(x; z_{1:T}). `doubled_beta` is the t whose factor of (7) is broken.
 
     (8) `model.terms`; (7) `model.path_elbo`; (6) RE − KL[q(z_{1:T}) ‖ p(z_{1:T})] − I(x; z_{1:T}) from the aggregated
-    posterior. Gaussian: by cubature and determinants. Finite: each of the five expectations from noise of its own, as many
-    scrambles of so many Sobol nodes.
+    posterior. Gaussian: by cubature and determinants. Finite: each of the five expectations from independent noise, `scrambles`
+    scramblings of `nodes` Sobol nodes.
     """
     world = LinearWorld.drawn(seed)
     x, noise = world.nodes()
@@ -211,7 +211,7 @@ def c1(seed: int = 0, doubled_beta: int | None = None, scrambles: int = 16, node
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    """Return mean of independent draws (n,), and its standard error."""
+    """Return the mean of independent draws (n,), and its standard error."""
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
@@ -219,11 +219,11 @@ def _mean(values: Tensor) -> tuple[float, float]:
 
 
 def c2(seed: int = 0, eta: float = 1.0) -> list[Check]:
-    """Σ_{t≥2} I(x; z_t | z_{t−1}) = 0, over I(x; z_1), with mixtures of the process's own densities. η < 1 is broken.
+    """Check Σ_{t≥2} I(x; z_t | z_{t−1}) = 0, over I(x; z_1), with mixtures of densities of the process. η < 1 is broken.
 
-    Points, by quadrature, twice: q(z_t|z_{t−1},x) by `transition`, and by Bayes from what the costs use, q(z_{t−1}|z_t,x)
-    q(z_t|x)/q(z_{t−1}|x). The 447 test digits, T = 12, by `information.chain`. Where the chain is Markov every path's ratio is
-    1, so that no error is left.
+    For points, by quadrature in two ways: q(z_t|z_{t−1},x) from `transition`, and by Bayes' rule from the densities of the costs,
+    q(z_{t−1}|z_t,x) q(z_t|x)/q(z_{t−1}|x). For the 447 test digits, T = 12, by `information.chain`. If the chain is Markov, the ratio is 1
+    for every path, so that there is no error.
     """
     line = _line(seed)
     finite = Finite.quadrature(process_of(line.schedule, eta), line.data, FINE)
@@ -243,7 +243,7 @@ def c2(seed: int = 0, eta: float = 1.0) -> list[Check]:
 
 
 def _digits(seed: int, eta: float, samples: int = 48) -> Chain:
-    """Return the informations of a chain over the test digits, from walked paths of some of them; γ_1 = 0, where none is ln N."""
+    """Return the informations of a chain over the test digits, from sampled paths of some of them; γ_1 = 0, where all of them are below ln N."""
     process = process_of(schedules.log_snr_linear(0.0, 8.0, 12), eta)
     points = load("digits").encode("test").double().flatten(1)
     return chain(points, process, samples, torch.Generator().manual_seed(seed))
@@ -253,14 +253,14 @@ def _digits(seed: int, eta: float, samples: int = 48) -> Chain:
 
 
 def c4(seed: int = 0, unequal: float = 0.0) -> list[Check]:
-    """E_x KL[q(z|x) ‖ p] − KL[q(z) ‖ p] = I(x; z_{1:T}), z = z_{1:T}, as a discrepancy over I.
+    """Check E_x KL[q(z|x) ‖ p] − KL[q(z) ‖ p] = I(x; z_{1:T}), z = z_{1:T}, as a discrepancy over I.
 
-    `unequal` ≠ 0 gives each x a p of its own, p_x(z_T) = N(unequal · x, I), and their average to q(z).
+    `unequal` ≠ 0 gives each x its own p, p_x(z_T) = N(unequal · x, I), and their average to q(z).
     """
     world = LinearWorld.drawn(seed)
     q, p = Joint.forward(world.gamma, world.data), Joint.backward(world.gamma, world.believed, DECODER_VARIANCE)
     latents = range(1, len(world.gamma) + 1)
-    # p_x over x ~ q(x): z_T follows x, and each z_t its z_{t+1}.
+    # p_x over x ~ q(x): z_T depends on x, and each z_t on z_{t+1}.
     mean, factor = [q.mean[0]], [q.factor[0]]
     mean.append(unequal * mean[0])
     factor.append(unequal * factor[0] + p.factor[-1])
@@ -293,11 +293,11 @@ def c4(seed: int = 0, unequal: float = 0.0) -> list[Check]:
 
 
 def c5(seed: int = 0, eta: float = 1.0) -> list[Check]:
-    """The chain rules forward (11) and backward (13), as discrepancies over the information on the left.
+    """Check the chain rules forward (11) and backward (13), as discrepancies over the information on the left.
 
         (11)  I(x; z_{1:T}) = Σ_t I(x; z_t | z_{1:t−1})           (13)  I(x; z_1) = I(x; z_T) + Σ_{t<T} I(x; z_t | z_{t+1})
 
-    η < 1 breaks (13), by exactly Σ_{t≥2} I(x; z_t | z_{t−1}), which is the third check. Digits by `information.chain`.
+    η < 1 breaks (13), by exactly Σ_{t≥2} I(x; z_t | z_{t−1}), which is the third check. For digits, by `information.chain`.
     """
     world = LinearWorld.drawn(seed)
     q, last = Joint.forward(world.gamma, world.data, eta), len(world.gamma)
@@ -353,16 +353,16 @@ def _chained(world: str, informations: tuple[float, ...], tolerance: float) -> l
 
 
 def c6(seed: int = 0, eta: float = 1.0, prior: bool = True) -> list[Check]:
-    """The nat budget (17)–(20), as discrepancies over H(x).
+    """Check the nat budget (17)–(20), as discrepancies over H(x).
 
-    Costs are E KL between Gaussians, informations and gaps come from the densities of the aggregated posterior, H(x) from the
-    data. η < 1 breaks (20) alone; without `prior` KL_T is left out of the bound.
+    Costs are E KL between Gaussians; informations and gaps are computed from the densities of the aggregated posterior, and H(x) from the
+    data. η < 1 breaks only (20); without `prior`, KL_T is left out of the bound.
     """
     world = LinearWorld.drawn(seed)
     q = Joint.forward(world.gamma, world.data, eta)
     p = Joint.backward(world.gamma, world.believed, DECODER_VARIANCE, eta=eta)
     last = len(world.gamma)
-    # E KL[q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})] is a cross-entropy less the posterior's entropy, which has no x in it.
+    # E KL[q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})] is a cross-entropy minus the entropy of the posterior, which does not depend on x.
     costs = [q.cross(p, [t], [t + 1]) - q.entropy([t], [t + 1, 0]) for t in range(1, last)]
     informations = [q.information([0], [t], [t + 1]) for t in range(1, last)]
     gaps = [q.kl(p, [t], [t + 1]) for t in range(1, last)]
@@ -412,7 +412,7 @@ def _budget(
     entropy: float,
     tolerance: float,
 ) -> list[Check]:
-    """Return costs −RE, KL_1 … KL_T against H(x|z_1), I(x; z_t|z_{t+1}), I(x; z_T) and the gaps, each in this order."""
+    """Return checks of the costs −RE, KL_1 … KL_T against H(x|z_1), I(x; z_t|z_{t+1}), I(x; z_T) and the gaps, in this order."""
     scale = abs(entropy)
     off = [(cost - part - gap) / scale for cost, part, gap in zip(costs, parts, gaps, strict=True)]
     between = max(off[1:-1], key=abs)
@@ -428,15 +428,15 @@ def _budget(
 
 
 def wider_prior(x: Tensor, gamma: Tensor) -> Tensor:
-    """Return KL[q(z_T|x) ‖ N(0, 1.1 I)] (B,): a prior that q(z_T) does not tend to."""
+    """Return KL[q(z_T|x) ‖ N(0, 1.1 I)] (B,): for a prior to which q(z_T) does not converge."""
     q = marginal_at(x, gamma)
     return q.kl(Gaussian(torch.zeros_like(x), x.new_full((), math.log(1.1))))
 
 
 def c8(seed: int = 0, prior: Callable[[Tensor, Tensor], Tensor] = prior_kl) -> list[Check]:
-    """KL_T / (½ SNR_T E‖x‖²) → 1: the ratio at log-SNR −12, −18, −24, within SNR_T · D of 1.
+    """Check KL_T / (½ SNR_T E‖x‖²) → 1: the ratio at log-SNR −12, −18, −24 is within SNR_T · D of 1.
 
-    `prior` gives KL_T (B,) from x and γ_T. E‖x‖² is the data's own.
+    `prior` returns KL_T (B,) from x and γ_T. E‖x‖² is that of the data.
     """
     line, digits = _line(seed).data, load("digits").encode("test").double()
     world = LinearWorld.drawn(seed)
@@ -462,10 +462,10 @@ def c8(seed: int = 0, prior: Callable[[Tensor, Tensor], Tensor] = prior_kl) -> l
 
 
 def c9(seed: int = 0, dropped: int | None = None) -> list[Check]:
-    """E ln p(x) − ELBO = E KL[q(z|x) ‖ p(z|x)] = Σ gaps − KL[q(x) ‖ p(x)] ≥ 0. `dropped` is a KL_t left out of the bound.
+    """Check E ln p(x) − ELBO = E KL[q(z|x) ‖ p(z|x)] = Σ gaps − KL[q(x) ‖ p(x)] ≥ 0. `dropped` is a KL_t left out of the bound.
 
-    The ELBO is `model.terms` by cubature; p(x), p(z|x) and the gaps come from the joint covariance of the affine Gaussian
-    steps. Twice: an imperfect model (relative to E KL), and for x ~ N(0, I) a perfect one, whose slack is 0 (relative to I(x; z_1)).
+    The ELBO is `model.terms` by cubature; p(x), p(z|x) and the gaps are computed from the joint covariance of the affine Gaussian steps.
+    It is checked for an imperfect model (relative to E KL), and for x ~ N(0, I) and a perfect one, whose slack is 0 (relative to I(x; z_1)).
     """
     world = LinearWorld.drawn(seed)
     normal = exact.Gaussian(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""C3, C7: claims about training, on the digits."""
+"""C3 and C7: claims about training, tested on the digits."""
 
 import copy
 import math
@@ -26,13 +26,13 @@ from diffusional.training.build import build_model
 from diffusional.training.config import Config, LatentConfig, ModelConfig, ScheduleConfig
 
 Kind = Literal["diffusion", "learned γ_1", "VAE"]
-# γ_1 = 0, SNR 1, where the information of 400 digits is 3/4 of their entropy and moves with γ_1; at γ_1 = −9 it would sit at ln N.
+# γ_1 = 0, SNR 1, where the information of 400 digits is 3/4 of their entropy and depends on γ_1; at γ_1 = −9 it would be ln N.
 _SCHEDULE = ScheduleConfig(gamma_min=0.0, gamma_max=10.0, steps=20)
 _ITEMS, _BATCH, _DRAWS = 400, 128, 32
 
 
 class LearnedStart(schedules.LogSNRLinear):
-    """γ(u) = γ_min + (γ_max − γ_min) u with a trainable γ_min: a forward process that training can move."""
+    """γ(u) = γ_min + (γ_max − γ_min) u with a trainable γ_min: a forward process that training can change."""
 
     def __init__(self, gamma_min: float, gamma_max: float, steps: int | None = None) -> None:
         super().__init__(gamma_min, gamma_max, steps)
@@ -42,7 +42,7 @@ class LearnedStart(schedules.LogSNRLinear):
 
 
 def _built(config: Config, space: Space, seed: int) -> LatentVariableModel:
-    """Initialised by the seed alone."""
+    """Build a model whose initial weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(config, space)
@@ -64,7 +64,7 @@ def _build(kind: Kind, space: Space, seed: int) -> LatentVariableModel:
 
 
 def checkpoints(kind: Kind, space: Space, x: Tensor, seed: int, steps: int, kept: int) -> list[LatentVariableModel]:
-    """Train on x by the loss; `kept` models, each read back from its state, from initialisation on."""
+    """Train on x by the loss. Return `kept` models, from initialisation on, each loaded from its saved state."""
     model, generator = _build(kind, space, seed), torch.Generator().manual_seed(seed)
     start = [p for name, p in model.named_parameters() if name.endswith("gamma_min")]
     others = [p for name, p in model.named_parameters() if not name.endswith("gamma_min")]
@@ -86,7 +86,7 @@ def checkpoints(kind: Kind, space: Space, x: Tensor, seed: int, steps: int, kept
 
 
 def first_latent(model: LatentVariableModel, x: Tensor) -> Gaussian:
-    """q(z_1 | x) of a diffusion's own process, or q(z | x) of a VAE, as (N, n) float64."""
+    """Return q(z_1 | x) of the process of a diffusion model, or q(z | x) of a VAE, as (N, n) float64."""
     if isinstance(model, DiffusionModel):
         q = model.process.marginal(x.double(), 1)
     else:
@@ -97,7 +97,7 @@ def first_latent(model: LatentVariableModel, x: Tensor) -> Gaussian:
 
 
 def informations(q: Gaussian, seed: int, draws: int = _DRAWS) -> Tensor:
-    """Draws (n,) of I(x; z) = E ln q(z|x)/q(z), q(z) the mixture over the N items; the same seed draws the same noise."""
+    """Return draws (n,) of I(x; z) = E ln q(z|x)/q(z), with q(z) the mixture over the N items; the same seed gives the same noise."""
     generator, out = torch.Generator().manual_seed(seed), []
     for _ in range(draws):
         log_q = log_probs(q, q.sample(generator))
@@ -107,7 +107,7 @@ def informations(q: Gaussian, seed: int, draws: int = _DRAWS) -> Tensor:
 
 @torch.no_grad()
 def _measured(models: list[LatentVariableModel], x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Informations (models, draws) of all models, NELBOs of the first and the last, in common noise."""
+    """Return the informations (models, draws) of all models, and the NELBOs of the first and the last, with common noise."""
     information = torch.stack([informations(first_latent(model, x), seed) for model in models])
     nelbo = []
     for model in (models[0], models[-1]):
@@ -117,10 +117,10 @@ def _measured(models: list[LatentVariableModel], x: Tensor, seed: int) -> tuple[
 
 
 def c3(seed: int = 0, kind: Kind = "diffusion", steps: int = 240, kept: int = 6) -> list[Check]:
-    """I(x; z_1) of each checkpoint's own forward process: constant, not zero, while the NELBO falls. Relative to H(x) = ln N.
+    """Check that I(x; z_1) of the checkpoints is constant and not zero while the NELBO falls. Relative to H(x) = ln N.
 
-    A small diffusion model learns 400 digits; at `kept` checkpoints, read back from their states, the information is that of
-    q(z_1|x) as the checkpoint has it. `kind` "learned γ_1" lets training move the process, "VAE" its whole posterior.
+    A small diffusion model is trained on 400 digits. At `kept` checkpoints, loaded from their states, the information is that of the
+    q(z_1|x) of the checkpoint. With `kind` "learned γ_1" training changes the process, and with "VAE" the whole posterior.
     """
     data = load("digits")
     order = torch.randperm(len(data.items("train")), generator=torch.Generator().manual_seed(seed))
@@ -141,7 +141,7 @@ def c3(seed: int = 0, kind: Kind = "diffusion", steps: int = 240, kept: int = 6)
 def _of(
     what: str, draws: Tensor, expected: float = 0.0, tolerance: float = MONTE_CARLO, at_least: bool = False
 ) -> Check:
-    """A check of a mean of draws (n,)."""
+    """Return a check of a mean of draws (n,)."""
     error = float(draws.std()) / math.sqrt(len(draws))
     return Check(what, float(draws.mean()), error, expected, tolerance, at_least)
 
@@ -151,7 +151,7 @@ def _of(
 
 @dataclass(frozen=True)
 class Unweighted:
-    """A sampler's levels with the weights of uniform ones: importance sampling gone wrong."""
+    """The levels of a sampler with the weights of uniform ones, which is wrong importance sampling."""
 
     sampler: LevelSampler
 
@@ -164,7 +164,7 @@ class Unweighted:
 
 
 class _Tilted(nn.Module):
-    """z (B, n) → A z + log_snr · B z: a network of few operations."""
+    """A network of few operations: z (B, n) → A z + log_snr · B z."""
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -182,11 +182,10 @@ def c7(
     batches: int = 240,
     items: int = 1000,
 ) -> list[Check]:
-    """Sampled t: mean value and gradient of `model.loss` over those of (8) with every t: 1. `spoil` breaks the samplers.
+    """Check that the mean value and gradient of `model.loss` with sampled t, over those of (8) with every t, are 1.
 
-    Uniform, stratified and importance-weighted levels, on so many batches of the digits in black and white, T = 7, with a
-    linear network. The gradient is measured along
-    the full gradient's own direction, found on other noise.
+    Levels are uniform, stratified and importance-weighted, on batches of the digits in black and white, T = 7, with a linear network. The
+    gradient is measured along the direction of the full gradient, from other noise. `spoil` breaks the samplers.
     """
     space = binary((64,))
     x = space.encode((load("digits").tensor("train")[:items].flatten(1) > 8).long())
@@ -205,7 +204,7 @@ def c7(
     along = along / along.norm()
 
     def draws(loss: Callable[[], Tensor], n: int) -> Tensor:
-        """Values and projected gradients (2, n)."""
+        """Return values and projected gradients (2, n)."""
         out = []
         for _ in range(n):
             value = loss()

@@ -1,9 +1,9 @@
-"""Mutual information of the forward diffusion, and the nat budget of the bound (MATH §3, §4).
+"""Mutual information of data and latents, and the nat budget of the bound (MATH §3, §4).
 
 curve     I(x; z_t) along a schedule, before any training
-chain     the chain rules of a whole hierarchy, for Markov and non-Markov posteriors
-bound     upper bounds on the information of real data, from a trained denoiser's costs
-budget    each cost of the bound as information and gap
+chain     the chain rules of a hierarchy, for Markov and non-Markov posteriors
+bound     upper bounds on the information of real data, from the costs of a trained denoiser
+budget    the division of each cost of the bound into information and gap
 aggregated  I(x; z) and KL[q(z) ‖ p(z)] of a learned posterior, over the whole training set
 """
 

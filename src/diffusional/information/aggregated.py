@@ -1,20 +1,19 @@
-"""What a learned posterior tells: I(x; z) and KL[q(z) ‖ p(z)] of a VAE over its whole training set, MATH (21).
+"""I(x; z) and KL[q(z) ‖ p(z)] of the learned posterior of a VAE over its whole training set, MATH (21).
 
     E KL[q(z|x) ‖ p(z)] = I(x; z) + KL[q(z) ‖ p(z)],      q(z) = Σ_i w_i q(z|x_i), the aggregated posterior
 
-(Hoffman & Johnson 2016). For N given items q(z) is a mixture of N densities, all of them computed: no minibatch stands
-for the rest, which would bias I(x; z) by up to ln(N/B). Both parts are means over draws (x, z) of their own log-ratios,
+(Hoffman & Johnson 2016). For N given items q(z) is a mixture of N densities, all of which are computed: a minibatch of B items would
+bias I(x; z) by up to ln(N/B). Both parts are means over draws (x, z) of their own log-ratios,
 
     I(x; z) = E ln q(z|x)/q(z),      KL[q(z) ‖ p(z)] = E ln q(z)/p(z),
 
-and the left-hand side is the ledger's, by closed-form KLs. For L layers z stands for z_{1:L}.
+and the left-hand side is that of the ledger, from closed-form KL divergences. With L layers, z means z_{1:L}.
 
-Given a condition c, everything is given c: q(z|c) is the mixture over the items with that condition (all items of a class, for
-labels), and E KL[q(z|x, c) ‖ p(z|c)] = I(x; z | c) + E KL[q(z|c) ‖ p(z|c)]. Where every item has a condition of its own, I(x; z | c)
-is zero.
+With a condition c, all of them are conditional: q(z|c) is the mixture over the items with this condition (all items of a class, for
+labels), and E KL[q(z|x, c) ‖ p(z|c)] = I(x; z | c) + E KL[q(z|c) ‖ p(z|c)]. If every item has a different condition, I(x; z | c) is zero.
 
-Under a diffusion prior ln p(z) is bounded by the chain's own NELBO, so that KL[q(z) ‖ p(z)] comes as an upper bound; the
-chain's fixed posterior has an information of its own, I(z; z_1), which with N items is exact to Monte Carlo error as well.
+With a diffusion prior, ln p(z) is bounded by the chain's NELBO, and the result is an upper bound on KL[q(z) ‖ p(z)]. The information
+of the chain's fixed posterior, I(z; z_1), is also exact for N items up to Monte Carlo error.
 """
 
 import math
@@ -34,26 +33,26 @@ from diffusional.models.vae import Autoencoder, log_probs
 # A latent unit is active where its posterior mean, in standard deviations of its prior, varies by more than this over the
 # items (Burda et al. 2016, whose prior is N(0, I)).
 ACTIVE = 0.01
-# A layer that costs less than so many nats carries nothing.
+# A layer that costs less than this number of nats has collapsed.
 COLLAPSED = 0.05
-# Pairs of a draw and an item held at once.
+# Number of pairs of a draw and an item in memory at a time.
 _PAIRS = 100_000
 
 
 @dataclass(frozen=True)
 class LatentInformation:
-    """The two parts of a VAE's KL over given items, and where they lie. Estimates in nats; all are given c if `conditional`.
+    """The two parts of a VAE's KL divergence over given items. Estimates in nats, all of them conditional on c if `conditional`.
 
     Attributes:
         information: I(x; z) ≤ H(x).
-        marginal_kl: KL[q(z) ‖ p(z)]; an upper bound on it where `bounded`.
-        kl: E KL[q(z|x) ‖ p(z)], which is their sum; from closed forms, or where `bounded` from the chain's NELBO and H[q(z|x)].
-        entropy: H(x), ln N where no item occurs twice.
-        layers: E KL of each layer, the one next to x first.
-        active, units: of each layer, units whose mean under q, beside the prior's and in its standard deviations, has a variance
-            above 0.01 over the items; of how many.
-        chain: of a diffusion prior, I(z; z_1) and I(x; z_1) of its fixed posterior.
-        conditional: whether there was a condition.
+        marginal_kl: KL[q(z) ‖ p(z)], or an upper bound on it if `bounded`.
+        kl: E KL[q(z|x) ‖ p(z)], which is their sum; from closed forms, or if `bounded` from the chain's NELBO and H[q(z|x)].
+        entropy: H(x), which is ln N if no item occurs twice.
+        layers: E KL of each layer, beginning with the one next to x.
+        active, units: for each layer, the number of active units and of all units. A unit is active if its mean under q, relative to
+            that of the prior and in standard deviations of the prior, has a variance above 0.01 over the items.
+        chain: for a diffusion prior, I(z; z_1) and I(x; z_1) of its fixed posterior.
+        conditional: whether there is a condition.
     """
 
     information: Estimate
@@ -69,7 +68,7 @@ class LatentInformation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Layers that carry nothing, in words."""
+        """Sentences about collapsed layers."""
         return tuple(
             f"layer {i + 1} of {len(self.layers)} has collapsed: it costs {layer.value:.3f} nats, {active} of {units} units are active"
             for i, (layer, active, units) in enumerate(zip(self.layers, self.active, self.units, strict=True))
@@ -104,11 +103,11 @@ def aggregated(
     generator: torch.Generator | None = None,
     condition: Condition | None = None,
 ) -> LatentInformation:
-    """Return I(x; z) and KL[q(z) ‖ p(z)] over the items x (N, *space.shape), MATH (21); nats.
+    """Estimate I(x; z) and KL[q(z) ‖ p(z)] over the items x (N, *space.shape), MATH (21); nats.
 
-    `samples` pairs (x, z) are drawn, each item as often as any other (to one); every one of them meets all N posteriors. With a
-    `condition`, a tensor (N, …) or a dict of such tensors, all numbers are given c: I(x; z | c) and E KL[q(z|c) ‖ p(z|c)], with q(z|c)
-    over the items that have the same condition.
+    `samples` pairs (x, z) are drawn, with all items equally often (up to one); each of them is evaluated under all N posteriors. With a
+    `condition`, a tensor (N, …) or a dict of such tensors, all results are conditional: I(x; z | c) and E KL[q(z|c) ‖ p(z|c)], with
+    q(z|c) over the items that have the same condition.
 
     Raises DiffusionalError for a model without a learned posterior, items that the space refuses, and a condition without a row for
     every item.
@@ -126,7 +125,7 @@ def aggregated(
     learned = model.learned_posterior()
     if learned is None:
         raise DiffusionalError(
-            f"a {type(model).__name__} came, whose posterior is fixed: information.curve has its I(x; z_t)"
+            f"expected a model with a learned posterior, got a {type(model).__name__}: use information.curve for the I(x; z_t) of a fixed one"
         )
     if (not learned.prior.normal) if learned.chain is None else len(learned.latents) > 1:
         raise DiffusionalError(
@@ -134,11 +133,13 @@ def aggregated(
             f"{type(learned.prior).__name__}; KL[q(z) ‖ p(z)] is not computed for it"
         )
     if samples < 2:
-        raise DiffusionalError(f"samples={samples} came; give at least 2, their spread tells the error")
+        raise DiffusionalError(
+            f"expected samples to be at least 2, from whose spread the error is estimated, got {samples}"
+        )
     model.space.check(x)
     check_condition(condition, len(x))
     device = device_of(model, x)
-    # Noise is drawn where the model is, by a stream of the generator's.
+    # Noise is drawn on the device of the model, from a stream of the generator.
     seed = int(torch.randint(2**62, (), generator=generator))
     with evaluation_mode(model):
         return _aggregated(
@@ -167,7 +168,7 @@ def _aggregated(
     # The weight of an item among those with its condition.
     of_group = counts.new_zeros(int(group.max()) + 1).index_add(0, group, counts)
     within = counts.double() / of_group[group]
-    # Whole rounds over the items and a random rest: stratified.
+    # Stratified: complete rounds over the items, and a random remainder.
     order = torch.cat([torch.randperm(n, generator=on_cpu) for _ in range(-(-samples // n))])[:samples].to(x.device)
     own = where[order]
     noise = torch.empty(samples, sum(model.latents), dtype=x.dtype, device=x.device).normal_(generator=generator)
@@ -179,7 +180,7 @@ def _aggregated(
         drawn = model.infer(items[own[rows]], noise[rows], mine)
         every = model.log_posteriors(encoded, drawn.z)
         log_weights = within.log().where(group[own[rows], None] == group, -math.inf)
-        # Its own density is the mixture's own entry, to the last bit: I(x; z) ≤ H(x) in every draw.
+        # q(z|x) is exactly the entry of the mixture, so that I(x; z) ≤ H(x) in every draw.
         log_q = every.gather(1, own[rows, None]).squeeze(1)
         log_aggregate = torch.logsumexp(every + log_weights, 1)
         layers = torch.stack([q.kl(p).double() for q, p in zip(drawn.q, drawn.p, strict=True)], 1)
@@ -223,9 +224,9 @@ def _groups(condition: Condition | None, n: int) -> Tensor:
 
 
 def _estimate(values: Tensor, item: Tensor, n: int) -> Estimate:
-    """Return mean over draws of (x, z) of the n items, one after the other. The items are all there are: only their draws vary.
+    """Return the mean over draws of (x, z) of the n items, one after the other. The set of items is fixed, and only draws vary.
 
-    From two draws of each on, the error is that within items, and that of which items the last round met.
+    With at least two draws of each item, the error is that within items, plus that of the choice of items in the last round.
     """
     draws = len(values)
     count = torch.bincount(item, minlength=n).double()
@@ -241,7 +242,7 @@ def _estimate(values: Tensor, item: Tensor, n: int) -> Estimate:
 
 
 def _shifts(model: Autoencoder, items: Tensor, condition: Condition | None) -> list[Tensor]:
-    """Return (μ_q − μ_p)/σ_p of each layer (N, n_l), layers below the top at the means of those above: what q moves beside its prior."""
+    """Return (μ_q − μ_p)/σ_p of each layer (N, n_l), with lower layers at the means of the ones above: the shift of q relative to the prior."""
     drawn = model.infer(items, items.new_zeros(len(items), sum(model.latents)), condition)
     return [(q.mean - p.mean) / p.std for q, p in zip(drawn.q, drawn.p, strict=True)]
 
@@ -260,7 +261,7 @@ def _chain_cost(model: Autoencoder, z: Tensor, generator: torch.Generator, condi
 def _chain_information(
     model: Autoencoder, q: Gaussian, own: Tensor, z: Tensor, log_weights: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return log-ratios of the chain's first latent w = α z + σ ε: ln q(w|z)/q(w), and ln q(w|x)/q(w). All are Gaussian mixtures."""
+    """Return the log-ratios of the chain's first latent w = α z + σ ε: ln q(w|z)/q(w), and ln q(w|x)/q(w). All are Gaussian mixtures."""
     assert model.chain is not None
     costs = model.chain.affine
     if costs is None:

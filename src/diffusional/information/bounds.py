@@ -1,11 +1,12 @@
-"""What a trained denoiser says about the information of real data: upper bounds, by I–MMSE (MATH (15)).
+"""Upper bounds on the information of real data from a trained denoiser, by I–MMSE (MATH (15)).
 
     I(x; z_s) − I(x; z_t) ≤ ½ (SNR_s − SNR_t) E ‖x − x̂(z_t)‖² = KL_s        one step, posterior variance
-    I(x; z_s) ≤ Σ_{t ≥ s, t < T} KL_t + KL_T                                 the chain (13), cumulated
+    I(x; z_s) ≤ Σ_{t ≥ s, t < T} KL_t + KL_T                                 the chain (13), summed
 
-for any denoiser; given a condition c, of I(x; z_t | c), which for a c that is a function of x is I(x; z_t) − I(c; z_t). What is not the information is the gap of (17), (18), which training makes smaller. With the transition
-variance KL_s is larger, and by (17) still a bound. In continuous time a cell's cost bounds the information lost across it.
-The items' own empirical distribution obeys these bounds, and so does what they were drawn from, in expectation.
+for any denoiser. With a condition c these are bounds on I(x; z_t | c), which for a c that is a function of x is I(x; z_t) − I(c; z_t).
+The difference from the information is the gap of (17), (18), which training reduces. With the transition variance KL_s is larger, and by
+(17) still a bound. In continuous time, the cost of a cell bounds the information lost across it. The bounds hold for the empirical
+distribution of the items, and in expectation for the distribution that they were drawn from.
 """
 
 import math
@@ -26,15 +27,15 @@ from diffusional.models.diffusion import DiffusionModel
 
 @dataclass(frozen=True, eq=False)
 class InformationBound:
-    """Upper bounds in nats; none of these numbers is an information.
+    """Upper bounds on mutual information, in nats.
 
     They are bounds of I(x; z_t), or of I(x; z_t | c) if `conditional`.
 
     Attributes:
         level: t (C + 1,) at the edges of cells of levels, from 1 to T; in continuous time u.
-        gamma: γ (C + 1,) there.
-        increment_bound, increment_bound_error: (C,) at least I(x; z_s) − I(x; z_t) across each cell, with its error.
-        information_bound, information_bound_error: (C + 1,) at least I(x; z_t) at each edge, with its error.
+        gamma: γ (C + 1,) at these levels.
+        increment_bound, increment_bound_error: (C,) an upper bound on I(x; z_s) − I(x; z_t) across each cell, with its error.
+        information_bound, information_bound_error: (C + 1,) an upper bound on I(x; z_t) at each edge, with its error.
     """
 
     level: Tensor
@@ -62,11 +63,11 @@ def bound(
     """Return upper bounds on I(x; z_t) from a model's costs on its data; with a condition c, on I(x; z_t | c).
 
     Args:
-        data: an `Evaluation` of this model at its own T, whose costs are taken as they are; or encoded items (N, *shape), of
-            which `samples` draws are made, each visiting every one of `cells` cells of levels.
+        data: an `Evaluation` of this model at its own T, whose costs are used; or encoded items (N, *shape), of which `samples` draws
+            are made, each of them at one level in each of `cells` cells.
         condition: for encoded items and a conditional model, a tensor (N, …) or a dict of such tensors. An `Evaluation` has its own.
 
-    Raises DiffusionalError for a model that is no `DiffusionModel`, if the evaluation is of another T, for a condition with an evaluation, and for one without a row for every
+    Raises DiffusionalError for a model that is not a `DiffusionModel`, if the evaluation is of another T, for a condition with an evaluation, and for one without a row for every
     item.
 
     >>> from diffusional import Continuous, exact, likelihood, schedule
@@ -93,7 +94,7 @@ def bound(
     some = torch.randint(len(data), (samples,), generator=generator)
     (drawn,) = cost_draws([model], data[some], edges, generator, rows_of(condition, some))
     costs = Draws(drawn[:, 1 : len(edges)])
-    # From the noisy end: KL_T, then every cell before it.
+    # From the noisiest level: KL_T, then every cell before it.
     prior = drawn[:, len(edges) : len(edges) + 1]
     total = Draws(torch.cat([prior, costs.values.flip(1)], 1).cumsum(1).flip(1))
     return InformationBound(
@@ -106,13 +107,13 @@ def _evaluated(model: DiffusionModel, evaluation: Evaluation) -> InformationBoun
     last = 1 if model.levels is None else model.levels + 1
     if edges.is_floating_point() != (model.levels is None) or not math.isclose(float(edges[-1]), last):
         raise DiffusionalError(
-            f"an evaluation whose levels end at {edges[-1].item():g} came for a model with T = {model.steps or '∞'}; "
+            f"expected an evaluation with levels up to T = {model.steps or '∞'} of the model, got one up to {edges[-1].item():g}: "
             "evaluate it at its own T, or regrid the model"
         )
     prior, whole = evaluation.terms["prior"], evaluation.terms["kl"]
     kl, error = evaluation.levels_kl.double(), evaluation.levels_error.double()
     variance = error.square().flip(0).cumsum(0).flip(0)
-    if float(variance[0]) > 0:  # cells share items: as wide in sum as the evaluation says
+    if float(variance[0]) > 0:  # cells share items: scaled so that the sum has the error of the evaluation
         variance = variance * (whole.error**2 / variance[0])
     zero = torch.zeros(1, dtype=torch.float64)
     total = torch.cat([kl.flip(0).cumsum(0).flip(0), zero]) + prior.value

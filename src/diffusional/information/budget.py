@@ -1,17 +1,17 @@
-"""The nat budget: each cost of the bound split into information, which no training can change, and a gap (MATH (17)–(20)).
+"""The nat budget: each cost of the bound is the sum of information, which training cannot change, and a gap (MATH (17)–(20)).
 
     KL_t = I(x; z_t | z_{t+1}) + E KL[q(z_t|z_{t+1}) ‖ p(z_t|z_{t+1})]
     KL_T = I(x; z_T)           + KL[q(z_T) ‖ p(z_T)]
     −RE  = H(x | z_1)          + E KL[q(x|z_1) ‖ p(x|z_1)]
     −ELBO = H(x) + Σ gaps
 
-In an exact world the three columns are computed apart: costs from the model's own KLs, informations from the marginals
-q(z_t), gaps from the conditional densities, by Bayes' rule on q(z_t) q(z_{t+1}|z_t) and draws of (z_t, z_{t+1}); in continuous
-time gaps are ½ ∫ γ' E‖ε̂* − ε̂‖² du, ε̂* the optimal prediction. Gaussian data under a denoiser that is affine in z have all
-three in closed form. That they add up is then a finding, not a definition.
+For an exact world the three columns are computed independently: costs from the model's KL divergences, informations from the marginals
+q(z_t), and gaps from the conditional densities, by Bayes' rule on q(z_t) q(z_{t+1}|z_t) and draws of (z_t, z_{t+1}). In continuous time
+gaps are ½ ∫ γ' E‖ε̂* − ε̂‖² du, with ε̂* the optimal prediction. For Gaussian data and a denoiser that is affine in z, all three are in
+closed form. Their sum is therefore a test of the identity.
 
-Real data have no known information: there the gap is *relative to a reference* denoiser, under the same items, levels and
-noise, so that the difference is known much better than the costs.
+The information in real data is unknown. For these, the gap is *relative to a reference* denoiser, with the same items, levels and noise,
+so that the error of the difference is much smaller than that of the costs.
 """
 
 import math
@@ -46,13 +46,13 @@ from diffusional.models.likelihood import LevelPosterior, NetworkLevels
 from diffusional.shapes import sum_dims
 from diffusional.space import Discrete
 
-# Latents held at once, in numbers.
+# Number of values of latents in memory at a time.
 _NUMBERS = 4_000_000
 
 
 @dataclass(frozen=True)
 class Nats:
-    """A number of nats and its standard error; zero where it is exact."""
+    """A number of nats and its standard error, which is zero for exact values."""
 
     value: float
     error: float
@@ -64,7 +64,7 @@ class Nats:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One cost: `base` is the information in it, or the reference's cost; `gap` is what training can reduce."""
+    """One cost: `base` is its information, or the cost of the reference; `gap` is the part that training can reduce."""
 
     name: str
     cost: Nats
@@ -73,7 +73,7 @@ class BudgetRow:
 
     @property
     def residual(self) -> Nats:
-        """cost − base − gap: zero within its error, MATH (17)–(20), where the three are computed apart."""
+        """cost − base − gap, which is zero within its error, MATH (17)–(20), if the three are computed independently."""
         error = math.sqrt(self.cost.error**2 + self.base.error**2 + self.gap.error**2)
         return Nats(self.cost.value - self.base.value - self.gap.value, error)
 
@@ -89,9 +89,9 @@ class BudgetRow:
 
 @dataclass(frozen=True)
 class NatBudget:
-    """Reconstruction, the KLs from clean to noisy, prior, and further terms; `total` is the NELBO, H(x) and Σ gaps.
+    """Reconstruction, the KL divergences from the least noisy level on, prior, and further terms; `total` is the NELBO, H(x) and Σ gaps.
 
-    `relative_to` names the reference of the gaps; empty where the informations themselves are known. Nats throughout.
+    `relative_to` is the name of the reference of the gaps, or empty if the informations are known. All values are in nats.
     """
 
     rows: tuple[BudgetRow, ...]
@@ -122,18 +122,18 @@ def budget(
     generator: torch.Generator | None = None,
     condition: Condition | None = None,
 ) -> NatBudget:
-    """Where the nats of a model's bound go.
+    """Divide each cost of a model's bound into information and gap.
 
     Args:
         data: an exact world, whose informations are known; or encoded items (N, *shape), which need a reference.
-        reference: gaps are relative to this: another model on the same γ grid, a denoiser, or a world's optimal denoiser,
-            such as `exact.Finite(train)`, which costs least of all on its own points.
-        cells: into how many cells of levels the KLs are gathered; each level has its own where there are no more.
-        samples: draws for each column, each of `cells` + 1 network evaluations.
-        condition: for encoded items, a tensor (N, …) or a dict of such tensors, which both the model and the reference get.
+        reference: the gaps are relative to this: another model on the same γ grid, a denoiser, or the optimal denoiser of a world, such
+            as `exact.Finite(train)`, which has the smallest possible costs on its own points.
+        cells: the number of cells of levels in which KL divergences are summed; with fewer levels, each level is a cell.
+        samples: the number of draws for each column; each takes `cells` + 1 network evaluations.
+        condition: for encoded items, a tensor (N, …) or a dict of such tensors, which is given to both the model and the reference.
 
-    Raises DiffusionalError for a model that is no `DiffusionModel`, for data without a reference, for a condition with an exact world (whose items have none) or without a row
-    for every item, for a reference on another grid or space, for a decoder that is no
+    Raises DiffusionalError for a model that is not a `DiffusionModel`, for data without a reference, for a condition with an exact world
+    (whose items have none) or without a row for every item, for a reference on another grid or space, and for a decoder that is not a
     distribution over the world's data (a density for points, a mass function for densities).
 
     >>> from diffusional import Continuous, likelihood, schedule
@@ -157,8 +157,8 @@ def budget(
         return _relative(model, other, name, data, edges, samples, generator, condition)
     if isinstance(data, Tensor):
         raise DiffusionalError(
-            "data came without a reference; their information is not known. Give reference=another model or denoiser, or "
-            "exact.Finite(data) in place of data, the world of these points alone"
+            "expected a reference for data, whose information is unknown, got none. Give reference=another model or denoiser, or "
+            "exact.Finite(data) instead of data, for the empirical distribution of these points"
         )
     return _exact(model, data, edges, samples, generator)
 
@@ -185,12 +185,14 @@ def _assembled(
 def _reference(model: DiffusionModel, reference: DiffusionModel | Denoiser | exact.World) -> tuple[DiffusionModel, str]:
     if not isinstance(reference, exact.World | Denoiser):
         if reference.space != model.space:
-            raise DiffusionalError(f"a reference over {reference.space} came for a model over {model.space}")
+            raise DiffusionalError(
+                f"expected a reference over {model.space}, the space of the model, got {reference.space}"
+            )
         if reference.steps != model.steps or not torch.allclose(
             *(edge_gammas(m, cell_edges(m, 1000)) for m in (model, reference)), rtol=1e-9
         ):
             raise DiffusionalError(
-                "a reference on another grid of γ came; costs of levels compare only where the levels are the same"
+                "expected a reference with the same grid of γ, got another one: costs can only be compared at the same levels"
             )
         return reference, "the reference model"
     name = "the reference denoiser"
@@ -229,7 +231,7 @@ def _relative(
     return _assembled(names, columns, totals, name, model.space.dimensions, samples)
 
 
-# In an exact world.
+# For an exact world.
 
 
 def _exact(
@@ -238,12 +240,14 @@ def _exact(
     finite = isinstance(world, exact.Finite)
     if finite != isinstance(model.space, Discrete):
         raise DiffusionalError(
-            "points came with a decoder that is a density, under which they have no finite gap: use a discrete space"
+            "expected a decoder of levels for points, which have no finite gap under a density, got a density: use a discrete space"
             if finite
-            else "a world with a density came with a decoder of levels: use a continuous space, or exact.Finite points"
+            else "expected a density as the decoder for a world with a density, got a decoder of levels: use a continuous space, or exact.Finite"
         )
     if model.space.dimensions != world.dimensions:
-        raise DiffusionalError(f"a world of D = {world.dimensions} came for a model over {model.space}")
+        raise DiffusionalError(
+            f"expected a world over the {model.space.dimensions} dimensions of the model, got D = {world.dimensions}"
+        )
     information, entropy = informations(world, edge_gammas(model, edges), samples, generator)
     left = entropy.values - information.values[:, :1]
     base = Draws(torch.cat([left, information.steps().values, information.values[:, -1:]], 1))
@@ -256,7 +260,7 @@ def _exact(
     else:
         cost, gap = exactly(closed.cost), exactly(closed.gap)
     extra = model.extra(torch.zeros(1, *model.space.shape, dtype=torch.float64))
-    if extra:  # a Jacobian is entropy of the original units: no gap
+    if extra:  # a Jacobian is part of the entropy in the original units, and has no gap
         known = torch.stack([value.cpu() for value in extra.values()], 1)
         base = Draws(torch.cat([base.values, known.expand(len(base.values), -1)], 1))
         gap = Draws(torch.cat([gap.values, torch.zeros(len(gap.values), known.shape[1], dtype=torch.float64)], 1))
@@ -294,7 +298,7 @@ def _gaps(
 
 
 def _prior_gap(world: exact.World, x: Tensor, gamma: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return draws of ln q(z_T) − ln p(z_T) (n, 1), less what is linear in ε and in squares, whose means are known."""
+    """Return draws of ln q(z_T) − ln p(z_T) (n, 1), minus terms that are linear in ε and in squares, whose means are known."""
     noise = torch.empty_like(x).normal_(generator=generator)
     z = diffuse(x, gamma, noise)
     log_p = Gaussian(torch.zeros_like(z), torch.zeros((), dtype=z.dtype)).log_prob(z)

@@ -1,16 +1,16 @@
-"""The chain rules of a whole hierarchy, each information on its own, for any fixed posterior (MATH (11)–(14)).
+"""The chain rules of a hierarchy for any fixed posterior, with each information computed separately (MATH (11)–(14)).
 
-    I(x; z_{1:T}) = Σ_t I(x; z_t | z_{1:t−1})                      forward: every term but the first vanishes for a Markov chain
+    I(x; z_{1:T}) = Σ_t I(x; z_t | z_{1:t−1})                      forward: all terms except the first vanish for a Markov chain
                   = I(x; z_T) + Σ_{t<T} I(x; z_t | z_{t+1})        backward: MATH (13), for a Markov chain
 
-Nothing here assumes the Markov property, so that (12) is a finding: informations are those of the densities that the process
-declares, q(z_t|x) and q(z_t|z_{t+1},x), of which every pair and every history is made given x,
+The Markov property is not assumed, so that (12) is tested: informations are computed from the densities of the process, q(z_t|x) and
+q(z_t|z_{t+1},x), which determine those of all pairs and histories given x,
 
     q(z_{1:t}|x) = q(z_t|x) Π_{s<t} q(z_s|z_{s+1},x).
 
-For points x_1 … x_N, I(x; A | B) = E[ln p(x|A,B) − ln p(x|B)], with p(x_i|A) ∝ w_i q(A|x_i): exact given the latents, averaged
-over walked paths. For Gaussian data all of it is log-determinants of the joint covariance of (x, z_1 … z_T). The path's own
-information comes from the densities of the walk forward, q(z_t|z_{t−1},x): another road to the same number.
+For points x_1 … x_N, I(x; A | B) = E[ln p(x|A,B) − ln p(x|B)], with p(x_i|A) ∝ w_i q(A|x_i): this is exact given the latents, and
+averaged over sampled paths. For Gaussian data, all informations are log-determinants of the joint covariance of (x, z_1 … z_T). The
+information of the path is computed from the forward densities q(z_t|z_{t−1},x), which is an independent way to the same number.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from diffusional.gaussian import Gaussian
 from diffusional.information.draws import Draws, exactly
 from diffusional.information.finite import check_samples
 
-# Numbers of one (paths × points × dimensions) block.
+# Number of values of one (paths × points × dimensions) block.
 _CHUNK = 8_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Informations of x with the latents of a chain, nats, each with its error, all on the same draws.
+    """Mutual informations of x and the latents of a chain, in nats, with errors, all from the same draws.
 
     Attributes:
         marginal: I(x; z_t), t = 1 … T.
@@ -57,7 +57,7 @@ def chain(
 ) -> Chain:
     """Return every information of MATH (11)–(14) for points (N, *shape), or for Gaussian data in closed form.
 
-    For data of a few hundred points and short chains: each path meets every point at every level, in float64. Raises
+    It is for a few hundred points and short chains, since each path is evaluated under every point at every level, in float64. Raises
     DiffusionalError for continuous time, for worlds of other kinds, and for points that are not finite.
 
     >>> from diffusional import schedule
@@ -71,15 +71,15 @@ def chain(
     True
     """
     if process.steps is None:
-        raise DiffusionalError("a process in continuous time came; a chain has T latents: regrid(steps=T)")
+        raise DiffusionalError("expected a process with T latents, got one in continuous time: use regrid(steps=T)")
     if isinstance(data, exact.Gaussian):
         return _gaussian(data, process)
     if isinstance(data, exact.World) and not isinstance(data, exact.Finite):
-        raise DiffusionalError(f"a {type(data).__name__} world came; chains are for points and for exact.Gaussian")
+        raise DiffusionalError(f"expected points, exact.Finite or exact.Gaussian, got {type(data).__name__}")
     check_samples(samples)
     world = data if isinstance(data, exact.Finite) else exact.Finite(data)
     if not bool(torch.isfinite(world.points).all()):
-        raise DiffusionalError("points came that are not finite; correct or drop them")
+        raise DiffusionalError("expected finite points, got values that are not: correct or drop them")
     rows = max(1, _CHUNK // world.points.numel())
     index = torch.multinomial(world.weights, samples, replacement=True, generator=generator)
     parts = [_paths(world, process, own, generator) for own in index.split(rows)]
@@ -89,10 +89,10 @@ def chain(
 def _paths(
     world: exact.Finite, process: GaussianDiffusion, own: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, ...]:
-    """Return marginal (n, T), backward, forward, history (n, T−1) and path (n, 1) of one walked path for every point in `own`."""
+    """Return marginal (n, T), backward, forward, history (n, T−1) and path (n, 1) of one sampled path for every point in `own`."""
     n, points, steps = len(own), len(world.points), process.schedule.grid().shape[0]
     path = process.sample_path(world.points[own], generator)  # (T, n, D)
-    # Every latent beside every point, (n · N, D): rows i N + j are latent i under point j.
+    # All pairs of a latent and a point, (n · N, D): row i N + j is latent i under point j.
     x = world.points.repeat(n, 1)
     latents = [z.repeat_interleave(points, 0) for z in path]
 
@@ -129,10 +129,10 @@ def _forward(process: GaussianDiffusion, z: Tensor, t: int, x: Tensor) -> Gaussi
 
 
 def _gaussian(world: exact.Gaussian, process: GaussianDiffusion) -> Chain:
-    """By log-determinants in every eigendirection; I(x; A) = ½ [ln det Cov A − ln det Cov(A|x)]."""
+    """Return the informations of Gaussian data, from log-determinants in every eigendirection: I(x; A) = ½ [ln det Cov A − ln det Cov(A|x)]."""
     zero, one = (torch.full((1, 1), v, dtype=torch.float64) for v in (0.0, 1.0))
     steps = process.schedule.grid().shape[0]
-    # Each latent as a row of coefficients on (x, e_1 … e_T), by the process's own steps back from z_T, in units of σ_t.
+    # Each latent as a row of coefficients on (x, e_1 … e_T), by the backward steps of the process from z_T, in units of σ_t.
     rows = torch.zeros(steps, steps + 1, dtype=torch.float64)
     last = process.marginal(one, steps)
     rows[-1, 0], rows[-1, -1] = last.mean.squeeze(), last.std.squeeze()
@@ -162,7 +162,7 @@ def _gaussian(world: exact.Gaussian, process: GaussianDiffusion) -> Chain:
 
 
 def _walk(process: GaussianDiffusion, steps: int) -> tuple[Tensor, Tensor]:
-    """Return cov(z_{1:T}|x) and what a unit of Var x adds to it, by the steps forward, q(z_t|z_{t−1},x), in units of σ_t."""
+    """Return Cov(z_{1:T}|x) and its change per unit of Var x, by the forward steps q(z_t|z_{t−1},x), in units of σ_t."""
     zero, one = (torch.full((1, 1), v, dtype=torch.float64) for v in (0.0, 1.0))
     rows = torch.zeros(steps, steps + 1, dtype=torch.float64)
     first = process.marginal(one, 1)

@@ -1,11 +1,11 @@
 """The nat budget of Gaussian data under a denoiser that is affine in z, in closed form (MATH (17)–(20)).
 
-With x̂ = J z + c and q(z_s|z_t) = N(m + G (z_t − α_t μ), Q), whose covariance is full, and p(z_s|z_t) = N(A z_t + B x̂, v I),
+For x̂ = J z + c, q(z_s|z_t) = N(m + G (z_t − α_t μ), Q) with a full covariance, and p(z_s|z_t) = N(A z_t + B x̂, v I),
 
-    E KL[q ‖ p] = ½ [ tr Q/v − D − ln det Q/v + (tr K S_t Kᵀ + ‖d‖²)/v ],     K = G − A − B J,   d the difference of the mean means
+    E KL[q ‖ p] = ½ [ tr Q/v − D − ln det Q/v + (tr K S_t Kᵀ + ‖d‖²)/v ],     K = G − A − B J,   d the difference of the averages of the means
 
-and S_t = α_t² C + σ_t² I. The decoder N(x̂, s² I) and the prior N(0, I) go the same way. The costs come from E‖x − x̂‖² alone.
-Covariances are handled as matrices: nothing here is shared with the eigenvalue formulas of `exact`.
+and S_t = α_t² C + σ_t² I. The decoder N(x̂, s² I) and the prior N(0, I) are treated in the same way. The costs depend only on
+E‖x − x̂‖². Covariances are matrices here, independently of the eigenvalue formulas of `exact`.
 """
 
 import itertools
@@ -33,7 +33,7 @@ class Closed:
 
 @dataclass(frozen=True, eq=False)
 class _Affine:
-    """x̂ = J z + c at one level, with the moments of z there: α, σ², mean α μ, covariance S."""
+    """x̂ = J z + c at one level, with the moments of z at that level: α, σ², mean α μ, covariance S."""
 
     matrix: Tensor
     offset: Tensor
@@ -43,7 +43,7 @@ class _Affine:
 
 
 def closed_form(model: DiffusionModel, world: exact.Gaussian, edges: Tensor) -> Closed | None:
-    """Return costs and gaps, or None where time is continuous, the variance learned, the decoder no Gaussian or the denoiser not affine."""
+    """Return costs and gaps; None if time is continuous, the variance learned, the decoder not Gaussian, or the denoiser not affine."""
     if model.steps is None or model.variance == "learned" or not isinstance(model.likelihood, GaussianLikelihood):
         return None
     mu, vectors = world.means[0], world.eigenvectors[0]
@@ -71,7 +71,7 @@ def closed_form(model: DiffusionModel, world: exact.Gaussian, edges: Tensor) -> 
 
 
 def _probe(model: DiffusionModel, gamma: Tensor, mu: Tensor, covariance: Tensor) -> _Affine | None:
-    """Return J and c from z = 0 and the unit vectors; None unless another z agrees."""
+    """Return J and c from z = 0 and the unit vectors; None if the output at another z disagrees."""
     d = len(mu)
     z = torch.cat([torch.zeros(1, d), torch.eye(d), torch.linspace(-1.9, 2.3, d).reshape(1, -1)]).double()
     seen = z.reshape(-1, *model.space.shape).to(like_model(model))

@@ -1,7 +1,7 @@
-"""Draws of every cost of MATH (8), level cell by level cell, for one model or for several under the same noise.
+"""Draws of every cost of MATH (8), for each cell of levels, for one or several models with the same noise.
 
-The levels are cut into cells, and each draw visits one random level in every cell, weighted by how many it stands for
-(MATH (22)): a draw costs as many network evaluations as there are cells, whatever T, and its sum is an unbiased NELBO.
+The levels are divided into cells, and each draw visits one random level in every cell, weighted by the size of the cell (MATH (22)). A
+draw takes as many network evaluations as there are cells, whatever T is, and its sum is an unbiased draw of the NELBO.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def check_diffusion(model: LatentVariableModel) -> None:
 
 
 def cell_edges(model: DiffusionModel, cells: int) -> Tensor:
-    """Return first level of each cell, and T (C + 1,) int64: one level each where there are no more; in continuous time edges in u.
+    """Return the first level of each cell, and T, (C + 1,) int64, with at most one cell per level; in continuous time, edges in u.
 
     >>> from diffusional import Continuous, exact, likelihood, schedule
     >>> from diffusional.forward import GaussianDiffusion
@@ -45,7 +45,7 @@ def cell_edges(model: DiffusionModel, cells: int) -> Tensor:
     ([1, 4, 7, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     """
     if isinstance(cells, bool) or not isinstance(cells, int) or cells < 1:
-        raise DiffusionalError(f"cells={cells!r} came; cut the levels into at least 1")
+        raise DiffusionalError(f"expected cells to be at least 1, got {cells!r}")
     if model.levels is None:
         return torch.linspace(0, 1, cells + 1, dtype=torch.float64)
     return torch.linspace(1, model.levels + 1, min(cells, model.levels) + 1, dtype=torch.float64).round().long()
@@ -59,7 +59,7 @@ def edge_gammas(model: DiffusionModel, edges: Tensor) -> Tensor:
 
 
 def visit(edges: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Return a level (n, C) in each cell, uniform, and the weight of each cell (C,)."""
+    """Return a uniformly drawn level (n, C) in each cell, and the weight of each cell (C,)."""
     width = (edges[1:] - edges[:-1]).double()
     at = torch.rand(n, len(width), generator=generator, dtype=torch.float64) * width
     return edges[:-1] + (at if edges.is_floating_point() else at.long()), width
@@ -72,7 +72,7 @@ def like_model(model: DiffusionModel) -> Tensor:
 
 @contextmanager
 def at_rest(models: Sequence[DiffusionModel]) -> Iterator[None]:
-    """Without dropout and without gradients."""
+    """Disable dropout and gradients within the block."""
     with evaluation_mode(*models), torch.no_grad():
         yield
 
@@ -86,7 +86,7 @@ def cost_draws(
 ) -> list[Tensor]:
     """Return reconstruction, one KL per cell, prior and further terms of every item, (n, 1 + C + 1 + …) nats, float64.
 
-    The models see the same items, conditions (n, …), levels and noise.
+    The models are evaluated with the same items, conditions (n, …), levels and noise.
     """
     check_samples(len(x))
     device = like_model(models[0]).device

@@ -1,12 +1,12 @@
-"""I(x; z_t) along a schedule: what the latents know of x, before any training (MATH (12), (13), (16)).
+"""The mutual information I(x; z_t) along a schedule, which does not depend on training (MATH (12), (13), (16)).
 
     I(x; z_1) = I(x; z_T) + Σ_{t<T} I(x; z_t | z_{t+1}),      I(x; z_t | z_{t+1}) = I(x; z_t) − I(x; z_{t+1}) ≥ 0        MATH (13)
 
-Where noise has to be drawn, every draw is a *ray*: one item and one ε for all levels, z_t = α_t x + σ_t ε. Each marginal
-q(z_t|x) is right, which is all that (13) asks of them, and neighbouring levels see nearly the same latent: an increment's
-error shrinks with the increment, where on a walked path it would shrink with its square root. The increments are
-differences on the same rays, so they close the chain exactly. The parts that are linear in ε·x, ‖x‖² and, if points repeat, ln w (w the
-point's share) are subtracted from each draw, since their means are known: at the noisy end only the information remains.
+If noise has to be drawn, every draw is a *ray*: one item and one ε for all levels, z_t = α_t x + σ_t ε. Each marginal q(z_t|x) is
+correct, which is sufficient for (13), and neighbouring levels have almost the same latent: the error of an increment is proportional to
+the increment, whereas for a sampled path it would be proportional to its square root. The increments are differences on the same rays,
+so that their sum is exact. Terms that are linear in ε·x, ‖x‖² and, if points repeat, ln w (w the point's share) are subtracted from each
+draw, since their means are known: at high noise only the information remains.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from diffusional.ledger import Estimate
 from diffusional.schedule import Schedule
 from diffusional.shapes import sum_dims
 
-# Rays of one block, more of them where points are few: what `progress` counts.
+# Number of rays of one block, more of them if there are few points; `progress` counts these.
 _ROWS, _BLOCK = 256, 1_000_000
-# Rays from which slopes are fitted to the controls.
+# Number of rays from which the coefficients of the controls are fitted.
 _STEADY_FROM = 30
 
 Progress = Callable[[int, int], None]
@@ -38,13 +38,13 @@ class Curve:
     """I(x; z_t), nats, at levels t (L,) of a schedule, rising from z_1 to z_T; in continuous time `level` is u in [0, 1].
 
     Attributes:
-        gamma: γ (L,) there.
-        information, error: I(x; z_t) (L,) and its standard error, zero where it is known exactly.
-        increment, increment_error: I(x; z_s | z_t) (L − 1,) from each level t to the shown one before it, s < t, with errors
-            of their own; they add up to I(x; z_1) − I(x; z_T) exactly.
+        gamma: γ (L,) at these levels.
+        information, error: I(x; z_t) (L,) and its standard error, which is zero if it is known exactly.
+        increment, increment_error: I(x; z_s | z_t) (L − 1,) from each level t to the shown level s < t before it, with errors; the
+            increments add up to I(x; z_1) − I(x; z_T) exactly.
         entropy: H(x), ln N for N distinct points.
-        remaining: H(x | z_1) = H(x) − I(x; z_1), what is left for the decoder.
-        samples: rays drawn; 0 where none were needed.
+        remaining: H(x | z_1) = H(x) − I(x; z_1), the remaining entropy for the decoder.
+        samples: the number of rays; 0 if none were needed.
     """
 
     level: Tensor
@@ -58,7 +58,7 @@ class Curve:
     samples: int
 
     def lost(self, share: float) -> float:
-        """Return the level t (or u) by which this share of I(x; z_1) is gone, linear between levels; the last where it never is.
+        """Return the level t (or u) by which this share of I(x; z_1) is lost, interpolated linearly; the last level if it never is.
 
         >>> from diffusional import schedule
         >>> world = Gaussian(torch.zeros(1), torch.eye(1))
@@ -66,7 +66,7 @@ class Curve:
         0.25
         """
         if not 0 < share < 1:
-            raise DiffusionalError(f"share={share} came; give a part between 0 and 1")
+            raise DiffusionalError(f"expected share between 0 and 1, got {share}")
         target = (1 - share) * float(self.information[0])
         below = (self.information <= target).nonzero().flatten()
         if not len(below):
@@ -78,8 +78,10 @@ class Curve:
         return left + (right - left) * (high - target) / (high - low)
 
     def wasted(self, share: float = 0.01) -> tuple[float, float]:
-        """Return parts of the schedule, as parts of its levels, that hardly touch the information: at the clean end before `share`
-        of I(x; z_1) is gone, and at the noisy end after all but `share` of it is.
+        """Return the fractions of levels that hardly change the information.
+
+        They are the fraction at the low-noise end before `share` of I(x; z_1) is lost, and that at the high-noise end after all except
+        `share` of it is lost.
 
         >>> from diffusional import schedule
         >>> clean, noisy = curve(Finite(torch.tensor([[-1.0], [1.0]])), schedule.log_snr_linear(-9.0, 9.0)).wasted()
@@ -91,7 +93,7 @@ class Curve:
         return (early - first) / (last - first), (last - late) / (last - first)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready record; what `diffusional information --json` writes."""
+        """Return a JSON-ready record, which `diffusional information --json` writes."""
         return {
             "level": self.level.tolist(),
             "gamma": self.gamma.tolist(),
@@ -114,14 +116,14 @@ def curve(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Curve:
-    """Return I(x; z_t) at `levels` levels of a schedule, evenly spread over t from z_1 to z_T; None shows all T.
+    """Compute I(x; z_t) at `levels` levels of a schedule, evenly spaced in t from z_1 to z_T; None means all T.
 
     Args:
-        data: encoded items (N, *shape), which stand for their empirical distribution, or an exact world. Gaussians are in
-            closed form, mixtures by quadrature for D ≤ 2; all else draws `samples` rays.
-        progress: called with (rays done, rays in all).
+        data: encoded items (N, *shape), which means their empirical distribution, or an exact world. Gaussians are computed in closed
+            form and mixtures by quadrature for D ≤ 2; for other data `samples` rays are drawn.
+        progress: called with (rays done, number of rays).
 
-    Nats. Raises DiffusionalError for fewer than 2 levels or samples, and for data without items or not finite.
+    Results are in nats. Raises DiffusionalError for fewer than 2 levels or samples, and for data without items or not finite.
 
     >>> from diffusional import schedule
     >>> three = curve(torch.tensor([[-1.0], [0.0], [1.0]]), schedule.linear(steps=1000), levels=5, samples=100)
@@ -152,10 +154,12 @@ def _estimate(draws: Draws, n: int) -> Estimate:
 
 def _levels(schedule: Schedule, levels: int | None) -> tuple[Tensor, Tensor]:
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 2):
-        raise DiffusionalError(f"levels={levels!r} came; show at least 2 levels, or None for all")
+        raise DiffusionalError(f"expected levels to be at least 2 levels, or None for all, got {levels!r}")
     if schedule.steps is None:
         if levels is None:
-            raise DiffusionalError("levels=None came for continuous time, which has no T levels to show; give a number")
+            raise DiffusionalError(
+                "expected a number of levels in continuous time, which has no finite T, got levels=None"
+            )
         u = torch.linspace(0, 1, levels, dtype=torch.float64)
         return u, schedule.gamma(u).detach().cpu()
     shown = torch.linspace(1, schedule.steps, min(levels or schedule.steps, schedule.steps), dtype=torch.float64)
@@ -228,9 +232,9 @@ def _drawn(
 
 
 def steadied(values: Tensor, controls: Tensor) -> Tensor:
-    """Return the same means with smaller errors: `values` (n, L) less what is linear in `controls` (n, k), whose means are zero.
+    """Return the same means with smaller errors: `values` (n, L) minus a linear function of `controls` (n, k), whose means are zero.
 
-    Where noise prevails ln q(z|x)/q(z) is √SNR ε·x + ½ SNR (‖x‖² − …) + …: much noise around little information, and known.
+    At high noise ln q(z|x)/q(z) is √SNR ε·x + ½ SNR (‖x‖² − …) + …: the large noise around the small information is known.
 
     >>> controls = torch.linspace(-1, 1, 101, dtype=torch.float64).unsqueeze(1)
     >>> steadied(3 * controls + 2, controls).std() < 1e-12

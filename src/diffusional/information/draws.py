@@ -1,4 +1,4 @@
-"""Several numbers estimated at once from shared draws: a sum or difference of them has an error of its own."""
+"""Several numbers that are estimated from the same draws, so that the errors of their sums and differences can be computed."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Draws:
     >>> two = Draws(torch.tensor([[1.0, 1.0], [3.0, 2.9]], dtype=torch.float64))
     >>> two.value.tolist(), [round(e, 3) for e in two.error.tolist()]
     ([2.0, 1.95], [1.0, 0.95])
-    >>> round(float(two.steps().error), 3)                # the difference is known better than its parts
+    >>> round(float(two.steps().error), 3)                # the difference has a smaller error than its parts
     0.05
     """
 
@@ -36,7 +36,7 @@ class Draws:
         return Draws(self.values.sum(1, keepdim=True))
 
     def steps(self) -> "Draws":
-        """Return each number less the next (n, k − 1): of I(x; z_t), rising in t, the backward increments of MATH (13)."""
+        """Return each number minus the next (n, k − 1): for I(x; z_t), in the order of t, the backward increments of MATH (13)."""
         return Draws(self.values[:, :-1] - self.values[:, 1:])
 
     def only(self, index: int) -> tuple[float, float]:

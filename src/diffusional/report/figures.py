@@ -1,6 +1,6 @@
-"""Figures: samples, forward and backward paths, and the cost of every level.
+"""Figures: samples, forward and reverse paths, and the cost of every level.
 
-Figures are made without pyplot, so that importing or drawing changes nothing global and needs no display.
+Figures are made without pyplot, so that importing and drawing have no global effects and need no display.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,7 @@ def _literal(draw: Callable[P, None]) -> Callable[P, None]:
 
 
 def _picture(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
-    """One image (C, H, W) or (H, W): a single channel in grey, three in colour."""
+    """Draw one image (C, H, W) or (H, W), in grey if it has a single channel, otherwise in colour."""
     image = np.asarray(image, dtype=float)
     if image.ndim == 3:
         image = np.moveaxis(image[:3], 0, -1) if image.shape[0] >= 3 else image[0]
@@ -62,7 +62,7 @@ def _picture(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
 
 @_literal
 def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: float = -1.0, high: float = 1.0) -> None:
-    """Images (N, C, H, W) in a grid with `columns` columns.
+    """Draw images (N, C, H, W) in a grid with `columns` columns.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "grid.png"
@@ -84,7 +84,7 @@ def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: flo
 
 @_literal
 def histograms(path: Path, columns: np.ndarray, labels: Sequence[str], title: str, most: int = 20) -> None:
-    """A histogram of each column of (N, D), of the first `most` of them.
+    """Draw a histogram of each of the first `most` columns of (N, D).
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "columns.png"
@@ -121,7 +121,7 @@ def paths(
     low: float = -1.0,
     high: float = 1.0,
 ) -> None:
-    """Paths as rows of images: rows[i] is (N, C, H, W), labels one per column.
+    """Draw paths as rows of images: rows[i] is (N, C, H, W), with one label per column.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "paths.png"
@@ -142,14 +142,14 @@ def paths(
 
 @_literal
 def level_costs(path: Path, result: Evaluation, title: str) -> None:
-    """Draw where the nats go: the cost per unit of log-SNR against log-SNR, and its running sum from the noisiest level.
+    """Draw the costs of levels: the cost per unit of log-SNR against log-SNR, and its cumulative sum from the noisiest level.
 
     A composite model has a panel for each block of levels. A block whose latents have no γ is drawn by level instead.
 
     Args:
-        path: where the PNG goes.
+        path: the PNG file to write.
         result: an evaluation, new or loaded.
-        title: above the panels.
+        title: the title above the panels.
 
     Raises DiffusionalError if the evaluation has no levels.
 
@@ -164,7 +164,9 @@ def level_costs(path: Path, result: Evaluation, title: str) -> None:
     """
     blocks = {name: block for name, block in result.level_blocks().items() if len(block.kl)}
     if not blocks:
-        raise DiffusionalError("an evaluation without levels was given, so that there are no costs of levels to draw")
+        raise DiffusionalError(
+            "expected an evaluation with levels, got one without: there are no costs of levels to draw"
+        )
     figure = _figure(7.6, 3.4 * len(blocks))
     for (name, block), axes in zip(blocks.items(), figure.subplots(len(blocks), squeeze=False)[:, 0], strict=True):
         _level_costs(axes, block)
@@ -183,18 +185,18 @@ def _level_costs(axes: Axes, block: LevelCosts) -> None:
     mass, width = np.bincount(owner, kl, bins), np.bincount(owner, widths, bins)
     # Neighbouring levels may have equal γ, as a binomial chain's do where it is clamped.
     density = np.divide(mass, width, out=np.zeros_like(mass), where=width > 0)
-    # log-SNR falls with γ, so that clean latents are on the left in both cases.
+    # The log-SNR decreases with γ, so that the least noisy latents are on the left in both cases.
     sign = -1 if known else 1
     starts = sign * np.concatenate([[edges[0]], edges[0] + np.cumsum(width)])
     axes.stairs(density, starts, fill=True, color=_KL, alpha=0.85)
     axes.set_xlim(starts[0], starts[-1])
     along = "log-SNR" if known else "u" if block.edges.is_floating_point() else "t"
-    axes.set_xlabel(f"{along}  (clean on the left, z₁;  noise on the right, z_T)", color=_INK)
+    axes.set_xlabel(f"{along}  (low noise, z₁, on the left;  high noise, z_T, on the right)", color=_INK)
     axes.set_ylabel("KL, nats per unit of log-SNR" if known else f"KL, nats per unit of {along}", color=_KL)
     total = axes.twinx()
     total.plot(starts, np.concatenate([np.cumsum(mass[::-1])[::-1], [0.0]]), color=_INK, lw=1.4)
-    total.set_ylabel("nats spent from z_T down to here", color=_INK)
-    # Estimates of small costs may be negative; only larger ones move the base line.
+    total.set_ylabel("cumulative KL from z_T, nats", color=_INK)
+    # Estimates of small costs may be negative; only larger ones change the lower limit of the axis.
     negative = bool((density < -0.02 * density.max()).any())
     for one in (axes, total):
         one.set_ylim(None if negative else 0.0, None)
@@ -212,11 +214,11 @@ def information_curve(
     wasted: tuple[float, float],
     title: str,
 ) -> None:
-    """I(x; z_t) over the levels, with H(x) above it, log-SNR along the top, and the ends that hardly touch it in grey.
+    """Draw I(x; z_t) over the levels, with H(x) and a second axis of log-SNR. The ends that hardly change it are grey.
 
     Args:
         level, gamma, information, error: (L,) as in a `Curve`; the band is two standard errors.
-        wasted: the parts of the schedule at the clean and at the noisy end over which less than 1 % of it changes: shaded.
+        wasted: the fractions of levels at the low-noise and at the high-noise end over which it changes by less than 1 %.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "information.png"
@@ -256,7 +258,7 @@ def information_curve(
 def information_traces(
     path: Path, traces: Mapping[str, Sequence[Mapping[str, Any]]], entropy: float, title: str
 ) -> None:
-    """I(x; z) of several models while they train, {name: [{"step", "value", "error"}, …]}, against the part of training done.
+    """Draw I(x; z) of several models during training, {name: [{"step", "value", "error"}, …]}, against the fraction of training.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "traces.png"
@@ -275,7 +277,7 @@ def information_traces(
         part = np.array([point["step"] for point in trace]) / max(1, trace[-1]["step"])
         axes.errorbar(part, value, 2 * error, color=colour, marker=marker, ms=4, lw=1.6, capsize=2, label=name)
     axes.set_ylim(0, 1.18 * entropy)
-    axes.set_xlabel("part of training done", color=_INK)
+    axes.set_xlabel("fraction of training", color=_INK)
     axes.set_ylabel("I(x; z), nats (± 2 standard errors)", color=_INK)
     figure.legend(frameon=False, loc="outside right center")
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-"""Ledgers and yardsticks as rich tables."""
+"""Ledgers, comparisons and other results as rich tables."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from diffusional.ledger import Estimate, with_error
 def ledger_table(result: Evaluation, title: str) -> Table:
     """Return an evaluation as a ledger: each cost in nats and bits/dim, with both errors.
 
-    The terms of each stage of a composite model ("base.kl", …) stand in a section of their own.
+    The terms of each stage of a composite model ("base.kl", …) are in a separate section.
 
     >>> import torch
     >>> ledger_table(Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64), "test").row_count
@@ -30,17 +30,19 @@ def ledger_table(result: Evaluation, title: str) -> Table:
         table.add_row(_plain(name), *_both_units(result.terms[name], result.dimensions))
     table.add_section()
     table.add_row(result.total_name, *_both_units(result.nelbo, result.dimensions), style="bold")
-    table.caption = f"± MC: by this evaluation's noise; ± items: by the choice of the {result.nelbo.n}"
+    table.caption = (
+        f"± MC: Monte Carlo error of this evaluation; ± items: standard error over the {result.nelbo.n} items"
+    )
     return table
 
 
 def _plain(text: str, style: str = "") -> Text:
-    """Return a user's text to be printed literally: brackets and colons in names are not markup on any console."""
+    """Return a user's text to be printed literally, since brackets and colons in names are not markup."""
     return Text(text, style)
 
 
 def _in_sections(table: Table, names: Iterable[str]) -> Iterator[str]:
-    """Yield names, with a line in the table between those of different stages: before the last dot their prefixes differ."""
+    """Yield names, with a line in the table between those of different stages: these differ before the last dot."""
     before = None
     for name in names:
         stage = name.rpartition(".")[0]
@@ -92,7 +94,7 @@ def ledgers_table(results: Mapping[str, Evaluation], title: str) -> Table:
         " / ".join(totals), *(_cell(result.nelbo, result.dimensions) for result in results.values()), style="bold"
     )
     table.add_row("± items", *(cells(r.nelbo, r.dimensions, "bits/dim")[2] for r in results.values()))
-    table.caption = "±: by this evaluation's noise; ± items: by the choice of the items"
+    table.caption = "±: Monte Carlo error of this evaluation; ± items: standard error over items"
     return table
 
 
@@ -120,12 +122,14 @@ def comparison_table(result: Comparison, title: str) -> Table:
         table.add_row(_plain(name), *cells(one.nelbo, one.dimensions, "bits/dim"))
     table.add_section()
     table.add_row("A − B, paired", *cells(result.difference, result.a.dimensions, "bits/dim"), style="bold")
-    table.caption = "negative: A gives the data more probability; ± MC: by this evaluation's noise; ± items: by the choice of the items"
+    table.caption = (
+        "negative: A gives the data a higher probability; ± MC: Monte Carlo error; ± items: standard error over items"
+    )
     return table
 
 
 def information_table(record: Mapping[str, Any], title: str) -> Table:
-    """An information curve as `Curve.to_json` gives it: I(x; z_t) by level, and what is lost on the way to the next row.
+    """Return a table of an information curve, from `Curve.to_json`: I(x; z_t) by level, and the loss up to the next row.
 
     >>> curve = {"level": [1, 2], "gamma": [-9.0, 9.0], "information": [0.7, 0.1], "information_error": [0.0, 0.01]}
     >>> information_table(curve | {"increment": [0.6], "increment_error": [0.01]}, "test").row_count
@@ -133,7 +137,7 @@ def information_table(record: Mapping[str, Any], title: str) -> Table:
     """
     table = Table(title=_plain(title, "bold"), title_justify="left")
     continuous = record["level"][-1] == 1
-    for column in ("u" if continuous else "t", "log SNR", "I(x; z), nats", "±", "lost to the next", "±"):
+    for column in ("u" if continuous else "t", "log SNR", "I(x; z), nats", "±", "lost up to next", "±"):
         table.add_column(column, justify="right")
     lost = [*zip(record["increment"], record["increment_error"], strict=True), None]
     for level, gamma, value, error, step in zip(
@@ -145,7 +149,7 @@ def information_table(record: Mapping[str, Any], title: str) -> Table:
 
 
 def budget_table(record: Mapping[str, Any], title: str) -> Table:
-    """A nat budget as `NatBudget.to_json` gives it: each cost as information and gap, or relative to its reference.
+    """Return a table of a nat budget, from `NatBudget.to_json`: each cost with information and gap, or relative to its reference.
 
     >>> nats = {"value": 1.0, "error": 0.1}
     >>> row = {"name": "prior", "cost": nats, "information": nats, "gap": nats}
@@ -163,7 +167,7 @@ def budget_table(record: Mapping[str, Any], title: str) -> Table:
     table.add_section()
     table.add_row(_plain(record["total"]["name"]), *_columns(record["total"], second), style="bold")
     table.caption = _plain(
-        f"gaps relative to {reference}; no information is known here"
+        f"gaps are relative to {reference}; the information is unknown"
         if reference
         else "cost = information + gap; training can reduce only the gap",
         "table.caption",
@@ -176,21 +180,23 @@ def _columns(row: Mapping[str, Any], second: str) -> list[str]:
 
 
 def _brief(value: float, error: float) -> tuple[str, str]:
-    """`with_error`, but an error below 1e-7 as a power of ten, with four decimals of a value that is not as small."""
+    """Format like `with_error`, but an error below 1e-7 as a power of ten, with four decimals of a value that is not as small."""
     if not 0 < error < 1e-7:
         return with_error(value, error)
     return f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.0e}", f"{error:.0e}"
 
 
 def profile_table(record: Mapping[str, Any]) -> Table:
-    """Where a step's time went (a run's profile.json), the dearest first; validations and checkpoints spread over the steps.
+    """Return a table of the time spent in each part of a step (a run's profile.json), the longest first.
+
+    The time of validations and checkpoints is divided among the steps.
 
     >>> profile_table({"steps": 10, "seconds": {"forward": 0.3, "backward": 0.6}}).row_count
     3
     """
     steps, seconds = record["steps"], record["seconds"]
     total = sum(seconds.values())
-    table = Table(title=f"Where a step's time goes, {steps} steps", title_justify="left", title_style="bold")
+    table = Table(title=f"Time spent in each part of a step, {steps} steps", title_justify="left", title_style="bold")
     table.add_column("phase")
     for column in ("ms/step", "share"):
         table.add_column(column, justify="right")
@@ -202,7 +208,7 @@ def profile_table(record: Mapping[str, Any]) -> Table:
 
 
 def claims_table(result: Mapping[str, Any], title: str) -> Table:
-    """Claims and controls, what `diffusional claims --json` writes: of each the check that decides.
+    """Return a table of claims and controls, from the record of `diffusional claims --json`, with the decisive check of each.
 
     >>> check = {"what": "an identity", "measured": 1e-12, "error": 0.0, "expected": 0.0, "tolerance": 1e-9}
     >>> claim = check | {"id": "C1", "claim": "x = x", "holds": True, "control_fails": True}
@@ -236,12 +242,12 @@ def claims_table(result: Mapping[str, Any], title: str) -> Table:
             Text("fails", "green") if claim["control_fails"] else Text("PASSES", "bold red"),
             end_section=True,
         )
-    table.caption = "relative to the size of what is measured: 0.01 is 1 %. Every check is in --json"
+    table.caption = "relative to the size of the measured quantity: 0.01 is 1 %. All checks are in the record of --json"
     return table
 
 
 def _measured(check: Mapping[str, Any]) -> str:
-    """Value ± error: as many decimals as the error allows, two digits where it is exact; 1 ± a little as that."""
+    """Format value ± error, with two digits of an exact value; a value close to 1 is shown as 1 and the difference."""
     value, error = (math.nan if check[key] is None else check[key] for key in ("measured", "error"))
     if error and abs(value) >= 1e-3:
         return " ± ".join(with_error(value, error))
