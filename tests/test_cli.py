@@ -475,7 +475,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a folder with no run to resume": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--resume"),
-        "TMP/new holds no run to resume; leave out --resume to begin one there",
+        "TMP/new has no run to resume; leave out --resume to begin one there",
     ),
     "data that changed since": (
         lambda f: ["evaluate", npy(f / "tiny.npy", integers((40, 1, 4, 4), 4)).parent / "run"],

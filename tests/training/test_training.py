@@ -406,7 +406,7 @@ def test_a_run_that_ran_out_of_time_goes_on_with_more(
 
 
 def test_there_must_be_a_run_to_resume(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(DiffusionalError, match="holds no run to resume; leave out --resume to begin one there"):
+    with pytest.raises(DiffusionalError, match="has no run to resume; leave out --resume to begin one there"):
         loop.train(config, tmp_path / "run", resume=True, console=QUIET)
     assert not (tmp_path / "run").exists()
 
