@@ -183,7 +183,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: chain(POINTS * torch.nan, MARKOV), "not finite"),
         (lambda: chain(POINTS.index_fill(0, torch.tensor([2]), math.inf), MARKOV), "not finite"),
         (lambda: chain(POINTS[:0], MARKOV), "N ≥ 1"),
-        (lambda: chain(exact.Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1)), MARKOV), "Mixture world"),
+        (lambda: chain(exact.Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1)), MARKOV), "got Mixture"),
     ],
 )
 def test_refused(call, message: str) -> None:

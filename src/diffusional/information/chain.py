@@ -79,7 +79,7 @@ def chain(
     check_samples(samples)
     world = data if isinstance(data, exact.Finite) else exact.Finite(data)
     if not bool(torch.isfinite(world.points).all()):
-        raise DiffusionalError("expected finite points, got values that are not: correct or drop them")
+        raise DiffusionalError("expected finite points, got values that are not finite: correct or drop them")
     rows = max(1, _CHUNK // world.points.numel())
     index = torch.multinomial(world.weights, samples, replacement=True, generator=generator)
     parts = [_paths(world, process, own, generator) for own in index.split(rows)]
