@@ -133,6 +133,8 @@ def test_compare_says_what_labels_are_worth(folder: Path, capsys: pytest.Capture
     assert other["difference_nats"]["value"] > 0
     _, out, _ = command(capsys, "evaluate", folder / "with", folder / "without", *base)
     assert "ln p(x | label)" in " ".join(out.split())
+    # The pilots run without progress.
+    assert "learning a plan of each model" in " ".join(out.split())
 
 
 def test_an_unconditional_model_scores_as_ever_beside_a_conditional_one(folder: Path) -> None:

@@ -278,6 +278,8 @@ def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
     plans = run.paired_plans(other_run, model, other, seed=command.seed, learning=_learning)
+    if plans is None and model.visited() is not None:
+        say(f"learning a plan of each model on the {split} items; this comparison keeps no plan for later")
     with watching(command.unit, model.space.dimensions) as watch:
         result = compare(
             model,
