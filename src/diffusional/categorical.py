@@ -101,7 +101,7 @@ class Categorical:
         return self.values.to(noise)[(upto <= u[..., None]).sum(-1)]
 
     def log_prob(self, z: Items) -> PerItem:
-        """ln P(z) = Σ_d ln p_d(z_d) (B,), nats, float64. Raises DiffusionalError for a z that is none of the values.
+        """Return ln P(z) = Σ_d ln p_d(z_d) (B,), nats, float64. Raises DiffusionalError for a z that is none of the values.
 
         >>> Categorical(torch.zeros(1, 2, 4), torch.arange(4.0)).log_prob(torch.tensor([[3.0, 0.0]]))           # −2 ln 4
         tensor([-2.7726], dtype=torch.float64)
@@ -109,7 +109,7 @@ class Categorical:
         return sum_dims(self.log_probs.gather(-1, self.index(z)[..., None])[..., 0])
 
     def kl(self, other: "Categorical") -> PerItem:
-        """KL[self ‖ other] (B,), nats, float64, of distributions over the same values; infinite if `other` excludes a value.
+        """Return KL[self ‖ other] (B,), nats, float64, of distributions over the same values; infinite if `other` excludes a value.
 
         >>> near = Categorical(torch.tensor([[[0.0, 1e-8]]], dtype=torch.float64), torch.tensor([-1.0, 1.0]))
         >>> Categorical(torch.zeros(1, 1, 2), torch.tensor([-1.0, 1.0])).kl(near)                          # δ²/8
@@ -124,6 +124,6 @@ class Categorical:
         return sum_dims(torch.where(none, r.exp(), torch.where(delta.abs() < 1, near, far)).sum(-1))
 
     def entropy(self) -> PerItem:
-        """−Σ_d Σ_k p_k ln p_k (B,), nats, float64."""
+        """Return −Σ_d Σ_k p_k ln p_k (B,), nats, float64."""
         p = self.log_probs
         return -sum_dims((p.exp() * torch.where(p == -torch.inf, 0.0, p)).sum(-1))

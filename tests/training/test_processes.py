@@ -137,7 +137,7 @@ def test_two_processes_are_one_and_go_on_as_one(alone: Path, config: Config, tmp
     done = together(config, tmp_path / "run", watch=ending)
     assert done.returncode != 0
     assert "another process of this run has ended" in done.stderr
-    assert "go on with --resume, on any number of processes that divides the batch" in done.stderr
+    assert "continue with --resume, on any number of processes that divides the batch" in done.stderr
     newest = max((tmp_path / "run/checkpoints").iterdir())
     assert newest.name == "step-00000012"
     assert load_json(newest / "manifest.json")["made"]["processes"] == 2

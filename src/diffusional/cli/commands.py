@@ -172,7 +172,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Information:
-    """Estimate the information of latents about the data. For a data set, this is the mutual information I(x; z_t) of a schedule, without
+    """Estimate the information in latents about the data. For a data set, this is the mutual information I(x; z_t) of a schedule, without
     any training. For the run of a diffusion model, its costs are divided into information and gaps relative to a reference run. For the
     run of a VAE, it is the information of its latents."""
 
