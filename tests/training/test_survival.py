@@ -508,7 +508,7 @@ def test_a_config_that_was_edited_by_hand_is_refused(half: Path, config: Config)
     path.write_text(path.read_text().replace('"lr": 0.01', '"lr": 0.02'))
     before = everything(half)
     with pytest.raises(
-        DiffusionalError, match=r"config.json was edited since .* \(there → here\): optimizer.lr: 0.01 → 0.02"
+        DiffusionalError, match=r"config.json was edited since .* \(checkpoint → now\): optimizer.lr: 0.01 → 0.02"
     ):
         loop.train(Config.load(path), half, resume=True, console=QUIET)
     assert everything(half) == before
