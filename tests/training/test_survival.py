@@ -635,7 +635,7 @@ def test_the_cost_the_item_and_the_level_are_named(
     _, where = feed.Feed(dataset, config.seed, config.batch, slice(0, 8))(6)
     assert int(where[2]) == rows[0]
     assert newest(tmp_path / "run").name == "step-00000004"
-    assert "leave out such steps with skip_nonfinite" in said
+    assert "skip such steps with skip_nonfinite" in said
 
 
 def test_steps_that_are_not_finite_can_be_left_out_and_are_counted(
