@@ -960,8 +960,8 @@ FAULTS = [
     _fault(
         "evaluation/wiener.py",
         "a factor 2 of the variance of Wiener's cost",
-        "(4 * a.square()",
-        "(2 * a.square()",
+        "product = 4 * a",
+        "product = 2 * a",
         "evaluation/test_controls.py::test_the_wiener_variance_is_that_of_its_draws",
     ),
     _fault(
@@ -988,8 +988,8 @@ FAULTS = [
     _fault(
         "evaluation/wiener.py",
         "totals without the noise's part",
-        "squares @ (weight @ a.square()).T + weight",
-        "squares @ (weight @ a.square()).T + 0 * weight",
+        "of_noise += weight @",
+        "of_noise += 0 * weight @",
         "evaluation/test_controls.py::test_the_totals_are_the_weighted_sums",
     ),
     _fault(

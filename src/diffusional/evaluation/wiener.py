@@ -24,6 +24,8 @@ from diffusional.space import Discrete, Space
 
 # Dimensions up to which the covariance has all its eigenvectors, and the items that span a low rank.
 DENSE, RANK = 1024, 256
+# Numbers in one (levels × directions) matrix.
+_NUMBERS = 4_000_000
 # The least eigenvalue over the largest, and the items that the neighbours of a cosine count for.
 _LEAST, _LENT = 1e-6, 8.0
 
@@ -127,16 +129,30 @@ class Wiener:
             return torch.cat([within, flat - within @ vectors.T], 1)
         return flat @ vectors
 
-    def _spectrum(self, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A and B (L, D) at γ (L,), and E ε_e² (D,): 1, or of the vector outside the span its share of the dimensions there."""
+    def _eigen(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """λ_e (D,), and E ε_e² (D,): 1, or of the vector outside a low rank's span its share of the dimensions there."""
+        eigenvalues, unit = self.eigenvalues.to(device), torch.ones(1, dtype=torch.float64, device=device)
+        if not self._low:
+            return eigenvalues, unit.expand(len(eigenvalues))
+        d, rank = self.vectors.shape
+        eigenvalues = torch.cat([eigenvalues[:-1], eigenvalues[-1:].expand(d)])
+        return eigenvalues, torch.cat([unit.expand(rank), (unit * (d - rank) / d).expand(d)])
+
+    def _spectrum(self, gamma: Tensor, eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B (L, D) at γ (L,)."""
         a, s = alpha(gamma)[:, None], sigma(gamma)[:, None]
-        eigenvalues, unit = self.eigenvalues.to(gamma.device), torch.ones(1, dtype=torch.float64, device=gamma.device)
-        if self._low:
-            d, rank = self.vectors.shape
-            eigenvalues = torch.cat([eigenvalues[:-1], eigenvalues[-1:].expand(d)])
-            unit = torch.cat([unit.expand(rank), (unit * (d - rank) / d).expand(d)])
         kept = s.square() / (a.square() * eigenvalues + s.square())
-        return a / s * kept, a.square() * eigenvalues / (a.square() * eigenvalues + s.square()), unit
+        return a / s * kept, a.square() * eigenvalues / (a.square() * eigenvalues + s.square())
+
+    def _sums(self, gamma: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_l weight_ml A² (M, D) and Σ_l weight_ml Σ_e B² E ε_e² (M,), a part of the directions at a time."""
+        eigenvalues, unit = self._eigen(gamma.device)
+        of_item, of_noise = [], torch.zeros(len(weight), dtype=torch.float64, device=gamma.device)
+        for some in torch.arange(len(eigenvalues), device=gamma.device).split(max(1, _NUMBERS // len(gamma))):
+            a, b = self._spectrum(gamma, eigenvalues[some])
+            of_item.append(weight @ a.square())
+            of_noise += weight @ (b.square() @ unit[some])
+        return torch.cat(of_item, 1), of_noise
 
     def _deviation(self, x: Tensor) -> Tensor:
         return self._rotated(self._typed(x - self.mean.view(x.shape[1:]).to(x)))
@@ -147,27 +163,42 @@ class Wiener:
         return flat.double() if flat.shape[1] <= DENSE else flat
 
     def at(self, look: Look) -> tuple[Tensor, Tensor]:
-        a, b, unit = self._spectrum(look.gammas.double())
+        gamma = look.gammas.double()
+        eigenvalues, unit = self._eigen(gamma.device)
+        a, b = self._spectrum(gamma, eigenvalues)
         d, noise = self._deviation(look.x), self._rotated(self._typed(look.noise.to(look.x.dtype)))
         expected = ((a * d).square() + b.square() * unit).sum(1)
         drawn = (b.square() * (noise.square() - unit) - 2 * a * b * d * noise).sum(1)
         return expected[:, None], drawn[:, None]
 
     def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
-        a, b, unit = self._spectrum(gamma.to(x.device).double())
-        weight = weight.double().to(x.device)
-        squares = self._deviation(x).square().double()
-        return (squares @ (weight @ a.square()).T + weight @ (b.square() * unit).sum(1))[:, :, None]
+        of_item, of_noise = self._sums(gamma.to(x.device).double(), weight.double().to(x.device))
+        return (self._deviation(x).square().double() @ of_item.T + of_noise)[:, :, None]
 
     def density(self, x: Tensor, gamma: Tensor) -> Tensor:
         """Return the mean over items x of the expected squared error at every γ (L,): where the costs of Gaussian data lie."""
-        a, b, unit = self._spectrum(gamma.double())
-        return a.square() @ self._deviation(x).square().double().mean(0).cpu() + (b.square() * unit).sum(1)
+        deviation, (eigenvalues, unit) = self._squares(x), self._eigen(torch.device("cpu"))
+        out = torch.zeros(len(gamma), dtype=torch.float64)
+        for some in torch.arange(len(eigenvalues)).split(max(1, _NUMBERS // len(gamma))):
+            a, b = self._spectrum(gamma.double(), eigenvalues[some])
+            out += a.square() @ deviation[some] + b.square() @ unit[some]
+        return out
 
     def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
-        a, b, unit = self._spectrum(gamma.double())
-        deviation = self._deviation(x).square().double().mean(0).cpu()
-        return (4 * a.square() * deviation * b.square() + 2 * b.pow(4) * unit).sum(1, keepdim=True)
+        deviation, (eigenvalues, unit) = self._squares(x), self._eigen(torch.device("cpu"))
+        out = torch.zeros(len(gamma), 1, dtype=torch.float64)
+        for some in torch.arange(len(eigenvalues)).split(max(1, _NUMBERS // len(gamma))):
+            a, b = self._spectrum(gamma.double(), eigenvalues[some])
+            product = 4 * a.square() * deviation[some] * b.square()
+            out[:, 0] += (product + 2 * b.pow(4) * unit[some]).sum(1)
+        return out
+
+    def _squares(self, x: Tensor) -> Tensor:
+        """The mean over items of d² (D,)."""
+        step = max(1, _NUMBERS // x[0].numel())
+        return torch.stack([self._deviation(some).square().double().sum(0).cpu() for some in x.split(step)]).sum(
+            0
+        ) / len(x)
 
 
 def cosines(n: int) -> Tensor:
