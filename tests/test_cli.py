@@ -104,7 +104,7 @@ def test_train_evaluate_sample(
     to_half = ["evaluate", run, "--json", record, "--error", 0.5]
     status, out, err = main(capsys, *to_half)
     assert (status, err) == (0, "")
-    assert "plan.json from 3,000 evaluations on the run's training data" in " ".join(out.split())
+    assert "plan.json with 3,000 evaluations on the run's training data" in " ".join(out.split())
     kept = json.loads((run / "evaluation-test.json").read_text())
     assert kept == json.loads(record.read_text())
     assert kept["nelbo"]["error"] <= 0.5

@@ -154,9 +154,9 @@ def test_discrete_data_land_on_their_levels() -> None:
     [
         ({"n": 0}, "n=0"),
         ({"n": 1, "eta": 0.5}, "ancestral"),
-        ({"n": 1, "method": "ddim", "eta": 1.5}, "eta=1.5"),
-        ({"n": 1, "method": "ddim", "eta": -0.5}, "eta=-0.5"),
-        ({"n": 1, "steps": 1}, "steps=1"),
+        ({"n": 1, "method": "ddim", "eta": 1.5}, r"eta.*1\.5"),
+        ({"n": 1, "method": "ddim", "eta": -0.5}, r"eta.*-0\.5"),
+        ({"n": 1, "steps": 1}, r"steps.*got 1"),
     ],
 )
 def test_refused(wrong: dict, message: str) -> None:

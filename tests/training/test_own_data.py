@@ -57,7 +57,15 @@ def test_a_dataset_made_in_python_is_recorded_as_such(tmp_path: Path, capsys: py
     df.train(CONFIG, tmp_path / "run", data, resume=True, console=QUIET)
     # Its training items are known by their hashes.
     np.save(tmp_path / "mixed.npy", torch.cat([items[:3], (items[:3] + 1) % 3]).numpy())
-    evaluate = ["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "mixed.npy"), "--visits", "8", "--no-audit"]
+    evaluate = [
+        "evaluate",
+        str(tmp_path / "run"),
+        "--data",
+        str(tmp_path / "mixed.npy"),
+        "--visits",
+        "64",
+        "--no-audit",
+    ]
     cli.main([*evaluate, "--json", str(tmp_path / "out.json")])
     assert json.loads((tmp_path / "out.json").read_text())["trained_on"] >= 3
 
