@@ -73,6 +73,40 @@ def audit_alarms() -> str:
     return markdown(header, rows)
 
 
+def calibration() -> str:
+    """How often the intervals of each world contained the truth."""
+    rows = []
+    for name, case in record("calibration.json")["cases"].items():
+        if "coverage_reached" in case and not _of_trials(case):
+            row = [name, *_covered(case), f"{case['error_over_sd']:.2f}", f"{case['bias_over_sd']:+.2f}"]
+            rows.append([*row, case.get("commit", "")])
+    return markdown(
+        ["case", "repeats", "network evaluations", "covered", "error / spread", "bias / spread", "commit"], rows
+    )
+
+
+def trials() -> str:
+    """The same of the worlds in which evaluations had failed, with those that reached their target without a caveat."""
+    rows = []
+    for name, case in record("calibration.json")["cases"].items():
+        if _of_trials(case):
+            reached = f"{100 * case['coverage_reached']:.1f} %" if case["share_reached"] else ""
+            rows.append(
+                [name, *_covered(case), f"{100 * case['share_reached']:.0f} %", reached, case.get("commit", "")]
+            )
+    header = ["case", "repeats", "network evaluations", "covered", "reached", "covered, of those reached", "commit"]
+    return markdown(header, rows)
+
+
+def _covered(case: dict[str, Any]) -> list[str]:
+    covered = f"{100 * case['coverage']:.1f} ± {100 * case['coverage_error']:.1f} %"
+    return [f"{case['evaluations']:,}", f"{case['network_evaluations']:,.0f}", covered]
+
+
+def _of_trials(case: dict[str, Any]) -> bool:
+    return bool(case.get("trial"))
+
+
 def systems() -> str:
     """Test bounds of the systems after equally many steps. † marks means of evaluations that all have a caveat."""
     rows = []
@@ -210,7 +244,8 @@ def _cost(nats: float) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (audit_alarms, systems, gains, digits, binary_mnist)
+    function.__name__: function
+    for function in (audit_alarms, calibration, trials, systems, gains, digits, binary_mnist)
 }
 
 
