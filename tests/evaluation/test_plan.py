@@ -326,7 +326,8 @@ def test_controls_of_events_that_no_draw_meets_get_no_coefficients() -> None:
     )
     x = space.encode(torch.randint(2, (400, 5), generator=generator(0)))
     plan = Plan.fit(model, x, 3000, seed=4)
-    assert float(plan.drawn.abs().max()) < 1e4
+    # Without a least variance, coefficients of 1e11, whose products with rounding enter the base.
+    assert float(torch.cat([plan.drawn, plan.expected]).abs().max()) < 1e4
     # Where the base is wrong, so is the estimate, whatever the draws say.
     draws, items = Draws(model, plan, x[:40]), torch.arange(40)
     draws.extend(items, torch.full_like(items, 40))
