@@ -94,5 +94,5 @@ class Audit:
         if not (torch.equal(plan.edges, its.edges) and torch.equal(plan.mass, its.mass)):
             return 0.0
         # 1/π of a level: n_c/π_c, or du/π_c.
-        inverse = (plan.edges[1:] - plan.edges[:-1]).double()[self.cell - 1] / plan.mass[self.cell]
+        inverse = plan.width[self.cell] / plan.mass[self.cell]
         return self.each * float((inverse * (self.left - other.left).square()).sum())

@@ -3,8 +3,8 @@
 Coefficients come from ridge regression in each cell towards those around it. π_c ∝ n_c s_c, s_c the root mean square of what is left,
 which is Neyman's allocation and minimises the variance of plan.py (a), with a floor. The first 30 % of the pilot visit all cells alike,
 the rest as these suggest. A pilot of n visits leaves about 1 + κ/n times the variance of a long one, so that n + V (1 + κ/n)/error²
-evaluations, pilot and draws together, are least at n = √(κ draws): a pilot for a target starts small and goes on to there. At low noise costs are rare and large, and a pilot may meet none: the controls' own variance, which is known,
-says how much there is to regress on, and how small s_c may be.
+evaluations, pilot and draws together, are least at n = √(κ draws): a pilot for a target starts small and goes on to there. At low noise
+costs are rare and large, and a pilot may meet none: the controls' own variance, which is known, bounds s_c from below.
 """
 
 import math
@@ -39,7 +39,7 @@ _AROUND = 2
 _LEAST_OF_AROUND = 0.6
 # Controls are dropped if a smaller set of them leaves less than this part of the variance.
 _HARM = 0.9
-# κ, measured on digits and MNIST (docs/results.md), and how long a pilot for a target may become.
+# κ, from K of pilots of 1,000 to 3,000 on the digits (docs/results/cost-to-error.md), rounded up; the longest pilot for a target.
 _KAPPA, _LONGEST = 500.0, 20_000
 
 
@@ -202,7 +202,7 @@ def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor)
     (`fold` (V,) is 0 or 1) and the variance is measured on the other.
     """
     every = list(range(len(plan.controls)))
-    width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
+    width = plan.width
 
     def left(kept: list[int]) -> float:
         """Return the least variance of a visit, (Σ_c n_c s_c)², with s_c from items to which the coefficients were not fitted."""
@@ -326,7 +326,7 @@ def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
         scale[c] = (left / max(freedom, 1.0)).sqrt()
     if bool(models.any()):
         scale[1:] = _informed(scale[1:], count[1:], varied[models, 1:].sum(0), known[models, 1:].sum(0))
-    width = torch.cat([torch.ones(1, dtype=torch.float64), (plan.edges[1:] - plan.edges[:-1]).double()])
+    width = plan.width
     share = _smoothed(width * scale, count)
     if not model.decoder_uses_network:
         share[0] = 0

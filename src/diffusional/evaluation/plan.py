@@ -137,6 +137,11 @@ class Plan:
         return len(self.edges) - 1
 
     @property
+    def width(self) -> Tensor:
+        """n_c (C + 1,), the number of levels of each cell or its length in u; 1 for the reconstruction."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), (self.edges[1:] - self.edges[:-1]).double()])
+
+    @property
     def learned(self) -> bool:
         """Whether a pilot learned the plan, so that it expects something of the costs."""
         return self.provenance.get("method") == "pilot"
@@ -250,8 +255,7 @@ class Plan:
     @torch.no_grad()
     def base(self, model: Chain, x: Tensor) -> Tensor:
         """Σ_{t in c} E_ε g_t (N, C + 1), nats: what is known of each cell without the network, the reconstruction first."""
-        width = (self.edges[1:] - self.edges[:-1]).double()
-        total = (self.constant[1:] * width).expand(len(x), -1).clone()
+        total = (self.constant[1:] * self.width[1:]).expand(len(x), -1).clone()
         decoder = self.constant[:1].expand(len(x)).clone()
         costs = model.affine
         if costs is None:
@@ -310,9 +314,8 @@ class Plan:
         apart = self._apart(other)
         if not len(apart):
             return math.inf
-        width = torch.cat([torch.ones(1, dtype=torch.float64), (self.edges[1:] - self.edges[:-1]).double()])
         count = torch.bincount(self.met.cell, minlength=self.cells + 1).clamp(min=1)
-        weight = width.square() / (self.mass.clamp(min=1e-12) * count)
+        weight = self.width.square() / (self.mass.clamp(min=1e-12) * count)
         return sharing(weight[self.met.cell] * apart.square())
 
     def _apart(self, other: "Plan") -> Tensor:
@@ -325,8 +328,7 @@ class Plan:
 
     def _of_one_visit(self, squares: Tensor) -> float:
         """Σ_c n_c² squares_c/π_c, with squares (C + 1,) the variance of one cost in each cell."""
-        width = torch.cat([torch.ones(1, dtype=torch.float64), (self.edges[1:] - self.edges[:-1]).double()])
-        parts = width.square() * squares / self.mass.clamp(min=1e-12)
+        parts = self.width.square() * squares / self.mass.clamp(min=1e-12)
         free = parts[0] if self.mass[0] > 0 else squares[0]
         return float(parts[1:].sum() + free)
 

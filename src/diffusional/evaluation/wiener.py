@@ -13,6 +13,7 @@ The basis V depends on the size of the items:
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
@@ -144,14 +145,18 @@ class Wiener:
         kept = s.square() / (a.square() * eigenvalues + s.square())
         return a / s * kept, a.square() * eigenvalues / (a.square() * eigenvalues + s.square())
 
+    def _parts(self, gamma: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield some of the directions at a time, with A and B (L, some) and E ε_e² (some,): all at once may not fit into memory."""
+        eigenvalues, unit = self._eigen(gamma.device)
+        for some in torch.arange(len(eigenvalues), device=gamma.device).split(max(1, _NUMBERS // len(gamma))):
+            yield some, *self._spectrum(gamma, eigenvalues[some]), unit[some]
+
     def _sums(self, gamma: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_l weight_ml A² (M, D) and Σ_l weight_ml Σ_e B² E ε_e² (M,), a part of the directions at a time."""
-        eigenvalues, unit = self._eigen(gamma.device)
         of_item, of_noise = [], torch.zeros(len(weight), dtype=torch.float64, device=gamma.device)
-        for some in torch.arange(len(eigenvalues), device=gamma.device).split(max(1, _NUMBERS // len(gamma))):
-            a, b = self._spectrum(gamma, eigenvalues[some])
+        for _, a, b, unit in self._parts(gamma):
             of_item.append(weight @ a.square())
-            of_noise += weight @ (b.square() @ unit[some])
+            of_noise += weight @ (b.square() @ unit)
         return torch.cat(of_item, 1), of_noise
 
     def _deviation(self, x: Tensor) -> Tensor:
@@ -177,20 +182,16 @@ class Wiener:
 
     def density(self, x: Tensor, gamma: Tensor) -> Tensor:
         """Return the mean over items x of the expected squared error at every γ (L,): where the costs of Gaussian data lie."""
-        deviation, (eigenvalues, unit) = self._squares(x), self._eigen(torch.device("cpu"))
-        out = torch.zeros(len(gamma), dtype=torch.float64)
-        for some in torch.arange(len(eigenvalues)).split(max(1, _NUMBERS // len(gamma))):
-            a, b = self._spectrum(gamma.double(), eigenvalues[some])
-            out += a.square() @ deviation[some] + b.square() @ unit[some]
+        deviation, out = self._squares(x), torch.zeros(len(gamma), dtype=torch.float64)
+        for some, a, b, unit in self._parts(gamma.cpu().double()):
+            out += a.square() @ deviation[some] + b.square() @ unit
         return out
 
     def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
-        deviation, (eigenvalues, unit) = self._squares(x), self._eigen(torch.device("cpu"))
-        out = torch.zeros(len(gamma), 1, dtype=torch.float64)
-        for some in torch.arange(len(eigenvalues)).split(max(1, _NUMBERS // len(gamma))):
-            a, b = self._spectrum(gamma.double(), eigenvalues[some])
+        deviation, out = self._squares(x), torch.zeros(len(gamma), 1, dtype=torch.float64)
+        for some, a, b, unit in self._parts(gamma.cpu().double()):
             product = 4 * a.square() * deviation[some] * b.square()
-            out[:, 0] += (product + 2 * b.pow(4) * unit[some]).sum(1)
+            out[:, 0] += (product + 2 * b.pow(4) * unit).sum(1)
         return out
 
     def _squares(self, x: Tensor) -> Tensor:
