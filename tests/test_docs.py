@@ -1,14 +1,13 @@
 """The documentation: links lead somewhere, lines fit, and every page of results is listed with its command and data."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from diffusional.cli.parse import parse
+from scripts import tool
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
@@ -134,18 +133,8 @@ def test_there_are_commands_to_check() -> None:
     assert len(_commands()) > 60
 
 
-def _results() -> ModuleType:
-    """tools/results.py."""
-    spec = importlib.util.spec_from_file_location("results", ROOT / "tools" / "results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_tables_of_results_are_those_of_the_data() -> None:
-    results, found = _results(), set()
+    results, found = tool("results"), set()
     for page in ROOT.glob("docs/results/*.md"):
         text = page.read_text(encoding="utf-8")
         found |= set(re.findall(r"<!-- table: (\w+) -->", text))
@@ -154,6 +143,6 @@ def test_tables_of_results_are_those_of_the_data() -> None:
 
 
 def test_a_table_that_differs_from_its_data_is_noticed() -> None:
-    results = _results()
+    results = tool("results")
     text = (ROOT / "docs" / "results" / "systems.md").read_text(encoding="utf-8")
     assert results.written(text.replace("1.966 ± 0.013", "1.965 ± 0.013")) == text

@@ -1,6 +1,5 @@
 """The README and the pages with Python for new users: their code runs as it stands (training cut short), and shows what it prints."""
 
-import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -9,19 +8,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from scripts import tool
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
+def readme() -> ModuleType:
     """tools/readme.py."""
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool("readme")
 
 
 def _shorter(code: str, *changes: tuple[str, str]) -> str:
@@ -37,18 +33,18 @@ def test_the_readme_is_short_and_begins_with_code() -> None:
     assert README.index("```python") < README.index("make demo")
 
 
-def test_the_readme_shows_what_its_code_prints(tool: ModuleType) -> None:
-    code, output = tool.blocks(README)
+def test_the_readme_shows_what_its_code_prints(readme: ModuleType) -> None:
+    code, output = readme.blocks(README)
     assert len(code.splitlines()) <= 10
     quick = _shorter(code, ("steps=300", "steps=2, batch=8"), ("target_error=0.02", "target_error=0.5"))
-    assert tool.form(output) == tool.form(tool.printed(quick)), "run `make readme`"
+    assert readme.form(output) == readme.form(readme.printed(quick)), "run `make readme`"
 
 
-def test_another_form_is_noticed(tool: ModuleType) -> None:
-    _, output = tool.blocks(README)
-    assert tool.form(output) == tool.form(output.replace("1", "7"))
-    assert tool.form(output) != tool.form(output.replace("prior", "top"))
-    assert tool.form(output) != tool.form(output.replace(" network evaluations", ""))
+def test_another_form_is_noticed(readme: ModuleType) -> None:
+    _, output = readme.blocks(README)
+    assert readme.form(output) == readme.form(output.replace("1", "7"))
+    assert readme.form(output) != readme.form(output.replace("prior", "top"))
+    assert readme.form(output) != readme.form(output.replace(" network evaluations", ""))
 
 
 def _run(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str], first: int = 0) -> None:

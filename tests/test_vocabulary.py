@@ -1,24 +1,18 @@
 """The vocabulary check of `make lint`: it finds planted sentences in every kind of text, and leaves plain English and quotations."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "vocabulary.py"
+from scripts import TOOLS, tool
+
+TOOL = TOOLS / "vocabulary.py"
 
 
 @pytest.fixture(scope="module")
 def vocabulary() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("vocabulary", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["vocabulary"] = module
-    spec.loader.exec_module(module)
-    return module
+    return tool("vocabulary")
 
 
 PLANTED = {
