@@ -1,0 +1,20 @@
+"""Faults of cli/."""
+
+from faults.row import fault
+
+FAULTS = [
+    fault(
+        "cli/__init__.py",
+        "a control that passes goes unpunished",
+        'claim["holds"] and claim["control_fails"]',
+        'claim["holds"]',
+        "test_claims.py::test_a_control_that_passes_is_a_failure",
+    ),
+    fault(
+        "cli/evaluate.py",
+        "0.01 nats for 0.01 bits/dim",
+        '_ERROR * per_unit("bits/dim", dimensions) / per_unit(command.unit, dimensions)',
+        "_ERROR",
+        "cli/test_default_error.py",
+    ),
+]
