@@ -31,7 +31,7 @@ readme: $(READY)  ## run the README's code, and write its output into the README
 results: $(READY)  ## write the tables of docs/results from the JSON of the benchmarks
 	$(BIN)/python tools/results.py
 
-# Plant the known faults of tools/faults.py, one at a time; every one must turn a test red.
+# Plant the known faults of tools/faults/, one at a time; every one must turn a test red.
 mutants: $(READY)  ## plant known faults, each of which must turn a test red
 	$(BIN)/python tools/mutants.py
 

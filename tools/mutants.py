@@ -1,4 +1,4 @@
-"""Does the test suite notice wrong mathematics? Plant the faults of `faults.py`, one at a time, and see a test turn red.
+"""Does the test suite notice wrong mathematics? Plant the faults of the tables in faults/, one at a time, and see a test turn red.
 
     python tools/mutants.py                  # all of them: a few minutes on two cores
     python tools/mutants.py --only ledger    # those whose file or description it matches
@@ -215,7 +215,7 @@ def main() -> int:
             stale.append(str(error))
     if stale or not faults:
         print("\n".join(stale) or f"no fault matches {options.only!r}")
-        print("every row of tools/faults.py must fit src/: rewrite `old` and `new` where the source has moved on")
+        print("every row of tools/faults/ must fit src/: rewrite `old` and `new` where the source has moved on")
         return 2
 
     prepare()
