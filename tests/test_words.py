@@ -1,4 +1,4 @@
-"""Words of other libraries: each is refused with the word of ours that means the same, wherever it can be given."""
+"""Words of other libraries: models accept those that mean one thing; elsewhere, they are refused with the word of ours that means the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,14 +70,25 @@ def test_words_that_could_mean_two_things_are_explained() -> None:
 
 @pytest.mark.parametrize(("word", "ours"), [(w, o) for option, w, o in MEANT if option == "predicts"])
 def test_in_python_predictions(word: str, ours: str) -> None:
-    with pytest.raises(DiffusionalError, match=f"{word}.*predicts='{ours}'"):
-        bare(df.Denoiser.__init__)(df.Denoiser.__new__(df.Denoiser), torch.nn.Identity(), word)
+    assert df.Denoiser(torch.nn.Identity(), word).predicts == ours
     with pytest.raises(DiffusionalError, match=f"{word}.*predicts='{ours}'"):
         Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), word)
 
 
+def test_words_that_no_model_knows_are_refused() -> None:
+    with pytest.raises(DiffusionalError, match=r"velocity.*df\.wrap\.flow"):
+        df.Denoiser(torch.nn.Identity(), "velocity")
+    with pytest.raises(DiffusionalError, match="nonsense"):
+        df.Denoiser(torch.nn.Identity(), "nonsense")
+    with pytest.raises(DiffusionalError, match="5"):
+        words.our_word("predicts", 5, PREDICTS)
+
+
 @pytest.mark.parametrize(("word", "ours"), [(w, o) for option, w, o in MEANT if option == "variance"])
 def test_in_python_variances(word: str, ours: str) -> None:
+    process, decoder = df.GaussianDiffusion(df.schedule.linear(10)), df.likelihood.LevelPosterior(df.Discrete((1,), 2))
+    denoiser = df.Denoiser(torch.nn.Identity(), learns_variance=ours == "learned")
+    assert df.DiffusionModel(process, denoiser, decoder, word).variance == ours
     with pytest.raises(DiffusionalError, match=f"{word}.*variance='{ours}'"):
         check_variance(word)
 

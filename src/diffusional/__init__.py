@@ -58,6 +58,7 @@ _NAMES = {
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.evaluation",
     "load": "training.run",
+    "load_checkpoint": "interop.checkpoint",
     "load_run": "training.folder",
     "train": "training.loop",
 }

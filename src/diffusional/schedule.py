@@ -67,6 +67,9 @@ class Schedule(Float64):
     `steps` is T, or None in continuous time.
     """
 
+    zero_terminal_snr: bool = False
+    """Whether z_T is pure noise, SNR_T = 0. γ_T, which would be ∞, is then γ_{T−1} + 40."""
+
     def __init__(self, steps: int | None) -> None:
         super().__init__()
         self.steps = _checked(steps)
@@ -266,18 +269,28 @@ class Learned(Schedule):
 
 
 class FromBetas(Schedule):
-    """γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)) at the knots (MATH (4)), with a monotone cubic between them."""
+    """γ_t = ln expm1(−Σ_{s≤t} ln(1 − β_s)) at the knots (MATH (4)), with a monotone cubic between them.
+
+    The last β may be 1: z_T is then pure noise, and `zero_terminal_snr` is True. The stored γ_T is γ_{T−1} + 40: SNR_T is e⁻⁴⁰ of
+    SNR_{T−1}, which is nothing in float64, and all formulas stay finite.
+    """
 
     def __init__(self, betas: Sequence[float] | np.ndarray | Tensor) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
         if betas.ndim != 1 or len(betas) < 2:
             raise DiffusionalError(f"expected betas of shape (T,) with T ≥ 2, got shape {tuple(betas.shape)}")
         outside = ~((betas > 0) & (betas < 1))
+        outside[-1] &= betas[-1] != 1
         if bool(outside.any()):
             t = int(outside.nonzero()[0]) + 1
-            raise DiffusionalError(f"expected every beta strictly between 0 and 1, got β_{t} = {float(betas[t - 1]):g}")
+            raise DiffusionalError(
+                f"expected every beta strictly between 0 and 1 (the last may be 1), got β_{t} = {float(betas[t - 1]):g}"
+            )
         super().__init__(len(betas))
+        self.zero_terminal_snr = bool(betas[-1] == 1)
         knots = _knots(-torch.log1p(-betas))
+        if self.zero_terminal_snr:
+            knots[-1] = knots[-2] + _NOTHING
         cubic = PchipInterpolator(np.linspace(0.0, 1.0, len(betas)), knots.numpy())
         self.betas: Tensor
         self.knots: Tensor
@@ -370,6 +383,10 @@ class LearnedBetas(Schedule):
         return {"kind": "learned_betas", "state": state, "steps": self.steps}
 
 
+# γ_T − γ_{T−1} where SNR_T = 0: e^{−40} is below the rounding error of float64.
+_NOTHING = 40.0
+
+
 def _some(knots: Tensor, steps: int) -> Tensor:
     """Return `steps` of the knots, evenly spaced from the first to the last."""
     _checked(steps)
@@ -439,6 +456,10 @@ def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, 
     if not isinstance(steps, int) or steps < 2:
         raise DiffusionalError(f"expected steps to be an integer of at least 2, got {steps!r}")
     factor = 1000 / steps if rescale else 1.0
+    if beta_end * factor == 1:
+        raise DiffusionalError(
+            f"expected every beta strictly between 0 and 1, got β_{steps} = 1; use from_betas for a last level of pure noise"
+        )
     return FromBetas(torch.linspace(beta_start * factor, beta_end * factor, steps, dtype=torch.float64))
 
 
@@ -461,7 +482,7 @@ def cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) ->
 
 
 def from_betas(betas: Sequence[float] | np.ndarray | Tensor) -> FromBetas:
-    """Return a schedule of any betas β_1 … β_T, each strictly between 0 and 1 (MATH (1)).
+    """Return a schedule of any betas β_1 … β_T, each strictly between 0 and 1 (MATH (1)); the last may be 1 (MATH (24)).
 
     >>> from_betas([0.1, 0.2, 0.3]).steps
     3

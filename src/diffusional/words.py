@@ -1,4 +1,4 @@
-"""The names that other libraries use for options of this one, so that an error can suggest the right name.
+"""The names that other libraries use for options of this one: models accept them, and errors suggest ours.
 
 They are from diffusers, OpenAI's improved and guided diffusion, and the released code of DDPM and VDM. Does not import torch.
 """
@@ -41,7 +41,7 @@ _NOTES: dict[str, dict[str, str]] = {
     "predicts": dict.fromkeys(
         ("velocity", "flow", "flow_prediction", "vector_field", "u"),
         '"v" is α ε − σ x of a variance-preserving diffusion (diffusers\' "v_prediction"); the velocity dx/dt of a flow is another '
-        "quantity: convert it to one of these in a module",
+        "quantity: use df.wrap.flow",
     ),
     "schedule.kind": {
         "scaled_linear": "betas that are linear in their square roots are given by schedule.from_betas in Python"
@@ -86,6 +86,23 @@ def check_word(option: str, word: object, known: Sequence[str]) -> None:
         raise DiffusionalError(
             f"expected {option} to be one of {', '.join(known)}, got {word!r}" + ("" if meant is None else f". {meant}")
         )
+
+
+def our_word(option: str, word: object, known: Sequence[str]) -> str:
+    """Return the word of ours that means the same as another library's; one of `known` words is returned as it is.
+
+    Raises DiffusionalError, with a suggestion if there is one, for other words.
+
+    >>> our_word("predicts", "v_prediction", ("noise", "data", "v"))
+    'v'
+    """
+    if isinstance(word, str) and word not in known and (key := _key(option)) is not None:
+        plain = _plain(word)
+        for ours, others in _OTHERS[key].items():
+            if ours in known and plain in map(_plain, (ours, *others)):
+                return ours
+    check_word(option, word, known)
+    return str(word)
 
 
 def _key(option: str) -> str | None:

@@ -13,6 +13,7 @@ import diffusional as df
 from diffusional import schedule
 from diffusional.errors import DiffusionalError
 from diffusional.models.calls import call
+from diffusional.models.time import Affine
 from diffusional.networks import MLP, FromDiffusers, ResidualMLP
 
 Z, S = torch.zeros(2, 3), torch.zeros(2)
@@ -170,9 +171,11 @@ def test_a_network_of_diffusers_that_lacks_its_condition() -> None:
     with pytest.raises(DiffusionalError, match=r"encoder_hidden_states.*FromDiffusers"):
         df.Denoiser(network)(z, s)
     with pytest.raises(DiffusionalError, match=r"no condition.*encoder_hidden_states"):
-        df.Denoiser(FromDiffusers(network))(z, s)
+        df.Denoiser(FromDiffusers(network), time=Affine())(z, s)
     with pytest.raises(DiffusionalError, match=r"condition as label.*condition_as"):
-        df.Denoiser(FromDiffusers(network, "label"))(z, s, torch.zeros(2, 1, 8))
+        df.Denoiser(FromDiffusers(network, "label"), time=Affine())(z, s, torch.zeros(2, 1, 8))
+    with pytest.raises(DiffusionalError, match=r"time=.*FromDiffusers.*TrainedIndex"):
+        df.Denoiser(FromDiffusers(network))
 
 
 @pytest.mark.parametrize(("output", "said"), [(Z, "Tensor"), ((Z,), "tuple"), (SimpleNamespace(sample=1), "sample")])

@@ -25,7 +25,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.averages import LEAST_FREEDOM, few_draws
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.draws import Draws
-from diffusional.evaluation.evaluation import Task, Watch, as_the_network, evaluate
+from diffusional.evaluation.evaluation import Task, Watch, as_the_network, check_model, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import Strata
@@ -67,6 +67,8 @@ def compare(
     >>> abs(both.difference.value) < 1e-12, both.difference.error < 1e-12
     (True, True)
     """
+    for model in (a, b):
+        check_model(model)
     if a.space != b.space:
         raise DiffusionalError(
             f"A's items are {a.space}, B's are {b.space}: bounds over different spaces do not compare"

@@ -33,6 +33,7 @@ from diffusional.evaluation.task import NO_AUDIT as NO_AUDIT
 from diffusional.evaluation.task import Progress, Task, Watch
 from diffusional.ledger import per_unit
 from diffusional.models.base import LatentVariableModel, evaluation_mode
+from diffusional.models.calls import from_diffusers
 from diffusional.models.denoiser import network_dtype
 from diffusional.seeds import check_seed
 from diffusional.space import Discrete
@@ -81,6 +82,7 @@ def evaluate(
     >>> swept.nelbo.network_evaluations
     5030
     """
+    check_model(model)
     model.space.check(data)
     check_condition(condition, len(data))
     named: dict[str, Any] = dict(options)
@@ -130,6 +132,26 @@ def evaluate(
         task = Task(Draws(chain, plan, data, seed, condition), pilot, budget, estimator.records, progress)
         task.seconds["pilot"] = time.monotonic() - start
         return task.run(target, estimator.audit)
+
+
+def check_model(model: object) -> None:
+    """Raise DiffusionalError for a network, a pipeline or anything else that is not a model of ours.
+
+    >>> check_model(torch.nn.Linear(2, 2))
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: expected a model with latents, such as a df.DiffusionModel, got a Linear. A network alone ...
+    """
+    if isinstance(model, LatentVariableModel):
+        return
+    advice = (
+        "A network alone has no p(x): df.wrap and df.DiffusionModel say what its output means and what the levels are"
+    )
+    if from_diffusers(model):
+        advice = "Save it with save_pretrained and load the folder with df.load_checkpoint, or use df.wrap and df.DiffusionModel"
+    raise DiffusionalError(
+        f"expected a model with latents, such as a df.DiffusionModel, got a {type(model).__name__}. {advice}"
+    )
 
 
 def within(draws: Callable[[float], float], budget: int | None) -> Callable[[float], float]:

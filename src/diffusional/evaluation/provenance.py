@@ -71,6 +71,7 @@ def provenance(
             "python": platform.python_version(),
         },
         "command": " ".join(sys.argv),
+        **({"origin": dict(model.origin)} if model.origin else {}),
     } | ({"doubts": doubts} if doubts else {})
 
 

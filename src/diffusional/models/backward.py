@@ -15,6 +15,7 @@ every position, ln r_d = f_d ln σ_s²/σ_t², f_d the network's fraction, and
     learned:     KL = ½ Σ_d [φ(ln r_d) + r_d expm1(γ_t − γ_s) (ε − ε̂)²_d].
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -79,16 +80,17 @@ def kl_density(squared_error: PerItem, dgamma: Tensor) -> PerItem:
     return 0.5 * dgamma.double() * squared_error.double()
 
 
-def prior_kl(x: Items, gamma_last: Tensor) -> PerItem:
-    """KL_T = KL[N(α_T x, σ_T² I) ‖ N(0, I)] (B,) = ½ [α_T² ‖x‖² + D φ(ln σ_T²)], nats, float64; exact, no draw.
+def prior_kl(x: Items, gamma_last: Tensor, variance: float = 1.0) -> PerItem:
+    """Return KL_T = KL[N(α_T x, σ_T² I) ‖ N(0, v I)] (B,) = ½ [α_T² ‖x‖²/v + D φ(ln σ_T²/v)], nats, float64; exact, no draw. v = `variance`,
+    MATH (23).
 
     >>> prior_kl(torch.ones(1, 2), torch.tensor(0.0))     # ½ [½ · 2 + 2 (½ − 1 + ln 2)] = ln 2
     tensor([0.6931], dtype=torch.float64)
     """
     gamma_last = gamma_last.double()
     flat = x.double().flatten(1)
-    variance_part = flat.shape[1] * phi(logsigmoid(gamma_last))
-    return 0.5 * (torch.sigmoid(-gamma_last) * flat.square().sum(1) + variance_part)
+    variance_part = flat.shape[1] * phi(logsigmoid(gamma_last) - math.log(variance))
+    return 0.5 * (torch.sigmoid(-gamma_last) * flat.square().sum(1) / variance + variance_part)
 
 
 def step(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Gaussian:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,9 @@ class LatentVariableModel(nn.Module, ABC):
 
     classes: tuple[str, ...] = ()
     """Names of the classes whose labels are the condition of a model that was built from a config; else empty."""
+
+    origin: Mapping[str, Any] = {}
+    """Of an imported model: what came from its config, what was assumed and what was given, as JSON values. Evaluations record it."""
 
     sampling: tuple[str, ...] = ("ancestral",)
     """Names of the methods that `sample` takes as `method`. A model with one of them takes no such argument."""

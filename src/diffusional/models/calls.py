@@ -74,11 +74,11 @@ def shape_hint(output: Tensor, z: Tensor) -> str:
 def _explained(network: Any, inputs: tuple[Tensor, ...], error: Exception) -> str | None:
     """Return why a call failed, if the caller can change it, else None."""
     if isinstance(error, DiffusionalError):
-        return f"could not be called: {error}. {_FROM_DIFFUSERS}" if _of_diffusers(network) else None
+        return f"could not be called: {error}. {_FROM_DIFFUSERS}" if from_diffusers(network) else None
     if isinstance(error, TypeError):
         return (
             f"could not be called: {error}. {_FROM_DIFFUSERS}"
-            if _of_diffusers(network) and "argument" in str(error)
+            if from_diffusers(network) and "argument" in str(error)
             else None
         )
     if "more than 1 value per channel" in str(error):
@@ -99,18 +99,23 @@ def _explained(network: Any, inputs: tuple[Tensor, ...], error: Exception) -> st
 
 
 _FROM_DIFFUSERS = (
-    "Use df.networks.FromDiffusers(network), and give Denoiser the time that the network was trained with, such as "
-    "time=diffusional.models.time.TrainedIndex(schedule)"
+    "Load its folder with df.load_checkpoint; or use df.networks.FromDiffusers(network), and give Denoiser the time that the network "
+    "was trained with, such as time=diffusional.models.time.TrainedIndex(schedule)"
 )
 
 
 def _advice(network: Any, output: Any) -> str:
-    if _of_diffusers(network) or isinstance(getattr(output, "sample", None), Tensor):
+    if from_diffusers(network) or isinstance(getattr(output, "sample", None), Tensor):
         return _FROM_DIFFUSERS
     return "Wrap it in a function that returns the intended tensor"
 
 
-def _of_diffusers(network: Any) -> bool:
+def from_diffusers(network: Any) -> bool:
+    """Return whether an object is one of diffusers, or of a class derived from one of its.
+
+    >>> from_diffusers(nn.Identity())
+    False
+    """
     return any(kind.__module__.partition(".")[0] == "diffusers" for kind in type(network).__mro__)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from diffusional.models.parameterization import (
 )
 from diffusional.shapes import Items, align
 from diffusional.space import Discrete
-from diffusional.words import check_word
+from diffusional.words import check_word, our_word
 
 
 def output_channels(
@@ -51,7 +52,7 @@ class Denoiser(nn.Module):
     Args:
         module: any network from z (B, *dims) and log_snr = −γ (B,) to an output of z's shape, or, for "levels", of
             C·K channels (`head="categorical"`: free logits) or 2C (`head="logistic"`: μ and ln s).
-        predicts: "noise", "data", "v", "score" or "levels".
+        predicts: "noise", "data", "v", "score" or "levels", or a word of diffusers or a paper for one of these, such as "epsilon".
         space: the data's space; needed for "levels" only.
         head: the output parameterisation of a levels module.
         time: maps log-SNR to the module's own time input; see `diffusional.models.time`.
@@ -59,8 +60,8 @@ class Denoiser(nn.Module):
             the posterior's variance and the transition's and a little beyond (Nichol & Dhariwal 2021, eq. 15); for
             `variance="learned"`.
 
-    Raises DiffusionalError for an unknown `predicts` or `head`, for a levels head without a discrete space, and when the
-    module's output is not a single floating-point tensor of the right shape on z's device.
+    Raises DiffusionalError for an unknown `predicts` or `head`, for a levels head without a discrete space, for a `FromDiffusers`
+    without `time`, and when the module's output is not a single floating-point tensor of the right shape on z's device.
 
     >>> import torch
     >>> denoiser = Denoiser(lambda z, log_snr: 0 * z, predicts="data")
@@ -71,23 +72,33 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         module: Callable[..., Tensor],
-        predicts: Predicts = "noise",
+        predicts: Predicts | str = "noise",
         space: Discrete | None = None,
         head: Head = "categorical",
         time: Callable[[Tensor], Tensor] | None = None,
         learns_variance: bool = False,
     ) -> None:
         super().__init__()
-        check_word("predicts", predicts, PREDICTS)
+        spoken: Any = our_word("predicts", predicts, PREDICTS)
         check_word("head", head, HEADS)
-        if predicts == "levels" and not isinstance(space, Discrete):
-            raise DiffusionalError(f'predicts="levels" needs the levels: space=Discrete(...); {space!r} came')
+        if spoken == "levels" and not isinstance(space, Discrete):
+            raise DiffusionalError(f'expected space=df.Discrete(…) for predicts="levels", got {space!r}')
+        if time is None and getattr(module, "needs_time", False):
+            raise DiffusionalError(
+                f"expected time= for a {type(module).__name__}, the time input that the network was trained with, got none: it would read "
+                "log SNR. Give time=diffusional.models.time.TrainedIndex(schedule) for a network that reads the number of the level, or "
+                "time=diffusional.models.time.Affine() for one that was trained with log SNR"
+            )
         self.module = module
-        self.predicts: Predicts = predicts
+        self.predicts: Predicts = spoken
         self.space = space
         self.head: Head = head
         self.time = time
         self.learns_variance = learns_variance
+
+    def to_identity(self) -> dict[str, Any]:
+        """Return what the prediction depends on besides the tensors of the model, as JSON values: by default nothing."""
+        return {}
 
     def forward(self, z: Items, gamma: Tensor, condition: Condition | None = None) -> Prediction:
         """What the network says about z (B, *dims) at γ (B,) or ()."""

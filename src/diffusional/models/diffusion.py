@@ -7,6 +7,7 @@ The middle sum in continuous time is ½ E ∫ γ'(u) ‖ε − ε̂‖² du (MAT
 (22)): `loss` does so with one network evaluation per item.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -21,14 +22,14 @@ from diffusional.ledger import Costs, LevelDraws, per_unit
 from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models import backward
 from diffusional.models.base import plain_options
-from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
+from diffusional.models.chain import AffineCosts, Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Pull
 from diffusional.shapes import Items, PerItem
 from diffusional.space import Space
-from diffusional.words import check_word
+from diffusional.words import check_word, our_word
 
 # λ of L_hybrid.
 HYBRID_WEIGHT = 1e-3
@@ -42,7 +43,9 @@ class DiffusionModel(Chain):
             NonMarkovDiffusion p(z_t|z_{t+1}) = q(z_t|z_{t+1}, x̂), the model that DDIM samples from.
         denoiser: the shared network, with what it predicts.
         likelihood: p(x|z_1), normalised over the data's space.
-        variance: of p(z_t|z_{t+1}): "posterior", "transition", or "learned" by the denoiser between the two (MATH (5)).
+        variance: of p(z_t|z_{t+1}): "posterior", "transition", or "learned" by the denoiser between the two (MATH (5)); or a word of
+            diffusers for one of these, such as "fixed_small".
+        last_variance: ṽ of p(z_T) = N(0, ṽ I), MATH (23): 1, except for samplers that start from another variance.
 
     Shapes: x (B, *space.shape), floating, encoded by the space. Costs are nats, float64.
     Raises DiffusionalError for items that the space refuses (shape, levels, NaN), levels outside 1 … T−1, and options that
@@ -67,12 +70,23 @@ class DiffusionModel(Chain):
         process: GaussianDiffusion,
         denoiser: Denoiser,
         likelihood: Likelihood,
-        variance: backward.Variance = "posterior",
+        variance: backward.Variance | str = "posterior",
+        last_variance: float = 1.0,
     ) -> None:
         super().__init__()
-        backward.check_variance(variance)
+        variance = our_word("variance", variance, backward.VARIANCES)
         self.process, self.denoiser, self.likelihood = process, denoiser, likelihood
-        self.variance: backward.Variance = variance
+        self.variance: Any = variance
+        if not (last_variance > 0 and math.isfinite(last_variance)):
+            raise DiffusionalError(
+                f"expected last_variance, the variance of p(z_T), to be a positive number, got {last_variance}"
+            )
+        self.last_variance = float(last_variance)
+        if process.schedule.zero_terminal_snr and denoiser.predicts in ("noise", "score"):
+            raise DiffusionalError(
+                f'expected a denoiser that predicts "data" or "v" with a schedule whose last level has no signal (SNR_T = 0), got '
+                f'"{denoiser.predicts}": there it determines nothing of x. Leave out the last beta, or use another prediction'
+            )
         if not process.markov and (process.steps is None or variance != "posterior"):
             raise DiffusionalError(
                 f"expected discrete time and variance='posterior' with a {type(process).__name__}, whose posterior is not Markov, got "
@@ -111,7 +125,9 @@ class DiffusionModel(Chain):
     def regrid(self, steps: int | None) -> "DiffusionModel":
         """The same network on the same γ(u) with another T, or in continuous time; shares all tensors."""
         variance = self.variance if steps is not None else "posterior"
-        return DiffusionModel(self.process.regrid(steps), self.denoiser, self.likelihood, variance)
+        other = DiffusionModel(self.process.regrid(steps), self.denoiser, self.likelihood, variance, self.last_variance)
+        other.origin, other.classes = self.origin, self.classes
+        return other
 
     # The model's own distributions, MATH (2).
 
@@ -124,10 +140,11 @@ class DiffusionModel(Chain):
         return backward.step(prediction, gamma_s, gamma_t, self.variance)
 
     def last(self, n: int) -> Gaussian:
-        """p(z_T) = N(0, I) of n items, in the network's type."""
+        """Return p(z_T) = N(0, ṽ I) of n items, in the network's type."""
         # Of the network: a learned schedule keeps its own float64.
         example = next(self.denoiser.parameters(), self.process.schedule.ends().new_empty(0).float())
-        return Gaussian(example.new_zeros(n, *self.space.shape), example.new_zeros(()))
+        log_variance = example.new_full((), math.log(self.last_variance))
+        return Gaussian(example.new_zeros(n, *self.space.shape), log_variance)
 
     def decode(self, z_1: Items, condition: Condition | None = None) -> Decoded:
         """p(x | z_1)."""
@@ -143,8 +160,8 @@ class DiffusionModel(Chain):
         return -self.decode(z_1, condition).log_prob(x).double()
 
     def prior(self, x: Items) -> PerItem:
-        """KL_T = KL[q(z_T|x) ‖ N(0, I)] (B,): exact, without a draw."""
-        return backward.prior_kl(x, self.process.schedule.ends()[1])
+        """Return KL_T = KL[q(z_T|x) ‖ N(0, ṽ I)] (B,): exact, without a draw."""
+        return backward.prior_kl(x, self.process.schedule.ends()[1], self.last_variance)
 
     def _gammas(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """γ_t and γ_{t+1} of levels t."""
@@ -170,9 +187,13 @@ class DiffusionModel(Chain):
         return (schedule if self.steps is not None else schedule.regrid(65)).grid()
 
     def identity(self) -> list[Any]:
-        """Return the variance, the decoder with its options, and η of a process that is not Markov."""
+        """Return the variance, the decoder with its options, η of a process that is not Markov, the variance of p(z_T) unless it is 1, and
+        what an imported model does to x̂, such as clipping it.
+        """
         own, process = options_of(self.likelihood), plain_options(self.process)
-        return [self.variance, type(self.likelihood).__name__, own, *([process] if process else [])]
+        last = {} if self.last_variance == 1 else {"last_variance": self.last_variance}
+        further = [one.to_identity() for one in self.denoiser.modules() if isinstance(one, Denoiser)]
+        return [self.variance, type(self.likelihood).__name__, own, *filter(None, (process, last, *further))]
 
     def noisy_gamma(self, level: PerItem) -> PerItem:
         """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
@@ -188,9 +209,9 @@ class DiffusionModel(Chain):
         return schedule.grid() if self.steps is not None else schedule.gamma(edges)
 
     @property
-    def affine(self) -> "DiffusionModel":
-        """The model itself: its KL_t are affine in the squared error of the noise."""
-        return self
+    def affine(self) -> AffineCosts:
+        """The model itself: its KL_t are affine in the squared error of the noise. Where SNR_T = 0, without the last level."""
+        return _ExceptTheLast(self) if self.process.schedule.zero_terminal_snr and self.steps is not None else self
 
     def level_constants(self, level: PerItem) -> PerItem:
         """Return the part of KL_t (V,) that comes from the variance of p, MATH (10); it needs no network evaluation."""
@@ -419,3 +440,18 @@ class DiffusionModel(Chain):
     def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
         """Draw from one of the chain's distributions; from p(x|z_1) some items at a time."""
         return p.sample(generator, batch_rows(self.space)) if isinstance(p, Decoded) else p.sample(generator)
+
+
+class _ExceptTheLast:
+    """The costs of a model whose last level has no signal, MATH (24), for control variates: these are functions of the noise, whose squared
+    error is 0 there and is multiplied by infinity. At that level the costs are declared to be 0, and no control is subtracted.
+    """
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self._model = model
+        self.space, self.levels = model.space, model.levels
+        self.noisy_gamma, self.end_gammas, self.edge_gammas = model.noisy_gamma, model.end_gammas, model.edge_gammas
+
+    def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
+        kl = self._model.kl_from(squared_error, level)
+        return torch.where(level.to(kl.device) == self.levels, 0.0, kl)

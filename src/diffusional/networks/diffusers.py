@@ -29,6 +29,9 @@ class FromDiffusers(nn.Module):
     torch.Size([2, 1, 8, 8])
     """
 
+    needs_time = True
+    """Whether a `Denoiser` must be given the network's time input: log-SNR, which ours read, would be taken for a number of a level."""
+
     def __init__(self, network: nn.Module, condition_as: str = "class_labels", multiple: int = 1) -> None:
         super().__init__()
         self.network, self.condition_as, self.multiple = network, condition_as, multiple

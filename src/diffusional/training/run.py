@@ -84,6 +84,11 @@ def read_run(path: str | Path) -> RunRecord:
     path = Path(path)
     if not path.is_dir():
         raise DiffusionalError(f"{path} is not a folder; give the run folder that `diffusional train` wrote")
+    if not (path / DATA).exists() and _of_diffusers(path):
+        raise DiffusionalError(
+            f"{path} is a checkpoint of diffusers and no run; load it with df.load_checkpoint, or make a run of it with "
+            "`diffusional import`"
+        )
     data = load_json(path / DATA)
     try:
         space = _finite(spaces.from_dict(data["space"]))
@@ -117,6 +122,16 @@ def read_run(path: str | Path) -> RunRecord:
             f"{path / DATA}: expected hashes as condition_sha256, got {conditions!r}; was it edited by hand?"
         )
     return RunRecord(path, config, space, fingerprints, tuple(columns), source, items, tuple(classes), conditions)
+
+
+def _of_diffusers(path: Path) -> bool:
+    """Return whether a folder is a pipeline or a model of diffusers."""
+    if (path / "model_index.json").is_file():
+        return True
+    try:
+        return "_class_name" in load_json(path / CONFIG)
+    except DiffusionalError:
+        return False
 
 
 def _finite(space: Space) -> Space:
