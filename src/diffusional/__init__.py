@@ -61,6 +61,7 @@ _NAMES = {
     "load_checkpoint": "interop.checkpoint",
     "load_run": "training.folder",
     "train": "training.loop",
+    "wrap": "interop.wrap",
 }
 
 

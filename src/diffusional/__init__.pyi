@@ -24,6 +24,7 @@ from diffusional.forward import GaussianDiffusion as GaussianDiffusion
 from diffusional.forward import NonMarkovDiffusion as NonMarkovDiffusion
 from diffusional.gaussian import Gaussian as Gaussian
 from diffusional.interop.checkpoint import load_checkpoint as load_checkpoint
+from diffusional.interop.wrap import wrap as wrap
 from diffusional.ledger import Estimate as Estimate
 from diffusional.ledger import Ledger as Ledger
 from diffusional.ledger import LevelDraws as LevelDraws

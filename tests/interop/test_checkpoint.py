@@ -462,6 +462,11 @@ def test_edm_and_flow_pipelines(tmp_path: Path) -> None:
     assert model.end_gammas().tolist() == [-6.0, 14.0]
     assert "γ_1 = -6" in model.origin["given"]["start"]
     assert df.evaluate(model, x, visits=4).nelbo.value > 0
+    chosen = load_checkpoint(flow, SPACE, reference=x)
+    assert "2 training items" in chosen.origin["given"]["start"]
+    assert "start" not in chosen.origin["assumed"]
+    with pytest.raises(DiffusionalError, match="reference"):
+        load_checkpoint(flow, SPACE, reference=x, gamma_min=-6.0)
     other = load_checkpoint(flow, SPACE, time=lambda log_snr: torch.sigmoid(-log_snr / 2))
     assert "time" in other.origin["given"]
     with pytest.raises(DiffusionalError, match="openai"):

@@ -23,9 +23,11 @@ from diffusional.interop.adapter import Adapter
 from diffusional.interop.networks import DiffusersNetwork
 from diffusional.interop.record import Origin
 from diffusional.interop.schedulers import Declared, declared
+from diffusional.interop.wrap import choose_start
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Likelihood
+from diffusional.schedule import Schedule, log_snr_linear
 from diffusional.space import Continuous, Discrete, Space
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -94,6 +96,7 @@ def load_checkpoint(
     steps: int | None = None,
     gamma_min: float | None = None,
     gamma_max: float | None = None,
+    reference: Tensor | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -116,6 +119,7 @@ def load_checkpoint(
         time: from log-SNR (B,) to the network's time input, instead of the scheduler's.
         steps: number of latents of a model in continuous time.
         gamma_min, gamma_max: γ = −log SNR of z_1 and z_T of a model in continuous time.
+        reference: training items (N, *shape), encoded, on which γ_1 of a flow is chosen by the bound (`choose_start`); it is assumed otherwise.
         subfolder: of the denoiser, where it is not unet, transformer or prior.
         variant: of the weights, such as "fp16".
         revision: branch, tag or commit of a Hub repository.
@@ -162,7 +166,6 @@ def load_checkpoint(
     likelihood = _decoder(
         decoder, decoder_variance, space, declaration, origin, latents="vae" in place.parts or "vqvae" in place.parts
     )
-    process = GaussianDiffusion(declaration.schedule if steps is None else _regridded(declaration, steps, origin))
     if time is not None:
         origin.given["time"] = f"the network reads time= ({getattr(time, '__name__', None) or repr(time)})"
         origin.config.pop("time", None)
@@ -170,6 +173,24 @@ def load_checkpoint(
     denoiser = Adapter(
         module, declaration.output, time or declaration.time, declaration.scale, declaration.learns, declaration.rule
     )
+    schedule = declaration.schedule
+    if reference is not None:
+        if schedule.steps is not None or gamma_min is not None:
+            why = (
+                f"the levels of the {declaration.name} are its own" if gamma_min is None else "gamma_min was given too"
+            )
+            raise DiffusionalError(
+                f"expected no reference items, since {why} and there is no γ_1 to choose; leave reference out"
+            )
+        low, high = schedule.ends().tolist()
+        low = choose_start(denoiser, likelihood, reference, gamma_max=high)
+        schedule = log_snr_linear(low, high)
+        origin.assumed.pop("start", None)
+        origin.config.pop("start", None)
+        origin.given["start"] = (
+            f"γ_1 = {low:g} (σ/α = {math.exp(low / 2):.4g}), of lowest bound on {len(reference):,} training items"
+        )
+    process = GaussianDiffusion(schedule if steps is None else _regridded(declaration.name, schedule, steps, origin))
     model = DiffusionModel(process, denoiser, likelihood, declaration.variance, declaration.last_variance)
     _conditions(module, origin)
     model.classes = () if module.classes is None else tuple(map(str, range(module.classes)))
@@ -182,14 +203,14 @@ def _copy(declaration: Declared, origin: Origin) -> None:
         getattr(origin, name).update(getattr(declaration, name))
 
 
-def _regridded(declaration: Declared, steps: int, origin: Origin) -> Any:
-    if declaration.schedule.steps is not None and declaration.schedule.steps != steps:
+def _regridded(name: str, schedule: Schedule, steps: int, origin: Origin) -> Schedule:
+    if schedule.steps is not None and schedule.steps != steps:
         raise DiffusionalError(
-            f"steps={steps} was given, but the levels of the {declaration.name} are its own {declaration.schedule.steps}; leave it out"
+            f"steps={steps} was given, but the levels of the {name} are its own {schedule.steps}; leave it out"
         )
     origin.given["levels"] = f"T = {steps} latents, evenly spaced in log SNR"
     origin.assumed.pop("levels", None)
-    return declaration.schedule.regrid(steps)
+    return schedule.regrid(steps)
 
 
 # Finding the files.

@@ -1,0 +1,278 @@
+"""`wrap`: a network from elsewhere as a denoiser, by what it reads and what its output is of x and ε.
+
+The latents of the process that the network was trained with are a x + s ε (MATH (23)). Whatever a and s, they are a multiple of ours at the
+log-SNR −γ = ln a²/s², so that two declarations suffice: what the network reads, and what it predicts. Named functions do the common cases:
+
+    wrap(net, predicts="v", time=TrainedIndex(schedule))      a network of a variance-preserving process
+    wrap.edm(net, sigma_data=0.5)                             F of Karras et al. 2022
+    wrap.denoised(net)                                        D(x + σ ε, σ) of Karras et al. 2022: x̂
+    wrap.score(net)                                           ∇ ln q(x + σ ε), at σ
+    wrap.flow(net)                                            the velocity ε − x of (1 − t) x + t ε, at t
+    wrap.flow(net, counts="data")                             the velocity x − ε of t x + (1 − t) ε, at t
+
+The result goes into a `DiffusionModel` with a schedule whose ends are the lowest and the highest noise of p.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffusional.conditions import Condition
+from diffusional.errors import DiffusionalError
+from diffusional.forward import GaussianDiffusion, alpha, sigma
+from diffusional.interop.adapter import Adapter, Clip, Coefficient, Output, Rule, VarianceOutput
+from diffusional.interop.schedulers import FlowTime, SigmaTime, edm_output, edm_scale, flow_scale, ve_scale
+from diffusional.models.calls import from_diffusers
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.likelihood import Likelihood
+from diffusional.models.time import Affine, TrainedIndex
+from diffusional.schedule import Schedule, log_snr_linear
+from diffusional.words import our_word
+
+Reads = Literal["vp", "ve", "flow"]
+_SCALES: dict[str, Coefficient] = {"vp": 1.0, "ve": ve_scale, "flow": flow_scale}
+_PREDICTS = ("noise", "data", "v", "score", "velocity", "velocity to data")
+_TIMES: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_snr": Affine(),
+    "gamma": Affine(-1.0),
+    "sigma": SigmaTime("sigma"),
+    "log_sigma": Affine(-0.5),
+    "t": FlowTime(),
+    "1-t": FlowTime(of_data=True),
+}
+
+
+def _adapted(
+    network: Callable[..., Tensor],
+    *,
+    predicts: str | tuple[Coefficient, Coefficient] = "noise",
+    time: str | Schedule | Callable[[Tensor], Tensor],
+    reads: Reads = "vp",
+    scale: Coefficient = 1.0,
+    learns: Literal["range"] | VarianceOutput | None = None,
+    clip: tuple[float, float] | None = None,
+) -> Adapter:
+    if from_diffusers(network):
+        from diffusional.interop.networks import DiffusersNetwork
+
+        network = DiffusersNetwork(network)  # pyright: ignore[reportArgumentType]
+    if isinstance(reads, str) and reads not in _SCALES:
+        raise DiffusionalError(f"expected reads to be one of {', '.join(_SCALES)}, got {reads!r}")
+    if isinstance(time, str):
+        if time not in _TIMES:
+            raise DiffusionalError(
+                f"expected time to be one of {', '.join(_TIMES)}, a schedule, or a function of log SNR, got {time!r}"
+            )
+        clock = _TIMES[time]
+    else:
+        clock = TrainedIndex(time) if isinstance(time, Schedule) else time
+    rule: Rule | None = None if clip is None else Clip(*clip)
+    return Adapter(network, _output(predicts, reads), clock, _product(_SCALES[reads], scale), learns, rule)
+
+
+def _product(first: Coefficient, second: Coefficient) -> Coefficient:
+    if not callable(first) and not callable(second):
+        return first * second
+    return lambda gamma: _value(first, gamma) * _value(second, gamma)
+
+
+def _value(coefficient: Coefficient, gamma: Tensor) -> Tensor:
+    return coefficient(gamma) if callable(coefficient) else torch.full_like(gamma.double(), coefficient)
+
+
+def _output(predicts: str | tuple[Coefficient, Coefficient], reads: Reads) -> Output:
+    if not isinstance(predicts, str):
+        return Output(*predicts)
+    plain = {"velocity to noise": "velocity", "flow_prediction": "velocity"}.get(predicts, predicts)
+    word = plain if plain in _PREDICTS else our_word("predicts", plain, _PREDICTS)
+    outputs = {
+        "noise": Output(0.0, 1.0),
+        "data": Output(1.0, 0.0),
+        "v": Output(lambda gamma: -sigma(gamma), alpha),
+        # In what the network reads, the noise has the standard deviation c σ.
+        "score": Output(0.0, lambda gamma: -1 / (_value(_SCALES[reads], gamma) * sigma(gamma))),
+        "velocity": Output(-1.0, 1.0),
+        "velocity to data": Output(1.0, -1.0),
+    }
+    return outputs[word]
+
+
+class Wrap:
+    """The function `df.wrap`, with the named cases as its methods."""
+
+    def __call__(
+        self,
+        network: Callable[..., Tensor],
+        *,
+        predicts: str | tuple[Coefficient, Coefficient] = "noise",
+        time: str | Schedule | Callable[[Tensor], Tensor],
+        reads: Reads = "vp",
+        scale: Coefficient = 1.0,
+        learns: Literal["range"] | VarianceOutput | None = None,
+        clip: tuple[float, float] | None = None,
+    ) -> Adapter:
+        """Wrap a network as a denoiser: `network(z, time)`, or `network(z, time, condition)`.
+
+        Args:
+            network: any function or module; a network of diffusers as it is.
+            predicts: "noise" (ε), "data" (x), "v" (α ε − σ x), "score" (of what it reads), "velocity" (ε − x, of a flow), "velocity to data"
+                (x − ε), a word of diffusers for one of these, or (A, B): the output is A x + B ε, each a number or a function of γ.
+            time: its time input: "log_snr", "gamma" (−log SNR), "sigma" (σ/α), "log_sigma" (its logarithm), "t" (of a flow, 1 at pure
+                noise), "1-t", a schedule, of which it reads the number of the level from 0, or a function of log SNR (B,), float64.
+            reads: its input before `scale`: "vp", z = α x + σ ε with α² + σ² = 1; "ve", x + σ ε; or "flow", (1 − t) x + t ε.
+            scale: a further factor of the input, a number or a function of γ, such as EDM's c_in.
+            learns: "range" if a second half of its outputs is the variance of improved DDPM; use it with variance="learned".
+            clip: clip x̂ to (low, high), which defines another p.
+
+        Raises DiffusionalError for unknown words, and, when it is called, for outputs of the wrong shape.
+
+        >>> from diffusional import schedule
+        >>> denoiser = wrap(lambda z, t: 0 * z, predicts="epsilon", time=schedule.linear(steps=10))
+        >>> denoiser.predicts
+        'noise'
+        """
+        return _adapted(network, predicts=predicts, time=time, reads=reads, scale=scale, learns=learns, clip=clip)
+
+    def edm(
+        self,
+        network: Callable[..., Tensor],
+        *,
+        sigma_data: float = 0.5,
+        time: str | Callable[[Tensor], Tensor] | None = None,
+    ) -> Adapter:
+        """Wrap the raw network F of EDM: x̂ = c_skip z + c_out F(c_in z, ¼ ln σ) with z = x + σ ε (Karras et al. 2022).
+
+        Args:
+            network: F(c_in z, c_noise), without its preconditioning. The whole, D(z, σ), goes to `denoised`.
+            sigma_data: σ_data of the preconditioning.
+            time: instead of ¼ ln σ.
+
+        >>> denoiser = wrap.edm(lambda z, t: 0 * z, sigma_data=1.0)
+        >>> denoiser(torch.ones(1, 1), torch.zeros(1)).data             # c_skip z, with z = √2 at σ = 1
+        tensor([[0.7071]])
+        """
+        if not sigma_data > 0:
+            raise DiffusionalError(f"expected sigma_data to be positive, got {sigma_data}")
+        output, scale = edm_output(sigma_data), edm_scale(sigma_data)
+        return _adapted(network, predicts=(output.of_data, output.of_noise), time=time or SigmaTime("log"), scale=scale)
+
+    def denoised(self, network: Callable[..., Tensor], *, time: str | Callable[[Tensor], Tensor] = "sigma") -> Adapter:
+        """Wrap a denoiser D(z, σ) of z = x + σ ε, such as an EDM network with its preconditioning: its output is x̂.
+
+        >>> wrap.denoised(lambda z, s: z / (1 + s**2)[:, None])(torch.ones(1, 1), torch.zeros(1)).data
+        tensor([[0.7071]])
+        """
+        return _adapted(network, predicts="data", time=time, reads="ve")
+
+    def score(
+        self,
+        network: Callable[..., Tensor],
+        *,
+        reads: Reads = "ve",
+        time: str | Schedule | Callable[[Tensor], Tensor] = "sigma",
+    ) -> Adapter:
+        """Wrap a score network, s(z, σ) ≈ ∇ ln q(z) of z = x + σ ε; with reads="vp", of α x + σ ε.
+
+        >>> wrap.score(lambda z, s: -z / s[:, None] ** 2)(torch.ones(1, 1), torch.zeros(1)).noise   # z/σ with z = √2
+        tensor([[1.4142]])
+        """
+        return _adapted(network, predicts="score", time=time, reads=reads)
+
+    def flow(
+        self,
+        network: Callable[..., Tensor],
+        *,
+        counts: Literal["noise", "data"] = "noise",
+        scale: float = 1.0,
+        coupling: Literal["independent", "optimal transport"] = "independent",
+    ) -> Adapter:
+        """Wrap the velocity of a flow between data and N(0, I) on straight lines (Lipman et al. 2023), dz/dt in its own time.
+
+        Args:
+            network: `network(z, t)`.
+            counts: what its t counts. "noise": z = (1 − t) x + t ε, and its output is ε − x. "data": z = t x + (1 − t) ε, and x − ε.
+            scale: a factor of t, such as 1000 for networks of diffusers.
+            coupling: how x and ε were paired in training. The bound is for independent pairs: with those of optimal transport it is valid
+                but loose, and a warning points to the probability flow.
+
+        >>> wrap.flow(lambda z, t: 0 * z)(torch.ones(1, 1), torch.zeros(1)).data
+        tensor([[0.7071]])
+        """
+        if counts not in ("noise", "data"):
+            raise DiffusionalError(f'expected counts to be "noise" or "data", got {counts!r}')
+        if coupling != "independent":
+            warnings.warn(
+                "the bound is for independent pairs of x and ε; with those of optimal transport the network is not a posterior mean, and the "
+                "bound is valid but loose. The likelihood of such a flow is that of its probability flow",
+                stacklevel=2,
+            )
+        predicts = "velocity" if counts == "noise" else "velocity to data"
+        return _adapted(network, predicts=predicts, time=FlowTime(scale, counts == "data"), reads="flow")
+
+
+wrap = Wrap()
+
+
+# The lowest noise of p, which no flow declares.
+
+# γ_1 that are tried: σ/α from 4.5e-5 to 0.6.
+_STARTS = tuple(float(value) for value in range(-20, 0))
+# Levels of the sweep at every candidate, and draws of z_1.
+_CELLS = 32
+
+
+def choose_start(
+    denoiser: Any,
+    likelihood: Likelihood,
+    data: Tensor,
+    *,
+    gamma_max: float = 14.0,
+    candidates: Sequence[float] = _STARTS,
+    condition: Condition | None = None,
+    seed: int = 0,
+) -> float:
+    """Return the γ_1 of lowest bound on training data, for models that do not declare their lowest noise, such as flows.
+
+    It is a parameter of p, fitted by its bound: use training data, not those that are evaluated. The costs of all candidates come from the
+    same noise, ½ ∫ ‖ε − ε̂‖² dγ from each of them to `gamma_max`.
+
+    Args:
+        denoiser: the wrapped network.
+        likelihood: p(x|z_1) at every candidate.
+        data: training items (N, *space.shape), encoded; some hundreds suffice.
+        gamma_max: γ_T.
+        candidates: values of γ_1, increasing.
+        condition: of the items.
+        seed: of the noise.
+
+    Raises DiffusionalError for fewer than two candidates, or candidates that are not increasing and below `gamma_max`.
+
+    >>> from diffusional import Continuous, exact, likelihood
+    >>> world = exact.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> x = world.sample(50, torch.Generator().manual_seed(0))
+    >>> choose_start(world.denoiser(), likelihood.GaussianLikelihood(Continuous((2,))), x, candidates=(-9.0, -6.0, 2.0)) < 0
+    True
+    """
+    values = [float(one) for one in candidates]
+    if len(values) < 2 or any(a >= b for a, b in itertools.pairwise(values)) or values[-1] >= gamma_max:
+        raise DiffusionalError(
+            f"expected at least two increasing candidates below gamma_max = {gamma_max:g}, got {values}"
+        )
+    likelihood.space.check(data)
+    generator = torch.Generator(data.device).manual_seed(seed)
+    edges = [*values, gamma_max]
+    costs, first = [], []
+    for low, high in itertools.pairwise(edges):
+        model = DiffusionModel(GaussianDiffusion(log_snr_linear(low, high)), denoiser, likelihood)
+        cells = max(2, min(_CELLS, math.ceil((high - low) * 2)))
+        with torch.no_grad():
+            ledger = model.elbo(data, generator, condition, cells=cells)
+        costs.append(float(ledger.kl.sum(1).mean()))
+        first.append(float(ledger.reconstruction.mean()))
+    totals = [first[i] + sum(costs[i:]) for i in range(len(values))]
+    return values[min(range(len(values)), key=totals.__getitem__)]
