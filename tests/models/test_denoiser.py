@@ -93,7 +93,7 @@ def test_output_channels() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"predicts": "epsilon"}, "noise, data, v, score, levels.*epsilon.*predicts='noise'"),
+        ({"predicts": "energy"}, "noise, data, v, score, levels.*energy"),
         ({"head": "sigmoid"}, "categorical, logistic.*sigmoid"),
         ({"predicts": "levels"}, "space=Discrete"),
         ({"predicts": "levels", "space": Continuous((2, 4))}, "space=Discrete"),

@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
         spoken: Any = our_word("predicts", predicts, PREDICTS)
         check_word("head", head, HEADS)
         if spoken == "levels" and not isinstance(space, Discrete):
-            raise DiffusionalError(f'expected space=df.Discrete(…) for predicts="levels", got {space!r}')
+            raise DiffusionalError(f'expected space=Discrete(…) for predicts="levels", got {space!r}')
         if time is None and getattr(module, "needs_time", False):
             raise DiffusionalError(
                 f"expected time= for a {type(module).__name__}, the time input that the network was trained with, got none: it would read "
