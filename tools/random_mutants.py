@@ -507,7 +507,7 @@ def run_stage(
     chosen: list[tuple[int, Mutant]], tests: tuple[str, ...], jobs: int
 ) -> Iterator[tuple[int, Mutant, bool, str]]:
     """Each mutant with whether these tests killed it, and by what. Raises SystemExit where they fail without a mutant."""
-    (plain,) = run_all([Job(tests)], 1, 3600)
+    (plain,) = run_all([Job(tests, typed=True)], 1, 3600)
     nothing = "no tests ran" in plain.by.lower()
     if plain.verdict != "green" and not nothing:
         print(f"these tests fail without a mutant: {' '.join(tests)}\n  {plain.by}\nMend this first.")
@@ -517,7 +517,7 @@ def run_stage(
         return
     # Replace the whole file: the text of a place may occur twice.
     work = [
-        (number, mutant, Job(tests, Fault(mutant.file, str(number), mutant.source, mutant.mutated, tests)))
+        (number, mutant, Job(tests, Fault(mutant.file, str(number), mutant.source, mutant.mutated, tests), typed=True))
         for number, mutant in chosen
     ]
     known = {id(job): (number, mutant) for number, mutant, job in work}

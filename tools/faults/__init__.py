@@ -10,7 +10,13 @@ import pkgutil
 
 from faults.row import Fault
 
-__all__ = ["FAULTS", "Fault"]
+__all__ = ["FAULTS", "Fault", "tables"]
 
-TABLES = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "row")
-FAULTS: list[Fault] = [row for table in TABLES for row in importlib.import_module(f"faults.{table}").FAULTS]
+
+def tables() -> dict[str, list[Fault]]:
+    """The rows of every table, by its name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "row")
+    return {name: importlib.import_module(f"faults.{name}").FAULTS for name in names}
+
+
+FAULTS = [row for rows in tables().values() for row in rows]
