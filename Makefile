@@ -6,8 +6,10 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # Threads of one test process; pytest-xdist runs one process per core.
 export OMP_NUM_THREADS_TEST ?= 1
+# Compiled bytecode is kept, also where the environment forbids it: tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test readme results mutants random-mutants digest lint overhead clean
+.PHONY: help demo test readme results mutants mutants-changed random-mutants digest lint overhead clean
 .DEFAULT_GOAL := demo
 
 help:  ## list these commands
@@ -34,6 +36,11 @@ results: $(READY)  ## write the tables of docs/results from the JSON of the benc
 # Plant the known faults of tools/faults/, one at a time; every one must turn a test red.
 mutants: $(READY)  ## plant known faults, each of which must turn a test red
 	$(BIN)/python tools/mutants.py
+
+# Without `main` to compare with, as in a clone of main itself, the commit draws NUMBER of them.
+NUMBER ?= 120
+mutants-changed: $(READY)  ## plant the faults that your changes concern, and others up to NUMBER=, once all tests have passed
+	$(BIN)/python tools/mutants.py --tested --changed --number $(NUMBER)
 
 # Draw N mutants of the mathematical files blindly and list those that no test notices, e.g. `make random-mutants N=20 SEED=3
 # ONLY=models/`. SEED repeats a draw.

@@ -6,6 +6,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import typed
+
+typed.install()
+
 # Neither a deadline nor the check of how long an example takes to draw: no test may fail on a busy machine.
 settings.register_profile(
     "diffusional",
@@ -22,6 +26,9 @@ class _Seeded:
     @pytest.fixture(autouse=True)
     def _seed(self) -> None:
         torch.manual_seed(0)
+
+    def pytest_runtest_setup(self) -> None:
+        typed.begin()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ FLOORS = (
     "shapes",
     "conditions",
     "gaussian",
+    "shrinkage",
     "bernoulli",
     "categorical",
     "grid",

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.seeds import check_seed
+from diffusional.shrinkage import ledoit_wolf
 from diffusional.space import Continuous, Discrete
 
 SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -185,9 +186,6 @@ class FullGaussian:
         ρ needs no validation data: it is estimated from the fourth moments of raw. Raises DiffusionalError
         if all items are equal (as a single item is), and for values that are not finite.
         """
-        # Deferred, since scikit-learn takes seconds to import and only this fit needs it.
-        from sklearn.covariance import ledoit_wolf_shrinkage
-
         x = space.encode(raw, torch.float64).flatten(1).cpu()
         mean = x.mean(0)
         s = (x - mean).T @ (x - mean) / len(x)
@@ -195,7 +193,7 @@ class FullGaussian:
             raise DiffusionalError(
                 f"expected at least two items that differ, which a Gaussian needs, got {len(x)} equal items"
             )
-        rho = max(float(ledoit_wolf_shrinkage(x.numpy())), _LEAST_SHRINKAGE)
+        rho = max(ledoit_wolf(x), _LEAST_SHRINKAGE)
         identity = torch.eye(space.dimensions, dtype=torch.float64)
         sigma = (1 - rho) * s + rho * s.trace() / space.dimensions * identity
         return cls(space, mean, torch.linalg.cholesky(sigma), rho)

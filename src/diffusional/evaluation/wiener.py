@@ -16,11 +16,11 @@ import math
 from collections.abc import Iterator
 
 import torch
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from diffusional.evaluation.control import ENOUGH, Look
 from diffusional.forward import alpha, sigma
+from diffusional.shrinkage import ledoit_wolf
 from diffusional.space import Discrete, Space
 
 # Dimensions up to which the covariance has all its eigenvectors, and the items that span a low rank.
@@ -215,7 +215,7 @@ def cosines(n: int) -> Tensor:
 
 
 def _shrinkage(flat: Tensor) -> float:
-    return float(ledoit_wolf_shrinkage(flat.numpy())) if len(flat) > 1 else 1.0
+    return ledoit_wolf(flat) if len(flat) > 1 else 1.0
 
 
 def _raised(eigenvalues: Tensor, smallest: float) -> Tensor:
