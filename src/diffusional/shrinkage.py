@@ -21,7 +21,7 @@ def ledoit_wolf(x: Tensor) -> float:
     >>> import torch
     >>> correlated = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-2.0, -2.0], [2.0, 2.0]]).double()
     >>> round(ledoit_wolf(correlated), 3)
-    0.68
+    0.18
     """
     items, dimensions = x.shape
     if dimensions == 1:
