@@ -30,6 +30,7 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.evaluation.strata import Strata
+from diffusional.evaluation.visits import total_of, visit_parts
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate, sharing
 from diffusional.models.base import device_of
@@ -82,7 +83,7 @@ class Draws:
         self.count = torch.zeros(n, dtype=torch.long)
         # What the round under way goes for: an interrupted evaluation ends it first, and is then where it would have been.
         self.goal = torch.zeros(n, dtype=torch.long)
-        names = ("kl", "reconstruction", *model.further)
+        names = ("kl", *model.decoder_parts, *model.further)
         self._costs = {name: torch.zeros(n, 0, dtype=torch.float64) for name in names}
         self._cell = torch.zeros(n, 0, dtype=torch.int16)
         with torch.inference_mode():
@@ -92,9 +93,19 @@ class Draws:
             self.prior = processes.agreed(model.prior(data.to(self.device)).cpu())
             extra = model.extra(data.to(self.device))
             self.extra = {name: processes.agreed(term.cpu()) for name, term in extra.items()}
-            self.seen = self._looked_at()
+            looked = self._looked_at()
+        self.seen = total_of(looked) if looked else None
         if self.seen is not None:
             self.base = torch.cat([self.base[:, :1] + self.seen[:, None], self.base[:, 1:]], 1)
+        # What is known of each cost of the decoder before its visits, by name, each (N,): its first draw, if there is one. The rest, the plan's
+        # constant, is the mean of the costs without a first draw, if there are any.
+        parts, zero = model.decoder_parts, torch.zeros(n, dtype=torch.float64)
+        self._rest = next((name for name in parts if name not in looked), parts[0])
+        self._looked = {name: looked.get(name, zero) for name in parts}
+        self.known_parts = {**self._looked, self._rest: self.base[:, 0]}
+        for name in parts:
+            if name != self._rest:
+                self.known_parts[self._rest] = self.known_parts[self._rest] - self._looked[name]
         self.strata = Strata.by_extremeness(self.columns(), self.order)
 
     def columns(self) -> dict[str, Tensor]:
@@ -102,19 +113,20 @@ class Draws:
         cells = {f"base of cell {c}": column for c, column in enumerate(self.base.T)}
         return cells | {"known": self.known(), "prior": self.prior} | self.extra
 
-    def _looked_at(self) -> Tensor | None:
-        """One draw of every item's reconstruction (N,), if the model wants it; each process makes its share."""
-        if not self.model.looks:
-            return None
+    def _looked_at(self) -> dict[str, Tensor]:
+        """Draw the costs of the decoder that the model names in `looked` once for every item (N,); each process makes its share."""
         n, device = len(self.data), self.device
-        out = torch.zeros(n, dtype=torch.float64)
+        out = {name: torch.zeros(n, dtype=torch.float64) for name in self.model.looked}
+        if not out:
+            return out
         mine = processes.share(n)
         step = max(1, min(batch_rows(self.model.space), _NOISE // math.prod(self.model.visit_shape)))
         for rows in mine.split(step) if len(mine) else ():
             noise = normal([stream(self.keys[i], 0, b"look") for i in rows.tolist()], self.model.visit_shape)
             x, c = self.data[rows].to(device), moved(rows_of(self.condition, rows), device)
-            out[rows] = self.model.reconstruction(x, noise.to(device, x.dtype), c).double().cpu()
-        return processes.collect(out)
+            for name, cost in self.model.look(x, noise.to(device, x.dtype), c).items():
+                out[name][rows] = cost.double().cpu()
+        return {name: processes.collect(values) for name, values in out.items()}
 
     @property
     def evaluations(self) -> int:
@@ -174,18 +186,24 @@ class Draws:
         x = self.data[row].to(self.device)
         c = moved(rows_of(self.condition, row), self.device)
         with torch.inference_mode():
-            left = plan.residuals(model, x, visits, noise, c)
+            parts = visit_parts(model, x, visits, noise, c)
+            left = total_of(parts) - plan.subtracted(model, x, visits, noise)
             first = visits.cell == 0
             if self.seen is not None:
                 left = torch.where(first, left - self.seen[row], left)
             weighted = visits.weight * left
-            if model.decoder_uses_network:
-                reconstruction = torch.where(first, weighted, 0.0)
-            else:
+            decoder = torch.where(first, weighted, 0.0)
+            if not model.decoder_uses_network:
                 other = normal(streams, model.visit_shape).to(self.device, self.data.dtype)
-                reconstruction = plan.decoder_residuals(model, x, other)
+                decoder = plan.decoder_residuals(model, x, other)
+            # The rest of the decoder's residual, after those of its other costs.
+            costs = {self._rest: decoder}
+            for name, first_draw in self._looked.items():
+                if name != self._rest:
+                    costs[name] = torch.where(first, visits.weight * (parts[name] - first_draw[row]), 0.0)
+                    costs[self._rest] = costs[self._rest] - costs[name]
             beside = {name: values.double().cpu() for name, values in model.beside(x, noise, c).items()}
-        return {"kl": torch.where(first, 0.0, weighted), "reconstruction": reconstruction, **beside}, visits.cell
+        return {"kl": torch.where(first, 0.0, weighted), **costs, **beside}, visits.cell
 
     # What they add up to.
 

@@ -21,7 +21,15 @@ from diffusional.evaluation.control import ENOUGH, Control, columns, width_of
 from diffusional.evaluation.controls import fit_controls
 from diffusional.evaluation.plan import Met, Plan, about, cell_edges, learner, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
-from diffusional.evaluation.visits import FIRST_SLOPE, LevelVisits, slopes, visit_costs, visit_features
+from diffusional.evaluation.visits import (
+    FIRST_SLOPE,
+    LevelVisits,
+    look_costs,
+    slopes,
+    total_of,
+    visit_costs,
+    visit_features,
+)
 from diffusional.evaluation.wiener import Wiener
 from diffusional.models.base import device_of
 from diffusional.models.chain import AffineCosts, Chain
@@ -86,10 +94,10 @@ def fit(
         noise = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
         x, c = data[item].to(device), moved(rows_of(condition, item), device)
         costs = visit_costs(model, x, visits, noise, c)
-        if model.looks:
+        if model.looked:
             first = (visits.cell == 0).nonzero().squeeze(1)
             other = torch.randn(len(first), *model.visit_shape, generator=generator).to(device, data.dtype)
-            costs[first] -= visit_costs(model, x[first], visits[first], other, rows_of(c, first))
+            costs[first] -= total_of(look_costs(model, x[first], other, rows_of(c, first)))
         if not bool(torch.isfinite(costs).all()):
             bad = int((~torch.isfinite(costs)).nonzero()[0])
             raise DiffusionalError(

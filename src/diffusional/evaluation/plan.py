@@ -238,8 +238,11 @@ class Plan:
         self, model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None = None
     ) -> Tensor:
         """cost − g (V,), nats, unweighted, of items x (V, *dims) at their visits: one network evaluation each."""
-        features = visit_features(model, self.controls, x, visits, noise)
-        return visit_costs(model, x, visits, noise, condition) - self._subtracted(visits.cell, *features)
+        return visit_costs(model, x, visits, noise, condition) - self.subtracted(model, x, visits, noise)
+
+    def subtracted(self, model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor) -> Tensor:
+        """Return g (V,) of items x (V, *dims) at their visits, nats. It takes no network evaluation."""
+        return self._subtracted(visits.cell, *visit_features(model, self.controls, x, visits, noise))
 
     def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor) -> Tensor:
         """−ln p(x|z_1) − g (V,) where the decoder needs no network: every visit has one for nothing."""

@@ -5,6 +5,7 @@ are part of what is known without the network (`quadrature`).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,18 +93,48 @@ def _gauss_legendre() -> tuple[Tensor, Tensor]:
 
 
 def visit_costs(model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None) -> Tensor:
-    """KL_t less its constant part, or −ln p(x|z_1) (V,), float64 on the CPU; one network evaluation each."""
-    out = torch.zeros(len(x), dtype=torch.float64)
+    """Return the cost of every visit (V,), float64 on the CPU: the sum of its `visit_parts`."""
+    return total_of(visit_parts(model, x, visits, noise, condition))
+
+
+def total_of(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum (V,) of costs by name, at least one.
+
+    >>> total_of({"kl": torch.ones(2), "reconstruction": torch.ones(2)})
+    tensor([2., 2.])
+    """
+    first, *others = parts.values()
+    return sum(others, first)
+
+
+def visit_parts(
+    model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None
+) -> dict[str, Tensor]:
+    """Return the parts of the cost of every visit by name, each (V,), float64 on the CPU: "kl", which is KL_t less its constant part, and
+    the costs of the decoder (`Chain.decoder_parts`). Each part is 0 for the other visits. A visit takes one network evaluation.
+    """
+    out = {name: torch.zeros(len(x), dtype=torch.float64) for name in ("kl", *model.decoder_parts)}
     for first in (False, True):
         chosen = ((visits.cell == 0) == first).nonzero().squeeze(1)
         for rows in chosen.split(min(_ROWS, batch_rows(model.space))) if len(chosen) else ():
             at = rows.to(x.device)
             c = rows_of(condition, at)
             if first:
-                out[rows] = model.reconstruction(x[at], noise[at], c).cpu()
+                for name, cost in model.decoder_costs(x[at], noise[at], c).items():
+                    out[name][rows] = cost.cpu().double()
             else:
                 level = visits.level[rows].to(x.device)
-                out[rows] = (model.kl_at(x[at], level, noise[at], c) - model.level_constants(level).to(x.device)).cpu()
+                kl = model.kl_at(x[at], level, noise[at], c) - model.level_constants(level).to(x.device)
+                out["kl"][rows] = kl.cpu().double()
+    return out
+
+
+def look_costs(model: Chain, x: Tensor, noise: Tensor, condition: Condition | None) -> dict[str, Tensor]:
+    """Return a draw of the costs that an evaluation draws once for every item (`Chain.looked`) by name, each (N,), float64 on the CPU."""
+    out = {name: torch.zeros(len(x), dtype=torch.float64) for name in model.looked}
+    for rows in torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space))):
+        for name, cost in model.look(x[rows], noise[rows], rows_of(condition, rows)).items():
+            out[name][rows.cpu()] = cost.cpu().double()
     return out
 
 

@@ -280,8 +280,13 @@ class Chain(LatentVariableModel):
         """The shape of the noise of one visit: that of an item."""
         return self.space.shape
 
-    # Whether an evaluation draws the reconstruction of every item once before its visits, as a control variate of those of the decoder.
-    looks: bool = False
+    # Names of the costs of a visit to the decoder, which `decoder_costs` returns, and of those of them that are KLs of layers of latents
+    # between x and the chain.
+    decoder_parts: tuple[str, ...] = ("reconstruction",)
+    layer_parts: tuple[str, ...] = ()
+    # Names of those parts that an evaluation draws once for every item before its visits, by `look`: a control variate of the visits to the
+    # decoder.
+    looked: tuple[str, ...] = ()
     # Names of further costs of every visit, which take no network evaluation: see `beside`.
     further: tuple[str, ...] = ()
 
@@ -293,6 +298,16 @@ class Chain(LatentVariableModel):
         z_t, t (B,) in 1 … T: control variates of an evaluation, which needs no network evaluation for them. By default there are none.
         """
         return torch.zeros(len(x), 0, dtype=torch.float64, device=x.device)
+
+    def decoder_costs(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        """Return the costs (B,) of a visit to the decoder at noise (B, *visit_shape), by the names in `decoder_parts`: by default only the
+        reconstruction.
+        """
+        return {"reconstruction": self.reconstruction(x, noise, condition)}
+
+    def look(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        """Return a draw of those costs (B,) of the decoder whose names are in `looked`: by default {}."""
+        return {}
 
     def beside(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return further costs (B,) of a visit at noise (B, *visit_shape), by the names in `further`: by default {}."""

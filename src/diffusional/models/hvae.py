@@ -64,8 +64,6 @@ class HierarchicalVAE(Autoencoder):
         super().__init__(likelihood, as_prior(prior, ladder.latents[-1:]))
         self.ladder = ladder
         self.latents = ladder.latents
-        self.predicts: Literal["levels", "data"]
-        self.head: Head
         self.predicts, self.head = checked_decoder(likelihood, predicts, head)
 
     def _prior(self, layer: int, state: Tensor) -> Gaussian:
@@ -114,6 +112,17 @@ class HierarchicalVAE(Autoencoder):
 
     def encoded(self, x: Items, condition: Condition | None = None) -> tuple[list[Tensor], Condition | None]:
         return called(self.ladder.up, x, condition=condition), condition
+
+    def kept(self, x: Items, condition: Condition | None = None) -> tuple[Tensor, ...]:
+        features, _ = self.encoded(x, condition)
+        top, state = len(self.latents), self._top(len(x), condition)
+        q = self._posterior(top, state, features[-1].to(x.dtype), self._prior(top, state))
+        return *features, q.mean, q.log_variance
+
+    def infer_kept(
+        self, kept: tuple[Tensor, ...], x: Items, noise: Tensor, condition: Condition | None = None
+    ) -> Inference:
+        return self.infer_from((list(kept[:-2]), condition), x, noise, condition)
 
     def regrid(self, steps: int | None) -> "HierarchicalVAE":
         """Return the same networks with another T of the prior's chain, or in continuous time; all tensors are shared."""

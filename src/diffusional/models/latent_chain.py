@@ -1,14 +1,19 @@
-"""The levels of a chain over the latent z of a VAE, as costs of x, so that an evaluation can visit them one by one.
+"""The levels of a chain over the top latent z_L of an autoencoder, as costs of x, so that an evaluation can visit them one by one.
 
-    NELBO(x) = E_{z ~ q(z|x)} [−ln p(x|z) − ln p(z|z_1) + KL_T(z) + Σ_{t<T} KL_t(z)] − H[q(z|x)]
+    NELBO(x) = E_{z ~ q(z|x)} [−ln p(x|z) + Σ_{l<L} KL_l(z) − ln p(z_L|z'_1) + KL_T(z_L) + Σ_{t<T} KL_t(z_L)] − H[q(z_L|x)]
 
-A visit draws a z of its own and looks at one level of the chain at z, with one evaluation of the chain's network. KL_T, −ln p(z|z_1) and
-the entropy take no network evaluation: every visit has a draw of them. The reconstruction −ln p(x|z) is the decoder's. It is evaluated once
-for every item before its visits, and this draw R⁰ is the item's reconstruction, plus what is left of it in the visits that go to the decoder:
-the mean of R − R⁰ over visits. Given R⁰ these are unbiased for E R − R⁰, so that the sum is unbiased and the spread of an item's visits
-is its error.
+with the latents z'_1, …, z'_T of the chain, and KL_l = KL[q(z_l|z_{>l}, x) ‖ p(z_l|z_{>l})] for the layers of a hierarchical VAE (a VAE
+has L = 1, and none of these). A visit draws a z_L of its own and evaluates the chain's network once, at one level of the chain. KL_T, the
+entropy, and −ln p(z_L|z'_1) if it takes no network, need no network evaluation: every visit has a draw of them.
+
+The reconstruction −ln p(x|z) and the KLs of the layers take the decoder, which is the whole top-down pass of a hierarchical VAE. They are
+evaluated once for every item before its visits. These draws R⁰ are the item's costs, plus what is left of them in the visits that go to the
+decoder: the mean of R − R⁰ over visits. Given R⁰ these are unbiased for E R − R⁰, so that the sum is unbiased and the spread of an item's
+visits is its error. If −ln p(z_L|z'_1) takes the chain's network, it is evaluated in the visits to the decoder, which then take one
+evaluation of both networks and are counted as one. Every item is encoded once.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,16 +27,15 @@ from diffusional.shapes import Items, PerItem
 from diffusional.space import Space
 
 if TYPE_CHECKING:
-    from diffusional.models.vae import VAE, Inference
+    from diffusional.models.vae import Autoencoder
 
 
 class LatentChain(Chain):
-    """The chain of a VAE's prior as a chain of costs of x (B, *space.shape). Its noise (B, n + n) is the ε of z, then that of the level.
-
-    `VAE.visited` makes it; the decoder of the prior's chain must not take the network.
+    """The chain of an autoencoder's prior as a chain of costs of x (B, *space.shape). Its noise (B, n + n_L) is the ε of z_1 … z_L, and then
+    that of the level. `Autoencoder.visited` makes it.
     """
 
-    def __init__(self, model: "VAE") -> None:
+    def __init__(self, model: "Autoencoder") -> None:
         super().__init__()
         assert model.chain is not None
         # Not registered: the tensors are the model's own.
@@ -39,12 +43,15 @@ class LatentChain(Chain):
         object.__setattr__(self, "over", model.chain)
         self._encoded = {}
         self._own = sum(model.latents)
+        self.layer_parts = tuple(f"kl_{layer}" for layer in range(1, len(model.latents)))
+        self.looked = ("reconstruction", *self.layer_parts)
+        first = ("latent_reconstruction",)
+        self.decoder_parts = self.looked + first if model.chain.decoder_uses_network else self.looked
+        self.further = tuple(name for name in ("prior", *first, "encoder_entropy") if name not in self.decoder_parts)
 
-    looks = True
-    further = ("prior", "latent_reconstruction", "encoder_entropy")
-    model: "VAE"
+    model: "Autoencoder"
     over: Chain
-    _encoded: dict[bytes, tuple[Tensor, Tensor]]
+    _encoded: dict[bytes, tuple[Tensor, ...]]
 
     def whole(self) -> LatentVariableModel:
         return self.model
@@ -59,7 +66,7 @@ class LatentChain(Chain):
 
     @property
     def visit_shape(self) -> tuple[int, ...]:
-        return (2 * self._own,)
+        return (self._own + math.prod(self.model.prior.shape),)
 
     def noise_levels(self) -> Tensor:
         return self.over.noise_levels()
@@ -74,44 +81,67 @@ class LatentChain(Chain):
         return self.over.level_constants(level)
 
     def prior(self, x: Items) -> PerItem:
-        """Zero (B,): KL_T depends on z, and is among the costs of `beside`."""
+        """Zero (B,): KL_T depends on z_L, and is among the costs of `beside`."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         return self.model.extra(x)
 
-    def _inferred(self, x: Tensor, noise: Tensor, condition: Condition | None) -> "Inference":
-        """One draw of z for every row. Each item is encoded once, however often it is visited."""
+    def _kept(self, x: Tensor, condition: Condition | None) -> tuple[Tensor, ...]:
+        """What the encoder knows of every row (`Autoencoder.kept`). Each item is encoded once, however often it is visited."""
         keys = row_digests(x)
         if condition is not None:
             keys = [one + other for one, other in zip(keys, row_digests(condition), strict=True)]
         where = {key: i for i, key in enumerate(keys) if key not in self._encoded}
         if where:
             rows = torch.tensor(list(where.values()), device=x.device)
-            q = self.model.posterior(x[rows], rows_of(condition, rows))
-            pairs = zip(q.mean, q.log_variance.expand_as(q.mean), strict=True)
-            self._encoded.update(zip(where, pairs, strict=True))
-        means, log_variances = zip(*(self._encoded[key] for key in keys), strict=True)
-        q = Gaussian(torch.stack(means), torch.stack(log_variances))
-        return self.model.infer_from(q, x, noise[:, : self._own], condition)
+            found = self.model.kept(x[rows], rows_of(condition, rows))
+            self._encoded.update(zip(where, zip(*found, strict=True), strict=True))
+        return tuple(map(torch.stack, zip(*(self._encoded[key] for key in keys), strict=True)))
+
+    def _top(self, x: Tensor, noise: Tensor, condition: Condition | None) -> tuple[Gaussian, Tensor]:
+        """q(z_L|x) and a draw of z_L (B, *shape), for which no network is evaluated besides the encoder."""
+        q = Gaussian(*self._kept(x, condition)[-2:])
+        first = self._own - self.model.latents[-1]
+        return q, q.sample(noise=noise[:, first : self._own].reshape(-1, *self.model.prior.shape))
 
     def _level_noise(self, noise: Tensor) -> Tensor:
         return noise[:, self._own :].reshape(-1, *self.model.prior.shape)
 
     def level_kl(self, x: Items, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
-        drawn = self._inferred(x, noise, condition)
-        return self.over.level_kl(drawn.z[-1], level, self._level_noise(noise), condition)
+        _, z = self._top(x, noise, condition)
+        return self.over.level_kl(z, level, self._level_noise(noise), condition)
 
     def reconstruction(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
         """−ln p(x|z) (B,)."""
-        return self.model.reconstruction(x, self._inferred(x, noise, condition))
+        return self.look(x, noise, condition)["reconstruction"]
+
+    def look(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        """−ln p(x|z) as "reconstruction", and the KLs of the layers as "kl_1", …, each (B,): one pass of the decoder."""
+        drawn = self.model.infer_kept(self._kept(x, condition), x, noise[:, : self._own], condition)
+        below = [q.kl(p).double() for q, p in zip(drawn.q[:-1], drawn.p[:-1], strict=True)]
+        return {
+            "reconstruction": self.model.reconstruction(x, drawn),
+            **dict(zip(self.layer_parts, below, strict=True)),
+        }
+
+    def decoder_costs(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        found = self.look(x, noise, condition)
+        return found | {name: self._first(x, noise, condition) for name in self.decoder_parts if name not in found}
+
+    def _first(self, x: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
+        """−ln p(z_L|z'_1) (B,)."""
+        _, z = self._top(x, noise, condition)
+        return self.over.reconstruction(z, self._level_noise(noise), condition)
 
     def beside(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
-        """KL_T(z) as "prior", −ln p(z|z_1) as "latent_reconstruction" and −H[q(z|x)] as "encoder_entropy", each (B,)."""
-        drawn = self._inferred(x, noise, condition)
-        z = drawn.z[-1]
-        return {
-            "prior": self.over.prior(z),
-            "latent_reconstruction": self.over.reconstruction(z, self._level_noise(noise), condition),
-            "encoder_entropy": -drawn.q[-1].entropy().double(),
+        """KL_T(z_L) as "prior", −H[q(z_L|x)] as "encoder_entropy", and −ln p(z_L|z'_1) as "latent_reconstruction" if it takes no network,
+        each (B,).
+        """
+        q, z = self._top(x, noise, condition)
+        every = {
+            "prior": lambda: self.over.prior(z),
+            "latent_reconstruction": lambda: self.over.reconstruction(z, self._level_noise(noise), condition),
+            "encoder_entropy": lambda: -q.entropy().double(),
         }
+        return {name: every[name]() for name in self.further}

@@ -96,6 +96,8 @@ class Autoencoder(LatentVariableModel):
 
     latents: tuple[int, ...]
     prior: Prior
+    predicts: Literal["levels", "data"]
+    head: Head
 
     def __init__(self, likelihood: Likelihood, prior: Prior) -> None:
         super().__init__()
@@ -130,6 +132,22 @@ class Autoencoder(LatentVariableModel):
         """Return all that q takes from items x (N, …) and their conditions, once for any number of draws: the argument of `infer_from` and
         `log_posteriors`.
         """
+
+    @abstractmethod
+    def kept(self, x: Items, condition: Condition | None = None) -> tuple[Tensor, ...]:
+        """Return `encoded` as tensors (N, …), of which an evaluation keeps the rows of each item: the last two are the mean and ln σ² of
+        q(z_L|x).
+        """
+
+    @abstractmethod
+    def infer_kept(
+        self, kept: tuple[Tensor, ...], x: Items, noise: Tensor, condition: Condition | None = None
+    ) -> Inference:
+        """As `infer_from`, from the rows that `kept` returned for x."""
+
+    def visited(self) -> Chain | None:
+        """Return the levels of the prior's chain as costs of x; None without a chain."""
+        return None if self.chain is None else LatentChain(self)
 
     @abstractmethod
     def log_posteriors(self, encoded: Any, z: tuple[Tensor, ...]) -> Tensor:
@@ -337,8 +355,6 @@ class VAE(Autoencoder):
         super().__init__(likelihood, as_prior(prior, shape))
         self.encoder, self.decoder = encoder, decoder
         self.latents = (math.prod(shape),)
-        self.predicts: Literal["levels", "data"]
-        self.head: Head
         self.predicts, self.head = checked_decoder(likelihood, predicts, head)
 
     def regrid(self, steps: int | None) -> "VAE":
@@ -352,10 +368,6 @@ class VAE(Autoencoder):
             self.head,
             self.prior.regrid(steps),
         )
-
-    def visited(self) -> Chain | None:
-        """Return the levels of the prior's chain as costs of x; None without a chain, or if p(z|z_1) takes its network."""
-        return None if self.chain is None or self.chain.decoder_uses_network else LatentChain(self)
 
     def posterior(self, x: Items, condition: Condition | None = None) -> Gaussian:
         """q(z|x) = N(μ(x), σ(x)²), (B, *latents), with ln σ clamped to [−15, 10].
@@ -373,6 +385,15 @@ class VAE(Autoencoder):
 
     def encoded(self, x: Items, condition: Condition | None = None) -> Gaussian:
         return self.posterior(x, condition)
+
+    def kept(self, x: Items, condition: Condition | None = None) -> tuple[Tensor, ...]:
+        q = self.posterior(x, condition)
+        return q.mean, q.log_variance.expand_as(q.mean)
+
+    def infer_kept(
+        self, kept: tuple[Tensor, ...], x: Items, noise: Tensor, condition: Condition | None = None
+    ) -> Inference:
+        return self.infer_from(Gaussian(*kept), x, noise, condition)
 
     def log_posteriors(self, encoded: Gaussian, z: tuple[Tensor, ...]) -> Tensor:
         return log_probs(encoded, z[0])
