@@ -3,6 +3,7 @@
 import builtins
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 
 from diffusional.data import Dataset, hub, load, read
-from diffusional.data.dataset import Items, Stream
+from diffusional.data.dataset import Items, LabelledStream, Stream
+from diffusional.data.inspection import inspect
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous, Discrete
 
@@ -233,6 +235,102 @@ def test_streamed_images_that_differ(tmp_path: Path) -> None:
     data = load(name, streaming=True, holdout=4)
     with pytest.raises(DiffusionalError, match=r"train item 0 has 5 × 4 pixels and .*item \d+ has 9 × 9"):
         epoch(data, 0)
+
+
+# ------------------------------------------------------------------------------------------------ streamed labels
+
+NAMES = ["ant", "bee", "cow"]
+
+
+def labelled(folder: Path, n: int = 40, labels: list | None = None, feature: Any = None) -> str:
+    """Items (i, i², 3 i mod 7), whose class is i mod 3, with a column of texts and one of numbers besides."""
+    numbers = datasets.List(datasets.Value("int64"), length=3)
+    columns = {
+        "x": [[i, i * i % 50, 3 * i % 7] for i in range(n)],
+        "kind": [i % 3 for i in range(n)] if labels is None else labels,
+        "text": [NAMES[i % 3] for i in range(n)],
+        "n": list(range(n)),
+    }
+    kind = datasets.ClassLabel(names=NAMES) if feature is None else feature
+    features = {"x": numbers, "kind": kind, "text": datasets.Value("string"), "n": datasets.Value("int64")}
+    return parquet(folder, features, train=columns)
+
+
+def streamed(name: str, **options: Any) -> Dataset:
+    return load(name, levels=50, column="x", streaming=True, holdout=4, **options)
+
+
+def test_labels_travel_with_the_items_of_a_stream(tmp_path: Path) -> None:
+    name = labelled(tmp_path)
+    data, plain = streamed(name, condition="label"), streamed(name)
+    assert isinstance(data.train, LabelledStream)
+    assert not isinstance(plain.train, LabelledStream)
+    assert data.classes == tuple(NAMES)
+    for split in ("validation", "test"):
+        assert torch.equal(data.condition_of(split), data.tensor(split)[:, 0] % 3)
+    for number, skip in ((0, 0), (1, 0), (2, 11)):
+        pairs = list(data.train.pairs(number, skip))
+        assert all(int(label) == int(item[0]) % 3 for item, label in pairs)
+        assert [label.dtype for _, label in pairs] == [torch.int64] * (32 - skip)
+        # The items are those of the stream without labels, in the same order.
+        assert [item.tolist() for item, _ in pairs] == [item.tolist() for item in plain.train.items(number, skip)]
+        assert [item.tolist() for item, _ in pairs] == [item.tolist() for item in data.train.items(number, skip)]
+    assert data.fingerprint("train") == plain.fingerprint("train")
+    assert data.head_condition(5).tolist() == (data.train.head(5)[:, 0] % 3).tolist() == [2, 0, 1, 2, 0]
+    assert len(data.head_condition(99)) == 32
+    assert plain.head_condition(5) is None
+    assert data.without_condition().condition is None
+
+
+def test_images_of_a_stream_with_labels(tmp_path: Path) -> None:
+    """A folder of images by class: the class is a column of its own."""
+    images(tmp_path, train=12, test=4)
+    for path in sorted((tmp_path / "train" / "cat").iterdir())[::2]:
+        (tmp_path / "train" / "dog").mkdir(exist_ok=True)
+        path.rename(tmp_path / "train" / "dog" / path.name)
+    data = load(f"hf:{tmp_path}", streaming=True, holdout=2, condition="label")
+    assert data.classes == ("cat", "dog")
+    assert isinstance(data.train, LabelledStream)
+    pairs = list(data.train.pairs(0))
+    assert len(pairs) == 10
+    assert all(int(label) == 1 - int(item[0, 0, 0]) % 2 for item, label in pairs)
+    assert data.condition_of("test").tolist() == [0, 0]
+
+
+def test_hashes_of_streamed_labels(tmp_path: Path) -> None:
+    data = streamed(labelled(tmp_path / "a"), condition="kind")
+    other = streamed(labelled(tmp_path / "b", labels=[(i + 1) % 3 for i in range(40)]), condition="kind")
+    for split in ("train", "validation", "test"):
+        assert data.condition_hash(split) != other.condition_hash(split)
+        assert data.condition_hash(split) == streamed(f"hf:{tmp_path / 'a'}", condition="label").condition_hash(split)
+
+
+def test_labels_of_a_stream_that_are_refused(tmp_path: Path) -> None:
+    name = labelled(tmp_path / "a")
+    for column in ("text", "n"):
+        with pytest.raises(DiffusionalError, match=rf"condition='{column}'.*ClassLabel.*without streaming"):
+            streamed(name, condition=column)
+    with pytest.raises(DiffusionalError, match=r"no column 'sort'.*kind \(ClassLabel"):
+        streamed(name, condition="sort")
+    data = streamed(name, condition="label")
+    with pytest.raises(DiffusionalError, match=r"train is a stream, whose conditions"):
+        data.condition_of("train")
+    # -1 stands for an unknown class, and None for a missing value.
+    for missing, place in ((-1, 9), (None, 30)):
+        labels = [missing if i == place else i % 3 for i in range(40)]
+        broken = streamed(labelled(tmp_path / f"{place}", labels=labels), condition="label")
+        assert isinstance(broken.train, LabelledStream)
+        with pytest.raises(DiffusionalError, match=r"'kind': item \d+ of epoch 0 has no label, expected 0 … 2"):
+            list(broken.train.pairs(0))
+    with pytest.raises(DiffusionalError, match=r"validation item 1 has no label"):
+        streamed(labelled(tmp_path / "c", labels=[0, -1, *[0] * 38]), condition="label")
+
+
+def test_the_labels_of_a_stream_are_counted(tmp_path: Path) -> None:
+    found = inspect(streamed(labelled(tmp_path), condition="label"))
+    assert found.classes is not None
+    assert [found.classes[name]["train"] for name in NAMES] == [11, 10, 11]
+    assert [found.classes[name]["test"] for name in NAMES] == [1, 2, 1]
 
 
 # --------------------------------------------------------------------------------------------------- errors

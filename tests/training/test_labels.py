@@ -1,6 +1,7 @@
 """Models of each class: every kind that a config builds takes labels, and training and validation pass each item its own."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.networks import Ladder
 from diffusional.training.build import build_model
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig
+from diffusional.training.feed import Feed
 from diffusional.training.objective import validate
 from diffusional.training.own import own_data, recorded
 from diffusional.training.run import read_run
@@ -207,3 +209,106 @@ def test_the_labels_of_a_run_s_own_data_are_checked(tmp_path: Path) -> None:
         own_data(replace(record, conditions=record.conditions | {"train": "0"}))
     with pytest.raises(DiffusionalError, match="classes"):
         own_data(replace(record, classes=CLASSES))
+
+
+# Streams.
+
+
+class Streamed:
+    """23 items in another order every epoch; an item of level x has the label x mod 3."""
+
+    item_shape, dtype, identity = (4,), torch.int64, "counting"
+
+    def order(self, epoch: int) -> Tensor:
+        return torch.randperm(23, generator=torch.Generator().manual_seed(epoch))
+
+    def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+        return (item for item, _ in self.pairs(epoch, skip))
+
+    def pairs(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((level.expand(4), level % 3) for level in self.order(epoch)[skip:])
+
+    def head(self, n: int) -> Tensor:
+        return torch.arange(min(n, 23))[:, None].expand(-1, 4)
+
+    def head_condition(self, n: int) -> Tensor:
+        return torch.arange(min(n, 23)) % 3
+
+
+def counting(shift: int = 0) -> Dataset:
+    held = torch.arange(6)
+    condition = dict.fromkeys(("validation", "test"), (held + shift) % 3)
+    raw = held[:, None].expand(6, 4).contiguous()
+    return Dataset("counting", df.Discrete((4,), 32), Streamed(), raw, raw, condition=condition, classes=CLASSES)
+
+
+@pytest.mark.parametrize("last", [0, 12])
+def test_a_step_on_a_stream_has_the_labels_of_its_items(last: int) -> None:
+    """With and without a thread that reads ahead, in each process's share, and from the middle on."""
+    place = (0, 0)
+    for share in (slice(0, 10), slice(3, 7)):
+        feed = Feed(counting(), 0, 10, share, last=last)
+        for step in range(12):
+            x, rows = feed(step)
+            condition = feed.condition(rows)
+            assert torch.equal(condition, counting().space.index(x)[:, 0] % 3)
+            place = feed.place(7) if step == 6 else place
+        feed.close()
+    with pytest.raises(DiffusionalError, match="rows of the last step"):
+        feed.condition(rows + 1)
+    later = Feed(counting(), 0, 10, slice(0, 10), last=last)
+    later.seek(7, place)
+    x, rows = later(7)
+    assert torch.equal(later.condition(rows), counting().space.index(x)[:, 0] % 3)
+    later.close()
+    plain = Feed(counting().without_condition(), 0, 10, slice(0, 10))
+    x, rows = plain(0)
+    assert plain.condition(rows) is None
+
+
+def test_a_stream_with_labels_trains_and_resumes(tmp_path: Path) -> None:
+    quiet, chosen = Console(quiet=True), Config(model=ModelConfig(hidden=8, blocks=1), steps=6, batch=8)
+    df.train(chosen, tmp_path / "whole", counting(), console=quiet)
+    df.train(replace(chosen, steps=3), tmp_path / "run", counting(), console=quiet)
+    record = read_run(tmp_path / "run")
+    assert record.classes == CLASSES
+    assert record.conditions["train"] == counting().condition_hash("train")
+    with pytest.raises(DiffusionalError, match=r"labels of validation"):
+        df.train(chosen, tmp_path / "run", counting(1), resume=True, console=quiet)
+    model = df.train(replace(chosen, steps=3), tmp_path / "run", counting(), resume=True, console=quiet)
+    assert model.classes == CLASSES
+    run = df.load_run(tmp_path / "run", counting())
+    found = run.evaluate(visits=2, audit=False)
+    assert found.provenance["condition_sha256"]
+    assert math.isfinite(found.nelbo.value)
+
+
+def test_a_streamed_column_of_labels_trains_a_run(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    numbers = datasets.List(datasets.Value("int64"), length=2)
+    features = datasets.Features({"x": numbers, "kind": datasets.ClassLabel(names=list(CLASSES))})
+    columns = {"x": [[i % 3, i % 5] for i in range(60)], "kind": [i % 3 for i in range(60)]}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    data = DataConfig(f"hf:{tmp_path / 'data'}", levels=5, column="x", streaming=True, holdout=10, condition="label")
+    chosen = Config(data=data, model=ModelConfig(hidden=8, blocks=1), steps=4, batch=8)
+    df.train(chosen, tmp_path / "run", console=Console(quiet=True))
+    run = df.load_run(tmp_path / "run")
+    assert run.record.classes == CLASSES
+    # The plan is learned from the first items of the stream and their labels.
+    found = run.evaluate(visits=2)
+    assert found.provenance["plan"]["condition_sha256"]
+    assert found.nelbo.n == 10
+
+
+def test_labels_that_a_stream_does_not_read_are_refused() -> None:
+    class Unlabelled:
+        item_shape, dtype, identity = (4,), torch.int64, "counting"
+        items, head = Streamed.items, Streamed.head
+
+    data = counting()
+    with pytest.raises(DiffusionalError, match=r"train split is a stream.*LabelledStream"):
+        replace(data, train=Unlabelled())
+    assert data.condition is not None
+    with pytest.raises(DiffusionalError, match=r"dict with validation, test,.*got validation, test, train"):
+        replace(data, condition=dict(data.condition) | {"train": torch.arange(23) % 3})

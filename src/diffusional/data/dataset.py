@@ -78,6 +78,19 @@ class Stream(Protocol):
         ...
 
 
+@runtime_checkable
+class LabelledStream(Stream, Protocol):
+    """A stream whose items have a condition, such as the number of their class, which is read with them."""
+
+    def pairs(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the items of an epoch as `items` does, each with its condition: of a class label a tensor () of int64."""
+        ...
+
+    def head_condition(self, n: int) -> Tensor:
+        """Return the conditions of the first n items as they are stored, (n, …), or of all if there are fewer."""
+        ...
+
+
 def block_rows(shape: tuple[int, ...]) -> int:
     """Return the number of items of a shape in one block of a pass over a split.
 
@@ -117,7 +130,8 @@ class Dataset:
         source: the origin of the items, which `origin` and `arguments` return.
         condition: the condition of each item, by split: a tensor, or a dict of tensors, with one row per item; None if there is
             none. Class labels are the numbers of the classes, int64. `condition_of` returns the condition of some rows, and
-            `subset` selects rows with their condition.
+            `subset` selects rows with their condition. A train split that is a stream is not in it: a `LabelledStream` reads the
+            conditions with the items.
         classes: the names of the classes, if the condition is class labels.
 
     Raises DiffusionalError for a split that is empty or whose shape or type is not that of the space, and for a condition that does
@@ -170,25 +184,28 @@ class Dataset:
                     f"{self.name}: classes were given without a condition; give the labels as condition"
                 )
             return
-        if not isinstance(self.condition, Mapping) or set(self.condition) != set(SPLITS):
+        streamed = isinstance(self.train, Stream)
+        if streamed and not isinstance(self.train, LabelledStream):
+            raise DiffusionalError(
+                f"{self.name}: a condition was given, but the train split is a stream, whose rows it cannot be matched with. Load the "
+                "data without streaming, give the stream the methods of data.dataset.LabelledStream, or leave the condition out"
+            )
+        splits = SPLITS[1:] if streamed else SPLITS
+        if not isinstance(self.condition, Mapping) or set(self.condition) != set(splits):
             given = (
                 ", ".join(map(str, self.condition))
                 if isinstance(self.condition, Mapping)
                 else type(self.condition).__name__
             )
             raise DiffusionalError(
-                f"{self.name}: condition must be a dict with {', '.join(SPLITS)}, each with one row per item, got {given}"
+                f"{self.name}: condition must be a dict with {', '.join(splits)}, each with one row per item, got {given}"
+                f"{'; the conditions of the stream are read with its items' if streamed else ''}"
             )
         if len(set(self.classes)) < len(self.classes):
             raise DiffusionalError(f"{self.name}: classes must have names that differ, got {', '.join(self.classes)}")
         loaded = self.source if self.source is not None and self.source.condition is not None else None
-        for split in SPLITS:
-            raw, condition = self._raw(split), self.condition[split]
-            if isinstance(raw, Stream):
-                raise DiffusionalError(
-                    f"{self.name}: a condition was given, but the {split} split is a stream, whose rows it cannot be matched with. Load the "
-                    "data without streaming, or leave the condition out"
-                )
+        for split in splits:
+            raw, condition = self.items(split), self.condition[split]
             try:
                 check_condition(condition, len(raw))
                 if self.classes:
@@ -206,23 +223,44 @@ class Dataset:
     def condition_of(self, split: str, rows: Tensor | slice | None = None) -> Any:
         """Return the condition of a split, or of some of its rows; None if the data have none.
 
+        Raises DiffusionalError for an unknown split, and for the labels of a stream, which are read with its items.
+
         >>> from diffusional import data
         >>> digits = data.load("digits", condition="label")
         >>> digits.condition_of("test", slice(0, 3)), len(digits.classes)
         (tensor([3, 4, 6]), 10)
         """
-        self._raw(split)
+        raw = self._raw(split)
         if self.condition is None:
             return None
+        if isinstance(raw, Stream):
+            raise DiffusionalError(
+                f"{self.name}: {split} is a stream, whose conditions can only be read with its items, in their order; use "
+                "dataset.train.pairs(epoch) or dataset.head_condition(n), or load the data without streaming"
+            )
         condition = self.condition[split]
         return condition if rows is None else rows_of(condition, rows)
 
+    def head_condition(self, n: int) -> Any:
+        """Return the condition of the first n train items, or of all if there are fewer; None if the data have none. Those of a stream are
+        read with `train.head(n)`.
+
+        >>> from diffusional import data
+        >>> data.load("digits", condition="label").head_condition(3)
+        tensor([0, 1, 2])
+        """
+        if self.condition is not None and isinstance(self.train, LabelledStream):
+            return self.train.head_condition(n)
+        return self.condition_of("train", slice(0, n))
+
     def condition_hash(self, split: str) -> str:
-        """Return the SHA-256 of a split's condition in the order of its items, "" if there is none.
+        """Return the SHA-256 of a split's condition in the order of its items, "" if there is none. Of a stream the conditions of the
+        first 256 items are hashed, as in its fingerprint.
 
         Integers are hashed as int64, with the names of the classes, so that labels of other names have another hash.
         """
-        condition = self.condition_of(split)
+        streamed = isinstance(self._raw(split), Stream)
+        condition = self.head_condition(_HEAD) if streamed else self.condition_of(split)
         if condition is None:
             return ""
         digest = hashlib.sha256(json.dumps(self.classes).encode())

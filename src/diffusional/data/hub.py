@@ -56,23 +56,23 @@ def load_hub(
     """Load the Dataset of "hf:…".
 
     `column` names the column of the items, if it is not unique. `holdout` is the number of items of a stream for validation, and for
-    test. `condition` is the name of a column of class labels, or "label" for the only one.
+    test. `condition` is the name of a column of class labels, or "label" for the only one. That of a stream must be a ClassLabel, which
+    declares its classes: the train split is then a LabelledHubStream.
 
     Raises DiffusionalError if `datasets` is not installed, for names that it cannot find, if the column is not unique or there is
-    none, and for images and arrays that cannot be read.
+    none, for images and arrays that cannot be read, and for labels that are missing, or undeclared in a stream.
     """
     path, _, config = name.removeprefix("hf:").partition(":")
-    if condition is not None and streaming:
-        raise DiffusionalError(
-            f"condition={condition!r} was given with streaming=True, but the labels of a stream are not read. Load {name} without streaming, "
-            "which downloads it once, or leave the condition out"
-        )
     found, revision, notes = _open(path, config or None, streaming)
-    targets = None if condition is None else _labels(name, found, condition)
+    targets = None if condition is None or streaming else _labels(name, found, condition)
     column = _choose(name, found["train"].features, column)
+    labels = None if condition is None or not streaming else _declared_labels(name, found["train"].features, condition)
+    if labels is not None and labels.column == column:
+        raise DiffusionalError(f"{name}: expected different columns of items and labels, got {column!r} for both")
     picture = _is_image(found["train"].features[column])
     dtype = None if picture else _dtype(found["train"].features[column])
-    found = {split: _only(rows, column, dtype, streaming) for split, rows in found.items()}
+    kept = () if labels is None else (labels.column,)
+    found = {split: _only(rows, column, dtype, streaming, kept) for split, rows in found.items()}
     source = f"{name}, column {column!r}"
     if not streaming:
         parts, stored = (_pictures if picture else _arrays)(source, found, column, levels, fractions, seed, options)
@@ -81,7 +81,7 @@ def load_hub(
             return declared(name, Discrete(parts["train"].array.shape[1:], stored), parts)
         return to_dataset(name, parts, levels)
     identity = json.dumps([name, column, revision, asdict(options), holdout, seed])
-    streamed = _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity)
+    streamed = _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity, labels)
     return replace(streamed, notes=notes)
 
 
@@ -112,19 +112,55 @@ def _completed(parts: dict[str, Part], notes: tuple[str, ...], targets: Labels |
 
 def _labels(name: str, found: dict[str, Any], condition: str) -> Labels:
     """Return the labels of all splits, one after the other, from the column that `condition` names."""
-    features = found["train"].features
-    kinds = {key: type(feature).__name__ for key, feature in features.items()}
-    declared_classes = [key for key, kind in kinds.items() if kind == "ClassLabel"]
+    column, names = _label_column(name, found["train"].features, condition)
+    values = [value for rows in found.values() for value in rows[column]]
+    return Labels.of(values, f"{name}, column {column!r}", names)
+
+
+def _label_column(name: str, features: Any, condition: str) -> tuple[str, list[str]]:
+    """Return the column of labels that `condition` names, and the names of its classes if the data declare them."""
+    declared_classes = [key for key, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     column = condition
     if condition not in features and condition == LABEL and len(declared_classes) == 1:
         (column,) = declared_classes
     elif condition not in features:
         described = ", ".join(f"{key} ({_described(feature)})" for key, feature in features.items())
         raise DiffusionalError(f"{name} has no column {condition!r} for the condition; it has {described}")
-    feature = features[column]
-    names = [str(one) for one in feature.names] if column in declared_classes else []
-    values = [value for rows in found.values() for value in rows[column]]
-    return Labels.of(values, f"{name}, column {column!r}", names)
+    return column, [str(one) for one in features[column].names] if column in declared_classes else []
+
+
+@dataclass(frozen=True, eq=False)
+class _StreamedLabels:
+    """The label of a row of a stream: the number of its class, whose names the data declare."""
+
+    column: str
+    names: tuple[str, ...]
+    source: str
+
+    def of(self, row: dict[str, Any], where: str) -> int:
+        """Return the label of a row. Raises DiffusionalError for a missing one, and for a number that is no class."""
+        label = row[self.column]
+        if not isinstance(label, int) or not 0 <= label < len(self.names):
+            what = "no label" if label in (None, -1) else f"the label {label!r}"
+            raise DiffusionalError(
+                f"{self.source}: {where} has {what}, expected 0 … {len(self.names) - 1}, the number of one of {len(self.names)} classes, in "
+                "every row"
+            )
+        return label
+
+
+def _declared_labels(name: str, features: Any, condition: str) -> _StreamedLabels:
+    """Return the labels of a stream. Raises DiffusionalError for a column whose classes are not declared: only a pass over all rows would
+    find them.
+    """
+    column, names = _label_column(name, features, condition)
+    if not names:
+        raise DiffusionalError(
+            f"condition={condition!r} was given with streaming=True, but the column {column!r} of {name} is {_described(features[column])}: "
+            "expected a ClassLabel, which declares its classes, since a stream is not read to its end to find them. Load the data without "
+            "streaming, save a copy with dataset.class_encode_column(…), or leave the condition out"
+        )
+    return _StreamedLabels(column, tuple(names), f"{name}, column {column!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,17 +176,41 @@ class HubStream:
 
     def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
         """Return raw items of an epoch, from item `skip` on; those before it are not decoded."""
-        rows = self.rows.shuffle(seed=self.seed, buffer_size=_BUFFER).skip(skip)
-        rows.set_epoch(epoch)  # must be the last call, since `skip` resets it
-        return self._converted(rows, skip)
+        return self._converted(self._shuffled(epoch, skip), skip)
 
     def head(self, n: int) -> Tensor:
         """Return the first n items as they are stored, or all if there are fewer."""
         return torch.stack(list(self._converted(self.rows.take(n), 0)))
 
+    def _shuffled(self, epoch: int, skip: int) -> Any:
+        """Return the rows of an epoch from row `skip` on."""
+        rows = self.rows.shuffle(seed=self.seed, buffer_size=_BUFFER).skip(skip)
+        rows.set_epoch(epoch)  # must be the last call, since `skip` resets it
+        return rows
+
     def _converted(self, rows: Any, first: int) -> Iterator[Tensor]:
         for i, row in enumerate(_unbroken(rows, self.identity), first):
             yield torch.from_numpy(self.convert(i, row))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledHubStream(HubStream):
+    """A HubStream whose rows have class labels: a `data.dataset.LabelledStream`."""
+
+    labels: _StreamedLabels
+
+    def pairs(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return raw items of an epoch, from item `skip` on, each with the number of its class, int64 ()."""
+        for i, row in enumerate(_unbroken(self._shuffled(epoch, skip), self.identity), skip):
+            yield (
+                torch.from_numpy(self.convert(i, row)),
+                torch.tensor(self.labels.of(row, f"item {i} of epoch {epoch}")),
+            )
+
+    def head_condition(self, n: int) -> Tensor:
+        """Return the numbers of the classes (n,) of the first n items as they are stored, or of all if there are fewer."""
+        rows = _unbroken(self.rows.take(n).select_columns([self.labels.column]), self.identity)
+        return torch.tensor([self.labels.of(row, f"train item {i}") for i, row in enumerate(rows)], dtype=torch.int64)
 
 
 def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any], str, tuple[str, ...]]:
@@ -255,11 +315,13 @@ def _dtype(feature: Any) -> str:
     return str(feature.dtype) if inner is None else _dtype(inner)
 
 
-def _only(rows: Any, column: str, dtype: str | None, streaming: bool) -> Any:
-    """Return rows of one column: arrays of a type, or (for None) pictures as undecoded bytes, which this package decodes."""
+def _only(rows: Any, column: str, dtype: str | None, streaming: bool, kept: tuple[str, ...] = ()) -> Any:
+    """Return rows of one column, and of those to be kept: arrays of a type, or (for None) pictures as undecoded bytes, which this package
+    decodes.
+    """
     import datasets
 
-    rows = rows.select_columns([column])
+    rows = rows.select_columns([column, *kept])
     if dtype is None:
         return rows.cast_column(column, datasets.Image(decode=False))
     # The default of the format is float32, whatever is stored. A stream has no type to set: see _ArrayRow.
@@ -361,6 +423,7 @@ def _streamed(
     options: Options,
     holdout: int,
     identity: str,
+    labels: _StreamedLabels | None,
 ) -> Dataset:
     rows, taken = dict(found), 0
     for split in ("validation", "test"):
@@ -391,8 +454,14 @@ def _streamed(
         _refuse_picture_options(options, source)
         convert = _ArrayRow(column, source, dtype)
         known = to_dataset(name, _held(head, convert, source), levels)
-    kind = known.items("train").dtype
-    return replace(known, train=HubStream(rows["train"], convert, known.space.shape, kind, identity, seed))
+    about = (rows["train"], convert, known.space.shape, known.items("train").dtype, identity, seed)
+    if labels is None:
+        return replace(known, train=HubStream(*about))
+    condition = {
+        split: torch.tensor([labels.of(row, f"{split} item {i}") for i, row in enumerate(head[split])])
+        for split in ("validation", "test")
+    }
+    return replace(known, train=LabelledHubStream(*about, labels), condition=condition, classes=labels.names)
 
 
 def _held(head: dict[str, list[Any]], convert: Any, source: str) -> dict[str, Part]:

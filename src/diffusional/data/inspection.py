@@ -105,14 +105,17 @@ def inspect(dataset: Dataset) -> Inspection:
         tuple(_findings(dataset, seen)),
         train.head(_PICTURE) if isinstance(train, Stream) else train[:_PICTURE],
         dataset.notes,
-        _classes(dataset),
+        _classes(dataset, len(seen["train"].rows)),
     )
 
 
-def _classes(dataset: Dataset) -> dict[str, dict[str, int]] | None:
+def _classes(dataset: Dataset, examined: int) -> dict[str, dict[str, int]] | None:
     if not dataset.classes:
         return None
-    counts = {split: dataset.condition_of(split).bincount(minlength=len(dataset.classes)).tolist() for split in SPLITS}
+    # Of a stream, the labels of the items that were examined.
+    labels = {split: dataset.condition_of(split) for split in SPLITS if not isinstance(getattr(dataset, split), Stream)}
+    labels |= {"train": dataset.head_condition(examined)} if "train" not in labels else {}
+    counts = {split: own.bincount(minlength=len(dataset.classes)).tolist() for split, own in labels.items()}
     return {name: {split: counts[split][i] for split in SPLITS} for i, name in enumerate(dataset.classes)}
 
 

@@ -84,11 +84,6 @@ class DataConfig:
         _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one or more names")
         _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
         _require("data", self, "condition", lambda v: v != "", "a name")
-        if self.condition is not None and self.streaming:
-            raise DiffusionalError(
-                f"data.condition={self.condition!r} was given with data.streaming, but the labels of a stream are not read. Leave "
-                "data.streaming out, so that the data are downloaded once, or leave data.condition out"
-            )
         if self.warps and self.name != "digits":
             raise DiffusionalError(
                 f"data.warps is only for the embedded digits, got data.warps={self.warps} for {self.name}: leave it out"

@@ -1,5 +1,6 @@
 """The items of a step's batch: a function of (seed, step), independent of the number of processes and of resumptions."""
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import moved
-from diffusional.data.dataset import Dataset, Stream
+from diffusional.data.dataset import Dataset, LabelledStream, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.training.seeds import seed_of
 
@@ -36,6 +37,8 @@ class Feed:
         self._last, self._waiting = last, dict[int, Future]()
         self._orders: dict[int, Tensor] = {}
         self._tape: _Tape | None = None
+        # The rows of the last step and the condition of their items, of a stream with conditions.
+        self._read: tuple[Tensor, Tensor] | None = None
         self._starts: dict[int, tuple[int, int]] = {}
 
     def place(self, step: int) -> tuple[int, int]:
@@ -50,17 +53,26 @@ class Feed:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return this process's items of a step, encoded, and their rows in the split (for a stream, the number of items before each)."""
         if self._pool is None:
-            x, rows = self._load(step)
+            x, rows, self._read = self._load(step)
         else:
             waiting = self._waiting.pop(step, None)
             # In the same thread in both cases, since a stream has one position.
-            x, rows = (waiting or self._pool.submit(self._load, step)).result()
+            x, rows, self._read = (waiting or self._pool.submit(self._load, step)).result()
             if step + 1 < self._last:
                 self._waiting[step + 1] = self._pool.submit(self._load, step + 1)
         return x.to(self.device, non_blocking=True), rows
 
     def condition(self, rows: Tensor) -> Any:
-        """Return the condition of the items in these rows of the train split; None if the data have none."""
+        """Return the condition of the items in these rows of the train split, for a stream those of the last step; None if the data have
+        none.
+        """
+        if self._read is not None:
+            last, condition = self._read
+            if not torch.equal(rows, last):
+                raise DiffusionalError(
+                    f"expected the rows of the last step, {last.tolist()[:1]} …, whose conditions a stream has read, got {rows.tolist()[:1]} …"
+                )
+            return moved(condition, self.device)
         return moved(self.dataset.condition_of("train", rows), self.device)
 
     def close(self) -> None:
@@ -68,15 +80,17 @@ class Feed:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _load(self, step: int) -> tuple[Tensor, Tensor]:
-        places = range(step * self.batch, (step + 1) * self.batch)[self.share]
+    def _load(self, step: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        places, read = range(step * self.batch, (step + 1) * self.batch)[self.share], None
         if not isinstance(self.dataset.train, Stream):
             rows = self._rows(places)
             x = self.dataset.encode("train", rows)
         else:
             rows = torch.arange(places.start, places.stop)
-            x = self.dataset.space.encode(self._next(step))
-        return (x.pin_memory() if self.device.type == "cuda" else x), rows
+            raw, condition = self._next(step)
+            x = self.dataset.space.encode(raw)
+            read = None if condition is None else (rows, condition)
+        return (x.pin_memory() if self.device.type == "cuda" else x), rows, read
 
     def _rows(self, places: range) -> Tensor:
         """Return the rows of the train split at positions of the sequence of epochs."""
@@ -96,25 +110,35 @@ class Feed:
             self._orders[epoch] = torch.randperm(n, generator=generator)
         return self._orders[epoch]
 
-    def _next(self, step: int) -> Tensor:
-        """Return this process's share of the items of a step from a stream; the items of other processes are skipped."""
+    def _next(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return this process's share of the items of a step from a stream, and their conditions if the data have any; the items of other
+        processes are skipped.
+        """
         assert isinstance(self.dataset.train, Stream)
         if self._tape is None:
-            self._tape = _Tape(self.dataset.train, *self.place(step))
+            self._tape = _Tape(self.dataset.train, *self.place(step), self.dataset.condition is not None)
         items = self._tape.take(self.batch)[self.share]
         self._starts = {s: place for s, place in self._starts.items() if s >= step} | {step + 1: self._tape.place}
-        return torch.stack(items)
+        conditions = [condition for _, condition in items if condition is not None]
+        return torch.stack([item for item, _ in items]), torch.stack(conditions) if conditions else None
 
 
 class _Tape:
     """The epochs of a stream one after another, and the position in them."""
 
-    def __init__(self, stream: Stream, epoch: int, index: int) -> None:
-        self.stream, self.place = stream, (epoch, index)
-        self._items = stream.items(epoch, index)
+    def __init__(self, stream: Stream, epoch: int, index: int, conditional: bool) -> None:
+        self.stream, self.place, self.conditional = stream, (epoch, index), conditional
+        self._items = self._begun(epoch, index)
 
-    def take(self, n: int) -> list[Tensor]:
-        out: list[Tensor] = []
+    def _begun(self, epoch: int, index: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Return the items of an epoch from `index` on, each with its condition, or with None."""
+        if self.conditional:
+            assert isinstance(self.stream, LabelledStream)  # `Dataset` refuses others
+            return self.stream.pairs(epoch, index)
+        return ((item, None) for item in self.stream.items(epoch, index))
+
+    def take(self, n: int) -> list[tuple[Tensor, Tensor | None]]:
+        out: list[tuple[Tensor, Tensor | None]] = []
         while len(out) < n:
             epoch, index = self.place
             item = next(self._items, None)
@@ -125,5 +149,5 @@ class _Tape:
                 raise DiffusionalError(f"the stream {self.stream.identity} has no items in epoch {epoch}")
             else:
                 self.place = (epoch + 1, 0)
-                self._items = self.stream.items(epoch + 1)
+                self._items = self._begun(epoch + 1)
         return out

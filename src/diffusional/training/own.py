@@ -117,7 +117,7 @@ def reference_items(record: "RunRecord", dataset: Dataset | None = None) -> tupl
     """
     dataset = own_data(record, dataset=dataset)
     if isinstance(dataset.train, Stream):
-        return record.space.encode(dataset.train.head(_HEAD)), None
+        return record.space.encode(dataset.train.head(_HEAD)), dataset.head_condition(_HEAD)
     n = len(dataset.items("train"))
     if isinstance(dataset.train, Tensor) or n <= _SAMPLE:
         return dataset.encode("train"), dataset.condition_of("train")
