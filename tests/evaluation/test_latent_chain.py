@@ -184,6 +184,8 @@ def test_layers_are_a_block_of_their_own_in_records_and_figures(tmp_path: Path) 
         assert len(found.level_edges) == len(edges)
         assert found.level_edges[:4].tolist() == [1, 2, 3, edges[3]]
         assert found.gamma_edges is None
+        # "kl" of every item is that of its layers and levels.
+        assert float(found.per_item["kl"].mean()) == pytest.approx(float(found.levels_kl.sum()))
         assert found.times() == ["T = 5" if steps else "T = ∞"]
         found.save(tmp_path / f"{steps}.json")
         loaded = Evaluation.load(tmp_path / f"{steps}.json")
@@ -204,6 +206,19 @@ def test_a_score_is_the_item_s_own(name: str) -> None:
     for term in set(whole) - {"item"}:
         torch.testing.assert_close(part[term].double(), whole[term][order].double(), rtol=1e-5, atol=1e-6)
     assert float(whole["nelbo"][3]) != float(whole["nelbo"][0])
+
+
+def test_the_pilot_expects_what_the_first_draws_leave() -> None:
+    """Nothing on average, and the mean of −ln p(z|z_1) if its visits go to the decoder."""
+    for assisted in (False, True):
+        model = randomised(ladder(diffusion(assisted=assisted)))
+        plan = Plan.fit(model, items(60), 2000)
+        chain = model.visited()
+        assert chain is not None
+        rows = items().repeat_interleave(100, 0)
+        noise = torch.randn(len(rows), *chain.visit_shape, generator=torch.Generator().manual_seed(0))
+        first = chain.decoder_costs(rows, noise).get("latent_reconstruction", torch.zeros(1))
+        assert float(plan.constant[0]) == pytest.approx(float(first.mean()), abs=0.15)
 
 
 @pytest.mark.parametrize("name", ["three layers", "assisted decoder", "continuous time"])

@@ -138,7 +138,7 @@ class _StreamedLabels:
     source: str
 
     def of(self, row: dict[str, Any], where: str) -> int:
-        """Return the label of a row. Raises DiffusionalError for a missing one, and for a number that is no class."""
+        """Return the label of a row. Raises DiffusionalError for a missing one, and for a number outside the classes."""
         label = row[self.column]
         if not isinstance(label, int) or not 0 <= label < len(self.names):
             what = "no label" if label in (None, -1) else f"the label {label!r}"

@@ -112,7 +112,7 @@ def inspect(dataset: Dataset) -> Inspection:
 def _classes(dataset: Dataset, examined: int) -> dict[str, dict[str, int]] | None:
     if not dataset.classes:
         return None
-    # Of a stream, the labels of the items that were examined.
+    # The labels of a stream are those of the items that were examined.
     labels = {split: dataset.condition_of(split) for split in SPLITS if not isinstance(getattr(dataset, split), Stream)}
     labels |= {"train": dataset.head_condition(examined)} if "train" not in labels else {}
     counts = {split: own.bincount(minlength=len(dataset.classes)).tolist() for split, own in labels.items()}
