@@ -1,6 +1,7 @@
 """What a chain asks of a family: its attributes, signatures and shapes, and what is reported where they are wrong."""
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -124,11 +125,15 @@ def test_costs_have_one_number_per_item(use: str, wrong: Callable[[df.Bits], Any
         USES[use](model, None)
 
 
-@pytest.mark.parametrize("method", ["prior", "level_kl"])
-def test_overridden_costs_have_one_number_per_item(method: str) -> None:
-    scalar = type("Scalar", (Coins,), {method: lambda self, *args: torch.zeros((), dtype=torch.float64)})
-    with pytest.raises(df.DiffusionalError, match=f"{method}.*one number per item"):
-        scalar().loss(X)
+@pytest.mark.parametrize("cost", [torch.zeros(()), torch.zeros(len(X), 3), torch.zeros(len(X), 1), 0.5, None])
+@pytest.mark.parametrize("use", ["elbo", "loss", "evaluate", "sweep"])
+@pytest.mark.parametrize("method", ["prior", "level_kl", "reconstruction"])
+def test_overridden_costs_have_one_number_per_item(method: str, use: str, cost: Any) -> None:
+    """The message names the method, the shape expected and the one returned."""
+    made = type("Own", (Coins,), {method: lambda self, *args: cost})
+    given = re.escape(f"got {tuple(cost.shape)}" if isinstance(cost, Tensor) else f"got a {type(cost).__name__}")
+    with pytest.raises(df.DiffusionalError, match=rf"Own\.{method} to .*shape \(\d+,\).*{given}"):
+        USES[use](made(), None)
 
 
 def test_a_family_without_its_parts_is_told_which() -> None:

@@ -34,7 +34,7 @@ from diffusional.evaluation.visits import total_of, visit_parts
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate, sharing
 from diffusional.models.base import device_of
-from diffusional.models.chain import Chain, batch_rows
+from diffusional.models.chain import Chain, batch_rows, cost_of
 
 # Numbers of noise drawn at once.
 _NOISE = 16_000_000
@@ -90,7 +90,7 @@ class Draws:
             step = max(1, _NOISE // model.space.dimensions)
             # Agreed upon by all processes, since they decide which items are extreme.
             self.base = processes.agreed(torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)]))
-            self.prior = processes.agreed(model.prior(data.to(self.device)).cpu())
+            self.prior = processes.agreed(cost_of(model, "prior", model.prior(data.to(self.device)), n).cpu())
             extra = model.extra(data.to(self.device))
             self.extra = {name: processes.agreed(term.cpu()) for name, term in extra.items()}
             looked = self._looked_at()

@@ -28,7 +28,7 @@ from diffusional.evaluation.provenance import as_seen, gamma_at, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, Ledger, error_over_items, satterthwaite
 from diffusional.models.base import device_of
-from diffusional.models.chain import Chain, batch_rows
+from diffusional.models.chain import Chain, batch_rows, cost_of
 
 # Rows of one network call, and numbers of noise held at once.
 _ROWS = 2048
@@ -128,7 +128,12 @@ def _reconstructions(model: Chain, x: Tensor, keys: list[bytes], draws: int, con
         [
             torch.cat(
                 [
-                    model.reconstruction(some, eps, rows_of(condition, slice(i * rows, (i + 1) * rows)))
+                    cost_of(
+                        model,
+                        "reconstruction",
+                        model.reconstruction(some, eps, rows_of(condition, slice(i * rows, (i + 1) * rows))),
+                        len(some),
+                    )
                     for i, (some, eps) in enumerate(zip(x.split(rows), noise[:, k].split(rows), strict=True))
                 ]
             )
@@ -149,6 +154,8 @@ def _sweep(
 ) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor, float]:
     keys = item_keys(as_seen(model.space, data), seed, condition)
     device = device_of(model, data)
+    # Before the sweep, so that a wrong shape does not end a long one.
+    prior = cost_of(model, "prior", model.prior(data.to(device)), len(data)).cpu()
     mine, done = processes.share(len(data)), 0
 
     def advance(rows: int) -> None:
@@ -185,7 +192,7 @@ def _sweep(
     mc = {"reconstruction": cost_variance, "kl": kl_variance}
     x = data.to(device)
     extra = {name: term.cpu() for name, term in model.extra(x).items()}
-    ledger = Ledger(cost, by_level.sum(1, keepdim=True), model.prior(x).cpu(), model.space.dimensions, extra)
+    ledger = Ledger(cost, by_level.sum(1, keepdim=True), prior, model.space.dimensions, extra)
     return ledger, mc, by_level, level_variance, freedom
 
 

@@ -303,7 +303,8 @@ class Chain(LatentVariableModel):
         """Return the costs (B,) of a visit to the decoder at noise (B, *visit_shape), by the names in `decoder_parts`: by default only the
         reconstruction.
         """
-        return {"reconstruction": self.reconstruction(x, noise, condition)}
+        cost = self.reconstruction(x, noise, condition)
+        return {"reconstruction": cost_of(self, "reconstruction", cost, len(x))}
 
     def look(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return a draw of those costs (B,) of the decoder whose names are in `looked`: by default {}."""
@@ -346,7 +347,7 @@ class Chain(LatentVariableModel):
             raise DiffusionalError(
                 f"u from {float(level.min()):g} to {float(level.max()):g} came; expected u in [0, 1]"
             )
-        return one_per_item(self.level_kl(x, level, noise, condition), len(x), "level_kl")
+        return cost_of(self, "level_kl", self.level_kl(x, level, noise, condition), len(x))
 
     # Ledgers.
 
@@ -395,15 +396,17 @@ class Chain(LatentVariableModel):
         noise = torch.empty_like(x).normal_(generator=generator)
         return self._ledger(x, self.reconstruction(x, noise, condition), torch.cat(kl, 1))
 
-    def _ledger(self, x: Tensor, reconstruction: Tensor, kl: Tensor) -> Ledger:
-        return Ledger(reconstruction, kl, self.prior(x), self.space.dimensions, self.extra(x))
+    def _ledger(self, x: Tensor, reconstruction: Any, kl: Tensor) -> Ledger:
+        reconstruction = cost_of(self, "reconstruction", reconstruction, len(x))
+        prior = cost_of(self, "prior", self.prior(x), len(x))
+        return Ledger(reconstruction, kl, prior, self.space.dimensions, self.extra(x))
 
     def _kl_block(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
         """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
         n = level.shape[0]
         rows = x.repeat(n, *(1,) * (x.ndim - 1))
         kl = self.level_kl(rows, level.flatten(), noise.flatten(0, 1), repeated(condition, n))
-        return one_per_item(kl, len(rows), "level_kl").view(n, -1).T
+        return cost_of(self, "level_kl", kl, len(rows)).view(n, -1).T
 
     # One path, MATH (7).
 
@@ -502,19 +505,19 @@ class Chain(LatentVariableModel):
     def costs(self, x: Items, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """MATH (22) with one network evaluation per item, at what `draw` gave. KL_T is exact."""
         level, first, noise = draws["level"], draws.get("first"), draws["noise"]
-        terms = {"prior": one_per_item(self.prior(x), len(x), "prior")} | self.extra(x)
+        terms = {"prior": cost_of(self, "prior", self.prior(x), len(x))} | self.extra(x)
         if first is None:
-            kl = one_per_item(self.level_kl(x, level, noise, condition), len(x), "level_kl")
+            kl = cost_of(self, "level_kl", self.level_kl(x, level, noise, condition), len(x))
             reconstruction = self.reconstruction(x, draws["first_noise"], condition)
-            terms["reconstruction"] = one_per_item(reconstruction, len(x), "reconstruction")
+            terms["reconstruction"] = cost_of(self, "reconstruction", reconstruction, len(x))
             terms["kl"] = LevelDraws(kl, level, draws["weight"]).estimate()
             return Costs(terms, position(level, self.levels), self._per_unit(kl))
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         kl = self.level_kl(x[visits], level[visits], noise[visits], rows_of(condition, visits))
-        kl = one_per_item(kl, len(visits), "level_kl")
+        kl = cost_of(self, "level_kl", kl, len(visits))
         if len(firsts):
             reconstruction = self.reconstruction(x[firsts], noise[firsts], rows_of(condition, firsts))
-            log_prob = -one_per_item(reconstruction, len(firsts), "reconstruction")
+            log_prob = -cost_of(self, "reconstruction", reconstruction, len(firsts))
         else:
             log_prob = kl.new_zeros(0)
         return self._mixed(terms, draws, visits, kl, firsts, log_prob)
@@ -574,18 +577,27 @@ class Chain(LatentVariableModel):
         return p.sample(generator)
 
 
-def one_per_item(cost: Tensor, items: int, what: str) -> Tensor:
+def one_per_item(cost: Any, items: int, what: str) -> Tensor:
     """Return a cost (B,) unchanged. Raises DiffusionalError unless it has one number for each of B = `items` items.
 
     >>> one_per_item(torch.zeros(2, 3), 2, "kl")
     Traceback (most recent call last):
     diffusional.errors.DiffusionalError: expected kl to have shape (2,), one number per item, got (2, 3); sum over all dimensions but the first
     """
+    if not isinstance(cost, Tensor):
+        raise DiffusionalError(
+            f"expected {what} to be a tensor of shape ({items},), one number per item, got a {type(cost).__name__}; return a tensor"
+        )
     if cost.shape != (items,):
         raise DiffusionalError(
             f"expected {what} to have shape ({items},), one number per item, got {tuple(cost.shape)}; sum over all dimensions but the first"
         )
     return cost
+
+
+def cost_of(model: LatentVariableModel, method: str, cost: Any, items: int) -> Tensor:
+    """Return a cost (B,) that a method of a model returned, unchanged. Raises DiffusionalError unless it has one number for each item."""
+    return one_per_item(cost, items, f"the result of {type(model).__name__}.{method}")
 
 
 def same_shape(x: Tensor, noise: Tensor, shape: tuple[int, ...] | None = None) -> None:
