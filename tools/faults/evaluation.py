@@ -334,9 +334,16 @@ FAULTS = [
     ),
     fault(
         "evaluation/plan.py",
+        "control added for subtracted in an audit",
+        "condition) - self.subtracted(",
+        "condition) + self.subtracted(",
+        "evaluation/test_binomial.py::test_a_target_error_is_reached_at_the_truth",
+    ),
+    fault(
+        "evaluation/draws.py",
         "control added for subtracted",
-        "condition) - self._subtracted(",
-        "condition) + self._subtracted(",
+        "total_of(parts) - plan.subtracted(",
+        "total_of(parts) + plan.subtracted(",
         "evaluation/test_plan.py::test_no_coefficient_changes_the_mean",
     ),
     fault(
