@@ -33,14 +33,14 @@ from torch import Tensor
 
 from diffusional.evaluation import Plan, evaluate
 from diffusional.evaluation.controls import NAMES
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.sweep import sweep
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.forward import GaussianDiffusion
 from diffusional.ledger import per_unit
-from diffusional.levels import Stratified, Uniform
 from diffusional.models.chain import batch_rows
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.schedule import linear
+from diffusional.timesteps import Stratified, Uniform
 from diffusional.training.build import build_dataset
 from diffusional.training.loop import train
 from diffusional.training.recipes import digits
@@ -100,7 +100,7 @@ def means(
 
     An item's draws are independent: `each` of them at a time are as many repeats.
     """
-    draws = Draws(model, plan, x, seed)
+    draws = VisitRecords(model, plan, x, seed)
     everything = torch.arange(len(x))
     draws.extend(everything, torch.full((len(x),), each * repeats))
     records, filled = draws.parts(everything)
@@ -120,7 +120,7 @@ def at_random(
     sampler = Stratified() if stratified else Uniform()
     values, squares = [], []
     for _ in range(repeats):
-        drawn = sampler.sample(len(x) * each, model.levels, generator)
+        drawn = sampler.sample(len(x) * each, model.timesteps, generator)
         costs = []
         for rows in torch.arange(len(x) * each).split(min(2048, batch_rows(model.space))):
             noise = torch.randn(len(rows), *x.shape[1:], generator=generator)
@@ -225,13 +225,13 @@ def main() -> None:
     variance = float(pooled.per_item["error"].square().mean()) * options.sweeps
     note(
         "(a) full sweep",
-        model.levels or 0,
+        model.timesteps or 0,
         math.sqrt(variance / len(swept)),
         len(swept),
         64 * variance,
         sweep_item_error=math.sqrt(variance) / bit,
     )
-    summary = summarise(rows, options.pilots, model.levels or 0, size)
+    summary = summarise(rows, options.pilots, model.timesteps or 0, size)
     print(json.dumps(summary, indent=1))
     whole = evaluate(model, everything, TARGET, reference=reference, seed=1)
     print(whole.nelbo.to("bits/dim", model.space.dimensions), whole.provenance["evaluations"], whole.caveats)

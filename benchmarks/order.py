@@ -118,8 +118,8 @@ def last_level(model: df.DiffusionModel, options: argparse.Namespace) -> dict[st
     """KL_{T−1} of the first 2,000 test images, one draw each, bits/dim."""
     x = df.data.load(options.data, levels=256).encode("test", slice(0, 2000))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    assert model.levels is not None
-    t = torch.full((250,), model.levels)
+    assert model.timesteps is not None
+    t = torch.full((250,), model.timesteps)
     with torch.inference_mode():
         pairs = zip(x.split(250), noise.split(250), strict=True)
         kl = torch.cat([model.kl_at(some, t, its) for some, its in pairs]) / per_unit(

@@ -26,13 +26,13 @@ from provenance import machine, save
 from diffusional.data import load
 from diffusional.evaluation import evaluate, sweep
 from diffusional.forward import GaussianDiffusion
-from diffusional.levels import Adaptive
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import NetworkLevels
 from diffusional.networks import UNet
 from diffusional.schedule import log_snr_linear
 from diffusional.space import Discrete
+from diffusional.timesteps import Adaptive
 
 LOSS_RATIO, LOSS_SECONDS, SWEEP_RATIO = 1.05, 1e-3, 0.9
 

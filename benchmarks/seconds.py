@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import diffusional as df
 from diffusional import likelihood, schedule
 from diffusional.evaluation import Plan
-from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.visit_records import VisitRecords
 
 SHAPES = {"cifar": (3, 32, 32), "images": (3, 256, 256), "latents": (4, 64, 64)}
 # Evaluations of the pilot, reference items, items and visits.
@@ -79,7 +79,7 @@ def measured(name: str, data: Path | None) -> dict[str, Any]:
         return time.perf_counter() - start - (network.seconds - before), result
 
     of_pilot, plan = outside(lambda: Plan.fit(model, x[:references], pilot))
-    of_base, draws = outside(lambda: Draws(model, plan, x[references:]))
+    of_base, draws = outside(lambda: VisitRecords(model, plan, x[references:]))
     every = torch.arange(n)
     of_draws, _ = outside(lambda: draws.extend(every, torch.full((n,), visits)))
     return {

@@ -94,7 +94,8 @@ def main() -> None:
         record = {
             "seeds": seeds,
             "yardsticks": {
-                name: ruler.nelbo.to("bits/dim", 64).to_dict() for name, ruler in demo.yardsticks(plain).items()
+                name: ruler.nelbo.to("bits/dim", 64).to_dict()
+                for name, ruler in demo.baseline_evaluations(plain).items()
             },
             "seconds": time.monotonic() - started,
             "machine": machine(),

@@ -74,13 +74,13 @@ class _Enough(Exception):
 def watched(at: Callable[[int], None], model: LatentVariableModel | None = None) -> Iterator[None]:
     """`train` calls at(step) when it asks for a step's batch; `model` is trained, if given, in place of the config's."""
 
-    class Feed(loop.Feed):
+    class BatchLoader(loop.BatchLoader):
         def __call__(self, step: int) -> tuple[Tensor, Tensor]:
             at(step)
             return super().__call__(step)
 
     made = build_model if model is None else lambda config, space: model
-    with patch.object(loop, "Feed", Feed), patch.object(loop, "build_model", made):
+    with patch.object(loop, "BatchLoader", BatchLoader), patch.object(loop, "build_model", made):
         yield
 
 

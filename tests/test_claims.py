@@ -19,9 +19,9 @@ from diffusional.claims.check import FAR, VISIBLE, worst
 from diffusional.data import load
 from diffusional.forward import GaussianDiffusion
 from diffusional.gaussian import Gaussian
-from diffusional.levels import LevelSampler, SampledLevels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.report.tables import claims_table
+from diffusional.timesteps import SampledTimesteps, TimestepSampler
 from diffusional.training import config
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
@@ -80,7 +80,7 @@ def _level_shifted(patch: pytest.MonkeyPatch) -> None:
     right = DiffusionModel._gammas
 
     def shifted(self: DiffusionModel, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return right(self, (level + 1).clamp(max=self.levels or 1))
+        return right(self, (level + 1).clamp(max=self.timesteps or 1))
 
     patch.setattr(DiffusionModel, "_gammas", shifted)
 
@@ -157,10 +157,10 @@ def test_another_fault_is_seen(what: str, monkeypatch: pytest.MonkeyPatch) -> No
 class _Off:
     """A sampler whose weights are off by 1 %, or that forgets the last level."""
 
-    def __init__(self, sampler: LevelSampler, factor: float, forgets: bool) -> None:
+    def __init__(self, sampler: TimestepSampler, factor: float, forgets: bool) -> None:
         self.sampler, self.factor, self.forgets = sampler, factor, forgets
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         drawn = self.sampler.sample(n, levels, generator)
         level = drawn.level.clamp(max=(levels or 1) - 1) if self.forgets else drawn.level
         return replace(drawn, level=level, weight=self.factor * drawn.weight)
@@ -184,14 +184,14 @@ def test_joint_against_the_library() -> None:
     last = len(world.gamma)
     for eta in (1.0, 0.6):
         q = Joint.forward(world.gamma, world.data, eta)
-        found = information.chain(world.data, identities.process_of(world.schedule, eta))
+        found = information.chain_rule(world.data, identities.process_of(world.schedule, eta))
         assert float(found.path.value) == pytest.approx(q.information([0], range(1, last + 1)), rel=1e-9)
         for t in range(1, last):
             assert float(found.backward.value[t - 1]) == pytest.approx(q.information([0], [t], [t + 1]), rel=1e-9)
             forward = q.information([0], [t + 1], [t])
             assert float(found.forward.value[t - 1]) == pytest.approx(forward, rel=1e-9, abs=1e-12)
     q = Joint.forward(world.gamma, world.data)
-    p = Joint.backward(world.gamma, world.believed, identities.DECODER_VARIANCE)
+    p = Joint.reverse(world.gamma, world.believed, identities.DECODER_VARIANCE)
     rows = information.budget(world.model(), world.data).rows[: last + 1]
     gaps = [q.kl(p, [t], [t + 1]) for t in range(last)] + [q.kl(p, [last])]
     assert [row.gap.value for row in rows] == pytest.approx(gaps, rel=1e-9)
@@ -203,7 +203,7 @@ def test_joint_against_the_library() -> None:
 def test_joint_against_torch_distributions() -> None:
     world = identities.LinearWorld.drawn(5)
     q = Joint.forward(world.gamma, world.data)
-    p = Joint.backward(world.gamma, world.believed, identities.DECODER_VARIANCE, transition=True)
+    p = Joint.reverse(world.gamma, world.believed, identities.DECODER_VARIANCE, transition=True)
 
     def law(joint: Joint, variables: list[int]) -> torch.distributions.MultivariateNormal:
         _, mean, covariance = joint.given(variables, [])

@@ -177,7 +177,7 @@ def test_speed_is_measured_after_the_first_steps(
     lines = [(10, 100.0), (20, 120.0), (20, 500.0)]
     monkeypatch.setattr(scripts.pieces, "train", lambda *_, **__: None)
     records = [{"step": step, "seconds": seconds} for step, seconds in lines]
-    monkeypatch.setattr(scripts.pieces.journal, "read", lambda run, name: records)
+    monkeypatch.setattr(scripts.pieces.metrics_logger, "read", lambda run, name: records)
     data = scripts.mnist.load(str(mnist), levels=256)
     assert scripts.pieces.steps_per_second(scripts.mnist.recipe(str(mnist)), data, 20) == 0.5
 

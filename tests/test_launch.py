@@ -8,8 +8,8 @@ import pytest
 from diffusional import launch
 from diffusional.cli import console
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
-from diffusional.training import exchange
+from diffusional.evaluation import ranks
+from diffusional.training import process_group
 
 COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 LEFT: tuple[dict[str, str], ...] = (
@@ -39,8 +39,8 @@ def left(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_leftovers_make_no_launch(variables: dict[str, str], left: Any) -> None:
     left(variables)
     assert (launch.size(), launch.rank(), console.first()) == (1, 0, True)
-    with processes.launched():
-        assert processes.count() == 1
+    with ranks.launched():
+        assert ranks.world_size() == 1
 
 
 def test_of_a_launch_the_first_process_prints(left: Any) -> None:
@@ -68,9 +68,9 @@ def test_training_does_not_take_leftovers_for_a_launch(
         raise InterruptedError
 
     left(variables)
-    monkeypatch.setattr(exchange, "Accelerator", made)
+    monkeypatch.setattr(process_group, "Accelerator", made)
     with pytest.raises(InterruptedError):
-        exchange.accelerator()
+        process_group.accelerator()
     assert seen == {}
     assert {name: os.environ[name] for name in variables} == variables
 
@@ -81,22 +81,22 @@ def test_training_is_told_of_a_launch(left: Any, monkeypatch: pytest.MonkeyPatch
         raise InterruptedError
 
     left(COMPLETE)
-    monkeypatch.setattr(exchange, "Accelerator", made)
+    monkeypatch.setattr(process_group, "Accelerator", made)
     with pytest.raises(InterruptedError):
-        exchange.accelerator()
+        process_group.accelerator()
 
 
 def test_processes_that_do_not_meet_are_one_line(left: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def lonely(*_: Any, **__: Any) -> None:
-        raise processes.dist.DistStoreError(
+        raise ranks.dist.DistStoreError(
             "Timed out after 1801 seconds waiting for clients. 1/2 clients joined.\nframe #0"
         )
 
     left(COMPLETE | {"RANK": "0"})
-    monkeypatch.setattr(processes.dist, "init_process_group", lonely)
+    monkeypatch.setattr(ranks.dist, "init_process_group", lonely)
     with (
         pytest.raises(DiffusionalError, match=r"(?s)2 processes.*localhost:29500.*1/2 clients joined.*WORLD_SIZE"),
-        processes.launched(),
+        ranks.launched(),
     ):
         pass
 

@@ -43,7 +43,7 @@ FLOORS = (
     "models.parameterization",
     "models.calls",
     "models.denoiser",
-    "models.backward",
+    "models.reverse",
     "models.likelihood",
     "models.chain",
     "models.diffusion",

@@ -11,9 +11,9 @@ from battery import PREDICTIONS, generator
 from diffusional import Continuous, DiffusionModel, Discrete, GaussianDiffusion, exact, likelihood, schedule
 from diffusional.forward import diffuse, posterior_at, transition_at
 from diffusional.ledger import Estimate
-from diffusional.levels import Adaptive, Uniform
 from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Schedule
+from diffusional.timesteps import Adaptive, Uniform
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64])

@@ -21,7 +21,7 @@ from diffusional.evaluation import Comparison, Evaluation
 from diffusional.ledger import Estimate
 from diffusional.report import tables
 from diffusional.report.figures import grid, histograms, level_costs, paths
-from diffusional.report.tables import ledger_table, yardstick_table
+from diffusional.report.tables import baseline_table, ledger_table
 
 
 def text(table: Table) -> str:
@@ -103,7 +103,7 @@ def test_yardsticks_best_first() -> None:
         "guess": bits(2.5, 0.1, 0.02, "estimate"),
         "mixture": bits(2.28, 0.0, 0.012, "exact"),
     }
-    said = text(yardstick_table(rows, "yardsticks"))
+    said = text(baseline_table(rows, "yardsticks"))
     order = [said.index(name) for name in ("diffusion", "mixture", "flat", "guess")]
     assert order == sorted(order)
     assert row(said, "diffusion") == ["diffusion (upper bound)", "1.7512", "0.0049", "0.020"]
@@ -290,7 +290,7 @@ def test_names_in_tables_are_no_markup() -> None:
     }
     shown = {
         "ledger": (tables.ledger_table(replace(RECORD, terms={NAME: RECORD.nelbo}), NAME), 2),
-        "yardstick": (tables.yardstick_table({NAME: RECORD}, NAME), 2),
+        "yardstick": (tables.baseline_table({NAME: RECORD}, NAME), 2),
         "ledgers": (tables.ledgers_table({NAME: RECORD}, NAME), 2),
         "comparison": (tables.comparison_table(difference, NAME), 3),
         "information": (tables.information_table(curve, NAME), 1),

@@ -11,8 +11,8 @@ import diffusional as df
 from diffusional import cli, words
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, save_json
-from diffusional.models.backward import VARIANCES, check_variance
 from diffusional.models.parameterization import PREDICTS, Prediction
+from diffusional.models.reverse import VARIANCES, check_variance
 from diffusional.training import config as configs
 from diffusional.training.config import Config, ModelConfig, ScheduleConfig
 

@@ -325,13 +325,13 @@ def models(out: Record, chosen: Callable[[str], bool]) -> None:
         if not chosen(name):
             continue
         x, reference = (test, train[:400]) if kind == "digits" else (table(200), table(400, 2))
-        n = 8 if model.levels is None or model.levels > 200 else 24
+        n = 8 if model.timesteps is None or model.timesteps > 200 else 24
         c = torch.linspace(-1, 1, len(x)).reshape(-1, 1) if "condition" in name else None
         cr = torch.linspace(-1, 1, len(reference)).reshape(-1, 1) if "condition" in name else None
         first = None if c is None else c[:64]
         losses(out, name, model, x[:64], first)
         if "learned" not in name:
-            losses(out, f"{name}, adaptive", model, x[:64], first, sampler=df.levels.Adaptive())
+            losses(out, f"{name}, adaptive", model, x[:64], first, sampler=df.timesteps.Adaptive())
         with out.part(f"{name}/simple"), torch.no_grad():
             out.put(f"{name}/simple", model.simple_loss(x[:64], rng(4), first))
         with out.part(f"{name}/elbo"), torch.no_grad():
@@ -389,7 +389,7 @@ def hybrid(out: Record, chosen: Callable[[str], bool]) -> None:
         return
     model = diffusion("noise", schedule.linear(steps=1000), likelihood.DiscretizedGaussian, "learned")
     x = digits("train")[:64]
-    costs = model.hybrid_costs(x, model.latent_draw(x, df.levels.SecondMoment(), rng(8)))
+    costs = model.hybrid_costs(x, model.latent_draw(x, df.timesteps.SecondMoment(), rng(8)))
     out.put("hybrid", costs)
     costs.total().mean().backward()
     for key, p in model.named_parameters():
@@ -495,7 +495,8 @@ def informations(out: Record, chosen: Callable[[str], bool]) -> None:
         for data in ("gaussian", "finite"):
             with out.part(f"information/chain/{name}, {data}"):
                 out.put(
-                    f"information/chain/{name}, {data}", vars(information.chain(worlds[data], process, 300, rng(2)))
+                    f"information/chain/{name}, {data}",
+                    vars(information.chain_rule(worlds[data], process, 300, rng(2))),
                 )
     for name, steps in (("T=20", 20), ("continuous", None)):
         noise = schedule.log_snr_linear(-8.0, 8.0, steps=steps)

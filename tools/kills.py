@@ -36,8 +36,8 @@ from rich.console import Console
 
 from diffusional.training import checkpoint
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig
-from diffusional.training.journal import METRICS, Journal
 from diffusional.training.loop import train
+from diffusional.training.metrics_logger import METRICS, MetricsLogger
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = ("model.safetensors", "metrics.jsonl", "config.json", "data.json")
@@ -121,7 +121,7 @@ class Boundaries:
     def watch(self) -> None:
         """From now on, until this process ends."""
         sys.addaudithook(self._audited)
-        save_file, fsync, write = safetensors.torch.save_file, os.fsync, Journal._write
+        save_file, fsync, write = safetensors.torch.save_file, os.fsync, MetricsLogger._write
 
         def saved(tensors: Any, filename: Any, metadata: Any = None) -> None:
             def half() -> None:
@@ -137,18 +137,18 @@ class Boundaries:
             self.reached()
             fsync(handle)
 
-        def written(journal: Journal, values: dict[str, Any]) -> None:
-            path = journal.run / METRICS
+        def written(metrics_logger: MetricsLogger, values: dict[str, Any]) -> None:
+            path = metrics_logger.run / METRICS
 
             def half() -> None:
                 before = path.stat().st_size
-                write(journal, values)
+                write(metrics_logger, values)
                 os.truncate(path, (before + path.stat().st_size) // 2)
 
             self.reached(half)
-            write(journal, values)
+            write(metrics_logger, values)
 
-        safetensors.torch.save_file, os.fsync, Journal._write = saved, synced, written
+        safetensors.torch.save_file, os.fsync, MetricsLogger._write = saved, synced, written
 
     def _audited(self, event: str, args: tuple[Any, ...]) -> None:
         changing = event in CHANGES or (

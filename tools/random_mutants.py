@@ -50,7 +50,7 @@ FILES = (
     "schedule.py",
     "forward.py",
     "ledger.py",
-    "levels.py",
+    "timesteps.py",
     "exact.py",
     "shapes.py",
     "space.py",

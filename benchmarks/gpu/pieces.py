@@ -22,7 +22,7 @@ from diffusional.data import Dataset
 from diffusional.errors import Interrupted
 from diffusional.evaluation import evaluate
 from diffusional.models.base import LatentVariableModel
-from diffusional.training import journal
+from diffusional.training import metrics_logger
 from diffusional.training.config import Config
 from diffusional.training.loop import train
 from diffusional.training.run import CONFIG
@@ -64,7 +64,9 @@ def steps_per_second(config: Config, data: Dataset, steps: int = MEASURED) -> fl
     short = dataclasses.replace(config, steps=steps, validate_every=steps, checkpoint_every=steps)
     with tempfile.TemporaryDirectory() as folder:
         train(short, f"{folder}/run", some(data, len(data.train), 8), console=QUIET)
-        lines = [(line["step"], line["seconds"]) for line in journal.read(Path(folder) / "run", journal.TIMING)]
+        lines = [
+            (line["step"], line["seconds"]) for line in metrics_logger.read(Path(folder) / "run", metrics_logger.TIMING)
+        ]
     # The last step is told of twice: the second time after its validation.
     first, last = lines[0], next(line for line in lines if line[0] == steps)
     return (last[0] - first[0]) / (last[1] - first[1])
@@ -89,7 +91,7 @@ class Deadline:
         # Before the first step nobody listens to signals yet.
         if step == 0:
             return
-        bound = journal.read(self.run)[-1]["validation"]
+        bound = metrics_logger.read(self.run)[-1]["validation"]
         print(f"step {step}: validation {bound:.4f} bits/dim, {interval:.0f} s since the last", flush=True)
         if now + interval > self.until:
             signal.raise_signal(signal.SIGTERM)
@@ -111,7 +113,7 @@ def evaluated(model: LatentVariableModel, data: Dataset, run: Path, config: Conf
     """The bound of the test items, by `evaluate` as told, with all that a reader needs to know of the run."""
     result = evaluate(model.to(device()), data.encode("test"), **how)
     print(f"test: {result.nelbo.to('bits/dim', result.dimensions)}", flush=True)
-    metrics, timing = journal.read(run), journal.read(run, journal.TIMING)
+    metrics, timing = metrics_logger.read(run), metrics_logger.read(run, metrics_logger.TIMING)
     training = {
         "steps": timing[-1]["step"],
         "seconds": timing[-1]["seconds"],

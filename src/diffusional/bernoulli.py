@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 from torch.special import log_ndtr
 
 from diffusional.gaussian import phi
-from diffusional.shapes import Items, PerItem, sum_dims
+from diffusional.shapes import Batch, PerItem, sum_dims
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Bits:
         one = log_ndtr(-noise.double()) < logsigmoid(self.logit.double())
         return torch.where(one, 1.0, -1.0).to(noise.dtype)
 
-    def log_prob(self, z: Items) -> PerItem:
+    def log_prob(self, z: Batch) -> PerItem:
         """Return ln P(z) = Σ_d ln sigmoid(z_d ℓ_d) (B,), nats, float64.
 
         >>> Bits(torch.zeros(1, 2)).log_prob(torch.ones(1, 2))

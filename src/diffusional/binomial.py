@@ -24,7 +24,7 @@ from diffusional.bernoulli import Bits
 from diffusional.errors import DiffusionalError
 from diffusional.forward import ForwardProcess, Time, latents
 from diffusional.schedule import Float64
-from diffusional.shapes import Items, align
+from diffusional.shapes import Batch, align
 
 # Largest |ln SNR| given to a network: at ᾱ = 4.5e-5 a bit is a fair coin.
 _MOST = 20.0
@@ -39,7 +39,7 @@ def log_odds(log_signal: Tensor) -> Tensor:
     return torch.log1p(2 * log_signal.exp() / -torch.expm1(log_signal))
 
 
-def seen_through(z: Items, log_odds: Tensor) -> Tensor:
+def seen_through(z: Batch, log_odds: Tensor) -> Tensor:
     """Return z λ (B, *dims), float64: the log-odds of a bit given an observation z of it with λ (B,) or ().
 
     >>> seen_through(torch.tensor([[-1.0, 1.0]]), torch.tensor(2.0))
@@ -113,20 +113,20 @@ class BinomialDiffusion(Float64, ForwardProcess):
         twice = 2 * self._log_signal(t)
         return (torch.log(-torch.expm1(twice)) - twice).clamp(-_MOST, _MOST)
 
-    def marginal(self, x: Items, t: Time) -> Bits:
+    def marginal(self, x: Batch, t: Time) -> Bits:
         """Return q(z_t | x), t in 1 … T."""
         return Bits(seen_through(x, self.log_odds(t)))
 
-    def transition(self, z: Items, t: Time, s: Time | None = None) -> Bits:
+    def transition(self, z: Batch, t: Time, s: Time | None = None) -> Bits:
         """Return q(z_t | z_s = z), t in 1 … T; s defaults to t − 1, and z_0 ≡ x."""
         return Bits(seen_through(z, self.log_odds(t, t - 1 if s is None else s)))
 
-    def posterior(self, z_next: Items, x: Items, t: Time) -> Bits:
+    def posterior(self, z_next: Batch, x: Batch, t: Time) -> Bits:
         """Return q(z_t | z_{t+1} = z_next, x), t in 1 … T−1."""
         latents(t, 1, self.steps - 1, x.device)
         return self.between(z_next, x, t, t + 1)
 
-    def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Bits:
+    def between(self, z_t: Batch, x: Batch, s: Time, t: Time) -> Bits:
         """Return q(z_s | z_t, x) for any 1 ≤ s < t ≤ T.
 
         >>> process = BinomialDiffusion([0.5, 0.5])                                        # λ_1 = λ_{2|1} = ln 3

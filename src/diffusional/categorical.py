@@ -17,7 +17,7 @@ from torch.special import ndtr
 
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import phi
-from diffusional.shapes import Items, PerItem, sum_dims
+from diffusional.shapes import Batch, PerItem, sum_dims
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Categorical:
         """E z (B, *dims), float64."""
         return self.log_probs.exp() @ self.values.to(self.logits.device).double()
 
-    def index(self, z: Items) -> Tensor:
+    def index(self, z: Batch) -> Tensor:
         """Return the numbers 0 … K − 1 of the values at every position of z (B, *dims), int64.
 
         Raises DiffusionalError for a z that is none of the values, to 1 % of their smallest distance or the rounding of z's type.
@@ -100,7 +100,7 @@ class Categorical:
         u = ndtr(noise.double()).clamp(max=1 - 2.0**-53)
         return self.values.to(noise)[(upto <= u[..., None]).sum(-1)]
 
-    def log_prob(self, z: Items) -> PerItem:
+    def log_prob(self, z: Batch) -> PerItem:
         """Return ln P(z) = Σ_d ln p_d(z_d) (B,), nats, float64. Raises DiffusionalError for a z that is none of the values.
 
         >>> Categorical(torch.zeros(1, 2, 4), torch.arange(4.0)).log_prob(torch.tensor([[3.0, 0.0]]))           # −2 ln 4

@@ -25,7 +25,7 @@ from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.report import figures, tables
 from diffusional.space import Discrete
-from diffusional.training import checkpoint, journal, recipes
+from diffusional.training import checkpoint, metrics_logger, recipes
 from diffusional.training.build import build_dataset
 from diffusional.training.config import Config
 from diffusional.training.folder import Run, load_run
@@ -70,7 +70,7 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         models[name], traces[name] = _trained(name, chosen, folders[name], dataset, originals, console)
     opened = {name: load_run(folder, dataset) for name, folder in folders.items()}
     results = {name: _evaluated(opened[name], model, x, config.seed, name, console) for name, model in models.items()}
-    rulers = yardsticks(plain)
+    rulers = baseline_evaluations(plain)
 
     took = {name: checkpoint.restore_progress(path / CHECKPOINTS).seconds for name, path in folders.items()}
     said = ", ".join(f"{took[name]:.0f} s" for name in models)
@@ -97,7 +97,7 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
     title = f"Ledgers of {len(x)} test images after {said} of training; bits/dim"
     named = {_NAMES[name]: result for name, result in results.items()}
     console.print(tables.ledgers_table(named, title))
-    console.print(tables.yardstick_table(named | rulers, "Bits per dimension of the test images"))
+    console.print(tables.baseline_table(named | rulers, "Bits per dimension of the test images"))
     known = curve(x, diffusion.process.schedule, 2, _SAMPLES, torch.Generator().manual_seed(0))
     _say(traces, results["diffusion"], len(originals), float(known.information[0]), console)
 
@@ -141,7 +141,9 @@ def _for_as_long(
     short = dataclasses.replace(chosen, steps=_TIMED, validate_every=_TIMED, checkpoint_every=_TIMED)
     with tempfile.TemporaryDirectory() as folder:
         train(short, Path(folder) / "run", dataset, console=Console(quiet=True), clock=clock)
-        told = journal.read(Path(folder) / "run", journal.TIMING)[:-1]  # the last entry is that of the validation
+        told = metrics_logger.read(Path(folder) / "run", metrics_logger.TIMING)[
+            :-1
+        ]  # the last entry is that of the validation
     per_step = (told[-1]["seconds"] - told[0]["seconds"]) / (told[-1]["step"] - told[0]["step"])
     steps = max(1, round(seconds / per_step))
     return dataclasses.replace(chosen, steps=steps, validate_every=-(-steps // 10), checkpoint_every=steps)
@@ -180,7 +182,7 @@ def _say(traces: Mapping[str, Trace], diffusion: Evaluation, n: int, known: floa
     )
 
 
-def yardsticks(dataset: Dataset) -> dict[str, Evaluation]:
+def baseline_evaluations(dataset: Dataset) -> dict[str, Evaluation]:
     """Return exact −ln p(x) of the test split under baselines fitted on the train split; validation chooses their smoothing."""
     space = dataset.space
     assert isinstance(space, Discrete)
@@ -228,7 +230,7 @@ def pictures(model: DiffusionModel, x: Tensor, result: Evaluation, run: Path, sh
     *latents, samples = states
     latents = latents[::-1]
     rows = [torch.stack([samples[i], *(latents[t - 1][i] for t in kept)]).flip(0).numpy() for i in range(shown)]
-    figures.paths(run / "backward.png", rows, labels[::-1], "Reverse diffusion: from noise to five new digits")
+    figures.paths(run / "reverse.png", rows, labels[::-1], "Reverse diffusion: from noise to five new digits")
     figures.grid(run / "samples.png", samples.numpy(), f"50 samples of the model, T = {_CHAIN}")
 
     figures.level_costs(run / "levels.png", result, "KL divergence by noise level, test digits")

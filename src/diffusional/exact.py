@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
 from diffusional.ledger import Estimate, Ledger
-from diffusional.models.backward import Variance, check_variance
 from diffusional.models.denoiser import Denoiser
+from diffusional.models.reverse import Variance, check_variance
 
 _LOG_2PI = math.log(2 * math.pi)
 # The trapezoid rule, in units of a component's standard deviation: spacing, nodes on each side, rows in memory at a time. For two

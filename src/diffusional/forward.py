@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.schedule import Schedule
-from diffusional.shapes import Items, PerItem, align
+from diffusional.shapes import Batch, PerItem, align
 
 Time = int | Tensor
 _Family = TypeVar("_Family")
@@ -35,7 +35,7 @@ class Distribution(Protocol):
         """
         ...
 
-    def log_prob(self, z: Items) -> PerItem:
+    def log_prob(self, z: Batch) -> PerItem:
         """Return the log of the density or mass at z (B,)."""
         ...
 
@@ -84,19 +84,19 @@ class ForwardProcess(Protocol):
         # A property would have no setter: a subclass could not set `self.steps`.
         steps: int | None
 
-    def marginal(self, x: Items, t: Time) -> Distribution:
+    def marginal(self, x: Batch, t: Time) -> Distribution:
         """Return q(z_t | x), t in 1 … T."""
         raise _undefined(self, "marginal(x, t), q(z_t|x)")
 
-    def transition(self, z: Items, t: Time) -> Distribution:
+    def transition(self, z: Batch, t: Time) -> Distribution:
         """Return q(z_t | z_{t−1} = z), t in 1 … T; for t = 1, z is x, and this is q(z_1 | x)."""
         raise _undefined(self, "transition(z, t), q(z_t|z_{t−1})")
 
-    def posterior(self, z_next: Items, x: Items, t: Time) -> Distribution:
+    def posterior(self, z_next: Batch, x: Batch, t: Time) -> Distribution:
         """Return q(z_t | z_{t+1} = z_next, x), t in 1 … T − 1."""
         raise _undefined(self, "posterior(z_next, x, t), q(z_t|z_{t+1}, x)")
 
-    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
+    def sample_path(self, x: Batch, generator: torch.Generator | None = None) -> Tensor:
         """Draw z_1 … z_T (T, B, *dims) from x: by default, each from its transition given the one before, MATH (1).
 
         Raises DiffusionalError in continuous time, where there is no first latent.
@@ -121,7 +121,7 @@ class ForwardProcess(Protocol):
 Posterior = ForwardProcess
 
 
-def transition_of(process: ForwardProcess, before: Items, t: Time, x: Items) -> Distribution:
+def transition_of(process: ForwardProcess, before: Batch, t: Time, x: Batch) -> Distribution:
     """Return q(z_t | z_{t−1} = before, x), which does not depend on x if the process is Markov.
 
     >>> from diffusional import schedule
@@ -151,7 +151,7 @@ def sigma(gamma: Tensor) -> Tensor:
     return torch.exp(0.5 * logsigmoid(gamma.double()))
 
 
-def diffuse(x: Items, gamma: Tensor, noise: Items) -> Items:
+def diffuse(x: Batch, gamma: Tensor, noise: Batch) -> Batch:
     """Return z = α x + σ ε at log-SNR −γ, γ (B,) or (): a sample from MATH (3) with the given noise.
 
     >>> diffuse(torch.ones(1, 2), torch.tensor([0.0]), torch.zeros(1, 2))
@@ -160,12 +160,12 @@ def diffuse(x: Items, gamma: Tensor, noise: Items) -> Items:
     return align(alpha(gamma), x) * x + align(sigma(gamma), x) * noise
 
 
-def marginal_at(x: Items, gamma: Tensor) -> Gaussian:
+def marginal_at(x: Batch, gamma: Tensor) -> Gaussian:
     """Return q(z | x) = N(α x, σ² I) at log-SNR −γ, MATH (3)."""
     return Gaussian(align(alpha(gamma), x) * x, align(logsigmoid(gamma.double()), x))
 
 
-def transition_at(z_s: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+def transition_at(z_s: Batch, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     """Return q(z_t | z_s) = N(α_{t|s} z_s, σ²_{t|s} I), MATH (3), for γ_s < γ_t; γ_s = −∞ stands for x."""
     gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
     alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
@@ -173,7 +173,7 @@ def transition_at(z_s: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     return Gaussian(align(alpha_ts, z_s) * z_s, align(log_variance, z_s))
 
 
-def posterior_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+def posterior_at(z_t: Batch, x: Batch, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     """Return q(z_s | z_t, x), MATH (3), for finite γ_s < γ_t."""
     gamma_s, gamma_t = gamma_s.double(), gamma_t.double()
     alpha_ts = torch.exp(0.5 * (logsigmoid(-gamma_t) - logsigmoid(-gamma_s)))
@@ -183,7 +183,7 @@ def posterior_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor) -> Gaus
     return Gaussian(mean, align(logsigmoid(gamma_s) + torch.log(lost), x))
 
 
-def ddim_at(z_t: Items, x: Items, gamma_s: Tensor, gamma_t: Tensor, eta: float) -> Gaussian:
+def ddim_at(z_t: Batch, x: Batch, gamma_s: Tensor, gamma_t: Tensor, eta: float) -> Gaussian:
     """Return q_η(z_s | z_t, x) of the non-Markov family with the same marginals (Song, Meng & Ermon 2021), MATH (14).
 
         N( α_s x + √(σ_s² − η² v) · (z_t − α_t x)/σ_t,   η² v I ),      v the variance of MATH (3)'s q(z_s | z_t, x).
@@ -257,24 +257,24 @@ class GaussianDiffusion(nn.Module, ForwardProcess):
         t = latents(t, first, len(grid), grid.device)
         return torch.cat([grid.new_full((1,), -torch.inf), grid])[t]
 
-    def marginal(self, x: Items, t: Time) -> Gaussian:
+    def marginal(self, x: Batch, t: Time) -> Gaussian:
         """Return q(z_t | x) = N(α_t x, σ_t² I), t in 1 … T, MATH (3)."""
         return marginal_at(x, self.gamma(t))
 
-    def transition(self, z: Items, t: Time, s: Time | None = None) -> Gaussian:
+    def transition(self, z: Batch, t: Time, s: Time | None = None) -> Gaussian:
         """Return q(z_t | z_s = z), MATH (1), (3), t in 1 … T; s defaults to t − 1, and z_0 ≡ x."""
         gamma_t = self.gamma(t)
         gamma_s = self.gamma(t - 1 if s is None else s, first=0)
         _increasing(gamma_s, gamma_t)
         return transition_at(z, gamma_s, gamma_t)
 
-    def posterior(self, z_next: Items, x: Items, t: Time) -> Gaussian:
+    def posterior(self, z_next: Batch, x: Batch, t: Time) -> Gaussian:
         """Return q(z_t | z_{t+1} = z_next, x), t in 1 … T−1, MATH (3)."""
         grid = self.schedule.grid()
         latents(t, 1, len(grid) - 1, grid.device)
         return self.between(z_next, x, t, t + 1)
 
-    def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Gaussian:
+    def between(self, z_t: Batch, x: Batch, s: Time, t: Time) -> Gaussian:
         """Return q(z_s | z_t, x) for any 1 ≤ s < t ≤ T, MATH (3)."""
         gamma_s, gamma_t = self.gamma(s), self.gamma(t)
         _increasing(gamma_s, gamma_t)
@@ -341,7 +341,7 @@ class NonMarkovDiffusion(GaussianDiffusion):
         apart = torch.exp(0.5 * (gamma_t - gamma_s)) - torch.exp(0.5 * log_rho2)
         return 0.5 * apart.square() / -torch.expm1(log_rho2)
 
-    def transition(self, z: Items, t: Time, x: Items | None = None) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def transition(self, z: Batch, t: Time, x: Batch | None = None) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return q_η(z_t | z_{t−1} = z, x), t in 1 … T; q(z_1|x) for t = 1, where z is x."""
         if x is None:
             raise DiffusionalError(
@@ -351,13 +351,13 @@ class NonMarkovDiffusion(GaussianDiffusion):
         log_rho2 = torch.where(torch.as_tensor(t) > 1, self._log_rho2(before, t), -torch.inf)
         return _correlated(z, x, self.gamma(before), gamma_t, log_rho2)
 
-    def between(self, z_t: Items, x: Items, s: Time, t: Time) -> Gaussian:
+    def between(self, z_t: Batch, x: Batch, s: Time, t: Time) -> Gaussian:
         """Return q_η(z_s | z_t, x) for any 1 ≤ s < t ≤ T."""
         gamma_s, gamma_t = self.gamma(s), self.gamma(t)
         _increasing(gamma_s, gamma_t)
         return _correlated(z_t, x, gamma_t, gamma_s, self._log_rho2(s, t))
 
-    def sample_path(self, x: Items, generator: torch.Generator | None = None) -> Tensor:
+    def sample_path(self, x: Batch, generator: torch.Generator | None = None) -> Tensor:
         """Return z_1 … z_T (T, B, *dims), sampled backward from z_T ~ q(z_T|x) by q_η(z_t|z_{t+1}, x), MATH (14)."""
         steps = len(self.schedule.grid())
         z = self.marginal(x, steps).sample(generator)

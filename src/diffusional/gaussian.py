@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusional.shapes import Items, PerItem, sum_dims
+from diffusional.shapes import Batch, PerItem, sum_dims
 
 _SERIES_BELOW = 1e-2
 _SERIES = tuple(1 / math.factorial(n) for n in range(9, 1, -1))
@@ -67,7 +67,7 @@ class Gaussian:
             noise = torch.empty_like(self.mean).normal_(generator=generator)
         return self.mean + self.std * noise
 
-    def log_prob(self, z: Items) -> PerItem:
+    def log_prob(self, z: Batch) -> PerItem:
         """Return ln N(z; mean, variance) (B,), nats.
 
         >>> Gaussian(torch.zeros(1, 1), torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))

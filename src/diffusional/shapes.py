@@ -4,7 +4,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 # A batch of items, one number per item, and one value per level and position; checked under pytest (jaxtyping, beartype).
-Items = Shaped[Tensor, "b *dims"]
+Batch = Shaped[Tensor, "b *dims"]
 PerItem = Shaped[Tensor, " b"]
 PerLevel = Shaped[Tensor, "b k *dims"]
 
@@ -26,7 +26,7 @@ def align(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (like.ndim - 1)) if values.ndim else values
 
 
-def sum_dims(values: Items) -> PerItem:
+def sum_dims(values: Batch) -> PerItem:
     """Sum over all axes but the batch: nats per dimension become nats per item.
 
     >>> import torch

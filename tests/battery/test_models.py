@@ -367,10 +367,10 @@ def test_a_visit_of_a_latents_chain_has_noise_of_both() -> None:
 def test_closed_forms_are_the_defaults(name: str) -> None:
     model = made(name)
     assert isinstance(model, Chain)
-    assert model.levels is not None
+    assert model.timesteps is not None
     x = states(model)
-    rows = repeated(x, 10 * model.levels)
-    level = torch.arange(1, model.levels + 1).repeat(10 * len(x))
+    rows = repeated(x, 10 * model.timesteps)
+    level = torch.arange(1, model.timesteps + 1).repeat(10 * len(x))
     noise = torch.randn(rows.shape, generator=generator(16), dtype=rows.dtype)
     tight = {"rtol": 1e-8, "atol": 1e-10} if rows.dtype == F64 else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(model.level_kl(rows, level, noise), Chain.level_kl(model, rows, level, noise), **tight)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import diffusional as df
 from battery import BETAS, F64, generator, randn
-from diffusional import levels, schedule
+from diffusional import schedule, timesteps
 from diffusional.forward import transition_of
 from outside.masked_bits import Masking, States
 from outside.multinomial import Multinomial
@@ -46,18 +46,18 @@ DISTRIBUTIONS: dict[str, Callable[[int], tuple[Any, Any]]] = {
     "States": lambda n: (States(_rows(n, D, 3, seed=0).softmax(2)), States(_rows(n, D, 3, seed=1).softmax(2))),
 }
 
-SAMPLERS: dict[str, Callable[[], levels.LevelSampler]] = {
-    "uniform": levels.Uniform,
-    "stratified": levels.Stratified,
-    "adaptive": lambda: warmed(levels.Adaptive(cells=4)),
-    "second moment": lambda: warmed(levels.SecondMoment(history=2)),
+SAMPLERS: dict[str, Callable[[], timesteps.TimestepSampler]] = {
+    "uniform": timesteps.Uniform,
+    "stratified": timesteps.Stratified,
+    "adaptive": lambda: warmed(timesteps.Adaptive(cells=4)),
+    "second moment": lambda: warmed(timesteps.SecondMoment(history=2)),
 }
 
 
-def warmed(sampler: levels.LevelSampler) -> levels.LevelSampler:
+def warmed(sampler: timesteps.TimestepSampler) -> timesteps.TimestepSampler:
     """After costs that rise with the level, of 5 levels."""
     for _ in range(4):
-        at = levels.position(torch.arange(1, 6), 5)
+        at = timesteps.position(torch.arange(1, 6), 5)
         sampler.update(at, 0.1 + at)
     return sampler
 
@@ -175,9 +175,9 @@ def test_levels_come_with_weights_that_make_sums_unbiased(name: str, count: int 
     sampler, n = SAMPLERS[name](), 20
     drawn = [sampler.sample(n, count, generator(i)) for i in range(500)]
     level, weight = (torch.stack([getattr(d, part) for d in drawn]).double() for part in ("level", "weight"))
-    at = level if count is None else levels.position(level.flatten(), count).view_as(level)
+    at = level if count is None else timesteps.position(level.flatten(), count).view_as(level)
     means = (weight * torch.exp(at)).mean(1)
     grid = torch.arange(1, 6) if count else torch.linspace(0, 1, 100_001, dtype=F64)
-    exact = torch.exp(levels.position(grid, count)).sum() if count else torch.exp(grid).mean()
+    exact = torch.exp(timesteps.position(grid, count)).sum() if count else torch.exp(grid).mean()
     _has_mean(means, float(exact))
     assert bool((weight > 0).all())

@@ -213,7 +213,7 @@ def test_data_and_information_know_labels(folder: Path, capsys: pytest.CaptureFi
     status, out, _ = command(capsys, "data", folder / "data.npz", "--levels", "10", "--condition", "label")
     assert status == 0
     assert "3 classes" in out
-    budget = ("information", folder / "with", "--samples", 20, "--levels-shown", 3, "--reference")
+    budget = ("information", folder / "with", "--samples", 20, "--timesteps", 3, "--reference")
     assert told(capsys, *budget, folder / "with")[0] == 0
     status, _, err = told(capsys, *budget, folder / "without")
     assert status == 2

@@ -28,8 +28,8 @@ def test_a_log_has_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("evaluate", run, "--error", 0.02, "--no-audit"),
         ("evaluate", run, "--sweep", "--draws", 1, "--cells", 4),
         ("sample", run, "--n", 2, "--steps", 3),
-        ("information", path, "--levels", 5, "--samples", 50, "--levels-shown", 3),
-        ("information", run, "--reference", run, "--samples", 20, "--levels-shown", 3),
+        ("information", path, "--levels", 5, "--samples", 50, "--timesteps", 3),
+        ("information", run, "--reference", run, "--samples", 20, "--timesteps", 3),
         ("data", path, "--levels", 5),
     )
     for command in commands:

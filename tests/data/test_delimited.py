@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffusional.data import Dataset, delimited, load, read, tables
+from diffusional.data.formats import given_name
 from diffusional.data.inspection import inspect
-from diffusional.data.kinds import given_name
 from diffusional.errors import DiffusionalError
 from diffusional.space import Continuous
 

@@ -10,7 +10,7 @@ import diffusional as df
 from battery import close, randn
 from diffusional import likelihood, schedule
 from diffusional.evaluation.audit import Audit
-from diffusional.evaluation.draws import Draws
+from diffusional.evaluation.visit_records import VisitRecords
 
 # Visits at most.
 MOST = 2048
@@ -36,7 +36,7 @@ def model_of(steps: int | None, height: float = 0.0) -> df.DiffusionModel:
 
 
 def audited(model: df.DiffusionModel, n: int = 50) -> Audit:
-    return Audit.of(Draws(model, df.Plan.uniform(model), randn(n, 3), 0))
+    return Audit.of(VisitRecords(model, df.Plan.uniform(model), randn(n, 3), 0))
 
 
 @pytest.mark.parametrize("steps", [MOST + 1, MOST + 2, 3000, 2 * MOST + 1, 20_000])
@@ -75,7 +75,7 @@ def test_a_cost_counts_for_all_the_levels_that_its_visit_stands_for(per_visit: i
     model, plain = (model_of(per_visit * MOST + 1, height) for height in (5.0, 0.0))
     plan = df.Plan.uniform(model)
     x = randn(50, 3)
-    left, without = (Audit.of(Draws(m, plan, x, 0)).left for m in (model, plain))
+    left, without = (Audit.of(VisitRecords(m, plan, x, 0)).left for m in (model, plain))
     more = left - without
     assert int((more > 0.3 * more.max()).sum()) == pytest.approx(MOST / 10, rel=0.05)
     found = Audit(plan, torch.ones(MOST, dtype=torch.long), torch.arange(MOST), left, audited(model).each)
@@ -91,7 +91,7 @@ def test_the_paired_variance_weighs_every_visit_by_its_level_s_probability(steps
     mass = torch.tensor([0, 3, 1, 4, 1, 5, 9, 2, 6], dtype=torch.float64) / 31
     plan = replace(df.Plan.uniform(one, cells=8), mass=mass)
     x = randn(50, 3)
-    ours, theirs = (Audit.of(Draws(m, plan, x, 0)) for m in (one, other))
+    ours, theirs = (Audit.of(VisitRecords(m, plan, x, 0)) for m in (one, other))
     by_hand = 0.0
     for cell, gap in zip(ours.cell.tolist(), (ours.left - theirs.left).tolist(), strict=True):
         width = int(plan.edges[cell] - plan.edges[cell - 1])

@@ -13,8 +13,8 @@ from battery import close, generator
 from bits import Network, World, constant, index, share_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import evaluate
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.visit_records import VisitRecords
 
 STEPS, D, N = 40, 5, 400
 # Of 39 levels: as often each as makes 256 visits at least.
@@ -151,7 +151,7 @@ def test_records_and_plans_are_kept(tmp_path: Path, x: Tensor) -> None:
     for betas in (constant(STEPS - 1), [0.05] * STEPS):
         other = df.BinomialDiffusionModel(df.BinomialDiffusion(betas), WORLD.network, model.space)
         with pytest.raises(DiffusionalError, match="the plan was learned for"):
-            Draws(other, plan, x)
+            VisitRecords(other, plan, x)
 
 
 def test_the_levels_are_cut_evenly_before_anything_is_known() -> None:

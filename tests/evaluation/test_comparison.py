@@ -11,8 +11,8 @@ from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Plan, compare, comparison, evaluate
 from diffusional.evaluation.audit import Audit
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task
+from diffusional.evaluation.visit_records import VisitRecords
 
 SPACE = df.Continuous((3,))
 WORLD = exact.Gaussian(torch.zeros(3), torch.diag(torch.tensor([0.2, 1.0, 2.0])))
@@ -81,7 +81,7 @@ def test_items_that_are_extreme_for_either_model_are_extreme_for_both(monkeypatc
     plans = (Plan.fit(a, x, 300, cells=8), Plan.uniform(a, cells=8))
     x[5:13] = torch.tensor([2.5, 0.0, 0.0])
     outliers = set(range(5, 13))
-    apart = [set((Draws(a, plan, x).strata.of > 0).nonzero().squeeze(1).tolist()) for plan in plans]
+    apart = [set((VisitRecords(a, plan, x).strata.of > 0).nonzero().squeeze(1).tolist()) for plan in plans]
     assert outliers <= apart[0]
     assert not outliers & apart[1]
     tasks: list[Task] = []
@@ -115,12 +115,12 @@ def test_a_budget_that_the_pilots_exceed_is_refused_before_they_start(
 def test_the_two_see_the_same_noise(x: Tensor) -> None:
     # Under one plan the same model twice is the same number twice, whatever the draws.
     a, plan = model(), Plan.uniform(model())
-    draws = [Draws(a, plan, x, seed=3) for _ in range(2)]
+    draws = [VisitRecords(a, plan, x, seed=3) for _ in range(2)]
     for one in draws:
         one.extend(torch.arange(60), torch.full((60,), 3))
     ours, theirs = (one.parts(torch.arange(60))[0].costs["kl"] for one in draws)
     assert torch.equal(ours, theirs)
-    other = Draws(a, plan, x, seed=4)
+    other = VisitRecords(a, plan, x, seed=4)
     other.extend(torch.arange(60), torch.full((60,), 3))
     assert not torch.equal(ours, other.parts(torch.arange(60))[0].costs["kl"])
 
@@ -182,11 +182,11 @@ def test_what_audits_say_of_a_difference(x: Tensor, pair: tuple[df.DiffusionMode
     """One nat at one level of probability π adds 1/π to the variance of a visit of both."""
     a, b = pair
     plan = Plan.fit(a, x)
-    ours, theirs = (Audit.of(Draws(m, plan, x, 0)) for m in pair)
+    ours, theirs = (Audit.of(VisitRecords(m, plan, x, 0)) for m in pair)
     cell = int(torch.searchsorted(plan.edges, b.level, right=True))
     inverse = float((plan.edges[cell] - plan.edges[cell - 1]) / plan.mass[cell])
     assert ours.paired_variance(theirs) == pytest.approx(inverse, rel=1e-5)
-    assert ours.paired_variance(Audit.of(Draws(b, Plan.fit(a, x, seed=1), x, 0))) == 0
+    assert ours.paired_variance(Audit.of(VisitRecords(b, Plan.fit(a, x, seed=1), x, 0))) == 0
 
 
 def test_a_difference_that_rests_on_few_draws_is_said(x: Tensor, pair: tuple[df.DiffusionModel, OneMore]) -> None:

@@ -18,9 +18,9 @@ import diffusional as df
 from battery import HANGS, close, environment, generator, plain_alpha, plain_sigma, randn
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import Evaluation, Plan, Progress, draws, evaluate, task
-from diffusional.evaluation.draws import Draws
+from diffusional.evaluation import Evaluation, Plan, Progress, evaluate, task, visit_records
 from diffusional.evaluation.evaluation import Task
+from diffusional.evaluation.visit_records import VisitRecords
 
 LOW, HIGH = -5.0, 5.0
 LAMBDA, MEAN, DECODER = np.array([0.5, 2.0]), np.array([0.3, -0.4]), 0.01
@@ -297,7 +297,7 @@ def test_a_score_is_the_items_own(
     plan = plan_for(model)
     whole = evaluate(model, x, plan=plan, **arguments)
     assert whole.per_item["item"].tolist() == list(range(20))
-    monkeypatch.setattr(draws, "_NOISE", 8 * 50)
+    monkeypatch.setattr(visit_records, "_NOISE", 8 * 50)
     order = torch.randperm(20, generator=generator(0)).tolist()
     # Of two copies the one that comes first is the first one.
     first, second = sorted([order.index(5), order.index(11)])
@@ -359,7 +359,7 @@ def exactly(a: Evaluation, b: Evaluation) -> None:
 
 @pytest.mark.parametrize("arguments", MODES, ids=lambda a: "-".join(a))
 def test_what_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draws, "_NOISE", 8 * 37)  # blocks of 37 visits
+    monkeypatch.setattr(visit_records, "_NOISE", 8 * 37)  # blocks of 37 visits
     monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x, calls = discrete(), levels(), []
     plan = plan_for(model)
@@ -385,7 +385,7 @@ def test_what_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, mon
 def test_what_was_cut_off_goes_on_within_a_smaller_budget(
     budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draws, "_NOISE", 8 * 37)  # blocks of 37 visits, which end within an item's three
+    monkeypatch.setattr(visit_records, "_NOISE", 8 * 37)  # blocks of 37 visits, which end within an item's three
     monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x, path = discrete(), levels(100), tmp_path / "records.safetensors"
     plan = plan_for(model)
@@ -403,7 +403,7 @@ def test_what_was_cut_off_goes_on_within_a_smaller_budget(
 
 
 def test_a_network_that_breaks_off_leaves_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draws, "_NOISE", 8 * 37)
+    monkeypatch.setattr(visit_records, "_NOISE", 8 * 37)
     monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x, path = discrete(), levels(), tmp_path / "records.safetensors"
     plan = plan_for(model)
@@ -419,7 +419,7 @@ def test_a_network_that_breaks_off_leaves_its_records(tmp_path: Path, monkeypatc
 
 
 def test_a_folder_keeps_records_until_the_target_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draws, "_NOISE", 8 * 37)
+    monkeypatch.setattr(visit_records, "_NOISE", 8 * 37)
     monkeypatch.setattr(task, "_SAVE_EVERY", -1.0)
     model, x = discrete(), levels()
     plan = plan_for(model)
@@ -587,7 +587,7 @@ def test_few_draws_that_carry_the_error_are_said() -> None:
 
 def test_what_a_plan_expects_of_a_part_of_the_items() -> None:
     """n of N items, J draws each, of variance v: v/(nJ), however many items there are."""
-    draws = Draws(discrete(), Plan.uniform(discrete()), levels(100))
+    draws = VisitRecords(discrete(), Plan.uniform(discrete()), levels(100))
     draws.count[:20] = 2
     assert draws.expected_variance(8.0) == pytest.approx(8 / (20 * 2))
 
@@ -596,7 +596,7 @@ def test_the_rule_that_stops_heeds_the_plan() -> None:
     """Costs without spread have the plan's variance as 256 degrees of freedom; an error above it stays."""
     model = discrete()
     plan = plan_for(model)
-    task = Task(Draws(model, plan, levels(100)), 0, None)
+    task = Task(VisitRecords(model, plan, levels(100)), 0, None)
     task.draws.extend(task.draws.order[:20], torch.full((20,), 3))
     task.draws._costs["kl"].zero_()
     task.draws._costs["reconstruction"].zero_()

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 import diffusional as df
 from diffusional import likelihood, schedule
 from diffusional.evaluation import Plan, compare, evaluate
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import NO_AUDIT
 from diffusional.evaluation.histogram import Histogram
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.wiener import Wiener
 
 
@@ -46,8 +46,8 @@ def truth(model: df.DiffusionModel, x: Tensor) -> float:
     def mean(cost: Tensor) -> float:
         return float((cost.view(len(noise), -1).mean(1) * density).sum())
 
-    assert model.levels is not None
-    kl = sum(mean(model.kl_at(rows, torch.full((len(rows),), t), eps)) for t in range(1, model.levels + 1))
+    assert model.timesteps is not None
+    kl = sum(mean(model.kl_at(rows, torch.full((len(rows),), t), eps)) for t in range(1, model.timesteps + 1))
     return kl + mean(model.reconstruction(rows, eps)) + float(model.prior(x).mean())
 
 
@@ -241,7 +241,7 @@ def test_the_audit_is_about_ordinary_items() -> None:
     plan = Plan.fit(model, torch.randn(700, 1, generator=g, dtype=torch.float64))
     x = torch.randn(100, 1, generator=g, dtype=torch.float64)
     x[:30] = 30.0
-    draws = Draws(model, plan, x)
+    draws = VisitRecords(model, plan, x)
     assert set(range(30)) <= set((draws.strata.of > 0).nonzero().squeeze(1).tolist())
     for seed in range(3):
         assert not [c for c in evaluate(model, x, visits=2, plan=plan, seed=seed).caveats if c.startswith("level")]
@@ -253,7 +253,7 @@ def test_a_discrete_bound_below_zero_has_a_caveat() -> None:
     x = pixels(6, 0)
     from diffusional.evaluation.evaluation import Task
 
-    task = Task(Draws(model, Plan.uniform(model), x), 0, None)
+    task = Task(VisitRecords(model, Plan.uniform(model), x), 0, None)
     task.draws.extend(torch.arange(6), torch.full((6,), 2))
     assert not [c for c in task.result([]).caveats if "at least 0" in c]
     task.draws._costs["kl"] -= 1e6

@@ -20,8 +20,8 @@ from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.control import Control, Look, width_of
 from diffusional.evaluation.controls import NAMES, fit_controls
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import Met, Plan
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.wiener import Wiener
 from diffusional.files import load_json, load_tensors, save_json, save_tensors
 
@@ -126,11 +126,11 @@ def plan_of(
     def some(*shape: int) -> Tensor:
         return size * torch.randn(shape, generator=g, dtype=torch.float64)
 
-    if model.levels is None:
+    if model.timesteps is None:
         edges = torch.cat([torch.zeros(1), torch.rand(cells - 1, generator=g).sort().values, torch.ones(1)]).double()
     else:
-        inner = torch.randperm(model.levels - 1, generator=g)[: cells - 1] + 2
-        edges = torch.cat([torch.tensor([1]), inner.sort().values, torch.tensor([model.levels + 1])])
+        inner = torch.randperm(model.timesteps - 1, generator=g)[: cells - 1] + 2
+        edges = torch.cat([torch.tensor([1]), inner.sort().values, torch.tensor([model.timesteps + 1])])
     mass = 0.2 + torch.rand(cells + 1, generator=g, dtype=torch.float64)
     if not model.likelihood.uses_network:
         mass[0] = 0
@@ -201,13 +201,13 @@ def test_the_ends_of_the_unit_interval_are_fine(steps: int | None) -> None:
     v = float64([0.0, 2**-60, LAST])
     for kind in (likelihood.DiscretizedGaussian, likelihood.LevelPosterior):
         model = discrete(steps, decoder=kind)
-        plan = plan_of(model, (), cells=min(3, model.levels or 3))
+        plan = plan_of(model, (), cells=min(3, model.timesteps or 3))
         visits = plan.at(v)
         first = 0 if model.likelihood.uses_network else 1
         assert visits.cell.tolist() == [first, first, plan.cells]
         # The first level, or u = 0; the reconstruction has no level, and names 1.
         assert visits.level[0] == (0 if steps is None and first else 1)
-        assert float(visits.level[-1]) == pytest.approx(model.levels or 1, abs=1e-12)
+        assert float(visits.level[-1]) == pytest.approx(model.timesteps or 1, abs=1e-12)
         assert bool(torch.isfinite(visits.weight).all())
 
 
@@ -329,7 +329,7 @@ def test_controls_of_events_that_no_draw_meets_get_no_coefficients() -> None:
     # Without a least variance, coefficients of 1e11, whose products with rounding enter the base.
     assert float(torch.cat([plan.drawn, plan.expected]).abs().max()) < 1e4
     # Where the base is wrong, so is the estimate, whatever the draws say.
-    draws, items = Draws(model, plan, x[:40]), torch.arange(40)
+    draws, items = VisitRecords(model, plan, x[:40]), torch.arange(40)
     draws.extend(items, torch.full_like(items, 40))
     swept = df.evaluate(model, x[:40], draws=40).nelbo
     found = draws.nelbo()
@@ -339,7 +339,7 @@ def test_controls_of_events_that_no_draw_meets_get_no_coefficients() -> None:
 # Unbiased, whatever is subtracted.
 
 
-def check_mean(draws: Draws, truth: tuple[np.ndarray, np.ndarray], each: int) -> float:
+def check_mean(draws: VisitRecords, truth: tuple[np.ndarray, np.ndarray], each: int) -> float:
     """Hold every item's terms and their sum to the truth, to 4.5 standard errors; give the error of the mean back."""
     items = torch.arange(len(draws.data))
     draws.extend(items, torch.full_like(items, each))
@@ -378,7 +378,7 @@ def test_no_coefficient_changes_the_mean(world: Any, steps: int | None, variance
     tenfold = replace(fitted, **{name: 10 * getattr(fitted, name) for name in names})
     any_plan = plan_of(model, fitted.controls)
     errors = [
-        check_mean(Draws(model, plan, x, seed=4), truth, 800)
+        check_mean(VisitRecords(model, plan, x, seed=4), truth, 800)
         for plan in (Plan.uniform(model, 8), any_plan, fitted, tenfold)
     ]
     assert errors[2] < 0.7 * errors[0]
@@ -393,7 +393,7 @@ def test_a_decoder_that_needs_no_network_is_drawn_beside() -> None:
     assert fitted.mass[0] == 0
     assert fitted.scale[0] > 0  # it varies, and the pilot saw that for nothing
     for plan in (Plan.uniform(model, 8), plan_of(model, fitted.controls), fitted):
-        draws = Draws(model, plan, x)
+        draws = VisitRecords(model, plan, x)
         before = model.denoiser.module.rows
         check_mean(draws, truth, 800)
         assert model.denoiser.module.rows - before == draws.evaluations == 4800
@@ -422,7 +422,7 @@ def test_an_expectation_wrong_by_one_percent_is_found(part: str, monkeypatch: py
     zero = torch.zeros(5, dtype=torch.float64)
     zero[0] = math.log(2 * math.pi * DECODER)
     plan = replace(plan_of(model, ()), constant=zero, expected=one, drawn=one, controls=(world,))
-    assert check_mean(Draws(model, plan, x), (first, costs), 20) < 1e-5
+    assert check_mean(VisitRecords(model, plan, x), (first, costs), 20) < 1e-5
     right = getattr(Wiener, part)
 
     def off(*arguments: Any, **named: Any) -> Any:
@@ -431,7 +431,7 @@ def test_an_expectation_wrong_by_one_percent_is_found(part: str, monkeypatch: py
 
     monkeypatch.setattr(Wiener, part, off)
     with pytest.raises(AssertionError):
-        check_mean(Draws(model, plan, x), (first, costs), 20)
+        check_mean(VisitRecords(model, plan, x), (first, costs), 20)
 
 
 @pytest.mark.parametrize("decoder", ["LevelPosterior", "bare"])
@@ -449,7 +449,7 @@ def test_a_network_that_says_nothing_gets_its_closed_form(steps: int | None, var
     kl = np.full(6, 0.5 * 3 * float((r * step + r - 1 - np.log(r)).sum()))
     truth = (discrete_costs(x.numpy(), 3, decoder=decoder)[0], kl)
     for plan in (Plan.uniform(model, 6), Plan.fit(model, levels(100, seed=3), 500, cells=6)):
-        check_mean(Draws(model, plan, x), truth, 600)
+        check_mean(VisitRecords(model, plan, x), truth, 600)
 
 
 # What it learns.
@@ -472,7 +472,7 @@ def test_a_control_that_is_the_model_leaves_nothing() -> None:
     # Its decoder has a variance of its own; with few draws a coefficient is held back.
     np.testing.assert_allclose(plan.drawn[0], [math.exp(LOW) / DECODER] + 32 * [1], atol=0.02)
     assert float(plan.scale.max()) < 0.02
-    draws, richer, plain = (Draws(model, p, x[:50]) for p in (plan, every, Plan.uniform(model)))
+    draws, richer, plain = (VisitRecords(model, p, x[:50]) for p in (plan, every, Plan.uniform(model)))
     for one in (draws, richer, plain):
         one.extend(torch.arange(50), torch.full((50,), 10))
     assert draws.nelbo().error < 0.005 * plain.nelbo().error
@@ -482,7 +482,7 @@ def test_a_control_that_is_the_model_leaves_nothing() -> None:
 
 def observed(model: df.DiffusionModel, plan: Plan, x: Tensor, each: int) -> float:
     """The mean variance of one draw of an item, nats²."""
-    draws, items = Draws(model, plan, x, seed=6), torch.arange(len(x))
+    draws, items = VisitRecords(model, plan, x, seed=6), torch.arange(len(x))
     draws.extend(items, torch.full_like(items, each))
     records, filled = draws.parts(items)
     return float(draws.spread(records.costs["kl"] + records.costs["reconstruction"], filled)[1].mean()) * each
@@ -568,11 +568,11 @@ def test_conditions_go_with_their_items() -> None:
     model = df.DiffusionModel(forward, df.Denoiser(Told(), "data"), likelihood.DiscretizedGaussian(SPACE))
     x = levels(40)
     plan = Plan.fit(model, x, 300, condition=x[:, :1])
-    Draws(model, plan, x, condition=x[:, :1]).extend(torch.arange(40), torch.full((40,), 3))
+    VisitRecords(model, plan, x, condition=x[:, :1]).extend(torch.arange(40), torch.full((40,), 3))
     with pytest.raises(DiffusionalError, match="the pilot met a cost that is not finite: nan for item"):
         Plan.fit(model, x, 300, condition=x[:, :1].flip(0))
     with pytest.raises(DiffusionalError, match=r"item \d+ has a cost that is not finite"):
-        Draws(model, plan, x, condition=x[:, :1].flip(0)).extend(torch.arange(40), torch.full((40,), 3))
+        VisitRecords(model, plan, x, condition=x[:, :1].flip(0)).extend(torch.arange(40), torch.full((40,), 3))
 
 
 def test_pilots_under_other_conditions_are_not_paired() -> None:
@@ -634,7 +634,7 @@ def test_a_pilot_of_a_few_is_refused() -> None:
     # Cells that a pilot has not visited are visited all the same.
     plan = Plan.fit(discrete(200), levels(100), 100, seed=1)
     assert bool((plan.mass >= 0.1 / 33 - 1e-12).all())
-    draws = Draws(discrete(200), plan, levels())
+    draws = VisitRecords(discrete(200), plan, levels())
     draws.extend(torch.arange(6), torch.full((6,), 600))
     truth = sum(discrete_costs(levels().numpy(), 200)).mean() + float(draws.prior.mean())
     assert abs(draws.nelbo().value - truth) < 4 * draws.nelbo().error
@@ -661,7 +661,7 @@ def test_a_plan_comes_back_to_the_last_bit(world: Any, steps: int | None, tmp_pa
     assert again.provenance == plan.provenance
     scores = []
     for one in (plan, again):
-        draws = Draws(model, one, x)
+        draws = VisitRecords(model, one, x)
         draws.extend(torch.arange(20), torch.full((20,), 3))
         scores.append((draws.base, draws._costs["kl"], draws._costs["reconstruction"], draws._cell))
     for a, b in zip(*scores, strict=True):
@@ -710,7 +710,7 @@ def test_a_plan_for_another_model_is_refused(other: Any, message: str, tmp_path:
         with pytest.raises(DiffusionalError, match=message):
             plan.check(other())
         with pytest.raises(DiffusionalError, match=message):
-            Draws(other(), plan, SPACE.encode(torch.zeros(2, 3, dtype=torch.long)))
+            VisitRecords(other(), plan, SPACE.encode(torch.zeros(2, 3, dtype=torch.long)))
     plan.save(tmp_path / "plan.json")
     with pytest.raises(DiffusionalError, match=message):
         Plan.load(tmp_path / "plan.json", other())

@@ -23,7 +23,7 @@ from diffusional import (
 )
 from diffusional.forward import GaussianDiffusion
 from diffusional.information import bound, budget
-from diffusional.models.backward import Variance
+from diffusional.models.reverse import Variance
 
 WORLD = exact.Mixture(
     float64([0.5, 0.3, 0.2]), float64([[-1.0], [0.9], [0.1]]), float64([0.09, 0.2, 0.05]).reshape(3, 1, 1)

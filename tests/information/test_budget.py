@@ -12,7 +12,7 @@ from battery import F64, close, float64, generator
 from diffusional import Continuous, Denoiser, DiffusionalError, DiffusionModel, Discrete, exact, likelihood, schedule
 from diffusional.forward import GaussianDiffusion
 from diffusional.information import NatBudget, budget, curve
-from diffusional.models.backward import Variance
+from diffusional.models.reverse import Variance
 
 module = sys.modules["diffusional.information.budget"]
 

@@ -42,7 +42,7 @@ def text(table: Table) -> list[list[str]]:
 
 def test_the_digits_under_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record, picture = tmp_path / "curve.json", tmp_path / "curve.png"
-    args = ["digits", "--levels-shown", 5, "--samples", 300, "--seed", 3, "--json", record, "--figure", picture]
+    args = ["digits", "--timesteps", 5, "--samples", 300, "--seed", 3, "--json", record, "--figure", picture]
     status, said, err = main(capsys, *args)
     assert (status, err) == (0, "")
     found = json.loads(record.read_text())
@@ -68,7 +68,7 @@ def test_other_schedules_and_files(tmp_path: Path, capsys: pytest.CaptureFixture
     # No binary file is without repeats: 40 items of 4 bits.
     np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (40, 4)))
     record = tmp_path / "out.json"
-    common = [tmp_path / "bits.npy", "--levels", 2, "--levels-shown", 4, "--samples", 100, "--json", record]
+    common = [tmp_path / "bits.npy", "--levels", 2, "--timesteps", 4, "--samples", 100, "--json", record]
     for options, gammas in (
         (["--schedule", "log_snr_linear", "--gamma-min", -6, "--gamma-max", 5.5], (-6.0, 5.5)),
         (["--schedule", "cosine", "--steps", 50], schedule.cosine(50).ends().tolist()),
@@ -89,7 +89,7 @@ def test_other_schedules_and_files(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--levels-shown", 1], "at least 2 levels"),
+        (["--timesteps", 1], "at least 2 levels"),
         (["--samples", 1], "at least 2 draws"),
         (["--schedule", "cosine", "--beta-end", 0.1], "--beta-end cannot be combined with --schedule cosine"),
         (["--gamma-min", -3, "--gamma-max", 3], "--gamma-min, --gamma-max cannot be combined with --schedule linear"),
@@ -196,7 +196,7 @@ def test_a_run_beside_another(
 ) -> None:
     a, b, _ = runs
     record = tmp_path / "budget.json"
-    status, said, err = main(capsys, a, "--reference", b, "--samples", 60, "--levels-shown", 5, "--json", record)
+    status, said, err = main(capsys, a, "--reference", b, "--samples", 60, "--timesteps", 5, "--json", record)
     assert (status, err) == (0, "")
     found = json.loads(record.read_text())
     assert found["relative_to"] == "the reference model"

@@ -110,7 +110,7 @@ def test_the_model_is_normalised_and_its_bound_holds(name: str) -> None:
         p = np.full(n, 1 / n)
         for t in range(world.steps - 1, 0, -1):
             level = torch.full((n * n,), t)
-            law = model.backward(z, model.data(z, level + 1), level).log_prob(to).exp().view(n, n).numpy()
+            law = model.reverse(z, model.data(z, level + 1), level).log_prob(to).exp().view(n, n).numpy()
             np.testing.assert_allclose(law, world.backward(t), rtol=1e-12)
             p = p @ law
         decoder = model.data(z, torch.ones(n * n, dtype=torch.long)).log_prob(to).exp().view(n, n).numpy()
@@ -236,7 +236,7 @@ def test_no_probability_outside_the_interval_is_better() -> None:
         # And r runs through all of it, with f.
         model = df.BinomialDiffusionModel(process, lambda z, s: z, df.space.binary((1,)))
         level = torch.full((2,), t)
-        r = [model.backward(z, Bits(torch.full_like(z, f)), level).mean for f in (-40.0, -1.0, 0.0, 1.0, 40.0)]
+        r = [model.reverse(z, Bits(torch.full_like(z, f)), level).mean for f in (-40.0, -1.0, 0.0, 1.0, 40.0)]
         assert all(bool((b > a).all()) for a, b in pairwise(r))
         close(r[0], minus.mean, rtol=1e-12)
         close(r[-1], plus.mean, rtol=1e-12)

@@ -22,9 +22,9 @@ from diffusional import (
     schedule,
 )
 from diffusional.forward import NonMarkovDiffusion
-from diffusional.levels import Adaptive, LevelSampler, Stratified, Uniform
 from diffusional.models.chain import Chain
 from diffusional.schedule import Schedule
+from diffusional.timesteps import Adaptive, Stratified, TimestepSampler, Uniform
 
 VARIANCES = ("posterior", "transition")
 DECODER = 1e-3
@@ -106,7 +106,7 @@ def against_the_world(world, name: str, predicts: str, dtype: torch.dtype, kind:
     for variance in VARIANCES:
         truth = world.costs(GaussianDiffusion(made), variance, DECODER)
         model = world_model(world, made, predicts, variance)
-        levels = torch.arange(1, model.levels + 1)  # type: ignore[operator]
+        levels = torch.arange(1, model.timesteps + 1)  # type: ignore[operator]
         levels = torch.cat([levels[:20], levels[20:-3:stride], levels[-3:]]).unique()
         kl, reconstruction, prior = expected_costs(model, levels, x, noise, w)
         close(kl, truth.kl[0, levels - 1], dtype)
@@ -210,7 +210,7 @@ def exact_elbo(model: DiffusionModel, x: float) -> float:
     """The ELBO of one x with every draw integrated by Gauss–Hermite (polynomials of degree two here)."""
     noise, w = normal_nodes(1, "hermite")
     rows = torch.full_like(noise, x)
-    levels = torch.arange(1, model.levels + 1)  # type: ignore[operator]
+    levels = torch.arange(1, model.timesteps + 1)  # type: ignore[operator]
     kl, reconstruction, prior = expected_costs(model, levels, rows, noise, w)
     return -float(kl.sum() + reconstruction + prior)
 
@@ -443,7 +443,7 @@ def batch(n: int = 64) -> Tensor:
     return Discrete((2, 2), 4).encode(torch.randint(4, (n, 2, 2), generator=generator(0)), F64)
 
 
-SAMPLERS: dict[str, Callable[[], LevelSampler]] = {
+SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
     "uniform": Uniform,
     "stratified": Stratified,
     "adaptive": lambda: Adaptive(cells=5, warmup=64, floor=0.1),
@@ -630,7 +630,7 @@ def test_regrid_shares_the_network_and_the_curve() -> None:
     model = small_model(steps=None)
     again = model.regrid(5)
     assert again.steps == 5
-    assert again.levels == 4
+    assert again.timesteps == 4
     assert again.denoiser is model.denoiser
     assert again.process.schedule.grid().tolist() == [-3.0, -1.25, 0.5, 2.25, 4.0]
 

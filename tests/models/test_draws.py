@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import diffusional as df
-from diffusional.levels import Adaptive
 from diffusional.models.base import LatentVariableModel
 from diffusional.networks import MLP, Ladder, ResidualMLP
+from diffusional.timesteps import Adaptive
 
 SPACE = df.Discrete((6,), 5)
 N = 24

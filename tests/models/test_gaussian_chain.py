@@ -20,7 +20,7 @@ from diffusional import likelihood, schedule
 from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Plan, compare, evaluate, importance_weighted
-from diffusional.levels import Stratified, Uniform
+from diffusional.timesteps import Stratified, Uniform
 
 STEPS, D, MEAN, LAMBDA = 5, 2, np.array([0.3, -0.4]), 3.0
 # α_T² = 0.27, so that KL_T is not negligible.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from battery import BETAS, F64, close, generator, plain_alpha, plain_posterior, plain_sigma, randn
 from diffusional import Continuous, Denoiser, DiffusionModel, Discrete, GaussianDiffusion, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.levels import LevelSampler, SecondMoment, Stratified, Uniform
 from diffusional.models.diffusion import HYBRID_WEIGHT
 from diffusional.models.parameterization import Prediction
+from diffusional.timesteps import SecondMoment, Stratified, TimestepSampler, Uniform
 
 SPACE, D, T = Discrete((2, 3), 5), 6, 6
 LEAST = 0.004
@@ -186,7 +186,7 @@ def _warm() -> SecondMoment:
     return sampler
 
 
-SAMPLERS: dict[str, Callable[[], LevelSampler]] = {
+SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
     "uniform": Uniform,
     "stratified": Stratified,
     "second moment": _warm,

@@ -29,10 +29,10 @@ from torch.nn.functional import conv2d
 from battery import F64, close, float64
 from diffusional import Denoiser, DiffusionModel, Discrete, GaussianDiffusion, likelihood, schedule
 from diffusional.ledger import Costs, per_unit
-from diffusional.levels import SecondMoment, position
 from diffusional.models.likelihood import log_bin_mass
 from diffusional.models.parameterization import Prediction
 from diffusional.models.time import TrainedIndex
+from diffusional.timesteps import SecondMoment, position
 
 FIXTURE = dict(np.load(Path(__file__).parents[1] / "fixtures" / "improved_diffusion_losses.npz"))
 COMMIT = "1bc7bbbdc414d83d4abf2ad8cc1446dc36c4e4d5"

@@ -20,7 +20,7 @@ from diffusional import (
     likelihood,
     schedule,
 )
-from diffusional.levels import Adaptive, Stratified
+from diffusional.timesteps import Adaptive, Stratified
 
 # What each parameter of a learned schedule is taught, MATH (10).
 

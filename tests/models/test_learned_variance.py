@@ -24,7 +24,7 @@ from diffusional import (
 )
 from diffusional.errors import DiffusionalError
 from diffusional.information import budget
-from diffusional.models import backward
+from diffusional.models import reverse
 from diffusional.models.denoiser import output_channels
 from diffusional.models.parameterization import Prediction
 
@@ -110,7 +110,7 @@ def test_at_its_ends_it_is_the_fixed_one(o: float, variance: str, kind: str) -> 
 def test_the_step_as_written_out(kind: str) -> None:
     model, z = _model(kind), randn(5, 2, 3, seed=4)
     grid = model.process.schedule.grid()
-    p = backward.step(model.denoiser(z, grid[3].expand(5)), grid[2], grid[3], "learned")
+    p = reverse.step(model.denoiser(z, grid[3].expand(5)), grid[2], grid[3], "learned")
     mean, variance = _plain_p(
         z, _plain_x_hat(kind, z, torch.tanh(0.4 * z), grid[3]), _fraction(z, grid[3]), grid[2], grid[3]
     )

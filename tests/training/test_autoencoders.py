@@ -17,7 +17,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import load_tensors
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.vae import Autoencoder
-from diffusional.training import feed, recipes
+from diffusional.training import batches, recipes
 from diffusional.training.build import build_model
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.loop import validate
@@ -226,13 +226,13 @@ def test_equal_time_is_what_the_steps_come_to(
     seconds: float, steps: int, every: int, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that the steps turn by two seconds each, and by a hundred in the first."""
-    now, call = [0.0], feed.Feed.__call__
+    now, call = [0.0], batches.BatchLoader.__call__
 
-    def stepped(self: feed.Feed, at: int) -> Any:
+    def stepped(self: batches.BatchLoader, at: int) -> Any:
         now[0] += 2.0 if at else 100.0
         return call(self, at)
 
-    monkeypatch.setattr(feed.Feed, "__call__", stepped)
+    monkeypatch.setattr(batches.BatchLoader, "__call__", stepped)
     dataset = df.data.load(str(stored), levels=5)
     like = config(stored, "vae")
     chosen = demo._for_as_long(like, like, dataset, seconds, clock=lambda: now[0])

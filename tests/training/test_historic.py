@@ -17,7 +17,7 @@ import diffusional as df
 from diffusional import DiffusionalError, Discrete, likelihood
 from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.networks.vdm import VDMUNet, fourier_features
-from diffusional.training import exchange, recipes
+from diffusional.training import process_group, recipes
 from diffusional.training.build import build_model, build_sampler, build_schedule
 from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig
 
@@ -28,7 +28,7 @@ PRESETS = {
     "vdm": recipes.vdm,
     "sohl-dickstein-2015": recipes.sohl_dickstein_2015,
     "sohl-dickstein-2015-binary": recipes.sohl_dickstein_2015_binary,
-    "levels": recipes.levels,
+    "levels": recipes.images,
     "laptop": recipes.laptop,
 }
 
@@ -151,7 +151,7 @@ def test_what_the_others_are_made_of() -> None:
     assert isinstance(vdm, df.DiffusionModel)
     assert vdm.steps is None
     assert isinstance(vdm.likelihood, likelihood.LevelPosterior)
-    assert build_sampler(recipes.vdm()) == df.levels.Stratified()
+    assert build_sampler(recipes.vdm()) == df.timesteps.Stratified()
     full = recipes.vdm().model
     assert (full.network, full.widths, full.blocks, full.predicts) == ("vdm", (128,), 32, "noise")
 
@@ -225,13 +225,13 @@ def test_fsdp_is_refused_for_learned_schedules() -> None:
     accelerator = create_autospec(Accelerator, instance=True)
     accelerator.distributed_type = DistributedType.FSDP
     fixed = build_model(Config(), Discrete((1, 8, 8), 5))
-    exchange.refuse_sharding(accelerator, fixed)
+    process_group.refuse_sharding(accelerator, fixed)
     for kind, steps in (("learned", None), ("learned_betas", 12)):
         model = build_model(Config(schedule=ScheduleConfig(kind=kind, steps=steps)), Discrete((1, 8, 8), 5))
         with pytest.raises(DiffusionalError, match="FSDP, which cannot shard float64"):
-            exchange.refuse_sharding(accelerator, model)
+            process_group.refuse_sharding(accelerator, model)
         accelerator.distributed_type = DistributedType.MULTI_CPU
-        exchange.refuse_sharding(accelerator, model)
+        process_group.refuse_sharding(accelerator, model)
         accelerator.distributed_type = DistributedType.FSDP
 
 

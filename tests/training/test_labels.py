@@ -15,9 +15,9 @@ import diffusional as df
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.networks import Ladder
+from diffusional.training.batches import BatchLoader
 from diffusional.training.build import build_model
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig
-from diffusional.training.feed import Feed
 from diffusional.training.objective import validate
 from diffusional.training.own import own_data, recorded
 from diffusional.training.run import read_run
@@ -247,21 +247,21 @@ def test_a_step_on_a_stream_has_the_labels_of_its_items(last: int) -> None:
     """With and without a thread that reads ahead, in each process's share, and from the middle on."""
     place = (0, 0)
     for share in (slice(0, 10), slice(3, 7)):
-        feed = Feed(counting(), 0, 10, share, last=last)
+        batches = BatchLoader(counting(), 0, 10, share, last=last)
         for step in range(12):
-            x, rows = feed(step)
-            condition = feed.condition(rows)
+            x, rows = batches(step)
+            condition = batches.condition(rows)
             assert torch.equal(condition, counting().space.index(x)[:, 0] % 3)
-            place = feed.place(7) if step == 6 else place
-        feed.close()
+            place = batches.place(7) if step == 6 else place
+        batches.close()
     with pytest.raises(DiffusionalError, match="rows of the last step"):
-        feed.condition(rows + 1)
-    later = Feed(counting(), 0, 10, slice(0, 10), last=last)
+        batches.condition(rows + 1)
+    later = BatchLoader(counting(), 0, 10, slice(0, 10), last=last)
     later.seek(7, place)
     x, rows = later(7)
     assert torch.equal(later.condition(rows), counting().space.index(x)[:, 0] % 3)
     later.close()
-    plain = Feed(counting().without_condition(), 0, 10, slice(0, 10))
+    plain = BatchLoader(counting().without_condition(), 0, 10, slice(0, 10))
     x, rows = plain(0)
     assert plain.condition(rows) is None
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from battery import HANGS, environment
 from diffusional.files import load_json, load_tensors
-from diffusional.training import journal, loop
+from diffusional.training import loop, metrics_logger
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, SystemConfig
 from diffusional.training.run import load
 
@@ -116,7 +116,7 @@ def together(
 
 def same_curve(a: Path, b: Path, key: str = "step") -> None:
     """To float tolerance, which grows along a run; of the lines that have a key."""
-    ours, theirs = ([line for line in journal.read(run) if key in line] for run in (a, b))
+    ours, theirs = ([line for line in metrics_logger.read(run) if key in line] for run in (a, b))
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     assert ours[-1]["step"] == STEPS
     for mine, other in zip(ours, theirs, strict=True):

@@ -27,7 +27,7 @@ from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import load_json, load_tensors, save_json, sha256
 from diffusional.models.diffusion import DiffusionModel
-from diffusional.training import checkpoint, feed, journal, loop, objective, run
+from diffusional.training import batches, checkpoint, loop, metrics_logger, objective, run
 from diffusional.training.average import WeightAverage
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, SystemConfig
 from diffusional.training.diagnosis import diagnose_gradient, diagnose_weights
@@ -71,9 +71,9 @@ def half(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def at_step(step: int, happens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise an exception, or a signal, before a step."""
-    call = feed.Feed.__call__
+    call = batches.BatchLoader.__call__
 
-    def patched(self: feed.Feed, at: int) -> Any:
+    def patched(self: batches.BatchLoader, at: int) -> Any:
         if at == step:
             if isinstance(happens, int):
                 signal.raise_signal(happens)
@@ -81,7 +81,7 @@ def at_step(step: int, happens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise happens
         return call(self, at)
 
-    monkeypatch.setattr(feed.Feed, "__call__", patched)
+    monkeypatch.setattr(batches.BatchLoader, "__call__", patched)
 
 
 def newest(folder: Path) -> Path:
@@ -133,8 +133,8 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def test_the_command_line_says_how_to_go_on(config: Config, tmp_path: Path) -> None:
-    code = "import os, signal, sys\nfrom diffusional.training import feed\ncall = feed.Feed.__call__\n"
-    code += "def f(self, at):\n    at == 3 and os.kill(os.getpid(), signal.SIGTERM)\n    return call(self, at)\nfeed.Feed.__call__ = f\n"
+    code = "import os, signal, sys\nfrom diffusional.training import batches\ncall = batches.BatchLoader.__call__\n"
+    code += "def f(self, at):\n    at == 3 and os.kill(os.getpid(), signal.SIGTERM)\n    return call(self, at)\nfeed.BatchLoader.__call__ = f\n"
     code += "from diffusional.cli import main\nmain(sys.argv[1:])"
     args = ["train", str(tmp_path / "run"), "--data.name", config.data.name, "--data.levels", "5", "--steps", "9"]
     args += ["--model.widths", "8", "8", "--batch", "8"]
@@ -154,11 +154,11 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float = 1.0, batch: float = 2.0) -> None:
         self.now, self.step, self.batch, self.batches = 0.0, step, batch, 0
         self.signal_at: int | None = None
-        call, encode = feed.Feed.__call__, Dataset.encode
+        call, encode = batches.BatchLoader.__call__, Dataset.encode
 
-        def stepped(feed: feed.Feed, at: int) -> Any:
+        def stepped(batches: batches.BatchLoader, at: int) -> Any:
             self.now += self.step
-            return call(feed, at)
+            return call(batches, at)
 
         def encoded(dataset: Dataset, split: str, rows: Any = slice(None)) -> Tensor:
             if split == "validation":
@@ -168,7 +168,7 @@ class Clock:
                     signal.raise_signal(signal.SIGTERM)
             return encode(dataset, split, rows)
 
-        monkeypatch.setattr(feed.Feed, "__call__", stepped)
+        monkeypatch.setattr(batches.BatchLoader, "__call__", stepped)
         monkeypatch.setattr(Dataset, "encode", encoded)
 
     def __call__(self) -> float:
@@ -195,7 +195,7 @@ def whole_in_batches(config: Config, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def validated(folder: Path) -> list[int]:
-    return [line["step"] for line in journal.read(folder) if "validation" in line]
+    return [line["step"] for line in metrics_logger.read(folder) if "validation" in line]
 
 
 # Six batches a validation, at steps 5, 10, 15 and 20.
@@ -226,8 +226,8 @@ def test_a_crash_after_a_validation_that_was_owed_does_not_report_it_twice(
     assert validated(tmp_path / "run") == [5, 10]
     loop.train(config, tmp_path / "run", resume=True, console=QUIET)
     same(whole_in_batches, tmp_path / "run")
-    told = [line["step"] for line in journal.read(tmp_path / "run", journal.TIMING)]
-    assert told == [line["step"] for line in journal.read(tmp_path / "run")]
+    told = [line["step"] for line in metrics_logger.read(tmp_path / "run", metrics_logger.TIMING)]
+    assert told == [line["step"] for line in metrics_logger.read(tmp_path / "run")]
 
 
 def test_a_crash_while_the_last_checkpoint_is_replaced_loses_nothing(
@@ -263,7 +263,7 @@ def test_a_time_limit_counts_validations_and_leaves_time_for_the_last(
     assert newest(tmp_path / "run").name == f"step-{last:08d}"
     assert validated(tmp_path / "run")[-1] == last
     seconds = last + 12.0 * len(validated(tmp_path / "run"))
-    assert journal.read(tmp_path / "run", journal.TIMING)[-1]["seconds"] == seconds
+    assert metrics_logger.read(tmp_path / "run", metrics_logger.TIMING)[-1]["seconds"] == seconds
     assert seconds < limit + clock.step
     before = everything(tmp_path / "run")
     loop.train(chosen, tmp_path / "run", resume=True, console=QUIET, clock=clock)
@@ -448,7 +448,7 @@ def test_a_run_that_never_validated_does_so_at_its_end(
         loop.train(rare, tmp_path / "run", console=QUIET)
     monkeypatch.undo()
     loop.train(dataclasses.replace(rare, max_seconds=0.0), tmp_path / "run", resume=True, console=QUIET)
-    assert [line["step"] for line in journal.read(tmp_path / "run") if "validation" in line] == [4]
+    assert [line["step"] for line in metrics_logger.read(tmp_path / "run") if "validation" in line] == [4]
 
 
 @pytest.mark.parametrize("step", [9, 10])
@@ -460,7 +460,7 @@ def test_a_validation_that_is_owed_is_done_when_the_run_goes_on(
         at_step(step, signal.SIGTERM, patched)
         with pytest.raises(Interrupted):
             loop.train(config, tmp_path / "run", console=QUIET)
-    validated = [line["step"] for line in journal.read(tmp_path / "run") if "validation" in line]
+    validated = [line["step"] for line in metrics_logger.read(tmp_path / "run") if "validation" in line]
     assert validated == ([5] if step == 9 else [5, 10])
     loop.train(config, tmp_path / "run", resume=True, console=QUIET)
     same(whole, tmp_path / "run")
@@ -537,7 +537,7 @@ def test_what_ends_a_run_or_how_the_machine_does_it_may_change(half: Path, confi
     )
     loop.train(changed, half, resume=True, console=QUIET)
     assert [p.name for p in (half / "checkpoints").iterdir()] == ["step-00000020"]
-    assert journal.read(half)[-1] == pytest.approx(journal.read(whole)[-1], rel=1e-3)
+    assert metrics_logger.read(half)[-1] == pytest.approx(metrics_logger.read(whole)[-1], rel=1e-3)
 
 
 # The folder.
@@ -599,9 +599,9 @@ def test_a_folder_that_cannot_be_made(config: Config) -> None:
 def poison(steps: set[int], monkeypatch: pytest.MonkeyPatch, term: str = "kl") -> list[int]:
     """Make a cost of the batch's third item NaN at some steps, counted from 1; returns these items' rows in the end."""
     costs, seen, rows = DiffusionModel.costs, [0], []
-    call = feed.Feed.__call__
+    call = batches.BatchLoader.__call__
 
-    def told(self: feed.Feed, at: int) -> Any:
+    def told(self: batches.BatchLoader, at: int) -> Any:
         x, where = call(self, at)
         seen[0] = at + 1
         if at + 1 in steps:
@@ -616,7 +616,7 @@ def poison(steps: set[int], monkeypatch: pytest.MonkeyPatch, term: str = "kl") -
             found = dataclasses.replace(found, terms={**found.terms, term: spoilt})
         return found
 
-    monkeypatch.setattr(feed.Feed, "__call__", told)
+    monkeypatch.setattr(batches.BatchLoader, "__call__", told)
     monkeypatch.setattr(DiffusionModel, "costs", patched)
     return rows
 
@@ -632,7 +632,7 @@ def test_the_cost_the_item_and_the_level_are_named(
     assert ": the cost kl of 1 of 8 items is not finite: " in said
     assert f"train item {rows[0]} at " in said
     dataset = df.data.load(config.data.name, levels=5)
-    _, where = feed.Feed(dataset, config.seed, config.batch, slice(0, 8))(6)
+    _, where = batches.BatchLoader(dataset, config.seed, config.batch, slice(0, 8))(6)
     assert int(where[2]) == rows[0]
     assert newest(tmp_path / "run").name == "step-00000004"
     assert "skip such steps with skip_nonfinite" in said
@@ -643,7 +643,7 @@ def test_steps_that_are_not_finite_can_be_left_out_and_are_counted(
 ) -> None:
     poison({7, 12}, monkeypatch)
     model = loop.train(dataclasses.replace(config, skip_nonfinite=2), tmp_path / "run", console=QUIET)
-    lines = [line for line in journal.read(tmp_path / "run") if "loss" in line]
+    lines = [line for line in metrics_logger.read(tmp_path / "run") if "loss" in line]
     assert [(line["step"], line["skipped"]) for line in lines] == [(10, 1), (20, 2)]
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
@@ -795,8 +795,8 @@ def numbers(train: Any) -> Dataset:
 
 def test_items_fetched_ahead_are_those_of_a_tensor() -> None:
     values = torch.arange(32)[:, None]
-    plain = feed.Feed(numbers(values), 3, 10, slice(2, 7))
-    ahead = feed.Feed(numbers(Mapped(values)), 3, 10, slice(2, 7), last=9)
+    plain = batches.BatchLoader(numbers(values), 3, 10, slice(2, 7))
+    ahead = batches.BatchLoader(numbers(Mapped(values)), 3, 10, slice(2, 7), last=9)
     for step in range(9):
         for a, b in zip(plain(step), ahead(step), strict=True):
             assert torch.equal(a, b)
@@ -805,7 +805,7 @@ def test_items_fetched_ahead_are_those_of_a_tensor() -> None:
 
 def test_a_stream_goes_on_where_it_was() -> None:
     space = df.Discrete((1,), 32)
-    whole = feed.Feed(numbers(Counting()), 0, 10, slice(0, 10), last=12)
+    whole = batches.BatchLoader(numbers(Counting()), 0, 10, slice(0, 10), last=12)
     steps = [space.decode(whole(step)[0]).flatten().tolist() for step in range(12)]
     drawn = [x for step in steps for x in step]
     for epoch in range(5):
@@ -813,7 +813,7 @@ def test_a_stream_goes_on_where_it_was() -> None:
     whole.close()
     # Two processes read it side by side, each from where step 7 began: item 70 = 3 · 23 + 1.
     place = None
-    first = feed.Feed(numbers(Counting()), 0, 10, slice(0, 10), last=12)
+    first = batches.BatchLoader(numbers(Counting()), 0, 10, slice(0, 10), last=12)
     for step in range(7):
         first(step)
         place = first.place(step + 1)
@@ -822,7 +822,7 @@ def test_a_stream_goes_on_where_it_was() -> None:
     shares = []
     for share in (slice(0, 5), slice(5, 10)):
         stream = Counting()
-        later = feed.Feed(numbers(stream), 0, 10, share, last=12)
+        later = batches.BatchLoader(numbers(stream), 0, 10, share, last=12)
         later.seek(7, place)
         shares.append([space.decode(later(step)[0]).flatten().tolist() for step in range(7, 12)])
         later.close()
@@ -857,7 +857,7 @@ def test_recomputed_blocks_are_the_same_to_the_bit(whole: Path, config: Config, 
 
 def test_channels_last_changes_rounding_alone(whole: Path, config: Config, tmp_path: Path) -> None:
     loop.train(dataclasses.replace(config, system=SystemConfig(channels_last=True)), tmp_path / "run", console=QUIET)
-    assert journal.read(tmp_path / "run")[0] == pytest.approx(journal.read(whole)[0], rel=1e-3)
+    assert metrics_logger.read(tmp_path / "run")[0] == pytest.approx(metrics_logger.read(whole)[0], rel=1e-3)
     kept = load_tensors(tmp_path / "run/model.safetensors")
     assert all(t.is_contiguous() for t in kept.values())
 
@@ -868,7 +868,9 @@ def test_a_compiled_network_takes_the_same_steps(config: Config, tmp_path: Path)
     short = dataclasses.replace(config, steps=3, model=dataclasses.replace(config.model, dropout=0.0))
     loop.train(short, tmp_path / "plain", console=QUIET)
     loop.train(dataclasses.replace(short, system=SystemConfig(compile=True)), tmp_path / "run", console=QUIET)
-    assert journal.read(tmp_path / "run")[0] == pytest.approx(journal.read(tmp_path / "plain")[0], rel=1e-3)
+    assert metrics_logger.read(tmp_path / "run")[0] == pytest.approx(
+        metrics_logger.read(tmp_path / "plain")[0], rel=1e-3
+    )
     names = load_tensors(tmp_path / "run/model.safetensors").keys()
     assert names == load_tensors(tmp_path / "plain/model.safetensors").keys()
 

@@ -22,7 +22,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import evaluate
 from diffusional.files import load_tensors
 from diffusional.models.diffusion import DiffusionModel
-from diffusional.training import feed, journal, loop
+from diffusional.training import batches, loop, metrics_logger
 from diffusional.training.build import build_schedule
 from diffusional.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.run import load, read_run
@@ -121,7 +121,7 @@ def test_metrics_have_a_line_per_ten_steps_and_per_validation(run: Path) -> None
     for line in lines:
         assert set(line) == ({"step", "loss", "lr", "norm"} if "loss" in line else {"step", "validation"})
         assert all(math.isfinite(v) for v in line.values())
-    timing = journal.read(run, journal.TIMING)
+    timing = metrics_logger.read(run, metrics_logger.TIMING)
     assert [line["step"] for line in timing] == [line["step"] for line in lines]
     seconds = [line["seconds"] for line in timing]
     assert seconds == sorted(seconds)
@@ -287,14 +287,14 @@ def test_each_epoch_has_every_item_exactly_once(batch: int, processes: int) -> N
     items = torch.arange(32).reshape(-1, 1)
     dataset = Dataset("numbers", df.Discrete((1,), 32), items, items, items)
     size = batch // processes
-    feeds = [feed.Feed(dataset, 4, batch, slice(i * size, (i + 1) * size)) for i in range(processes)]
+    feeds = [batches.BatchLoader(dataset, 4, batch, slice(i * size, (i + 1) * size)) for i in range(processes)]
     drawn = [one(step) for step in range(32) for one in feeds]
     stream = torch.cat([dataset.space.decode(x).flatten() for x, _ in drawn])
     assert torch.equal(stream, torch.cat([rows for _, rows in drawn]))
     epochs = stream.reshape(-1, 32)
     assert torch.equal(epochs.sort(1).values, torch.arange(32).expand_as(epochs))
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
-    other, _ = feed.Feed(dataset, 5, batch, slice(0, batch))(0)
+    other, _ = batches.BatchLoader(dataset, 5, batch, slice(0, batch))(0)
     assert not torch.equal(dataset.space.decode(other).flatten(), stream[:batch])
 
 
@@ -303,14 +303,14 @@ def test_each_epoch_has_every_item_exactly_once(batch: int, processes: int) -> N
 
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if killed: nothing is saved on the way out."""
-    call = feed.Feed.__call__
+    call = batches.BatchLoader.__call__
 
-    def interrupting(self: feed.Feed, at: int) -> Any:
+    def interrupting(self: batches.BatchLoader, at: int) -> Any:
         if at == step:
             raise KeyboardInterrupt
         return call(self, at)
 
-    monkeypatch.setattr(feed.Feed, "__call__", interrupting)
+    monkeypatch.setattr(batches.BatchLoader, "__call__", interrupting)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +601,7 @@ def test_l_simple_of_the_metrics_is_simple_loss(config: Config, tmp_path: Path) 
     torch.manual_seed(config.seed)
     model = loop.build_model(config, dataset.space)
     assert isinstance(model, DiffusionModel)
-    x, _ = feed.Feed(dataset, config.seed, config.batch, slice(0, config.batch))(0)
+    x, _ = batches.BatchLoader(dataset, config.seed, config.batch, slice(0, config.batch))(0)
     generator = torch.Generator().manual_seed(loop.seed_of(config.seed, "draws", 0))
     assert metrics(tmp_path / "run")[0]["simple_loss"] == pytest.approx(
         float(model.simple_loss(x, generator)), rel=1e-5

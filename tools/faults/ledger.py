@@ -78,7 +78,7 @@ FAULTS = [
         "a third of the degrees of freedom",
         "3 * float(squares.sum()) ** 2",
         "float(squares.sum()) ** 2",
-        "evaluation/test_draws.py::test_normal_draws_have_a_degree_of_freedom_each_but_one",
+        "evaluation/test_visit_records.py::test_normal_draws_have_a_degree_of_freedom_each_but_one",
     ),
     fault(
         "ledger.py",

@@ -88,21 +88,21 @@ FAULTS = [
         "training/test_survival.py::test_a_run_that_is_ended_early_has_the_best_model_of_its_steps",
     ),
     fault(
-        "training/feed.py",
+        "training/batches.py",
         "the same order in every epoch",
         'seed_of(self.seed, "order", epoch)',
         'seed_of(self.seed, "order")',
         "training/test_training.py::test_each_epoch_has_every_item_exactly_once",
     ),
     fault(
-        "training/feed.py",
+        "training/batches.py",
         "epochs that meet in a batch the wrong way round",
         "for epoch in range(first // n, -(-last // n))",
         "for epoch in reversed(range(first // n, -(-last // n)))",
         "training/test_training.py::test_each_epoch_has_every_item_exactly_once",
     ),
     fault(
-        "training/feed.py",
+        "training/batches.py",
         "a stream resumed some items late",
         "self.place = (epoch, index + 1)",
         "self.place = (epoch, index + 2)",
@@ -116,7 +116,7 @@ FAULTS = [
         "training/test_survival.py::test_seeds_of_purposes_never_meet",
     ),
     fault(
-        "training/journal.py",
+        "training/metrics_logger.py",
         "a line of the checkpoint's own step dropped",
         'record["step"] <= done[',
         'record["step"] < done[',

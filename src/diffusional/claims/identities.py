@@ -20,10 +20,10 @@ from diffusional.claims.check import Check
 from diffusional.data import load
 from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion, marginal_at
 from diffusional.gaussian import Gaussian
-from diffusional.information import Chain, Draws, chain
-from diffusional.models.backward import prior_kl
+from diffusional.information import ChainRule, Estimates, chain_rule
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import DiscretizedGaussian, GaussianLikelihood
+from diffusional.models.reverse import prior_kl
 from diffusional.schedule import Schedule
 from diffusional.space import Continuous, Discrete
 
@@ -172,7 +172,7 @@ def c1(seed: int = 0, doubled_beta: int | None = None, scrambles: int = 16, node
     path = walk(GaussianDiffusion(world.schedule), x, noise)
     model, broken = world.model(), world.model(_OnPath(world.schedule, path, doubled_beta))
     q = Joint.forward(world.gamma, world.data)
-    p = Joint.backward(world.gamma, world.believed, DECODER_VARIANCE)
+    p = Joint.reverse(world.gamma, world.believed, DECODER_VARIANCE)
     latents = range(1, len(world.gamma) + 1)
     information = q.information([0], latents)
     six = -q.cross(p, [0], [1]) - q.kl(p, latents) - information
@@ -222,7 +222,7 @@ def c2(seed: int = 0, eta: float = 1.0) -> list[Check]:
     """Check Σ_{t≥2} I(x; z_t | z_{t−1}) = 0, over I(x; z_1), with mixtures of densities of the process. η < 1 is broken.
 
     For points, by quadrature in two ways: q(z_t|z_{t−1},x) from `transition`, and by Bayes' rule from the densities of the costs,
-    q(z_{t−1}|z_t,x) q(z_t|x)/q(z_{t−1}|x). For the 447 test digits, T = 12, by `information.chain`. If the chain is Markov, the ratio is 1
+    q(z_{t−1}|z_t,x) q(z_t|x)/q(z_{t−1}|x). For the 447 test digits, T = 12, by `information.chain_rule`. If the chain is Markov, the ratio is 1
     for every path, so that there is no error.
     """
     line = _line(seed)
@@ -242,11 +242,11 @@ def c2(seed: int = 0, eta: float = 1.0) -> list[Check]:
     ]
 
 
-def _digits(seed: int, eta: float, samples: int = 48) -> Chain:
+def _digits(seed: int, eta: float, samples: int = 48) -> ChainRule:
     """Return the informations of a chain over the test digits, from sampled paths of some of them; γ_1 = 0, where all of them are below ln N."""
     process = process_of(schedules.log_snr_linear(0.0, 8.0, 12), eta)
     points = load("digits").encode("test").double().flatten(1)
-    return chain(points, process, samples, torch.Generator().manual_seed(seed))
+    return chain_rule(points, process, samples, torch.Generator().manual_seed(seed))
 
 
 # C4.
@@ -258,7 +258,7 @@ def c4(seed: int = 0, unequal: float = 0.0) -> list[Check]:
     `unequal` ≠ 0 gives each x its own p, p_x(z_T) = N(unequal · x, I), and their average to q(z).
     """
     world = LinearWorld.drawn(seed)
-    q, p = Joint.forward(world.gamma, world.data), Joint.backward(world.gamma, world.believed, DECODER_VARIANCE)
+    q, p = Joint.forward(world.gamma, world.data), Joint.reverse(world.gamma, world.believed, DECODER_VARIANCE)
     latents = range(1, len(world.gamma) + 1)
     # p_x over x ~ q(x): z_T depends on x, and each z_t on z_{t+1}.
     mean, factor = [q.mean[0]], [q.factor[0]]
@@ -297,7 +297,7 @@ def c5(seed: int = 0, eta: float = 1.0) -> list[Check]:
 
         (11)  I(x; z_{1:T}) = Σ_t I(x; z_t | z_{1:t−1})           (13)  I(x; z_1) = I(x; z_T) + Σ_{t<T} I(x; z_t | z_{t+1})
 
-    η < 1 breaks (13), by exactly Σ_{t≥2} I(x; z_t | z_{t−1}), which is the third check. For digits, by `information.chain`.
+    η < 1 breaks (13), by exactly Σ_{t≥2} I(x; z_t | z_{t−1}), which is the third check. For digits, by `information.chain_rule`.
     """
     world = LinearWorld.drawn(seed)
     q, last = Joint.forward(world.gamma, world.data, eta), len(world.gamma)
@@ -335,7 +335,7 @@ def c5(seed: int = 0, eta: float = 1.0) -> list[Check]:
         "(13)": torch.cat([found.marginal.values[:, -1:], found.backward.values, -left], 1),
     }
     for name, parts in both.items():
-        off, error = Draws(parts).sum().only(0)
+        off, error = Estimates(parts).sum().only(0)
         checks.append(Check(f"447 digits, T = 12: {name}", off / float(left.mean()), error / float(left.mean())))
     return checks
 
@@ -360,7 +360,7 @@ def c6(seed: int = 0, eta: float = 1.0, prior: bool = True) -> list[Check]:
     """
     world = LinearWorld.drawn(seed)
     q = Joint.forward(world.gamma, world.data, eta)
-    p = Joint.backward(world.gamma, world.believed, DECODER_VARIANCE, eta=eta)
+    p = Joint.reverse(world.gamma, world.believed, DECODER_VARIANCE, eta=eta)
     last = len(world.gamma)
     # E KL[q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})] is a cross-entropy minus the entropy of the posterior, which does not depend on x.
     costs = [q.cross(p, [t], [t + 1]) - q.entropy([t], [t + 1, 0]) for t in range(1, last)]
@@ -484,7 +484,7 @@ def c9(seed: int = 0, dropped: int | None = None) -> list[Check]:
         if dropped is not None:
             elbo += float(ledger.kl[:, dropped - 1].mean())
         q = Joint.forward(here.gamma, data)
-        p = Joint.backward(here.gamma, believed, decoder, transition_variance)
+        p = Joint.reverse(here.gamma, believed, decoder, transition_variance)
         last = len(here.gamma)
         slack = -q.cross(p, [0]) - elbo
         posterior = q.kl(p, range(1, last + 1), [0])

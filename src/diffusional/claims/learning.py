@@ -15,13 +15,13 @@ from diffusional.claims.identities import MONTE_CARLO, ROUNDING
 from diffusional.data import load
 from diffusional.forward import GaussianDiffusion
 from diffusional.gaussian import Gaussian
-from diffusional.levels import Adaptive, LevelSampler, SampledLevels, Stratified, Uniform
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import LevelPosterior
 from diffusional.models.vae import VAE, log_probs
 from diffusional.space import Space, binary
+from diffusional.timesteps import Adaptive, SampledTimesteps, Stratified, TimestepSampler, Uniform
 from diffusional.training.build import build_model
 from diffusional.training.config import Config, LatentConfig, ModelConfig, ScheduleConfig
 
@@ -153,11 +153,11 @@ def _of(
 class Unweighted:
     """The levels of a sampler with the weights of uniform ones, which is wrong importance sampling."""
 
-    sampler: LevelSampler
+    sampler: TimestepSampler
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         drawn = self.sampler.sample(n, levels, generator)
-        return SampledLevels(drawn.level, torch.full_like(drawn.weight, levels or 1))
+        return SampledTimesteps(drawn.level, torch.full_like(drawn.weight, levels or 1))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         self.sampler.update(position, cost)
@@ -178,7 +178,7 @@ class _Tilted(nn.Module):
 
 def c7(
     seed: int = 0,
-    spoil: Callable[[LevelSampler], LevelSampler] = lambda sampler: sampler,
+    spoil: Callable[[TimestepSampler], TimestepSampler] = lambda sampler: sampler,
     batches: int = 240,
     items: int = 1000,
 ) -> list[Check]:

@@ -199,7 +199,7 @@ class Information:
     """Number of integer levels of the data (256 for 8-bit images)."""
     split: Literal["train", "validation", "test", "all"] | None = None
     """The split to use. Defaults to train, or to test for a run."""
-    levels_shown: int = 50
+    timesteps: int = 50
     """Number of levels t, evenly spaced from 1 to T; for two runs, number of cells of levels."""
     samples: int = 2000
     """Number of draws of an item and its noise; each is used at every level."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, device, first, plainly, say, watching, working
-from diffusional.cli.items import SPLITS, Items, already_trained_on, items
+from diffusional.cli.items import SPLITS, ChosenItems, already_trained_on, items
 from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
 
@@ -32,7 +32,7 @@ _ERROR = 0.01
 
 def run(command: Evaluate) -> Result:
     """Evaluate on all processes that a launcher started; each item is evaluated by one of them."""
-    from diffusional.evaluation.processes import launched
+    from diffusional.evaluation.ranks import launched
 
     with launched():
         return _evaluate(command)
@@ -229,9 +229,9 @@ def _check_weights(command: Evaluate, model: "LatentVariableModel") -> None:
         )
 
 
-def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen: Items) -> Result:
+def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen: ChosenItems) -> Result:
     from diffusional.conditions import ignoring_condition
-    from diffusional.data.quoting import listed
+    from diffusional.data.excerpt import listed
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
     from diffusional.report.tables import comparison_table
@@ -315,7 +315,7 @@ def _both(result: "Comparison") -> "dict[str, Tensor]":
     return columns
 
 
-def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
+def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:
     """Return the entries of the record about the data. Prints warnings about assumptions and about items that a run was trained on."""
     trained = [already_trained_on(record, chosen) for record in records]
     warned = list(chosen.notes)
@@ -338,7 +338,7 @@ def _about(chosen: Items, *records: "RunRecord") -> dict[str, Any]:
     return {"data": chosen.name, "split": chosen.split, "trained_on": known, "warnings": warned}
 
 
-def _write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: Items) -> None:
+def _write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: ChosenItems) -> None:
     """Write the columns of every item (scores and costs in nats, errors, numbers of draws) with its file, row and split, as .csv or .npz.
 
     Lines are in the order of the file.

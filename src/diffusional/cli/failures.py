@@ -20,7 +20,7 @@ _LOWER = {
     "train": "--batch, --model.hidden or --model.widths, --data.size, or raise --system.accumulate, which divides a batch into parts",
     "evaluate": "the number of items (--split, or a smaller --data file), or use a computer or GPU with more memory",
     "sample": "--n",
-    "information": "--samples, --levels-shown or the number of items",
+    "information": "--samples, --timesteps or the number of items",
     "data": "--data.size, --levels or the number of items",
     "demo": "the number of other running programs",
 }

@@ -22,7 +22,7 @@ def run(command: Information) -> Result:
 
     from diffusional.data import load
     from diffusional.information import curve, points_of
-    from diffusional.models.backward import prior_kl
+    from diffusional.models.reverse import prior_kl
     from diffusional.report.figures import information_curve
     from diffusional.report.tables import information_table
     from diffusional.training.build import build_schedule
@@ -44,7 +44,7 @@ def run(command: Information) -> Result:
         found = curve(
             x,
             schedule,
-            command.levels_shown,
+            command.timesteps,
             command.samples,
             torch.Generator().manual_seed(command.seed),
             progress=lambda done, total: shown.update(task, completed=done, total=total),
@@ -122,7 +122,7 @@ def _budget(command: Information) -> Result:
     from diffusional.report.tables import budget_table
     from diffusional.training.run import load, read_run
 
-    kept = ("data", "reference", "split", "seed", "json", "samples", "levels_shown")
+    kept = ("data", "reference", "split", "seed", "json", "samples", "timesteps")
     if Information(**{name: getattr(command, name) for name in kept}) != command:
         raise DiffusionalError(
             f"the options of a schedule, --levels and --figure are for data, but {command.data} is a run, which has its own: leave them out"
@@ -155,7 +155,7 @@ def _budget(command: Information) -> Result:
         )
     generator = torch.Generator().manual_seed(command.seed)
     with torch.no_grad(), working(f"drawing {command.samples} times, with both models"):
-        found = budget(model, x, other, command.levels_shown, command.samples, generator, condition)
+        found = budget(model, x, other, command.timesteps, command.samples, generator, condition)
     out = found.to_json() | {"runs": [command.data, str(command.reference)], "data": name, "split": split}
     title = f"{name}, {split}: {found.samples} draws of {len(x)} items, {command.data} relative to {command.reference}"
     return Result(out, [budget_table(out, title)])

@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class ChosenItems:
     """The items that a command evaluates.
 
     Attributes:
@@ -46,7 +46,7 @@ def items(
     columns: tuple[str, ...] | None = None,
     decimal: Literal[".", ","] | None = None,
     condition: str | None = None,
-) -> Items:
+) -> ChosenItems:
     """Return the items to evaluate, encoded by the run's own space.
 
     Without `data`, or if `data` holds the run's own data under any name, these are a split of them, by default "test". Other data are
@@ -80,7 +80,7 @@ def items(
     if split not in (None, "all"):
         found = _read(record, data, columns, decimal, split, condition)
     known = found.columns() | _names(record, found.condition)
-    return Items(data, split or "all", found.encode(), known, False, found.notes, found.condition)
+    return ChosenItems(data, split or "all", found.encode(), known, False, found.notes, found.condition)
 
 
 def _names(record: "RunRecord", condition: "Tensor | None") -> "dict[str, np.ndarray]":
@@ -100,10 +100,10 @@ def _read(
 ) -> "Collection":
     """Read other data, with those options of the run's own data that apply to data of this kind."""
     from diffusional.data import read
-    from diffusional.data.kinds import kind_of
+    from diffusional.data.formats import format_of
 
     own = record.config.data
-    kind = "digits" if data == "digits" else "hub" if data.startswith("hf:") else kind_of(Path(data).expanduser())
+    kind = "digits" if data == "digits" else "hub" if data.startswith("hf:") else format_of(Path(data).expanduser())
     options: dict[str, Any] = {}
     if kind in ("images", "hub"):
         options = {"size": own.size, "fit": own.fit, "grey": {"auto": None, "yes": True, "no": False}[own.grey]}
@@ -136,7 +136,7 @@ def _same(record: "RunRecord", data: str) -> "Dataset | None":
         return None
 
 
-def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: str | None) -> Items:
+def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: str | None) -> ChosenItems:
     """Return items of the run's own data; if these were given by name, with a note on the split that was chosen."""
     import torch
 
@@ -156,10 +156,10 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     if record.classes:
         condition = torch.cat([dataset.condition_of(part) for part in parts])
     columns |= _names(record, condition)
-    return Items(data or record.config.data.name, split, x, columns, True, notes, condition)
+    return ChosenItems(data or record.config.data.name, split, x, columns, True, notes, condition)
 
 
-def already_trained_on(record: "RunRecord", chosen: Items) -> int | None:
+def already_trained_on(record: "RunRecord", chosen: ChosenItems) -> int | None:
     """Return how many of the items the run was trained on, by their hashes; None if this is not known."""
     from diffusional.training.own import trained_on
 

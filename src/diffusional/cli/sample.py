@@ -97,7 +97,7 @@ def run(command: Sample) -> Result:
 def _condition(command: Sample, classes: tuple[str, ...]) -> "Tensor | None":
     """Return the labels (n,) of the samples; None for a run without classes."""
     from diffusional.conditions import labels
-    from diffusional.data.quoting import listed
+    from diffusional.data.excerpt import listed
 
     if not classes:
         if command.label is not None:

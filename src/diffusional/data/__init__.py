@@ -26,8 +26,8 @@ from diffusional.data.checks import to_dataset
 from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
+from diffusional.data.formats import ACCEPTED, format_of, given_name
 from diffusional.data.hub import load_hub, read_hub
-from diffusional.data.kinds import ACCEPTED, given_name, kind_of
 from diffusional.data.pictures import Fit, Options
 from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import Fractions, Part, split_at_random
@@ -219,7 +219,7 @@ def _kind(name_or_path: str | Path) -> tuple[Path, str]:
     if not name:
         raise DiffusionalError(f'the name of the data is empty, expected {ACCEPTED} ("." for the working folder)')
     path = Path(name_or_path).expanduser()
-    return path, "hub" if name.startswith(_HUB) else kind_of(path)
+    return path, "hub" if name.startswith(_HUB) else format_of(path)
 
 
 def _array_parts(

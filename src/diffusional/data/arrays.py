@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffusional.data.classes import LABEL, Labels, check_length
-from diffusional.data.quoting import shortened
+from diffusional.data.excerpt import shortened
 from diffusional.data.splits import Fractions, Part, split_at_random, split_off_validation, whole
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular

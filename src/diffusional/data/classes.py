@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusional.data.quoting import listed, shortened
+from diffusional.data.excerpt import listed, shortened
 from diffusional.data.rows import Where
 from diffusional.errors import DiffusionalError
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffusional.data.checks import channels_first, kind_of_values
 from diffusional.data.dataset import SPLITS, Items, block_rows
+from diffusional.data.excerpt import listed
 from diffusional.data.origin import Origin, joined
-from diffusional.data.quoting import listed
 from diffusional.data.rows import Rows, integers, reals
 from diffusional.data.splits import Part
 from diffusional.errors import DiffusionalError

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from diffusional.data.excerpt import listed, shortened
 from diffusional.data.parquet import EXACT, check_distinct, is_numeric, is_unnamed_index, not_exact
-from diffusional.data.quoting import listed, shortened
 from diffusional.errors import DiffusionalError
 
 _BLOCK = 2**20  # bytes parsed at a time

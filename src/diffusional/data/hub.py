@@ -25,11 +25,11 @@ from torch import Tensor
 from diffusional.data.checks import channels_first, declared, to_dataset
 from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import SPLITS, Dataset, block_rows
+from diffusional.data.excerpt import listed
 from diffusional.data.folders import walk
 from diffusional.data.images import check_levels, decode_all
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
-from diffusional.data.quoting import listed
 from diffusional.data.rows import integers, reals
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.data.storage import store

@@ -20,7 +20,7 @@ from diffusional.data.checks import declared
 from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.folders import Alias, walk
-from diffusional.data.kinds import IMAGES
+from diffusional.data.formats import IMAGES
 from diffusional.data.naming import by_split, decisions
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode

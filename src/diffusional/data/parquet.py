@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from diffusional.data.quoting import listed, shortened
+from diffusional.data.excerpt import listed, shortened
 from diffusional.errors import DiffusionalError
 
 _BLOCK = 2**20  # bytes of values read at a time

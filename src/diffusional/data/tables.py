@@ -15,12 +15,12 @@ from diffusional.data.checks import to_dataset
 from diffusional.data.classes import Labels, check_length
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.delimited import TextTable
+from diffusional.data.excerpt import listed
 from diffusional.data.folders import Alias, walk
-from diffusional.data.kinds import TABLES, given_name
+from diffusional.data.formats import TABLES, given_name
 from diffusional.data.naming import by_split, decisions
 from diffusional.data.origin import Files
 from diffusional.data.parquet import ParquetTable
-from diffusional.data.quoting import listed
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diffusional.conditions import moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.visits import LevelVisits
 from diffusional.models.chain import Chain
 
@@ -42,11 +42,11 @@ class Audit:
     @staticmethod
     def size(model: Chain) -> int:
         """Network evaluations that it takes."""
-        levels = model.levels or _MOST
+        levels = model.timesteps or _MOST
         return min(levels * max(1, -(-_LEAST // levels)), _MOST)
 
     @classmethod
-    def of(cls, draws: Draws) -> "Audit":
+    def of(cls, draws: VisitRecords) -> "Audit":
         """By the plan of `draws`, of its model and data. Raises DiffusionalError for a cost that is not finite."""
         model, plan, count = draws.model, draws.plan, cls.size(draws.model)
         # Neither the visits nor the items depend on the order of the data.
@@ -54,9 +54,9 @@ class Audit:
         ordinary = ordinary if len(ordinary) else draws.order
         generator = torch.Generator().manual_seed(int.from_bytes(draws.keys[int(ordinary[0])][:4], "little"))
         middle = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
-        level = middle if model.levels is None else (middle * model.levels).long() + 1
-        if model.levels is not None and count % model.levels == 0:
-            level = torch.arange(count) % model.levels + 1
+        level = middle if model.timesteps is None else (middle * model.timesteps).long() + 1
+        if model.timesteps is not None and count % model.timesteps == 0:
+            level = torch.arange(count) % model.timesteps + 1
         cell = torch.searchsorted(plan.edges, level, right=True).clamp(1, plan.cells)
         item = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
         noise = torch.randn(count, *model.visit_shape, generator=generator).to(draws.device, draws.data.dtype)
@@ -69,7 +69,7 @@ class Audit:
             raise DiffusionalError(
                 f"item {int(item[at])} has a cost that is not finite at level {level[at].item():g}; nothing was left out"
             )
-        return cls(plan, cell, level, left, (1 if model.levels is None else model.levels) / count)
+        return cls(plan, cell, level, left, (1 if model.timesteps is None else model.timesteps) / count)
 
     def unexpected(self, matters: float) -> list[str]:
         """Sentences on the worst costs that the plan doesn't expect, if they move the sum by more than `matters`, nats."""

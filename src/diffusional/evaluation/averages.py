@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes, tail_pilot
+from diffusional.evaluation import ranks, tail_pilot
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, gamma_at, provenance
 from diffusional.evaluation.result import Evaluation, edges_of_blocks
@@ -101,7 +101,7 @@ class Averages:
     def extend(self, items: Tensor, draws: int) -> None:
         """Bring `items` (n,) to `draws` draws each."""
         shape = self.model.noise_shape
-        mine = items[processes.share(len(items))]
+        mine = items[ranks.share(len(items))]
         fresh: dict[str, Tensor] = {}
         first, powers = torch.zeros_like(self._first), torch.zeros_like(self._powers)
         self.begin()
@@ -122,9 +122,9 @@ class Averages:
                 away = nelbo - (first + self._first)[rows]
                 powers[rows] += away[:, None] ** torch.arange(1, 5)
         for name, total in self.sums.items():
-            total += processes.collect(fresh.get(name, torch.zeros_like(total)))
-        self._first += processes.collect(first)
-        self._powers += processes.collect(powers)
+            total += ranks.collect(fresh.get(name, torch.zeros_like(total)))
+        self._first += ranks.collect(first)
+        self._powers += ranks.collect(powers)
         self.count[items] = draws
         bad = ~torch.isfinite(self.sums["nelbo"])
         if bool(bad.any()):
@@ -145,7 +145,7 @@ class Averages:
     def pilot(self, draws: int) -> "Pilot":
         """Run a pilot of about `draws` draws, which are not added to the sums."""
         items, each = tail_pilot.chosen(self.keys, draws)
-        mine = processes.share(len(items))
+        mine = ranks.share(len(items))
         weights = torch.zeros(len(items), each, dtype=torch.float64)
         costs: dict[str, Tensor] = {}
         for some in mine.split(max(1, _rows(self.model) // each)) if len(mine) else ():
@@ -158,9 +158,9 @@ class Averages:
                 if values.ndim == 1 and "²" not in name:
                     part = costs.setdefault(name, torch.zeros_like(weights))
                     part[some] = values.cpu().double().reshape(len(some), each)
-        weights = processes.collect(weights)
+        weights = ranks.collect(weights)
         names = [name for name, total in self.sums.items() if total.ndim == 1 and "²" not in name]
-        costs = {name: processes.collect(costs.get(name, torch.zeros_like(weights))) for name in names}
+        costs = {name: ranks.collect(costs.get(name, torch.zeros_like(weights))) for name in names}
         found = {name: tail_pilot.variance(values, weights) for name, values in costs.items()}
         return Pilot(found, len(items) * each * self.model.evaluations, bool(torch.isfinite(costs["nelbo"]).all()))
 
@@ -180,7 +180,7 @@ class Averages:
     def one_draw(self) -> Variance:
         """Estimate the variance of one draw of the NELBO, averaged over the items, from the draws.
 
-        Its degrees of freedom are 3 (Σ q)²/Σ q², q the squared deviation of a draw over J (J − 1), as in `Draws.freedom`.
+        Its degrees of freedom are 3 (Σ q)²/Σ q², q the squared deviation of a draw over J (J − 1), as in `VisitRecords.freedom`.
         """
         j = self.count.double()
         mean, second, third, fourth = (self._powers / j[:, None]).unbind(1)
@@ -219,14 +219,14 @@ class Pilot:
     finite: bool
 
     @staticmethod
-    def size(model: LatentVariableModel, items: int, visits: int | None, budget: int | None) -> int:
+    def size(model: LatentVariableModel, items: int, visits: int | None, max_evaluations: int | None) -> int:
         """Return the number of draws of a pilot: 0 if the budget leaves no room for it."""
         draws = max(_FEWER, tail_pilot.DRAWS // model.evaluations)
         if visits is not None:
             draws = min(draws, max(_FEWER, items * visits // 2))
-        if budget is not None:
-            rest = budget // model.evaluations - items * (visits or 2)
-            draws = min(draws, rest if visits is not None else min(rest, budget // model.evaluations // _PART))
+        if max_evaluations is not None:
+            rest = max_evaluations // model.evaluations - items * (visits or 2)
+            draws = min(draws, rest if visits is not None else min(rest, max_evaluations // model.evaluations // _PART))
         return draws if draws >= tail_pilot.LEAST_DRAWS else 0
 
     def doubts(self, seen: Variance, target: float, draws: int, afforded: int) -> list[str]:

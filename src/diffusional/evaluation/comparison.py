@@ -5,9 +5,9 @@ With a_ij and b_ij their weighted residuals at an item's j-th visit, the differe
 
     D_i = (base_i^A − base_i^B) + (1/J) Σ_j (a_ij − b_ij),
 
-and its errors are those of `draws.py` for the differences: covariances need no estimate of their own. What is left may be rare: the
+and its errors are those of `visit_records.py` for the differences: covariances need no estimate of their own. What is left may be rare: the
 Monte Carlo error is at least the error expected from the two audits, which visited the same levels, √(∫ d²/π) over all visits. The
-expectation of the pilots, which visited the same levels with the same noise, is included as in `evaluate` (Draws.cautious).
+expectation of the pilots, which visited the same levels with the same noise, is included as in `evaluate` (VisitRecords.cautious).
 
 Where one of them is no diffusion model there are no common levels: both are evaluated on all items to target/√2 each, and only the
 items are paired.
@@ -24,11 +24,11 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.averages import LEAST_FREEDOM, few_draws
 from diffusional.evaluation.difference import Comparison
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.evaluation import Task, Watch, as_the_network, check_model, evaluate
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import Strata
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.ledger import Estimate, error_over_items, per_unit, satterthwaite
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.denoiser import network_dtype
@@ -86,7 +86,7 @@ def compare(
         raise DiffusionalError(f"expected a positive target_error, got {target_error}")
     chains = a.visited(), b.visited()
     if chains[0] is None or chains[1] is None:
-        budget = None if max_evaluations is None else max_evaluations // 2
+        half = None if max_evaluations is None else max_evaluations // 2
         each = target_error / math.sqrt(2)
         results = [
             evaluate(
@@ -98,7 +98,7 @@ def compare(
                 plan=plan,
                 reference=None if model.visited() is None or plan is not None else reference,
                 every_item=True,
-                max_evaluations=budget,
+                max_evaluations=half,
                 audit=audit,
                 condition=condition,
                 progress=progress,
@@ -125,10 +125,10 @@ def compare(
             raise DiffusionalError(
                 "expected plans of both models, since both have levels to visit, got None; learn one with Plan.fit, or leave plans out"
             )
-        budget = None if max_evaluations is None else max_evaluations // 2
+        half = None if max_evaluations is None else max_evaluations // 2
         tasks = [
-            Task(Draws(chains[0], mine, data, seed, condition), pilot, budget, watch=progress),
-            Task(Draws(chains[1], theirs, data, seed, condition), pilot, budget),
+            Task(VisitRecords(chains[0], mine, data, seed, condition), pilot, half, watch=progress),
+            Task(VisitRecords(chains[1], theirs, data, seed, condition), pilot, half),
         ]
         return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit, every_item)
 
@@ -174,7 +174,7 @@ def _compared(tasks: list[Task], target: float, audit: bool, every_item: bool) -
     return Comparison(difference, a, b, freedom, enough and not caveats, tuple(caveats), per_item)
 
 
-def _paired(a: Draws, b: Draws) -> tuple[Tensor, Tensor]:
+def _paired(a: VisitRecords, b: VisitRecords) -> tuple[Tensor, Tensor]:
     """The differences (n, J) of draws with the same noise, and which of them are there."""
     (ours, filled), (theirs, _) = a.parts(a.visited()), b.parts(b.visited())
     difference = ours.total
@@ -183,7 +183,7 @@ def _paired(a: Draws, b: Draws) -> tuple[Tensor, Tensor]:
     return difference, filled
 
 
-def _difference(a: Draws, b: Draws, evaluations: int) -> Estimate:
+def _difference(a: VisitRecords, b: VisitRecords, evaluations: int) -> Estimate:
     return a.survey(a.known() - b.known(), *a.spread(*_paired(a, b)), evaluations)
 
 

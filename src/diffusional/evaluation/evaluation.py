@@ -8,7 +8,7 @@ Three ways, all with the same result:
 
 Models without levels, such as VAEs, go through the same call: their errors are those of independent draws (averages.py).
 
-What the plan and the draws are is in plan.py and draws.py. With the first two goes an audit of a plan that was learned (audit.py).
+What the plan and the draws are is in plan.py and visit_records.py. With the first two goes an audit of a plan that was learned (audit.py).
 The stopping rule is in task.py.
 """
 
@@ -22,15 +22,15 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
+from diffusional.evaluation import ranks
 from diffusional.evaluation.averages import average, weighted
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.plan import SHORTEST, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
 from diffusional.evaluation.target import Estimator, ImportanceWeights, Options, Sweep, Target, Visits, resolved
 from diffusional.evaluation.task import NO_AUDIT as NO_AUDIT
 from diffusional.evaluation.task import Progress, Task, Watch
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.ledger import per_unit
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.calls import from_diffusers
@@ -92,7 +92,7 @@ def evaluate(
     if steps is not None:
         model = regridded(model, steps)
     levels = model.space.scaled_levels(data)
-    if levels is not None and processes.is_main():
+    if levels is not None and ranks.is_main():
         warnings.warn(levels, stacklevel=2)
     data = as_the_network(model, data)
     with evaluation_mode(model):
@@ -113,12 +113,12 @@ def evaluate(
         if isinstance(estimator, Sweep):
             bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
             return sweep(chain, data, seed, estimator.draws, estimator.cells, condition, bar)
-        pilot, plan, reference, budget = 0, estimator.plan, estimator.reference, target.max_evaluations
+        pilot, plan, reference, max_evaluations = 0, estimator.plan, estimator.reference, target.max_evaluations
         start = time.monotonic()
         if plan is None:
-            if budget is not None and budget <= SHORTEST:
+            if max_evaluations is not None and max_evaluations <= SHORTEST:
                 raise DiffusionalError(
-                    f"expected max_evaluations above {SHORTEST}, which the pilot takes, got {budget}: raise it, or give a plan"
+                    f"expected max_evaluations above {SHORTEST}, which the pilot takes, got {max_evaluations}: raise it, or give a plan"
                 )
             if condition is not None and reference is not None:
                 raise DiffusionalError(
@@ -126,10 +126,12 @@ def evaluate(
                     "with Plan.fit"
                 )
             items = data if reference is None else reference
-            draws = within(target.draws(len(data), model.space.dimensions), budget)
+            draws = within(target.draws(len(data), model.space.dimensions), max_evaluations)
             plan = Plan.fit(chain, items, SHORTEST, seed, condition=condition, draws=draws)
             pilot = int(plan.provenance["evaluations"])
-        task = Task(Draws(chain, plan, data, seed, condition), pilot, budget, estimator.records, progress)
+        task = Task(
+            VisitRecords(chain, plan, data, seed, condition), pilot, max_evaluations, estimator.records, progress
+        )
         task.seconds["pilot"] = time.monotonic() - start
         return task.run(target, estimator.audit)
 
@@ -154,13 +156,15 @@ def check_model(model: object) -> None:
     )
 
 
-def within(draws: Callable[[float], float], budget: int | None) -> Callable[[float], float]:
+def within(draws: Callable[[float], float], max_evaluations: int | None) -> Callable[[float], float]:
     """Return a function of the variance of one draw to the number of draws (`Target.draws`) that are made within a budget.
 
     >>> within(lambda variance: 100 * variance, 700)(5.0)
     200.0
     """
-    return draws if budget is None else lambda variance: min(draws(variance), float(budget - SHORTEST))
+    return (
+        draws if max_evaluations is None else lambda variance: min(draws(variance), float(max_evaluations - SHORTEST))
+    )
 
 
 def _restricts(estimator: Visits | Sweep) -> bool:
@@ -183,7 +187,7 @@ def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) ->
     >>> from diffusional import Denoiser, DiffusionModel, GaussianDiffusion, likelihood, schedule, space
     >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0))
     >>> model = DiffusionModel(forward, Denoiser(lambda z, s: 0 * z), likelihood.LevelPosterior(space.binary((4,))))
-    >>> regridded(model, 100).levels
+    >>> regridded(model, 100).timesteps
     99
     """
     wanted = None if steps == "continuous" else steps

@@ -19,7 +19,7 @@ from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.control import ENOUGH, Control, columns, width_of
 from diffusional.evaluation.controls import fit_controls
-from diffusional.evaluation.plan import Met, Plan, about, cell_edges, learner, resolution, same_pilot
+from diffusional.evaluation.plan import Met, Plan, about, equal_mass_edges, learner, resolution, same_pilot
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import (
     FIRST_SLOPE,
@@ -238,11 +238,11 @@ def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor)
 def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:
     """Cells of equal shares of Wiener's cost (where there is one) and of γ, or of the levels of a chain without controls; each as likely as the next."""
     n = resolution(model)
-    edges = torch.arange(n + 1) + 1 if model.levels is not None else torch.arange(n + 1).double() / n
+    edges = torch.arange(n + 1) + 1 if model.timesteps is not None else torch.arange(n + 1).double() / n
     density = torch.ones(n, dtype=torch.float64)
     if model.affine is not None:
         density = _wanted(model.affine, controls, edges, data)
-    edges = cell_edges(model, cells, density)
+    edges = equal_mass_edges(model, cells, density)
     count = len(edges)  # C cells of levels, and the reconstruction
     mass = torch.full((count,), 1 / count, dtype=torch.float64)
     if not model.decoder_uses_network:
@@ -260,7 +260,7 @@ def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, da
     density = density / density.sum()
     for control in controls:
         if isinstance(control, Wiener):
-            level = edges[:-1] if model.levels is not None else 0.5 * (edges[1:] + edges[:-1])
+            level = edges[:-1] if model.timesteps is not None else 0.5 * (edges[1:] + edges[:-1])
             some = data[:: max(1, len(data) // 256)]
             cost = slopes(model, level)[1].detach().cpu() * control.density(
                 some, model.noisy_gamma(level).detach().cpu()

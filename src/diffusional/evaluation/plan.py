@@ -162,7 +162,7 @@ class Plan:
         ([1, 26, 51, 76, 101], [0.0, 0.25, 0.25, 0.25, 0.25])
         """
         model = visited(model)
-        edges = cell_edges(model, cells, torch.ones(resolution(model), dtype=torch.float64))
+        edges = equal_mass_edges(model, cells, torch.ones(resolution(model), dtype=torch.float64))
         width = (edges[1:] - edges[:-1]).double()
         first = 1 / (len(width) + 1) if model.decoder_uses_network else 0.0
         mass = torch.cat([torch.tensor([first], dtype=torch.float64), (1 - first) * width / width.sum()])
@@ -448,10 +448,10 @@ def same_pilot(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def resolution(model: Chain) -> int:
     """Of cells' edges: levels, or parts of continuous time."""
-    return model.levels or 4096
+    return model.timesteps or 4096
 
 
-def cell_edges(model: Chain, cells: int, density: Tensor) -> Tensor:
+def equal_mass_edges(model: Chain, cells: int, density: Tensor) -> Tensor:
     """Edges of at most `cells` cells of about equal shares of a density over the levels (or over as many parts of [0, 1])."""
     if cells < 1:
         raise DiffusionalError(f"expected at least one cell of levels (cells), got {cells}")
@@ -461,4 +461,4 @@ def cell_edges(model: Chain, cells: int, density: Tensor) -> Tensor:
     at = torch.searchsorted(cumulative, torch.linspace(0, 1, min(cells, n) + 1, dtype=torch.float64)[1:-1])
     inner = at.clamp(1, n - 1) if n > 1 else at[:0]
     edges = torch.cat([torch.tensor([0]), inner, torch.tensor([n])]).unique()
-    return edges + 1 if model.levels is not None else edges.double() / n
+    return edges + 1 if model.timesteps is not None else edges.double() / n

@@ -94,7 +94,7 @@ class Strata:
             evaluations: (n,) of each.
             ratio: the variance that the rule which stops goes by, over the one wanted.
             least: N² times the part of that variance which these draws do not show, but a plan expects: it is shared out by Σ w²/J, which
-                is what the plan's variance of one visit is multiplied by (`Draws.expected_variance`).
+                is what the plan's variance of one visit is multiplied by (`VisitRecords.expected_variance`).
         """
         shape = len(self.sizes)
         own = torch.zeros(shape, dtype=torch.float64)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
+from diffusional.evaluation import ranks
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen, gamma_at, provenance
 from diffusional.evaluation.result import Evaluation
@@ -50,9 +50,9 @@ def sweep(
     """The full sweep; `evaluate` without a target calls this. `progress` is called with (rows done, rows in all)."""
     if (draws is not None and draws < 1) or cells < 1:
         raise DiffusionalError(f"draws={draws} and cells={cells} came; both must be at least 1")
-    if draws == 1 and (model.levels or cells) == 1:
+    if draws == 1 and (model.timesteps or cells) == 1:
         raise DiffusionalError("draws=1 came with a single level, which tells nothing of the error; give draws ≥ 2")
-    levels = model.levels or cells
+    levels = model.timesteps or cells
     draws = draws or (1 if levels >= 50 and len(data) >= 8 else 8)
     ledger, mc, by_level, level_variance, freedom = _sweep(model, data, seed, draws, levels, condition, progress)
     totals = {name: term.cpu() for name, term in ledger.totals().items()}
@@ -65,7 +65,7 @@ def sweep(
     zero = torch.zeros_like(nelbo)
     variance = sum(mc.values(), zero)
     edges = torch.arange(levels + 1)
-    edges = edges / levels if model.levels is None else edges + 1
+    edges = edges / levels if model.timesteps is None else edges + 1
     return Evaluation(
         nelbo=mean_of_items(nelbo, variance, evaluations),
         terms={name: mean_of_items(term, mc.get(name, zero), evaluations) for name, term in totals.items()},
@@ -77,7 +77,7 @@ def sweep(
         dimensions=model.space.dimensions,
         freedom=freedom,
         provenance=provenance(model, data, seed, condition)
-        | {"method": "full sweep", "draws": draws, "cells": levels if model.levels is None else None},
+        | {"method": "full sweep", "draws": draws, "cells": levels if model.timesteps is None else None},
     )
 
 
@@ -113,10 +113,10 @@ def _kl_sweep(
         noise = normal(streams, (levels, *x.shape[1:])).flatten(0, 1)
         for rows in torch.arange(len(x) * levels).split(min(_ROWS, batch_rows(model.space))):
             item, level = (rows // levels).to(x.device), rows % levels
-            u = (level + jitter[rows]) / levels if model.levels is None else level + 1
+            u = (level + jitter[rows]) / levels if model.timesteps is None else level + 1
             c = rows_of(condition, item)
             kl = model.kl_at(x[item], u.to(x.device), noise[rows].to(x), c)
-            sweeps[draw].view(-1)[rows] = kl.cpu() / (levels if model.levels is None else 1)
+            sweeps[draw].view(-1)[rows] = kl.cpu() / (levels if model.timesteps is None else 1)
             advance(len(rows))
     return sweeps
 
@@ -156,7 +156,7 @@ def _sweep(
     device = device_of(model, data)
     # Before the sweep, so that a wrong shape does not end a long one.
     prior = cost_of(model, "prior", model.prior(data.to(device)), len(data)).cpu()
-    mine, done = processes.share(len(data)), 0
+    mine, done = ranks.share(len(data)), 0
 
     def advance(rows: int) -> None:
         nonlocal done
@@ -181,7 +181,7 @@ def _sweep(
             advance(len(rows) * draws * _RECONSTRUCTIONS)
         cost[rows], cost_variance[rows] = part.mean.double(), part.variance.double()
     by_level, level_variance, kl_variance, cost, cost_variance = (
-        processes.collect(values) for values in (by_level, level_variance, kl_variance, cost, cost_variance)
+        ranks.collect(values) for values in (by_level, level_variance, kl_variance, cost, cost_variance)
     )
     if draws == 1:
         level_variance = collapsed_variance(by_level)

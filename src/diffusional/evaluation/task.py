@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
+from diffusional.evaluation import ranks
 from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.averages import EACH_ITS_OWN, few_draws
-from diffusional.evaluation.draws import Draws
 from diffusional.evaluation.provenance import gamma_at, provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import FIRST_OF_BAND, grown
 from diffusional.evaluation.target import Target
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.ledger import Estimate, per_unit
 
 # The first look: this many items, if there are as many, and draws of each.
@@ -60,9 +60,9 @@ Watch = Callable[[Progress], None]
 class Task:
     """One evaluation under way: draws that grow until a target or a budget is reached."""
 
-    draws: Draws
+    draws: VisitRecords
     pilot: int
-    budget: int | None
+    max_evaluations: int | None
     records: str | Path | None = None
     watch: Watch | None = None
     audited: Audit | None = None
@@ -96,7 +96,7 @@ class Task:
     @property
     def _order(self) -> Tensor:
         """All items in the order of visits: extreme items first if a budget may end before all are visited."""
-        return self.draws.order if self.budget is None else self.draws.strata.order
+        return self.draws.order if self.max_evaluations is None else self.draws.strata.order
 
     @property
     def _audits(self) -> int:
@@ -122,14 +122,14 @@ class Task:
         result = self.result([*doubts, EACH_ITS_OWN] if of_items else doubts)
         if self._path is not None:
             self._save()
-            if self._temporary and enough and processes.is_main():
+            if self._temporary and enough and ranks.is_main():
                 self._path.unlink(missing_ok=True)
         # A target for every item is reached whatever is said of their mean.
         return replace(result, reached=enough and not (doubts if of_items else result.caveats))
 
     def to_error(
         self,
-        every: list[Draws],
+        every: list[VisitRecords],
         estimate: Callable[[], Estimate],
         values: Callable[[], tuple[Tensor, Tensor]],
         target: float,
@@ -152,11 +152,11 @@ class Task:
                 self._extend(chosen, allowed, one)
             self._some_visited()
             now = estimate()
-            now = replace(now, error=float(processes.agreed(torch.tensor(now.error, dtype=torch.float64))))
+            now = replace(now, error=float(ranks.agreed(torch.tensor(now.error, dtype=torch.float64))))
             self._estimate = now
             self._tell(now, target)
             visited, (mean, variance) = draws.visited(), draws.spread(*values())
-            unseen = processes.agreed(strata.unseen(visited, variance, mean, draws.count[visited]))
+            unseen = ranks.agreed(strata.unseen(visited, variance, mean, draws.count[visited]))
             if now.error <= target and not bool(unseen.any()):
                 return True
             if bool((allowed < wanted).any()):
@@ -167,7 +167,7 @@ class Task:
                 # The part of the error that the draws do not show, but the plan expects.
                 seen = draws.survey(draws.known(), mean, variance, 0).error
                 least = (now.error**2 - seen**2) * len(draws.data) ** 2
-                factor = processes.agreed(
+                factor = ranks.agreed(
                     strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2, least)
                 )
             # Strata that are visited as a whole get more draws per item, the others more items.
@@ -182,7 +182,7 @@ class Task:
             extreme = int(strata.sizes[1:].minimum(torch.tensor(FIRST_OF_BAND)).sum())
             needed = extreme + int(strata.sizes[0].clamp(max=2))
             raise DiffusionalError(
-                f"max_evaluations={self.budget} is too small: {self.spent} were spent, including the pilot and the audit, but two draws of "
+                f"max_evaluations={self.max_evaluations} is too small: {self.spent} were spent, including the pilot and the audit, but two draws of "
                 f"{needed} items are needed, of which {extreme} have extreme expected costs. Raise max_evaluations, pass a plan, or "
                 "leave out the audit"
             )
@@ -205,7 +205,7 @@ class Task:
             self._extend(left, allowed)
             self._some_visited()
             errors = torch.full((len(draws.data),), math.inf, dtype=torch.float64)
-            errors[draws.visited()] = processes.agreed(draws.item_errors())
+            errors[draws.visited()] = ranks.agreed(draws.item_errors())
             if bool((allowed < wanted).any()):
                 return bool((errors <= target).all())
             left = left[errors[left] > target]
@@ -216,7 +216,7 @@ class Task:
     def _afford(self, items: Tensor, wanted: Tensor) -> Tensor:
         """Draws (n,) for items, at most `wanted`, that the budget allows: the first items in full, the last not at all."""
         missing = (wanted - self.draws.count[items]).clamp(min=0)
-        spare = int(missing.sum()) if self.budget is None else max(0, self.budget - self.spent)
+        spare = int(missing.sum()) if self.max_evaluations is None else max(0, self.max_evaluations - self.spent)
         if int(missing.sum()) <= spare:
             return wanted
         granted = (spare - (missing.cumsum(0) - missing)).clamp(min=0).minimum(missing)
@@ -224,7 +224,7 @@ class Task:
         # A single draw of an item tells nothing of its error.
         return torch.where(allowed == 1, 0, allowed)
 
-    def _extend(self, items: Tensor, wanted: Tensor, draws: Draws | None = None) -> None:
+    def _extend(self, items: Tensor, wanted: Tensor, draws: VisitRecords | None = None) -> None:
         extended = draws or self.draws
 
         def after(_: int) -> None:
@@ -239,7 +239,7 @@ class Task:
         self.seconds["draws"] += time.monotonic() - start
 
     def _save(self) -> None:
-        if self._path is not None and processes.is_main():
+        if self._path is not None and ranks.is_main():
             try:
                 self.draws.save(self._path, self._tag)
             except DiffusionalError as error:
@@ -258,7 +258,9 @@ class Task:
 
     def _watched(self, now: Estimate | None, expected: int) -> None:
         assert self.watch is not None
-        self.watch(Progress(now, self.spent, expected if self.budget is None else min(expected, self.budget)))
+        self.watch(
+            Progress(now, self.spent, expected if self.max_evaluations is None else min(expected, self.max_evaluations))
+        )
 
     def audit(self, target: float | None) -> list[str]:
         """Sentences on costs that a learned plan doesn't expect, and that matter for `target`, nats."""
@@ -266,9 +268,9 @@ class Task:
         if not self.draws.plan.learned:
             return [NO_AUDIT]
         count = Audit.size(model)
-        if self.budget is not None and self.spent + count > self.budget:
+        if self.max_evaluations is not None and self.spent + count > self.max_evaluations:
             return [
-                f"the budget of {self.budget} evaluations left none for the audit of the levels, which takes {count}"
+                f"the budget of {self.max_evaluations} evaluations left none for the audit of the levels, which takes {count}"
             ]
         start = time.monotonic()
         self.audited = Audit.of(self.draws)

@@ -55,8 +55,8 @@ def quadrature(model: AffineCosts, edges: Tensor) -> tuple[Tensor, Tensor, Tenso
     In continuous time over γ, ½ γ'(u) du being ½ dγ: a learned γ(u) may have steps, or corners, between any nodes in u.
     """
     cells = len(edges) - 1
-    if model.levels is not None:
-        level = torch.arange(1, model.levels + 1)
+    if model.timesteps is not None:
+        level = torch.arange(1, model.timesteps + 1)
         cell = torch.searchsorted(edges, level, right=True) - 1
         offset, slope = (value.detach().cpu() for value in slopes(model, level))
         gamma = model.noisy_gamma(level).detach().cpu()
@@ -146,7 +146,7 @@ def visit_features(
     if not controls:
         return none, none
     first, costs = visits.cell == 0, model.affine
-    latent = torch.where(first, 1, visits.level + 1) if model.levels is not None else visits.level
+    latent = torch.where(first, 1, visits.level + 1) if model.timesteps is not None else visits.level
     gamma, slope = None, torch.ones(len(x), dtype=torch.float64)
     if costs is not None:
         start = costs.end_gammas()[0].detach().cpu()

@@ -10,16 +10,16 @@ aggregated  I(x; z) and KL[q(z) ‖ p(z)] of a learned posterior, over the whole
 from diffusional.information.aggregated import LatentInformation, aggregated
 from diffusional.information.bounds import InformationBound, bound
 from diffusional.information.budget import BudgetRow, NatBudget, Nats, budget
-from diffusional.information.chain import Chain, chain
+from diffusional.information.chain_rule import ChainRule, chain_rule
 from diffusional.information.curve import Curve, curve
-from diffusional.information.draws import Draws
+from diffusional.information.estimates import Estimates
 from diffusional.information.finite import Points, points_of
 
 __all__ = [
     "BudgetRow",
-    "Chain",
+    "ChainRule",
     "Curve",
-    "Draws",
+    "Estimates",
     "InformationBound",
     "LatentInformation",
     "NatBudget",

@@ -20,7 +20,7 @@ from diffusional.conditions import Condition, check_condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.result import Evaluation
 from diffusional.information.costs import cell_edges, check_diffusion, cost_draws, edge_gammas
-from diffusional.information.draws import Draws
+from diffusional.information.estimates import Estimates
 from diffusional.information.finite import check_samples
 from diffusional.models.diffusion import DiffusionModel
 
@@ -93,10 +93,10 @@ def bound(
     edges = cell_edges(model, cells)
     some = torch.randint(len(data), (samples,), generator=generator)
     (drawn,) = cost_draws([model], data[some], edges, generator, rows_of(condition, some))
-    costs = Draws(drawn[:, 1 : len(edges)])
+    costs = Estimates(drawn[:, 1 : len(edges)])
     # From the noisiest level: KL_T, then every cell before it.
     prior = drawn[:, len(edges) : len(edges) + 1]
-    total = Draws(torch.cat([prior, costs.values.flip(1)], 1).cumsum(1).flip(1))
+    total = Estimates(torch.cat([prior, costs.values.flip(1)], 1).cumsum(1).flip(1))
     return InformationBound(
         edges, edge_gammas(model, edges), costs.value, costs.error, total.value, total.error, condition is not None
     )
@@ -104,8 +104,8 @@ def bound(
 
 def _evaluated(model: DiffusionModel, evaluation: Evaluation) -> InformationBound:
     edges = evaluation.level_edges
-    last = 1 if model.levels is None else model.levels + 1
-    if edges.is_floating_point() != (model.levels is None) or not math.isclose(float(edges[-1]), last):
+    last = 1 if model.timesteps is None else model.timesteps + 1
+    if edges.is_floating_point() != (model.timesteps is None) or not math.isclose(float(edges[-1]), last):
         raise DiffusionalError(
             f"expected an evaluation with levels up to T = {model.steps or '∞'} of the model, got one up to {edges[-1].item():g}: "
             "evaluate it at its own T, or regrid the model"

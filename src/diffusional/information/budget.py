@@ -37,12 +37,12 @@ from diffusional.information.costs import (
     visit,
 )
 from diffusional.information.curve import informations, steadied
-from diffusional.information.draws import Draws, exactly
+from diffusional.information.estimates import Estimates, exactly
 from diffusional.information.finite import check_samples
-from diffusional.models.backward import log_ratios
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import LevelPosterior, NetworkLevels
+from diffusional.models.reverse import log_ratios
 from diffusional.shapes import sum_dims
 from diffusional.space import Discrete
 
@@ -173,7 +173,10 @@ def _names(model: DiffusionModel, edges: Tensor, extra: list[str]) -> list[str]:
 
 
 def _assembled(
-    names: list[str], columns: tuple[Draws, Draws, Draws], totals: tuple[Draws, Draws, Draws], *about: Any
+    names: list[str],
+    columns: tuple[Estimates, Estimates, Estimates],
+    totals: tuple[Estimates, Estimates, Estimates],
+    *about: Any,
 ) -> NatBudget:
     rows = tuple(BudgetRow(name, *(Nats(*column.only(k)) for column in columns)) for k, name in enumerate(names))
     return NatBudget(rows, BudgetRow("NELBO", *(Nats(*total.only(0)) for total in totals)), *about)
@@ -223,8 +226,8 @@ def _relative(
         check_condition(condition, len(data))
         some = torch.randint(len(data), (samples,), generator=generator)
         x, c = data[some], rows_of(condition, some)
-    cost, base = (Draws(drawn) for drawn in cost_draws([model, other], x, edges, generator, c))
-    gap = Draws(cost.values - base.values)
+    cost, base = (Estimates(drawn) for drawn in cost_draws([model, other], x, edges, generator, c))
+    gap = Estimates(cost.values - base.values)
     names = _names(model, edges, list(model.extra(x[:1])))
     columns = (cost, base, gap)
     totals = (cost.sum(), base.sum(), gap.sum())
@@ -250,23 +253,23 @@ def _exact(
         )
     information, entropy = informations(world, edge_gammas(model, edges), samples, generator)
     left = entropy.values - information.values[:, :1]
-    base = Draws(torch.cat([left, information.steps().values, information.values[:, -1:]], 1))
+    base = Estimates(torch.cat([left, information.steps().values, information.values[:, -1:]], 1))
     closed = closed_form(model, world, edges) if isinstance(world, exact.Gaussian) else None
     if closed is None:
         x, _ = _items(world, samples, generator)
         model.space.check(x)
-        cost = Draws(cost_draws([model], x, edges, generator)[0])
-        gap = Draws(_gaps(model, world, edges, samples, generator))
+        cost = Estimates(cost_draws([model], x, edges, generator)[0])
+        gap = Estimates(_gaps(model, world, edges, samples, generator))
     else:
         cost, gap = exactly(closed.cost), exactly(closed.gap)
     extra = model.extra(torch.zeros(1, *model.space.shape, dtype=torch.float64))
     if extra:  # a Jacobian is part of the entropy in the original units, and has no gap
         known = torch.stack([value.cpu() for value in extra.values()], 1)
-        base = Draws(torch.cat([base.values, known.expand(len(base.values), -1)], 1))
-        gap = Draws(torch.cat([gap.values, torch.zeros(len(gap.values), known.shape[1], dtype=torch.float64)], 1))
-        entropy = Draws(entropy.values + known.sum())
+        base = Estimates(torch.cat([base.values, known.expand(len(base.values), -1)], 1))
+        gap = Estimates(torch.cat([gap.values, torch.zeros(len(gap.values), known.shape[1], dtype=torch.float64)], 1))
+        entropy = Estimates(entropy.values + known.sum())
         if closed is not None:
-            cost = Draws(torch.cat([cost.values, known], 1))
+            cost = Estimates(torch.cat([cost.values, known], 1))
     drawn = 0 if closed is not None else samples
     columns = (cost, base, gap)
     totals = (cost.sum(), entropy, gap.sum())

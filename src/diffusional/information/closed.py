@@ -18,9 +18,9 @@ from torch import Tensor
 from diffusional import exact
 from diffusional.forward import alpha, posterior_at, sigma
 from diffusional.information.costs import at_rest, like_model
-from diffusional.models.backward import log_ratio
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import GaussianLikelihood
+from diffusional.models.reverse import log_ratio
 
 
 @dataclass(frozen=True, eq=False)

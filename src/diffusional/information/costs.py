@@ -46,9 +46,9 @@ def cell_edges(model: DiffusionModel, cells: int) -> Tensor:
     """
     if isinstance(cells, bool) or not isinstance(cells, int) or cells < 1:
         raise DiffusionalError(f"expected cells to be at least 1, got {cells!r}")
-    if model.levels is None:
+    if model.timesteps is None:
         return torch.linspace(0, 1, cells + 1, dtype=torch.float64)
-    return torch.linspace(1, model.levels + 1, min(cells, model.levels) + 1, dtype=torch.float64).round().long()
+    return torch.linspace(1, model.timesteps + 1, min(cells, model.timesteps) + 1, dtype=torch.float64).round().long()
 
 
 def edge_gammas(model: DiffusionModel, edges: Tensor) -> Tensor:

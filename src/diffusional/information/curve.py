@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.exact import Finite, Gaussian, Mixture, World
 from diffusional.forward import diffuse, marginal_at
-from diffusional.information.draws import Draws, exactly
+from diffusional.information.estimates import Estimates, exactly
 from diffusional.information.finite import Points, check_samples, points_of
 from diffusional.ledger import Estimate
 from diffusional.schedule import Schedule
@@ -142,12 +142,12 @@ def curve(
         steps.value,
         steps.error,
         _estimate(surprise, n),
-        _estimate(Draws(surprise.values - information.values[:, :1]), n),
+        _estimate(Estimates(surprise.values - information.values[:, :1]), n),
         n,
     )
 
 
-def _estimate(draws: Draws, n: int) -> Estimate:
+def _estimate(draws: Estimates, n: int) -> Estimate:
     value, error = draws.only(0)
     return Estimate(value, error, 0.0, n, 0)
 
@@ -173,7 +173,7 @@ def informations(
     samples: int,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
-) -> tuple[Draws, Draws]:
+) -> tuple[Estimates, Estimates]:
     """Return I(x; z) at every γ (L,), and H(x), as draws (n, L) and (n, 1) or (1, 1) on the same rays.
 
     >>> world = Gaussian(torch.zeros(1), torch.eye(1))
@@ -190,7 +190,7 @@ def informations(
     points = points_of(data)
     entropy = points.entropy()
     left = _left(points, gamma, samples, generator, progress)
-    return Draws(entropy + left), exactly(torch.tensor([entropy], dtype=torch.float64))
+    return Estimates(entropy + left), exactly(torch.tensor([entropy], dtype=torch.float64))
 
 
 def _left(
@@ -217,7 +217,7 @@ def _left(
 
 def _drawn(
     world: World, gamma: Tensor, samples: int, generator: torch.Generator | None, progress: Progress | None
-) -> tuple[Draws, Draws]:
+) -> tuple[Estimates, Estimates]:
     """Return ln q(z|x)/q(z) (n, L) and −ln p(x) (n, 1) along rays of a world with densities."""
     x = world.sample(samples, generator)
     noise = torch.empty_like(x).normal_(generator=generator)
@@ -228,7 +228,7 @@ def _drawn(
         if progress is not None:
             progress(samples * (k + 1) // len(gamma), samples)
     controls = torch.stack([sum_dims(noise * x), sum_dims(x.square()) - world.second_moment()], 1)
-    return Draws(steadied(ratios, controls)), Draws(-world.log_prob(x).reshape(-1, 1))
+    return Estimates(steadied(ratios, controls)), Estimates(-world.log_prob(x).reshape(-1, 1))
 
 
 def steadied(values: Tensor, controls: Tensor) -> Tensor:

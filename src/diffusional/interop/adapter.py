@@ -22,7 +22,7 @@ from diffusional.models.calls import call, shape_hint
 from diffusional.models.denoiser import Denoiser, network_dtype
 from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Schedule
-from diffusional.shapes import Items, align
+from diffusional.shapes import Batch, align
 
 # A function of γ (B,), float64, or a constant.
 Coefficient = float | Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ class Output:
             return "noise"
         return "data" if self.of_noise == 0 else "v"
 
-    def read(self, output: Tensor, z: Items, gamma: Tensor) -> Tensor:
+    def read(self, output: Tensor, z: Batch, gamma: Tensor) -> Tensor:
         """Return the prediction `kind` (B, *dims) from an output (B, *dims) at γ (B,)."""
         a, b = (_at(coefficient, gamma) for coefficient in (self.of_data, self.of_noise))
         if self.kind == "noise":
@@ -169,7 +169,7 @@ class Adapter(Denoiser):
         """Return what is done to x̂, which no tensor of the model records."""
         return {} if self.rule is None else {"rule": str(self.rule)}
 
-    def forward(self, z: Items, gamma: Tensor, condition: Condition | None = None) -> Prediction:
+    def forward(self, z: Batch, gamma: Tensor, condition: Condition | None = None) -> Prediction:
         gamma = gamma.double().expand(z.shape[0])
         assert self.time is not None
         time, dtype = self.time(-gamma), network_dtype(self.module) or z.dtype

@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
 from diffusional.interop.adapter import Clip, Coefficient, Output, Rule, Threshold, VarianceOutput
-from diffusional.models.backward import Variance
+from diffusional.models.reverse import Variance
 from diffusional.models.time import TrainedIndex
 from diffusional.schedule import FromBetas, Schedule, cosine, from_betas, log_snr_linear
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
-from diffusional.levels import LevelSampler, Stratified
 from diffusional.space import Continuous, Space
+from diffusional.timesteps import Stratified, TimestepSampler
 
 if TYPE_CHECKING:
     from diffusional.models.chain import Chain
@@ -175,7 +175,7 @@ class LatentVariableModel(nn.Module, ABC):
         self,
         objective: str,
         x: Tensor,
-        sampler: LevelSampler | None = None,
+        sampler: TimestepSampler | None = None,
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
@@ -230,7 +230,7 @@ class LatentVariableModel(nn.Module, ABC):
     def draw(
         self,
         x: Tensor,
-        sampler: LevelSampler | None = None,
+        sampler: TimestepSampler | None = None,
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
@@ -249,7 +249,7 @@ class LatentVariableModel(nn.Module, ABC):
         x: Tensor,
         generator: torch.Generator | None = None,
         condition: Condition | None = None,
-        sampler: LevelSampler | None = None,
+        sampler: TimestepSampler | None = None,
     ) -> Tensor:
         """An unbiased draw of the batch's mean NELBO in nats, a scalar to differentiate.
 

@@ -34,7 +34,7 @@ from diffusional.ledger import Costs
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain, Decoding
 from diffusional.models.likelihood import check_drawn
-from diffusional.shapes import Items, PerItem
+from diffusional.shapes import Batch, PerItem
 from diffusional.space import Discrete, Space, binary
 
 
@@ -70,7 +70,7 @@ class BinomialDiffusionModel(Chain):
     def space(self) -> Space:
         return self._space
 
-    def data(self, z: Items, t: Tensor, condition: Condition | None = None) -> Bits:
+    def data(self, z: Batch, t: Tensor, condition: Condition | None = None) -> Bits:
         """What the network and the bits themselves say of x at z_t = `z`, t (B,): log-odds ℓ = f + z λ_t, float64.
 
         >>> model = BinomialDiffusionModel(BinomialDiffusion([0.5, 0.5]), lambda z, log_snr: 0 * z, binary((1,)))
@@ -86,7 +86,7 @@ class BinomialDiffusionModel(Chain):
             )
         return Bits(output.double() + seen_through(z, self.process.log_odds(t)))
 
-    def backward(self, z_next: Items, data: Bits, t: Tensor) -> Bits:
+    def reverse(self, z_next: Batch, data: Bits, t: Tensor) -> Bits:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1, from what `data` says of x at z_{t+1}."""
         w, rest = torch.sigmoid(data.logit), torch.sigmoid(-data.logit)
         ones = torch.ones_like(z_next)
@@ -97,16 +97,16 @@ class BinomialDiffusionModel(Chain):
 
     # The model's own distributions, MATH (2).
 
-    def step(self, z_next: Items, t: PerItem, condition: Condition | None = None) -> Bits:
+    def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Bits:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
-        return self.backward(z_next, self.data(z_next, t + 1, condition), t)
+        return self.reverse(z_next, self.data(z_next, t + 1, condition), t)
 
     def last(self, n: int) -> Bits:
         """p(z_T) of n items: fair coins."""
         like = next(self.parameters(), torch.empty(0, device=self.process.betas.device))
         return Bits(like.new_zeros(n, *self.space.shape, dtype=torch.float64))
 
-    def decode(self, z_1: Items, condition: Condition | None = None) -> Bits:
+    def decode(self, z_1: Batch, condition: Condition | None = None) -> Bits:
         """p(x | z_1)."""
         return self.data(z_1, torch.ones(len(z_1), dtype=torch.long, device=z_1.device), condition)
 
@@ -116,7 +116,7 @@ class BinomialDiffusionModel(Chain):
 
     moment_names = ("flips", "flips of ones")
 
-    def noise_moments(self, x: Items, t: PerItem, noise: Tensor) -> Tensor:
+    def noise_moments(self, x: Batch, t: PerItem, noise: Tensor) -> Tensor:
         """Return the number of flipped bits of z_t less its expectation D (1 − ᾱ_t)/2, and the same of the bits that are 1 in x (B, 2)."""
         z = self.noisy(x, t, noise).double()
         # E[z_t|x] = ᾱ_t x, and a bit that is flipped differs by 2.
@@ -125,7 +125,7 @@ class BinomialDiffusionModel(Chain):
 
     def _kl(self, x: Tensor, level: Tensor, z_next: Tensor, data: Bits) -> Tensor:
         """KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] (B,)."""
-        return self.process.posterior(z_next, x, level).kl(self.backward(z_next, data, level))
+        return self.process.posterior(z_next, x, level).kl(self.reverse(z_next, data, level))
 
     # Training, MATH (22).
 

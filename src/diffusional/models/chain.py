@@ -28,10 +28,10 @@ from diffusional.conditions import (
 from diffusional.errors import DiffusionalError
 from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
-from diffusional.levels import LevelSampler, Stratified, position
 from diffusional.models.base import LatentVariableModel, plain_options
-from diffusional.shapes import Items, PerItem
+from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
+from diffusional.timesteps import Stratified, TimestepSampler, position
 
 # Rows of one network call where a method visits many levels of a batch.
 ROWS = 4096
@@ -56,11 +56,11 @@ def batch_rows(space: Space) -> int:
 class Decoding(Protocol):
     """p(x|z_1): the part of a distribution that a bound and samples need."""
 
-    def log_prob(self, x: Items, /) -> PerItem:
+    def log_prob(self, x: Batch, /) -> PerItem:
         """ln p(x|z_1) (B,), nats."""
         ...
 
-    def sample(self, generator: torch.Generator | None = None) -> Items:
+    def sample(self, generator: torch.Generator | None = None) -> Batch:
         """x ~ p(x|z_1) (B, *dims)."""
         ...
 
@@ -78,7 +78,7 @@ class AffineCosts(Protocol):
         ...
 
     @property
-    def levels(self) -> int | None:
+    def timesteps(self) -> int | None:
         """L, or None in continuous time."""
         ...
 
@@ -164,7 +164,7 @@ class Chain(LatentVariableModel):
 
     # The model's own distributions, MATH (2).
 
-    def step(self, z_next: Items, t: PerItem, condition: Condition | None = None) -> Distribution:
+    def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Distribution:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
         raise self._undefined("step, p(z_t|z_{t+1})")
 
@@ -172,18 +172,18 @@ class Chain(LatentVariableModel):
         """p(z_T) of n items, on the model's device: samples have the type and device of its draws."""
         raise self._undefined("last, p(z_T)")
 
-    def decode(self, z_1: Items, condition: Condition | None = None) -> Decoding:
+    def decode(self, z_1: Batch, condition: Condition | None = None) -> Decoding:
         """p(x | z_1)."""
         raise self._undefined("decode, p(x|z_1)")
 
     # How costs, paths and samples call these: with the condition if the signature has a parameter for it.
 
-    def _step(self, z_next: Items, t: PerItem, condition: Condition | None) -> Distribution:
+    def _step(self, z_next: Batch, t: PerItem, condition: Condition | None) -> Distribution:
         if condition is not None and not takes_condition(self.step, z_next, t, condition=condition):
             condition = self._for_the_other(takes_condition(self.decode, z_next, condition=condition))
         return called(self.step, z_next, t, condition=condition)
 
-    def _decode(self, z_1: Items, condition: Condition | None) -> Decoding:
+    def _decode(self, z_1: Batch, condition: Condition | None) -> Decoding:
         if condition is not None and not takes_condition(self.decode, z_1, condition=condition):
             condition = self._for_the_other(takes_condition(self.step, z_1, 1, condition=condition))
         return called(self.decode, z_1, condition=condition)
@@ -203,30 +203,30 @@ class Chain(LatentVariableModel):
 
     # The three kinds of costs, MATH (8).
 
-    def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
+    def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at the z_1 that `noise` (B, *dims), standard normal, makes of x."""
         same_shape(x, noise)
         z_1 = self.noisy(x, torch.ones(len(x), dtype=torch.long, device=x.device), noise)
         return -one_per_item(self._decode(z_1, condition).log_prob(x), len(x), "log_prob of p(x|z_1)").double()
 
-    def prior(self, x: Items) -> PerItem:
+    def prior(self, x: Batch) -> PerItem:
         """KL_T = KL[q(z_T|x) ‖ p(z_T)] (B,): exact, without a draw."""
         kl = self.process.marginal(x, self._discrete()).kl(self.last(len(x)))
         return one_per_item(kl, len(x), "kl of q(z_T|x) and p(z_T)").double()
 
-    def level_kl(self, x: Items, level: PerItem, noise: Items, condition: Condition | None = None) -> PerItem:
+    def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
         """KL_t (B,) as in `kl_at`, which checks the arguments and calls this. A family with a closed form overrides it."""
         self._discrete()
         z_next = self.noisy(x, level + 1, noise)
         kl = self.process.posterior(z_next, x, level).kl(self._step(z_next, level, condition))
         return one_per_item(kl, len(x), "kl of q(z_t|z_{t+1}, x) and p(z_t|z_{t+1})").double()
 
-    def noisy(self, x: Items, t: PerItem, noise: Items) -> Items:
+    def noisy(self, x: Batch, t: PerItem, noise: Batch) -> Batch:
         """z_t ~ q(z_t|x) (B, *dims) from standard normal `noise`, t (B,) in 1 … T, in x's type."""
         return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
 
     @property
-    def levels(self) -> int | None:
+    def timesteps(self) -> int | None:
         """L = T − 1, the number of KL_t with t < T; None in continuous time."""
         return None if self.steps is None else self.steps - 1
 
@@ -293,24 +293,24 @@ class Chain(LatentVariableModel):
     # Names of the functions of the noise in `noise_moments`.
     moment_names: tuple[str, ...] = ()
 
-    def noise_moments(self, x: Items, t: PerItem, noise: Tensor) -> Tensor:
+    def noise_moments(self, x: Batch, t: PerItem, noise: Tensor) -> Tensor:
         """Return functions of the noise (B, number of `moment_names`) that have mean zero for every item and are correlated with the cost at
         z_t, t (B,) in 1 … T: control variates of an evaluation, which needs no network evaluation for them. By default there are none.
         """
         return torch.zeros(len(x), 0, dtype=torch.float64, device=x.device)
 
-    def decoder_costs(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+    def decoder_costs(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return the costs (B,) of a visit to the decoder at noise (B, *visit_shape), by the names in `decoder_parts`: by default only the
         reconstruction.
         """
         cost = self.reconstruction(x, noise, condition)
         return {"reconstruction": cost_of(self, "reconstruction", cost, len(x))}
 
-    def look(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+    def look(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return a draw of those costs (B,) of the decoder whose names are in `looked`: by default {}."""
         return {}
 
-    def beside(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+    def beside(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return further costs (B,) of a visit at noise (B, *visit_shape), by the names in `further`: by default {}."""
         return {}
 
@@ -328,7 +328,7 @@ class Chain(LatentVariableModel):
             raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
         return self.steps
 
-    def kl_at(self, x: Items, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:
+    def kl_at(self, x: Batch, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:
         """KL_t (B,) at `level` t (B,) in 1 … T−1, from the z_{t+1} that `noise` (B, *visit_shape) makes of x: MATH (10) for a Gaussian
         diffusion.
 
@@ -337,13 +337,13 @@ class Chain(LatentVariableModel):
         self.space.check(x)
         check_condition(condition, len(x))
         same_shape(x, noise, self.visit_shape)
-        if self.levels is not None and (
-            level.dtype.is_floating_point or bool(((level < 1) | (level > self.levels)).any())
+        if self.timesteps is not None and (
+            level.dtype.is_floating_point or bool(((level < 1) | (level > self.timesteps)).any())
         ):
             raise DiffusionalError(
-                f"level {level.flatten()[:1].tolist()} … came; levels are integers 1 … {self.levels}"
+                f"level {level.flatten()[:1].tolist()} … came; levels are integers 1 … {self.timesteps}"
             )
-        if self.levels is None and not bool(((level >= 0) & (level <= 1)).all()):
+        if self.timesteps is None and not bool(((level >= 0) & (level <= 1)).all()):
             raise DiffusionalError(
                 f"u from {float(level.min()):g} to {float(level.max()):g} came; expected u in [0, 1]"
             )
@@ -351,7 +351,7 @@ class Chain(LatentVariableModel):
 
     # Ledgers.
 
-    def terms(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Ledger:
+    def terms(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
         steps = self._discrete()
         if noise.shape != (steps, *x.shape):
@@ -382,7 +382,7 @@ class Chain(LatentVariableModel):
         check_condition(condition, len(x))
         if cells < 1:
             raise DiffusionalError(f"cells={cells} came; give at least 1")
-        n = self.levels or cells
+        n = self.timesteps or cells
         step = max(1, batch_rows(self.space) // x.shape[0])
         kl = []
         for i in range(0, n, step):
@@ -411,7 +411,7 @@ class Chain(LatentVariableModel):
     # One path, MATH (7).
 
     def path_elbo(
-        self, x: Items, generator: torch.Generator | None = None, condition: Condition | None = None
+        self, x: Batch, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Ledger:
         """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
 
@@ -423,7 +423,7 @@ class Chain(LatentVariableModel):
         check_condition(condition, len(x))
         return self._along(x, self.process.sample_path(x, generator), condition)
 
-    def log_weight(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:
+    def log_weight(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:
         """ln p(x, z_{1:T})/q(z_{1:T}|x) (B,), nats, along the path that `noise` (B, T, *dims) makes of x: the path form, MATH (7). Its
         expectation is the ELBO, and that of its exponential is p(x).
         """
@@ -480,7 +480,7 @@ class Chain(LatentVariableModel):
     def draw(
         self,
         x: Tensor,
-        sampler: LevelSampler | None = None,
+        sampler: TimestepSampler | None = None,
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
@@ -489,7 +489,7 @@ class Chain(LatentVariableModel):
         the ε "first_noise" for z_1.
         """
         n = len(x) if n is None else n
-        drawn = (sampler or Stratified()).sample(n, self.levels, generator)
+        drawn = (sampler or Stratified()).sample(n, self.timesteps, generator)
         out = {
             "level": drawn.level.to(x.device),
             "weight": drawn.weight.to(x.device),
@@ -502,7 +502,7 @@ class Chain(LatentVariableModel):
             out["first_noise"] = standard_normal(x, n, generator)
         return out
 
-    def costs(self, x: Items, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
+    def costs(self, x: Batch, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """MATH (22) with one network evaluation per item, at what `draw` gave. KL_T is exact."""
         level, first, noise = draws["level"], draws.get("first"), draws["noise"]
         terms = {"prior": cost_of(self, "prior", self.prior(x), len(x))} | self.extra(x)
@@ -511,7 +511,7 @@ class Chain(LatentVariableModel):
             reconstruction = self.reconstruction(x, draws["first_noise"], condition)
             terms["reconstruction"] = cost_of(self, "reconstruction", reconstruction, len(x))
             terms["kl"] = LevelDraws(kl, level, draws["weight"]).estimate()
-            return Costs(terms, position(level, self.levels), self._per_unit(kl))
+            return Costs(terms, position(level, self.timesteps), self._per_unit(kl))
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         kl = self.level_kl(x[visits], level[visits], noise[visits], rows_of(condition, visits))
         kl = cost_of(self, "level_kl", kl, len(visits))
@@ -541,11 +541,11 @@ class Chain(LatentVariableModel):
         if len(firsts):
             log_prob = log_prob.to(kl.dtype)
             terms["reconstruction"] = nothing.index_copy(0, firsts, -log_prob / self.reconstruction_share)
-        return Costs(terms, position(level, self.levels), self._per_unit(kl))
+        return Costs(terms, position(level, self.timesteps), self._per_unit(kl))
 
     def _per_unit(self, kl: Tensor) -> Tensor:
         """Costs per unit of u: what a uniform sampler's weight would make of them."""
-        return kl if self.levels is None else kl * self.levels
+        return kl if self.timesteps is None else kl * self.timesteps
 
     # Sampling.
 

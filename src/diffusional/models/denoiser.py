@@ -20,7 +20,7 @@ from diffusional.models.parameterization import (
     Predicts,
     level_mean,
 )
-from diffusional.shapes import Items, align
+from diffusional.shapes import Batch, align
 from diffusional.space import Discrete
 from diffusional.words import check_word, our_word
 
@@ -100,7 +100,7 @@ class Denoiser(nn.Module):
         """Return what the prediction depends on besides the tensors of the model, as JSON values: by default nothing."""
         return {}
 
-    def forward(self, z: Items, gamma: Tensor, condition: Condition | None = None) -> Prediction:
+    def forward(self, z: Batch, gamma: Tensor, condition: Condition | None = None) -> Prediction:
         """What the network says about z (B, *dims) at γ (B,) or ()."""
         log_snr = (-gamma).expand(z.shape[0])
         # An adapter sees float64: in a short type, neighbouring levels of a long grid are one.
@@ -132,7 +132,7 @@ def network_dtype(module: object) -> torch.dtype | None:
     return next((p.dtype for p in parameters if p.dtype.is_floating_point), None)
 
 
-def read(output: Tensor, z: Items, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
+def read(output: Tensor, z: Batch, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
     """Convert a network's output (B, …) for z (B, *dims) at γ to a Prediction. Raises DiffusionalError for a wrong shape.
 
     At γ = ∞ z has no information, and a levels head's output is the whole distribution, as for a VAE's decoder.
@@ -183,6 +183,6 @@ def clipped(denoiser: Denoiser, space: Discrete) -> Denoiser:
     return Denoiser(_Clipped(denoiser, space.low, space.high), "data", learns_variance=denoiser.learns_variance)
 
 
-def unassisted(z: Items, gamma: Tensor) -> Prediction:
+def unassisted(z: Batch, gamma: Tensor) -> Prediction:
     """What z says without a network, x̂ = z/α: for decoders that need none."""
     return Prediction(z, gamma, z / align(alpha(gamma), z), "data")

@@ -19,16 +19,16 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, LevelDraws, per_unit
-from diffusional.levels import LevelSampler, Stratified, position
-from diffusional.models import backward
+from diffusional.models import reverse
 from diffusional.models.base import plain_options
 from diffusional.models.chain import AffineCosts, Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import Prediction
 from diffusional.schedule import Pull
-from diffusional.shapes import Items, PerItem
+from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
+from diffusional.timesteps import Stratified, TimestepSampler, position
 from diffusional.words import check_word, our_word
 
 # λ of L_hybrid.
@@ -70,11 +70,11 @@ class DiffusionModel(Chain):
         process: GaussianDiffusion,
         denoiser: Denoiser,
         likelihood: Likelihood,
-        variance: backward.Variance | str = "posterior",
+        variance: reverse.Variance | str = "posterior",
         last_variance: float = 1.0,
     ) -> None:
         super().__init__()
-        variance = our_word("variance", variance, backward.VARIANCES)
+        variance = our_word("variance", variance, reverse.VARIANCES)
         self.process, self.denoiser, self.likelihood = process, denoiser, likelihood
         self.variance: Any = variance
         if not (last_variance > 0 and math.isfinite(last_variance)):
@@ -131,13 +131,13 @@ class DiffusionModel(Chain):
 
     # The model's own distributions, MATH (2).
 
-    def step(self, z_next: Items, t: PerItem, condition: Condition | None = None) -> Gaussian:
+    def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Gaussian:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1: q(z_t | z_{t+1}, x̂) with a variance of its own, MATH (5)."""
         gamma_s, gamma_t = self._gammas(t)
         prediction = self.denoiser(z_next, gamma_t, condition)
         if not self.process.markov:
             return self.process.posterior(z_next, prediction.data, t)
-        return backward.step(prediction, gamma_s, gamma_t, self.variance)
+        return reverse.step(prediction, gamma_s, gamma_t, self.variance)
 
     def last(self, n: int) -> Gaussian:
         """Return p(z_T) = N(0, ṽ I) of n items, in the network's type."""
@@ -146,22 +146,22 @@ class DiffusionModel(Chain):
         log_variance = example.new_full((), math.log(self.last_variance))
         return Gaussian(example.new_zeros(n, *self.space.shape), log_variance)
 
-    def decode(self, z_1: Items, condition: Condition | None = None) -> Decoded:
+    def decode(self, z_1: Batch, condition: Condition | None = None) -> Decoded:
         """p(x | z_1)."""
         gamma = self.process.schedule.ends()[0].expand(len(z_1))
         return decoded(self.likelihood, self.denoiser, z_1, gamma, condition)
 
     # The three kinds of costs, MATH (8).
 
-    def reconstruction(self, x: Items, noise: Items, condition: Condition | None = None) -> PerItem:
+    def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
         """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
         same_shape(x, noise)
         z_1 = diffuse(x, self.process.schedule.ends()[0].expand(len(x)), noise)
         return -self.decode(z_1, condition).log_prob(x).double()
 
-    def prior(self, x: Items) -> PerItem:
+    def prior(self, x: Batch) -> PerItem:
         """Return KL_T = KL[q(z_T|x) ‖ N(0, ṽ I)] (B,): exact, without a draw."""
-        return backward.prior_kl(x, self.process.schedule.ends()[1], self.last_variance)
+        return reverse.prior_kl(x, self.process.schedule.ends()[1], self.last_variance)
 
     def _gammas(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """γ_t and γ_{t+1} of levels t."""
@@ -175,11 +175,11 @@ class DiffusionModel(Chain):
         Where the variance is learned, it is what the KL would be with the posterior's.
         """
         if self.steps is None:
-            return backward.kl_density(squared_error, self.process.schedule.dgamma(level))
+            return reverse.kl_density(squared_error, self.process.schedule.dgamma(level))
         if not self.process.markov:
             return self.process.error_weight(level) * squared_error.double()
         gamma_s, gamma_t = self._gammas(level)
-        return backward.kl(squared_error, gamma_s, gamma_t, self.space.dimensions, self.variance)
+        return reverse.kl(squared_error, gamma_s, gamma_t, self.space.dimensions, self.variance)
 
     def noise_levels(self) -> Tensor:
         """Return γ_1, …, γ_T (T,), or γ at 65 levels of continuous time."""
@@ -217,7 +217,7 @@ class DiffusionModel(Chain):
         """Return the part of KL_t (V,) that comes from the variance of p, MATH (10); it needs no network evaluation."""
         return self.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
 
-    def level_kl(self, x: Items, level: PerItem, noise: Items, condition: Condition | None = None) -> PerItem:
+    def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
         """KL_t (B,) from the squared error of the noise, MATH (10)."""
         gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
@@ -227,8 +227,8 @@ class DiffusionModel(Chain):
         if self.variance != "learned":
             return self.kl_from(prediction.squared_error(x, noise), level)
         gamma_s, gamma_t = self._gammas(level)
-        log_r = backward.log_ratios(prediction, gamma_s, gamma_t, self.variance)
-        return backward.kl_learned(prediction.squared_errors(x, noise), log_r, gamma_s, gamma_t)
+        log_r = reverse.log_ratios(prediction, gamma_s, gamma_t, self.variance)
+        return reverse.kl_learned(prediction.squared_errors(x, noise), log_r, gamma_s, gamma_t)
 
     # Training, MATH (22).
 
@@ -251,13 +251,13 @@ class DiffusionModel(Chain):
         if dgamma is None:
             kl = self._kl_of(prediction, x, level, noise)
         else:
-            kl = backward.kl_density(prediction.squared_error(x, noise), dgamma)
+            kl = reverse.kl_density(prediction.squared_error(x, noise), dgamma)
             # In bits/dim, so that it is of order one whatever D is.
             pull.factor = 2 * (weight * kl).detach() / per_unit("bits/dim", self.space.dimensions)
         if first is None:
             terms["reconstruction"] = self.reconstruction(x, draws["first_noise"])
             terms["kl"] = LevelDraws(kl, level, weight).estimate()
-            return Costs(terms, position(level, self.levels), self._per_unit(kl))
+            return Costs(terms, position(level, self.timesteps), self._per_unit(kl))
 
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         # Of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
@@ -276,7 +276,7 @@ class DiffusionModel(Chain):
         self,
         objective: str,
         x: Tensor,
-        sampler: LevelSampler | None = None,
+        sampler: TimestepSampler | None = None,
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
@@ -307,7 +307,7 @@ class DiffusionModel(Chain):
     def latent_draw(
         self,
         x: Tensor,
-        sampler: LevelSampler | None = None,
+        sampler: TimestepSampler | None = None,
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
@@ -430,7 +430,7 @@ class DiffusionModel(Chain):
         for i in range(len(grid) - 1, 0, -1):
             prediction = self.denoiser(z, grid[i].expand(n), condition)
             if method == "ancestral":
-                p = backward.step(prediction, grid[i - 1], grid[i], self.variance)
+                p = reverse.step(prediction, grid[i - 1], grid[i], self.variance)
             else:
                 p = ddim_at(z, prediction.data, grid[i - 1], grid[i], eta)
             z = p.sample(generator)
@@ -449,9 +449,9 @@ class _ExceptTheLast:
 
     def __init__(self, model: DiffusionModel) -> None:
         self._model = model
-        self.space, self.levels = model.space, model.levels
+        self.space, self.timesteps = model.space, model.timesteps
         self.noisy_gamma, self.end_gammas, self.edge_gammas = model.noisy_gamma, model.end_gammas, model.edge_gammas
 
     def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
         kl = self._model.kl_from(squared_error, level)
-        return torch.where(level.to(kl.device) == self.levels, 0.0, kl)
+        return torch.where(level.to(kl.device) == self.timesteps, 0.0, kl)

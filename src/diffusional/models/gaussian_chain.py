@@ -28,7 +28,7 @@ from diffusional.models.chain import RECONSTRUCTION_SHARE, Chain
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.likelihood import Decoded, Likelihood, decoded, options_of
 from diffusional.models.vae import bounded
-from diffusional.shapes import Items, PerItem, align
+from diffusional.shapes import Batch, PerItem, align
 from diffusional.space import Space
 
 
@@ -105,7 +105,7 @@ class GaussianChain(Chain):
 
     # The model's own distributions, MATH (2).
 
-    def step(self, z_next: Items, t: PerItem, condition: Condition | None = None) -> Gaussian:
+    def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Gaussian:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
         gamma = self.process.gamma(t + 1)
         shared, outputs = len(self.networks) == 1, z_next.new_zeros(0)
@@ -134,7 +134,7 @@ class GaussianChain(Chain):
         example = next(self.parameters(), self.process.schedule.ends().new_empty(0).float())
         return Gaussian(example.new_zeros(n, *self.space.shape), example.new_zeros(()))
 
-    def decode(self, z_1: Items, condition: Condition | None = None) -> Decoded:
+    def decode(self, z_1: Batch, condition: Condition | None = None) -> Decoded:
         """p(x | z_1)."""
         gamma = self.process.schedule.ends()[0].expand(len(z_1))
         return decoded(self.likelihood, self.decoder, z_1, gamma, condition)

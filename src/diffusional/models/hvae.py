@@ -24,7 +24,7 @@ from diffusional.models.likelihood import Likelihood
 from diffusional.models.prior import Prior, as_prior
 from diffusional.models.vae import Autoencoder, Inference, bounded, checked_decoder
 from diffusional.networks import Ladder
-from diffusional.shapes import Items
+from diffusional.shapes import Batch
 
 # What is added to q's ln σ: a posterior that starts narrow carries information from the first step on, and none collapses.
 _NARROW = -2.0
@@ -88,7 +88,7 @@ class HierarchicalVAE(Autoencoder):
     def infer_from(
         self,
         encoded: tuple[list[Tensor], Condition | None],
-        x: Items,
+        x: Batch,
         noise: Tensor,
         condition: Condition | None = None,
     ) -> Inference:
@@ -110,17 +110,17 @@ class HierarchicalVAE(Autoencoder):
             lambda: self._decoded(self.ladder.output(state), x, self.predicts, self.head),
         )
 
-    def encoded(self, x: Items, condition: Condition | None = None) -> tuple[list[Tensor], Condition | None]:
+    def encoded(self, x: Batch, condition: Condition | None = None) -> tuple[list[Tensor], Condition | None]:
         return called(self.ladder.up, x, condition=condition), condition
 
-    def kept(self, x: Items, condition: Condition | None = None) -> tuple[Tensor, ...]:
+    def kept(self, x: Batch, condition: Condition | None = None) -> tuple[Tensor, ...]:
         features, _ = self.encoded(x, condition)
         top, state = len(self.latents), self._top(len(x), condition)
         q = self._posterior(top, state, features[-1].to(x.dtype), self._prior(top, state))
         return *features, q.mean, q.log_variance
 
     def infer_kept(
-        self, kept: tuple[Tensor, ...], x: Items, noise: Tensor, condition: Condition | None = None
+        self, kept: tuple[Tensor, ...], x: Batch, noise: Tensor, condition: Condition | None = None
     ) -> Inference:
         return self.infer_from((list(kept[:-2]), condition), x, noise, condition)
 

@@ -23,7 +23,7 @@ from diffusional.conditions import Condition, row_digests, rows_of
 from diffusional.gaussian import Gaussian
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
-from diffusional.shapes import Items, PerItem
+from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class LatentChain(Chain):
     def level_constants(self, level: PerItem) -> PerItem:
         return self.over.level_constants(level)
 
-    def prior(self, x: Items) -> PerItem:
+    def prior(self, x: Batch) -> PerItem:
         """Zero (B,): KL_T depends on z_L, and is among the costs of `beside`."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
@@ -108,15 +108,15 @@ class LatentChain(Chain):
     def _level_noise(self, noise: Tensor) -> Tensor:
         return noise[:, self._own :].reshape(-1, *self.model.prior.shape)
 
-    def level_kl(self, x: Items, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def level_kl(self, x: Batch, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
         _, z = self._top(x, noise, condition)
         return self.over.level_kl(z, level, self._level_noise(noise), condition)
 
-    def reconstruction(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def reconstruction(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
         """−ln p(x|z) (B,)."""
         return self.look(x, noise, condition)["reconstruction"]
 
-    def look(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+    def look(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """−ln p(x|z) as "reconstruction", and the KLs of the layers as "kl_1", …, each (B,): one pass of the decoder."""
         drawn = self.model.infer_kept(self._kept(x, condition), x, noise[:, : self._own], condition)
         below = [q.kl(p).double() for q, p in zip(drawn.q[:-1], drawn.p[:-1], strict=True)]
@@ -125,7 +125,7 @@ class LatentChain(Chain):
             **dict(zip(self.layer_parts, below, strict=True)),
         }
 
-    def decoder_costs(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+    def decoder_costs(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         found = self.look(x, noise, condition)
         return found | {name: self._first(x, noise, condition) for name in self.decoder_parts if name not in found}
 
@@ -134,7 +134,7 @@ class LatentChain(Chain):
         _, z = self._top(x, noise, condition)
         return self.over.reconstruction(z, self._level_noise(noise), condition)
 
-    def beside(self, x: Items, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+    def beside(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """KL_T(z_L) as "prior", −H[q(z_L|x)] as "encoder_entropy", and −ln p(z_L|z'_1) as "latent_reconstruction" if it takes no network,
         each (B,).
         """

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
-from diffusional.shapes import Items
+from diffusional.shapes import Batch
 from diffusional.space import Discrete
 
 # Standard deviations σ/α around the mode within which levels are counted.
@@ -40,7 +40,7 @@ _NOTHING = -70.0
 _CPU_BLOCK, _GPU_BLOCK = 2**18, 2**25
 
 
-def logistic_mean(mu: Items, s: Items, z: Items, gamma: Tensor, space: Discrete) -> Items:
+def logistic_mean(mu: Batch, s: Batch, z: Batch, gamma: Tensor, space: Discrete) -> Batch:
     """x̂ (B, *dims) under a discretised logistic prior with μ and s (B, *dims) in the data's units, at z and γ (B,) or ().
 
     Gradients reach all four, once: a second derivative raises DiffusionalError.

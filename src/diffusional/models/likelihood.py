@@ -24,7 +24,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.parameterization import LevelsPrediction, Prediction, level_log_probs
-from diffusional.shapes import Items, PerItem, PerLevel, align, sum_dims
+from diffusional.shapes import Batch, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Continuous, Discrete, Space
 
 
@@ -39,11 +39,11 @@ class Likelihood(Protocol):
         """The space that it is normalised over."""
         ...
 
-    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
+    def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats."""
         ...
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """x ~ p(x | z_1) (B, *dims)."""
         ...
 
@@ -65,11 +65,11 @@ class Decoded:
     likelihood: Likelihood
     prediction: Prediction
 
-    def log_prob(self, x: Items) -> PerItem:
+    def log_prob(self, x: Batch) -> PerItem:
         """ln p(x|z_1) (B,), nats."""
         return self.likelihood.log_prob(x, self.prediction)
 
-    def sample(self, generator: torch.Generator | None = None, rows: int | None = None) -> Items:
+    def sample(self, generator: torch.Generator | None = None, rows: int | None = None) -> Batch:
         """x ~ p(x|z_1) (B, *dims), `rows` items at a time: a likelihood may need a table of all levels at every position."""
         if rows is None:
             return self.likelihood.sample(self.prediction, generator)
@@ -78,7 +78,7 @@ class Decoded:
 
 
 def decoded(
-    likelihood: Likelihood, denoiser: Denoiser, z_1: Items, gamma: Tensor, condition: Condition | None = None
+    likelihood: Likelihood, denoiser: Denoiser, z_1: Batch, gamma: Tensor, condition: Condition | None = None
 ) -> Decoded:
     """Return p(x|z_1) at γ_1 (B,): from the denoiser's prediction, or from z_1 only if that decides."""
     seen = denoiser(z_1, gamma, condition) if likelihood.uses_network else unassisted(z_1, gamma)
@@ -93,12 +93,12 @@ def _discrete(space: Space, name: str) -> Discrete:
     return space
 
 
-def gather_levels(log_probs: PerLevel, index: Items) -> PerItem:
+def gather_levels(log_probs: PerLevel, index: Batch) -> PerItem:
     """Σ_d ln p(level_d) (B,) from ln p (B, K, *dims) and level indices (B, *dims)."""
     return sum_dims(log_probs.gather(1, index.unsqueeze(1)).squeeze(1))
 
 
-def sample_levels(log_probs: PerLevel, space: Discrete, generator: torch.Generator | None) -> Items:
+def sample_levels(log_probs: PerLevel, space: Discrete, generator: torch.Generator | None) -> Batch:
     """Sample one level per position from ln p (B, K, *dims), as model values (B, *dims), by the inverse CDF.
 
     Raises DiffusionalError for probabilities that are not finite.
@@ -190,11 +190,11 @@ class DiscretizedGaussian(nn.Module):
         index = torch.arange(self.space.levels, device=z.device).reshape(-1, *(1,) * (z.ndim - 1))
         return self._log_mass(index.expand(z.shape[0], -1, *z.shape[1:]), prediction)
 
-    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
+    def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats, float64."""
         return sum_dims(self._log_mass(self.space.index(x), prediction))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator).to(prediction.z)
 
@@ -219,7 +219,7 @@ class LevelPosterior(nn.Module):
         flat = torch.zeros((), dtype=prediction.z.dtype, device=prediction.z.device)
         return level_log_probs(flat, prediction.z, prediction.gamma, self.space)
 
-    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
+    def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats: −½ d(x)² − ln Σ_k e^{−½ d(x_k)²}, d(x) = (z − α x)/σ.
 
         Of the sum only the levels within 10 σ/α of the one next to z/α: the others are below e^{−50} of it. At the noise of a z_1
@@ -241,7 +241,7 @@ class LevelPosterior(nn.Module):
         own = -0.5 * (ratio - slope * values[space.index(x)]).square()
         return sum_dims(own - torch.logsumexp(near, 1))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 
@@ -272,11 +272,11 @@ class NetworkLevels(nn.Module):
             )
         return prediction.log_probs
 
-    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
+    def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats."""
         return gather_levels(self.level_log_probs(prediction), self.space.index(x))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 
@@ -307,14 +307,14 @@ class GaussianLikelihood(nn.Module):
             return align(prediction.gamma.double(), prediction.z.double())
         return torch.tensor(math.log(self.variance), dtype=torch.float64, device=prediction.z.device)
 
-    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
+    def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats, float64."""
         log_variance = self._log_variance(prediction)
         # x − x̂ = (σ/α)(ε̂ − ε) is small at z_1: the difference is formed in the data's dtype, squared in float64.
         squared = (x - prediction.data).double().square() * (-log_variance).exp()
         return sum_dims(-0.5 * (squared + log_variance + math.log(2 * math.pi)))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """x ~ p(x | z_1) (B, *dims)."""
         mean = prediction.data
         noise = torch.empty_like(mean).normal_(generator=generator)
@@ -352,11 +352,11 @@ class Bernoulli(nn.Module):
         high = high.clamp(self.floor, 1 - self.floor)
         return torch.stack([torch.log1p(-high), high.log()], dim=1)
 
-    def log_prob(self, x: Items, prediction: Prediction) -> PerItem:
+    def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """ln p(x | z_1) (B,), nats."""
         return gather_levels(self.level_log_probs(prediction), self.space.index(x))
 
-    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Items:
+    def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 

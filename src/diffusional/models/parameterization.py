@@ -31,7 +31,7 @@ from torch.nn.functional import logsigmoid
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
 from diffusional.models.level_mean import logistic_mean
-from diffusional.shapes import Items, PerItem, PerLevel, align, sum_dims
+from diffusional.shapes import Batch, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Discrete
 from diffusional.words import check_word
 
@@ -116,7 +116,7 @@ class Prediction:
         """ŝ = −ε̂/σ, the model's ∇ ln q(z) (B, *dims)."""
         return self.value if self.kind == "score" else -self.noise / self._coefficients()[1]
 
-    def squared_error(self, x: Items, noise: Items) -> PerItem:
+    def squared_error(self, x: Batch, noise: Batch) -> PerItem:
         """‖ε − ε̂‖² (B,), float64, formed in the network's own parameterisation; z must be α x + σ ε.
 
         >>> z, gamma = torch.ones(1, 1), torch.zeros(1)
@@ -126,7 +126,7 @@ class Prediction:
         log_factor, residual = self._residual(x, noise)
         return torch.exp(log_factor) * sum_dims(residual.double().square())
 
-    def squared_errors(self, x: Items, noise: Items) -> Items:
+    def squared_errors(self, x: Batch, noise: Batch) -> Batch:
         """(ε − ε̂)² at every position (B, *dims), float64: what `squared_error` sums.
 
         >>> z, gamma = torch.ones(1, 2), torch.zeros(1)
@@ -173,7 +173,7 @@ class LevelsPrediction(Prediction):
         return replace(self, **fixed)
 
 
-def level_mean(output: Tensor, z: Items, gamma: Tensor, head: Head, space: Discrete) -> Items:
+def level_mean(output: Tensor, z: Batch, gamma: Tensor, head: Head, space: Discrete) -> Batch:
     """x̂ = Σ_k p_k x_k (B, *dims) of a levels head's output (B, …); of the logistic head with its gradient in closed form.
 
     >>> space, z, gamma = Discrete((1,), 2), torch.ones(1, 1), torch.zeros(1)
@@ -201,7 +201,7 @@ def categorical_logits(output: Tensor, space: Discrete) -> PerLevel:
     return output.unflatten(1, (space.shape[0], space.levels)).movedim(2, 1)
 
 
-def logistic_scales(output: Tensor, space: Discrete) -> tuple[Items, Items]:
+def logistic_scales(output: Tensor, space: Discrete) -> tuple[Batch, Batch]:
     """μ and s of a discretised logistic (B, *dims), in the data's units, from a network's (μ, ln s) (B, 2C, *rest).
 
     The network's μ counts from the middle of the range and its s in half ranges, so that outputs of order one suit any space.

@@ -17,9 +17,9 @@ from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
-from diffusional.levels import LevelSampler
 from diffusional.models.chain import Chain
 from diffusional.shapes import PerItem
+from diffusional.timesteps import TimestepSampler
 
 # What the costs of a chain over z are called among those of x.
 _NAMES = {"reconstruction": "latent_reconstruction", "jacobian": "latent_jacobian"}
@@ -104,7 +104,7 @@ class Prior(ABC):
         return self.terms(q, z, z.new_empty(len(z), self.noise).normal_(generator=generator), condition)
 
     def draw(
-        self, z: Tensor, sampler: LevelSampler | None = None, generator: torch.Generator | None = None
+        self, z: Tensor, sampler: TimestepSampler | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Return everything random in `costs` for latents like z (n, *shape), by name."""
         return {}
@@ -217,7 +217,7 @@ class ChainPrior(Prior):
         return PriorCosts(ledger.kl, ledger.prior, extra)
 
     def draw(
-        self, z: Tensor, sampler: LevelSampler | None = None, generator: torch.Generator | None = None
+        self, z: Tensor, sampler: TimestepSampler | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         return self.over.draw(z, sampler, generator)
 

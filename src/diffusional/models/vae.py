@@ -25,7 +25,6 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
-from diffusional.levels import LevelSampler
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain
@@ -40,8 +39,9 @@ from diffusional.models.likelihood import (
 )
 from diffusional.models.parameterization import HEADS, Prediction
 from diffusional.models.prior import Prior, PriorCosts, as_prior
-from diffusional.shapes import Items, PerItem
+from diffusional.shapes import Batch, PerItem
 from diffusional.space import Discrete, Space
+from diffusional.timesteps import TimestepSampler
 from diffusional.words import check_word
 
 # Limits of a learned Gaussian's ln σ, as in the autoencoders of latent diffusion: σ from 3e-7 to 2e4. With them e^δ,
@@ -119,29 +119,29 @@ class Autoencoder(LatentVariableModel):
     def space(self) -> Space:
         return self.likelihood.space
 
-    def infer(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
+    def infer(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Inference:
         """Draw z_L … z_1 ~ q(z_{1:L}|x), ε = `noise` (B, Σ latents), z_1's first."""
         return self.infer_from(self.encoded(x, condition), x, noise, condition)
 
     @abstractmethod
-    def infer_from(self, encoded: Any, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
+    def infer_from(self, encoded: Any, x: Batch, noise: Tensor, condition: Condition | None = None) -> Inference:
         """As `infer`, from what `encoded` returned for x. Only the shape and type of x are used."""
 
     @abstractmethod
-    def encoded(self, x: Items, condition: Condition | None = None) -> Any:
+    def encoded(self, x: Batch, condition: Condition | None = None) -> Any:
         """Return all that q takes from items x (N, …) and their conditions, once for any number of draws: the argument of `infer_from` and
         `log_posteriors`.
         """
 
     @abstractmethod
-    def kept(self, x: Items, condition: Condition | None = None) -> tuple[Tensor, ...]:
+    def kept(self, x: Batch, condition: Condition | None = None) -> tuple[Tensor, ...]:
         """Return `encoded` as tensors (N, …), of which an evaluation keeps the rows of each item: the last two are the mean and ln σ² of
         q(z_L|x).
         """
 
     @abstractmethod
     def infer_kept(
-        self, kept: tuple[Tensor, ...], x: Items, noise: Tensor, condition: Condition | None = None
+        self, kept: tuple[Tensor, ...], x: Batch, noise: Tensor, condition: Condition | None = None
     ) -> Inference:
         """As `infer_from`, from the rows that `kept` returned for x."""
 
@@ -175,7 +175,7 @@ class Autoencoder(LatentVariableModel):
         """Return this model, whose q(z|x) is learned."""
         return self
 
-    def _decoded(self, output: Tensor, x: Items, predicts: Literal["levels", "data"], head: Head) -> Prediction:
+    def _decoded(self, output: Tensor, x: Batch, predicts: Literal["levels", "data"], head: Head) -> Prediction:
         """The decoder's output as a prediction at SNR 0, where the noisy x says nothing."""
         nothing = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
         space = self.space if isinstance(self.space, Discrete) else None
@@ -189,7 +189,7 @@ class Autoencoder(LatentVariableModel):
                 f"noise of shape {tuple(noise.shape)} came; expected {(x.shape[0], *self.noise_shape)}"
             )
 
-    def terms(self, x: Items, noise: Tensor, condition: Condition | None = None) -> Ledger:
+    def terms(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """MATH (8) with one draw of the latents: `noise` (B, *noise_shape)."""
         self._checked_noise(x, noise, condition)
         own = sum(self.latents)
@@ -222,7 +222,7 @@ class Autoencoder(LatentVariableModel):
     def draw(
         self,
         x: Tensor,
-        sampler: LevelSampler | None = None,
+        sampler: TimestepSampler | None = None,
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
@@ -279,7 +279,7 @@ class Autoencoder(LatentVariableModel):
         check_condition(condition, len(x))
         return self.objective(self.costs(x, self.draw(x, None, generator), condition), weight, free_bits)
 
-    def log_weight(self, x: Items, noise: Tensor, condition: Condition | None = None) -> PerItem:
+    def log_weight(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:
         """ln p(x, z)/q(z|x) (B,), nats, at one draw of z: the path form, MATH (7). Its expectation is the ELBO, and that of its
         exponential is p(x).
         """
@@ -369,7 +369,7 @@ class VAE(Autoencoder):
             self.prior.regrid(steps),
         )
 
-    def posterior(self, x: Items, condition: Condition | None = None) -> Gaussian:
+    def posterior(self, x: Batch, condition: Condition | None = None) -> Gaussian:
         """q(z|x) = N(μ(x), σ(x)²), (B, *latents), with ln σ clamped to [−15, 10].
 
         Raises DiffusionalError unless the encoder's output has twice as many channels as z, (B, 2n) for n latents.
@@ -383,27 +383,27 @@ class VAE(Autoencoder):
         mean, log_std = out.to(x.dtype).chunk(2, 1)
         return bounded(mean, log_std)
 
-    def encoded(self, x: Items, condition: Condition | None = None) -> Gaussian:
+    def encoded(self, x: Batch, condition: Condition | None = None) -> Gaussian:
         return self.posterior(x, condition)
 
-    def kept(self, x: Items, condition: Condition | None = None) -> tuple[Tensor, ...]:
+    def kept(self, x: Batch, condition: Condition | None = None) -> tuple[Tensor, ...]:
         q = self.posterior(x, condition)
         return q.mean, q.log_variance.expand_as(q.mean)
 
     def infer_kept(
-        self, kept: tuple[Tensor, ...], x: Items, noise: Tensor, condition: Condition | None = None
+        self, kept: tuple[Tensor, ...], x: Batch, noise: Tensor, condition: Condition | None = None
     ) -> Inference:
         return self.infer_from(Gaussian(*kept), x, noise, condition)
 
     def log_posteriors(self, encoded: Gaussian, z: tuple[Tensor, ...]) -> Tensor:
         return log_probs(encoded, z[0])
 
-    def decode(self, z: Tensor, x: Items, condition: Condition | None = None) -> Prediction:
+    def decode(self, z: Tensor, x: Batch, condition: Condition | None = None) -> Prediction:
         """The decoder's prediction at z (B, *latents). Only the shape and type of x are used."""
         output = call(self.decoder, z, condition=condition, role="decoder")
         return self._decoded(output, x, self.predicts, self.head)
 
-    def infer_from(self, encoded: Gaussian, x: Items, noise: Tensor, condition: Condition | None = None) -> Inference:
+    def infer_from(self, encoded: Gaussian, x: Batch, noise: Tensor, condition: Condition | None = None) -> Inference:
         z = encoded.sample(noise=noise.view(-1, *self.prior.shape))
         standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
         return Inference((z,), (encoded,), (standard,), lambda: self.decode(z, x, condition))

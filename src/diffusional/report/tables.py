@@ -56,11 +56,11 @@ def _both_units(term: Estimate, dimensions: int) -> tuple[str, ...]:
     return *cells(term, dimensions, "nats"), *cells(term, dimensions, "bits/dim")
 
 
-def yardstick_table(results: Mapping[str, Evaluation], title: str) -> Table:
+def baseline_table(results: Mapping[str, Evaluation], title: str) -> Table:
     """Return models and baselines on the same data, best first, in bits/dim, with the kind of each number.
 
     >>> import torch
-    >>> yardstick_table({"a": Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64)}, "test").row_count
+    >>> baseline_table({"a": Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64)}, "test").row_count
     1
     """
     table = Table(title=_plain(title, "bold"), title_justify="left")

@@ -15,7 +15,6 @@ from diffusional.data.dataset import Source
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
-from diffusional.levels import Adaptive, LevelSampler, SecondMoment, Stratified, Uniform
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.binomial import BinomialDiffusionModel
@@ -28,6 +27,7 @@ from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, spoken
 from diffusional.networks import MLP, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.space import Continuous, Discrete, Space
+from diffusional.timesteps import Adaptive, SecondMoment, Stratified, TimestepSampler, Uniform
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig, SystemConfig
 
 
@@ -312,7 +312,7 @@ def _network(
     return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout, classes=classes)
 
 
-def build_sampler(config: Config) -> LevelSampler:
+def build_sampler(config: Config) -> TimestepSampler:
     """Return the sampler of noise levels of a config."""
     kinds = {"uniform": Uniform, "stratified": Stratified, "adaptive": Adaptive, "second-moment": SecondMoment}
     return kinds[config.sampler]()

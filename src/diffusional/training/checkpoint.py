@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 import diffusional
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular, load_json, load_tensors, save_json, save_tensors, settle, sha256, writing
-from diffusional.levels import LEARNING, LevelSampler
+from diffusional.timesteps import LEARNING, TimestepSampler
 from diffusional.training.average import WeightAverage
 from diffusional.training.config import Config, SystemConfig, beside_data, differences, matter
 
@@ -71,7 +71,7 @@ class State:
     model: nn.Module
     average: WeightAverage
     optimizer: torch.optim.Optimizer
-    sampler: LevelSampler
+    sampler: TimestepSampler
 
     def tensors(self, keep: bool = True) -> dict[str, Tensor]:
         """Return all tensors by name, gathered and on the CPU; {} for a process that does not `keep` them but must also call this."""

@@ -18,7 +18,7 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.target import Target
 from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
-from diffusional.training import journal
+from diffusional.training import metrics_logger
 from diffusional.training.config import Config
 from diffusional.training.own import own_data
 from diffusional.training.plans import KeptPlan, Learning
@@ -65,7 +65,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl as dicts. Warns of damaged lines, which are left out."""
-        return journal.read(self.path)
+        return metrics_logger.read(self.path)
 
     def data(self, splits: tuple[str, ...] = SPLITS) -> Dataset:
         """Return the data set that the run was trained on: the one given to `load_run`, or loaded from its recorded path.

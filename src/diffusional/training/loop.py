@@ -26,16 +26,16 @@ from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.files import save_json, save_tensors, sha256
 from diffusional.grid import sample
 from diffusional.ledger import Costs, per_unit
-from diffusional.levels import LEARNING
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.space import Discrete
-from diffusional.training import checkpoint, exchange, warm_start
+from diffusional.timesteps import LEARNING
+from diffusional.training import checkpoint, process_group, warm_start
 from diffusional.training.average import WeightAverage
+from diffusional.training.batches import BatchLoader
 from diffusional.training.build import build_dataset, build_model, build_sampler, prepare_networks
 from diffusional.training.config import Config, OptimizerConfig
 from diffusional.training.diagnosis import diagnose, diagnose_gradient, diagnose_weights
-from diffusional.training.feed import Feed
-from diffusional.training.journal import Journal
+from diffusional.training.metrics_logger import MetricsLogger
 from diffusional.training.objective import Objective, validate
 from diffusional.training.own import recorded
 from diffusional.training.run import CHECKPOINTS, CONFIG, PROFILE, WEIGHTS, begin, load
@@ -99,7 +99,7 @@ def train(
     """
     run = Path(run)
     console = console or Console(stderr=True)
-    accelerator = exchange.accelerator()
+    accelerator = process_group.accelerator()
     share = _share(config, accelerator)
     dataset = data or build_dataset(config.data)
     config = recorded(config, data)
@@ -107,9 +107,9 @@ def train(
     # Before the folder is created, so that an invalid config does not leave one behind.
     model = build_model(config, dataset.space, dataset.classes)
     config = warm_start.begun(config, model, run, resume)
-    exchange.refuse_sharding(accelerator, model)
+    process_group.refuse_sharding(accelerator, model)
     optimizer = _optimizer(model, config.optimizer)
-    others, main = exchange.Exchange(accelerator), accelerator.is_main_process
+    others, main = process_group.ProcessGroup(accelerator), accelerator.is_main_process
     with begin(run, config, dataset, resume, main), others.lost_one_named(run / CHECKPOINTS):
         if main:
             checkpoint.recover(run / CHECKPOINTS)
@@ -137,13 +137,13 @@ def train(
             levels = None if resume else _scaled_levels(dataset)
             if levels is not None:
                 warnings.warn(levels, stacklevel=2)
-        feed = Feed(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
-        feed.seek(progress.step, (progress.epoch, progress.of_epoch))
-        trainer = _Trainer(config, run, dataset, accelerator, others, objective, state, progress, feed, share)
+        batches = BatchLoader(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
+        batches.seek(progress.step, (progress.epoch, progress.of_epoch))
+        trainer = _Trainer(config, run, dataset, accelerator, others, objective, state, progress, batches, share)
         try:
             trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device, clock), clock)
         finally:
-            feed.close()
+            batches.close()
         accelerator.wait_for_everyone()
     return load(run)
 
@@ -167,11 +167,11 @@ class _Trainer:
     run: Path
     dataset: Dataset
     accelerator: Accelerator
-    others: exchange.Exchange
+    others: process_group.ProcessGroup
     objective: nn.Module
     state: checkpoint.State
     progress: checkpoint.Progress
-    feed: Feed
+    batches: BatchLoader
     share: slice
 
     def run_to_the_end(
@@ -187,27 +187,27 @@ class _Trainer:
             with clock.paused():
                 self._watched(watch)
         taken = agreed = 0
-        with Stopping() as stopping, Journal(self.run, config, progress, console, main, now) as journal:
+        with Stopping() as stopping, MetricsLogger(self.run, config, progress, console, main, now) as metrics_logger:
             if self._owed():
-                agreed = self._validate(unit, journal, clock, stopping, watch, stopwatch)
+                agreed = self._validate(unit, metrics_logger, clock, stopping, watch, stopwatch)
                 if self._finished() and not self._owed():
                     # No further step will save a checkpoint.
-                    journal.flush()
+                    metrics_logger.flush()
                     self._save()
             while not self._finished() and not agreed:
                 rate = learning_rate(config.optimizer, progress.step, config.steps)
                 loss, norm, agreed = self._step(rate, scale, stopwatch, stopping)
                 progress.step += 1
-                progress.epoch, progress.of_epoch = self.feed.place(progress.step)
+                progress.epoch, progress.of_epoch = self.batches.place(progress.step)
                 self._count_time(clock)
                 taken += 1
-                journal.step(loss, rate, norm, self._finished())
+                metrics_logger.step(loss, rate, norm, self._finished())
                 # After an interruption the validation is not run; it is run when the run is resumed.
                 if self._due() and not agreed:
-                    agreed = self._validate(unit, journal, clock, stopping, watch, stopwatch)
+                    agreed = self._validate(unit, metrics_logger, clock, stopping, watch, stopwatch)
                 if self._finished() or agreed or progress.step % config.checkpoint_every == 0:
                     with stopwatch("checkpoint"):
-                        journal.flush()
+                        metrics_logger.flush()
                         self._save()
         if stopwatch.on and main and taken:
             save_json(self.run / PROFILE, {"steps": taken, "seconds": stopwatch.seconds})
@@ -230,8 +230,8 @@ class _Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         with stopwatch("data"):
-            x, rows = self.feed(step)
-            condition = self.feed.condition(rows)
+            x, rows = self.batches(step)
+            condition = self.batches.condition(rows)
         with stopwatch("draws"):
             # Drawn for the whole batch, and equally on every process: each share is then part of one stratified sample.
             generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, "draws", step))
@@ -267,12 +267,12 @@ class _Trainer:
                 state.sampler.update(*self.others.visits(costs))
         return loss_of_all, norm, asked
 
-    def _draw(self, x: Tensor, generator: torch.Generator) -> Draws:
+    def _draw(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         model, n = self.state.model, self.config.batch
         assert isinstance(model, LatentVariableModel)
         return model.objective_draw(self.config.objective, x, self.state.sampler, generator, n)
 
-    def _skip_or_stop(self, loss: float, norm: float, costs: Costs, draws: Draws, rows: Tensor) -> None:
+    def _skip_or_stop(self, loss: float, norm: float, costs: Costs, draws: dict[str, Tensor], rows: Tensor) -> None:
         """Skip the step if `skip_nonfinite` allows it. Otherwise raise DiffusionalError with the values that are not finite."""
         progress, allowed = self.progress, self.config.skip_nonfinite
         if progress.skipped < allowed:
@@ -305,7 +305,7 @@ class _Trainer:
     def _validate(
         self,
         unit: float,
-        journal: Journal,
+        metrics_logger: MetricsLogger,
         clock: "_Clock",
         stopping: Stopping,
         watch: Watch | None,
@@ -323,7 +323,7 @@ class _Trainer:
             nonlocal agreed
             _, agreed = self.others.loss(0.0, stopping.asked)
             self._count_time(clock)
-            journal.validating(done, total)
+            metrics_logger.validating(done, total)
             late = config.max_seconds is not None and progress.seconds >= config.max_seconds
             return agreed > 0 or (late and progress.validated > 0)
 
@@ -340,7 +340,7 @@ class _Trainer:
                 if main:
                     save_tensors(self.run / WEIGHTS, best)
                     progress.best_sha256 = sha256(self.run / WEIGHTS)
-            journal.validation(bound / unit, progress.best / unit)
+            metrics_logger.validation(bound / unit, progress.best / unit)
         if watch is not None:
             with clock.paused():
                 self._watched(watch)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusional.conditions import Condition, moved, repeated
 from diffusional.data.dataset import Dataset
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
+from diffusional.evaluation import ranks
 from diffusional.ledger import Costs
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import batch_rows
@@ -69,9 +69,9 @@ def validate(
     size = max(1, batch_rows(model.space) // draws)
     blocks = -(-n // size)
     totals = torch.zeros(blocks, dtype=torch.float64)
-    mine = processes.share(blocks).tolist()
+    mine = ranks.share(blocks).tolist()
     # Sharded weights are gathered by all processes at once: a process without blocks computes its last one again.
-    rounds = -(-blocks // processes.count())
+    rounds = -(-blocks // ranks.world_size())
     with evaluation_mode(model), torch.inference_mode():
         for i in range(rounds):
             if stop is not None and stop(i, rounds):
@@ -89,7 +89,7 @@ def validate(
                 costs = objective(rows, random, None, condition)[1]
             if i < len(mine):
                 totals[block] = float(costs.total().mean()) * len(x)
-    bound = float(processes.collect(totals).sum()) / n
+    bound = float(ranks.collect(totals).sum()) / n
     if not math.isfinite(bound):
         raise DiffusionalError(
             f"the validation bound is {bound:g}: the averaged weights give an item of the validation split a cost that is not "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
+from diffusional.evaluation import ranks
 from diffusional.evaluation.plan import Plan, about, same_pilot
 from diffusional.evaluation.provenance import tensor_hash
 from diffusional.files import load_json
@@ -111,7 +111,7 @@ class KeptPlan:
             return None
         with nullcontext() if self.learning is None else self.learning(self.path):
             plan = self._learned(reference, condition, seed)
-        if self._replaceable and processes.is_main():
+        if self._replaceable and ranks.is_main():
             try:
                 plan.save(self.path)
             except DiffusionalError as error:
@@ -163,5 +163,5 @@ class KeptPlan:
 
 
 def _warn(text: str) -> None:
-    if processes.is_main():
+    if ranks.is_main():
         warnings.warn(text, stacklevel=4)

@@ -28,7 +28,7 @@ _LOG_EVERY = 10
 _SHOWN = 5
 
 
-class Journal:
+class MetricsLogger:
     """The metrics of a run at `progress`, written to its folder, and its progress, shown on a console.
 
     Only the process with `reports` set writes or shows anything. `clock` returns the current time in seconds.
@@ -73,7 +73,7 @@ class Journal:
         self.task = self.bar.add_task("", total=config.steps, completed=progress.step, rate="", bound="")
         self.files: dict[str, TextIO] = {}
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsLogger":
         for name in (METRICS, TIMING) if self.reports else ():
             _truncate(self.run / name, self.progress)
             try:

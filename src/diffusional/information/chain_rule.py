@@ -23,7 +23,7 @@ from diffusional import exact
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion, transition_of
 from diffusional.gaussian import Gaussian
-from diffusional.information.draws import Draws, exactly
+from diffusional.information.estimates import Estimates, exactly
 from diffusional.information.finite import check_samples
 
 # Number of values of one (paths × points × dimensions) block.
@@ -31,7 +31,7 @@ _CHUNK = 8_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class ChainRule:
     """Mutual informations of x and the latents of a chain, in nats, with errors, all from the same draws.
 
     Attributes:
@@ -42,19 +42,19 @@ class Chain:
         path: I(x; z_{1:T}).
     """
 
-    marginal: Draws
-    backward: Draws
-    forward: Draws
-    history: Draws
-    path: Draws
+    marginal: Estimates
+    backward: Estimates
+    forward: Estimates
+    history: Estimates
+    path: Estimates
 
 
-def chain(
+def chain_rule(
     data: Tensor | exact.World,
     process: GaussianDiffusion,
     samples: int = 2000,
     generator: torch.Generator | None = None,
-) -> Chain:
+) -> ChainRule:
     """Return every information of MATH (11)–(14) for points (N, *shape), or for Gaussian data in closed form.
 
     It is for a few hundred points and short chains, since each path is evaluated under every point at every level, in float64. Raises
@@ -64,10 +64,10 @@ def chain(
     >>> world = exact.Gaussian(torch.zeros(1), torch.eye(1))
     >>> from diffusional import NonMarkovDiffusion
     >>> betas = schedule.from_betas([0.1, 0.2, 0.3])
-    >>> found = chain(world, GaussianDiffusion(betas))
+    >>> found = chain_rule(world, GaussianDiffusion(betas))
     >>> round(float(found.path.value), 4), bool(found.forward.value.abs().max() < 1e-12)           # I(x; z_1), MATH (12)
     (1.1513, True)
-    >>> bool(chain(world, NonMarkovDiffusion(betas, eta=0.5)).forward.value.min() > 0.01)           # MATH (14)
+    >>> bool(chain_rule(world, NonMarkovDiffusion(betas, eta=0.5)).forward.value.min() > 0.01)           # MATH (14)
     True
     """
     if process.steps is None:
@@ -83,7 +83,7 @@ def chain(
     rows = max(1, _CHUNK // world.points.numel())
     index = torch.multinomial(world.weights, samples, replacement=True, generator=generator)
     parts = [_paths(world, process, own, generator) for own in index.split(rows)]
-    return Chain(*(Draws(torch.cat([part[k] for part in parts])) for k in range(5)))
+    return ChainRule(*(Estimates(torch.cat([part[k] for part in parts])) for k in range(5)))
 
 
 def _paths(
@@ -128,7 +128,7 @@ def _forward(process: GaussianDiffusion, z: Tensor, t: int, x: Tensor) -> Gaussi
     return cast(Gaussian, transition_of(process, z, t, x))
 
 
-def _gaussian(world: exact.Gaussian, process: GaussianDiffusion) -> Chain:
+def _gaussian(world: exact.Gaussian, process: GaussianDiffusion) -> ChainRule:
     """Return the informations of Gaussian data, from log-determinants in every eigendirection: I(x; A) = ½ [ln det Cov A − ln det Cov(A|x)]."""
     zero, one = (torch.full((1, 1), v, dtype=torch.float64) for v in (0.0, 1.0))
     steps = process.schedule.grid().shape[0]
@@ -156,7 +156,7 @@ def _gaussian(world: exact.Gaussian, process: GaussianDiffusion) -> Chain:
         total[2, 1:] += pair - single[:-1]
         total[3, 1:] += history[1:] - history[:-1]
         total[4, 0] += whole
-    return Chain(
+    return ChainRule(
         exactly(total[0]), exactly(total[1, 1:]), exactly(total[2, 1:]), exactly(total[3, 1:]), exactly(total[4, :1])
     )
 

@@ -86,10 +86,10 @@ def agreed(values: Tensor) -> Tensor:
     return collect(values if is_main() else torch.zeros_like(values))
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes there are.
 
-    >>> count()
+    >>> world_size()
     1
     """
     return dist.get_world_size() if several() else 1

@@ -9,7 +9,7 @@ import torch
 from battery import BETAS, F64, close, float64, generator, plain_alpha, plain_posterior, plain_sigma
 from diffusional import DiffusionalError, exact, schedule
 from diffusional.forward import GaussianDiffusion, NonMarkovDiffusion
-from diffusional.information import Chain, Draws, chain
+from diffusional.information import ChainRule, Estimates, chain_rule
 
 SCHEDULE = schedule.from_betas(BETAS)
 GAMMA = SCHEDULE.grid().numpy()
@@ -46,7 +46,7 @@ def partial(cov: np.ndarray, t: int, seen: list[int]) -> float:
 
 @pytest.mark.parametrize("eta", [0.2, 0.5, 0.9, 1.0])
 def test_gaussian_chains_against_partial_correlations(eta: float) -> None:
-    found = chain(WORLD, NonMarkovDiffusion(SCHEDULE, eta))
+    found = chain_rule(WORLD, NonMarkovDiffusion(SCHEDULE, eta))
     covs = [covariance(eta, float(v)) for v in WORLD.eigenvalues[0]]
 
     def both(t: int, seen: list[int]) -> float:
@@ -64,7 +64,7 @@ def test_gaussian_chains_against_partial_correlations(eta: float) -> None:
 
 def test_the_markov_chain_in_closed_form() -> None:
     """(12): forward informations vanish; (11), (13): so both chains lead to I(x; z_1)."""
-    found = chain(WORLD, MARKOV)
+    found = chain_rule(WORLD, MARKOV)
     first = WORLD.information(float(GAMMA[0])).value
     assert float(found.forward.value.abs().max()) < 1e-12
     assert float(found.history.value.abs().max()) < 1e-12
@@ -76,7 +76,7 @@ def test_the_markov_chain_in_closed_form() -> None:
 
 @pytest.mark.parametrize("eta", [0.1, 0.5])
 def test_the_non_markov_chain_breaks_the_backward_rule_by_its_forward_informations(eta: float) -> None:
-    found = chain(WORLD, NonMarkovDiffusion(SCHEDULE, eta))
+    found = chain_rule(WORLD, NonMarkovDiffusion(SCHEDULE, eta))
     first = float(found.marginal.value[0])
     assert float(found.path.value) == pytest.approx(first + float(found.history.value.sum()), abs=1e-9)  # (11) survives
     missing = float(found.marginal.value[-1] + found.backward.value.sum()) - first
@@ -86,28 +86,28 @@ def test_the_non_markov_chain_breaks_the_backward_rule_by_its_forward_informatio
 
 
 def test_forward_informations_grow_as_the_square_of_one_minus_eta() -> None:
-    sums = [float(chain(WORLD, NonMarkovDiffusion(SCHEDULE, eta)).forward.value.sum()) for eta in (0.998, 0.999)]
+    sums = [float(chain_rule(WORLD, NonMarkovDiffusion(SCHEDULE, eta)).forward.value.sum()) for eta in (0.998, 0.999)]
     assert sums[0] / sums[1] == pytest.approx(4, rel=0.02)
 
 
 # Points.
 
 
-def whole(draws: Draws) -> tuple[float, float]:
+def whole(draws: Estimates) -> tuple[float, float]:
     return draws.sum().only(0)
 
 
 @pytest.fixture(scope="module")
-def markov() -> Chain:
-    return chain(POINTS, MARKOV, samples=20_000, generator=generator(0))
+def markov() -> ChainRule:
+    return chain_rule(POINTS, MARKOV, samples=20_000, generator=generator(0))
 
 
 @pytest.fixture(scope="module")
-def ddim() -> Chain:
-    return chain(POINTS, NonMarkovDiffusion(SCHEDULE, 0.5), samples=20_000, generator=generator(1))
+def ddim() -> ChainRule:
+    return chain_rule(POINTS, NonMarkovDiffusion(SCHEDULE, 0.5), samples=20_000, generator=generator(1))
 
 
-def test_points_under_the_markov_chain(markov: Chain) -> None:
+def test_points_under_the_markov_chain(markov: ChainRule) -> None:
     world = exact.Finite(POINTS)._as_mixture()
     first = world.information(float(GAMMA[0])).value
     for part in (markov.forward, markov.history):  # (12), draw by draw
@@ -116,16 +116,16 @@ def test_points_under_the_markov_chain(markov: Chain) -> None:
     assert bool(((markov.marginal.value - exact_marginal).abs() < 4 * markov.marginal.error).all())
     for value, error in (
         markov.path.only(0),
-        whole(Draws(torch.cat([markov.marginal.values[:, -1:], markov.backward.values], 1))),
+        whole(Estimates(torch.cat([markov.marginal.values[:, -1:], markov.backward.values], 1))),
     ):
         assert abs(value - first) < 4 * error
         assert error < 0.0025 * first
 
 
-def test_points_under_the_non_markov_chain(ddim: Chain) -> None:
+def test_points_under_the_non_markov_chain(ddim: ChainRule) -> None:
     world = exact.Finite(POINTS)._as_mixture()
     first = world.information(float(GAMMA[0])).value
-    missing, error = whole(Draws(torch.cat([ddim.marginal.values[:, -1:], ddim.backward.values], 1)))
+    missing, error = whole(Estimates(torch.cat([ddim.marginal.values[:, -1:], ddim.backward.values], 1)))
     value, own = whole(ddim.forward)
     assert abs(missing - first - value) < 4 * math.hypot(error, own)
     assert value > 20 * own
@@ -150,10 +150,10 @@ def test_a_pair_of_latents_against_quadrature() -> None:
         densities.append(np.exp(exponent) / (2 * math.pi * s[0] * s[1] * math.sqrt(1 - rho**2)))
     mean = sum(densities) / 3
     want = sum((q * np.log(np.maximum(q, 1e-300) / np.maximum(mean, 1e-300))).sum() * step**2 / 3 for q in densities)
-    found = chain(torch.from_numpy(points[:, None]), process, samples=140_000, generator=generator(2))
+    found = chain_rule(torch.from_numpy(points[:, None]), process, samples=140_000, generator=generator(2))
     for value, error in (
         found.path.only(0),
-        whole(Draws(torch.cat([found.marginal.values[:, :1], found.forward.values], 1))),
+        whole(Estimates(torch.cat([found.marginal.values[:, :1], found.forward.values], 1))),
     ):
         assert abs(value - want) < 4 * error
         assert error < 0.0025 * want
@@ -164,26 +164,29 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from diffusional.information import chain as function
 
-    module = sys.modules["diffusional.information.chain"]
+    module = sys.modules["diffusional.information.chain_rule"]
     whole_ = function(POINTS[:, :1], MARKOV, samples=64, generator=generator(3))
     monkeypatch.setattr(module, "_CHUNK", 96)
     parts = function(POINTS[:, :1], MARKOV, samples=64, generator=generator(3))
     assert parts.path.values.shape == whole_.path.values.shape == (64, 1)
     assert bool(torch.isfinite(parts.path.values).all())
-    images = chain(POINTS.reshape(4, 1, 2, 1), MARKOV, samples=8, generator=generator(4))
-    flat = chain(POINTS, MARKOV, samples=8, generator=generator(4))
+    images = chain_rule(POINTS.reshape(4, 1, 2, 1), MARKOV, samples=8, generator=generator(4))
+    flat = chain_rule(POINTS, MARKOV, samples=8, generator=generator(4))
     close(images.marginal.values, flat.marginal.values)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: chain(POINTS, GaussianDiffusion(schedule.log_snr_linear())), "regrid"),
-        (lambda: chain(POINTS, MARKOV, samples=1), "at least 2"),
-        (lambda: chain(POINTS * torch.nan, MARKOV), "not finite"),
-        (lambda: chain(POINTS.index_fill(0, torch.tensor([2]), math.inf), MARKOV), "not finite"),
-        (lambda: chain(POINTS[:0], MARKOV), "N ≥ 1"),
-        (lambda: chain(exact.Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1)), MARKOV), "got Mixture"),
+        (lambda: chain_rule(POINTS, GaussianDiffusion(schedule.log_snr_linear())), "regrid"),
+        (lambda: chain_rule(POINTS, MARKOV, samples=1), "at least 2"),
+        (lambda: chain_rule(POINTS * torch.nan, MARKOV), "not finite"),
+        (lambda: chain_rule(POINTS.index_fill(0, torch.tensor([2]), math.inf), MARKOV), "not finite"),
+        (lambda: chain_rule(POINTS[:0], MARKOV), "N ≥ 1"),
+        (
+            lambda: chain_rule(exact.Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1)), MARKOV),
+            "got Mixture",
+        ),
     ],
 )
 def test_refused(call, message: str) -> None:
@@ -192,6 +195,6 @@ def test_refused(call, message: str) -> None:
 
 
 def test_draws() -> None:
-    one = Draws(torch.tensor([[2.0, 1.0]], dtype=F64))
+    one = Estimates(torch.tensor([[2.0, 1.0]], dtype=F64))
     assert one.error.tolist() == [0.0, 0.0]
     assert one.steps().only(0) == (1.0, 0.0)

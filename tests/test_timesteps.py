@@ -9,12 +9,12 @@ from scipy import stats
 
 from battery import F64, close, float64, generator
 from diffusional.errors import DiffusionalError
-from diffusional.levels import (
+from diffusional.timesteps import (
     LEARNING,
     Adaptive,
-    LevelSampler,
     SecondMoment,
     Stratified,
+    TimestepSampler,
     Uniform,
     _cumulative,
     position,
@@ -33,7 +33,7 @@ def _masses(floor: float = 0.05) -> np.ndarray:
     return (1 - floor) * COSTS.numpy() / COSTS.numpy().sum() + floor / 5
 
 
-SAMPLERS: dict[str, tuple[Callable[[], LevelSampler], np.ndarray]] = {
+SAMPLERS: dict[str, tuple[Callable[[], TimestepSampler], np.ndarray]] = {
     "uniform": (Uniform, np.ones(1)),
     "stratified": (Stratified, np.ones(1)),
     "adaptive, cold": (lambda: Adaptive(cells=5), np.ones(1)),
@@ -116,7 +116,7 @@ def test_stratification_visits_every_level_once() -> None:
 
 
 @pytest.mark.parametrize("sampler", [Stratified(), _adaptive()])
-def test_an_item_sees_all_levels_under_stratification(sampler: LevelSampler) -> None:
+def test_an_item_sees_all_levels_under_stratification(sampler: TimestepSampler) -> None:
     """Each batch is stratified, yet any one item's level follows π: chi-square over many calls, for items 0 and 4."""
     rng, levels = generator(2), 5
     seen = torch.stack([sampler.sample(8, levels, rng).level[[0, 4]] for _ in range(1500)])
@@ -127,7 +127,7 @@ def test_an_item_sees_all_levels_under_stratification(sampler: LevelSampler) -> 
 
 
 def test_stratification_and_importance_lower_the_variance() -> None:
-    def variance(sampler: LevelSampler) -> float:
+    def variance(sampler: TimestepSampler) -> float:
         rng = generator(4)
         means = []
         for _ in range(400):
@@ -234,8 +234,8 @@ def test_refused(wrong: dict) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(ValueError, match=f"got .*{name}={value}"):
         Adaptive(**wrong)
-    assert isinstance(Adaptive(), LevelSampler)
-    assert isinstance(Uniform(), LevelSampler)
+    assert isinstance(Adaptive(), TimestepSampler)
+    assert isinstance(Uniform(), TimestepSampler)
 
 
 # Improved DDPM's resampler.
@@ -331,7 +331,7 @@ def test_second_moment_state_round_trip() -> None:
     assert not state["costs"].equal(sampler.costs)
     assert not state["seen"].equal(sampler.seen)
     assert isinstance(sampler, LEARNING)
-    assert isinstance(sampler, LevelSampler)
+    assert isinstance(sampler, TimestepSampler)
 
 
 def test_second_moment_takes_costs_with_a_graph() -> None:

@@ -53,7 +53,7 @@ def refuse_sharding(accelerator: Accelerator, model: nn.Module) -> None:
         )
 
 
-class Exchange:
+class ProcessGroup:
     """Communication between the processes of an accelerator. With one process, values are returned unchanged."""
 
     def __init__(self, accelerator: Accelerator) -> None:

@@ -1,4 +1,4 @@
-"""Draws: an item's visits are its own, and the errors of their mean are its spread over seeds."""
+"""VisitRecords: an item's visits are its own, and the errors of their mean are its spread over seeds."""
 
 import copy
 import math
@@ -14,11 +14,11 @@ import diffusional as df
 from battery import close, generator, plain_alpha, plain_sigma, randn
 from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import draws, visits
-from diffusional.evaluation.draws import Draws
+from diffusional.evaluation import visit_records, visits
 from diffusional.evaluation.noise import item_keys, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.strata import Strata
+from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.files import load_tensors, save_tensors
 
 LOW, HIGH = -5.0, 5.0
@@ -64,13 +64,13 @@ def reals(n: int) -> Tensor:
 
 def drawn(
     model: df.DiffusionModel, plan: Plan, x: Tensor, each: int = 5, seed: int = 3, condition: Tensor | None = None
-) -> Draws:
-    out = Draws(model, plan, x, seed, condition)
+) -> VisitRecords:
+    out = VisitRecords(model, plan, x, seed, condition)
     out.extend(torch.arange(len(x)), torch.full((len(x),), each))
     return out
 
 
-def same(a: Draws, b: Draws, items: list[int] | None = None) -> None:
+def same(a: VisitRecords, b: VisitRecords, items: list[int] | None = None) -> None:
     """The records of b's items are those of a's."""
     at = torch.arange(len(b.data)) if items is None else torch.tensor(items)
     assert torch.equal(a._cell[at], b._cell)
@@ -104,14 +104,14 @@ def test_a_visit_depends_on_its_item_alone(steps: int | None, decoder: Any, monk
     # In another type.
     same(whole, drawn(model, fitted, x.double()))
     # In steps, in any order, each item as often as it pleases.
-    slow = Draws(model, fitted, x, 3)
+    slow = VisitRecords(model, fitted, x, 3)
     slow.extend(torch.tensor([7, 1]), torch.tensor([4, 1]))
     slow.extend(torch.arange(9).flip(0), torch.full((9,), 2))
     assert slow.count.tolist() == [2, 2, 2, 2, 2, 2, 2, 4, 2]
     slow.extend(torch.arange(9), torch.full((9,), 5))
     same(whole, slow)
     # In other blocks and other network calls.
-    monkeypatch.setattr(draws, "_NOISE", 60)
+    monkeypatch.setattr(visit_records, "_NOISE", 60)
     monkeypatch.setattr(visits, "_ROWS", 3)
     model.denoiser.module.rows.clear()
     same(whole, drawn(model, fitted, x))
@@ -158,8 +158,8 @@ def test_a_visit_is_what_the_key_says(decoder: Any) -> None:
 
 def test_progress_is_told_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     model, told = discrete(), []
-    monkeypatch.setattr(draws, "_NOISE", 80)  # ten visits of four positions, and twice that
-    some = Draws(model, Plan.uniform(model), images())
+    monkeypatch.setattr(visit_records, "_NOISE", 80)  # ten visits of four positions, and twice that
+    some = VisitRecords(model, Plan.uniform(model), images())
     some.extend(torch.arange(9), torch.full((9,), 5), told.append)
     assert told == [10, 20, 30, 40, 45]
     some.extend(torch.arange(9), torch.full((9,), 3), told.append)
@@ -170,7 +170,7 @@ def test_progress_is_told_block_by_block(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_mean_of_what_is_filled() -> None:
-    some = Draws(gaussian(), Plan.uniform(gaussian()), reals(3))
+    some = VisitRecords(gaussian(), Plan.uniform(gaussian()), reals(3))
     values = randn(3, 4)
     filled = torch.tensor([[True] * 4, [True, True, False, False], [True, False, False, False]])
     mean, variance = some.spread(values, filled)
@@ -183,7 +183,7 @@ def test_the_mean_of_what_is_filled() -> None:
 @pytest.mark.parametrize("n", [7, 4])
 def test_the_survey_is_two_stage_sampling(n: int) -> None:
     """Cochran (1977), §10.3, written out: n of N items, each with a variance of its own."""
-    some = Draws(gaussian(), Plan.uniform(gaussian()), reals(7))
+    some = VisitRecords(gaussian(), Plan.uniform(gaussian()), reals(7))
     some.strata = Strata(torch.zeros(7, dtype=torch.long), some.order)  # one stratum
     some.count[torch.tensor([0, 2, 3, 6, 1, 4, 5])[:n]] = 2
     base, mean, variance = randn(7), randn(n, seed=1), randn(n, seed=2).square()
@@ -209,7 +209,7 @@ def test_the_survey_is_two_stage_sampling(n: int) -> None:
 
 def test_the_order_is_a_random_one() -> None:
     model, x = gaussian(), reals(200)
-    orders = [Draws(model, Plan.uniform(model), x, seed).order for seed in (0, 0, 1)]
+    orders = [VisitRecords(model, Plan.uniform(model), x, seed).order for seed in (0, 0, 1)]
     assert torch.equal(orders[0], orders[1])
     assert orders[0].sort().values.tolist() == list(range(200))
     for a, b in ((orders[0], torch.arange(200)), (orders[0], orders[2])):
@@ -217,7 +217,7 @@ def test_the_order_is_a_random_one() -> None:
         assert abs(float(torch.corrcoef(torch.stack([a, b]).double())[0, 1])) < 4 / 199**0.5
 
 
-def part(some: Draws, rows: Tensor) -> Draws:
+def part(some: VisitRecords, rows: Tensor) -> VisitRecords:
     """The draws of some items, as those of a data set of their own."""
     out = copy.copy(some)
     for name in ("data", "base", "prior", "count", "_cell"):
@@ -234,7 +234,7 @@ def test_the_error_is_the_spread_over_seeds(n: int, each: int, fit: bool) -> Non
     model, x, copies = gaussian(), reals(20), 500
     x[::4] *= 4
     own = Plan.fit(model, reals(200) + 0.5, 300, cells=4) if fit else Plan.uniform(model, 4)
-    every = Draws(model, own, x.repeat(copies, 1), seed=1)
+    every = VisitRecords(model, own, x.repeat(copies, 1), seed=1)
     rank = every.order.argsort().view(copies, 20)
     chosen = (rank.argsort(1)[:, :n] + 20 * torch.arange(copies)[:, None]).flatten()
     every.extend(chosen, torch.full_like(chosen, each))
@@ -287,10 +287,10 @@ def test_what_is_known_holds_the_prior_and_the_units() -> None:
     assert other.nelbo().value - one.nelbo().value == pytest.approx(math.log(10_000), abs=1e-9)
 
 
-def recorded(values: Tensor, counts: list[int] | None = None) -> Draws:
+def recorded(values: Tensor, counts: list[int] | None = None) -> VisitRecords:
     """Draws that came out as these."""
     n, width = values.shape
-    some = Draws(gaussian(), Plan.uniform(gaussian()), reals(n))
+    some = VisitRecords(gaussian(), Plan.uniform(gaussian()), reals(n))
     some.count = torch.tensor(counts or [width] * n)
     filled = torch.arange(width) < some.count[:, None]
     some._costs = {"kl": 0.25 * values * filled, "reconstruction": 0.75 * values * filled}
@@ -349,8 +349,8 @@ def test_a_cost_that_is_not_finite_raises_and_names_the_item(
     condition = torch.zeros(9, 1)
     condition[[4, 7]] = 1
     if width is not None:
-        monkeypatch.setattr(draws, "_NOISE", 8 * width)
-    some = Draws(model, Plan.uniform(model, 4), x, condition=condition)
+        monkeypatch.setattr(visit_records, "_NOISE", 8 * width)
+    some = VisitRecords(model, Plan.uniform(model, 4), x, condition=condition)
     with pytest.raises(
         DiffusionalError, match=r"item 4 has a cost that is not finite: kl = .*nan.* nothing was left out"
     ):
@@ -369,11 +369,11 @@ def test_a_cost_that_is_not_finite_raises_and_names_the_item(
 def test_the_records_come_back(tmp_path: Path) -> None:
     model, x = discrete(), images()
     own = Plan.fit(model, images(60), 300, cells=6)
-    some = Draws(model, own, x, 3)
+    some = VisitRecords(model, own, x, 3)
     some.extend(torch.tensor([7, 1]), torch.tensor([4, 2]))
     some.goal[3] = 5
     some.save(tmp_path / "records.safetensors", "mine")
-    again = Draws(model, own, x, 3)
+    again = VisitRecords(model, own, x, 3)
     again.restore(tmp_path / "records.safetensors", "mine")
     assert torch.equal(again.count, some.count)
     assert torch.equal(again.goal, some.goal)
@@ -389,7 +389,7 @@ def test_foreign_records_are_refused(tmp_path: Path) -> None:
     model, path = discrete(), tmp_path / "records.safetensors"
     some = drawn(model, Plan.uniform(model), images())
     some.save(path, "mine")
-    fresh = Draws(model, Plan.uniform(model), images())
+    fresh = VisitRecords(model, Plan.uniform(model), images())
     with pytest.raises(DiffusionalError, match="holds the draws of another evaluation"):
         fresh.restore(path, "other")
     tensors = load_tensors(path)
@@ -403,4 +403,4 @@ def test_foreign_records_are_refused(tmp_path: Path) -> None:
 
 def test_draws_want_a_plan_of_their_model() -> None:
     with pytest.raises(DiffusionalError, match="the plan was learned for"):
-        Draws(discrete(31), Plan.uniform(discrete(30)), images())
+        VisitRecords(discrete(31), Plan.uniform(discrete(30)), images())

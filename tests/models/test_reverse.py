@@ -21,8 +21,8 @@ from battery import (
 from diffusional import schedule
 from diffusional.errors import DiffusionalError
 from diffusional.forward import posterior_at
-from diffusional.models.backward import VARIANCES, check_variance, kl, kl_density, log_ratio, prior_kl, step
 from diffusional.models.parameterization import Prediction
+from diffusional.models.reverse import VARIANCES, check_variance, kl, kl_density, log_ratio, prior_kl, step
 
 GAMMA_S, GAMMA_T = float64([-3.0, -1.0, 0.2, 1.0]), float64([-2.5, 0.7, 0.4, 3.0])
 X, NOISE, SAID = (randn(4, 2, 3, seed=i) for i in range(3))

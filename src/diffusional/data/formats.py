@@ -25,20 +25,20 @@ def given_name(path: Path) -> str:
     return path.name if path.name not in ("", "..") else path.resolve().name
 
 
-def kind_of(path: Path) -> str:
+def format_of(path: Path) -> str:
     """Return "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
 
     A folder of images may hold tables beside them, such as labels. Raises DiffusionalError for anything else, for
     special files such as named pipes and devices, and for a folder that cannot be listed.
 
-    >>> kind_of(Path("/no/such.npy"))
+    >>> format_of(Path("/no/such.npy"))
     Traceback (most recent call last):
         ...
     diffusional.errors.DiffusionalError: /no/such.npy does not exist; expected "digits", an array in .npy ...
     """
     name = path.name.lower()
     if os.path.isdir(path):
-        return _kind_of_folder(path)
+        return _format_of_folder(path)
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -55,7 +55,7 @@ def kind_of(path: Path) -> str:
     raise DiffusionalError(f"{path} is of an unknown kind; expected {ACCEPTED}")
 
 
-def _kind_of_folder(folder: Path) -> str:
+def _format_of_folder(folder: Path) -> str:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:

@@ -13,7 +13,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.training.seeds import seed_of
 
 
-class Feed:
+class BatchLoader:
     """The batches of training: epochs follow each other, each a permutation of the train split drawn from (seed, epoch).
 
     Step s has the items from s · batch on, and each process has its share of them.
@@ -21,8 +21,8 @@ class Feed:
     Data that are not in memory, or are moved to a GPU, are loaded one step ahead in a thread. A streamed data set has its own order.
 
     >>> from diffusional.data import load
-    >>> feed = Feed(load("digits"), seed=0, batch=128, share=slice(0, 64))
-    >>> x, rows = feed(step=0)
+    >>> batches = BatchLoader(load("digits"), seed=0, batch=128, share=slice(0, 64))
+    >>> x, rows = batches(step=0)
     >>> x.shape, rows.shape
     (torch.Size([64, 1, 8, 8]), torch.Size([64]))
     """

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from diffusional.errors import DiffusionalError
-from diffusional.training import checkpoint, journal
+from diffusional.training import checkpoint, metrics_logger
 from diffusional.training.config import Config
 
 GOOD = [json.dumps({"step": step, "loss": 1.0 / step}) for step in (10, 20, 30)]
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
 def resumed(run: Path, step: int = 30) -> list[str]:
     """The lines that a resume at a step leaves."""
     progress = checkpoint.Progress(step=step)
-    with journal.Journal(run, Config(), progress, Console(file=io.StringIO()), True):
+    with metrics_logger.MetricsLogger(run, Config(), progress, Console(file=io.StringIO()), True):
         pass
     return (run / "metrics.jsonl").read_text(errors="replace").splitlines()
 
@@ -73,7 +73,7 @@ def test_a_last_line_that_was_cut_off_is_taken_again(run: Path) -> None:
         file.write('{"step": 40, "lo')
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert journal.read(run) == [json.loads(line) for line in GOOD]
+        assert metrics_logger.read(run) == [json.loads(line) for line in GOOD]
         assert resumed(run) == GOOD
     assert not (run / "metrics.jsonl.damaged").exists()
 
@@ -85,14 +85,14 @@ def test_lines_after_the_checkpoint_are_taken_again(run: Path) -> None:
 def test_reading_leaves_damaged_lines_out_and_says_so(run: Path) -> None:
     (run / "metrics.jsonl").write_text(GOOD[0] + "\ngarbage\n" + GOOD[1] + "\n")
     with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 2"):
-        assert [line["step"] for line in journal.read(run)] == [10, 20]
+        assert [line["step"] for line in metrics_logger.read(run)] == [10, 20]
 
 
 def test_no_file_or_a_named_pipe_is_refused(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     with pytest.raises(DiffusionalError, match=r"metrics\.jsonl does not exist"):
-        journal.read(run)
+        metrics_logger.read(run)
     os.mkfifo(run / "metrics.jsonl")
-    for call in (journal.read, resumed):
+    for call in (metrics_logger.read, resumed):
         with pytest.raises(DiffusionalError, match="named pipe"):
             call(run)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, by_name, moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import processes
+from diffusional.evaluation import ranks
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
@@ -60,7 +60,7 @@ class Parts:
         return sum(others, first)
 
 
-class Draws:
+class VisitRecords:
     """The draws of a data set under a plan, which can be extended, saved and taken up again.
 
     Args:
@@ -89,10 +89,10 @@ class Draws:
         with torch.inference_mode():
             step = max(1, _NOISE // model.space.dimensions)
             # Agreed upon by all processes, since they decide which items are extreme.
-            self.base = processes.agreed(torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)]))
-            self.prior = processes.agreed(cost_of(model, "prior", model.prior(data.to(self.device)), n).cpu())
+            self.base = ranks.agreed(torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)]))
+            self.prior = ranks.agreed(cost_of(model, "prior", model.prior(data.to(self.device)), n).cpu())
             extra = model.extra(data.to(self.device))
-            self.extra = {name: processes.agreed(term.cpu()) for name, term in extra.items()}
+            self.extra = {name: ranks.agreed(term.cpu()) for name, term in extra.items()}
             looked = self._looked_at()
         self.seen = total_of(looked) if looked else None
         if self.seen is not None:
@@ -119,14 +119,14 @@ class Draws:
         out = {name: torch.zeros(n, dtype=torch.float64) for name in self.model.looked}
         if not out:
             return out
-        mine = processes.share(n)
+        mine = ranks.share(n)
         step = max(1, min(batch_rows(self.model.space), _NOISE // math.prod(self.model.visit_shape)))
         for rows in mine.split(step) if len(mine) else ():
             noise = normal([stream(self.keys[i], 0, b"look") for i in rows.tolist()], self.model.visit_shape)
             x, c = self.data[rows].to(device), moved(rows_of(self.condition, rows), device)
             for name, cost in self.model.look(x, noise.to(device, x.dtype), c).items():
                 out[name][rows] = cost.double().cpu()
-        return {name: processes.collect(values) for name, values in out.items()}
+        return {name: ranks.collect(values) for name, values in out.items()}
 
     @property
     def evaluations(self) -> int:
@@ -160,13 +160,13 @@ class Draws:
         """One evaluation for every (row, column); over the processes, each does its share and all get all."""
         found = {name: torch.zeros(len(row), dtype=torch.float64) for name in self._costs}
         cell = torch.zeros(len(row), dtype=torch.long)
-        mine = processes.share(len(row))
+        mine = ranks.share(len(row))
         if len(mine):
             costs, cell[mine] = self._evaluated(row[mine], column[mine])
             for name, values in costs.items():
                 found[name][mine] = values
-        found = {name: processes.collect(values) for name, values in found.items()}
-        cell = processes.collect(cell)
+        found = {name: ranks.collect(values) for name, values in found.items()}
+        cell = ranks.collect(cell)
         bad = ~torch.isfinite(torch.stack(list(found.values()))).all(0)
         if bool(bad.any()):
             at = int(bad.nonzero()[0])

@@ -25,7 +25,7 @@ from torch.nn.functional import logsigmoid
 from diffusional.forward import posterior_at
 from diffusional.gaussian import Gaussian, phi
 from diffusional.models.parameterization import Prediction
-from diffusional.shapes import Items, PerItem, align, sum_dims
+from diffusional.shapes import Batch, PerItem, align, sum_dims
 from diffusional.words import check_word
 
 Variance = Literal["posterior", "transition", "learned"]
@@ -64,7 +64,7 @@ def log_ratios(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, varianc
     return prediction.fraction.double() * align(log_ratio(gamma_s, gamma_t, "transition"), z)
 
 
-def kl_learned(squared_errors: Items, log_r: Items, gamma_s: Tensor, gamma_t: Tensor) -> PerItem:
+def kl_learned(squared_errors: Batch, log_r: Batch, gamma_s: Tensor, gamma_t: Tensor) -> PerItem:
     """KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from (ε − ε̂)² and ln r at every position (B, *dims): MATH (10).
 
     >>> g, one = torch.tensor([0.0, 0.1], dtype=torch.float64), torch.ones(1, 3)
@@ -80,7 +80,7 @@ def kl_density(squared_error: PerItem, dgamma: Tensor) -> PerItem:
     return 0.5 * dgamma.double() * squared_error.double()
 
 
-def prior_kl(x: Items, gamma_last: Tensor, variance: float = 1.0) -> PerItem:
+def prior_kl(x: Batch, gamma_last: Tensor, variance: float = 1.0) -> PerItem:
     """Return KL_T = KL[N(α_T x, σ_T² I) ‖ N(0, v I)] (B,) = ½ [α_T² ‖x‖²/v + D φ(ln σ_T²/v)], nats, float64; exact, no draw. v = `variance`,
     MATH (23).
 

@@ -20,7 +20,7 @@ from diffusional.errors import DiffusionalError
 
 
 @dataclass(frozen=True)
-class SampledLevels:
+class SampledTimesteps:
     """`level` (N,), int64 t in 1 … L or float64 u in [0, 1), and `weight` (N,) = 1/π, float64."""
 
     level: Tensor
@@ -28,10 +28,10 @@ class SampledLevels:
 
 
 @runtime_checkable
-class LevelSampler(Protocol):
+class TimestepSampler(Protocol):
     """A sampler draws levels with their weights, and may adapt to the costs observed at them."""
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         """Return n levels of `levels` = L = T − 1 (None: continuous time), with weights 1/π."""
         ...
 
@@ -69,11 +69,11 @@ class Uniform:
 
     stratified: bool = False
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         v = _variates(n, self.stratified, generator)
         if levels is None:
-            return SampledLevels(v, torch.ones_like(v))
-        return SampledLevels((v * levels).long() + 1, torch.full_like(v, levels))
+            return SampledTimesteps(v, torch.ones_like(v))
+        return SampledTimesteps((v * levels).long() + 1, torch.full_like(v, levels))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         """Do nothing: this sampler does not adapt."""
@@ -134,7 +134,7 @@ class Adaptive:
             return uniform
         return (1 - self.floor) * root / total + self.floor * uniform
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         cells = self.cells if levels is None else min(self.cells, levels)
         if len(self.second_moment) != cells:
             self._forget(cells)
@@ -145,11 +145,11 @@ class Adaptive:
         cell = (torch.searchsorted(edges, v, right=True) - 1).clamp(0, cells - 1)
         u = ((cell + (v - edges[cell]) / mass[cell]) / cells).clamp(0, 1 - 2**-53)
         if levels is None:
-            return SampledLevels(u, 1 / (mass[cell] * cells))
+            return SampledTimesteps(u, 1 / (mass[cell] * cells))
         level = (u * levels).long() + 1
         # In float64: an int64 tensor divided by an int is float32, which would bias π_t by 1e-3 at L = 10 000.
         end, start = level.double() / levels, (level.double() - 1) / levels
-        return SampledLevels(level, 1 / (_cumulative(edges, end) - _cumulative(edges, start)))
+        return SampledTimesteps(level, 1 / (_cumulative(edges, end) - _cumulative(edges, start)))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         """Fold costs (N,), nats per unit of u (KL_t · L in discrete time), at positions (N,) in [0, 1)."""
@@ -209,7 +209,7 @@ class SecondMoment:
         total = root.sum()
         return (1 - self.floor) * root / total + self.floor * uniform if total > 0 else uniform
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledLevels:
+    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         if levels is None:
             raise DiffusionalError(
                 "SecondMoment expects discrete time, got continuous time (levels=None), which has no levels to store costs for: use Adaptive"
@@ -221,7 +221,7 @@ class SecondMoment:
         mass = self.mass(levels).to(v.device)
         edges = mass.cumsum(0)
         level = torch.searchsorted(edges, v * edges[-1], right=True).clamp(max=levels - 1)
-        return SampledLevels(level + 1, 1 / mass[level])
+        return SampledTimesteps(level + 1, 1 / mass[level])
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         """Store costs (N,), in any one unit, at positions (N,) in [0, 1); a level's `history` drops its oldest costs."""
