@@ -864,7 +864,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     record = json.loads((out / "demo.json").read_text())
     assert json.loads((tmp_path / "a.json").read_text()) == record
     assert list(record["models"]) == ["diffusion", "vae", "hierarchical_vae"]
-    entries = {**record["models"], **record["yardsticks"]}
+    entries = {**record["models"], **record["baselines"]}
     for model in record["models"].values():
         assert [set(point) for point in model["information"]] == [{"step", "value", "error"}] * len(
             model["information"]
@@ -878,8 +878,8 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         assert (entry["items"], entry["dimensions"], entry["levels"]) == (447, 64, 17)
         assert set(entry["nelbo"]) == {"value", "error", "item_error", "unit"}
     # What the essay found for these yardsticks.
-    assert record["yardsticks"]["factorised categorical"]["nelbo"]["value"] == pytest.approx(2.40, abs=0.02)
-    assert record["yardsticks"]["mixture of 10 categoricals"]["nelbo"]["value"] == pytest.approx(2.28, abs=0.06)
+    assert record["baselines"]["factorised categorical"]["nelbo"]["value"] == pytest.approx(2.40, abs=0.02)
+    assert record["baselines"]["mixture of 10 categoricals"]["nelbo"]["value"] == pytest.approx(2.28, abs=0.06)
     for entry in entries.values():
         assert with_error(entry["nelbo"]["value"], entry["nelbo"]["error"])[0] in said
     assert "447 test images" in " ".join(said.split())

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 import diffusional as df
 from diffusional import exact, information, likelihood, networks, schedule, space
-from diffusional.evaluation.controls import KINDS
+from diffusional.evaluation.controls import restored
 from diffusional.models.denoiser import clipped
 
 DIGITS = space.Discrete((1, 8, 8), levels=17)
@@ -147,7 +147,7 @@ def _plan(numbers: dict[str, Any], model: Any) -> df.Plan:
         return torch.tensor(part["values"], dtype=getattr(torch, part["dtype"])).reshape(part["shape"])
 
     controls = tuple(
-        KINDS[name].from_state(model.space, {part: read(v) for part, v in state.items()})
+        restored(name, model, {part: read(v) for part, v in state.items()})
         for name, state in numbers["controls"].items()
     )
     tensors = {name: read(part) for name, part in numbers["tensors"].items()}
@@ -483,7 +483,7 @@ def informations(out: Record, chosen: Callable[[str], bool]) -> None:
     for name, data in worlds.items():
         for time_, noise in (("T=1000", schedule.linear(steps=1000)), ("continuous", schedule.log_snr_linear(-9, 9))):
             with out.part(f"information/curve/{name}, {time_}"):
-                found = information.curve(data, noise, levels=12, samples=300, generator=rng(1))
+                found = information.curve(data, noise, timesteps=12, samples=300, generator=rng(1))
                 out.put(f"information/curve/{name}, {time_}", found)
                 out.put(f"information/curve/{name}, {time_}/lost", [found.lost(s) for s in (0.1, 0.5, 0.9)])
                 out.put(f"information/curve/{name}, {time_}/wasted", found.wasted())

@@ -8,6 +8,8 @@ Names are imported on first use (PEP 562), so that `import diffusional` is fast 
 import importlib
 from typing import Any
 
+from diffusional import deprecation
+
 __version__ = "0.1.0"
 
 _MODULES = {
@@ -20,11 +22,11 @@ _MODULES = {
     "gaussian": "gaussian",
     "information": "information",
     "ledger": "ledger",
-    "levels": "levels",
     "likelihood": "models.likelihood",
     "networks": "networks",
     "schedule": "schedule",
     "space": "space",
+    "timesteps": "timesteps",
     "training": "training",
 }
 _NAMES = {
@@ -64,8 +66,15 @@ _NAMES = {
     "wrap": "interop.wrap",
 }
 
+_OLD = {"levels": "timesteps"}
+
+deprecation.install()
+
 
 def __getattr__(name: str) -> Any:
+    if name in _OLD:
+        deprecation.warn(f"diffusional.{name}", f"diffusional.{_OLD[name]}")
+        name = _OLD[name]
     if name in _MODULES:
         return importlib.import_module(f"diffusional.{_MODULES[name]}")
     if name in _NAMES:

@@ -6,10 +6,10 @@ from diffusional import exact as exact
 from diffusional import gaussian as gaussian
 from diffusional import information as information
 from diffusional import ledger as ledger
-from diffusional import levels as levels
 from diffusional import networks as networks
 from diffusional import schedule as schedule
 from diffusional import space as space
+from diffusional import timesteps as timesteps
 from diffusional import training as training
 from diffusional.bernoulli import Bits as Bits
 from diffusional.binomial import BinomialDiffusion as BinomialDiffusion

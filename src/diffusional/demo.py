@@ -78,9 +78,11 @@ def demo(config: Config, run: Path, console: Console) -> dict[str, Any]:
         name: dataclasses.replace(result, about={"information": traces[name], "seconds_of_training": took[name]})
         for name, result in results.items()
     }
+    fitted = {name: one.to_json() for name, one in rulers.items()}
     out = {
         "models": {name: result.to_json() for name, result in results.items()},
-        "yardsticks": {name: ruler.to_json() for name, ruler in rulers.items()},
+        "baselines": fitted,
+        "yardsticks": fitted,  # the name in earlier versions
         "run": str(run),
     }
     save_json(run / "demo.json", out)
@@ -117,7 +119,7 @@ def _trained(
         learned, chain = model.learned_posterior(), model.visited()
         if learned is None:
             assert chain is not None
-            found = curve(originals, chain.process.schedule, levels=2, samples=_SAMPLES, generator=generator)
+            found = curve(originals, chain.process.schedule, timesteps=2, samples=_SAMPLES, generator=generator)
             information = Estimate(float(found.information[0]), float(found.error[0]), 0.0, found.samples, 0)
         else:
             information = aggregated(learned, originals, _SAMPLES, generator).information
@@ -209,7 +211,7 @@ def baseline_evaluations(dataset: Dataset) -> dict[str, Evaluation]:
 
 @torch.no_grad()
 def pictures(model: DiffusionModel, x: Tensor, result: Evaluation, run: Path, shown: int = 5) -> None:
-    """Draw samples.png, forward.png, backward.png and levels.png for a model of the digits."""
+    """Draw samples.png, forward.png, reverse.png and levels.png for a model of the digits."""
     space = model.space
     assert isinstance(space, Discrete)
     schedule = model.process.schedule.regrid(_CHAIN)

@@ -16,7 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from diffusional.deprecation import renamed_arguments, renamed_names
 from diffusional.errors import DiffusionalError
+
+__getattr__ = renamed_names(__name__, {"LevelSampler": "TimestepSampler", "SampledLevels": "SampledTimesteps"})
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class SampledTimesteps:
 class TimestepSampler(Protocol):
     """A sampler draws levels with their weights, and may adapt to the costs observed at them."""
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
-        """Return n levels of `levels` = L = T − 1 (None: continuous time), with weights 1/π."""
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+        """Return n levels of `timesteps` = L = T − 1 (None: continuous time), with weights 1/π."""
         ...
 
     def update(self, position: Tensor, cost: Tensor) -> None:
@@ -50,13 +53,14 @@ def _variates(n: int, stratified: bool, generator: torch.Generator | None) -> Te
     return ((cell + v) / n).clamp(max=1 - 2**-53)
 
 
-def position(level: Tensor, levels: int | None) -> Tensor:
+@renamed_arguments(levels="timesteps")
+def position(level: Tensor, timesteps: int | None) -> Tensor:
     """Return the position of a level in [0, 1): u, or the middle of level t's cell.
 
     >>> position(torch.tensor([1, 4]), 4)
     tensor([0.1250, 0.8750], dtype=torch.float64)
     """
-    return level.double() if levels is None else (level.double() - 0.5) / levels
+    return level.double() if timesteps is None else (level.double() - 0.5) / timesteps
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,12 @@ class Uniform:
 
     stratified: bool = False
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+    @renamed_arguments(levels="timesteps")
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         v = _variates(n, self.stratified, generator)
-        if levels is None:
+        if timesteps is None:
             return SampledTimesteps(v, torch.ones_like(v))
-        return SampledTimesteps((v * levels).long() + 1, torch.full_like(v, levels))
+        return SampledTimesteps((v * timesteps).long() + 1, torch.full_like(v, timesteps))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         """Do nothing: this sampler does not adapt."""
@@ -134,8 +139,9 @@ class Adaptive:
             return uniform
         return (1 - self.floor) * root / total + self.floor * uniform
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
-        cells = self.cells if levels is None else min(self.cells, levels)
+    @renamed_arguments(levels="timesteps")
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+        cells = self.cells if timesteps is None else min(self.cells, timesteps)
         if len(self.second_moment) != cells:
             self._forget(cells)
         v = _variates(n, self.stratified, generator)
@@ -144,11 +150,11 @@ class Adaptive:
         edges = edges / edges[-1]
         cell = (torch.searchsorted(edges, v, right=True) - 1).clamp(0, cells - 1)
         u = ((cell + (v - edges[cell]) / mass[cell]) / cells).clamp(0, 1 - 2**-53)
-        if levels is None:
+        if timesteps is None:
             return SampledTimesteps(u, 1 / (mass[cell] * cells))
-        level = (u * levels).long() + 1
+        level = (u * timesteps).long() + 1
         # In float64: an int64 tensor divided by an int is float32, which would bias π_t by 1e-3 at L = 10 000.
-        end, start = level.double() / levels, (level.double() - 1) / levels
+        end, start = level.double() / timesteps, (level.double() - 1) / timesteps
         return SampledTimesteps(level, 1 / (_cumulative(edges, end) - _cumulative(edges, start)))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
@@ -200,27 +206,29 @@ class SecondMoment:
         self.costs = torch.zeros(0, history, dtype=torch.float64)
         self.seen = torch.zeros(0, dtype=torch.long)
 
-    def mass(self, levels: int) -> Tensor:
-        """Return π (levels,), adding up to one."""
-        uniform = torch.full((levels,), 1 / levels, dtype=torch.float64)
-        if len(self.seen) != levels or bool((self.seen < self.history).any()):
+    @renamed_arguments(levels="timesteps")
+    def mass(self, timesteps: int) -> Tensor:
+        """Return π (timesteps,), adding up to one."""
+        uniform = torch.full((timesteps,), 1 / timesteps, dtype=torch.float64)
+        if len(self.seen) != timesteps or bool((self.seen < self.history).any()):
             return uniform
         root = self.costs.square().mean(1).sqrt()
         total = root.sum()
         return (1 - self.floor) * root / total + self.floor * uniform if total > 0 else uniform
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
-        if levels is None:
+    @renamed_arguments(levels="timesteps")
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+        if timesteps is None:
             raise DiffusionalError(
-                "SecondMoment expects discrete time, got continuous time (levels=None), which has no levels to store costs for: use Adaptive"
+                "SecondMoment expects discrete time, got continuous time (timesteps=None), which has no levels to store costs for: use Adaptive"
             )
-        if len(self.seen) != levels:
-            self.costs = torch.zeros(levels, self.history, dtype=torch.float64)
-            self.seen = torch.zeros(levels, dtype=torch.long)
+        if len(self.seen) != timesteps:
+            self.costs = torch.zeros(timesteps, self.history, dtype=torch.float64)
+            self.seen = torch.zeros(timesteps, dtype=torch.long)
         v = _variates(n, False, generator)
-        mass = self.mass(levels).to(v.device)
+        mass = self.mass(timesteps).to(v.device)
         edges = mass.cumsum(0)
-        level = torch.searchsorted(edges, v * edges[-1], right=True).clamp(max=levels - 1)
+        level = torch.searchsorted(edges, v * edges[-1], right=True).clamp(max=timesteps - 1)
         return SampledTimesteps(level + 1, 1 / mass[level])
 
     def update(self, position: Tensor, cost: Tensor) -> None:

@@ -345,7 +345,7 @@ def test_later_formats_are_refused(number: int, result: Evaluation) -> None:
 
 def test_every_entry_is_needed(result: Evaluation) -> None:
     # These can be computed from others.
-    optional = {"format", "interval", "levels", "gamma_edges", "blocks"}
+    optional = {"format", "interval", "levels", "data_levels", "gamma_edges", "blocks"}
     for key in result.to_json().keys() - optional:
         record = result.to_json()
         del record[key]

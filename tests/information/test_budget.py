@@ -254,7 +254,7 @@ def test_json() -> None:
 
 def test_information_is_that_of_the_curve() -> None:
     found = budget(model(OTHER, plane()), GAUSSIAN, cells=8)
-    want = curve(GAUSSIAN, STEPS, levels=None)
+    want = curve(GAUSSIAN, STEPS, timesteps=None)
     close(float64([row.base.value for row in found.rows[1:9]]), want.increment, rtol=1e-9)
 
 

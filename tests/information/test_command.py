@@ -47,7 +47,7 @@ def test_the_digits_under_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (status, err) == (0, "")
     found = json.loads(record.read_text())
     images = data.load("digits").encode("train")
-    want = curve(images, schedule.linear(steps=1000), levels=5, samples=300, generator=generator(3))
+    want = curve(images, schedule.linear(steps=1000), timesteps=5, samples=300, generator=generator(3))
     assert found["information"] == want.information.tolist()
     assert found["level"] == [1, 251, 500, 750, 1000]
     assert (found["items"], found["distinct_items"], found["samples"]) == (1000, 1000, 300)
@@ -89,7 +89,7 @@ def test_other_schedules_and_files(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--timesteps", 1], "at least 2 levels"),
+        (["--timesteps", 1], "timesteps to be at least 2"),
         (["--samples", 1], "at least 2 draws"),
         (["--schedule", "cosine", "--beta-end", 0.1], "--beta-end cannot be combined with --schedule cosine"),
         (["--gamma-min", -3, "--gamma-max", 3], "--gamma-min, --gamma-max cannot be combined with --schedule linear"),

@@ -84,7 +84,7 @@ def test_the_first_latent_of_the_digits_tells_which_digit_it_is() -> None:
     """I(x; z_1) = ln N, MATH (16), for all 1,797 images; repeated ones know less."""
     dataset = data.load("digits")
     images = torch.cat([dataset.encode(split) for split in ("train", "validation", "test")])
-    found = curve(images, schedule.linear(steps=1000), levels=6, samples=100, generator=generator(0))
+    found = curve(images, schedule.linear(steps=1000), timesteps=6, samples=100, generator=generator(0))
     assert len(images) == 1797
     assert float(found.information[0]) == pytest.approx(math.log(1797), abs=1e-9)
     assert found.entropy.value == pytest.approx(math.log(1797), abs=1e-12)
@@ -92,7 +92,7 @@ def test_the_first_latent_of_the_digits_tells_which_digit_it_is() -> None:
     assert found.remaining.value == pytest.approx(0.0, abs=1e-9)
     assert bool((found.increment > -3 * found.increment_error - 1e-9).all())
     twice = torch.cat([images, images[:900]])
-    repeated = curve(twice, schedule.linear(steps=1000), levels=2, samples=100, generator=generator(0))
+    repeated = curve(twice, schedule.linear(steps=1000), timesteps=2, samples=100, generator=generator(0))
     shares = torch.cat([torch.full((900,), 2.0), torch.ones(897)]).double() / 2697
     want = -float((shares * shares.log()).sum())
     assert repeated.entropy.value == pytest.approx(want, rel=1e-12)
@@ -109,7 +109,7 @@ def test_points_against_quadrature(fine: schedule.Schedule) -> None:
     world = exact.Finite(LINE)
     mixture = world._as_mixture()
     for source in (LINE, world, LINE.float()):
-        found = curve(source, fine, levels=9, samples=80_000, generator=generator(1))
+        found = curve(source, fine, timesteps=9, samples=80_000, generator=generator(1))
         want = float64([mixture.information(g).value for g in found.gamma])
         assert bool(((found.information - want).abs() < 4 * found.error + 1e-6).all())
         assert float(found.error.max()) < 0.0025 * world.entropy()
@@ -120,7 +120,7 @@ def test_points_against_quadrature(fine: schedule.Schedule) -> None:
 
 def test_increments_close_the_chain_and_have_small_errors(fine: schedule.Schedule) -> None:
     """MATH (13): on shared rays the increments add up exactly, and a fine one is known far better than its ends."""
-    found = curve(LINE, fine, levels=None, samples=2000, generator=generator(2))
+    found = curve(LINE, fine, timesteps=None, samples=2000, generator=generator(2))
     assert len(found.increment) == 200
     assert float(found.increment.sum()) == pytest.approx(float(found.information[0] - found.information[-1]), abs=1e-12)
     assert float((found.increment_error / found.error[:-1]).median()) < 0.1
@@ -131,7 +131,7 @@ def test_increments_close_the_chain_and_have_small_errors(fine: schedule.Schedul
 
 def test_gaussians_and_small_mixtures_are_exact(fine: schedule.Schedule) -> None:
     variances = float64([0.5, 2.0, 1.0])
-    found = curve(exact.Gaussian(torch.zeros(3), torch.diag(variances)), fine, levels=5)
+    found = curve(exact.Gaussian(torch.zeros(3), torch.diag(variances)), fine, timesteps=5)
     snr = torch.exp(-found.gamma)
     close(found.information, 0.5 * torch.log1p(snr[:, None] * variances).sum(1), rtol=1e-12)
     entropy = 0.5 * float((2 * math.pi * math.e * variances).log().sum())
@@ -139,7 +139,7 @@ def test_gaussians_and_small_mixtures_are_exact(fine: schedule.Schedule) -> None
     assert found.remaining.value == pytest.approx(entropy - float(found.information[0]), rel=1e-12)
     assert (found.samples, float(found.error.max()), float(found.increment_error.max())) == (0, 0.0, 0.0)
     two = exact.Mixture(torch.ones(2), float64([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.1))
-    exactly = curve(two, fine, levels=3)
+    exactly = curve(two, fine, timesteps=3)
     close(exactly.information, [two.information(g).value for g in exactly.gamma], rtol=1e-12)
     assert exactly.samples == 0
 
@@ -150,7 +150,7 @@ def test_mixtures_in_more_dimensions_are_drawn(fine: schedule.Schedule) -> None:
     rest = exact.Gaussian(torch.zeros(2), torch.diag(float64([0.5, 2.0])))
     means = float64([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     both = exact.Mixture(torch.ones(2), means, torch.diag(float64([0.1, 0.5, 2.0])).expand(2, 3, 3))
-    found = curve(both, fine, levels=5, samples=20_000, generator=generator(3))
+    found = curve(both, fine, timesteps=5, samples=20_000, generator=generator(3))
     want = float64([line.information(g).value + rest.information(g).value for g in found.gamma])
     assert bool(((found.information - want).abs() < 4 * found.error).all())
     assert bool(((found.increment + want[1:] - want[:-1]).abs() < 4 * found.increment_error).all())
@@ -163,7 +163,7 @@ def test_mixtures_in_more_dimensions_are_drawn(fine: schedule.Schedule) -> None:
 
 def test_errors_are_the_spread_over_seeds() -> None:
     process = schedule.log_snr_linear(-2.0, 3.0, steps=11)
-    runs = [curve(LINE, process, levels=3, samples=50, generator=generator(seed)) for seed in range(250)]
+    runs = [curve(LINE, process, timesteps=3, samples=50, generator=generator(seed)) for seed in range(250)]
     for name in ("information", "increment"):
         spread = torch.stack([getattr(run, name) for run in runs]).std(0)
         error = torch.stack([getattr(run, "error" if name == "information" else "increment_error") for run in runs])
@@ -173,7 +173,7 @@ def test_errors_are_the_spread_over_seeds() -> None:
 
 def test_where_the_information_goes() -> None:
     process = schedule.log_snr_linear(-6.0, 6.0, steps=601)
-    found = curve(exact.Gaussian(torch.zeros(1), torch.eye(1)), process, levels=None)
+    found = curve(exact.Gaussian(torch.zeros(1), torch.eye(1)), process, timesteps=None)
 
     def information(gamma: float) -> float:
         return 0.5 * math.log1p(math.exp(-gamma))
@@ -186,13 +186,13 @@ def test_where_the_information_goes() -> None:
     assert clean == pytest.approx((gamma + 6) / 12, abs=1e-4)
     gamma = brentq(lambda g: information(g) - 0.01 * information(-6.0), -6, 6)
     assert noisy == pytest.approx((6 - gamma) / 12, abs=1e-4)
-    short = curve(exact.Gaussian(torch.zeros(1), torch.eye(1)), schedule.log_snr_linear(-6.0, 0.0), levels=50)
+    short = curve(exact.Gaussian(torch.zeros(1), torch.eye(1)), schedule.log_snr_linear(-6.0, 0.0), timesteps=50)
     assert short.lost(0.99) == 1.0  # z_T still knows more than a hundredth
     assert short.wasted()[1] == 0.0
 
 
 def test_continuous_time_and_json() -> None:
-    found = curve(LINE, schedule.log_snr_linear(-4.0, 4.0), levels=3, samples=100, generator=generator(0))
+    found = curve(LINE, schedule.log_snr_linear(-4.0, 4.0), timesteps=3, samples=100, generator=generator(0))
     assert found.level.tolist() == [0.0, 0.5, 1.0]
     assert found.gamma.tolist() == [-4.0, 0.0, 4.0]
     record = json.loads(json.dumps(found.to_json(), allow_nan=False))
@@ -201,7 +201,7 @@ def test_continuous_time_and_json() -> None:
     }  # fmt: skip
     np.testing.assert_allclose(record["increment"], found.increment)
     assert record["entropy"]["value"] == found.entropy.value
-    few = curve(LINE, schedule.linear(steps=3), levels=50, samples=10)
+    few = curve(LINE, schedule.linear(steps=3), timesteps=50, samples=10)
     assert few.level.tolist() == [1, 2, 3]
 
 
@@ -209,19 +209,19 @@ def test_little_information_in_much_noise_is_told(monkeypatch: pytest.MonkeyPatc
     """At SNR = e⁻⁷ I(x; z_T) = ½ SNR E‖x − E x‖² to a percent, with an error a tenth of what plain draws have."""
     x = randn(40, 6, seed=5)
     process = schedule.log_snr_linear(5.0, 7.0)
-    found = curve(x, process, levels=2, samples=4000, generator=generator(0))
+    found = curve(x, process, timesteps=2, samples=4000, generator=generator(0))
     small = 0.5 * math.exp(-7) * float((x - x.mean(0)).square().sum(1).mean())
     assert abs(float(found.information[1]) - small) < 4 * float(found.error[1]) + 0.01 * small
     assert float(found.error[1]) < 0.02 * small
     monkeypatch.setattr(sys.modules["diffusional.information.curve"], "_STEADY_FROM", 10**9)
-    plain = curve(x, process, levels=2, samples=4000, generator=generator(0))
+    plain = curve(x, process, timesteps=2, samples=4000, generator=generator(0))
     assert bool((found.error < 0.2 * plain.error).all())
 
 
 def test_next_to_no_information_is_told_too() -> None:
     """At SNR = e⁻¹⁹ float32 sums would drown it: 1e-8 nats beside 1."""
     x = data.load("digits").encode("train")[:300]
-    found = curve(x, schedule.log_snr_linear(17.0, 19.0), levels=3, samples=4000, generator=generator(0))
+    found = curve(x, schedule.log_snr_linear(17.0, 19.0), timesteps=3, samples=4000, generator=generator(0))
     squares = float((x.double() - x.double().mean(0)).flatten(1).square().sum(1).mean())
     want = 0.5 * torch.exp(-found.gamma) * squares
     assert bool(((found.information - want).abs() < 4 * found.error + 1e-3 * want).all())
@@ -248,7 +248,7 @@ def test_little_information_of_repeated_points_is_known_as_well_as_of_distinct_o
 
 def test_where_there_is_no_information_none_is_left_to_lose() -> None:
     """One point, however often, has I(x; z_t) = 0 at every level: all of it is gone at z_1, and the whole schedule is past it."""
-    found = curve(torch.ones(5, 2), schedule.linear(steps=10), levels=4, samples=40)
+    found = curve(torch.ones(5, 2), schedule.linear(steps=10), timesteps=4, samples=40)
     assert found.information.tolist() == [0.0] * 4
     assert [found.lost(share) for share in (0.01, 0.5, 0.99)] == [1.0] * 3
     assert found.wasted() == (0.0, 1.0)
@@ -261,7 +261,7 @@ def test_data_that_require_gradients_have_the_same_curve() -> None:
         warnings.simplefilter("error")
         for source, plain in ((tracked, LINE), (exact.Finite(tracked), exact.Finite(LINE))):
             found, want = (
-                curve(data, process, levels=4, samples=50, generator=generator(0)) for data in (source, plain)
+                curve(data, process, timesteps=4, samples=50, generator=generator(0)) for data in (source, plain)
             )
             assert found.information.equal(want.information)
             assert not found.information.requires_grad
@@ -282,8 +282,8 @@ def test_same_seed_same_curve_and_progress() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: curve(LINE, schedule.linear(), levels=1), "at least 2 levels"),
-        (lambda: curve(LINE, schedule.log_snr_linear(), levels=None), "continuous time"),
+        (lambda: curve(LINE, schedule.linear(), timesteps=1), "timesteps.* at least 2"),
+        (lambda: curve(LINE, schedule.log_snr_linear(), timesteps=None), "continuous time"),
         (lambda: curve(LINE, schedule.linear(), samples=1), "at least 2 draws"),
         (lambda: curve(LINE, schedule.linear(), samples=True), "at least 2 draws"),
         (lambda: curve(LINE[:0], schedule.linear()), "N ≥ 1"),

@@ -49,7 +49,7 @@ class Joint:
         return Joint(torch.stack([m, *mean[::-1]]), torch.stack([x, *factor[::-1]]))
 
     @staticmethod
-    def backward(
+    def reverse(
         gamma: Tensor,
         believed: exact.Gaussian,
         decoder_variance: float,

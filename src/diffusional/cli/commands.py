@@ -21,7 +21,7 @@ digits-hierarchical-vae: a VAE with two layers of latents.
 digits-diffusion-prior: the VAE with a diffusion model as the prior of its latent.
 essay, essay-tuned: a chain of five steps with free means and variances; the second has a better schedule.
 laptop: a model of MNIST, trained for ten minutes on two cores (give its folder as --data).
-levels: the same system in a size for a GPU, for your own images.
+images: the same system in a size for a GPU, for your own images.
 sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm: the systems of these papers, for CIFAR-10 (or binary data).
 """
 
@@ -60,7 +60,7 @@ class Train:
             "essay",
             "essay-tuned",
             "laptop",
-            "levels",
+            "images",
             "sohl-dickstein-2015",
             "sohl-dickstein-2015-binary",
             "ddpm",
@@ -200,7 +200,7 @@ class Information:
     split: Literal["train", "validation", "test", "all"] | None = None
     """The split to use. Defaults to train, or to test for a run."""
     timesteps: int = 50
-    """Number of levels t, evenly spaced from 1 to T; for two runs, number of cells of levels."""
+    """Number of timesteps t, evenly spaced from 1 to T; for two runs, number of cells of timesteps."""
     samples: int = 2000
     """Number of draws of an item and its noise; each is used at every level."""
     seed: int = 0

@@ -6,6 +6,7 @@ import functools
 import io
 import operator
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ def parse(args: Sequence[str]) -> Command:
         ...
     diffusional.errors.DiffusionalError: unknown command 'trian'; did you mean train? See diffusional --help
     """
-    args = _spelled_out(args)
+    args = _spelled_out(_renamed(args))
     command = _parsed(args, _default(args) if args[:1] == ["train"] else Config())
     check_seed(getattr(command, "seed", 0), "--seed")
     if not isinstance(command, Train):
@@ -53,6 +54,9 @@ def parse(args: Sequence[str]) -> Command:
 
 # Options of train that have a second, shorter name.
 _SHORT = {"--data": "--data.name", "--from": "--init-from"}
+# Old names of options and presets, which work for one more version, by command.
+_OLD = {("information", "--levels-shown"): "--timesteps"}
+_OLD_PRESETS = {"levels": "images"}
 
 
 def _spelled_out(args: Sequence[str]) -> list[str]:
@@ -68,6 +72,31 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
         name, equals, value = arg.partition("=")
         found.append(_SHORT.get(name, name) + equals + value)
     return found
+
+
+def _renamed(args: Sequence[str]) -> list[str]:
+    """Replace old names of options and presets by the new ones, with a FutureWarning for each.
+
+    >>> _renamed(["information", "digits", "--timesteps=7"])
+    ['information', 'digits', '--timesteps=7']
+    """
+    found: list[str] = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if (new := _OLD.get((args[0], name.replace("_", "-")))) is not None:
+            _warn(name, new)
+            name = new
+        preset = arg if found[-1:] == ["--preset"] else value if name == "--preset" else ""
+        if args[0] == "train" and preset in _OLD_PRESETS:
+            _warn(f"--preset {preset}", f"--preset {_OLD_PRESETS[preset]}")
+            name, value = (name, _OLD_PRESETS[preset]) if equals else (_OLD_PRESETS[preset], "")
+        found.append(name + equals + value)
+    return found
+
+
+def _warn(old: str, new: str) -> None:
+    message = f"{old} is now called {new}; the old name will be removed in the next version"
+    warnings.warn(message, FutureWarning, stacklevel=4)
 
 
 def _default(args: Sequence[str]) -> Config:

@@ -14,7 +14,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
     "essay": lambda: recipes.essay(),
     "essay-tuned": lambda: recipes.essay_tuned(),
     "laptop": lambda: recipes.laptop(),
-    "levels": lambda: recipes.images(),
+    "images": lambda: recipes.images(),
     "sohl-dickstein-2015": lambda: recipes.sohl_dickstein_2015(),
     "sohl-dickstein-2015-binary": lambda: recipes.sohl_dickstein_2015_binary(),
     "ddpm": lambda: recipes.ddpm(),
@@ -39,8 +39,8 @@ def named(args: Sequence[str]) -> Config:
 def typed(args: Sequence[str], option: str) -> str | None:
     """Return the value of the last `option` among the arguments; None if it was not typed.
 
-    >>> typed(["runs/a", "--preset=digits", "--preset", "levels"], "--preset")
-    'levels'
+    >>> typed(["runs/a", "--preset=digits", "--preset", "laptop"], "--preset")
+    'laptop'
     """
     chosen = None
     for here, after in zip(args, [*args[1:], None], strict=True):

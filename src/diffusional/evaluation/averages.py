@@ -135,7 +135,7 @@ class Averages:
             )
 
     def _terms(self, x: Tensor, noise: Tensor, condition: Condition | None) -> dict[str, Tensor]:
-        """The columns of the books: every cost, the layers' KLs, and the squares of all."""
+        """The columns of a ledger: every cost, the layers' KLs, and the squares of all."""
         ledger = self.model.terms(x, noise, condition)
         self.blocks = {name: kl.shape[1] for name, kl in ledger.blocks.items()}
         parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}

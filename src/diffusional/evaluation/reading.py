@@ -29,6 +29,7 @@ EVALUATION = frozenset(
         "items_visited",
         "dimensions",
         "levels",
+        "data_levels",
         "network_evaluations",
         "reached",
         "caveats",

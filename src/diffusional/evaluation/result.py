@@ -188,6 +188,7 @@ class Evaluation:
             "items_visited": self.items_visited,
             "dimensions": self.dimensions,
             "levels": self.provenance.get("levels"),
+            "data_levels": self.provenance.get("levels"),
             "network_evaluations": self.nelbo.network_evaluations,
             "reached": self.reached,
             "caveats": list(self.caveats),

@@ -1,12 +1,13 @@
 """Mutual information of data and latents, and the nat budget of the bound (MATH §3, §4).
 
 curve     I(x; z_t) along a schedule, before any training
-chain     the chain rules of a hierarchy, for Markov and non-Markov posteriors
+chain_rule  the chain rules of a hierarchy, for Markov and non-Markov posteriors
 bound     upper bounds on the information of real data, from the costs of a trained denoiser
 budget    the division of each cost of the bound into information and gap
 aggregated  I(x; z) and KL[q(z) ‖ p(z)] of a learned posterior, over the whole training set
 """
 
+from diffusional.deprecation import renamed_names
 from diffusional.information.aggregated import LatentInformation, aggregated
 from diffusional.information.bounds import InformationBound, bound
 from diffusional.information.budget import BudgetRow, NatBudget, Nats, budget
@@ -28,7 +29,9 @@ __all__ = [
     "aggregated",
     "bound",
     "budget",
-    "chain",
+    "chain_rule",
     "curve",
     "points_of",
 ]
+
+__getattr__ = renamed_names(__name__, {"Chain": "ChainRule", "Draws": "Estimates", "chain": "chain_rule"})

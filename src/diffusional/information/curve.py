@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusional.deprecation import renamed_arguments
 from diffusional.errors import DiffusionalError
 from diffusional.exact import Finite, Gaussian, Mixture, World
 from diffusional.forward import diffuse, marginal_at
@@ -62,7 +63,7 @@ class Curve:
 
         >>> from diffusional import schedule
         >>> world = Gaussian(torch.zeros(1), torch.eye(1))
-        >>> round(curve(world, schedule.log_snr_linear(-9.0, 9.0), levels=901).lost(0.5), 2)
+        >>> round(curve(world, schedule.log_snr_linear(-9.0, 9.0), timesteps=901).lost(0.5), 2)
         0.25
         """
         if not 0 < share < 1:
@@ -108,29 +109,30 @@ class Curve:
         }
 
 
+@renamed_arguments(levels="timesteps")
 def curve(
     data: Tensor | World,
     schedule: Schedule,
-    levels: int | None = 50,
+    timesteps: int | None = 50,
     samples: int = 2000,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Curve:
-    """Compute I(x; z_t) at `levels` levels of a schedule, evenly spaced in t from z_1 to z_T; None means all T.
+    """Compute I(x; z_t) at a number of `timesteps` of a schedule, evenly spaced in t from z_1 to z_T; None means all T.
 
     Args:
         data: encoded items (N, *shape), which means their empirical distribution, or an exact world. Gaussians are computed in closed
             form and mixtures by quadrature for D ≤ 2; for other data `samples` rays are drawn.
         progress: called with (rays done, number of rays).
 
-    Results are in nats. Raises DiffusionalError for fewer than 2 levels or samples, and for data without items or not finite.
+    Results are in nats. Raises DiffusionalError for fewer than 2 timesteps or samples, and for data without items or not finite.
 
     >>> from diffusional import schedule
-    >>> three = curve(torch.tensor([[-1.0], [0.0], [1.0]]), schedule.linear(steps=1000), levels=5, samples=100)
+    >>> three = curve(torch.tensor([[-1.0], [0.0], [1.0]]), schedule.linear(steps=1000), timesteps=5, samples=100)
     >>> three.level.tolist(), round(float(three.information[0]), 4)                 # ln 3
     ([1, 251, 500, 750, 1000], 1.0986)
     """
-    level, gamma = _levels(schedule, levels)
+    level, gamma = _timesteps(schedule, timesteps)
     information, surprise = informations(data, gamma, samples, generator, progress)
     steps = information.steps()
     n = 0 if len(information.values) == 1 else len(information.values)
@@ -152,17 +154,17 @@ def _estimate(draws: Estimates, n: int) -> Estimate:
     return Estimate(value, error, 0.0, n, 0)
 
 
-def _levels(schedule: Schedule, levels: int | None) -> tuple[Tensor, Tensor]:
-    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 2):
-        raise DiffusionalError(f"expected levels to be at least 2 levels, or None for all, got {levels!r}")
+def _timesteps(schedule: Schedule, timesteps: int | None) -> tuple[Tensor, Tensor]:
+    if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 2):
+        raise DiffusionalError(f"expected timesteps to be at least 2, or None for all, got {timesteps!r}")
     if schedule.steps is None:
-        if levels is None:
+        if timesteps is None:
             raise DiffusionalError(
-                "expected a number of levels in continuous time, which has no finite T, got levels=None"
+                "expected a number of timesteps in continuous time, which has no finite T, got timesteps=None"
             )
-        u = torch.linspace(0, 1, levels, dtype=torch.float64)
+        u = torch.linspace(0, 1, timesteps, dtype=torch.float64)
         return u, schedule.gamma(u).detach().cpu()
-    shown = torch.linspace(1, schedule.steps, min(levels or schedule.steps, schedule.steps), dtype=torch.float64)
+    shown = torch.linspace(1, schedule.steps, min(timesteps or schedule.steps, schedule.steps), dtype=torch.float64)
     t = shown.round().long()
     return t, schedule.grid().detach().cpu()[t - 1]
 

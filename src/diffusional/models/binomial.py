@@ -29,6 +29,7 @@ from torch import Tensor
 from diffusional.bernoulli import Bits
 from diffusional.binomial import BinomialDiffusion, seen_through
 from diffusional.conditions import Condition
+from diffusional.deprecation import RenamedAttribute
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs
 from diffusional.models.calls import call
@@ -96,6 +97,8 @@ class BinomialDiffusionModel(Chain):
         return Bits(torch.log(one / other))
 
     # The model's own distributions, MATH (2).
+
+    backward = RenamedAttribute("reverse")
 
     def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Bits:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""

@@ -25,6 +25,7 @@ from diffusional.conditions import (
     rows_of,
     takes_condition,
 )
+from diffusional.deprecation import RenamedAttribute
 from diffusional.errors import DiffusionalError
 from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
@@ -229,6 +230,8 @@ class Chain(LatentVariableModel):
     def timesteps(self) -> int | None:
         """L = T − 1, the number of KL_t with t < T; None in continuous time."""
         return None if self.steps is None else self.steps - 1
+
+    levels = RenamedAttribute("timesteps")
 
     def noise_levels(self) -> Tensor:
         """Return (T,) numbers that identify the chain's levels, 65 in continuous time: a plan checks by them that it fits a model. They are

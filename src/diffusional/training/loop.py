@@ -46,7 +46,6 @@ from diffusional.training.stopwatch import Stopwatch
 # Items of a stream that are examined before training.
 _HEAD = 256
 
-Draws = dict[str, Tensor]
 Watch = Callable[[int, LatentVariableModel], None]
 
 

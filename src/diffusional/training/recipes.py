@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from diffusional.deprecation import renamed_names
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.historic import ddpm, iddpm, sohl_dickstein_2015, sohl_dickstein_2015_binary, vdm
 
@@ -14,12 +15,14 @@ __all__ = [
     "essay",
     "essay_tuned",
     "iddpm",
+    "images",
     "laptop",
-    "levels",
     "sohl_dickstein_2015",
     "sohl_dickstein_2015_binary",
     "vdm",
 ]
+
+__getattr__ = renamed_names(__name__, {"levels": "images"})
 
 
 def digits() -> Config:
@@ -123,13 +126,13 @@ def essay_tuned() -> Config:
     return replace(essay(), schedule=schedule)
 
 
-def levels() -> Config:
+def images() -> Config:
     """Return a config for 8-bit images (--data) on a GPU: a levels head, continuous time, adaptive levels.
 
     The network returns the probabilities of all levels at every position, as a discretised logistic combined with the evidence of z (MATH
     (5)). At z_1 they are the decoder, and their mean is the x̂ of every KL divergence.
 
-    >>> levels().model.predicts
+    >>> images().model.predicts
     'levels'
     """
     return Config(
