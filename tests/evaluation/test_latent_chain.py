@@ -306,3 +306,24 @@ def test_conditions_are_passed_on_and_refused() -> None:
 def test_an_autoencoder_without_a_chain_has_no_levels_to_visit() -> None:
     assert ladder(None).visited() is None
     assert isinstance(ladder(diffusion()).visited(), LatentChain)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: ladder(diffusion()), {"draws": 2}, r"no draws.*HierarchicalVAE.*draws=2"),
+        (lambda: ladder(diffusion(None)), {}, r"target_error, visits or item_error.*continuous time.*steps=T"),
+        (lambda: ladder(None), {"draws": 2}, r"no draws.*no levels to visit"),
+        (lambda: ladder(diffusion()).double(), {"visits": 2}, r"ladder \(Ladder\).*float64.*float32"),
+        (lambda: ladder(diffusion()), {"estimator": df.evaluation.ImportanceWeights(4)}, r"ln p\(z\)"),
+    ],
+)
+def test_what_is_refused(make: Callable[[], Autoencoder], options: dict, message: str) -> None:
+    with pytest.raises(df.DiffusionalError, match=message):
+        df.evaluate(randomised(make()), items(), **options)
+
+
+def test_a_continuous_chain_is_drawn_as_a_whole_at_a_number_of_latents() -> None:
+    found = df.evaluate(randomised(ladder(diffusion(None))), items(), steps=4)
+    assert found.provenance["method"] == "draws of terms"
+    assert len(found.levels_kl) == 5

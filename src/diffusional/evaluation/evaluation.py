@@ -101,11 +101,7 @@ def evaluate(
         chain = model.visited()
         # Without a target, a model that contains a chain is evaluated by full draws, which include its T levels.
         if chain is None or (chain is not model and not target.aimed):
-            if _restricts(estimator):
-                raise DiffusionalError(
-                    f"a plan, reference data, records or draws came for a {type(model).__name__}, whose costs have no levels to visit: "
-                    "give target_error, visits or item_error alone"
-                )
+            _check_full_draws(model, estimator)
             told = None if progress is None else lambda now, done, total: progress(Progress(now, done, total))
             bit = per_unit(target.unit, model.space.dimensions)
             nats = [None if error is None else error * bit for error in (target.error, target.item_error)]
@@ -167,11 +163,27 @@ def within(draws: Callable[[float], float], max_evaluations: int | None) -> Call
     )
 
 
-def _restricts(estimator: Visits | Sweep) -> bool:
-    """Whether an estimator says something of levels, which a model without them cannot heed."""
-    if isinstance(estimator, Sweep):
-        return estimator.draws is not None
-    return not (estimator.plan is None and estimator.reference is None and estimator.records is None)
+def _check_full_draws(model: LatentVariableModel, estimator: Visits | Sweep) -> None:
+    """Raise DiffusionalError for options about levels, which draws of all costs of a model do not have, and for a model with a chain in
+    continuous time, whose costs cannot all be drawn.
+    """
+    names = ("draws",) if isinstance(estimator, Sweep) else ("plan", "reference", "records")
+    given = [name for name in names if getattr(estimator, name) is not None]
+    contained, kind = model.visited(), type(model).__name__
+    if given and contained is None:
+        raise DiffusionalError(
+            f"expected no {' and no '.join(given)} for a {kind}, which has no levels to visit; give only target_error, visits or item_error"
+        )
+    if isinstance(estimator, Sweep) and given:
+        raise DiffusionalError(
+            f"expected no draws, which are sweeps over the levels, for a {kind}, which only contains a chain, got draws={estimator.draws}; "
+            "leave draws out, or give target_error, visits or item_error"
+        )
+    if contained is not None and contained.steps is None:
+        raise DiffusionalError(
+            f"expected target_error, visits or item_error for a {kind} whose chain is in continuous time, got none of them: it has no finite "
+            "number of costs to draw. Give one of them, or steps=T"
+        )
 
 
 def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:

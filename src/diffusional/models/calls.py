@@ -1,6 +1,7 @@
 """Calls of networks of any origin: the single output tensor, or an error that describes what is wrong with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,13 +38,8 @@ def call(
         given = condition.clone()
     elif condition is not None:
         given = {name: value.clone() for name, value in condition.items()}
-    try:
+    with explained(network, *inputs, role=role):
         output = called(network, *(value.clone() for value in inputs), condition=given)
-    except (RuntimeError, TypeError, ValueError) as error:
-        said = _explained(network, inputs, error)
-        if said is None:
-            raise
-        raise DiffusionalError(f"the {role} ({_kind(network)}) {said}") from error
     place = inputs[0].device
     if not isinstance(output, Tensor):
         said = f"returned {_described(output)}, expected a tensor. {_advice(network, output)}"
@@ -54,6 +50,27 @@ def call(
     else:
         return output
     raise DiffusionalError(f"the {role} ({_kind(network)}) {said}")
+
+
+@contextmanager
+def explained(network: Any, *inputs: Tensor, role: str = "network") -> Iterator[None]:
+    """Raise DiffusionalError instead of an error in a call of a network whose cause the caller can change, such as weights of another type
+    or on another device than the inputs.
+
+    >>> network, x = nn.Linear(2, 2).double(), torch.zeros(3, 2)
+    >>> with explained(network, x, role="ladder"):
+    ...     network(x)
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: the ladder (Linear) has weights of float64, its input is float32: give both one type with .to(...)
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = _explained(network, inputs, error)
+        if said is None:
+            raise
+        raise DiffusionalError(f"the {role} ({_kind(network)}) {said}") from error
 
 
 def shape_hint(output: Tensor, z: Tensor) -> str:

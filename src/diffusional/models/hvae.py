@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, called, check_condition, repeated
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
+from diffusional.models.calls import explained
 from diffusional.models.chain import Chain
 from diffusional.models.denoiser import Head
 from diffusional.models.likelihood import Likelihood
@@ -111,7 +112,8 @@ class HierarchicalVAE(Autoencoder):
         )
 
     def encoded(self, x: Batch, condition: Condition | None = None) -> tuple[list[Tensor], Condition | None]:
-        return called(self.ladder.up, x, condition=condition), condition
+        with explained(self.ladder, x, role="ladder"):
+            return called(self.ladder.up, x, condition=condition), condition
 
     def kept(self, x: Batch, condition: Condition | None = None) -> tuple[Tensor, ...]:
         features, _ = self.encoded(x, condition)
