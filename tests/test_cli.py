@@ -24,7 +24,7 @@ from battery import command as main
 from battery import environment
 from diffusional import cli, demo, files
 from diffusional.cli import sample
-from diffusional.files import load_tensors, save_tensors
+from diffusional.files import load_tensors, save_json, save_tensors
 from diffusional.ledger import with_error
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.training import loop, objective, recipes
@@ -893,6 +893,8 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         picture = np.asarray(Image.open(out / f"{name}.png").convert("L"))
         assert picture.std() > 10
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    # Another demonstration takes the next name. What it writes, it writes there, as the first did.
+    monkeypatch.setattr(demo, "demo", lambda config, run, console: save_json(run / "demo.json", {}) or {"run": str(run)})
     assert main(capsys, "demo", "--steps", 1, "--out", out)[0] == 0
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert (tmp_path / "demo-2" / "demo.json").exists()
