@@ -888,13 +888,19 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     for name in ("vae", "hierarchical_vae"):
         assert Config.load(out / name / "config.json").data == config.data
         assert (out / name / "model.safetensors").exists()
-    names = ("samples", "forward", "backward", "levels", "samples-vae", "samples-hierarchical_vae", "information")
+    names = ("samples", "forward", "reverse", "levels", "samples-vae", "samples-hierarchical_vae", "information")
     for name in names:
         picture = np.asarray(Image.open(out / f"{name}.png").convert("L"))
         assert picture.std() > 10
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
     # Another demonstration takes the next name. What it writes, it writes there, as the first did.
-    monkeypatch.setattr(demo, "demo", lambda config, run, console: save_json(run / "demo.json", {}) or {"run": str(run)})
+    def other(config: Config, run: Path, console: Any) -> dict[str, Any]:
+        run.mkdir()
+        save_json(run / "demo.json", {})
+        return {"run": str(run)}
+
+    monkeypatch.setattr(demo, "demo", other)
     assert main(capsys, "demo", "--steps", 1, "--out", out)[0] == 0
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert (tmp_path / "demo-2" / "demo.json").exists()

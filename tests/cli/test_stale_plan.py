@@ -25,7 +25,7 @@ def test_a_run_with_a_learned_schedule_that_went_on(tmp_path: Path, capsys: pyte
         "--batch",
         "8",
     ]
-    args += ["--schedule.kind", "learned", "--schedule.ends", "learned", "--schedule.steps", "50", "--steps", "60", "--optimizer.warmup", "0"]
+    args += ["--schedule.kind", "learned", "--schedule.ends", "learned", "--steps", "60", "--optimizer.warmup", "0"]
     evaluate = ["evaluate", run, "--error", "1"]
     cli.main([*args, "--max-seconds", "0"])
     cli.main(evaluate)
