@@ -169,6 +169,10 @@ def _done(command: Any) -> Result:
             from diffusional.cli import evaluate
 
             return evaluate.run(command)
+        case commands.Import():
+            from diffusional.cli import checkpoints
+
+            return checkpoints.run(command)
         case commands.Sample():
             from diffusional.cli import sample
 

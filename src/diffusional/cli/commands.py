@@ -13,6 +13,27 @@ Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the resu
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run folder.")]
 
 
+# The options for checkpoints from elsewhere.
+Decoder = Annotated[
+    Literal["discretized-gaussian", "openai", "level-posterior", "bernoulli", "gaussian"] | None,
+    tyro.conf.arg(
+        help="For a checkpoint: p(x|z_1). Defaults to discretized-gaussian with the variance σ_1²; openai has that of q(z_1|z_2, x)."
+    ),
+]
+CheckpointVariance = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME",
+        help="For a checkpoint: the variance of p instead of its scheduler's: posterior, transition or learned, or a variance_type of "
+        "diffusers.",
+    ),
+]
+Variant = Annotated[
+    str | None, tyro.conf.arg(metavar="NAME", help="For a checkpoint: the variant of the weights, such as fp16.")
+]
+Revision = Annotated[str | None, tyro.conf.arg(metavar="NAME", help="For a Hub id: the branch, tag or commit.")]
+
+
 # The help of --preset.
 _PRESETS = """A tested config. Other options override its values.
 digits: a diffusion model of the embedded digits; about a minute.
@@ -88,9 +109,16 @@ class Train:
 @dataclass(frozen=True)
 class Evaluate:
     """Estimate the bound of a data set to a given error. The bound is the NELBO of a trained model, and is printed with its terms. For two
-    runs, the difference of their bounds on the same items is estimated."""
+    runs, the difference of their bounds on the same items is estimated. A checkpoint of diffusers can take the place of a run; what its
+    bound depends on is then printed first."""
 
-    run: Run
+    run: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
+        ),
+    ]
     other: Annotated[
         Path | None,
         tyro.conf.Positional,
@@ -139,10 +167,46 @@ class Evaluate:
     """The number of latents T. Defaults to that of the run."""
     continuous: bool = False
     """Evaluate in continuous time (T = ∞), whatever the T of the run."""
+    unclipped: bool = False
+    """For a checkpoint: leave out what its scheduler does to x̂ (clip_sample, thresholding)."""
+    decoder: Decoder = None
+    variance: CheckpointVariance = None
+    variant: Variant = None
+    revision: Revision = None
     no_audit: bool = False
     """Omit the audit, which visits every level once to detect costs that the plan does not expect."""
     seed: int = 0
     """The seed of the noise. The same seed gives the same result."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Import:
+    """Make a run of a checkpoint of diffusers. The run refers to the checkpoint, with the hashes of its files, and other commands work on
+    it. What its config determines, what is assumed and what is given is printed."""
+
+    checkpoint: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="CHECKPOINT", help="A folder of diffusers, or a Hub id, owner/name."),
+    ]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The new run folder.")]
+    data: str | None = None
+    """The data that the model was trained on, as for train: plans are fitted on them, and their test split is evaluated by default."""
+    levels: int | None = None
+    """Number of integer levels of the data. Defaults to 256, and to 17 for digits."""
+    size: int | None = None
+    """The side to which images of --data are scaled, in pixels."""
+    condition: str | None = None
+    """The column or key of the labels in --data, for a model of classes."""
+    unclipped: bool = False
+    """Leave out what the scheduler does to x̂ (clip_sample, thresholding)."""
+    decoder: Decoder = None
+    variance: CheckpointVariance = None
+    variant: Variant = None
+    revision: Revision = None
+    steps: int | None = None
+    """The number of latents T, for a model in continuous time."""
     json: Json = None
 
 
@@ -269,6 +333,7 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
     "evaluate": Evaluate,
+    "import": Import,
     "sample": Sample,
     "information": Information,
     "data": Data,
@@ -276,4 +341,4 @@ COMMANDS: dict[str, type] = {
     "doctor": Doctor,
     "completion": Completion,
 }
-Command = Demo | Train | Evaluate | Sample | Information | Data | Claims | Doctor | Completion
+Command = Demo | Train | Evaluate | Import | Sample | Information | Data | Claims | Doctor | Completion

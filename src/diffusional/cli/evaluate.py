@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from diffusional.cli.checkpoints import is_foreign, opened, show_origin
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, device, first, plainly, say, watching, working
 from diffusional.cli.items import SPLITS, ChosenItems, already_trained_on, items
@@ -44,7 +45,6 @@ def _evaluate(command: Evaluate) -> Result:
     from diffusional.evaluation.target import Target
     from diffusional.files import save_json
     from diffusional.report.tables import ledger_table
-    from diffusional.training.folder import load_run
 
     _check_evaluate(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
@@ -56,7 +56,7 @@ def _evaluate(command: Evaluate) -> Result:
             item_error=command.item_error,
             max_evaluations=command.max_evaluations,
         )
-    run = load_run(command.run)
+    run, theirs, bare = _opened(command)
     record, model = run.record, run.model.to(device())
     _check_levels(command, model, sweep)
     if command.steps is not None or command.continuous:
@@ -65,21 +65,26 @@ def _evaluate(command: Evaluate) -> Result:
     if command.importance_weighted is not None:
         _check_weights(command, model)
     # Labels are those of the run that has classes, if the other has none.
-    theirs = None if command.other is None else load_run(command.other).record
-    labelled = theirs if theirs is not None and theirs.classes and not record.classes else record
+    labelled = theirs.record if theirs is not None and theirs.record.classes and not record.classes else record
     chosen = items(
-        labelled, command.data, command.levels, command.split, command.columns, command.decimal, command.condition
+        labelled,
+        command.data,
+        None if bare else command.levels,
+        command.split,
+        command.columns,
+        command.decimal,
+        command.condition,
     )
     name, split, x = chosen.name, chosen.split, chosen.x
-    if command.other is not None:
-        return _compare(command, run, model, chosen)
+    if theirs is not None:
+        return _compare(command, run, theirs, model, chosen, bare)
     about = _about(chosen, record)
     if record.classes:
         about["condition"] = record.config.data.condition
     plan = None
     if command.plan is not None:
         plan = Plan.load(command.plan, model)
-    elif not sweep:
+    elif not sweep and not bare:
         plan = run.plan(model, seed=command.seed, learning=_learning)
     visited = model.visited() is not None
     with watching(command.unit, model.space.dimensions) as watch:
@@ -99,7 +104,7 @@ def _evaluate(command: Evaluate) -> Result:
             cells=1000 if command.cells is None else command.cells,
             condition=chosen.condition,
             # Draws are not kept in a run folder that is read-only, such as a shared one.
-            records=command.run if visited and not sweep and os.access(command.run, os.W_OK) else None,
+            records=command.run if visited and not sweep and not bare and os.access(command.run, os.W_OK) else None,
             progress=watch,
         )
     learned = model.learned_posterior()
@@ -229,16 +234,34 @@ def _check_weights(command: Evaluate, model: "LatentVariableModel") -> None:
         )
 
 
-def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen: ChosenItems) -> Result:
+def _opened(command: Evaluate) -> "tuple[Run, Run | None, bool]":
+    """Return the run, the other one if there is one, and whether one of them is a checkpoint without a folder of ours. A checkpoint that is
+    compared with a run gets the run's space.
+    """
+    if command.other is None:
+        run, bare = opened(command.run, command)
+        show_origin(run.model, command.run)
+        return run, None, bare
+    first, second = command.run, command.other
+    swapped = is_foreign(first) and not is_foreign(second)
+    one, bare = opened(second if swapped else first, command)
+    other, also = opened(first if swapped else second, command, one.space)
+    run, theirs = (other, one) if swapped else (one, other)
+    show_origin(run.model, first)
+    show_origin(theirs.model, second)
+    return run, theirs, bare or also
+
+
+def _compare(
+    command: Evaluate, run: "Run", other_run: "Run", model: "LatentVariableModel", chosen: Items, bare: bool
+) -> Result:
     from diffusional.conditions import ignoring_condition
     from diffusional.data.excerpt import listed
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
     from diffusional.report.tables import comparison_table
-    from diffusional.training.folder import load_run
 
     assert command.other is not None
-    other_run = load_run(command.other)
     record, theirs = run.record, other_run.record
     name, split, x = chosen.name, chosen.split, chosen.x
     if record.columns and theirs.columns and record.columns != theirs.columns:
@@ -277,7 +300,7 @@ def _compare(command: Evaluate, run: "Run", model: "LatentVariableModel", chosen
         )
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
-    plans = run.paired_plans(other_run, model, other, seed=command.seed, learning=_learning)
+    plans = None if bare else run.paired_plans(other_run, model, other, seed=command.seed, learning=_learning)
     if plans is None and model.visited() is not None:
         say(f"learning a plan of each model on the {split} items; this comparison keeps no plan for later")
     with watching(command.unit, model.space.dimensions) as watch:

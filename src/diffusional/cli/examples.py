@@ -16,6 +16,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional evaluate runs/digits --error 0.002 --json bound.json",
         "diffusional evaluate runs/digits runs/vae",
         "diffusional evaluate runs/digits --visits 8 --per-item scores.csv",
+        "diffusional evaluate google/ddpm-cifar10-32 --data cifar10/test --unclipped",
+    ),
+    "import": (
+        "diffusional import google/ddpm-cifar10-32 runs/ddpm",
+        "diffusional import pipeline/ runs/mine --data digits --decoder openai",
     ),
     "sample": (
         "diffusional sample runs/digits --n 100",

@@ -87,6 +87,7 @@ def load_checkpoint(
     path_or_hub_id: str | Path,
     space: Space | None = None,
     *,
+    levels: int | None = None,
     variance: str | None = None,
     clipped: bool | None = None,
     decoder: str | Likelihood | None = None,
@@ -109,6 +110,7 @@ def load_checkpoint(
         path_or_hub_id: a pipeline's folder (model_index.json), a model's folder with its scheduler_config.json, or a Hub id, owner/name.
         space: what x is. By default images of the network's shape with 256 levels from −1 to 1; for pipelines with an autoencoder, its
             latents, in the units before `scaling_factor`.
+        levels: number of levels of the default space, instead of 256.
         variance: of p(z_t|z_{t+1}), instead of the scheduler's: "posterior", "transition", "learned", or a variance_type of diffusers.
         clipped: False leaves out clipping or thresholding of x̂; True clips it to the range; None follows the scheduler's config.
         decoder: p(x|z_1), which no checkpoint determines: a likelihood over the space, or "discretized-gaussian" (the default for levels,
@@ -162,7 +164,7 @@ def load_checkpoint(
             "they are fractions of the range"
         )
     _copy(declaration, origin)
-    space = _space(place, network, channels, declaration, space, origin)
+    space = _space(place, network, channels, declaration, space, levels, origin)
     likelihood = _decoder(
         decoder, decoder_variance, space, declaration, origin, latents="vae" in place.parts or "vqvae" in place.parts
     )
@@ -554,13 +556,23 @@ def _channels(network: nn.Module) -> tuple[int, int]:
 
 
 def _space(
-    place: Place, network: nn.Module, channels: int, declaration: Declared, given: Space | None, origin: Origin
+    place: Place,
+    network: nn.Module,
+    channels: int,
+    declaration: Declared,
+    given: Space | None,
+    levels: int | None,
+    origin: Origin,
 ) -> Space:
     config: Any = network.config
     size = config.get("sample_size")
     sides = None if size is None else tuple(size) if isinstance(size, list | tuple) else _sides(network, int(size))
     latents = next((part for part in ("vae", "vqvae") if part in place.parts), None)
     if given is not None:
+        if levels is not None:
+            raise DiffusionalError(
+                f"levels={levels} and space={given} were given; the space has levels, leave levels out"
+            )
         if given.shape[0] != channels:
             raise DiffusionalError(
                 f"expected items of {channels} channels, which the {type(network).__name__} of {place.source} reads, got space {given}"
@@ -575,7 +587,7 @@ def _space(
         )
     shape = (channels, *sides)
     if latents is None:
-        space: Space = Discrete(shape, 256, declaration.low, declaration.high)
+        space: Space = Discrete(shape, 256 if levels is None else levels, declaration.low, declaration.high)
     else:
         factor = 1.0
         if (vae := place.folder / latents / NETWORK).is_file():
@@ -585,7 +597,11 @@ def _space(
             f"the pipeline has an autoencoder ({latents}): x is its latent, and the bound is one on the density of latents, not of images"
         )
         origin.config["scaling"] = f"latents are multiplied by scaling_factor = {factor:g}"
-    origin.assumed["space"] = f"x is {_described(space)}"
+    if latents is not None and levels is not None:
+        raise DiffusionalError(
+            f"levels={levels} was given for a pipeline with an autoencoder, whose x are latents, real numbers; leave it out"
+        )
+    origin.choose("space", f"x is {_described(space)}", given=levels is not None)
     return space
 
 

@@ -35,10 +35,12 @@ class Run:
     Attributes:
         record: config, space and fingerprints of the data, as they are in the folder.
         dataset: the data as they were given to `load_run`, for runs whose data cannot be loaded by name.
+        loaded: the model, if it is not to be loaded from the folder.
     """
 
     record: RunRecord
     dataset: Dataset | None = None
+    loaded: LatentVariableModel | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -61,7 +63,7 @@ class Run:
     @cached_property
     def model(self) -> LatentVariableModel:
         """The trained model, loaded on first use: the averaged weights of the best validation, in evaluation mode."""
-        return load(self.path)
+        return load(self.path) if self.loaded is None else self.loaded
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl as dicts. Warns of damaged lines, which are left out."""

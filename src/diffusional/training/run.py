@@ -17,6 +17,7 @@ from diffusional import space as spaces
 from diffusional.data.dataset import SPLITS, Dataset, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.files import is_temporary, load_json, load_tensors, save_json
+from diffusional.interop.imported import is_imported, load_reference
 from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
 from diffusional.training.build import build_model
@@ -238,12 +239,15 @@ def _inherit(origin: Path, trained: Trained) -> None:
 
 
 def load(run: str | Path) -> LatentVariableModel:
-    """Load the trained model of a run folder (the averaged weights of the best validation), in evaluation mode.
+    """Load the trained model of a run folder (the averaged weights of the best validation), in evaluation mode; of a run that
+    `diffusional import` made, the model of the checkpoint.
 
     Raises DiffusionalError for a missing run, and for a model.safetensors that is missing, corrupt, foreign (other names, shapes
     or types) or not finite.
     """
     record = read_run(run)
+    if is_imported(record.path):
+        return load_reference(record.path, record.space)
     model = build_model(record.config, record.space, record.classes)
     load_weights(model, record.path / WEIGHTS)
     return model.eval()

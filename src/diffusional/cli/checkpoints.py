@@ -1,0 +1,213 @@
+"""Checkpoints from elsewhere on the command line: `evaluate` takes them like runs, and `import` makes a run of one."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Evaluate, Import
+from diffusional.cli.console import Result, say
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from diffusional.models.diffusion import DiffusionModel
+    from diffusional.space import Space
+    from diffusional.training.config import Config
+    from diffusional.training.folder import Run
+
+# Options of `evaluate` for checkpoints.
+_OPTIONS = ("unclipped", "decoder", "variance", "variant", "revision")
+
+
+def opened(path: Path, command: Evaluate, space: "Space | None" = None) -> "tuple[Run, bool]":
+    """Return a run, or a checkpoint in the form of a run, and whether it is the latter.
+
+    Args:
+        path: a run folder, a folder of diffusers, or a Hub id.
+        command: with the options for checkpoints.
+        space: of the other model, if two are compared.
+
+    Raises DiffusionalError for options that a run does not have, and for a checkpoint without --data.
+    """
+    from diffusional.interop.imported import is_imported, load_reference
+    from diffusional.training.folder import Run, load_run
+
+    given = [f"--{name}" for name in _OPTIONS if getattr(command, name) not in (None, False)]
+    if not is_foreign(path):
+        run = load_run(path)
+        if not given:
+            return run, False
+        if is_imported(path):
+            model = load_reference(path, run.space, **_options(command))
+            return Run(run.record, loaded=model), True
+        raise DiffusionalError(
+            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for checkpoints from elsewhere, but {path} is a run; leave "
+            f"{'it' if len(given) == 1 else 'them'} out"
+        )
+    if command.data is None:
+        raise DiffusionalError(
+            f"--data is missing: {path} is a checkpoint, which has no data of its own. Name the data to evaluate, such as --data digits"
+        )
+    model = loaded(path, _levels(command), space, _options(command))
+    return as_run(path, model), True
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether a path is a checkpoint from elsewhere and not a run folder.
+
+    >>> is_foreign(Path("runs/nothing/here"))
+    False
+    """
+    # Reading a folder's files is cheap; importing the library that reads checkpoints is not.
+    if (path / "data.json").exists():
+        return False
+    if path.is_dir() and not ((path / "model_index.json").exists() or (path / "config.json").exists()):
+        return False
+    from diffusional.interop.checkpoint import is_checkpoint
+
+    return is_checkpoint(path)
+
+
+def _options(command: "Evaluate | Import") -> dict[str, Any]:
+    return {
+        "clipped": False if command.unclipped else None,
+        "decoder": command.decoder,
+        "variance": command.variance,
+        "variant": command.variant,
+        "revision": command.revision,
+    }
+
+
+def _levels(command: "Evaluate | Import") -> int | None:
+    """Return the number of levels of the data: of digits, 17."""
+    if command.levels is None and command.data == "digits":
+        return 17
+    return command.levels
+
+
+def loaded(path: Path, levels: int | None, space: "Space | None", options: dict[str, Any]) -> "DiffusionModel":
+    """Load a checkpoint, and check that its condition can be given on the command line."""
+    from diffusional.interop.checkpoint import load_checkpoint
+
+    model = load_checkpoint(str(path), space, levels=None if space is not None else levels, **options)
+    needed = model.origin.get("config", {}).get("condition")
+    if needed is not None and not model.classes:
+        raise DiffusionalError(
+            f"{path}: {needed}, which the command line cannot give; evaluate it in Python, with df.load_checkpoint and condition="
+        )
+    return model
+
+
+def as_run(path: Path, model: "DiffusionModel") -> "Run":
+    """Return a checkpoint in the form of a run: without training data, plan and folder."""
+    from diffusional.training.folder import Run
+    from diffusional.training.run import RunRecord
+
+    record = RunRecord(path, _config(str(path), model), model.space, {}, classes=model.classes)
+    return Run(record, loaded=model)
+
+
+def _needs_levels(data: str) -> bool:
+    """Return whether data are arrays or a table, whose number of levels no file declares."""
+    from diffusional.data.kinds import kind_of
+
+    if data == "digits" or data.startswith("hf:"):
+        return False
+    return kind_of(Path(data).expanduser()) != "images"
+
+
+def _config(name: str, model: "DiffusionModel") -> "Config":
+    """Return a config that has the T of a model and no data; its other entries do not describe the model."""
+    from diffusional.data import PYTHON
+    from diffusional.training.config import Config, DataConfig, ScheduleConfig
+
+    data = DataConfig(f"{PYTHON}the training data of {name}", condition="label" if model.classes else None)
+    return Config(data=data, schedule=ScheduleConfig(steps=model.steps))
+
+
+def origin_lines(model: Any) -> list[str]:
+    """Return the lines about an imported model to print before its number; [] for other models."""
+    from diffusional.interop.record import lines_of
+
+    return lines_of(model.origin)
+
+
+def show_origin(model: Any, name: Path) -> None:
+    """Print what an imported model is: what its config determines, what was assumed, and what was given."""
+    lines = origin_lines(model)
+    if lines:
+        say(f"{name}:")
+    for line in lines:
+        say(f"  {line}")
+
+
+def run(command: Import) -> Result:
+    """Make a run folder of a checkpoint."""
+    from dataclasses import replace
+
+    from diffusional.files import save_json, settle
+    from diffusional.interop.imported import IMPORTED, save_reference
+    from diffusional.training.build import build_dataset
+    from diffusional.training.config import DataConfig
+    from diffusional.training.run import CONFIG, DATA, describe
+
+    source, target = command.checkpoint, command.run
+    if os.path.lexists(target):
+        raise DiffusionalError(f"{target} exists and was not changed; name a new folder for the run")
+    if not is_foreign(source):
+        what = "is a run" if (source / DATA).exists() else "is not a checkpoint"
+        raise DiffusionalError(
+            f"{source} {what}; expected a folder that diffusers' save_pretrained wrote, or a Hub id, owner/name"
+        )
+    options = _options(command) | {"steps": command.steps}
+    model = loaded(source, _levels(command), None, options)
+    config = _config(str(source), model)
+    described: dict[str, Any] = {
+        "name": None,
+        "space": model.space.to_dict(),
+        "source": None,
+        "columns": [],
+        "items": {},
+        "sha256": {},
+    }
+    if command.data is not None:
+        levels = model.space.levels if _needs_levels(command.data) else None
+        condition = command.condition or ("label" if model.classes else None)
+        data = DataConfig(command.data, levels=levels, size=command.size, condition=condition)
+        dataset = build_dataset(data)
+        if dataset.space != model.space:
+            raise DiffusionalError(
+                f"{command.data} has items {dataset.space}, the model of {source} has {model.space}; name other data, or leave --data out"
+            )
+        if model.classes and len(dataset.classes) != len(model.classes):
+            raise DiffusionalError(
+                f"{command.data} has {len(dataset.classes)} classes, the network of {source} {len(model.classes)}; leave --data out"
+            )
+        described = describe(dataset)
+        config = replace(config, data=data)
+    elif model.classes:
+        described["classes"] = list(model.classes)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_json(partial / CONFIG, config.to_dict())
+        save_json(partial / DATA, described)
+        save_reference(partial, model, options)
+        settle(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise DiffusionalError(
+            f"{target} could not be written ({error.strerror or error}); name another folder"
+        ) from error
+    record = {
+        "run": str(target),
+        "checkpoint": str(source),
+        "files": sorted([CONFIG, DATA, IMPORTED]),
+        "origin": dict(model.origin),
+    }
+    lines = [f"{source}:", *(f"  {line}" for line in origin_lines(model))]
+    last = f"{target} is a run of this checkpoint, by reference: keep the checkpoint where it is. Next: diffusional evaluate {target}"
+    if command.data is None:
+        last += " --data …"
+    return Result(record, [*lines, last])

@@ -1,0 +1,174 @@
+"""`evaluate` of a checkpoint, and `import`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+import diffusional as df
+from diffusional import cli
+from diffusional.errors import DiffusionalError
+from diffusional.files import load_json
+from interop.pipelines import saved, unet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline for 1×8×8 images."""
+    network = unet(dtype=torch.float32, sample_size=8)
+    return saved(tmp_path_factory.mktemp("pipeline") / "model", DDPMScheduler(num_train_timesteps=6), network)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Twelve 8-bit images."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 1, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    return str(tmp_path / "images.npy")
+
+
+def run(*args: object) -> dict[str, Any]:
+    cli.main([*map(str, args), "--json", "-"])
+    return {}
+
+
+def record_of(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[dict[str, Any], str]:
+    """The record of a command, and what it printed beside it."""
+    run(*args)
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The message of a command that is refused with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, args)))
+    assert stop.value.code == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "warning" not in one]
+    return line
+
+
+def test_one_command_from_a_folder_to_a_number(folder: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    clipped, printed = record_of(capsys, "evaluate", folder, "--data", data, "--draws", 2)
+    # What the number rests on is printed before it.
+    place = [printed.index(text) for text in ("from the config: T = 6", "assumed: x is 1×8×8 with 256", "NELBO")]
+    assert place == sorted(place)
+    assert "clip_sample=True" in clipped["provenance"]["origin"]["config"]["clipping"]
+    x = df.Discrete((1, 8, 8), 256).encode(torch.from_numpy(np.load(data)).long())
+    wanted = df.evaluate(df.load_checkpoint(folder), x, draws=2)
+    assert clipped["nelbo_nats"]["value"] == pytest.approx(wanted.nelbo.value, rel=1e-9)
+    unclipped, _ = record_of(capsys, "evaluate", folder, "--data", data, "--draws", 2, "--unclipped")
+    assert unclipped["nelbo_nats"]["value"] > wanted.nelbo.value + 20
+    assert unclipped["provenance"]["origin"]["given"].keys() == {"clipping"}
+    other, _ = record_of(
+        capsys, "evaluate", folder, "--data", data, "--draws", 2, "--decoder", "openai", "--variance", "fixed_large"
+    )
+    assert other["provenance"]["origin"]["given"].keys() == {"decoder", "variance"}
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_levels_are_those_of_the_data(
+    folder: Path, data: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "bits.npy", np.load(data) // 128)
+    found, _ = record_of(capsys, "evaluate", folder, "--data", tmp_path / "bits.npy", "--levels", 2, "--draws", 1)
+    assert found["levels"] == 2
+    assert "2 levels" in found["provenance"]["origin"]["given"]["space"]
+
+
+def test_two_checkpoints_and_a_run_are_compared(
+    folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["import", str(folder), str(tmp_path / "run")])
+    capsys.readouterr()
+    for a, b in ((folder, folder), (folder, tmp_path / "run"), (tmp_path / "run", folder)):
+        found, _ = record_of(capsys, "evaluate", a, b, "--data", data, "--error", 1)
+        assert found["difference"]["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_import_makes_a_run_on_which_commands_work(
+    folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, run_ = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(folder, checkpoint)
+    record, printed = record_of(capsys, "import", checkpoint, run_, "--data", "digits", "--decoder", "level-posterior")
+    assert (
+        {path.name for path in run_.iterdir()}
+        == {"config.json", "data.json", "checkpoint.json"}
+        == set(record["files"])
+    )
+    assert "assumed" not in record["origin"]
+    assert "LevelPosterior" in printed or "without the network" in printed
+    model = df.load(run_)
+    assert model.space == df.Discrete((1, 8, 8), 17)
+    assert type(model.likelihood).__name__ == "LevelPosterior"
+    found, printed = record_of(capsys, "evaluate", run_, "--error", 0.5, "--split", "validation")
+    assert "from the config: T = 6" in printed
+    assert found["split"] == "validation"
+    assert (run_ / "plan.json").is_file()
+    cli.main(["sample", str(run_), "--n", "2", "--out", str(tmp_path / "samples.npz")])
+    assert np.load(tmp_path / "samples.npz")["samples"].shape == (2, 1, 8, 8)
+    capsys.readouterr()
+    unclipped, _ = record_of(capsys, "evaluate", run_, "--unclipped", "--split", "validation", "--draws", 1)
+    assert "clipping" in unclipped["provenance"]["origin"]["given"]
+    # The checkpoint is part of the run: without it, or with other weights, there is no number.
+    changed = unet(dtype=torch.float32, sample_size=8)
+    with torch.no_grad():
+        changed.conv_in.bias += 1
+    changed.save_pretrained(checkpoint / "unet")
+    with pytest.raises(DiffusionalError, match=r"diffusion_pytorch_model\.safetensors.*changed"):
+        df.load(run_)
+    shutil.rmtree(checkpoint)
+    assert "does not exist" in refused(capsys, "evaluate", run_)
+
+
+def test_import_without_data(folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_ = tmp_path / "run"
+    cli.main(["import", str(folder), str(run_), "--unclipped"])
+    assert "--data" in capsys.readouterr().out
+    assert load_json(run_ / "checkpoint.json")["options"] == {"clipped": False}
+    assert df.load(run_).denoiser.rule is None
+    found, _ = record_of(capsys, "evaluate", run_, "--data", data, "--error", 5)
+    assert found["nelbo"]["value"] > 0
+    assert "--data" in refused(capsys, "evaluate", run_)
+
+
+def test_classes_come_from_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = unet(dtype=torch.float32, sample_size=8, num_class_embeds=10)
+    checkpoint = saved(tmp_path / "model", DDPMScheduler(num_train_timesteps=6), network)
+    images = np.random.default_rng(0).integers(0, 17, (20, 1, 8, 8))
+    np.savez(tmp_path / "images.npz", images=images, label=np.arange(20) % 10)
+    found, _ = record_of(
+        capsys, "evaluate", checkpoint, "--data", tmp_path / "images.npz", "--levels", 17, "--draws", 1
+    )
+    model = df.load_checkpoint(checkpoint, levels=17)
+    wanted = df.evaluate(model, model.space.encode(torch.from_numpy(images)), draws=1, condition=torch.arange(20) % 10)
+    assert found["nelbo_nats"]["value"] == pytest.approx(wanted.nelbo.value, rel=1e-9)
+    cli.main(["import", str(checkpoint), str(tmp_path / "run"), "--data", "digits"])
+    cli.main(["sample", str(tmp_path / "run"), "--n", "2", "--label", "3"])
+
+
+def test_what_is_refused(folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one line, and nothing written."""
+    assert "--data" in refused(capsys, "evaluate", folder)
+    assert "df.load_checkpoint" in refused(capsys, "sample", folder)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    assert "exists" in refused(capsys, "import", folder, taken)
+    assert "is not a checkpoint" in refused(capsys, "import", taken, tmp_path / "run")
+    np.save(tmp_path / "small.npy", np.zeros((12, 1, 4, 4), dtype=np.uint8))
+    assert "4, 4" in refused(capsys, "import", folder, tmp_path / "run", "--data", tmp_path / "small.npy")
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "damaged" in refused(capsys, "evaluate", broken, "--data", data)
+    assert "damaged" in refused(capsys, "import", broken, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob(".*"))
