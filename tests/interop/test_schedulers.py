@@ -1,6 +1,7 @@
 """The table of schedulers: complete, and equal to diffusers' own code."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import diffusers.schedulers
@@ -236,6 +237,13 @@ def test_the_flow_is_that_of_flow_matching() -> None:
     seen = Prediction(z, gamma, said.output.read(noise - x, z, gamma), said.output.kind)
     torch.testing.assert_close(seen.data, x)
     torch.testing.assert_close(seen.noise, noise)
+
+
+def test_the_tables_of_the_docs_are_those_of_the_code() -> None:
+    """`python -m diffusional.interop.schedulers` writes them."""
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert schedulers.write_tables(page) == page
+    assert page.count("| DDPMScheduler |") == 1
 
 
 def test_our_parameters_are_those_of_the_signature() -> None:

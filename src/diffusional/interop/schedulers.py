@@ -78,8 +78,8 @@ TABLE: dict[str, Entry] = {
     "DDIMInverseScheduler": Entry("betas"),
     "DDIMParallelScheduler": Entry("betas"),
     "DDIMScheduler": Entry("betas"),
-    "DDPMParallelScheduler": Entry("betas", "variance_type as in the table below", ancestral=True),
-    "DDPMScheduler": Entry("betas", "variance_type as in the table below", ancestral=True),
+    "DDPMParallelScheduler": Entry("betas", "`variance_type`: see below", ancestral=True),
+    "DDPMScheduler": Entry("betas", "`variance_type`: see below", ancestral=True),
     "DDPMWuerstchenScheduler": Entry(
         "refused", "its levels are ratios of time of Würstchen's cascade, which is not read"
     ),
@@ -689,7 +689,11 @@ def _score(entry: Entry, settings: _Settings, gamma_min: float | None, gamma_max
 
 
 def markdown() -> str:
-    """Return the table of schedulers for docs/checkpoints.md."""
+    """Return the table of schedulers in docs/checkpoints.md.
+
+    >>> markdown().splitlines()[0]
+    '| scheduler | read as | predictions | variance of p | note |'
+    """
     families = {
         "betas": "betas, T levels",
         "flow": "flow, continuous",
@@ -697,7 +701,7 @@ def markdown() -> str:
         "score": "variance exploding, T levels",
         "refused": "refused",
     }
-    lines = ["| scheduler | read as | predictions | p's variance | note |", "|---|---|---|---|---|"]
+    lines = ["| scheduler | read as | predictions | variance of p | note |", "|---|---|---|---|---|"]
     for name, entry in sorted(TABLE.items()):
         if entry.family == "refused":
             lines.append(f"| {name} | refused | | | {entry.note} |")
@@ -709,3 +713,31 @@ def markdown() -> str:
         variance = "" if entry.family in ("flow", "edm") else own if entry.ancestral else "posterior, assumed"
         lines.append(f"| {name} | {families[entry.family]} | {words} | {variance} | {entry.note} |")
     return "\n".join(lines) + "\n"
+
+
+def variances_markdown() -> str:
+    """Return the table of variance_type in docs/checkpoints.md.
+
+    >>> variances_markdown().splitlines()[2]
+    '| `fixed_small` | `posterior` | that of q(z_t\\\\|z_{t+1}, x) |'
+    """
+    lines = ["| `variance_type` | ours | the variance of p(z_t\\|z_{t+1}) |", "|---|---|---|"]
+    for name, (ours, _, meaning) in VARIANCE_TYPES.items():
+        lines.append(f"| `{name}` | `{ours}` | {meaning.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(text: str) -> str:
+    """Return a page with the tables between their markers written anew: `python -m diffusional.interop.schedulers` does so for the docs."""
+    for name, table in (("schedulers", markdown()), ("variances", variances_markdown())):
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, _, rest = text.partition(start)
+        text = before + start + table + end + rest.partition(end)[2]
+    return text
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    page = Path(__file__).parents[3] / "docs" / "checkpoints.md"
+    page.write_text(write_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
