@@ -109,11 +109,11 @@ def as_run(path: Path, model: "DiffusionModel") -> "Run":
 
 def _needs_levels(data: str) -> bool:
     """Return whether data are arrays or a table, whose number of levels no file declares."""
-    from diffusional.data.kinds import kind_of
+    from diffusional.data.formats import format_of
 
     if data == "digits" or data.startswith("hf:"):
         return False
-    return kind_of(Path(data).expanduser()) != "images"
+    return format_of(Path(data).expanduser()) != "images"
 
 
 def _config(name: str, model: "DiffusionModel") -> "Config":

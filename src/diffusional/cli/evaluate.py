@@ -253,7 +253,7 @@ def _opened(command: Evaluate) -> "tuple[Run, Run | None, bool]":
 
 
 def _compare(
-    command: Evaluate, run: "Run", other_run: "Run", model: "LatentVariableModel", chosen: Items, bare: bool
+    command: Evaluate, run: "Run", other_run: "Run", model: "LatentVariableModel", chosen: ChosenItems, bare: bool
 ) -> Result:
     from diffusional.conditions import ignoring_condition
     from diffusional.data.excerpt import listed
