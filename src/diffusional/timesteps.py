@@ -34,8 +34,8 @@ class SampledTimesteps:
 class TimestepSampler(Protocol):
     """A sampler draws levels with their weights, and may adapt to the costs observed at them."""
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
-        """Return n levels of `levels` = L = T − 1 (None: continuous time), with weights 1/π."""
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+        """Return n levels of `timesteps` = L = T − 1 (None: continuous time), with weights 1/π."""
         ...
 
     def update(self, position: Tensor, cost: Tensor) -> None:
@@ -73,11 +73,12 @@ class Uniform:
 
     stratified: bool = False
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+    @renamed_arguments(levels="timesteps")
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
         v = _variates(n, self.stratified, generator)
-        if levels is None:
+        if timesteps is None:
             return SampledTimesteps(v, torch.ones_like(v))
-        return SampledTimesteps((v * levels).long() + 1, torch.full_like(v, levels))
+        return SampledTimesteps((v * timesteps).long() + 1, torch.full_like(v, timesteps))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         """Do nothing: this sampler does not adapt."""
@@ -138,8 +139,9 @@ class Adaptive:
             return uniform
         return (1 - self.floor) * root / total + self.floor * uniform
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
-        cells = self.cells if levels is None else min(self.cells, levels)
+    @renamed_arguments(levels="timesteps")
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+        cells = self.cells if timesteps is None else min(self.cells, timesteps)
         if len(self.second_moment) != cells:
             self._forget(cells)
         v = _variates(n, self.stratified, generator)
@@ -148,11 +150,11 @@ class Adaptive:
         edges = edges / edges[-1]
         cell = (torch.searchsorted(edges, v, right=True) - 1).clamp(0, cells - 1)
         u = ((cell + (v - edges[cell]) / mass[cell]) / cells).clamp(0, 1 - 2**-53)
-        if levels is None:
+        if timesteps is None:
             return SampledTimesteps(u, 1 / (mass[cell] * cells))
-        level = (u * levels).long() + 1
+        level = (u * timesteps).long() + 1
         # In float64: an int64 tensor divided by an int is float32, which would bias π_t by 1e-3 at L = 10 000.
-        end, start = level.double() / levels, (level.double() - 1) / levels
+        end, start = level.double() / timesteps, (level.double() - 1) / timesteps
         return SampledTimesteps(level, 1 / (_cumulative(edges, end) - _cumulative(edges, start)))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
@@ -214,8 +216,9 @@ class SecondMoment:
         total = root.sum()
         return (1 - self.floor) * root / total + self.floor * uniform if total > 0 else uniform
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
-        if levels is None:
+    @renamed_arguments(levels="timesteps")
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+        if timesteps is None:
             raise DiffusionalError(
                 "SecondMoment expects discrete time, got continuous time (timesteps=None), which has no levels to store costs for: use Adaptive"
             )
@@ -225,7 +228,7 @@ class SecondMoment:
         v = _variates(n, False, generator)
         mass = self.mass(timesteps).to(v.device)
         edges = mass.cumsum(0)
-        level = torch.searchsorted(edges, v * edges[-1], right=True).clamp(max=levels - 1)
+        level = torch.searchsorted(edges, v * edges[-1], right=True).clamp(max=timesteps - 1)
         return SampledTimesteps(level + 1, 1 / mass[level])
 
     def update(self, position: Tensor, cost: Tensor) -> None:

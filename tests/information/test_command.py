@@ -89,7 +89,7 @@ def test_other_schedules_and_files(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--timesteps", 1], "at least 2 levels"),
+        (["--timesteps", 1], "timesteps to be at least 2"),
         (["--samples", 1], "at least 2 draws"),
         (["--schedule", "cosine", "--beta-end", 0.1], "--beta-end cannot be combined with --schedule cosine"),
         (["--gamma-min", -3, "--gamma-max", 3], "--gamma-min, --gamma-max cannot be combined with --schedule linear"),

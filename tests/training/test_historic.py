@@ -28,7 +28,7 @@ PRESETS = {
     "vdm": recipes.vdm,
     "sohl-dickstein-2015": recipes.sohl_dickstein_2015,
     "sohl-dickstein-2015-binary": recipes.sohl_dickstein_2015_binary,
-    "levels": recipes.images,
+    "images": recipes.images,
     "laptop": recipes.laptop,
 }
 

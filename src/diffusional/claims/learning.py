@@ -155,9 +155,9 @@ class Unweighted:
 
     sampler: TimestepSampler
 
-    def sample(self, n: int, levels: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
-        drawn = self.sampler.sample(n, levels, generator)
-        return SampledTimesteps(drawn.level, torch.full_like(drawn.weight, levels or 1))
+    def sample(self, n: int, timesteps: int | None, generator: torch.Generator | None = None) -> SampledTimesteps:
+        drawn = self.sampler.sample(n, timesteps, generator)
+        return SampledTimesteps(drawn.level, torch.full_like(drawn.weight, timesteps or 1))
 
     def update(self, position: Tensor, cost: Tensor) -> None:
         self.sampler.update(position, cost)

@@ -264,7 +264,7 @@ class Information:
     split: Literal["train", "validation", "test", "all"] | None = None
     """The split to use. Defaults to train, or to test for a run."""
     timesteps: int = 50
-    """Number of levels t, evenly spaced from 1 to T; for two runs, number of cells of levels."""
+    """Number of timesteps t, evenly spaced from 1 to T; for two runs, number of cells of timesteps."""
     samples: int = 2000
     """Number of draws of an item and its noise; each is used at every level."""
     seed: int = 0

@@ -14,7 +14,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
     "essay": lambda: recipes.essay(),
     "essay-tuned": lambda: recipes.essay_tuned(),
     "laptop": lambda: recipes.laptop(),
-    "levels": lambda: recipes.images(),
+    "images": lambda: recipes.images(),
     "sohl-dickstein-2015": lambda: recipes.sohl_dickstein_2015(),
     "sohl-dickstein-2015-binary": lambda: recipes.sohl_dickstein_2015_binary(),
     "ddpm": lambda: recipes.ddpm(),

@@ -154,6 +154,8 @@ def _sweep(
 ) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor, float]:
     keys = item_keys(as_seen(model.space, data), seed, condition)
     device = device_of(model, data)
+    # Before the sweep, so that a wrong shape does not end a long one.
+    prior = cost_of(model, "prior", model.prior(data.to(device)), len(data)).cpu()
     mine, done = ranks.share(len(data)), 0
 
     def advance(rows: int) -> None:

@@ -90,10 +90,11 @@ class VisitRecords:
             step = max(1, _NOISE // model.space.dimensions)
             # Agreed upon by all processes, since they decide which items are extreme.
             self.base = ranks.agreed(torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)]))
-            self.prior = ranks.agreed(model.prior(data.to(self.device)).cpu())
+            self.prior = ranks.agreed(cost_of(model, "prior", model.prior(data.to(self.device)), n).cpu())
             extra = model.extra(data.to(self.device))
             self.extra = {name: ranks.agreed(term.cpu()) for name, term in extra.items()}
-            self.seen = self._looked_at()
+            looked = self._looked_at()
+        self.seen = total_of(looked) if looked else None
         if self.seen is not None:
             self.base = torch.cat([self.base[:, :1] + self.seen[:, None], self.base[:, 1:]], 1)
         # What is known of each cost of the decoder before its visits, by name, each (N,): its first draw, if there is one. The rest, the plan's
@@ -115,14 +116,17 @@ class VisitRecords:
     def _looked_at(self) -> dict[str, Tensor]:
         """Draw the costs of the decoder that the model names in `looked` once for every item (N,); each process makes its share."""
         n, device = len(self.data), self.device
-        out = torch.zeros(n, dtype=torch.float64)
+        out = {name: torch.zeros(n, dtype=torch.float64) for name in self.model.looked}
+        if not out:
+            return out
         mine = ranks.share(n)
         step = max(1, min(batch_rows(self.model.space), _NOISE // math.prod(self.model.visit_shape)))
         for rows in mine.split(step) if len(mine) else ():
             noise = normal([stream(self.keys[i], 0, b"look") for i in rows.tolist()], self.model.visit_shape)
             x, c = self.data[rows].to(device), moved(rows_of(self.condition, rows), device)
-            out[rows] = self.model.reconstruction(x, noise.to(device, x.dtype), c).double().cpu()
-        return ranks.collect(out)
+            for name, cost in self.model.look(x, noise.to(device, x.dtype), c).items():
+                out[name][rows] = cost.double().cpu()
+        return {name: ranks.collect(values) for name, values in out.items()}
 
     @property
     def evaluations(self) -> int:

@@ -98,6 +98,8 @@ class BinomialDiffusionModel(Chain):
 
     # The model's own distributions, MATH (2).
 
+    backward = RenamedAttribute("reverse")
+
     def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Bits:
         """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
         return self.reverse(z_next, self.data(z_next, t + 1, condition), t)

@@ -302,6 +302,17 @@ class Chain(LatentVariableModel):
         """
         return torch.zeros(len(x), 0, dtype=torch.float64, device=x.device)
 
+    def decoder_costs(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        """Return the costs (B,) of a visit to the decoder at noise (B, *visit_shape), by the names in `decoder_parts`: by default only the
+        reconstruction.
+        """
+        cost = self.reconstruction(x, noise, condition)
+        return {"reconstruction": cost_of(self, "reconstruction", cost, len(x))}
+
+    def look(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        """Return a draw of those costs (B,) of the decoder whose names are in `looked`: by default {}."""
+        return {}
+
     def beside(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return further costs (B,) of a visit at noise (B, *visit_shape), by the names in `further`: by default {}."""
         return {}

@@ -81,7 +81,7 @@ class LatentChain(Chain):
         return self.over.level_constants(level)
 
     def prior(self, x: Batch) -> PerItem:
-        """Zero (B,): KL_T depends on z, and is among the costs of `beside`."""
+        """Zero (B,): KL_T depends on z_L, and is among the costs of `beside`."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
@@ -109,17 +109,17 @@ class LatentChain(Chain):
         return noise[:, self._own :].reshape(-1, *self.model.prior.shape)
 
     def level_kl(self, x: Batch, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
-        drawn = self._inferred(x, noise, condition)
-        return self.over.level_kl(drawn.z[-1], level, self._level_noise(noise), condition)
+        _, z = self._top(x, noise, condition)
+        return self.over.level_kl(z, level, self._level_noise(noise), condition)
 
     def reconstruction(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
         """−ln p(x|z) (B,)."""
         return self.look(x, noise, condition)["reconstruction"]
 
-    def beside(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
-        """KL_T(z) as "prior", −ln p(z|z_1) as "latent_reconstruction" and −H[q(z|x)] as "encoder_entropy", each (B,)."""
-        drawn = self._inferred(x, noise, condition)
-        z = drawn.z[-1]
+    def look(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
+        """−ln p(x|z) as "reconstruction", and the KLs of the layers as "kl_1", …, each (B,): one pass of the decoder."""
+        drawn = self.model.infer_kept(self._kept(x, condition), x, noise[:, : self._own], condition)
+        below = [q.kl(p).double() for q, p in zip(drawn.q[:-1], drawn.p[:-1], strict=True)]
         return {
             "reconstruction": self.model.reconstruction(x, drawn),
             **dict(zip(self.layer_parts, below, strict=True)),

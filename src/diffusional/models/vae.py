@@ -369,10 +369,6 @@ class VAE(Autoencoder):
             self.prior.regrid(steps),
         )
 
-    def visited(self) -> Chain | None:
-        """Return the levels of the prior's chain as costs of x; None without a chain, or if p(z|z_1) takes its network."""
-        return None if self.chain is None or self.chain.decoder_uses_network else LatentChain(self)
-
     def posterior(self, x: Batch, condition: Condition | None = None) -> Gaussian:
         """q(z|x) = N(μ(x), σ(x)²), (B, *latents), with ln σ clamped to [−15, 10].
 
