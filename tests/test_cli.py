@@ -451,7 +451,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "eta of the model's own chain": (
         lambda f: ["sample", f / "run", "--eta", 0.5, "--steps", 3],
-        'eta=0.5 came with method="ancestral", which has no such choice: use method="ddim"',
+        'method="ddim" for eta=0.5, got method="ancestral"',
     ),
     "a chain of one": (
         lambda f: ["sample", f / "run", "--steps", 1],
@@ -463,7 +463,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "no samples": (
         lambda f: ["sample", f / "run", "--n", 0],
-        "n=0 came; ask for at least one sample",
+        "n to be at least 1, got 0",
     ),
     "samples of another kind": (
         lambda f: ["sample", f / "run", "--out", f / "a.png", "--steps", 3],
@@ -547,7 +547,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda f: train(
             npy(f / "real.npy", np.random.default_rng(0).normal(size=(40, 3))), "--model.predicts", "levels"
         ),
-        'predicts="levels" came for continuous data, which have none; predict "noise", "data" or "v"',
+        '"noise", "data" or "v" for continuous data, which have no levels, got "levels"',
     ),
     "a preset of another run": (
         lambda f: ["train", f / "run", "--resume", "--preset", "digits"],

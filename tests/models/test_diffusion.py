@@ -636,20 +636,26 @@ def test_regrid_shares_the_network_and_the_curve() -> None:
 
 
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
-    "level 0": (lambda: small_model().kl_at(batch(2), torch.tensor([0, 1]), batch(2)), "levels are integers 1 … 7"),
-    "level T": (lambda: small_model().kl_at(batch(2), torch.tensor([1, 8]), batch(2)), "levels are integers 1 … 7"),
+    "level 0": (
+        lambda: small_model().kl_at(batch(2), torch.tensor([0, 1]), batch(2)),
+        "levels to be integers from 1 to 7",
+    ),
+    "level T": (
+        lambda: small_model().kl_at(batch(2), torch.tensor([1, 8]), batch(2)),
+        "levels to be integers from 1 to 7",
+    ),
     "off the levels": (lambda: small_model().elbo(batch(2) + 0.1), "the 4 levels"),
     "NaN": (lambda: small_model().elbo(batch(2) * math.nan), "not finite in item 0"),
     "shape": (lambda: small_model().elbo(batch(2)[:, :1]), r"shape .* got \(1, 2\)"),
     "integers": (lambda: small_model().loss(torch.zeros(2, 2, 2, dtype=torch.long)), r"space.encode\(raw\)"),
-    "noise": (lambda: small_model().terms(batch(2), randn(7, 2, 2, 2)), r"expected \(8, 2, 2, 2\)"),
+    "noise": (lambda: small_model().terms(batch(2), randn(7, 2, 2, 2)), r"expected noise of shape \(8, 2, 2, 2\)"),
     "terms without T": (lambda: small_model(steps=None).terms(batch(2), batch(2)), "regrid"),
     "path without T": (lambda: small_model(steps=None).path_elbo(batch(2)), "regrid"),
     "transition without T": (
         lambda: DiffusionModel(
             GaussianDiffusion(schedule.log_snr_linear()), small_model().denoiser, small_model().likelihood, "transition"
         ),
-        'use "posterior"',
+        'variance="posterior" in continuous time',
     ),
     "levels without a levels head": (
         lambda: DiffusionModel(
@@ -657,7 +663,7 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
             Denoiser(_Affine(1.0, 0.0), "data"),
             likelihood.NetworkLevels(Discrete((2, 2), 4)),
         ).elbo(batch(2)),
-        'needs predicts="levels"',
+        'predicts="levels"',
     ),
 }
 

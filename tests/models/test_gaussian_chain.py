@@ -373,7 +373,7 @@ def test_what_is_refused() -> None:
         make(5, [network] * 3)
     with pytest.raises(DiffusionalError, match=r"level 2 .*\(1, 2, 3\)"):
         small(networks=[Small(), Small(outputs=1), Small(), Small()]).kl_at(items(1), torch.tensor([2]), randn(1, 2, 3))
-    with pytest.raises(DiffusionalError, match="levels are integers 1 … 4"):
+    with pytest.raises(DiffusionalError, match="levels to be integers from 1 to 4"):
         model.kl_at(items(1), torch.tensor([5]), randn(1, 2, 3))
     with pytest.raises(DiffusionalError, match="no T to change"):
         evaluate(model, items(2).float(), steps=9)

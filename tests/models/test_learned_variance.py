@@ -398,15 +398,14 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a denoiser that learns none": (
         lambda: DiffusionModel(PROCESS, Denoiser(lambda z, s: z), DENSITY, "learned"),
         DiffusionalError,
-        'variance="learned" came with a denoiser that learns none: give Denoiser(module, …, learns_variance=True), whose module has '
-        "one output channel more for each of the data's",
+        'learns_variance=True for variance="learned", got learns_variance=False',
     ),
     "continuous time": (
         lambda: DiffusionModel(
             GaussianDiffusion(schedule.log_snr_linear()), Denoiser(_Says(), learns_variance=True), DENSITY, "learned"
         ),
         DiffusionalError,
-        'variance="learned" came with continuous time, where the two variances agree: use "posterior"',
+        'variance="posterior" in continuous time, where all variances agree, got "learned"',
     ),
     "too few channels": (
         lambda: Denoiser(lambda z, s: z, learns_variance=True)(X, torch.zeros(5)),
@@ -429,7 +428,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a least variance of nothing": (
         lambda: likelihood.DiscretizedGaussian(Discrete((2,), 5), least=0.0),
         DiffusionalError,
-        "variance=0.0 came; give a positive number",
+        "expected variance to be a positive number, got 0.0",
     ),
     "an optimal variance": (
         lambda: GAUSSIAN.costs(PROCESS, "learned", 0.01),
@@ -444,7 +443,7 @@ def test_refused(name: str) -> None:
     make, kind, message = ERRORS[name]
     with pytest.raises(kind) as raised:
         make()
-    assert str(raised.value) == message
+    assert message in str(raised.value)
 
 
 def test_regrid_keeps_the_learned_variance_and_continuous_time_has_none() -> None:

@@ -1,4 +1,4 @@
-"""What every latent variable model here offers: one set of primitives, from which bounds, losses and evaluations follow."""
+"""The interface of all latent variable models: a set of primitives, from which bounds, losses and evaluations follow."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def device_of(model: nn.Module, data: Tensor) -> torch.device:
-    """The device of a model's first parameter or buffer; that of `data` where it has none.
+    """Return the device of a model's first parameter or buffer, or that of `data` if the model has neither.
 
     >>> device_of(nn.Linear(1, 1), torch.zeros(1)).type
     'cpu'
@@ -57,7 +57,7 @@ def plain_options(owner: Any) -> dict[str, Any]:
 
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Put models into evaluation mode for the block, and afterwards every module of theirs back into its own mode.
+    """Put models into evaluation mode for the block, and restore the mode of each of their modules afterwards.
 
     Modules that were in evaluation mode inside a model in training mode, such as frozen encoders, stay so.
 
@@ -80,7 +80,7 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
 
 
 class _Space:
-    """What x is. A property would have no setter, so that a subclass could not set `self.space`."""
+    """The space of x. It is not a property, so that a subclass can set `self.space`."""
 
     def __get__(self, model: Any, owner: type) -> Any:
         if model is None:
@@ -101,7 +101,7 @@ class LatentVariableModel(nn.Module, ABC):
     """Names of the classes whose labels are the condition of a model that was built from a config; else empty."""
 
     origin: Mapping[str, Any] = {}
-    """Of an imported model: what came from its config, what was assumed and what was given, as JSON values. Evaluations record it."""
+    """For an imported model: the values from its config, the assumptions and the given arguments, as JSON values. Evaluations record it."""
 
     sampling: tuple[str, ...] = ("ancestral",)
     """Names of the methods that `sample` takes as `method`. A model with one of them takes no such argument."""
@@ -110,7 +110,7 @@ class LatentVariableModel(nn.Module, ABC):
 
         @property
         def space(self) -> Space:
-            """What x is."""
+            """The space of x."""
             ...
     else:
         space = _Space()
@@ -118,11 +118,11 @@ class LatentVariableModel(nn.Module, ABC):
     @property
     @abstractmethod
     def noise_shape(self) -> tuple[int, ...]:
-        """Of one item's noise in `terms`."""
+        """The shape of one item's noise in `terms`."""
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations that one draw of `terms` takes."""
+        """Number of network evaluations that one draw of `terms` takes."""
         return 1
 
     # What an evaluation and a training ask of a model.
@@ -151,7 +151,7 @@ class LatentVariableModel(nn.Module, ABC):
         )
 
     def log_weight(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
-        """ln p(x, z)/q(z|x) (B,), nats, at the latents that `noise` (B, *noise_shape) makes of x."""
+        """Return ln p(x, z)/q(z|x) (B,), nats, at the latents of x for `noise` (B, *noise_shape)."""
         raise self._no_weights()
 
     def check_log_weight(self) -> None:
@@ -189,7 +189,7 @@ class LatentVariableModel(nn.Module, ABC):
     def objective_costs(
         self, objective: str, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None
     ) -> Costs:
-        """Return the costs of an objective at what `objective_draw` gave, as `costs` does for "elbo".
+        """Return the costs of an objective for what `objective_draw` returned, as `costs` does for "elbo".
 
         Raises DiffusionalError for an objective that the model does not have.
         """
@@ -213,18 +213,18 @@ class LatentVariableModel(nn.Module, ABC):
         return costs.total().mean()
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
-        """Further named costs (B,): for continuous data the log-Jacobian of their standardisation."""
+        """Return further costs (B,) by name: for continuous data, the log-Jacobian of their standardisation."""
         if not isinstance(self.space, Continuous):
             return {}
         return {"jacobian": torch.full((x.shape[0],), self.space.log_jacobian(), dtype=torch.float64, device=x.device)}
 
     @abstractmethod
     def terms(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Ledger:
-        """One draw of every cost, from the noise given."""
+        """Return one draw of every cost, for the given noise."""
 
     @abstractmethod
     def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
-        """One draw of every cost, the noise drawn from `generator`."""
+        """Return one draw of every cost, with noise from `generator`."""
 
     @abstractmethod
     def draw(
@@ -234,7 +234,7 @@ class LatentVariableModel(nn.Module, ABC):
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
-        """Everything random in the loss of n items like those of x (len(x) unless given), by name, each (n, …).
+        """Return all random numbers of the loss of n items like those of x, by name, each (n, …). n defaults to len(x).
 
         Rows of it go with rows of a batch: a batch in parts, or on several processes, has the loss of the whole. Of x only the
         shape and type are looked at; `loss` checks the items, and `space.encode` has.
@@ -242,7 +242,7 @@ class LatentVariableModel(nn.Module, ABC):
 
     @abstractmethod
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """The costs of x (N, …) at what `draw` gave: unbiased draws of each item's NELBO, to differentiate."""
+        """Return the costs of x (N, …) for what `draw` returned: unbiased, differentiable estimates of each item's NELBO."""
 
     def loss(
         self,
@@ -251,7 +251,7 @@ class LatentVariableModel(nn.Module, ABC):
         condition: Condition | None = None,
         sampler: TimestepSampler | None = None,
     ) -> Tensor:
-        """An unbiased draw of the batch's mean NELBO in nats, a scalar to differentiate.
+        """Return an unbiased, differentiable estimate of the batch's mean NELBO, a scalar in nats.
 
         Levels that are visited at random, MATH (22), come from `sampler` (stratified over the batch unless given), which
         learns from their costs. `generator` must be on x's device. Raises DiffusionalError for items that the space refuses.
@@ -265,4 +265,4 @@ class LatentVariableModel(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
-        """n items x (n, *space.shape) from the generative model."""
+        """Return n samples x (n, *space.shape) of the generative model."""

@@ -44,7 +44,7 @@ RECONSTRUCTION_SHARE = 1 / 32
 
 
 def batch_rows(space: Space) -> int:
-    """How many items one network call may hold: at most ROWS, fewer where a levels head's output would not fit.
+    """Return the number of items of one network call: at most ROWS, or fewer if the output of a levels head would need too much memory.
 
     >>> from diffusional import Discrete
     >>> batch_rows(Discrete((1, 8, 8), 17)), batch_rows(Discrete((1, 28, 28), 256))
@@ -58,11 +58,11 @@ class Decoding(Protocol):
     """p(x|z_1): the part of a distribution that a bound and samples need."""
 
     def log_prob(self, x: Batch, /) -> PerItem:
-        """ln p(x|z_1) (B,), nats."""
+        """Return ln p(x|z_1) (B,), nats."""
         ...
 
     def sample(self, generator: torch.Generator | None = None) -> Batch:
-        """x ~ p(x|z_1) (B, *dims)."""
+        """Return samples x ~ p(x|z_1) (B, *dims)."""
         ...
 
 
@@ -70,12 +70,12 @@ class Decoding(Protocol):
 class AffineCosts(Protocol):
     """A chain with Gaussian marginals q(z_t|x) = N(α x, σ² I) whose KL_t are affine in the squared error of the noise, MATH (10).
 
-    An evaluation then has control variates: worlds whose denoisers have a known squared error (evaluation/controls.py).
+    An evaluation then has control variates: simpler distributions, whose denoisers have a known squared error (evaluation/controls.py).
     """
 
     @property
     def space(self) -> Space:
-        """What x is."""
+        """The space of x."""
         ...
 
     @property
@@ -84,19 +84,19 @@ class AffineCosts(Protocol):
         ...
 
     def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
-        """KL_t (B,), or dKL/du, from ‖ε − ε̂‖² (B,)."""
+        """Return KL_t (B,), or dKL/du, from ‖ε − ε̂‖² (B,)."""
         ...
 
     def noisy_gamma(self, level: PerItem) -> PerItem:
-        """γ (B,) of the latent that the network sees at a level."""
+        """Return γ (B,) of the network's input at a level."""
         ...
 
     def end_gammas(self) -> Tensor:
-        """γ of z_1 and z_T (2,)."""
+        """Return γ of z_1 and z_T (2,)."""
         ...
 
     def edge_gammas(self, edges: Tensor) -> Tensor:
-        """γ at edges of cells: u (C + 1,) in continuous time, otherwise every one of the T latents."""
+        """Return γ at edges of cells: u (C + 1,) in continuous time, otherwise γ of all T latents."""
         ...
 
 
@@ -112,7 +112,7 @@ class Chain(LatentVariableModel):
 
     >>> from diffusional import Bits, BinomialDiffusion
     >>> from diffusional.space import binary
-    >>> class Coins(Chain):                                              # a model that learned nothing: D ln 2, D = 4
+    >>> class Coins(Chain):                                              # an untrained model: D ln 2, D = 4
     ...     space, process = binary((4,)), BinomialDiffusion.constant(5)
     ...     def step(self, z_next, t): return Bits(0 * z_next.double())
     ...     def last(self, n): return Bits(torch.zeros(n, 4).double())
@@ -122,7 +122,7 @@ class Chain(LatentVariableModel):
     tensor([2.7726, 2.7726], dtype=torch.float64)
     """
 
-    # A ForwardProcess; a family says which.
+    # A ForwardProcess, which a family sets.
     process: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -166,15 +166,15 @@ class Chain(LatentVariableModel):
     # The model's own distributions, MATH (2).
 
     def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Distribution:
-        """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
+        """Return p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
         raise self._undefined("step, p(z_t|z_{t+1})")
 
     def last(self, n: int) -> Distribution:
-        """p(z_T) of n items, on the model's device: samples have the type and device of its draws."""
+        """Return p(z_T) of n items, on the model's device. Samples of the model have the type and device of its samples."""
         raise self._undefined("last, p(z_T)")
 
     def decode(self, z_1: Batch, condition: Condition | None = None) -> Decoding:
-        """p(x | z_1)."""
+        """Return p(x | z_1)."""
         raise self._undefined("decode, p(x|z_1)")
 
     # How costs, paths and samples call these: with the condition if the signature has a parameter for it.
@@ -190,7 +190,7 @@ class Chain(LatentVariableModel):
         return called(self.decode, z_1, condition=condition)
 
     def _for_the_other(self, taken: bool) -> None:
-        """A condition that one of `step` and `decode` takes is not for the other; one that neither takes is an error."""
+        """Return None, the condition of `step` or `decode` if only the other takes one. Raises DiffusionalError if neither does."""
         if not taken and not ignores_condition(self):
             raise DiffusionalError(
                 f"a condition was given, but neither step nor decode of {type(self).__name__} has a parameter for it; leave the condition "
@@ -205,43 +205,43 @@ class Chain(LatentVariableModel):
     # The three kinds of costs, MATH (8).
 
     def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
-        """−ln p(x|z_1) (B,) at the z_1 that `noise` (B, *dims), standard normal, makes of x."""
+        """Return −ln p(x|z_1) (B,) at the z_1 of x for standard normal `noise` (B, *dims)."""
         same_shape(x, noise)
         z_1 = self.noisy(x, torch.ones(len(x), dtype=torch.long, device=x.device), noise)
         return -one_per_item(self._decode(z_1, condition).log_prob(x), len(x), "log_prob of p(x|z_1)").double()
 
     def prior(self, x: Batch) -> PerItem:
-        """KL_T = KL[q(z_T|x) ‖ p(z_T)] (B,): exact, without a draw."""
+        """Return KL_T = KL[q(z_T|x) ‖ p(z_T)] (B,), in closed form."""
         kl = self.process.marginal(x, self._discrete()).kl(self.last(len(x)))
         return one_per_item(kl, len(x), "kl of q(z_T|x) and p(z_T)").double()
 
     def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
-        """KL_t (B,) as in `kl_at`, which checks the arguments and calls this. A family with a closed form overrides it."""
+        """Return KL_t (B,) for `kl_at`, which checks the arguments first. A family with a closed form overrides it."""
         self._discrete()
         z_next = self.noisy(x, level + 1, noise)
         kl = self.process.posterior(z_next, x, level).kl(self._step(z_next, level, condition))
         return one_per_item(kl, len(x), "kl of q(z_t|z_{t+1}, x) and p(z_t|z_{t+1})").double()
 
     def noisy(self, x: Batch, t: PerItem, noise: Batch) -> Batch:
-        """z_t ~ q(z_t|x) (B, *dims) from standard normal `noise`, t (B,) in 1 … T, in x's type."""
+        """Return z_t ~ q(z_t|x) (B, *dims) for standard normal `noise`, t (B,) in 1 … T, in x's type."""
         return self.process.marginal(x, t).sample(noise=noise).to(x.dtype)
 
     @property
     def timesteps(self) -> int | None:
-        """L = T − 1, the number of KL_t with t < T; None in continuous time."""
+        """L = T − 1, the number of noise levels t < T, each with a KL_t; None in continuous time."""
         return None if self.steps is None else self.steps - 1
 
     levels = RenamedAttribute("timesteps")
 
     def noise_levels(self) -> Tensor:
-        """Return (T,) numbers that identify the chain's levels, 65 in continuous time: a plan checks by them that it fits a model. They are
-        γ if the family has one, and otherwise 1, …, T.
+        """Return (T,) numbers, or 65 in continuous time, that identify the chain's levels. A plan compares them, to check that it fits a
+        model. They are γ if the family has one, otherwise 1, …, T.
         """
         return torch.arange(1, (self.steps or 65) + 1, dtype=torch.float64)
 
     def gamma_at(self, edges: Tensor) -> Tensor | None:
-        """Return γ at edges of levels from the schedule or the `gamma` of the process; None for a process without either, and for numbers
-        of cells in continuous time, which say nothing of u.
+        """Return γ at edges of levels, from the schedule or the `gamma` of the process. The result is None for a process without either, and
+        for numbers of cells in continuous time, from which u is not known.
         """
         process = getattr(self, "process", None)
         schedule, gamma = getattr(process, "schedule", None), getattr(process, "gamma", None)
@@ -255,7 +255,7 @@ class Chain(LatentVariableModel):
         """Return what the costs depend on besides the tensors of the model, as JSON values.
 
         By default the type of the model, the plain attributes (numbers, strings, and lists of them) of the model and of its process, and
-        hashes of the tensors of a process that is no `torch.nn.Module`. Names with an underscore are left out.
+        hashes of the tensors of a process that is not a `torch.nn.Module`. Names with an underscore are left out.
         """
         own, process = plain_options(self), getattr(self, "process", None)
         theirs = {} if process is None else plain_options(process)
@@ -328,11 +328,13 @@ class Chain(LatentVariableModel):
 
     def _discrete(self) -> int:
         if self.steps is None:
-            raise DiffusionalError("terms came for continuous time, which has no T costs: regrid(T), or use elbo")
+            raise DiffusionalError(
+                "expected discrete time, got continuous time, which has no T latents: use regrid(T) for a finite T, or elbo for a bound"
+            )
         return self.steps
 
     def kl_at(self, x: Batch, level: PerItem, noise: Tensor, condition: Condition | None = None) -> PerItem:
-        """KL_t (B,) at `level` t (B,) in 1 … T−1, from the z_{t+1} that `noise` (B, *visit_shape) makes of x: MATH (10) for a Gaussian
+        """Return KL_t (B,) at `level` t (B,) in 1 … T−1, for the z_{t+1} of x and `noise` (B, *visit_shape): MATH (10) for a Gaussian
         diffusion.
 
         In continuous time `level` is u (B,) in [0, 1] and the value is dKL/du, whose integral over [0, 1] is the cost.
@@ -343,22 +345,20 @@ class Chain(LatentVariableModel):
         if self.timesteps is not None and (
             level.dtype.is_floating_point or bool(((level < 1) | (level > self.timesteps)).any())
         ):
-            raise DiffusionalError(
-                f"level {level.flatten()[:1].tolist()} … came; levels are integers 1 … {self.timesteps}"
-            )
+            raise DiffusionalError(f"expected levels to be integers from 1 to {self.timesteps}, got {_extremes(level)}")
         if self.timesteps is None and not bool(((level >= 0) & (level <= 1)).all()):
-            raise DiffusionalError(
-                f"u from {float(level.min()):g} to {float(level.max()):g} came; expected u in [0, 1]"
-            )
+            raise DiffusionalError(f"expected u in [0, 1], got {_extremes(level)}")
         return cost_of(self, "level_kl", self.level_kl(x, level, noise, condition), len(x))
 
     # Ledgers.
 
     def terms(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Ledger:
-        """MATH (8) with one draw of every cost: `noise` (T, B, *dims), noise[t − 1] the ε of z_t. Discrete time only."""
+        """Return the ledger of MATH (8) with one draw of every cost. noise[t − 1] of `noise` (T, B, *dims) is the ε of z_t. Discrete time
+        only.
+        """
         steps = self._discrete()
         if noise.shape != (steps, *x.shape):
-            raise DiffusionalError(f"noise of shape {tuple(noise.shape)} came; expected {(steps, *x.shape)}")
+            raise DiffusionalError(f"expected noise of shape {(steps, *x.shape)}, got {tuple(noise.shape)}")
         self.space.check(x)
         check_condition(condition, len(x))
         t = torch.arange(1, steps, device=x.device)
@@ -377,14 +377,15 @@ class Chain(LatentVariableModel):
         condition: Condition | None = None,
         cells: int = 256,
     ) -> Ledger:
-        """MATH (8), one draw of every cost; in continuous time one uniform u in each of `cells` equal cells of [0, 1].
+        """Return the ledger of MATH (8) with one draw of every cost; in continuous time with one uniform u in each of `cells` equal cells of
+        [0, 1].
 
-        T network evaluations per item (or `cells` + 1). The ledger's `kl` has a column per level, or per cell.
+        This takes T network evaluations per item (or `cells` + 1). The ledger's `kl` has a column for each level, or for each cell.
         """
         self.space.check(x)
         check_condition(condition, len(x))
         if cells < 1:
-            raise DiffusionalError(f"cells={cells} came; give at least 1")
+            raise DiffusionalError(f"expected cells to be at least 1, got {cells}")
         n = self.timesteps or cells
         step = max(1, batch_rows(self.space) // x.shape[0])
         kl = []
@@ -405,7 +406,7 @@ class Chain(LatentVariableModel):
         return Ledger(reconstruction, kl, prior, self.space.dimensions, self.extra(x))
 
     def _kl_block(self, x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
-        """KL (B, L) at levels (L, B) with noise (L, B, *dims), as one network call."""
+        """Return KL (B, L) at levels (L, B) with noise (L, B, *dims), with one network call."""
         n = level.shape[0]
         rows = x.repeat(n, *(1,) * (x.ndim - 1))
         kl = self.level_kl(rows, level.flatten(), noise.flatten(0, 1), repeated(condition, n))
@@ -416,10 +417,11 @@ class Chain(LatentVariableModel):
     def path_elbo(
         self, x: Batch, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Ledger:
-        """MATH (7): the same bound from one walked path z_1 … z_T, log-ratios in place of KLs. Discrete time only.
+        """Return the ledger of MATH (7): the same bound from one sampled path z_1 … z_T, with log-ratios instead of KL divergences. Discrete
+        time only.
 
-        kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T): draws, which may be
-        negative; their expectation is the NELBO of (8) in sum, not term by term.
+        kl[:, t−1] = ln q(z_t|z_{t−1}) − ln p(z_t|z_{t+1}) and prior = ln q(z_T|z_{T−1}) − ln p(z_T). These may be negative. The expectation
+        of their sum is the NELBO of (8), but single terms have other expectations.
         """
         self._discrete()
         self.space.check(x)
@@ -427,8 +429,8 @@ class Chain(LatentVariableModel):
         return self._along(x, self.process.sample_path(x, generator), condition)
 
     def log_weight(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:
-        """ln p(x, z_{1:T})/q(z_{1:T}|x) (B,), nats, along the path that `noise` (B, T, *dims) makes of x: the path form, MATH (7). Its
-        expectation is the ELBO, and that of its exponential is p(x).
+        """Return ln p(x, z_{1:T})/q(z_{1:T}|x) (B,), nats, along the path of x for `noise` (B, T, *dims): the path form, MATH (7). Its
+        expectation is the ELBO, and the expectation of its exponential is p(x).
         """
         self.check_log_weight()
         if noise.shape != (len(x), *self.noise_shape):
@@ -447,7 +449,7 @@ class Chain(LatentVariableModel):
         return -self._along(x, torch.stack(path), condition).nelbo
 
     def check_log_weight(self) -> None:
-        """Raise DiffusionalError in continuous time, where a path has no finite number of latents, and for a family that does not define all of
+        """Raise DiffusionalError in continuous time, where a path has infinitely many latents, and for a family that does not define all of
         `step`, `last` and `decode`.
         """
         for name, what in (("step", "step, p(z_t|z_{t+1})"), ("last", "last, p(z_T)"), ("decode", "decode, p(x|z_1)")):
@@ -460,7 +462,7 @@ class Chain(LatentVariableModel):
             )
 
     def _along(self, x: Tensor, path: Tensor, condition: Condition | None) -> Ledger:
-        """The log-ratios of MATH (7) along a path (T, B, *dims)."""
+        """Return the log-ratios of MATH (7) along a path (T, B, *dims)."""
         ratios, before, steps = [], x, len(path)
         for t in range(1, steps + 1):
             z = path[t - 1]
@@ -487,9 +489,10 @@ class Chain(LatentVariableModel):
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return a level of `sampler` for each item with its weight 1/π_t, and ε. Where the decoder needs the network, a random part
-        `reconstruction_share` of the items, "first", draws −ln p(x|z_1) at z_1 instead of a level; otherwise every item has both, with
-        the ε "first_noise" for z_1.
+        """Return a level of `sampler` for each item, "level", with its weight 1/π_t, "weight", and ε, "noise".
+
+        If the decoder needs the network, a random part `reconstruction_share` of the items, "first", is for −ln p(x|z_1) instead of a
+        level. Otherwise every item has both, and "first_noise" is the ε of its z_1.
         """
         n = len(x) if n is None else n
         drawn = (sampler or Stratified()).sample(n, self.timesteps, generator)
@@ -499,14 +502,14 @@ class Chain(LatentVariableModel):
             "noise": standard_normal(x, n, generator),
         }
         if self.decoder_uses_network:
-            # Stratified, so that the number of them hardly varies.
+            # Stratified, so that their number hardly varies.
             out["first"] = Stratified().sample(n, None, generator).level.to(x.device) < self.reconstruction_share
         else:
             out["first_noise"] = standard_normal(x, n, generator)
         return out
 
     def costs(self, x: Batch, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """MATH (22) with one network evaluation per item, at what `draw` gave. KL_T is exact."""
+        """Return the costs of MATH (22) for what `draw` returned, with one network evaluation per item. KL_T is exact."""
         level, first, noise = draws["level"], draws.get("first"), draws["noise"]
         terms = {"prior": cost_of(self, "prior", self.prior(x), len(x))} | self.extra(x)
         if first is None:
@@ -534,8 +537,8 @@ class Chain(LatentVariableModel):
         firsts: Tensor,
         log_prob: Tensor,
     ) -> Costs:
-        """`terms` and the costs of a batch of which the items `visits` (V,) look at a level, with KL_t `kl` (V,), and the others,
-        `firsts` (F,), at z_1, with ln p(x|z_1) `log_prob` (F,): each weighted for those that look elsewhere.
+        """Return `terms` and the costs of a batch in which the items `visits` (V,) are at a level, with KL_t `kl` (V,), and the others,
+        `firsts` (F,), at z_1, with ln p(x|z_1) `log_prob` (F,). Each group is weighted so that it represents the whole batch.
         """
         level, weight = draws["level"][visits], draws["weight"]
         visited = LevelDraws(kl, level, weight[visits] / (1 - self.reconstruction_share))
@@ -547,14 +550,14 @@ class Chain(LatentVariableModel):
         return Costs(terms, position(level, self.timesteps), self._per_unit(kl))
 
     def _per_unit(self, kl: Tensor) -> Tensor:
-        """Costs per unit of u: what a uniform sampler's weight would make of them."""
+        """Return costs per unit of u, which are the costs times the weight of a uniform sampler."""
         return kl if self.timesteps is None else kl * self.timesteps
 
     # Sampling.
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
-        """n items x (n, *space.shape): exact draws from the model whose bound is reported."""
+        """Return n samples x (n, *space.shape): exact samples of the model whose bound is reported."""
         *_, x = self.walk_back(n, generator, condition)
         return x
 
@@ -564,7 +567,7 @@ class Chain(LatentVariableModel):
     ) -> Iterator[Tensor]:
         """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes, in the type and on the device of z_T."""
         if n < 1:
-            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+            raise DiffusionalError(f"expected n to be at least 1, got {n}")
         check_condition(condition, n)
         z = self.drawn(self.last(n), generator)
         yield z
@@ -576,8 +579,12 @@ class Chain(LatentVariableModel):
         yield self.drawn(self._decode(z, condition), generator).to(z.dtype)
 
     def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
-        """Draw from one of the chain's distributions."""
+        """Sample one of the chain's distributions."""
         return p.sample(generator)
+
+
+def _extremes(level: Tensor) -> str:
+    return f"{float(level.min()):g} to {float(level.max()):g} of type {level.dtype}"
 
 
 def one_per_item(cost: Any, items: int, what: str) -> Tensor:
@@ -604,7 +611,7 @@ def cost_of(model: LatentVariableModel, method: str, cost: Any, items: int) -> T
 
 
 def same_shape(x: Tensor, noise: Tensor, shape: tuple[int, ...] | None = None) -> None:
-    """Raise DiffusionalError unless every item has an ε of its own: of its own shape, or of `shape`."""
+    """Raise DiffusionalError unless `noise` has an ε for every item of x, of the item's shape or of `shape`."""
     expected = x.shape if shape is None else (len(x), *shape)
     if noise.shape != expected:
         raise DiffusionalError(
@@ -613,7 +620,7 @@ def same_shape(x: Tensor, noise: Tensor, shape: tuple[int, ...] | None = None) -
 
 
 def standard_normal(x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    """ε (n, …) like the items of x.
+    """Return ε (n, …), n draws of the shape, type and device of x's items.
 
     >>> standard_normal(torch.zeros(2, 3), 5, None).shape
     torch.Size([5, 3])

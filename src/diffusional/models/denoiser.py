@@ -28,7 +28,7 @@ from diffusional.words import check_word, our_word
 def output_channels(
     predicts: Predicts, head: Head, channels: int, levels: int | None, learns_variance: bool = False
 ) -> int:
-    """How many output channels a network with `channels` data channels needs: C, C·K or 2C, and C more for a learned variance.
+    """Return the number of output channels that a network for `channels` data channels needs: C, C·K or 2C, plus C for a learned variance.
 
     >>> output_channels("levels", "logistic", channels=3, levels=256)
     6
@@ -41,13 +41,13 @@ def output_channels(
         return channels
     if levels is None:
         raise DiffusionalError(
-            'predicts="levels" came for continuous data, which have none; predict "noise", "data" or "v"'
+            'expected predicts to be "noise", "data" or "v" for continuous data, which have no levels, got "levels"'
         )
     return channels * (2 if head == "logistic" else levels)
 
 
 class Denoiser(nn.Module):
-    """Wraps `module(z, log_snr)` or `module(z, log_snr, condition)` and declares what its output predicts.
+    """A network `module(z, log_snr)` or `module(z, log_snr, condition)`, with a declaration of what its output predicts.
 
     Args:
         module: any network from z (B, *dims) and log_snr = −γ (B,) to an output of z's shape, or, for "levels", of
@@ -56,9 +56,9 @@ class Denoiser(nn.Module):
         space: the data's space; needed for "levels" only.
         head: the output parameterisation of a levels module.
         time: maps log-SNR to the module's own time input; see `diffusional.models.time`.
-        learns_variance: the output has C channels more, o, last: ln v_p = (1 − f) ln v_q + f ln σ²_{t|s} with f = (o + 1)/2, between
-            the posterior's variance and the transition's and a little beyond (Nichol & Dhariwal 2021, eq. 15); for
-            `variance="learned"`.
+        learns_variance: whether the output has C further channels o at its end, for `variance="learned"`. They place the variance v_p
+            between that of the posterior, v_q, and that of the transition, or slightly beyond: ln v_p = (1 − f) ln v_q + f ln σ²_{t|s}
+            with f = (o + 1)/2 (Nichol & Dhariwal 2021, eq. 15).
 
     Raises DiffusionalError for an unknown `predicts` or `head`, for a levels head without a discrete space, for a `FromDiffusers`
     without `time`, and when the module's output is not a single floating-point tensor of the right shape on z's device.
@@ -101,9 +101,9 @@ class Denoiser(nn.Module):
         return {}
 
     def forward(self, z: Batch, gamma: Tensor, condition: Condition | None = None) -> Prediction:
-        """What the network says about z (B, *dims) at γ (B,) or ()."""
+        """Return the network's prediction for z (B, *dims) at γ (B,) or ()."""
         log_snr = (-gamma).expand(z.shape[0])
-        # An adapter sees float64: in a short type, neighbouring levels of a long grid are one.
+        # An adapter gets float64, since in a shorter type neighbouring levels of a long grid would be equal.
         time = log_snr if self.time is None else self.time(log_snr)
         # The network gets its own type, independent of the items' type.
         seen = z.to(network_dtype(self.module) or z.dtype)
@@ -118,8 +118,8 @@ class Denoiser(nn.Module):
                 f"it must have {channels} channels more than without"
             )
         mean, o = output[:, :-channels], output[:, -channels:].to(z.dtype)
-        said = read(mean, z, gamma, self.predicts, self.head, self.space)
-        return replace(said, fraction=0.5 * (o + 1))
+        prediction = read(mean, z, gamma, self.predicts, self.head, self.space)
+        return replace(prediction, fraction=0.5 * (o + 1))
 
 
 def network_dtype(module: object) -> torch.dtype | None:
@@ -135,13 +135,13 @@ def network_dtype(module: object) -> torch.dtype | None:
 def read(output: Tensor, z: Batch, gamma: Tensor, predicts: Predicts, head: Head, space: Discrete | None) -> Prediction:
     """Convert a network's output (B, …) for z (B, *dims) at γ to a Prediction. Raises DiffusionalError for a wrong shape.
 
-    At γ = ∞ z has no information, and a levels head's output is the whole distribution, as for a VAE's decoder.
+    At γ = ∞, z has no information, so the distribution is that of the levels head, as for a VAE's decoder.
 
     >>> import torch
     >>> space, nothing = Discrete((1,), 2), torch.tensor([torch.inf])
-    >>> said = read(torch.zeros(1, 2), torch.ones(1, 1), nothing, "levels", "categorical", space)
-    >>> assert isinstance(said, LevelsPrediction)
-    >>> said.log_probs.exp().flatten()
+    >>> prediction = read(torch.zeros(1, 2), torch.ones(1, 1), nothing, "levels", "categorical", space)
+    >>> assert isinstance(prediction, LevelsPrediction)
+    >>> prediction.log_probs.exp().flatten()
     tensor([0.5000, 0.5000])
     """
     output = output.to(z.dtype)
@@ -158,31 +158,32 @@ def read(output: Tensor, z: Batch, gamma: Tensor, predicts: Predicts, head: Head
 
 
 class _Clipped(nn.Module):
-    """x̂ of another denoiser, within the range, and where it puts the variance."""
+    """x̂ of another denoiser, clipped to a range, with the fraction of its variance if it learns one."""
 
     def __init__(self, denoiser: Denoiser, low: float, high: float) -> None:
         super().__init__()
         self.denoiser, self.low, self.high = denoiser, low, high
 
     def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
-        said = self.denoiser(z, -log_snr.double(), condition)
-        x = said.data.clamp(self.low, self.high)
-        return torch.cat([x, 2 * said.fraction - 1], dim=1) if self.denoiser.learns_variance else x
+        prediction = self.denoiser(z, -log_snr.double(), condition)
+        x = prediction.data.clamp(self.low, self.high)
+        return torch.cat([x, 2 * prediction.fraction - 1], dim=1) if self.denoiser.learns_variance else x
 
 
 def clipped(denoiser: Denoiser, space: Discrete) -> Denoiser:
-    """Another model with the same network: x̂ clipped to the data's range, as DDPM's and improved DDPM's published bounds have it.
+    """Return a denoiser with the same network whose x̂ is clipped to the range of the data, as for the published bounds of DDPM and improved
+    DDPM.
 
-    A network that predicts noise says x̂ = (z − σ ε̂)/α, whose error at high noise is that of ε̂ times σ/α: in one step from nearly
-    pure noise, such as the last of the cosine schedule's, it can cost more than all others. Its gradient is 0 where it clips.
+    If the network predicts noise, x̂ = (z − σ ε̂)/α, whose error is that of ε̂ times σ/α. At high noise, such as in the last step of the
+    cosine schedule, that error can make one step cost more than all others. The gradient is 0 where x̂ is clipped.
 
-    >>> said = clipped(Denoiser(lambda z, log_snr: 0 * z, "noise"), Discrete((1,), 2))(torch.full((1, 1), 9.0), torch.zeros(1))
-    >>> said.data
+    >>> prediction = clipped(Denoiser(lambda z, log_snr: 0 * z, "noise"), Discrete((1,), 2))(torch.full((1, 1), 9.0), torch.zeros(1))
+    >>> prediction.data
     tensor([[1.]])
     """
     return Denoiser(_Clipped(denoiser, space.low, space.high), "data", learns_variance=denoiser.learns_variance)
 
 
 def unassisted(z: Batch, gamma: Tensor) -> Prediction:
-    """What z says without a network, x̂ = z/α: for decoders that need none."""
+    """Return the prediction x̂ = z/α, without a network, for decoders that need none."""
     return Prediction(z, gamma, z / align(alpha(gamma), z), "data")

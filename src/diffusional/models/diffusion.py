@@ -3,8 +3,8 @@
     NELBO = −E ln p(x|z_1) + Σ_{t<T} E KL[q(z_t|z_{t+1},x) ‖ p(z_t|z_{t+1})] + KL[q(z_T|x) ‖ p(z_T)]          MATH (8)
           = −E ln p(x|z_1) + E Σ_{t<T} ln q(z_t|z_{t−1})/p(z_t|z_{t+1}) + E ln q(z_T|z_{T−1})/p(z_T)            MATH (7)
 
-The middle sum in continuous time is ½ E ∫ γ'(u) ‖ε − ε̂‖² du (MATH (10)). Its levels can be visited at random (MATH
-(22)): `loss` does so with one network evaluation per item.
+In continuous time, the sum of KL divergences is ½ E ∫ γ'(u) ‖ε − ε̂‖² du (MATH (10)). `loss` samples its levels at random (MATH (22)), with
+one network evaluation per item.
 """
 
 import math
@@ -48,8 +48,8 @@ class DiffusionModel(Chain):
         last_variance: ṽ of p(z_T) = N(0, ṽ I), MATH (23): 1, except for samplers that start from another variance.
 
     Shapes: x (B, *space.shape), floating, encoded by the space. Costs are nats, float64.
-    Raises DiffusionalError for items that the space refuses (shape, levels, NaN), levels outside 1 … T−1, and options that
-    don't fit together.
+    Raises DiffusionalError for items that do not fit the space (shape, values, NaN), for levels outside 1 … T−1, and for options that
+    contradict each other.
 
     >>> from diffusional import schedule, space
     >>> from diffusional.models.likelihood import LevelPosterior
@@ -94,19 +94,19 @@ class DiffusionModel(Chain):
             )
         if process.steps is None and variance != "posterior":
             raise DiffusionalError(
-                f'variance="{variance}" came with continuous time, where the two variances agree: use "posterior"'
+                f'expected variance="posterior" in continuous time, where all variances agree, got "{variance}"'
             )
         if variance == "learned" and not denoiser.learns_variance:
             raise DiffusionalError(
-                'variance="learned" came with a denoiser that learns none: give Denoiser(module, …, learns_variance=True), whose '
-                "module has one output channel more for each of the data's"
+                'expected a denoiser with learns_variance=True for variance="learned", got learns_variance=False: its module must return '
+                "a second output channel for each channel of the data"
             )
         levels = denoiser.predicts == "levels"
         if (levels and denoiser.space != likelihood.space) or (isinstance(likelihood, NetworkLevels) and not levels):
+            wanted = "the same space" if levels else 'predicts="levels" and the same space'
             raise DiffusionalError(
-                f"{type(likelihood).__name__} over {likelihood.space} came with a denoiser that predicts {denoiser.predicts} over "
-                f"{denoiser.space}; "
-                + ("give both the same space" if levels else 'it needs predicts="levels" over the same space')
+                f"expected a denoiser with {wanted} for "
+                f"{type(likelihood).__name__} over {likelihood.space}, got predicts={denoiser.predicts!r} over {denoiser.space}"
             )
 
     @property
@@ -123,7 +123,7 @@ class DiffusionModel(Chain):
         return self.likelihood.uses_network
 
     def regrid(self, steps: int | None) -> "DiffusionModel":
-        """The same network on the same γ(u) with another T, or in continuous time; shares all tensors."""
+        """Return the model with the same network and the same γ(u) and another T, or None for continuous time. It shares all tensors."""
         variance = self.variance if steps is not None else "posterior"
         other = DiffusionModel(self.process.regrid(steps), self.denoiser, self.likelihood, variance, self.last_variance)
         other.origin, other.classes = self.origin, self.classes
@@ -132,7 +132,7 @@ class DiffusionModel(Chain):
     # The model's own distributions, MATH (2).
 
     def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Gaussian:
-        """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1: q(z_t | z_{t+1}, x̂) with a variance of its own, MATH (5)."""
+        """Return p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1: q(z_t | z_{t+1}, x̂) with a variance of its own, MATH (5)."""
         gamma_s, gamma_t = self._gammas(t)
         prediction = self.denoiser(z_next, gamma_t, condition)
         if not self.process.markov:
@@ -141,20 +141,20 @@ class DiffusionModel(Chain):
 
     def last(self, n: int) -> Gaussian:
         """Return p(z_T) = N(0, ṽ I) of n items, in the network's type."""
-        # Of the network: a learned schedule keeps its own float64.
+        # The type of the denoiser, since a learned schedule is always float64.
         example = next(self.denoiser.parameters(), self.process.schedule.ends().new_empty(0).float())
         log_variance = example.new_full((), math.log(self.last_variance))
         return Gaussian(example.new_zeros(n, *self.space.shape), log_variance)
 
     def decode(self, z_1: Batch, condition: Condition | None = None) -> Decoded:
-        """p(x | z_1)."""
+        """Return p(x | z_1)."""
         gamma = self.process.schedule.ends()[0].expand(len(z_1))
         return decoded(self.likelihood, self.denoiser, z_1, gamma, condition)
 
     # The three kinds of costs, MATH (8).
 
     def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
-        """−ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
+        """Return −ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
         same_shape(x, noise)
         z_1 = diffuse(x, self.process.schedule.ends()[0].expand(len(x)), noise)
         return -self.decode(z_1, condition).log_prob(x).double()
@@ -164,15 +164,16 @@ class DiffusionModel(Chain):
         return reverse.prior_kl(x, self.process.schedule.ends()[1], self.last_variance)
 
     def _gammas(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """γ_t and γ_{t+1} of levels t."""
+        """Return γ_t and γ_{t+1} of levels t."""
         grid = self.process.schedule.grid()
         level = level.to(grid.device)
         return grid[level - 1], grid[level]
 
     def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
-        """KL_t (B,) at `level`, or dKL/du, from ‖ε − ε̂‖² (B,): affine, with coefficients of the level alone, MATH (10).
+        """Return KL_t (B,) at `level`, or dKL/du, from ‖ε − ε̂‖² (B,): an affine function, whose coefficients depend only on the level,
+        MATH (10).
 
-        Where the variance is learned, it is what the KL would be with the posterior's.
+        If the variance is learned, it is the KL for the posterior's variance.
         """
         if self.steps is None:
             return reverse.kl_density(squared_error, self.process.schedule.dgamma(level))
@@ -196,15 +197,15 @@ class DiffusionModel(Chain):
         return [self.variance, type(self.likelihood).__name__, own, *filter(None, (process, last, *further))]
 
     def noisy_gamma(self, level: PerItem) -> PerItem:
-        """γ (B,) of the latent that the denoiser sees at a level: γ_{t+1}, or γ(u)."""
+        """Return γ (B,) of the denoiser's input at a level: γ_{t+1}, or γ(u)."""
         return self.process.schedule.gamma(level) if self.steps is None else self._gammas(level)[1]
 
     def end_gammas(self) -> Tensor:
-        """γ_1 and γ_T (2,)."""
+        """Return γ_1 and γ_T (2,)."""
         return self.process.schedule.ends()
 
     def edge_gammas(self, edges: Tensor) -> Tensor:
-        """γ at edges u (C + 1,) in continuous time; otherwise γ_1, …, γ_T (T,)."""
+        """Return γ at edges u (C + 1,) in continuous time, otherwise γ_1, …, γ_T (T,)."""
         schedule = self.process.schedule
         return schedule.grid() if self.steps is not None else schedule.gamma(edges)
 
@@ -218,7 +219,7 @@ class DiffusionModel(Chain):
         return self.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
 
     def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
-        """KL_t (B,) from the squared error of the noise, MATH (10)."""
+        """Return KL_t (B,) from the squared error of the noise, MATH (10)."""
         gamma = self.noisy_gamma(level)
         prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
         return self._kl_of(prediction, x, level, noise)
@@ -233,9 +234,9 @@ class DiffusionModel(Chain):
     # Training, MATH (22).
 
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """MATH (22) with one network evaluation per item. KL_T is exact.
+        """Return the costs of MATH (22), with one network evaluation per item. KL_T is exact.
 
-        The gradient that a learned shape of γ(u) gets in continuous time is that of the variance of the KL's draw: see `Pull`.
+        In continuous time, a learned shape of γ(u) gets the gradient of the variance of the KL's estimate: see `Pull`.
         """
         level, weight, noise = draws["level"], draws["weight"], draws["noise"]
         terms = {"prior": self.prior(x)} | self.extra(x)
@@ -260,7 +261,7 @@ class DiffusionModel(Chain):
             return Costs(terms, position(level, self.timesteps), self._per_unit(kl))
 
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
-        # Of all, then those that count: picking from (B,) costs nothing, from (B, K, *dims) more than the bound.
+        # Computed for all items, then selected: selecting from (B,) is cheap, but from (B, K, *dims) it costs more than the bound.
         kl = kl[visits]
         log_prob = self.likelihood.log_prob(x[firsts], prediction[firsts]) if len(firsts) else kl.new_zeros(0)
         return self._mixed(terms, draws, visits, kl, firsts, log_prob)
@@ -295,10 +296,10 @@ class DiffusionModel(Chain):
     def simple_loss(
         self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Tensor:
-        """L_simple = E_t ‖ε − ε̂(z_t)‖²/D with t uniform over all T latents (Ho et al. 2020, eq. 14). Not a bound.
+        """Return L_simple = E_t ‖ε − ε̂(z_t)‖²/D with t uniform over all T latents (Ho et al. 2020, eq. 14), which is not a bound.
 
-        It drops every weight of MATH (8), the reconstruction and the prior: a training objective for sample quality. The
-        number says nothing about ln p(x). Raises DiffusionalError for a schedule that is learned, which has no bound to learn from here.
+        It is a training objective for sample quality, without the weights of MATH (8), the reconstruction and the prior. Its value gives no
+        information about ln p(x). Raises DiffusionalError for a learned schedule, which only the bound can train.
         """
         self.space.check(x)
         check_condition(condition, len(x))
@@ -311,7 +312,7 @@ class DiffusionModel(Chain):
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
-        """What is random in `simple_costs` and `hybrid_costs`: of all T latents (or u) one's t for each of n items, 1/π_t, and ε."""
+        """Return the random numbers of `simple_costs` and `hybrid_costs` for n items: t of one of the T latents (or u), its 1/π_t, and ε."""
         n = len(x) if n is None else n
         drawn = (sampler or Stratified()).sample(n, self.steps, generator)
         return {
@@ -321,7 +322,7 @@ class DiffusionModel(Chain):
         }
 
     def simple_costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """‖ε − ε̂‖²/D of every item at what `latent_draw` gave, weighted to the mean over all latents."""
+        """Return ‖ε − ε̂‖²/D of every item for what `latent_draw` returned, weighted so that it estimates the mean over all latents."""
         error = self._latent(x, draws, condition).squared_error(x, draws["noise"]) / self.space.dimensions
         share = draws["weight"] / (self.steps or 1)
         return Costs({"squared_error": share * error}, position(draws["level"], self.steps), error)
@@ -329,14 +330,14 @@ class DiffusionModel(Chain):
     def hybrid_costs(
         self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None, weight: float = HYBRID_WEIGHT
     ) -> Costs:
-        """L_hybrid = L_simple + λ L_vlb (Nichol & Dhariwal 2021, eq. 16), L_vlb in bits/dim, its mean held fixed: of a learned
-        variance. λ = `weight`.
+        """Return L_hybrid = L_simple + λ L_vlb (Nichol & Dhariwal 2021, eq. 16) for a learned variance. λ = `weight`, and L_vlb is in
+        bits/dim; its gradient reaches only the variance.
 
-        Of all T latents the z_1 drawn costs −ln p(x|z_1), another z_t KL_{t−1}. The prior, which nothing learns, is left out.
+        If z_1 is the sampled latent, it costs −ln p(x|z_1); any other z_t costs KL_{t−1}. The prior, which has no parameters, is omitted.
         """
         if self.variance != "learned":
             raise DiffusionalError(
-                f'L_hybrid came with variance="{self.variance}"; its bound trains a learned variance alone'
+                f'expected variance="learned" for L_hybrid, whose bound trains only the variance, got "{self.variance}"'
             )
         level, noise = draws["level"], draws["noise"]
         prediction = self._latent(x, draws, condition)
@@ -355,12 +356,12 @@ class DiffusionModel(Chain):
         )
 
     def _latent(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None) -> Prediction:
-        """What the network says of the latents that `latent_draw` drew."""
+        """Return the network's prediction for the latents that `latent_draw` drew."""
         level, schedule = draws["level"], self.process.schedule
         if any(p.requires_grad for p in schedule.parameters()):
             raise DiffusionalError(
-                "L_simple or L_hybrid came with a schedule that is learned: it is learned by the bound alone, and no bound would go to "
-                "where the noise is easiest to tell; use `loss`, or freeze it (schedule.requires_grad_(False))"
+                "expected a fixed schedule for L_simple and L_hybrid, got one that is learned: without the bound it would move to levels at "
+                "which the noise is easiest to predict. Use `loss`, or freeze it (schedule.requires_grad_(False))"
             )
         gamma = schedule.gamma(level) if self.steps is None else schedule.grid()[level - 1]
         return self.denoiser(diffuse(x, gamma, draws["noise"]), gamma, condition)
@@ -377,12 +378,12 @@ class DiffusionModel(Chain):
         steps: int | None = None,
         eta: float = 0.0,
     ) -> Tensor:
-        """n items x (n, *space.shape), by the model's own chain or by DDIM.
+        """Return n samples x (n, *space.shape), by the model's own chain or by DDIM.
 
         Args:
-            method: "ancestral" walks p(z_T), p(z_t|z_{t+1}), p(x|z_1): exact draws from the model whose bound is
-                reported. "ddim" (Song, Meng & Ermon 2021) with noise `eta` in [0, 1] is another model with the same network.
-            steps: another T than the model's own; needed in continuous time, where it is 250 unless given.
+            method: "ancestral" samples p(z_T), p(z_t|z_{t+1}) and p(x|z_1): exact samples of the model whose bound is reported. "ddim"
+                (Song, Meng & Ermon 2021), with noise `eta` in [0, 1], is another model with the same network.
+            steps: the number of latents. Defaults to the model's T, or to 250 in continuous time.
 
         >>> from diffusional import schedule, space
         >>> from diffusional.models.likelihood import LevelPosterior
@@ -407,13 +408,11 @@ class DiffusionModel(Chain):
     ) -> Iterator[Tensor]:
         """Yield z_T, z_{T−1}, …, z_1 and x, each (n, *space.shape): the path that `sample` takes; same arguments."""
         if n < 1:
-            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+            raise DiffusionalError(f"expected n to be at least 1, got {n}")
         check_condition(condition, n)
         check_word("method", method, ("ancestral", "ddim"))
         if eta and method == "ancestral":
-            raise DiffusionalError(
-                f'eta={eta} came with method="ancestral", which has no such choice: use method="ddim"'
-            )
+            raise DiffusionalError(f'expected method="ddim" for eta={eta}, got method="ancestral", which has no eta')
         if steps is None and self.steps is None:
             steps = 250
         if method == "ancestral" and steps is None:
@@ -438,7 +437,7 @@ class DiffusionModel(Chain):
         yield self.drawn(self.decode(z, condition), generator)
 
     def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
-        """Draw from one of the chain's distributions; from p(x|z_1) some items at a time."""
+        """Sample one of the chain's distributions; p(x|z_1) is sampled for a limited number of items at a time."""
         return p.sample(generator, batch_rows(self.space)) if isinstance(p, Decoded) else p.sample(generator)
 
 

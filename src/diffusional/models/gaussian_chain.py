@@ -106,7 +106,7 @@ class GaussianChain(Chain):
     # The model's own distributions, MATH (2).
 
     def step(self, z_next: Batch, t: PerItem, condition: Condition | None = None) -> Gaussian:
-        """p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
+        """Return p(z_t | z_{t+1} = z_next), t (B,) in 1 … T−1."""
         gamma = self.process.gamma(t + 1)
         shared, outputs = len(self.networks) == 1, z_next.new_zeros(0)
         for level in t.unique().tolist() if not shared else (0,):
@@ -130,11 +130,11 @@ class GaussianChain(Chain):
         return bounded(mean, align(0.5 * log_beta, z_next) + o)
 
     def last(self, n: int) -> Gaussian:
-        """p(z_T) = N(0, I) of n items, in the networks' type."""
+        """Return p(z_T) = N(0, I) of n items, in the networks' type."""
         example = next(self.parameters(), self.process.schedule.ends().new_empty(0).float())
         return Gaussian(example.new_zeros(n, *self.space.shape), example.new_zeros(()))
 
     def decode(self, z_1: Batch, condition: Condition | None = None) -> Decoded:
-        """p(x | z_1)."""
+        """Return p(x | z_1)."""
         gamma = self.process.schedule.ends()[0].expand(len(z_1))
         return decoded(self.likelihood, self.decoder, z_1, gamma, condition)

@@ -1,4 +1,4 @@
-"""x̂ of a logistic levels head and its slopes in closed form: nothing of the size of levels × positions is kept (MATH (5)).
+"""x̂ of a logistic levels head and its derivatives in closed form, without storing a table of levels × positions (MATH (5)).
 
 With p_k ∝ exp[ℓ_k − (z − α x_k)²/(2σ²)] as in `parameterization`, x̂ = Σ_k p_k x_k has ∂x̂/∂θ = Cov_p(x_k, ∂ ln p_k/∂θ). With
 V = E (x_k − x̂)², W = E (x_k − x̂)³, SNR = α²/σ² = e^{−γ}, u = Δ/s and a_k = (upper edge of k − μ)/s, a_{k−1} that of its lower edge,
@@ -8,14 +8,15 @@ V = E (x_k − x̂)², W = E (x_k − x̂)³, SNR = α²/σ² = e^{−γ}, u = �
     ∂x̂/∂μ    = Cov(x_k, σ(a_{k−1}) − σ(−a_k))/s,
     ∂x̂/∂ln s = Cov(x_k, a_{k−1} σ(a_{k−1}) − a_k σ(−a_k) − u/(e^u − 1)),
 
-the first level without what is of its lower edge and without u, and the last without its upper edge's. What makes the sums short:
+where the first level has neither the term of a lower edge nor that of u, and the last level has no term of an upper edge. The sums are
+short, since
 
     p_k ∝ (1 − e^{−u}) σ(|a_k|) σ(|a_{k−1}|) exp[min(a_k, 0) − max(a_{k−1}, 0) − evidence] for an inner level: one sigmoid
     for each edge and one exponential for each level, no logarithm;
-    the prior is log-concave, so that on both sides of the mode p falls at least as fast as the evidence N(x_k; z/α, σ²/α²) alone:
-    inner levels beyond 10 σ/α are below e^{−50} of those next to the mode, and left out.
+    the prior is log-concave, so that on both sides of the mode p falls at least as fast as the evidence N(x_k; z/α, σ²/α²) does:
+    inner levels beyond 10 σ/α are below e^{−50} of those next to the mode, and omitted.
 
-Coefficients of positions are formed in float64, each relative to where it is small, and cast last.
+Coefficients of positions are computed in float64, each relative to a point at which it is small, and converted to the network's type last.
 """
 
 import math
@@ -34,16 +35,16 @@ from diffusional.space import Discrete
 _REACH = 10.0
 # Scales s beyond the range at which μ is held, so that nothing overflows float32.
 _FAR = 1e30
-# ln of a weight that counts for nothing, ends included; where float32 numbers are smaller still, processors are slow.
+# ln of a negligible weight. Processors are slow with float32 numbers that are still smaller (denormals).
 _NOTHING = -70.0
-# Entries of a table of levels × positions: what a core's cache holds, or what keeps a GPU busy.
+# Entries of a table of levels × positions that fit into the cache of a core, or that suffice to occupy a GPU.
 _CPU_BLOCK, _GPU_BLOCK = 2**18, 2**25
 
 
 def logistic_mean(mu: Batch, s: Batch, z: Batch, gamma: Tensor, space: Discrete) -> Batch:
-    """x̂ (B, *dims) under a discretised logistic prior with μ and s (B, *dims) in the data's units, at z and γ (B,) or ().
+    """Return x̂ (B, *dims) under a discretised logistic prior with μ and s (B, *dims) in the data's units, at z and γ (B,) or ().
 
-    Gradients reach all four, once: a second derivative raises DiffusionalError.
+    It has first derivatives in all four arguments; a second derivative raises DiffusionalError.
 
     >>> space, half = Discrete((1,), 3), torch.full((1, 1), 0.5)
     >>> logistic_mean(half, half, torch.ones(1, 1), torch.tensor([torch.inf]), space)        # σ(0) − σ(−2)
@@ -69,8 +70,8 @@ class _LogisticMean(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise DiffusionalError(
-                "create_graph=True came; the mean of a logistic levels head has a first derivative only: for a second, form it "
-                "from a LevelsPrediction's log_probs, (log_probs.exp() * values).sum(1)"
+                "expected create_graph=False, got True: the mean of a logistic levels head has only a first derivative. For a second, "
+                "compute the mean from a LevelsPrediction's log_probs, (log_probs.exp() * values).sum(1)"
             )
         asked = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
         mu, s, z, gamma = (grad_outputs[0] * slope if wanted else None for slope, wanted in asked)
@@ -79,11 +80,11 @@ class _LogisticMean(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Places:
-    """What is to be known of P positions, (P,), or (2, P) for the first level and the last.
+    """Coefficients of P positions, (P,), or (2, P) for the first and the last level.
 
-    Levels are counted in steps j from one in the middle of those counted; their edges are at j ± ½. a = `at_edge` + u (j − `edge`),
-    `edge` the one next to μ. −ln of the evidence is y (`slope` + `curvature` y) + const, y = j − `mode`. `ends` are −ln p + const
-    of the first and the last level, at the steps `end_steps`, and `end_weight` is 1/(1 − e^{−u}), which inner levels go without.
+    Steps j count levels from the middle of those that are summed; the edges of a level are at j ± ½. a = `at_edge` + u (j − `edge`), where
+    `edge` is the edge next to μ. −ln of the evidence is y (`slope` + `curvature` y) + const with y = j − `mode`. `ends` are −ln p + const of
+    the first and the last level, at the steps `end_steps`, and `end_weight` is their factor 1/(1 − e^{−u}).
     """
 
     edge: Tensor
@@ -101,7 +102,7 @@ class _Places:
 
 
 def _blocks(counts: list[int], size: int, entries: int) -> list[tuple[slice, int]]:
-    """The positions of items of `size`, which count ever fewer levels, in parts; with each, how many levels it counts.
+    """Return slices of the positions of items of `size` positions, each with the number of levels to sum, which decreases over the items.
 
     >>> _blocks([4, 1], 3, 12)
     [(slice(0, 2, None), 4), (slice(2, 4, None), 4), (slice(4, 6, None), 1)]
@@ -116,11 +117,11 @@ def _blocks(counts: list[int], size: int, entries: int) -> list[tuple[slice, int
 
 
 def _sums(at: _Places, n: int, scratch: Tensor, of_prior: bool, of_evidence: bool) -> Tensor:
-    """Of n inner levels and the two ends, (8, P): the mean step and p of both ends; with y = j − mean, over the inner levels,
+    """Return sums (8, P) over n inner levels and the two ends: the mean step, p of both ends, and over the inner levels, with y = j − mean,
 
-    Σ p y, Σ p y [σ(a_{k−1}) − σ(−a_k)], Σ p y [a_{k−1} σ(a_{k−1}) − a_k σ(−a_k)], Σ p y², Σ p y³; 0 for what is not asked.
+    Σ p y, Σ p y [σ(a_{k−1}) − σ(−a_k)], Σ p y [a_{k−1} σ(a_{k−1}) − a_k σ(−a_k)], Σ p y², Σ p y³; 0 for those that are not requested.
 
-    `scratch` (6, at least (n + 2) P) is written over: memory for every block anew would cost more than the sums.
+    `scratch` (6, at least (n + 2) P) is overwritten, since allocating memory for every block would cost more than the sums.
     """
     below, width = (n - 1) // 2, at.u.shape[0]
     a, lower, upper, spare = scratch[:4, : (n + 1) * width].view(4, n + 1, width)
@@ -164,11 +165,11 @@ def _sums(at: _Places, n: int, scratch: Tensor, of_prior: bool, of_evidence: boo
 def _mean_and_slopes(
     mu: Tensor, s: Tensor, z: Tensor, gamma: Tensor, space: Discrete, of_prior: bool, of_evidence: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """x̂, and its slopes in μ, s, z and γ (B, *dims); of no items where nobody asks."""
+    """Return x̂, and its derivatives in μ, s, z and γ (B, *dims), which are empty if they are not requested."""
     low, high, width, last = space.low, space.high, space.width, space.levels - 1
-    gamma = gamma.clamp(-80.0, 80.0)  # beyond, z says all or nothing, and e^γ overflows
+    gamma = gamma.clamp(-80.0, 80.0)  # beyond, z determines x or is independent of it, and e^γ overflows
     reach = torch.ceil(_REACH / width * torch.exp(0.5 * gamma)) + 2
-    # Items that count many levels first: parts of like items waste little.
+    # Items with many levels first, so that the items of a part have about the same number of levels.
     counts, order = (2 * reach + 1).nan_to_num().clamp(max=last - 1).long().sort(descending=True)
     size = math.prod(z.shape[1:])
     blocks = _blocks(counts.tolist(), size, _CPU_BLOCK if z.device.type == "cpu" else _GPU_BLOCK)
@@ -184,8 +185,8 @@ def _mean_and_slopes(
     noisy, s, gamma = ordered(z), ordered(s), gamma[order].repeat_interleave(size)
     mu = torch.clamp(ordered(mu), low - _FAR * s, high + _FAR * s)
     snr, alpha = torch.exp(-gamma), torch.exp(0.5 * logsigmoid(-gamma))
-    said, pull = noisy / alpha, 1 / (snr * s)  # what z says of x; how far the prior can draw the mode from it
-    mode = ((said + torch.clamp(mu - said, -pull, pull) - low) / width).round().clamp(0, last)
+    scaled, pull = noisy / alpha, 1 / (snr * s)  # z/α; how far the prior can shift the mode from it
+    mode = ((scaled + torch.clamp(mu - scaled, -pull, pull) - low) / width).round().clamp(0, last)
     edge = torch.clamp(torch.floor((mu - low) / width), 0, last - 1) + 0.5
     n = torch.empty_like(noisy)
     for part, count in blocks:
@@ -194,7 +195,7 @@ def _mean_and_slopes(
     middle = torch.clamp(mode, 1 + below, last - n + below)
 
     u = width / s
-    slope, curvature = width * snr * (low + width * mode - said), 0.5 * width**2 * snr
+    slope, curvature = width * snr * (low + width * mode - scaled), 0.5 * width**2 * snr
     inward = torch.stack([low + 0.5 * width - mu, mu - (high - 0.5 * width)]) / s  # a of the first edge, −a of the last
     off = torch.stack([-mode, last - mode])
     places = _Places(
@@ -226,10 +227,10 @@ def _mean_and_slopes(
         lean = lean - moved * u / torch.expm1(u) - (py * inward * outward).sum(0)
         slopes[:2] = restored(width * tilt / s), restored(width * lean / s)
     if of_evidence:
-        residue = moved + py.sum(0)  # of rounding: nothing is left of Σ p y
+        residue = moved + py.sum(0)  # Σ p y, which is zero except for rounding
         second = second + (py * y).sum(0)
         third = width**3 * (third + (py * y.square()).sum(0) - 3 * residue * second)
         second = width**2 * (second - residue.square())
         slopes[2] = restored(snr / alpha * second)
-        slopes[3] = restored(snr * (0.5 * third + (value - said) * second) + 0.5 * alpha * noisy * second)
+        slopes[3] = restored(snr * (0.5 * third + (value - scaled) * second) + 0.5 * alpha * noisy * second)
     return restored(value), slopes

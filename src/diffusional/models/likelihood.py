@@ -4,11 +4,11 @@ Each likelihood turns the denoiser's prediction at z_1 into ln p(x | z_1) (B,), 
 
     DiscretizedGaussian   the mass of N(x̂, s²) between the bin's edges, the outermost bins open (Ho et al. 2020)
     LevelPosterior        p(x|z_1) ∝ q(z_1|x) over the levels; needs no network (Kingma et al. 2021)
-    NetworkLevels         the levels head's own distribution
+    NetworkLevels         the distribution of a levels head
     GaussianLikelihood    the density N(x; x̂, s²), for real-valued data
     Bernoulli             P(x = high) = (x̂ − low)/(high − low), for binary data: x̂ estimates exactly this mean
 
-`uses_network` is False where z_1 alone decides. Levels and range come from the space.
+`uses_network` is False for a likelihood that depends only on z_1. Levels and range are those of the space.
 """
 
 import math
@@ -40,11 +40,11 @@ class Likelihood(Protocol):
         ...
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
-        """ln p(x | z_1) (B,), nats."""
+        """Return ln p(x | z_1) (B,), nats."""
         ...
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
-        """x ~ p(x | z_1) (B, *dims)."""
+        """Return samples x ~ p(x | z_1) (B, *dims)."""
         ...
 
 
@@ -66,11 +66,13 @@ class Decoded:
     prediction: Prediction
 
     def log_prob(self, x: Batch) -> PerItem:
-        """ln p(x|z_1) (B,), nats."""
+        """Return ln p(x|z_1) (B,), nats."""
         return self.likelihood.log_prob(x, self.prediction)
 
     def sample(self, generator: torch.Generator | None = None, rows: int | None = None) -> Batch:
-        """x ~ p(x|z_1) (B, *dims), `rows` items at a time: a likelihood may need a table of all levels at every position."""
+        """Return samples x ~ p(x|z_1) (B, *dims). They are drawn for `rows` items at a time, since a likelihood may need a table of all levels
+        at every position.
+        """
         if rows is None:
             return self.likelihood.sample(self.prediction, generator)
         parts = torch.arange(len(self.prediction.z), device=self.prediction.z.device).split(rows)
@@ -88,13 +90,13 @@ def decoded(
 def _discrete(space: Space, name: str) -> Discrete:
     if not isinstance(space, Discrete):
         raise DiffusionalError(
-            f"a continuous space came; {name} is a mass function over levels: use GaussianLikelihood"
+            f"expected a discrete space for {name}, a mass function over levels, got {space}: use GaussianLikelihood"
         )
     return space
 
 
 def gather_levels(log_probs: PerLevel, index: Batch) -> PerItem:
-    """Σ_d ln p(level_d) (B,) from ln p (B, K, *dims) and level indices (B, *dims)."""
+    """Return Σ_d ln p(level_d) (B,) from ln p (B, K, *dims) and level indices (B, *dims)."""
     return sum_dims(log_probs.gather(1, index.unsqueeze(1)).squeeze(1))
 
 
@@ -127,16 +129,16 @@ def check_drawn(values: Tensor) -> None:
 
 
 def log_bin_mass(lower: Tensor, upper: Tensor) -> Tensor:
-    """ln[Φ(upper) − Φ(lower)] for lower < upper, either of which may be infinite; exact in both tails.
+    """Return ln[Φ(upper) − Φ(lower)] for lower < upper, either of which may be infinite. It is accurate in both tails.
 
-    Flipped to the side where the CDF is small: ln Φ(b) + ln(1 − Φ(a)/Φ(b)).
+    It is computed in the tail where the CDF is small: ln Φ(b) + ln(1 − Φ(a)/Φ(b)).
 
     >>> log_bin_mass(torch.tensor(-torch.inf), torch.tensor(0.0)).exp()
     tensor(0.5000)
     """
     flip = lower + upper > 0
     a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    # An open bin has a = −∞ after the flip. Its constants keep infinities out of the gradient's way: NaN · 0 is NaN.
+    # An open bin has a = −∞ after the flip. Constants replace the infinities, since in the gradient they would give NaN · 0 = NaN.
     open_bin = torch.isinf(a)
     log_b = log_ndtr(b)
     log_ratio = torch.where(open_bin, -1.0, log_ndtr(torch.where(open_bin, -1.0, a)) - log_b)
@@ -146,10 +148,10 @@ def log_bin_mass(lower: Tensor, upper: Tensor) -> Tensor:
 class DiscretizedGaussian(nn.Module):
     """p(x|z_1) = Π_d [Φ((x_d + Δ/2 − x̂_d)/s) − Φ((x_d − Δ/2 − x̂_d)/s)], outermost bins open; Δ the space's bin width.
 
-    s² = σ_1², the transition variance of the step to x (Ho et al. 2020), unless `variance` gives another. Computed in
-    float64, in the tails too, and never clipped: DDPM-style decoders that clip a posterior variance to 1e-20 turn into a
-    step function. Where the network learns its variance, s² does as the chain's: ln s² = (1 − f) ln least + f ln σ_1² at every
-    position, `least` being the variance of q(z_1|z_2, x) in Nichol & Dhariwal 2021.
+    s² = σ_1², the transition variance of the step to x (Ho et al. 2020), unless `variance` is given. It is computed in float64, also in the
+    tails, and never clipped: decoders that clip a posterior variance to 1e-20, as in DDPM, become a step function. If the network learns its
+    variance, s² follows it at every position, ln s² = (1 − f) ln least + f ln σ_1², where `least` is the variance of q(z_1|z_2, x) in Nichol
+    & Dhariwal 2021.
 
     >>> space = Discrete((1,), 3)
     >>> p = DiscretizedGaussian(space).level_log_probs(Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data"))
@@ -185,22 +187,22 @@ class DiscretizedGaussian(nn.Module):
         return log_bin_mass(lower, upper)
 
     def level_log_probs(self, prediction: Prediction) -> PerLevel:
-        """ln p of every level at every position (B, K, *dims), float64."""
+        """Return ln p of every level at every position (B, K, *dims), float64."""
         z = prediction.z
         index = torch.arange(self.space.levels, device=z.device).reshape(-1, *(1,) * (z.ndim - 1))
         return self._log_mass(index.expand(z.shape[0], -1, *z.shape[1:]), prediction)
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
-        """ln p(x | z_1) (B,), nats, float64."""
+        """Return ln p(x | z_1) (B,), nats, float64."""
         return sum_dims(self._log_mass(self.space.index(x), prediction))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
-        """x ~ p(x | z_1) (B, *dims)."""
+        """Return samples x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator).to(prediction.z)
 
 
 class LevelPosterior(nn.Module):
-    """p(x|z_1) = Π_d q(z_{1,d}|x_d) / Σ_k q(z_{1,d}|x_k): Bayes' rule under a flat prior over the levels, no network.
+    """p(x|z_1) = Π_d q(z_{1,d}|x_d) / Σ_k q(z_{1,d}|x_k): Bayes' rule with a uniform prior over the levels, without a network.
 
     >>> space = Discrete((1,), 3)
     >>> z1 = Prediction(torch.zeros(1, 1), torch.tensor([-9.0]), torch.zeros(1, 1), "data")
@@ -215,15 +217,15 @@ class LevelPosterior(nn.Module):
         self.space = _discrete(space, "LevelPosterior")
 
     def level_log_probs(self, prediction: Prediction) -> PerLevel:
-        """ln p of every level at every position (B, K, *dims)."""
+        """Return ln p of every level at every position (B, K, *dims)."""
         flat = torch.zeros((), dtype=prediction.z.dtype, device=prediction.z.device)
         return level_log_probs(flat, prediction.z, prediction.gamma, self.space)
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
-        """ln p(x | z_1) (B,), nats: −½ d(x)² − ln Σ_k e^{−½ d(x_k)²}, d(x) = (z − α x)/σ.
+        """Return ln p(x | z_1) (B,), nats: −½ d(x)² − ln Σ_k e^{−½ d(x_k)²}, d(x) = (z − α x)/σ.
 
-        Of the sum only the levels within 10 σ/α of the one next to z/α: the others are below e^{−50} of it. At the noise of a z_1
-        that is some thirty of 256, and this is done for every item of every training step.
+        The sum is over the levels within 10 σ/α of the one next to z/α, since the others are below e^{−50} of it. At the noise of a usual
+        z_1 these are about thirty of 256, which saves time in every training step.
         """
         z, space = prediction.z, self.space
         a, s = align(alpha(prediction.gamma), z), align(sigma(prediction.gamma), z)
@@ -242,16 +244,16 @@ class LevelPosterior(nn.Module):
         return sum_dims(own - torch.logsumexp(near, 1))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
-        """x ~ p(x | z_1) (B, *dims)."""
+        """Return samples x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 
 
-# Standard deviations of z_1 around which LevelPosterior counts the levels.
+# Standard deviations of z_1 within which LevelPosterior sums the levels.
 _REACH = 10.0
 
 
 class NetworkLevels(nn.Module):
-    """The levels head's own distribution at z_1 (MATH (5)); needs a denoiser with predicts="levels".
+    """The distribution of a levels head at z_1 (MATH (5)). It requires a denoiser with predicts="levels".
 
     >>> NetworkLevels(Discrete((1,), 3)).uses_network
     True
@@ -264,27 +266,27 @@ class NetworkLevels(nn.Module):
         self.space = _discrete(space, "NetworkLevels")
 
     def level_log_probs(self, prediction: Prediction) -> PerLevel:
-        """ln p of every level at every position (B, K, *dims)."""
+        """Return ln p of every level at every position (B, K, *dims)."""
         if not isinstance(prediction, LevelsPrediction):
             raise DiffusionalError(
-                f'a denoiser that predicts {prediction.kind} came; NetworkLevels needs predicts="levels": '
-                "use DiscretizedGaussian or LevelPosterior with this one"
+                f'expected a denoiser with predicts="levels" for NetworkLevels, got predicts="{prediction.kind}": use '
+                "DiscretizedGaussian or LevelPosterior with this one"
             )
         return prediction.log_probs
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
-        """ln p(x | z_1) (B,), nats."""
+        """Return ln p(x | z_1) (B,), nats."""
         return gather_levels(self.level_log_probs(prediction), self.space.index(x))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
-        """x ~ p(x | z_1) (B, *dims)."""
+        """Return samples x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 
 
 class GaussianLikelihood(nn.Module):
     """p(x|z_1) = N(x; x̂, s² I), a density. s² = σ_1²/α_1², the variance of z_1/α_1 around x, unless `variance` is given.
 
-    With assisted=False x̂ = z_1/α_1, without the network: at low noise it has little to add, and the cost has no gradient noise.
+    With assisted=False, x̂ = z_1/α_1, without the network. At low noise a network improves it little, and the cost has no gradient noise.
 
     >>> p = GaussianLikelihood(Continuous((1,)), variance=1.0)
     >>> p.log_prob(torch.zeros(1, 1), Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data"))
@@ -296,8 +298,8 @@ class GaussianLikelihood(nn.Module):
         self.uses_network = assisted
         if not isinstance(space, Continuous):
             raise DiffusionalError(
-                f"a space of {space.levels} levels came; a Gaussian density over discrete data can be made as high as one "
-                "likes: use DiscretizedGaussian, LevelPosterior or NetworkLevels"
+                f"expected a continuous space for GaussianLikelihood, got {space.levels} levels: the density of discrete data is unbounded. "
+                "Use DiscretizedGaussian, LevelPosterior or NetworkLevels"
             )
         self.space = space
         self.variance = _checked(variance)
@@ -308,14 +310,14 @@ class GaussianLikelihood(nn.Module):
         return torch.tensor(math.log(self.variance), dtype=torch.float64, device=prediction.z.device)
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
-        """ln p(x | z_1) (B,), nats, float64."""
+        """Return ln p(x | z_1) (B,), nats, float64."""
         log_variance = self._log_variance(prediction)
-        # x − x̂ = (σ/α)(ε̂ − ε) is small at z_1: the difference is formed in the data's dtype, squared in float64.
+        # x − x̂ = (σ/α)(ε̂ − ε) is small at z_1: the difference is computed in the data's type, and squared in float64.
         squared = (x - prediction.data).double().square() * (-log_variance).exp()
         return sum_dims(-0.5 * (squared + log_variance + math.log(2 * math.pi)))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
-        """x ~ p(x | z_1) (B, *dims)."""
+        """Return samples x ~ p(x | z_1) (B, *dims)."""
         mean = prediction.data
         noise = torch.empty_like(mean).normal_(generator=generator)
         x = mean + (0.5 * self._log_variance(prediction)).exp().to(mean) * noise
@@ -326,7 +328,7 @@ class GaussianLikelihood(nn.Module):
 class Bernoulli(nn.Module):
     """P(x_d = high | z_1) = (x̂_d − low)/(high − low), kept within [floor, 1 − floor]; binary data.
 
-    The optimal x̂ is the posterior mean, which is exactly this probability; a free x̂ may leave the range, hence the floor.
+    The optimal x̂ is the posterior mean, which is exactly this probability. `floor` is needed, since x̂ of a network may leave the range.
 
     >>> p = Bernoulli(Discrete((1,), 2))
     >>> p.log_prob(torch.ones(1, 1), Prediction(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), "data")).exp()
@@ -339,29 +341,27 @@ class Bernoulli(nn.Module):
         super().__init__()
         self.space = _discrete(space, "Bernoulli")
         if self.space.levels != 2:
-            raise DiffusionalError(
-                f"a space of {self.space.levels} levels came; Bernoulli needs binary data (levels=2)"
-            )
+            raise DiffusionalError(f"expected binary data (levels=2) for Bernoulli, got levels={self.space.levels}")
         if not 0 < floor < 0.5:
-            raise DiffusionalError(f"floor={floor} came; give a small probability, such as 1e-4")
+            raise DiffusionalError(f"expected floor to be a small probability, such as 1e-4, got {floor}")
         self.floor = floor
 
     def level_log_probs(self, prediction: Prediction) -> PerLevel:
-        """ln P(low), ln P(high) at every position (B, 2, *dims)."""
+        """Return ln P(low), ln P(high) at every position (B, 2, *dims)."""
         high = (prediction.data - self.space.low) / (self.space.high - self.space.low)
         high = high.clamp(self.floor, 1 - self.floor)
         return torch.stack([torch.log1p(-high), high.log()], dim=1)
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
-        """ln p(x | z_1) (B,), nats."""
+        """Return ln p(x | z_1) (B,), nats."""
         return gather_levels(self.level_log_probs(prediction), self.space.index(x))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
-        """x ~ p(x | z_1) (B, *dims)."""
+        """Return samples x ~ p(x | z_1) (B, *dims)."""
         return sample_levels(self.level_log_probs(prediction), self.space, generator)
 
 
 def _checked(variance: float | None) -> float | None:
     if variance is not None and not (variance > 0 and math.isfinite(variance)):
-        raise DiffusionalError(f"variance={variance} came; give a positive number")
+        raise DiffusionalError(f"expected variance to be a positive number, got {variance}")
     return variance

@@ -7,13 +7,12 @@ Given z = α x + σ ε, the predictions of x, ε, v = α ε − σ x and the sco
     from v:      x̂ = α z − σ v̂,     ε̂ = σ z + α v̂
     from score:  ε̂ = −σ ŝ
 
-All costs need ‖ε − ε̂‖² only. It is formed in the parameterisation that the network speaks, where nothing cancels:
+All costs need only ‖ε − ε̂‖². It is computed in the parameterisation of the network, where nothing cancels:
 
     ‖ε − ε̂‖² = (α/σ)² ‖x − x̂‖² = α² ‖v − v̂‖² = σ² ‖s − ŝ‖².
 
-Predictions of `"levels"` are a distribution over the data's levels at every position; its mean x̂ is an ordinary
-x-prediction, and the way there has no way back. It combines the network's prior ℓ_k from context with the evidence of
-the noisy position itself:
+Predictions of `"levels"` are a distribution over the data's levels at every position. Its mean x̂ is an ordinary x-prediction, from which the
+distribution cannot be recovered. It combines the network's prior ℓ_k from context with the evidence of the noisy position itself:
 
     ln p_k = log_softmax_k[ ℓ_k − (z − α x_k)²/(2σ²) ],      x̂ = Σ_k p_k x_k.
 
@@ -45,10 +44,10 @@ _KINDS = PREDICTS[:-1]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network said about z (B, *dims) at γ (B,): `value` in the parameterisation `kind`, "levels" excepted.
+    """A network's prediction for z (B, *dims) at γ (B,): `value` in the parameterisation `kind`, which is any except "levels".
 
-    `fraction` (B, *dims) is where it puts the backward variance, from 0, the posterior's, to 1, the transition's, in log space; of
-    no items where it doesn't learn one.
+    `fraction` (B, *dims) places a learned variance of the reverse step between that of the posterior, 0, and that of the transition, 1, in
+    log space. It has no items if the variance is not learned.
     """
 
     z: Tensor
@@ -61,12 +60,12 @@ class Prediction:
         check_word("predicts", self.kind, _KINDS)
 
     def __getitem__(self, items: Tensor) -> "Prediction":
-        """The prediction for some items of the batch; γ must be (B,)."""
+        """Return the prediction for some items of the batch; γ must be (B,)."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[items] for k, v in parts.items() if isinstance(v, Tensor) and len(v)})
 
     def frozen(self) -> "Prediction":
-        """The same, its mean held fixed: of the network's output gradients reach the backward variance only."""
+        """Return the prediction with a constant mean, so that gradients reach only the variance of the reverse step."""
         return replace(self, value=self.value.detach())
 
     def _coefficients(self) -> tuple[Tensor, Tensor]:
@@ -117,7 +116,7 @@ class Prediction:
         return self.value if self.kind == "score" else -self.noise / self._coefficients()[1]
 
     def squared_error(self, x: Batch, noise: Batch) -> PerItem:
-        """‖ε − ε̂‖² (B,), float64, formed in the network's own parameterisation; z must be α x + σ ε.
+        """Return ‖ε − ε̂‖² (B,), float64, computed in the network's own parameterisation; z must be α x + σ ε.
 
         >>> z, gamma = torch.ones(1, 1), torch.zeros(1)
         >>> Prediction(z, gamma, torch.zeros(1, 1), "noise").squared_error(x=z * 0, noise=z * 3.0)
@@ -127,7 +126,7 @@ class Prediction:
         return torch.exp(log_factor) * sum_dims(residual.double().square())
 
     def squared_errors(self, x: Batch, noise: Batch) -> Batch:
-        """(ε − ε̂)² at every position (B, *dims), float64: what `squared_error` sums.
+        """Return (ε − ε̂)² at every position (B, *dims), float64, whose sum is `squared_error`.
 
         >>> z, gamma = torch.ones(1, 2), torch.zeros(1)
         >>> Prediction(z, gamma, torch.zeros(1, 2), "noise").squared_errors(x=z * 0, noise=torch.tensor([[1.0, 2.0]]))
@@ -138,7 +137,7 @@ class Prediction:
         return align(torch.exp(log_factor), squares) * squares
 
     def _residual(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """ln c (B,) and d (B, *dims) with (ε − ε̂)² = c d², d in the network's own parameterisation."""
+        """Return ln c (B,) and d (B, *dims) with (ε − ε̂)² = c d², d in the network's own parameterisation."""
         a, s = self._coefficients()
         log_alpha2, log_sigma2 = logsigmoid(-self.gamma.double()), logsigmoid(self.gamma.double())
         if self.kind == "noise":
@@ -154,9 +153,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LevelsPrediction(Prediction):
-    """A prediction of the data's levels: `value` is x̂, and `output` is what the network said through `head` of the levels of `space`.
+    """A prediction of the data's levels: `value` is x̂, and `output` is the network's output for the levels of `space`, as `head` defines it.
 
-    Training looks at x̂ alone: the whole distribution is only worked out where `log_probs` is asked for.
+    Training needs only x̂; the whole distribution is computed by `log_probs`.
     """
 
     output: Tensor
@@ -174,7 +173,7 @@ class LevelsPrediction(Prediction):
 
 
 def level_mean(output: Tensor, z: Batch, gamma: Tensor, head: Head, space: Discrete) -> Batch:
-    """x̂ = Σ_k p_k x_k (B, *dims) of a levels head's output (B, …); of the logistic head with its gradient in closed form.
+    """Return x̂ = Σ_k p_k x_k (B, *dims) for the output (B, …) of a levels head. For the logistic head its gradient has a closed form.
 
     >>> space, z, gamma = Discrete((1,), 2), torch.ones(1, 1), torch.zeros(1)
     >>> level_mean(torch.zeros(1, 2), z, gamma, "categorical", space)                             # tanh(z α/σ²)
@@ -187,12 +186,12 @@ def level_mean(output: Tensor, z: Batch, gamma: Tensor, head: Head, space: Discr
 
 
 def level_logits(output: Tensor, head: Head, space: Discrete) -> PerLevel:
-    """ℓ_k (B, K, *dims), the network's prior from context, from a levels head's output (B, …)."""
+    """Return ℓ_k (B, K, *dims), the network's prior from context, from the output (B, …) of a levels head."""
     return categorical_logits(output, space) if head == "categorical" else logistic_logits(output, space)
 
 
 def categorical_logits(output: Tensor, space: Discrete) -> PerLevel:
-    """Free logits ℓ (B, K, C, *rest) from a network's output (B, C·K, *rest); the K levels of a channel are neighbours.
+    """Return logits ℓ (B, K, C, *rest) from a network's output (B, C·K, *rest), in which the K levels of a channel are neighbours.
 
     >>> categorical_logits(torch.zeros(2, 3 * 17, 8, 8), Discrete((3, 8, 8), 17)).shape
     torch.Size([2, 17, 3, 8, 8])
@@ -202,9 +201,9 @@ def categorical_logits(output: Tensor, space: Discrete) -> PerLevel:
 
 
 def logistic_scales(output: Tensor, space: Discrete) -> tuple[Batch, Batch]:
-    """μ and s of a discretised logistic (B, *dims), in the data's units, from a network's (μ, ln s) (B, 2C, *rest).
+    """Return μ and s of a discretised logistic (B, *dims), in the data's units, from a network's (μ, ln s) (B, 2C, *rest).
 
-    The network's μ counts from the middle of the range and its s in half ranges, so that outputs of order one suit any space.
+    The network's μ is relative to the middle of the range, and its s is in half ranges, so that outputs of order one fit any space.
     s is clamped to at least 1e-3 bin widths and ln s to at most 20.
 
     >>> logistic_scales(torch.zeros(1, 2), Discrete((1,), 3, low=0.0, high=1.0))
@@ -213,14 +212,14 @@ def logistic_scales(output: Tensor, space: Discrete) -> tuple[Batch, Batch]:
     _expect(output, space, 2)
     mu, log_s = output.unflatten(1, (2, space.shape[0])).unbind(1)
     half = 0.5 * (space.high - space.low)
-    # s above 1e-3 bin widths: below, the mass is a step to float32 and its gradient is gone. s below e^20: above, 1/s²
+    # s is at least 1e-3 bin widths, below which the mass is a step in float32 without a gradient, and at most e^20, above which 1/s²
     # underflows and its gradient is NaN.
     s = half * log_s.clamp(math.log(1e-3 * space.width / half), 20.0).exp()
     return 0.5 * (space.high + space.low) + half * mu, s
 
 
 def logistic_logits(output: Tensor, space: Discrete) -> PerLevel:
-    """ℓ_k = ln mass of level k under a discretised logistic with open tails (B, K, C, *rest), from (μ, ln s) (B, 2C, *rest).
+    """Return ℓ_k = ln mass of level k under a discretised logistic with open tails (B, K, C, *rest), from (μ, ln s) (B, 2C, *rest).
 
     With a_k, b_k the bin's upper and lower edge (edge − μ)/s: ln[σ(a) − σ(b)] = ln σ(a) + ln σ(−b) + ln(1 − e^{b−a}),
     where e^{b−a} = e^{−Δ/s} is the same for every inner bin; the outermost edges are ±∞.
@@ -238,9 +237,10 @@ def logistic_logits(output: Tensor, space: Discrete) -> PerLevel:
 
 
 def level_log_probs(logits: Tensor, z: Tensor, gamma: Tensor, space: Discrete) -> PerLevel:
-    """ln p_k = log_softmax_k[ℓ_k − (z − α x_k)²/(2σ²)] (B, K, *dims): context times the evidence of z itself.
+    """Return ln p_k = log_softmax_k[ℓ_k − (z − α x_k)²/(2σ²)] (B, K, *dims): the network's prior from context, times the
+    evidence of z itself.
 
-    With ℓ = 0 it is the posterior under q alone, p(x | z) ∝ q(z | x) (Kingma et al. 2021).
+    With ℓ = 0 it is the posterior under q and a uniform prior, p(x | z) ∝ q(z | x) (Kingma et al. 2021).
 
     >>> space = Discrete((1,), 2)
     >>> level_log_probs(torch.zeros(1, 2, 1), torch.zeros(1, 1), torch.zeros(1), space).exp().squeeze()
@@ -256,6 +256,6 @@ def _expect(output: Tensor, space: Discrete, per_channel: int) -> None:
     expected = (space.shape[0] * per_channel, *space.shape[1:])
     if tuple(output.shape[1:]) != expected:
         raise DiffusionalError(
-            f"the network's output has shape {tuple(output.shape[1:])} per item; a levels head over "
-            f"{space.levels} levels of items {space.shape} expects {expected}"
+            f"expected a network output of shape {expected} per item, for a levels head over {space.levels} levels of items of shape "
+            f"{space.shape}, got {tuple(output.shape[1:])}"
         )

@@ -1,15 +1,15 @@
-"""The backward diffusion p(z_s | z_t): MATH (3)'s q(z_s | z_t, x = x̂) with a variance of its own, and its KL (10).
+"""The reverse step p(z_s | z_t): q(z_s | z_t, x = x̂) of MATH (3) with a variance of its own, and its KL divergence (10).
 
     p(z_s | z_t) = N(mean of q(z_s | z_t, x̂), v_p),   v_p = v_q = σ²_{t|s} σ_s²/σ_t²   "posterior"
                                                       v_p = σ²_{t|s}                   "transition"
                                                       ln v_p between the two           "learned", at every position
 
-For s one level below t the cost is affine in the denoiser's squared error (MATH (10)):
+If s is one level below t, the cost is affine in the denoiser's squared error (MATH (10)):
 
     posterior:   KL = ½ expm1(γ_t − γ_s) ‖ε − ε̂‖²
     transition:  KL = ½ D (r − 1 − ln r) + r · ½ expm1(γ_t − γ_s) ‖ε − ε̂‖²,     r = v_q/v_p = σ_s²/σ_t²
 
-with coefficients in float64, from differences of γ alone. A learned variance (Nichol & Dhariwal 2021, eq. 15) has its ratio at
+with coefficients in float64, which depend only on differences of γ. A learned variance (Nichol & Dhariwal 2021, eq. 15) has its ratio at
 every position, ln r_d = f_d ln σ_s²/σ_t², f_d the network's fraction, and
 
     learned:     KL = ½ Σ_d [φ(ln r_d) + r_d expm1(γ_t − γ_s) (ε − ε̂)²_d].
@@ -38,14 +38,14 @@ def check_variance(variance: str) -> None:
 
 
 def log_ratio(gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
-    """ln r = ln v_q − ln v_p (float64) where the variance is fixed: 0, or ln σ_s²/σ_t². A learned one is around the first."""
+    """Return ln r = ln v_q − ln v_p (float64) for a fixed variance: 0, or ln σ_s²/σ_t² for "transition". For "learned" it is 0."""
     if variance != "transition":
         return torch.zeros_like(gamma_s.double())
     return logsigmoid(gamma_s.double()) - logsigmoid(gamma_t.double())
 
 
 def kl(squared_error: PerItem, gamma_s: Tensor, gamma_t: Tensor, dimensions: int, variance: Variance) -> PerItem:
-    """KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from ‖ε − ε̂‖² (B,): MATH (10).
+    """Return KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from ‖ε − ε̂‖² (B,): MATH (10).
 
     >>> g = torch.tensor([0.0, 0.1], dtype=torch.float64)
     >>> kl(torch.tensor([2.0]), g[:1], g[1:], dimensions=3, variance="posterior")     # expm1(0.1)
@@ -57,7 +57,7 @@ def kl(squared_error: PerItem, gamma_s: Tensor, gamma_t: Tensor, dimensions: int
 
 
 def log_ratios(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Tensor:
-    """ln r (float64), to broadcast against z (B, *dims): one for each item, or where the network learns it f ln σ_s²/σ_t²."""
+    """Return ln r (float64), which broadcasts against z (B, *dims): a number for each item, or f ln σ_s²/σ_t² for a learned variance."""
     z = prediction.z.double()
     if variance != "learned":
         return align(log_ratio(gamma_s, gamma_t, variance), z)
@@ -65,7 +65,7 @@ def log_ratios(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, varianc
 
 
 def kl_learned(squared_errors: Batch, log_r: Batch, gamma_s: Tensor, gamma_t: Tensor) -> PerItem:
-    """KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from (ε − ε̂)² and ln r at every position (B, *dims): MATH (10).
+    """Return KL[q(z_s|z_t,x) ‖ p(z_s|z_t)] (B,), nats, float64, from (ε − ε̂)² and ln r at every position (B, *dims): MATH (10).
 
     >>> g, one = torch.tensor([0.0, 0.1], dtype=torch.float64), torch.ones(1, 3)
     >>> kl_learned(one, 0 * one, g[:1], g[1:])                                        # 3/2 expm1(0.1)
@@ -76,7 +76,7 @@ def kl_learned(squared_errors: Batch, log_r: Batch, gamma_s: Tensor, gamma_t: Te
 
 
 def kl_density(squared_error: PerItem, dgamma: Tensor) -> PerItem:
-    """dKL/du = ½ γ'(u) ‖ε − ε̂‖² (B,), nats per unit of u, float64: the integrand of MATH (10) in continuous time."""
+    """Return dKL/du = ½ γ'(u) ‖ε − ε̂‖² (B,), nats per unit of u, float64: the integrand of MATH (10) in continuous time."""
     return 0.5 * dgamma.double() * squared_error.double()
 
 
@@ -94,7 +94,7 @@ def prior_kl(x: Batch, gamma_last: Tensor, variance: float = 1.0) -> PerItem:
 
 
 def step(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Gaussian:
-    """p(z_s | z_t) given what the denoiser said about z_t (MATH (5))."""
+    """Return p(z_s | z_t) for the denoiser's prediction at z_t (MATH (5))."""
     q = posterior_at(prediction.z, prediction.data, gamma_s, gamma_t)
     log_r = log_ratios(prediction, gamma_s, gamma_t, variance)
     return Gaussian(q.mean, q.log_variance - log_r.to(q.mean))

@@ -1,7 +1,7 @@
 """Adapters from log-SNR to the time input that a foreign network was trained with.
 
-Our networks take log-SNR itself. A network trained on integer steps, or on some affine function of log-SNR, is wrapped
-unchanged: `Denoiser(module, time=TrainedIndex(schedule))`.
+The networks of this library take log-SNR itself. A network that was trained on integer steps, or on an affine function of log-SNR, is used
+unchanged with an adapter: `Denoiser(module, time=TrainedIndex(schedule))`.
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class Affine:
 
 
 class TrainedIndex(nn.Module):
-    """The index `first` … `first` + T − 1 of the trained level whose log-SNR this is; levels off the grid are refused.
+    """The index, `first` to `first` + T − 1, of the trained level with a given log-SNR.
 
-    DDPM-style networks number z_1 … z_T from 0, the default. Raises DiffusionalError for a log-SNR that is more than 1 %
-    of a step away from every trained level: such a network knows its own T levels only.
+    Networks like DDPM's number z_1 … z_T from 0, the default. Raises DiffusionalError for a log-SNR that is more than 1 % of a step away from
+    every trained level, since such a network was trained only at its T levels.
 
     >>> from diffusional import schedule
     >>> betas = schedule.linear(steps=1000)
@@ -42,7 +42,7 @@ class TrainedIndex(nn.Module):
 
     def __init__(self, schedule: Schedule, first: int = 0) -> None:
         super().__init__()
-        # Not a part of this module: a schedule that is learned is the model's, and would be in its state twice.
+        # In a tuple, so that it is not a submodule: a learned schedule belongs to the model, and would be in its state twice.
         self._schedule, self.first = (schedule,), first
 
     @property
@@ -55,11 +55,11 @@ class TrainedIndex(nn.Module):
         index = torch.searchsorted(grid, gamma.contiguous()).clamp(1, len(grid) - 1)
         index = index - (gamma - grid[index - 1] < grid[index] - gamma).long()
         near = torch.where(index > 0, grid[index] - grid[index - 1], grid[1] - grid[0])
-        # float32 log-SNRs are off by up to 1e-6; neighbouring levels of T = 1000 differ by 1e-2.
+        # log-SNRs in float32 have errors of up to 1e-6; neighbouring levels of T = 1000 differ by 1e-2.
         off = (gamma - grid[index]).abs() > 0.01 * near
         if bool(off.any()):
             raise DiffusionalError(
-                f"log-SNR {float(log_snr[off][0]):.6g} came; the network was trained at {len(grid)} levels only, "
-                "and this is none of them. Evaluate it on its own schedule, without regrid"
+                f"expected the log-SNR of one of the {len(grid)} levels that the network was trained at, got "
+                f"{float(log_snr[off][0]):.6g}. Evaluate it on its own schedule, without regrid"
             )
         return index + self.first
