@@ -459,7 +459,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a bound of one latent": (
         lambda f: ["evaluate", f / "run", "--steps", 1],
-        'steps=1 came; give T ≥ 2 latents, or "continuous"',
+        'T ≥ 2, or "continuous", got 1',
     ),
     "no samples": (
         lambda f: ["sample", f / "run", "--n", 0],
@@ -500,7 +500,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "no draws": (
         lambda f: ["evaluate", f / "run", "--draws", 0],
-        "draws=0 and cells=1000 came; both must be at least 1",
+        "at least 1, got draws=0 and cells=1000",
     ),
     "a target and a sweep": (
         lambda f: ["evaluate", f / "run", "--sweep", "--error", 0.1],
@@ -508,11 +508,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "two targets": (
         lambda f: ["evaluate", f / "run", "--visits", 4, "--item-error", 0.1],
-        "visits and item_error came together; give one of them",
+        "got visits and item_error",
     ),
     "a target of nothing": (
         lambda f: ["evaluate", f / "run", "--error", 0],
-        "target_error=0.0 came; give a positive number",
+        "target_error to be a positive number, got 0.0",
     ),
     "a T and none": (
         lambda f: ["evaluate", f / "run", "--steps", 5, "--continuous"],
@@ -537,7 +537,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "no cells": (
         lambda f: ["evaluate", f / "run", "--cells", 0],
-        "draws=None and cells=0 came; both must be at least 1",
+        "at least 1, got draws=None and cells=0",
     ),
     "betas without T": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--schedule.kind", "cosine"),

@@ -1,4 +1,4 @@
-"""The audit: are there costs that a learned plan doesn't expect?
+"""The audit: a search for costs that a learned plan does not expect.
 
 Every level (at most 2,048, evenly spread) is visited once, or more often if there are fewer than 256 levels, at random items. This takes
 about as many evaluations as the full sweep of one image. The residual of each cost is compared with the plan's expectation at that level, so
@@ -18,7 +18,7 @@ from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.visits import LevelVisits
 from diffusional.models.chain import Chain
 
-# The most and fewest visits, and the number of s_c from which a residual is unexpected.
+# The largest and smallest number of visits, and the number of s_c from which on a residual is unexpected.
 _MOST, _LEAST, _OUT = 2048, 256, 12.0
 
 
@@ -27,10 +27,10 @@ class Audit:
     """Results of A visits, spread evenly over the levels.
 
     Attributes:
-        plan: by which.
-        cell, level: (A,), of the plan's cells.
+        plan: the plan whose expectations are checked.
+        cell, level: (A,) the plan's cell and the level of each visit.
         left: (A,) cost − g, nats.
-        each: what a level stands for in the sum over all of them, or in the integral over u.
+        each: the weight of a visit in the sum over all levels, or in the integral over u.
     """
 
     plan: Plan
@@ -41,13 +41,13 @@ class Audit:
 
     @staticmethod
     def size(model: Chain) -> int:
-        """Network evaluations that it takes."""
+        """Return the number of network evaluations of an audit."""
         levels = model.timesteps or _MOST
         return min(levels * max(1, -(-_LEAST // levels)), _MOST)
 
     @classmethod
     def of(cls, draws: VisitRecords) -> "Audit":
-        """By the plan of `draws`, of its model and data. Raises DiffusionalError for a cost that is not finite."""
+        """Audit the plan of `draws`, for its model and data. Raises DiffusionalError for a cost that is not finite."""
         model, plan, count = draws.model, draws.plan, cls.size(draws.model)
         # Neither the visits nor the items depend on the order of the data.
         ordinary = draws.order[draws.strata.of[draws.order] == 0]
@@ -72,7 +72,7 @@ class Audit:
         return cls(plan, cell, level, left, (1 if model.timesteps is None else model.timesteps) / count)
 
     def unexpected(self, matters: float) -> list[str]:
-        """Sentences on the worst costs that the plan doesn't expect, if they move the sum by more than `matters`, nats."""
+        """Return a sentence for each of the largest costs that the plan does not expect, if they change the sum by more than `matters`, nats."""
         expected = self.plan.scale[self.cell]
         share = self.each * self.left
         found = ((self.left.abs() > _OUT * expected) & (share.abs() > matters)).nonzero().squeeze(1)
@@ -87,8 +87,8 @@ class Audit:
         ]
 
     def paired_variance(self, other: "Audit") -> float:
-        """What one visit of two models adds to the variance of their difference, nats²: ∫ d²/π over the levels, by what their audits
-        found there, which visited the same; 0 where their plans' visits differ.
+        """Return what one visit of two models adds to the variance of their difference, nats²: ∫ d²/π over the levels, where d is the difference
+        of the two audits, which visited the same levels. It is 0 if the visits of their plans differ.
         """
         plan, its = self.plan, other.plan
         if not (torch.equal(plan.edges, its.edges) and torch.equal(plan.mass, its.mass)):

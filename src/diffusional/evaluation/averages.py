@@ -7,7 +7,7 @@ An item's j-th draw depends only on the item, the seed and j. With J draws of an
 Costs with rare, large parts have both a small mean and a small spread in draws that met none of these parts. The error of the data
 set's mean, and the stopping rule that uses it, therefore include a pilot whose draws are not part of the mean (tail_pilot.py): the
 variance of a draw is the larger of the sample variance and the pooled estimate. A caveat reports that either rests on few draws. With
-a budget, the pilot also predicts whether the budget suffices, so that `reached` does not depend on favourable draws only.
+`max_evaluations`, the pilot also predicts whether they suffice, so that `reached` does not depend on favourable draws only.
 
 The importance-weighted bound averages weights instead, −ln (1/K) Σ_k p(x, z_k)/q(z_k|x), and falls with K toward −ln p(x)
 (Burda, Grosse & Salakhutdinov 2016).
@@ -34,9 +34,9 @@ from diffusional.models.base import LatentVariableModel, device_of, evaluation_m
 from diffusional.models.chain import batch_rows
 from diffusional.seeds import check_seed
 
-# An error that rests on fewer degrees of freedom is not vouched for.
+# An error with fewer degrees of freedom gets a caveat.
 LEAST_FREEDOM = 15
-# Draws of every item before its spread is believed, and of a plain evaluation.
+# Draws of every item before its spread is used, and of an evaluation without a target.
 _FIRST, _PLAIN = 8, 64
 # Effective draws 1/Σ share² of an item below which a few weights dominate, and the variance of the delta method is too small.
 _EFFECTIVE = 10
@@ -46,10 +46,11 @@ _DOMINATED, _SPLITS = 0.1, 8
 _NUMBERS = 4_000_000
 # Draws of a pilot if a draw takes many evaluations, or if few draws are requested.
 _FEWER = 64
-# The pilot may take 1/5 of a budget. The budget is doubted by these numbers of the pilot's relative errors, before and after the draws.
+# The pilot may take 1/5 of max_evaluations. There are doubts whether the rest suffices if it is short by these numbers of the pilot's
+# relative errors, before and after the draws.
 _PART, _BEFORE, _AFTER = 5, 1.0, 2.0
 
-# Of a mean whose items stopped by their own errors.
+# The caveat of a mean over items whose draws stopped at errors of their own.
 EACH_ITS_OWN = (
     "each item was drawn until its own error was small, and costs with rare large parts look small until one is met: the mean's bias is "
     "not in its error. Give target_error for the mean"
@@ -99,7 +100,7 @@ class Averages:
 
     @torch.inference_mode()
     def extend(self, items: Tensor, draws: int) -> None:
-        """Bring `items` (n,) to `draws` draws each."""
+        """Draw until each of `items` (n,) has `draws` draws."""
         shape = self.model.noise_shape
         mine = items[ranks.share(len(items))]
         fresh: dict[str, Tensor] = {}
@@ -135,7 +136,7 @@ class Averages:
             )
 
     def _terms(self, x: Tensor, noise: Tensor, condition: Condition | None) -> dict[str, Tensor]:
-        """The columns of a ledger: every cost, the layers' KLs, and the squares of all."""
+        """Return the columns of a ledger by name: every cost, the layers' KLs, and the squares of all."""
         ledger = self.model.terms(x, noise, condition)
         self.blocks = {name: kl.shape[1] for name, kl in ledger.blocks.items()}
         parts = {"nelbo": ledger.nelbo, **ledger.totals(), "levels": ledger.kl}
@@ -165,16 +166,16 @@ class Averages:
         return Pilot(found, len(items) * each * self.model.evaluations, bool(torch.isfinite(costs["nelbo"]).all()))
 
     def mean(self, name: str) -> Tensor:
-        """Each item's mean of a cost (N,) or (N, L)."""
+        """Return each item's mean of a cost (N,) or (N, L)."""
         values = self.sums[name]
         return values / self.count.reshape(-1, *(1,) * (values.ndim - 1))
 
     def variance(self, name: str) -> Tensor:
-        """Monte Carlo variance of `mean(name)`."""
+        """Return the Monte Carlo variance of `mean(name)`."""
         j = self.count.reshape(-1, *(1,) * (self.sums[name].ndim - 1)).double()
         squares = self.sums[name + "²"]
         spread = squares - self.sums[name].square() / j
-        # What rounding leaves of equal draws is no spread.
+        # Differences of equal draws by rounding are not counted as spread.
         return torch.where(spread > 4 * torch.finfo(torch.float64).eps * j * squares, spread, 0.0) / (j - 1) / j
 
     def one_draw(self) -> Variance:
@@ -220,7 +221,7 @@ class Pilot:
 
     @staticmethod
     def size(model: LatentVariableModel, items: int, visits: int | None, max_evaluations: int | None) -> int:
-        """Return the number of draws of a pilot: 0 if the budget leaves no room for it."""
+        """Return the number of draws of a pilot: 0 if `max_evaluations` is too low for one."""
         draws = max(_FEWER, tail_pilot.DRAWS // model.evaluations)
         if visits is not None:
             draws = min(draws, max(_FEWER, items * visits // 2))
@@ -230,25 +231,25 @@ class Pilot:
         return draws if draws >= tail_pilot.LEAST_DRAWS else 0
 
     def doubts(self, seen: Variance, target: float, draws: int, afforded: int) -> list[str]:
-        """Return reasons why a target (nats) may have been reached by chance within a budget, after `draws` of the `afforded` draws."""
+        """Return reasons why a target (nats) may have been reached by chance after `draws` of the `afforded` draws."""
         expected = self.variances["nelbo"]
         most = math.sqrt(expected.value * (1 + _BEFORE * expected.uncertainty()) / afforded)
         if most > target:
             return [
-                f"the pilot expects that the budget leaves an error of up to {most:.3g} nats: draws with an error below the target may "
-                "have missed rare costs. Raise max_evaluations"
+                f"the pilot expects an error of up to {most:.3g} nats with max_evaluations: draws with an error below the target may have "
+                "missed rare costs. Raise max_evaluations"
             ]
         apart = math.hypot(expected.uncertainty(), seen.uncertainty())
         if draws > 0.5 * afforded and seen.value > expected.value * (1 + _AFTER * apart):
             return [
-                "the costs vary more than the pilot expects, and the budget leaves little room for more draws: the target may have been "
-                "reached by chance. Raise max_evaluations"
+                "the costs vary more than the pilot expects, and max_evaluations allows few more draws: the target may have been reached "
+                "by chance. Raise max_evaluations"
             ]
         return []
 
 
 def _rows(model: LatentVariableModel) -> int:
-    """Items of one call: as many as the noise and the decoder's output allow."""
+    """Return the number of items of one call, as many as the memory for noise and the decoder's output allows."""
     return max(1, min(batch_rows(model.space), _NUMBERS // max(1, math.prod(model.noise_shape))))
 
 
@@ -278,9 +279,7 @@ def average(
     pilot = sums.pilot(size) if size else None
     caveats = []
     if pilot is None and item_error is None:
-        caveats.append(
-            f"the budget of {max_evaluations} evaluations left none for the pilot, which looks for rare large costs"
-        )
+        caveats.append(f"max_evaluations={max_evaluations} left none for the pilot, which looks for rare large costs")
     elif pilot is not None and not pilot.finite:
         caveats.append("a draw with wider noise has a cost that is not finite: the bound may be infinite")
     known = pilot if pilot is not None and pilot.finite else None
@@ -288,7 +287,7 @@ def average(
     afford = math.inf if max_evaluations is None else (max_evaluations - apart) // model.evaluations
 
     def affordable(items: Tensor, draws: int) -> int:
-        """Draws of each of `items` that the budget allows, at most `draws`."""
+        """Return the number of draws of each of `items` that `max_evaluations` allows, at most `draws`."""
         spent = int(sums.count.sum())
         have = int(sums.count[items].max())
         return draws if afford == math.inf else min(draws, have + int(afford - spent) // len(items))
@@ -304,7 +303,7 @@ def average(
             enough, wanted = len(items) == 0, math.ceil(1.4 * each)
         else:
             ratio = 1.0 if target is None else (now.error / target) ** 2
-            # A target may be reached by the draws that the budget still allowed.
+            # A target may be reached by the last draws that max_evaluations allowed.
             enough = allowed == each if target is None else ratio <= 1
             wanted = max(each + 1, min(math.ceil(1.02 * each * ratio), 8 * each))
         if told is not None:
@@ -317,7 +316,7 @@ def average(
     layers = sums.variance("levels")
     variance = sums.variance("nelbo")
     edges = edges_of_blocks(sums.blocks)
-    # Draws that do not vary show nothing of an error that the pilot expects.
+    # If the draws do not vary, but the pilot expects an error, they have no degrees of freedom for it.
     varies = bool(variance.any()) or now.error == 0
     freedom = satterthwaite((variance, sums.count - 1)) if varies else 0.0
     seen = sums.one_draw()
@@ -362,7 +361,7 @@ def average(
 def importance_weighted(
     model: LatentVariableModel, data: Tensor, draws: int = 64, seed: int = 0, condition: Condition | None = None
 ) -> Estimate:
-    """The mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
+    """Return the mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
 
     In expectation it is the NELBO at K = 1 and never rises with K. The Monte Carlo error of an item is that of the delta method,
     √Var w/(√K E w). If the weights amount to fewer than 10 effective draws, 1/Σ share² with share = w/Σ w, that error would be
@@ -395,7 +394,7 @@ def importance_weighted(
 def weighted(
     model: LatentVariableModel, data: Tensor, draws: int, seed: int = 0, condition: Condition | None = None
 ) -> Evaluation:
-    """The importance-weighted bound as a record; `evaluate` and `importance_weighted` call this with the model in evaluation mode."""
+    """Return the importance-weighted bound as a record; `evaluate` and `importance_weighted` call this with the model in evaluation mode."""
     if draws < 2:
         raise DiffusionalError(
             f"draws must be at least 2, got {draws}: the error is estimated from the spread of the weights"
@@ -468,7 +467,7 @@ def _variance_between_halves(logs: Tensor) -> Tensor:
 def _log_weights(
     model: LatentVariableModel, data: Tensor, draws: int, seed: int, condition: Condition | None
 ) -> Tensor:
-    """ln w (K, N)."""
+    """Return ln w (K, N)."""
     keys = item_keys(as_seen(model.space, data), seed, condition)
     device = device_of(model, data)
     parts = []

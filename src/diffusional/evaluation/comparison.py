@@ -1,16 +1,15 @@
-"""Which of two models gives the data more probability, and is that sure? The difference, with a paired error.
+"""The difference of the NELBO of two models, with a paired error.
 
-Both models see the same items, the same noise and, where their levels agree, the same levels: what is common to both cancels.
-With a_ij and b_ij their weighted residuals at an item's j-th visit, the difference of item i is
+Both models are evaluated on the same items with the same noise and, if they have the same levels, at the same levels, so that common variation
+cancels. With a_ij and b_ij their weighted residuals at an item's j-th visit, the difference of item i is
 
     D_i = (base_i^A − base_i^B) + (1/J) Σ_j (a_ij − b_ij),
 
-and its errors are those of `visit_records.py` for the differences: covariances need no estimate of their own. What is left may be rare: the
+and its errors are those of `visit_records.py` for the differences, so that no covariances are needed. Differences may be rare, so the
 Monte Carlo error is at least the error expected from the two audits, which visited the same levels, √(∫ d²/π) over all visits. The
 expectation of the pilots, which visited the same levels with the same noise, is included as in `evaluate` (VisitRecords.cautious).
 
-Where one of them is no diffusion model there are no common levels: both are evaluated on all items to target/√2 each, and only the
-items are paired.
+If one of them has no levels, both are evaluated on all items to target/√2 each, and only the items are paired.
 """
 
 import math
@@ -51,12 +50,13 @@ def compare(
     condition: Condition | None = None,
     progress: Watch | None = None,
 ) -> Comparison:
-    """NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
+    """Estimate NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
 
-    Args as in `evaluate`; `plans` are A's and B's (None for a model without levels to visit), and both models get the same `condition`. Evaluations of both networks count.
+    The arguments are those of `evaluate`. `plans` are those of A and B (None for a model without levels to visit). Both models get the same
+    `condition`, and the evaluations of both networks are counted.
 
-    Raises DiffusionalError where the two models' spaces (shape, levels, range, standardisation) differ, since their bounds are then
-    not of the same thing, and for a condition that does not have one row per item.
+    Raises DiffusionalError if the spaces of the models (shape, levels, range, standardisation) differ, since their bounds could then not be
+    compared, and for a condition that does not have one row per item.
 
     >>> import torch
     >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
@@ -103,20 +103,20 @@ def compare(
                 condition=condition,
                 progress=progress,
             )
-            # Seeds of their own: two autoencoders would share a part of their noise, which no error here knows of.
+            # With different seeds, since two autoencoders would otherwise share a part of their noise, which the errors do not include.
             for model, plan, own in zip((a, b), plans or (None, None), (seed, (seed + 1) % SEEDS), strict=True)
         ]
         return _items_paired(*results)
     if plans is None and max_evaluations is not None and max_evaluations // 2 <= PILOT:
         raise DiffusionalError(
-            f"expected max_evaluations above {2 * PILOT + 1}, got {max_evaluations}: the two pilots take {PILOT} each, and every model gets "
-            "half of the budget. Raise it, or pass plans"
+            f"expected max_evaluations above {2 * PILOT + 1}, got {max_evaluations}: the two pilots take {PILOT} each, and each model gets "
+            "half of the evaluations. Raise it, or pass plans"
         )
     with evaluation_mode(a, b):
         pilot = 0
         if plans is None:
             pilots = data if reference is None else reference
-            # Long pilots: short ones miss differences of two models at few levels, which no audit finds either.
+            # Pilots are long, since short ones miss differences of two models at few levels, which an audit does not find either.
             first = Plan.fit(chains[0], pilots, seed=seed, condition=condition)
             plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=condition, like=first)
             pilot = PILOT
@@ -175,7 +175,7 @@ def _compared(tasks: list[Task], target: float, audit: bool, every_item: bool) -
 
 
 def _paired(a: VisitRecords, b: VisitRecords) -> tuple[Tensor, Tensor]:
-    """The differences (n, J) of draws with the same noise, and which of them are there."""
+    """Return the differences (n, J) of draws with the same noise, and a mask of those that exist."""
     (ours, filled), (theirs, _) = a.parts(a.visited()), b.parts(b.visited())
     difference = ours.total
     for cost in theirs.costs.values():
@@ -188,12 +188,10 @@ def _difference(a: VisitRecords, b: VisitRecords, evaluations: int) -> Estimate:
 
 
 def _items_paired(a: Evaluation, b: Evaluation) -> Comparison:
-    """The difference of two evaluations of the same items with noise of their own."""
+    """Return the difference of two evaluations of the same items with independent noise."""
     visited = [sorted(range(len(e.per_item["item"])), key=lambda i, e=e: int(e.per_item["item"][i])) for e in (a, b)]
     if any(len(order) < a.nelbo.n for order in visited):
-        raise DiffusionalError(
-            "the budget left items unvisited, whose differences are not known: raise max_evaluations"
-        )
+        raise DiffusionalError("max_evaluations left items unvisited, whose differences are not known; raise it")
     ours, theirs = (e.per_item["nelbo"][order] for e, order in zip((a, b), visited, strict=True))
     errors = [e.per_item["error"][order] for e, order in zip((a, b), visited, strict=True)]
     mc = math.hypot(a.nelbo.error, b.nelbo.error)

@@ -64,7 +64,7 @@ class Comparison:
         records.check_about(self.about, _COMPARISON)
 
     def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
-        """Monte Carlo confidence interval of this data set's difference, by Student's t."""
+        """Return the Monte Carlo confidence interval of this data set's difference, by Student's t."""
         return self.difference.to(unit, self.a.dimensions).interval(self.freedom, confidence)
 
     @property

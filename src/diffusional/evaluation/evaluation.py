@@ -1,15 +1,15 @@
-"""`evaluate`: the NELBO of a data set, itemised, to a stated error.
+"""`evaluate`: the NELBO of a data set, with its terms and errors, to a given error.
 
-Three ways, all with the same result:
+There are three ways, which have the same type of result:
 
     evaluate(model, data, target_error=0.01)        draws of (t, ε) under a plan until the Monte Carlo error is reached
-    evaluate(model, data, visits=16)                a fixed number of draws for every item: a score is the item's alone
-    evaluate(model, data)                           the full sweep, T network evaluations per item: the reference
+    evaluate(model, data, visits=16)                a fixed number of draws for every item, so that a score depends only on its item
+    evaluate(model, data)                           the full sweep, T network evaluations per item
 
-Models without levels, such as VAEs, go through the same call: their errors are those of independent draws (averages.py).
+Models without levels, such as VAEs, are evaluated by the same function, from independent draws (averages.py).
 
-What the plan and the draws are is in plan.py and visit_records.py. With the first two goes an audit of a plan that was learned (audit.py).
-The stopping rule is in task.py.
+plan.py describes plans, visit_records.py the draws, and task.py the stopping rule. The first two ways include an audit of a learned plan
+(audit.py).
 """
 
 import time
@@ -51,23 +51,23 @@ def evaluate(
     progress: Watch | None = None,
     **options: Unpack[Options],
 ) -> Evaluation:
-    """The NELBO of `data` (N, *space.shape), encoded: MATH (8), itemised, with its errors.
+    """Estimate the NELBO of `data` (N, *space.shape), encoded: MATH (8), with its terms and errors.
 
     Args:
-        target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`; or a `Target`, which says more.
+        target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`, or a `Target`, which has more options.
         unit: of `target_error` and `item_error`: "bits/dim" or "nats".
         estimator: `Visits`, which needs a target, `Sweep`, or `ImportanceWeights`. By default visits if there is a target, otherwise a
             sweep. A model without levels, such as a VAE, is evaluated by independent draws.
         condition: a tensor (N, …) or a dict of such tensors, for conditional models. If a pilot on reference data is needed, pass a plan.
         seed: of the noise, which depends on each item only: scores do not change with batch-mates, order or subset.
-        progress: called with a `Progress` now and then.
+        progress: called with a `Progress` at intervals.
         options: fields of the target and the estimator by name, as a short form: `visits`, `item_error`, `every_item` and
-            `max_evaluations` of `Target`; `plan`, `reference`, `audit` and `records` of `Visits`; `draws` and `cells` of `Sweep`. And
-            `steps`: evaluate at another T, or in "continuous" time, the same network on the same γ(u).
+            `max_evaluations` of `Target`; `plan`, `reference`, `audit` and `records` of `Visits`; `draws` and `cells` of `Sweep`. Also
+            `steps`, to evaluate the same network on the same γ(u) at another T, or in "continuous" time.
 
-    Raises DiffusionalError for data that the space refuses, for a cost that is not finite, naming the item, and for options
-    that don't go together. Warns where `steps` differs from the T that a model has, and of items of a Continuous space that are
-    levels stored as real numbers, such as whole numbers or multiples of 1/255 (a sample of the items is examined).
+    Raises DiffusionalError for data that do not fit the space, for a cost that is not finite (with the number of the item), and for options
+    that contradict each other. Warns if `steps` differs from the model's T, and if items of a Continuous space are levels stored as real
+    numbers, such as whole numbers or multiples of 1/255 (a sample of the items is examined).
 
     >>> import torch
     >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
@@ -102,10 +102,10 @@ def evaluate(
         # Without a target, a model that contains a chain is evaluated by full draws, which include its T levels.
         if chain is None or (chain is not model and not target.aimed):
             _check_full_draws(model, estimator)
-            told = None if progress is None else lambda now, done, total: progress(Progress(now, done, total))
+            watch = None if progress is None else lambda now, done, total: progress(Progress(now, done, total))
             bit = per_unit(target.unit, model.space.dimensions)
             nats = [None if error is None else error * bit for error in (target.error, target.item_error)]
-            return average(model, data, nats[0], target.visits, nats[1], seed, target.max_evaluations, condition, told)
+            return average(model, data, nats[0], target.visits, nats[1], seed, target.max_evaluations, condition, watch)
         if isinstance(estimator, Sweep):
             bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
             return sweep(chain, data, seed, estimator.draws, estimator.cells, condition, bar)
@@ -153,7 +153,7 @@ def check_model(model: object) -> None:
 
 
 def within(draws: Callable[[float], float], max_evaluations: int | None) -> Callable[[float], float]:
-    """Return a function of the variance of one draw to the number of draws (`Target.draws`) that are made within a budget.
+    """Return a function of the variance of one draw to the number of draws (`Target.draws`) that `max_evaluations` allows.
 
     >>> within(lambda variance: 100 * variance, 700)(5.0)
     200.0
@@ -187,14 +187,14 @@ def _check_full_draws(model: LatentVariableModel, estimator: Visits | Sweep) -> 
 
 
 def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:
-    """Return items in float32 if the network's parameters are: a score does not depend on the type of its item."""
+    """Return items in float32 if the network's parameters are float32, so that a score does not depend on the type of its item."""
     if network_dtype(model) is not torch.float32 or data.dtype is torch.float32:
         return data
     return model.space.encode(model.space.index(data)) if isinstance(model.space, Discrete) else data.float()
 
 
 def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) -> LatentVariableModel:
-    """The model at another T, or in continuous time; warns where it has a T of its own.
+    """Return the model at another T, or in continuous time. Warns if the model has a T of its own.
 
     >>> from diffusional import Denoiser, DiffusionModel, GaussianDiffusion, likelihood, schedule, space
     >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0))
@@ -204,13 +204,13 @@ def regridded(model: LatentVariableModel, steps: int | Literal["continuous"]) ->
     """
     wanted = None if steps == "continuous" else steps
     if wanted is not None and wanted < 2:
-        raise DiffusionalError(f'steps={steps} came; give T ≥ 2 latents, or "continuous"')
+        raise DiffusionalError(f'expected steps to be an integer T ≥ 2, or "continuous", got {steps}')
     other = model.regrid(wanted)
     if model.steps is not None and model.steps != wanted:
         warnings.warn(
             f"the model has T = {model.steps} and is evaluated at "
             f"{'T = ∞' if wanted is None else f'T = {wanted}'}: between the noise levels that it was trained at, its network "
-            "interpolates, and nothing but this number says how well",
+            "interpolates, with an accuracy that is known only from this evaluation",
             stacklevel=3,
         )
     return other

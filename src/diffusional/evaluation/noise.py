@@ -41,7 +41,7 @@ def item_keys(x: Tensor, seed: int, condition: Condition | None = None) -> list[
 
 
 def stream(key: bytes, draw: int, purpose: bytes = b"") -> np.random.Generator:
-    """The generator of one item's `draw`; streams of different purposes never meet.
+    """Return the generator of one item's `draw`; the streams of different purposes are independent.
 
     >>> float(stream(b"item", 0).standard_normal()) == float(stream(b"item", 0).standard_normal())
     True
@@ -51,7 +51,7 @@ def stream(key: bytes, draw: int, purpose: bytes = b"") -> np.random.Generator:
 
 
 def normal(streams: list[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (len(streams), *shape); float32 whatever the model's type, so that an item sees the same.
+    """Return standard normal noise (len(streams), *shape); in float32 for every type of model, so that an item always gets the same noise.
 
     >>> normal([stream(b"item", 0)], (2, 3)).shape
     torch.Size([1, 2, 3])

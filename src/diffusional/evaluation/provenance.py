@@ -1,4 +1,4 @@
-"""What a number was made from: hashes of data and weights, versions, the command."""
+"""The origin of a number: hashes of data and weights, versions, the command."""
 
 import hashlib
 import platform
@@ -16,7 +16,7 @@ from diffusional.space import Discrete, Space
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes, types and bytes.
+    """Return the sha256 of the names, shapes, types and bytes of tensors.
 
     >>> tensor_hash({"w": torch.zeros(2)}) == tensor_hash({"w": torch.ones(2)})
     False
@@ -30,12 +30,12 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def as_seen(space: Space, data: Tensor) -> Tensor:
-    """Items as a model sees them: level indices, or float32 reals, whatever type they came in."""
+    """Return items as level indices, or as float32 real numbers, whatever their type was."""
     return space.index(data) if isinstance(space, Discrete) else data.float()
 
 
 def fingerprint(space: Space, data: Tensor) -> str:
-    """sha256 of items as a model sees them."""
+    """Return the sha256 of items, which does not depend on their type."""
     return tensor_hash({"data": as_seen(space, data)})
 
 
@@ -51,9 +51,11 @@ def condition_record(condition: Condition | None) -> dict[str, str]:
 def provenance(
     model: LatentVariableModel, data: Tensor, seed: int, condition: Condition | None = None
 ) -> dict[str, Any]:
-    """Return the record that all methods of evaluation share; `condition_sha256` only if there is a condition, with `condition_ignored` if
-    the model is one of the items alone (`conditions.ignoring_condition`), and `doubts` only if the
-    space has doubts about the items."""
+    """Return the record that all methods of evaluation share.
+
+    It has `condition_sha256` only if there is a condition, `condition_ignored` if the model does not depend on it
+    (`conditions.ignoring_condition`), and `doubts` only if the space has doubts about the items.
+    """
     doubts = model.space.doubts(data)
     return {
         "data_sha256": fingerprint(model.space, data),

@@ -1,4 +1,4 @@
-"""Several processes, one evaluation: each does its share of the rows, and all get all the values (torch.distributed)."""
+"""Evaluation by several processes (torch.distributed): each computes its share of the rows, and all get all values."""
 
 import os
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def _device() -> int:
 
 
 def share(rows: int) -> Tensor:
-    """The rows of this process: all of them where there is one process.
+    """Return the rows of this process: all rows if there is only one process.
 
     >>> share(3)
     tensor([0, 1, 2])
@@ -62,7 +62,7 @@ def share(rows: int) -> Tensor:
 
 
 def collect(values: Tensor) -> Tensor:
-    """The sum over processes of values (CPU), to which each has written its own rows only.
+    """Return the sum over processes of values (CPU), in which each process has set only its own rows.
 
     >>> collect(torch.ones(2))
     tensor([1., 1.])
@@ -75,10 +75,10 @@ def collect(values: Tensor) -> Tensor:
 
 
 def agreed(values: Tensor) -> Tensor:
-    """The first process's values (CPU), in every process.
+    """Return the values (CPU) of the first process, in every process.
 
-    Results of linear algebra may differ between machines in the last bits. What decides on draws must not, since processes that decide
-    differently wait for each other for ever.
+    Results of linear algebra may differ between machines in the last bits. Values that decide on draws must not differ, since processes that
+    decide differently would wait for each other forever.
 
     >>> agreed(torch.ones(2))
     tensor([1., 1.])
@@ -87,7 +87,7 @@ def agreed(values: Tensor) -> Tensor:
 
 
 def world_size() -> int:
-    """How many processes there are.
+    """Return the number of processes.
 
     >>> world_size()
     1
@@ -96,7 +96,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files.
+    """Return whether this process is the one that writes files.
 
     >>> is_main()
     True
@@ -105,7 +105,7 @@ def is_main() -> bool:
 
 
 def several() -> bool:
-    """Whether this process has others beside it.
+    """Return whether there are several processes.
 
     >>> several()
     False

@@ -71,7 +71,7 @@ def fields_of(record: Mapping[str, Any], where: str) -> dict[str, Any]:
         "reached": entries.flag("reached", *([True] if old else [])),
         "caveats": entries.texts("caveats", **old),
         "kind": kind,
-        "of": entries.text("of", *(["NELBO, MATH (8)"] if old else [])),
+        "of": entries.text("of", *(["NELBO, MATH (8)"] if old else [])),  # vocabulary: allow
         "visited": visited,
         "about": records.others(record, EVALUATION),
     }

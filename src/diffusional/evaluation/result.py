@@ -1,7 +1,8 @@
-"""The result of an evaluation as a typed, versioned record: what kind of number it is, of what, with its errors, caveats and origin.
+"""The result of an evaluation as a typed, versioned record: the kind of number, the quantity, its errors, caveats and origin.
 
-An `Evaluation` prints itself (`print(result)`, and as HTML in notebooks), is saved by `save` and read by `load`. Tables, figures and the
-demonstration take nothing but an `Evaluation`, new or loaded, so that only this module and reading.py know the entries of the JSON. The record of a comparison is in difference.py.
+`print(result)` shows an `Evaluation`, notebooks show it as HTML, `save` writes it and `load` reads it. Tables, figures and the demonstration
+use only an `Evaluation`, new or loaded, so that the entries of the JSON are defined only here and in reading.py. The record of a comparison
+is in difference.py.
 """
 
 import math
@@ -36,21 +37,21 @@ class Evaluation:
     Attributes:
         nelbo: the mean over all items, with its two errors.
         terms: the mean of every cost by name. Terms of a composite model have a prefix, as in "base.kl" (`Ledger.join`).
-        per_item: "item" (n,), the items visited (all N unless the error allowed fewer); "nelbo" and every cost (n,) in
-            nats, float64; "error" (n,), each score's own Monte Carlo error. Empty for a record that was saved without scores.
+        per_item: "item" (n,), the numbers of the visited items (all N, or fewer if the error allowed it); "nelbo" and every cost (n,) in
+            nats, float64; "error" (n,), the Monte Carlo error of each score. Empty for a record that was saved without scores.
         levels_kl, levels_error: (C,) mean cost of every level, or of every cell of levels, and its Monte Carlo error, nats.
-        level_edges: (C + 1,) first level t of each cell, and L + 1; in continuous time the edges in u. Of a composite model, the edges
+        level_edges: (C + 1,) first level t of each cell, and L + 1; in continuous time the edges in u. For a composite model, the edges
             of each block of levels one after the other, C_k + 1 each.
         dimensions: D of x, for bits per dimension.
         provenance: hashes of data and weights, type of model, levels, seed, versions and so on; JSON values.
         freedom: degrees of freedom of the Monte Carlo error.
-        reached: False if a target was given and not reached within the budget, or if there are caveats.
+        reached: False if a target was given and not reached within `max_evaluations`, or if there are caveats.
         caveats: reasons why the error may be too small, one sentence each; empty if there are none.
         gamma_edges: γ = −log SNR at `level_edges`, float64; None if the model's latents have no γ.
-        blocks: number of levels or cells C_k of each block of levels by name, in the order of `levels_kl`; {"kl": C} unless given.
+        blocks: number of levels or cells C_k of each block of levels by name, in the order of `levels_kl`. Defaults to {"kl": C}.
         kind: "bound" (an upper bound on −ln p(x)), "exact" (−ln p(x) itself) or "estimate" (neither).
         of: the quantity in words, such as "NELBO, MATH (8)".
-        visited: number of items visited; taken from `per_item` where there are scores, otherwise all unless given.
+        visited: number of visited items. Defaults to that of `per_item`, or to all items if there are no scores.
         about: further entries of the record by name, JSON values, such as the name of the data. Their names must not be those of
             other entries.
 
@@ -76,7 +77,7 @@ class Evaluation:
     gamma_edges: Tensor | None = None
     blocks: Mapping[str, int] = field(default_factory=dict)
     kind: Kind = "bound"
-    of: str = "NELBO, MATH (8)"
+    of: str = "NELBO, MATH (8)"  # vocabulary: allow, since records have this value
     visited: int | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,7 +140,7 @@ class Evaluation:
         return self.visited
 
     def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
-        """Monte Carlo confidence interval of this data set's NELBO, by Student's t.
+        """Return the Monte Carlo confidence interval of this data set's NELBO, by Student's t.
 
         >>> import torch
         >>> one = Estimate(10.0, 1.0, 0.0, n=1, network_evaluations=0)

@@ -1,15 +1,16 @@
-"""The reference: a full sweep over the levels. Every item pays for all T costs of MATH (8), `draws` times.
+"""Full sweeps over the levels: all T costs of MATH (8) of every item, `draws` times.
 
-In continuous time [0, 1] is cut into cells and each item draws one uniform u in each. Per item i the estimate is
-S_i = Σ_t KL_t,i + reconstruction + prior, and the data set's mean is over items, each counted once.
+In continuous time, [0, 1] is divided into cells, and each item draws one uniform u in each. The estimate for item i is
+S_i = Σ_t KL_t,i + reconstruction + prior, and that of the data set is the mean over items, each counted once.
 
-Two errors, never mixed:
+There are two errors, which are reported separately:
 
-- Monte Carlo: √(Σ_i Var S_i)/N, the noise of this sweep for this data set. With several draws the variance is that between
-  draws. With one draw per level it comes from neighbouring levels, collapsed in pairs after each level's mean over items is
-  taken off: E (a − b)² = Var a + Var b + (E a − E b)² ≥ Var (a + b). It errs upward by what items differ in their slopes
-  between neighbours: 1 to 10 % from T = 50 on.
-- items: the spread of S_i over items, less its Monte Carlo part, /√N: how far another sample of N items could lie.
+- Monte Carlo: √(Σ_i Var S_i)/N, the noise of this sweep for this data set. With several draws, the variance is that between draws. With one
+  draw per level it is estimated from pairs of neighbouring levels, after subtracting each level's mean over items:
+  E (a − b)² = Var a + Var b + (E a − E b)² ≥ Var (a + b). This overestimates the variance, by 1 to 10 % for T ≥ 50, since the costs of
+  neighbours differ by an amount that depends on the item.
+- items: the standard deviation of S_i over items, without its Monte Carlo part, divided by √N: the variation from one sample of N items to
+  another.
 """
 
 import math
@@ -47,11 +48,13 @@ def sweep(
     condition: Condition | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """The full sweep; `evaluate` without a target calls this. `progress` is called with (rows done, rows in all)."""
+    """Evaluate by full sweeps, for `evaluate` without a target. `progress` is called with (rows done, number of rows)."""
     if (draws is not None and draws < 1) or cells < 1:
-        raise DiffusionalError(f"draws={draws} and cells={cells} came; both must be at least 1")
+        raise DiffusionalError(f"expected draws and cells to be at least 1, got draws={draws} and cells={cells}")
     if draws == 1 and (model.timesteps or cells) == 1:
-        raise DiffusionalError("draws=1 came with a single level, which tells nothing of the error; give draws ≥ 2")
+        raise DiffusionalError(
+            "expected draws to be at least 2 for a single level, whose error one draw does not show, got 1"
+        )
     levels = model.timesteps or cells
     draws = draws or (1 if levels >= 50 and len(data) >= 8 else 8)
     ledger, mc, by_level, level_variance, freedom = _sweep(model, data, seed, draws, levels, condition, progress)
@@ -82,7 +85,7 @@ def sweep(
 
 
 def mean_of_items(values: Tensor, mc_variance: Tensor, evaluations: int) -> Estimate:
-    """The mean of every item's value (N,), with its Monte Carlo error and that over items, from each value's own variance (N,)."""
+    """Return the mean of every item's value (N,), with its Monte Carlo error and that over items, from each value's own variance (N,)."""
     n = len(values)
     items = error_over_items(values, mc_variance, n)
     return Estimate(float(values.mean()), float(mc_variance.sum().sqrt()) / n, items, n, evaluations)
@@ -105,7 +108,7 @@ def _kl_sweep(
     condition: Condition | None,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """Every KL of a block of items, (draws, B, L) on the CPU; in continuous time each cell's share of the integral."""
+    """Return all KLs of a block of items, (draws, B, L) on the CPU; in continuous time each cell's share of the integral."""
     sweeps = torch.zeros(draws, len(x), levels, dtype=torch.float64)
     for draw in range(draws):
         streams = [stream(key, draw + 1) for key in keys]
@@ -197,21 +200,21 @@ def _sweep(
 
 
 def collapsed_variance(one: Tensor) -> Tensor:
-    """Monte Carlo variance (N, L) of each level's cost from one draw per level, (N, L), by pairs of neighbours; L ≥ 2.
+    """Return the Monte Carlo variance (N, L) of each level's cost from one draw per level, (N, L), by pairs of neighbours; L ≥ 2.
 
-    Summed over a pair it is (a − b)², so that the sum over levels is the variance of the sum.
+    The variances of a pair add up to (a − b)², and those of all levels to the variance of the sum.
 
     >>> collapsed_variance(torch.tensor([[1.0, 2.0]]))
     tensor([[0.5000, 0.5000]])
     """
     n, levels = one.shape
     if n > 1:
-        # What neighbours differ by for all items alike is no noise; the mean takes up 1/n of the noise itself.
+        # The mean difference of neighbours over all items is not noise. Its subtraction also removes 1/n of the noise.
         one = (one - one.mean(0)) * math.sqrt(n / (n - 1))
     even = levels - levels % 2
     half = 0.5 * (one[:, :even:2] - one[:, 1::2]).square()
     out = half.repeat_interleave(2, 1)
     if levels % 2:
-        # The odd one out goes with its neighbour, whose variance then counts twice: upward again.
+        # The last of an odd number of levels is paired with its neighbour, which again overestimates the variance.
         out = torch.cat([out, (one[:, -1:] - one[:, -2:-1]).square()], 1)
     return out

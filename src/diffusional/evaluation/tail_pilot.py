@@ -58,7 +58,7 @@ class Variance:
         return Variance(value, value**2 / squares if squares > 0 else math.inf, worth)
 
     def uncertainty(self) -> float:
-        """Relative standard error of the value, √(2/freedom)."""
+        """Return the relative standard error of the value, √(2/freedom)."""
         return math.sqrt(2 / max(self.freedom, 1e-9))
 
 
@@ -112,7 +112,7 @@ def variance(costs: Tensor, weights: Tensor) -> Variance:
     n, j = costs.shape
     total = weights.sum(1, keepdim=True)
     away = costs - (weights * costs).sum(1, keepdim=True) / total
-    # Differences of equal costs by rounding are no spread.
+    # Differences of equal costs by rounding are not counted as spread.
     away = torch.where(away.square() > 4 * torch.finfo(torch.float64).eps * costs.square(), away, 0.0)
     parts = total * weights * away.square() / (j * (j - 1) * n)
     value, squares = float(parts.sum()), float(parts.square().sum())

@@ -1,4 +1,4 @@
-"""How precise an evaluation is to be (`Target`), and by which estimator (`Visits`, `Sweep`, `ImportanceWeights`)."""
+"""The precision of an evaluation (`Target`), and its estimator (`Visits`, `Sweep`, `ImportanceWeights`)."""
 
 import math
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from diffusional.ledger import UNITS, per_unit
 
 @dataclass(frozen=True)
 class Target:
-    """What to reach: one of `error`, `visits` and `item_error`, or none of them.
+    """The target of an evaluation: one of `error`, `visits` and `item_error`, or none of them.
 
     Attributes:
         error: the Monte Carlo standard error of the data set's mean, in `unit`.
         unit: of `error` and `item_error`: "bits/dim" or "nats".
-        visits: a fixed number of draws of every item, whatever the error.
+        visits: a fixed number of draws of every item, independent of the error.
         item_error: every item is drawn until its own error is at most this, in `unit`.
         every_item: visit all items, even if a random part of them would reach `error`.
-        max_evaluations: the most network evaluations, including the pilot and the audit. The result is not `reached` if they are too few.
+        max_evaluations: limit on the network evaluations, including the pilot and the audit. `reached` is False if it is too low.
 
     Raises DiffusionalError for numbers out of range, and for options that exclude each other.
 
@@ -32,7 +32,7 @@ class Target:
     >>> Target(error=0.01, visits=4)
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: target_error and visits came together; give one of them
+    diffusional.errors.DiffusionalError: expected one of target_error, visits and item_error, got target_error and visits
     """
 
     error: float | None = None
@@ -44,32 +44,34 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise DiffusionalError(f"unit={self.unit!r} came; expected one of {', '.join(UNITS)}")
+            raise DiffusionalError(f"expected unit to be one of {', '.join(UNITS)}, got {self.unit!r}")
         if len(self.given) > 1:
-            raise DiffusionalError(f"{' and '.join(self.given)} came together; give one of them")
+            raise DiffusionalError(
+                f"expected one of target_error, visits and item_error, got {' and '.join(self.given)}"
+            )
         for name, value in (("target_error", self.error), ("item_error", self.item_error)):
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise DiffusionalError(f"{name}={value} came; give a positive number")
+                raise DiffusionalError(f"expected {name} to be a positive number, got {value}")
         if self.visits is not None and self.visits < 2:
             raise DiffusionalError(
-                f"visits must be at least 2, got {self.visits}: an item's error is estimated from its draws"
+                f"expected visits to be at least 2, got {self.visits}: an item's error is estimated from the spread of its draws"
             )
         if self.max_evaluations is not None and self.max_evaluations < 1:
-            raise DiffusionalError(f"max_evaluations={self.max_evaluations} came; give at least 1")
+            raise DiffusionalError(f"expected max_evaluations to be at least 1, got {self.max_evaluations}")
         if not self.aimed and self.max_evaluations is not None:
             raise DiffusionalError(
-                f"max_evaluations={self.max_evaluations} came for a full sweep; give target_error with it"
+                f"expected target_error, visits or item_error with max_evaluations={self.max_evaluations}, got none: a full sweep has no limit"
             )
 
     @property
     def given(self) -> list[str]:
-        """What is to be reached, by the names that `evaluate` has for it: one name, or none."""
+        """The given targets, by their names as arguments of `evaluate`: one name, or none."""
         named = (("target_error", self.error), ("visits", self.visits), ("item_error", self.item_error))
         return [name for name, value in named if value is not None]
 
     @property
     def aimed(self) -> bool:
-        """Whether there is something to reach."""
+        """Whether there is a target."""
         return bool(self.given)
 
     def draws(self, items: int, dimensions: int) -> Callable[[float], float]:
@@ -84,23 +86,21 @@ class Target:
             return lambda variance: float(self.visits or 0) * items
         error, times = (self.error, 1) if self.error is not None else (self.item_error, items)
         if error is None:
-            raise DiffusionalError(
-                "expected a target (error, visits or item_error), got none: without one there is nothing to draw for"
-            )
+            raise DiffusionalError("expected a target (error, visits or item_error), got none")
         return lambda variance: times * variance / (error * nats) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class Visits:
-    """Levels are visited at random under a plan: needs a target.
+    """Random visits of levels under a plan. This estimator requires a target.
 
     Attributes:
-        plan: learned before (`Plan.fit`, `Plan.load`). By default a pilot learns one: 500 evaluations or more, as many as the target is
-            worth, and they are counted.
-        reference: the pilot's data (M, *space.shape), normally training data; by default the data evaluated.
+        plan: a plan from `Plan.fit` or `Plan.load`. By default a pilot learns one, whose evaluations are counted: 500, or more if the target
+            requires many.
+        reference: the pilot's data (M, *space.shape), normally training data. Defaults to the evaluated data.
         audit: visit every level once (at most 2,048) to look for costs that a learned plan does not expect.
-        records: a file that keeps the draws: an evaluation that finds its own draws there continues from them. In a folder the evaluation
-            has a file of its own, which is removed when it has reached its target.
+        records: a file for the draws. If it has draws of this evaluation, the evaluation continues from them. If it is a folder, the
+            evaluation has a file of its own in it, which is removed when the target is reached.
     """
 
     plan: Plan | None = None
@@ -111,10 +111,11 @@ class Visits:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every item pays for all T levels: the reference, without a target.
+    """All T levels of every item, without a target.
 
     Attributes:
-        draws: sweeps over the levels; by default 1 if 50 or more levels of 8 or more items show the error, otherwise 8.
+        draws: number of sweeps over the levels. Defaults to 1 for at least 50 levels and 8 items, from which the error can be estimated,
+            otherwise to 8.
         cells: in continuous time, the number of cells that [0, 1] is divided into.
     """
 
@@ -124,7 +125,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class ImportanceWeights:
-    """The importance-weighted bound −ln (1/K) Σ_k w_k, K = `draws`: see `importance_weighted`. Without a target."""
+    """The importance-weighted bound −ln (1/K) Σ_k w_k, K = `draws`, without a target: see `importance_weighted`."""
 
     draws: int = 64
 
@@ -153,7 +154,7 @@ _OF_VISITS, _OF_SWEEP = ({f.name for f in fields(kind)} for kind in (Visits, Swe
 
 
 def _chosen(name: str, value: Any) -> bool:
-    """Whether an option of an estimator differs from its default."""
+    """Return whether an option of an estimator differs from its default."""
     plain = {"audit": Visits.audit, "cells": Sweep.cells}
     return value != plain[name] if name in plain else value is not None
 
@@ -166,7 +167,7 @@ def resolved(
 ) -> tuple[Target, Estimator]:
     """Return the target and the estimator that the arguments of `evaluate` describe. Without a target the estimator is a sweep.
 
-    Raises DiffusionalError for options that do not exist, or that go with another estimator or target.
+    Raises TypeError for options that do not exist, and DiffusionalError for those of another estimator or target.
 
     >>> resolved(0.01, "nats", None, {"audit": False})[1].audit
     False
@@ -183,7 +184,7 @@ def resolved(
     if isinstance(target_error, Target):
         given = [name for name, value in own.items() if value != getattr(plain, name)]
         if given or unit != plain.unit:
-            raise DiffusionalError(f"{(given or ['unit'])[0]} was given beside a Target; set it in the Target")
+            raise DiffusionalError(f"{(given or ['unit'])[0]} was given together with a Target; set it in the Target")
         target = target_error
     else:
         target = Target(target_error, unit, **own)
@@ -193,18 +194,18 @@ def resolved(
         given = [name for name, value in (of_visits | of_sweep).items() if _chosen(name, value)]
         if given:
             raise DiffusionalError(
-                f"{given[0]} was given beside an estimator; set it in the {type(estimator).__name__}"
+                f"{given[0]} was given together with an estimator; set it in the {type(estimator).__name__}"
             )
     elif target.aimed:
         if options.get("draws") is not None:
             raise DiffusionalError(
-                f"draws={options['draws']} came with {target.given[0]}; draws are sweeps: leave one of them out"
+                f"draws={options['draws']}, the number of sweeps, and {target.given[0]} were both given; leave one of them out"
             )
         estimator = Visits(**of_visits)
     else:
         if any(of_visits.get(name) is not None for name in ("plan", "reference", "records")):
             raise DiffusionalError(
-                "a plan, reference data or records came without a target: give target_error, visits or item_error"
+                "expected target_error, visits or item_error with a plan, reference data or records, got none of them"
             )
         estimator = Sweep(**of_sweep)
     if isinstance(estimator, Visits) != target.aimed:

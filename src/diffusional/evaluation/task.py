@@ -1,7 +1,7 @@
 """An evaluation under way: its rounds of draws, the rule that stops them, the draws kept on disk, and the record of the result.
 
-The stopping rule looks at the error after each round, and a round is sized by the last one's error, so that few looks are
-taken. What it does to the estimate and its interval is measured in benchmarks/calibration.py.
+The stopping rule checks the error after each round. The size of a round depends on the error of the round before, so that there are few
+checks. Their effect on the estimate and its interval is measured in benchmarks/calibration.py.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ from diffusional.evaluation.target import Target
 from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.ledger import Estimate, per_unit
 
-# The first look: this many items, if there are as many, and draws of each.
+# The first round: this many items, if there are as many, and draws of each.
 _FIRST_ITEMS, _FIRST_DRAWS = 256, 2
-# Few items are drawn more often, for as many degrees of freedom.
+# If there are few items, each has more draws, so that there are about this many degrees of freedom.
 _FREEDOM = 60
 # The plan's expectation is included in the error if it is more than this many times the variance seen.
 _SURPRISE = 2.0
-# An item's own error is believed from this many draws on.
+# The number of draws from which on an item's own error is used.
 _ITEM_DRAWS = 8
 # The caveat of a plan that was not learned.
 NO_AUDIT = (
@@ -46,7 +46,7 @@ _SAVE_EVERY = 20.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an evaluation stands: the estimate so far (None before the first look), evaluations done and expected in all."""
+    """The progress of an evaluation: the estimate so far (None before the first round ends), evaluations done, and their expected total."""
 
     estimate: Estimate | None
     evaluations: int
@@ -58,7 +58,7 @@ Watch = Callable[[Progress], None]
 
 @dataclass
 class Task:
-    """One evaluation under way: draws that grow until a target or a budget is reached."""
+    """An evaluation under way, whose draws increase until a target or a limit is reached."""
 
     draws: VisitRecords
     pilot: int
@@ -80,22 +80,22 @@ class Task:
             self._path = self._path / f"draws-{hashlib.sha256(self._tag.encode()).hexdigest()[:12]}.safetensors"
         if self._path is not None and self._path.exists():
             self.draws.restore(self._path, self._tag)
-            # In the order of visits, and within the budget, which may be less than that of the evaluation that was cut off.
+            # In the order of visits, and within max_evaluations, which may be less than that of the interrupted evaluation.
             unfinished = self._order[(self.draws.goal > self.draws.count)[self._order]]
             allowed = self._afford(unfinished, self.draws.goal[unfinished])
-            # A single draw of an item does not show its error: an item that was cut off after one gets another.
+            # A single draw of an item does not show its error, so an item that was interrupted after one gets another.
             allowed = torch.where(self.draws.count[unfinished] == 1, allowed.clamp(min=2), allowed)
             self.draws.goal[unfinished] = allowed
             self._extend(unfinished, allowed)
 
     @property
     def spent(self) -> int:
-        """Network evaluations so far, the pilot's and the audit's included."""
+        """Number of network evaluations so far, including the pilot and the audit."""
         return self.draws.evaluations + self.pilot + self._audits
 
     @property
     def _order(self) -> Tensor:
-        """All items in the order of visits: extreme items first if a budget may end before all are visited."""
+        """All items in the order of visits: extreme items first if `max_evaluations` may end before all are visited."""
         return self.draws.order if self.max_evaluations is None else self.draws.strata.order
 
     @property
@@ -124,7 +124,7 @@ class Task:
             self._save()
             if self._temporary and enough and ranks.is_main():
                 self._path.unlink(missing_ok=True)
-        # A target for every item is reached whatever is said of their mean.
+        # Caveats about the mean do not concern a target for every item.
         return replace(result, reached=enough and not (doubts if of_items else result.caveats))
 
     def to_error(
@@ -135,7 +135,8 @@ class Task:
         target: float,
         items: int = _FIRST_ITEMS,
     ) -> bool:
-        """Extend all of `every` equally, in rounds, until the estimate's error is at most `target` (nats), or the budget ends.
+        """Extend all of `every` equally, in rounds, until the estimate's error is at most `target` (nats), or
+        `max_evaluations` are spent.
 
         `values` returns the draws (n, J) of the visited items from which the estimate is made, and a mask of those that exist.
         """
@@ -176,7 +177,7 @@ class Task:
             picked = torch.minimum(grown(picked, 1.05 * factor), strata.sizes)
 
     def _some_visited(self) -> None:
-        """Raise where the budget was too small for any estimate."""
+        """Raise DiffusionalError if `max_evaluations` was too low for any estimate."""
         items, strata = self.draws.visited(), self.draws.strata
         if len(items) < min(2, len(self.draws.data)) or not strata.enough(items):
             extreme = int(strata.sizes[1:].minimum(torch.tensor(FIRST_OF_BAND)).sum())
@@ -195,7 +196,7 @@ class Task:
         return draws.cautious(draws.nelbo(), draws.plan.draw_variance)
 
     def _to_item_error(self, target: float) -> bool:
-        """Draw from each item until its own error is at most `target`: what an item gets depends on itself alone."""
+        """Draw from each item until its own error is at most `target`. The draws of an item depend only on the item."""
         draws = self.draws
         left = self._order
         each = _ITEM_DRAWS
@@ -214,14 +215,14 @@ class Task:
         return True
 
     def _afford(self, items: Tensor, wanted: Tensor) -> Tensor:
-        """Draws (n,) for items, at most `wanted`, that the budget allows: the first items in full, the last not at all."""
+        """Return the number of draws (n,) of items, at most `wanted`, that `max_evaluations` allows: the first items get all, the last none."""
         missing = (wanted - self.draws.count[items]).clamp(min=0)
         spare = int(missing.sum()) if self.max_evaluations is None else max(0, self.max_evaluations - self.spent)
         if int(missing.sum()) <= spare:
             return wanted
         granted = (spare - (missing.cumsum(0) - missing)).clamp(min=0).minimum(missing)
         allowed = self.draws.count[items] + granted
-        # A single draw of an item tells nothing of its error.
+        # A single draw of an item does not show its error.
         return torch.where(allowed == 1, 0, allowed)
 
     def _extend(self, items: Tensor, wanted: Tensor, draws: VisitRecords | None = None) -> None:
@@ -263,14 +264,14 @@ class Task:
         )
 
     def audit(self, target: float | None) -> list[str]:
-        """Sentences on costs that a learned plan doesn't expect, and that matter for `target`, nats."""
+        """Return a sentence for each cost that a learned plan does not expect, and that matters for `target`, nats."""
         model = self.draws.model
         if not self.draws.plan.learned:
             return [NO_AUDIT]
         count = Audit.size(model)
         if self.max_evaluations is not None and self.spent + count > self.max_evaluations:
             return [
-                f"the budget of {self.max_evaluations} evaluations left none for the audit of the levels, which takes {count}"
+                f"max_evaluations={self.max_evaluations} left none for the audit of the levels, which takes {count}"
             ]
         start = time.monotonic()
         self.audited = Audit.of(self.draws)
@@ -290,11 +291,11 @@ class Task:
             return []
         return [
             f"the estimate is {nelbo.value:.4g} nats, but the NELBO of discrete data is at least 0: the draws have missed costs that offset "
-            "what the plan subtracts. Learn the plan again, on data like these, or use the sweep"
+            "the controls of the plan. Learn the plan again, on data like these, or use the sweep"
         ]
 
     def result(self, caveats: list[str]) -> Evaluation:
-        """The books of the draws as they stand."""
+        """Return the evaluation from the draws so far."""
         draws = self.draws
         items = draws.visited()
         records, filled = draws.parts(items)

@@ -1,15 +1,15 @@
-"""Draws of (t, ε) under a plan, item by item, and what they add up to.
+"""Draws of (t, ε) under a plan for each item, and the estimates from them.
 
-An item's j-th visit depends on the item, the seed, the plan and j: not on batch-mates, order, subset or processes. Draws of
-an item are independent, so with J of them, w = 1/q and r = cost − g (plan.py (a)),
+An item's j-th visit depends on the item, the seed, the plan and j, but not on batch-mates, order, subset or processes. Draws of an item are
+independent, so with J of them, w = 1/q and r = cost − g (plan.py (a)),
 
     Ŝ_i = base_i + R_i,     R_i = (1/J) Σ_j w_ij r_ij,          Var Ŝ_i by their sample variance v_i = s_i²/J,
 
-and for the mean over N items, each counted once, √(Σ_i v_i)/N. If the error allows it, fewer than N items are visited. Items whose
-base is extreme are then visited with certainty, or sampled from strata of similar items. The first of the others, in the random order
+and the error of the mean over N items, each counted once, is √(Σ_i v_i)/N. If the error allows it, fewer than N items are visited. Items
+with an extreme base are then visited with certainty, or sampled from strata of similar items. The first of the others, in the random order
 of their keys, represent all of them: see strata.py.
 
-With several processes (torch.distributed) each visits its share of the items, and all get all the records.
+With several processes (torch.distributed), each visits its share of the items, and all get all records.
 """
 
 import hashlib
@@ -38,9 +38,9 @@ from diffusional.models.chain import Chain, batch_rows, cost_of
 
 # Numbers of noise drawn at once.
 _NOISE = 16_000_000
-# An item's own draws outweigh what the plan expects of them from this many on.
+# The number of draws of an item whose variance has the same weight as the plan's expectation.
 _PRIOR_DRAWS = 4
-# Degrees of freedom of the plan's expectation where the error seen is below it.
+# Degrees of freedom of the plan's expectation if the observed error is smaller.
 _PLAN_FREEDOM = 256
 
 
@@ -61,12 +61,12 @@ class Parts:
 
 
 class VisitRecords:
-    """The draws of a data set under a plan, which can be extended, saved and taken up again.
+    """The draws of a data set under a plan, which can be extended, saved and continued.
 
     Args:
-        model, plan: whose levels must agree.
-        data: (N, *space.shape), encoded.
-        seed: of the noise.
+        model, plan: a chain, and a plan for its levels.
+        data: items (N, *space.shape), encoded.
+        seed: the seed of the noise.
         condition: (N, …) for conditional models.
     """
 
@@ -81,14 +81,14 @@ class VisitRecords:
         self.device = device_of(model.whole(), data)
         n = len(data)
         self.count = torch.zeros(n, dtype=torch.long)
-        # What the round under way goes for: an interrupted evaluation ends it first, and is then where it would have been.
+        # The number of draws of each item at the end of the present round. An interrupted evaluation first completes this round.
         self.goal = torch.zeros(n, dtype=torch.long)
         names = ("kl", *model.decoder_parts, *model.further)
         self._costs = {name: torch.zeros(n, 0, dtype=torch.float64) for name in names}
         self._cell = torch.zeros(n, 0, dtype=torch.int16)
         with torch.inference_mode():
             step = max(1, _NOISE // model.space.dimensions)
-            # Agreed upon by all processes, since they decide which items are extreme.
+            # Equal in all processes, since these values decide which items are extreme.
             self.base = ranks.agreed(torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)]))
             self.prior = ranks.agreed(cost_of(model, "prior", model.prior(data.to(self.device)), n).cpu())
             extra = model.extra(data.to(self.device))
@@ -114,7 +114,7 @@ class VisitRecords:
         return cells | {"known": self.known(), "prior": self.prior} | self.extra
 
     def _looked_at(self) -> dict[str, Tensor]:
-        """Draw the costs of the decoder that the model names in `looked` once for every item (N,); each process makes its share."""
+        """Draw those costs of the decoder that are in the model's `looked` once for every item (N,). Each process draws its share."""
         n, device = len(self.data), self.device
         out = {name: torch.zeros(n, dtype=torch.float64) for name in self.model.looked}
         if not out:
@@ -130,14 +130,14 @@ class VisitRecords:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations so far."""
+        """Number of network evaluations so far."""
         return int(self.count.sum()) + (0 if self.seen is None else len(self.data))
 
     def extend(self, items: Tensor, draws: Tensor, after: Callable[[int], None] | None = None) -> None:
-        """Visit items (n,) until each has draws (n,) in all; fewer than it has changes nothing.
+        """Visit items (n,) until each has `draws` (n,); items that have as many are left unchanged.
 
-        `after` is called with the evaluations done after every block. Raises DiffusionalError for a cost that is not finite,
-        naming the item.
+        `after` is called after every block, with the number of evaluations so far. Raises DiffusionalError for a cost that is not finite,
+        with the number of the item.
         """
         width = int(draws.max()) if len(draws) else 0
         if width > self._cell.shape[1]:
@@ -157,7 +157,7 @@ class VisitRecords:
                 after(self.evaluations)
 
     def _visit(self, row: Tensor, column: Tensor) -> None:
-        """One evaluation for every (row, column); over the processes, each does its share and all get all."""
+        """Make one evaluation for every (row, column). Each process makes its share, and all get all results."""
         found = {name: torch.zeros(len(row), dtype=torch.float64) for name in self._costs}
         cell = torch.zeros(len(row), dtype=torch.long)
         mine = ranks.share(len(row))
@@ -208,29 +208,31 @@ class VisitRecords:
     # What they add up to.
 
     def visited(self) -> Tensor:
-        """The items with draws (n,), in the order of the data."""
+        """Return the numbers of the items with draws (n,), in the order of the data."""
         return (self.count > 0).nonzero().squeeze(1)
 
     def parts(self, items: Tensor) -> tuple[Parts, Tensor]:
-        """The records of items, and which of their columns are filled (n, J)."""
+        """Return the records of items, and a mask of their existing draws (n, J)."""
         width = int(self.count[items].max()) if len(items) else 0
         filled = torch.arange(width) < self.count[items, None]
         costs = {name: values[items, :width] for name, values in self._costs.items()}
         return Parts(costs, self._cell[items, :width]), filled
 
     def spread(self, values: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (n,) of each row's filled values, and the variance (n,) of that mean; NaN for a single draw."""
+        """Return the mean (n,) of each row's existing values, and the variance (n,) of that mean, which is NaN for a single draw."""
         j = filled.sum(1)
         mean = (values * filled).sum(1) / j
         squares = ((values - mean[:, None]).square() * filled).sum(1)
         return mean, squares / (j - 1) / j
 
     def known(self) -> Tensor:
-        """What is known of each item without the network (N,): Σ E g, the prior and what else is exact."""
+        """Return the part of each item's cost that needs no network evaluation (N,): Σ E g, the prior and further exact terms."""
         return self.base.sum(1) + self.prior + sum(self.extra.values(), torch.zeros_like(self.prior))
 
     def survey(self, base: Tensor, mean: Tensor, variance: Tensor, evaluations: int) -> Estimate:
-        """Mean and errors of a cost over all N items: base (N,) is known of each, mean and variance (n,) of those visited."""
+        """Return the mean of a cost over all N items with its errors, from the base (N,) of all items, and the mean and variance (n,) of visited
+        ones.
+        """
         total, items = len(base), self.visited()
         if len(items) == total:
             value, error = float(base.mean() + mean.mean()), math.sqrt(float(variance.sum())) / total
@@ -240,8 +242,8 @@ class VisitRecords:
         return Estimate(value, error, self.strata.item_error(items, base, mean, variance), total, evaluations)
 
     def expected_variance(self, visit: float) -> float:
-        """The variance of the data set's mean if every visit has the variance `visit`: Σ_i w_i²/J_i of it over N², where a visited
-        item represents w_i items.
+        """Return the variance of the data set's mean if every visit has the variance `visit`: `visit` times Σ_i w_i²/J_i over N², where a
+        visited item represents w_i items.
         """
         items = self.visited()
         weight = self.strata.weights(items)
@@ -258,7 +260,7 @@ class VisitRecords:
         return replace(seen, error=max(seen.error, math.sqrt(blend)))
 
     def nelbo(self) -> Estimate:
-        """The mean NELBO of the data set in nats, with both errors."""
+        """Return the mean NELBO of the data set in nats, with both errors."""
         return self.survey(self.known(), *self.spread(*self.values()), self.evaluations)
 
     def values(self) -> tuple[Tensor, Tensor]:
@@ -267,10 +269,10 @@ class VisitRecords:
         return records.total, filled
 
     def freedom(self) -> float:
-        """Degrees of freedom of the Monte Carlo error: Σ_i (J_i − 1) for normal draws, few where few draws carry it.
+        """Return the degrees of freedom of the Monte Carlo error: Σ_i (J_i − 1) for normal draws, and fewer if few draws determine it.
 
-        (Σ q)²/Σ q² counts the draws that share the error evenly, q_ij the squared deviation of a draw over J_i (J_i − 1); for
-        normal draws it is a third of their number.
+        (Σ q)²/Σ q² is the number of draws that would contribute equally to the error, where q_ij is the squared deviation of a draw over
+        J_i (J_i − 1). For normal draws it is a third of their number.
         """
         return self.freedom_of(*self.values())
 
@@ -289,7 +291,7 @@ class VisitRecords:
         return min(within, between)
 
     def item_errors(self) -> Tensor:
-        """Return the standard error (n,) of the NELBO of every visited item: its own spread, with the plan's as if it were four draws."""
+        """Return the standard error (n,) of the NELBO of every visited item, in which the plan's expectation counts as much as four draws."""
         return self.errors_of(*self.values(), self.plan.draw_variance)
 
     def errors_of(self, values: Tensor, filled: Tensor, visit: float) -> Tensor:
@@ -304,9 +306,9 @@ class VisitRecords:
     # On disk.
 
     def tag(self, about: Mapping[str, Any]) -> str:
-        """What the records belong to: data, weights, model, plan, seed and conditions. `about` is their provenance."""
+        """Return a text that identifies data, weights, model, plan, seed and conditions of the records. `about` is their provenance."""
         model, plan = self.model, self.plan
-        # A pilot flown again finds the same plan, to rounding: what it was learned from says which it is.
+        # A repeated pilot finds the same plan except for rounding, so the plan is identified by its provenance.
         learned = json.dumps(plan.provenance, sort_keys=True) if plan.learned else plan.sha256()
         return json.dumps(
             [
@@ -321,7 +323,7 @@ class VisitRecords:
         )
 
     def save(self, path: Path, tag: str) -> None:
-        """Write all records; `tag` says what they belong to."""
+        """Write all records, with the `tag` that identifies the evaluation."""
         digest = torch.tensor(list(hashlib.sha256(tag.encode()).digest()), dtype=torch.uint8)
         save_tensors(
             path,
@@ -335,7 +337,7 @@ class VisitRecords:
         )
 
     def restore(self, path: Path, tag: str) -> None:
-        """Take up what `save` wrote. Raises DiffusionalError where it belongs to something else."""
+        """Read what `save` wrote. Raises DiffusionalError if it belongs to another evaluation."""
         tensors = load_tensors(path)
         digest = torch.tensor(list(hashlib.sha256(tag.encode()).digest()), dtype=torch.uint8)
         expected = {"count", "goal", *self._costs, "cell", "tag"}

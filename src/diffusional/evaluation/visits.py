@@ -44,13 +44,13 @@ class LevelVisits:
 
 
 def slopes(model: AffineCosts, level: Tensor) -> tuple[Tensor, Tensor]:
-    """KL_t = offset + slope ‖ε − ε̂‖², MATH (10), at levels (V,)."""
+    """Return KL_t = offset + slope ‖ε − ε̂‖², MATH (10), at levels (V,)."""
     zero = model.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
     return zero, model.kl_from(torch.ones(len(level), dtype=torch.float64), level) - zero
 
 
 def quadrature(model: AffineCosts, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖ε − ε̂‖²(γ_l).
+    """Return γ (L,), weight (C, L) and offset (C,) with Σ_{t in c} E KL_t = offset_c + Σ_l weight_cl E ‖ε − ε̂‖²(γ_l).
 
     In continuous time over γ, ½ γ'(u) du being ½ dγ: a learned γ(u) may have steps, or corners, between any nodes in u.
     """
@@ -85,7 +85,7 @@ def quadrature(model: AffineCosts, edges: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _gauss_legendre() -> tuple[Tensor, Tensor]:
-    """Nodes in [0, 1] and weights that add up to one."""
+    """Return nodes in [0, 1] and weights that add up to one."""
     import numpy as np
 
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
@@ -141,7 +141,7 @@ def look_costs(model: Chain, x: Tensor, noise: Tensor, condition: Condition | No
 def visit_features(
     model: Chain, controls: tuple[Control, ...], x: Tensor, visits: LevelVisits, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The controls' functions of item and level (V, ΣE), and their mean-zero functions of the noise (V, ΣF), in nats; float64 on the CPU."""
+    """Return the controls' functions of item and level (V, ΣE), and their mean-zero functions of the noise (V, ΣF), in nats; float64 on the CPU."""
     none = torch.zeros(len(x), 0, dtype=torch.float64)
     if not controls:
         return none, none
