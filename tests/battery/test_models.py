@@ -410,7 +410,7 @@ def test_refusals(name: str) -> None:
                 call(wrong)
     with pytest.raises(df.DiffusionalError):
         model.terms(x, noise[:1])
-    with pytest.raises(df.DiffusionalError, match="n=0"):
+    with pytest.raises(df.DiffusionalError, match="n to be at least 1, got 0"):
         model.sample(0)
     with pytest.raises(df.DiffusionalError, match="condition"):
         model.elbo(x, condition=torch.zeros(len(x) + 1))

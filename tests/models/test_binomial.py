@@ -396,7 +396,7 @@ def test_refused() -> None:
     for level in (0, 4):
         with pytest.raises(DiffusionalError, match="1 … 3"):
             model.kl_at(x, torch.tensor([level, 1]), x)
-    with pytest.raises(DiffusionalError, match="n=0"):
+    with pytest.raises(DiffusionalError, match="n to be at least 1, got 0"):
         model.sample(0)
     with pytest.raises(DiffusionalError, match="levels"):
         model.path_elbo(0.5 * x)

@@ -152,7 +152,7 @@ def test_discrete_data_land_on_their_levels() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"n": 0}, "n=0"),
+        ({"n": 0}, "n to be at least 1, got 0"),
         ({"n": 1, "eta": 0.5}, "ancestral"),
         ({"n": 1, "method": "ddim", "eta": 1.5}, r"eta.*1\.5"),
         ({"n": 1, "method": "ddim", "eta": -0.5}, r"eta.*-0\.5"),

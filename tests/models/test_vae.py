@@ -542,13 +542,13 @@ def test_few_draws_are_not_vouched_for() -> None:
         (lambda: df.VAE(nn.Identity(), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 0), "at least 1"),
         (
             lambda: df.VAE(nn.Identity(), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 1, "levels"),
-            "which reads 'data'",
+            "predicts='data'",
         ),
         (
             lambda: df.VAE(nn.Linear(2, 3), Decoder(), likelihood.GaussianLikelihood(LINE, 1.0), 1).posterior(
                 torch.zeros(4, 2)
             ),
-            r"1 latents need \(4, 2\)",
+            r"shape \(4, 2\) for 1 latents",
         ),
         (lambda: linear(prior=chain(9)).warmed_loss(items(2), free_bits=1.0), "use warm-up"),
         (lambda: evaluate(linear(), items(2), 0.1, records="here"), "no levels to visit"),

@@ -79,9 +79,9 @@ class Denoiser(nn.Module):
         learns_variance: bool = False,
     ) -> None:
         super().__init__()
-        spoken: Any = our_word("predicts", predicts, PREDICTS)
+        ours: Any = our_word("predicts", predicts, PREDICTS)
         check_word("head", head, HEADS)
-        if spoken == "levels" and not isinstance(space, Discrete):
+        if ours == "levels" and not isinstance(space, Discrete):
             raise DiffusionalError(f'expected space=Discrete(…) for predicts="levels", got {space!r}')
         if time is None and getattr(module, "needs_time", False):
             raise DiffusionalError(
@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
                 "time=diffusional.models.time.Affine() for one that was trained with log SNR"
             )
         self.module = module
-        self.predicts: Predicts = spoken
+        self.predicts: Predicts = ours
         self.space = space
         self.head: Head = head
         self.time = time

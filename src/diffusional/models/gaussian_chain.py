@@ -1,15 +1,15 @@
-"""The essay's own chain: a fixed Gaussian forward diffusion of a few levels, and backward Gaussians whose mean and variance are free.
+"""The chain of the essay: a fixed Gaussian forward diffusion of a few levels, and reverse steps that are Gaussians with a free mean and variance.
 
     q(z_t|z_{t−1}) = N(√(1−β_t) z_{t−1}, β_t I)                                                        MATH (1)
     p(z_t|z_{t+1}) = N(μ_t(z_{t+1}), diag σ_t²(z_{t+1})),     t = 1 … T−1,     p(z_T) = N(0, I)           MATH (2)
 
-with a network for every level, or one that they share. A `DiffusionModel` restricts p(z_t|z_{t+1}) to q(z_t|z_{t+1}, x̂) with one estimate
-x̂ of the data, which is the right family for T → ∞. A short chain takes large steps, whose p(z_t|z_{t+1}) are far from it: a free mean and
-variance are worth something there. The network's outputs m and o count from the step of unit-variance data:
+with a network for every level, or one for all levels. A `DiffusionModel` restricts p(z_t|z_{t+1}) to q(z_t|z_{t+1}, x̂) with one estimate x̂
+of the data, which is the right family for T → ∞. The steps of a short chain are large, and their p(z_t|z_{t+1}) differ from this family, so
+that a free mean and variance improve the bound. The network's outputs m and o are relative to the step of data with unit variance:
 
     μ_t = √(1−β_{t+1}) z_{t+1} + √β_{t+1} m,      ln σ_t = ½ ln β_{t+1} + o,
 
-an affine change of variables that leaves the family as it is. The KLs of MATH (8) are those of two diagonal Gaussians.
+an affine change of variables that does not change the family. The KLs of MATH (8) are those of two diagonal Gaussians.
 """
 
 from collections.abc import Callable, Sequence

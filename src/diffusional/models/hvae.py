@@ -4,9 +4,9 @@
 
     NELBO = −E ln p(x|z_{1:L}) + Σ_{l<L} E KL[q(z_l|z_{>l}, x) ‖ p(z_l|z_{>l})] + E KL[q(z_L|x) ‖ p(z_L)]
 
-The bound has the shape of MATH (8), with layers in place of levels: a diffusion model is this with a fixed q. The
-top-down state carries all layers above, so that conditioning is on z_{>l} and not on z_{l+1} alone (Sønderby et al. 2016,
-Ladder VAE; Kingma et al. 2016). p(z_L) = N(0, I), or a chain over z_L.
+The bound has the form of MATH (8), with layers instead of levels: a diffusion model is the special case of a fixed q. The top-down state
+depends on all layers above, so that the distributions are conditioned on z_{>l} and not only on z_{l+1} (Sønderby et al. 2016, Ladder VAE;
+Kingma et al. 2016). p(z_L) = N(0, I), or a chain over z_L.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from diffusional.models.vae import Autoencoder, Inference, bounded, checked_deco
 from diffusional.networks import Ladder
 from diffusional.shapes import Batch
 
-# What is added to q's ln σ: a posterior that starts narrow carries information from the first step on, and none collapses.
+# Added to ln σ of q: a posterior that is narrow at the start of training has information from the first step on, and does not collapse.
 _NARROW = -2.0
 
 
@@ -38,10 +38,10 @@ class HierarchicalVAE(Autoencoder):
     are clamped to [−15, 10], as in `VAE`.
 
     Args:
-        ladder: the network; its `latents` are the dimensions of z_1 … z_L, its output what the likelihood needs: C·K
+        ladder: the network. Its `latents` are the dimensions of z_1 … z_L, and its output is the one that the likelihood needs: C·K
             channels for levels with head "categorical", 2C with "logistic", C for a mean.
         likelihood: p(x|z) over the data's space.
-        prior: of z_L: None for N(0, I), or a chain over `Continuous` of z_L's shape, or any other `Prior`, as in `VAE`.
+        prior: the prior of z_L, as in `VAE`: None for N(0, I), a chain over `Continuous` of z_L's shape, or any other `Prior`.
 
     Raises DiffusionalError as VAE does.
 
@@ -78,13 +78,13 @@ class HierarchicalVAE(Autoencoder):
         return bounded(prior.mean + shift, log_std + _NARROW)
 
     def _top(self, n: int, condition: Condition | None) -> Tensor:
-        """Return the top-down state (n, hidden) that everything starts from."""
+        """Return the initial top-down state (n, hidden)."""
         return called(self.ladder.top, n, condition=condition)
 
-    def _full(self, said: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
-        """What a head says, in the weights' precision: under autocast the network's is less, and a KL needs more."""
+    def _full(self, outputs: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+        """Return the outputs of a head in the precision of the weights, which KLs need, since that of autocast is lower."""
         dtype = next(self.ladder.parameters()).dtype
-        return (part.to(dtype) for part in said)
+        return (part.to(dtype) for part in outputs)
 
     def infer_from(
         self,
@@ -133,7 +133,7 @@ class HierarchicalVAE(Autoencoder):
     def log_posteriors(self, encoded: tuple[list[Tensor], Condition | None], z: tuple[Tensor, ...]) -> Tensor:
         features, condition = encoded
         s, n = len(z[0]), len(features[0])
-        # Without a condition the top-down state depends on z only, and only q's heads see pairs of a draw and an item.
+        # Without a condition the top-down state depends only on z, and only the heads of q need pairs of a draw and an item.
         paired = condition is not None
         state = self._top(s * n, repeated(condition, s)) if paired else self._top(s, None)
         total = torch.zeros(s, n, dtype=torch.float64, device=state.device)
@@ -147,9 +147,9 @@ class HierarchicalVAE(Autoencoder):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
-        """n items x (n, *space.shape): z_L ~ N(0, I), z_l ~ p(z_l|z_{>l}), x ~ p(x|z_{1:L})."""
+        """Return n samples x (n, *space.shape): z_L ~ p(z_L), z_l ~ p(z_l|z_{>l}), x ~ p(x|z_{1:L})."""
         if n < 1:
-            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+            raise DiffusionalError(f"expected n to be at least 1, got {n}")
         check_condition(condition, n)
         state = self._top(n, condition)
         for layer in range(len(self.latents), 0, -1):

@@ -81,14 +81,14 @@ class LatentChain(Chain):
         return self.over.level_constants(level)
 
     def prior(self, x: Batch) -> PerItem:
-        """Zero (B,): KL_T depends on z_L, and is among the costs of `beside`."""
+        """Return 0 (B,), since KL_T depends on z_L, and is among the costs of `beside`."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         return self.model.extra(x)
 
     def _kept(self, x: Tensor, condition: Condition | None) -> tuple[Tensor, ...]:
-        """What the encoder knows of every row (`Autoencoder.kept`). Each item is encoded once, however often it is visited."""
+        """Return the encoder's output for every row (`Autoencoder.kept`). Each item is encoded once, however often it is visited."""
         keys = row_digests(x)
         if condition is not None:
             keys = [one + other for one, other in zip(keys, row_digests(condition), strict=True)]
@@ -100,7 +100,7 @@ class LatentChain(Chain):
         return tuple(map(torch.stack, zip(*(self._encoded[key] for key in keys), strict=True)))
 
     def _top(self, x: Tensor, noise: Tensor, condition: Condition | None) -> tuple[Gaussian, Tensor]:
-        """q(z_L|x) and a draw of z_L (B, *shape), for which no network is evaluated besides the encoder."""
+        """Return q(z_L|x) and a draw of z_L (B, *shape). This evaluates no network besides the encoder."""
         q = Gaussian(*self._kept(x, condition)[-2:])
         first = self._own - self.model.latents[-1]
         return q, q.sample(noise=noise[:, first : self._own].reshape(-1, *self.model.prior.shape))
@@ -113,11 +113,11 @@ class LatentChain(Chain):
         return self.over.level_kl(z, level, self._level_noise(noise), condition)
 
     def reconstruction(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """−ln p(x|z) (B,)."""
+        """Return −ln p(x|z) (B,)."""
         return self.look(x, noise, condition)["reconstruction"]
 
     def look(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
-        """−ln p(x|z) as "reconstruction", and the KLs of the layers as "kl_1", …, each (B,): one pass of the decoder."""
+        """Return −ln p(x|z) as "reconstruction", and the KLs of the layers as "kl_1", …, each (B,), by one pass of the decoder."""
         drawn = self.model.infer_kept(self._kept(x, condition), x, noise[:, : self._own], condition)
         below = [q.kl(p).double() for q, p in zip(drawn.q[:-1], drawn.p[:-1], strict=True)]
         return {
@@ -130,12 +130,12 @@ class LatentChain(Chain):
         return found | {name: self._first(x, noise, condition) for name in self.decoder_parts if name not in found}
 
     def _first(self, x: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
-        """−ln p(z_L|z'_1) (B,)."""
+        """Return −ln p(z_L|z'_1) (B,)."""
         _, z = self._top(x, noise, condition)
         return self.over.reconstruction(z, self._level_noise(noise), condition)
 
     def beside(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
-        """KL_T(z_L) as "prior", −H[q(z_L|x)] as "encoder_entropy", and −ln p(z_L|z'_1) as "latent_reconstruction" if it takes no network,
+        """Return KL_T(z_L) as "prior", −H[q(z_L|x)] as "encoder_entropy", and −ln p(z_L|z'_1) as "latent_reconstruction" if it takes no network,
         each (B,).
         """
         q, z = self._top(x, noise, condition)

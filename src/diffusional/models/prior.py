@@ -1,4 +1,4 @@
-"""The prior p(z) of a learned latent z, and what a model pays for q(z|x) under it.
+"""The prior p(z) of a learned latent z, and the cost of q(z|x) under it.
 
     StandardNormal    KL[q(z|x) ‖ N(0, I)], in closed form                                                  MATH (21)
     ChainPrior        −H[q(z|x)] + NELBO(z) of a chain z → z_1 → … → z_T: every cost of MATH (8) at z ~ q(z|x)
@@ -21,15 +21,15 @@ from diffusional.models.chain import Chain
 from diffusional.shapes import PerItem
 from diffusional.timesteps import TimestepSampler
 
-# What the costs of a chain over z are called among those of x.
+# The names of the costs of a chain over z among those of x.
 _NAMES = {"reconstruction": "latent_reconstruction", "jacobian": "latent_jacobian"}
-# Costs that do not belong to z, and of a loss that visits no levels.
+# Costs that do not belong to z; positions and densities of a loss that visits no levels.
 _OUTER, _NO_VISITS = ("reconstruction", "jacobian"), (torch.zeros(0), torch.zeros(0))
 
 
 @dataclass(frozen=True)
 class PriorCosts:
-    """What z costs: `kl` (B, L) of the levels below the last (L = 0 without levels), `prior` (B,), and further costs (B,) by name."""
+    """The costs of z: `kl` (B, L) of the levels below the last (L = 0 without levels), `prior` (B,), and further costs (B,) by name."""
 
     kl: Tensor
     prior: Tensor
@@ -53,7 +53,7 @@ class Prior(ABC):
 
     @abstractmethod
     def log_prob(self, z: Tensor, condition: Condition | None = None) -> PerItem:
-        """ln p(z) (B,), nats."""
+        """Return ln p(z) (B,), nats."""
 
     def check_log_prob(self) -> None:
         """Raise DiffusionalError if `log_prob` is not available, as for a chain; by default it is."""
@@ -63,11 +63,11 @@ class Prior(ABC):
     def sample(
         self, n: int, like: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Tensor:
-        """z ~ p(z) (n, *shape), of the type and device of `like`."""
+        """Return samples z ~ p(z) (n, *shape), of the type and device of `like`."""
 
     @property
     def chain(self) -> Chain | None:
-        """The chain that p(z) is, if it is one."""
+        """The chain over z if p(z) is one, otherwise None."""
         return None
 
     @property
@@ -77,12 +77,12 @@ class Prior(ABC):
 
     @property
     def noise(self) -> int:
-        """How many standard normal numbers `terms` takes for an item, besides those of z."""
+        """Number of standard normal numbers that `terms` needs for an item, besides those of z."""
         return 0
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of `terms`."""
+        """Number of network evaluations of `terms`."""
         return 0
 
     def regrid(self, steps: int | None) -> "Prior":
@@ -92,7 +92,7 @@ class Prior(ABC):
         )
 
     def terms(self, q: Gaussian, z: Tensor, noise: Tensor, condition: Condition | None = None) -> PriorCosts:
-        """The costs of z (B, *shape) ~ q, at `noise` (B, `noise`): by default ln q(z|x) − ln p(z), a draw of KL[q(z|x) ‖ p(z)]."""
+        """Return the costs of z (B, *shape) ~ q for `noise` (B, `noise`): by default ln q(z|x) − ln p(z), a draw of KL[q(z|x) ‖ p(z)]."""
         return PriorCosts(
             z.new_zeros(len(z), 0, dtype=torch.float64), (q.log_prob(z) - self.log_prob(z, condition)).double()
         )
@@ -100,7 +100,7 @@ class Prior(ABC):
     def elbo(
         self, q: Gaussian, z: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> PriorCosts:
-        """As `terms`, the noise drawn from a generator."""
+        """Do the same as `terms`, with noise from `generator`."""
         return self.terms(q, z, z.new_empty(len(z), self.noise).normal_(generator=generator), condition)
 
     def draw(
@@ -110,11 +110,11 @@ class Prior(ABC):
         return {}
 
     def costs(self, q: Gaussian, z: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """The costs of z at what `draw` gave, to differentiate."""
+        """Return differentiable costs of z for what `draw` returned."""
         return Costs({"prior": self.terms(q, z, z.new_zeros(len(z), 0), condition).prior}, *_NO_VISITS)
 
     def layer(self, costs: Costs) -> tuple[str, ...]:
-        """Names of those costs of a model that add up to the KL of z."""
+        """Return the names of those costs of a model that add up to the KL of z."""
         return ("prior",)
 
     @property
@@ -142,7 +142,7 @@ class StandardNormal(Prior):
         return True
 
     def distribution(self, like: Tensor) -> Gaussian:
-        """p(z) for latents like those given."""
+        """Return p(z) for latents of the shape, type and device of `like`."""
         return Gaussian(torch.zeros_like(like), torch.zeros_like(like))
 
     def sample(
@@ -242,7 +242,9 @@ def as_prior(prior: Prior | Chain | None, shape: tuple[int, ...]) -> Prior:
         return StandardNormal(shape)
     if isinstance(prior, Chain):
         if prior.space != Continuous(shape):
-            raise DiffusionalError(f"a prior over {prior.space} came; the latent is Continuous({shape})")
+            raise DiffusionalError(
+                f"expected a prior over Continuous({shape}), the space of the latent, got one over {prior.space}"
+            )
         return ChainPrior(prior)
     if not isinstance(prior, Prior):
         raise DiffusionalError(

@@ -2,14 +2,14 @@
 
     NELBO = −E ln p(x|z) + E KL[q(z|x) ‖ p(z)],      E KL[q(z|x) ‖ p(z)] = I(x; z) + KL[q(z) ‖ p(z)]          MATH (21)
 
-The VAE's latent comes from one encoder (Kingma & Welling 2014; Rezende et al. 2014). Its prior (models/prior.py) is N(0, I), or a
-whole diffusion model over z: then z is a trainable first latent, before the chain that is fixed, and the bound is
+The VAE's latent comes from one encoder (Kingma & Welling 2014; Rezende et al. 2014). Its prior (models/prior.py) is N(0, I), or a diffusion
+model over z. Then z is a trainable first latent, followed by the fixed chain, and the bound is
 
     NELBO = −E ln p(x|z) − E H[q(z|x)] + E NELBO_diffusion(z)
 
 with every cost of MATH (8) in the last term (Vahdat, Kreis & Kautz 2021). An L-layer VAE is in hvae.py.
 
-The decoder's output is read as a denoiser's at SNR 0, so that the likelihoods of models/likelihood.py serve both.
+The decoder's output is interpreted as that of a denoiser at SNR 0, so that the likelihoods of models/likelihood.py can be used.
 """
 
 import math
@@ -62,9 +62,9 @@ def bounded(mean: Tensor, log_std: Tensor) -> Gaussian:
 
 @dataclass(frozen=True)
 class Inference:
-    """One draw of the latents of x (B, …): z_1 … z_L, each (B, n_l), their q and p, and the decoder, called on demand.
+    """One draw of the latents of x (B, …): z_1 … z_L, each (B, n_l), their q and p, and a function that calls the decoder.
 
-    q[l − 1] = q(z_l|z_{>l}, x) and p[l − 1] = p(z_l|z_{>l}), at the z_{>l} drawn. The last of `p` is N(0, I), whatever the prior.
+    q[l − 1] = q(z_l|z_{>l}, x) and p[l − 1] = p(z_l|z_{>l}), at the drawn z_{>l}. The last of `p` is N(0, I) for every prior.
     """
 
     z: tuple[Tensor, ...]
@@ -88,7 +88,7 @@ def _total(values: Iterable[Tensor]) -> Tensor:
 class Autoencoder(LatentVariableModel):
     """A model with a learned posterior over L latent vectors; `latents` are their dimensions, the one next to x first.
 
-    Costs per item (MATH (8) with q in place of the diffusion): `reconstruction` = −ln p(x|z_1), kl[:, l − 1] =
+    Costs per item (MATH (8) with q instead of the diffusion): `reconstruction` = −ln p(x|z_1), kl[:, l − 1] =
     KL[q(z_l|z_{>l}, x) ‖ p(z_l|z_{>l})] for l < L, and `prior` = KL[q(z_L|x) ‖ p(z_L)]. With a chain as the prior of z_L, the last is
     replaced by the chain's costs at z_L: its levels are further columns of `kl`, its KL_T is `prior`, its −ln p(z_L|z_1) is
     "latent_reconstruction", and "encoder_entropy" is −H[q(z_L|x)].
@@ -105,13 +105,13 @@ class Autoencoder(LatentVariableModel):
         self.prior, self.chain = prior, prior.chain
         if isinstance(likelihood, LevelPosterior):
             raise DiffusionalError(
-                "LevelPosterior came; it reads x off the noisy x itself, which an autoencoder has not: use NetworkLevels "
-                "or DiscretizedGaussian"
+                "expected NetworkLevels, DiscretizedGaussian or another likelihood of the decoder's output, got LevelPosterior, which depends "
+                "only on a noisy x, and an autoencoder has none"
             )
         if isinstance(likelihood, GaussianLikelihood | DiscretizedGaussian) and likelihood.variance is None:
             raise DiffusionalError(
-                f"{type(likelihood).__name__} came without a variance; the variance of a diffusion's z_1 means nothing "
-                "here: give variance=…"
+                f"expected a variance for {type(likelihood).__name__}, got None: the default, the variance of a diffusion's z_1, does not "
+                "exist for an autoencoder. Give variance=…"
             )
         self.likelihood = likelihood
 
@@ -120,30 +120,28 @@ class Autoencoder(LatentVariableModel):
         return self.likelihood.space
 
     def infer(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Inference:
-        """Draw z_L … z_1 ~ q(z_{1:L}|x), ε = `noise` (B, Σ latents), z_1's first."""
+        """Draw z_L … z_1 ~ q(z_{1:L}|x) for ε = `noise` (B, Σ latents), that of z_1 first."""
         return self.infer_from(self.encoded(x, condition), x, noise, condition)
 
     @abstractmethod
     def infer_from(self, encoded: Any, x: Batch, noise: Tensor, condition: Condition | None = None) -> Inference:
-        """As `infer`, from what `encoded` returned for x. Only the shape and type of x are used."""
+        """Do the same as `infer`, from what `encoded` returned for x. Only the shape and type of x are used."""
 
     @abstractmethod
     def encoded(self, x: Batch, condition: Condition | None = None) -> Any:
-        """Return all that q takes from items x (N, …) and their conditions, once for any number of draws: the argument of `infer_from` and
+        """Return everything that q needs of items x (N, …) and their conditions, for any number of draws: the argument of `infer_from` and
         `log_posteriors`.
         """
 
     @abstractmethod
     def kept(self, x: Batch, condition: Condition | None = None) -> tuple[Tensor, ...]:
-        """Return `encoded` as tensors (N, …), of which an evaluation keeps the rows of each item: the last two are the mean and ln σ² of
-        q(z_L|x).
-        """
+        """Return `encoded` as tensors (N, …), whose rows an evaluation keeps for each item. The last two are the mean and ln σ² of q(z_L|x)."""
 
     @abstractmethod
     def infer_kept(
         self, kept: tuple[Tensor, ...], x: Batch, noise: Tensor, condition: Condition | None = None
     ) -> Inference:
-        """As `infer_from`, from the rows that `kept` returned for x."""
+        """Do the same as `infer_from`, from the rows that `kept` returned for x."""
 
     def visited(self) -> Chain | None:
         """Return the levels of the prior's chain as costs of x; None without a chain."""
@@ -151,11 +149,11 @@ class Autoencoder(LatentVariableModel):
 
     @abstractmethod
     def log_posteriors(self, encoded: Any, z: tuple[Tensor, ...]) -> Tensor:
-        """ln q(z_{1:L}|x_i) (S, N) of S draws z of the latents under each of N items: what an aggregated posterior is made of."""
+        """Return ln q(z_{1:L}|x_i) (S, N) for S draws z of the latents and each of N items, from which an aggregated posterior is computed."""
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """(K,), the numbers of one item's noise in `terms`: those of the latents first, then those of the prior."""
+        """(K,), the shape of one item's noise in `terms`: that of the latents first, then that of the prior."""
         return (sum(self.latents) + self.prior.noise,)
 
     @property
@@ -164,11 +162,11 @@ class Autoencoder(LatentVariableModel):
 
     @property
     def steps(self) -> int | None:
-        """T of a chain that is the prior; None if there is none, or in continuous time."""
+        """T of a chain that is the prior; None without a chain, or in continuous time."""
         return None if self.chain is None else self.chain.steps
 
     def gamma_at(self, edges: Tensor) -> Tensor | None:
-        """Return γ at edges of the levels of the prior's chain. None without one, and if other layers stand before its levels."""
+        """Return γ at edges of the levels of the prior's chain; None without a chain, and if `kl` has other layers before its levels."""
         return None if self.chain is None or len(self.latents) > 1 else self.chain.gamma_at(edges)
 
     def learned_posterior(self) -> "Autoencoder":
@@ -176,7 +174,7 @@ class Autoencoder(LatentVariableModel):
         return self
 
     def _decoded(self, output: Tensor, x: Batch, predicts: Literal["levels", "data"], head: Head) -> Prediction:
-        """The decoder's output as a prediction at SNR 0, where the noisy x says nothing."""
+        """Return the decoder's output as a prediction at SNR 0, where the noisy x has no information."""
         nothing = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
         space = self.space if isinstance(self.space, Discrete) else None
         return read(output, torch.zeros_like(x), nothing, predicts, head, space)
@@ -186,11 +184,11 @@ class Autoencoder(LatentVariableModel):
         check_condition(condition, len(x))
         if noise.shape != (x.shape[0], *self.noise_shape):
             raise DiffusionalError(
-                f"noise of shape {tuple(noise.shape)} came; expected {(x.shape[0], *self.noise_shape)}"
+                f"expected noise of shape {(x.shape[0], *self.noise_shape)}, got {tuple(noise.shape)}"
             )
 
     def terms(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Ledger:
-        """MATH (8) with one draw of the latents: `noise` (B, *noise_shape)."""
+        """Return the ledger of MATH (8) for one draw of the latents, from `noise` (B, *noise_shape)."""
         self._checked_noise(x, noise, condition)
         own = sum(self.latents)
         drawn = self.infer(x, noise[:, :own], condition)
@@ -206,13 +204,13 @@ class Autoencoder(LatentVariableModel):
         return -self.likelihood.log_prob(x, drawn.decoded()).double()
 
     def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """ε of the latents (B, Σ latents)."""
+        """Return ε of the latents (B, Σ latents)."""
         shape = (x.shape[0], sum(self.latents))
         return torch.empty(shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
 
     def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
-        """MATH (8), one draw of every cost: one network evaluation per item, and with a chain as the prior one for each of its T levels, or
-        256 cells of continuous time.
+        """Return the ledger of MATH (8) with one draw of every cost. This takes one network evaluation per item, and for a chain as the prior one
+        for each of its T levels, or of 256 cells in continuous time.
         """
         self.space.check(x)
         check_condition(condition, len(x))
@@ -226,15 +224,15 @@ class Autoencoder(LatentVariableModel):
         generator: torch.Generator | None = None,
         n: int | None = None,
     ) -> dict[str, Tensor]:
-        """ε of the latents as "noise"; and, as "prior_…", what the prior draws."""
+        """Return ε of the latents as "noise", and the random numbers of the prior as "prior_…"."""
         shape = (len(x) if n is None else n, sum(self.latents))
         out = {"noise": x.new_empty(shape).normal_(generator=generator)}
         like = out["noise"][:, -self.latents[-1] :].reshape(-1, *self.prior.shape)
         return out | {f"prior_{name}": value for name, value in self.prior.draw(like, sampler, generator).items()}
 
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
-        """MATH (8) at one draw of the latents (the reparameterised gradient): "reconstruction", "kl_1" … "kl_L−1", and the prior's
-        costs: "prior" for KL_L or, of a chain, the costs of MATH (22) at one level per item and "encoder_entropy".
+        """Return the costs of MATH (8) for one draw of the latents, with reparameterised gradients: "reconstruction", "kl_1" … "kl_L−1", and
+        those of the prior: "prior" for KL_L or, for a chain, the costs of MATH (22) at one level per item and "encoder_entropy".
         """
         drawn = self.infer(x, draws["noise"], condition)
         inner = {name.removeprefix("prior_"): value for name, value in draws.items() if name.startswith("prior_")}
@@ -246,19 +244,19 @@ class Autoencoder(LatentVariableModel):
         return Costs(terms, top.position, top.density)
 
     def layers(self, costs: Costs) -> list[tuple[str, ...]]:
-        """Which named costs make up the KL of each layer, z_1 first."""
+        """Return the names of the costs that add up to the KL of each layer, z_1 first."""
         return [*((f"kl_{i}",) for i in range(1, len(self.latents))), self.prior.layer(costs)]
 
     def objective(self, costs: Costs, weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
-        """A training objective that keeps latents alive; a bound only at weight = 1 without free bits.
+        """Return a training objective that avoids unused latents. It is a bound only for weight = 1 without free bits.
 
             mean[reconstruction + extras] + Σ_l max(weight · mean KL_l, free_bits)
 
-        `weight` is KL warm-up (Bowman et al. 2016; Sønderby et al. 2016), `free_bits` λ nats for each layer (Kingma et al. 2016).
+        `weight` is for KL warm-up (Bowman et al. 2016; Sønderby et al. 2016), and `free_bits` is λ nats for each layer (Kingma et al. 2016).
         """
         if self.prior.one_level and free_bits:
             raise DiffusionalError(
-                f"free_bits={free_bits} came with a diffusion prior, whose KL is known to one level's draw only; use warm-up"
+                f"expected free_bits=0 for a diffusion prior, whose KL is estimated from a single level, got {free_bits}: use warm-up"
             )
         layers = self.layers(costs)
         means = {name: term.mean() for name, term in costs.terms.items()}
@@ -274,14 +272,14 @@ class Autoencoder(LatentVariableModel):
         weight: float = 1.0,
         free_bits: float = 0.0,
     ) -> Tensor:
-        """`objective` at a draw from `generator`."""
+        """Return `objective` for one draw from `generator`."""
         self.space.check(x)
         check_condition(condition, len(x))
         return self.objective(self.costs(x, self.draw(x, None, generator), condition), weight, free_bits)
 
     def log_weight(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:
-        """ln p(x, z)/q(z|x) (B,), nats, at one draw of z: the path form, MATH (7). Its expectation is the ELBO, and that of its
-        exponential is p(x).
+        """Return ln p(x, z)/q(z|x) (B,), nats, for one draw of z: the path form, MATH (7). Its expectation is the ELBO, and the expectation
+        of its exponential is p(x).
         """
         self.check_log_weight()
         self._checked_noise(x, noise, condition)
@@ -296,7 +294,7 @@ class Autoencoder(LatentVariableModel):
 
 
 def log_probs(q: Gaussian, z: Tensor) -> Tensor:
-    """ln N(z_s; μ_i, v_i) (S, N), float64, of z (S, n) under every row of q (N, n), by two matrix products.
+    """Return ln N(z_s; μ_i, v_i) (S, N), float64, for z (S, n) and every row of q (N, n), by two matrix products.
 
     >>> log_probs(Gaussian(torch.zeros(2, 1), torch.zeros(2, 1)), torch.zeros(3, 1)).shape
     torch.Size([3, 2])
@@ -314,7 +312,7 @@ class VAE(Autoencoder):
     Args:
         encoder: module from x (B, *shape) to (B, 2n), or (B, 2C, *rest) for latents of shape (C, *rest): μ and ln σ. ln σ is clamped to
             [−15, 10], σ from 3e-7 to 2e4; the bound is that of the clamped q(z|x).
-        decoder: module from z (B, *latents) to what `predicts` says: for "levels" C·K channels (`head="categorical"`) or 2C
+        decoder: module from z (B, *latents) to the output that `predicts` declares: for "levels" C·K channels (`head="categorical"`) or 2C
             ("logistic"), for "data" the mean of x.
         likelihood: p(x|z) over the data's space.
         latents: n, or the shape of z such as (C, H, W).
@@ -325,8 +323,8 @@ class VAE(Autoencoder):
     A condition is passed to the encoder, the decoder and the network of a diffusion prior, q(z|x, c), p(x|z, c) and p(z|c). For
     a prior p(z) that does not depend on it, wrap the prior's network in a module that takes the condition and ignores it.
 
-    Shapes: x (B, *space.shape), encoded. Costs are nats, float64. Raises DiffusionalError for a likelihood that needs a
-    noisy x, a prior over another space, and items that the space refuses.
+    Shapes: x (B, *space.shape), encoded. Costs are nats, float64. Raises DiffusionalError for a likelihood that requires a noisy x, a prior over
+    another space, and items that do not fit the space.
 
     >>> from diffusional.networks import ResidualMLP
     >>> digits = Discrete((1, 8, 8), levels=17)
@@ -351,7 +349,7 @@ class VAE(Autoencoder):
     ) -> None:
         shape = (latents,) if isinstance(latents, int) else tuple(latents)
         if not shape or min(shape) < 1:
-            raise DiffusionalError(f"latents={latents} came; give at least 1")
+            raise DiffusionalError(f"expected latents to be at least 1, got {latents}")
         super().__init__(likelihood, as_prior(prior, shape))
         self.encoder, self.decoder = encoder, decoder
         self.latents = (math.prod(shape),)
@@ -370,7 +368,7 @@ class VAE(Autoencoder):
         )
 
     def posterior(self, x: Batch, condition: Condition | None = None) -> Gaussian:
-        """q(z|x) = N(μ(x), σ(x)²), (B, *latents), with ln σ clamped to [−15, 10].
+        """Return q(z|x) = N(μ(x), σ(x)²), (B, *latents), with ln σ clamped to [−15, 10].
 
         Raises DiffusionalError unless the encoder's output has twice as many channels as z, (B, 2n) for n latents.
         """
@@ -378,7 +376,7 @@ class VAE(Autoencoder):
         wanted = (len(x), 2 * self.prior.shape[0], *self.prior.shape[1:])
         if out.shape != wanted:
             raise DiffusionalError(
-                f"the encoder's output has shape {tuple(out.shape)}; {self.latents[0]} latents need {wanted}"
+                f"expected the encoder's output to have shape {wanted} for {self.latents[0]} latents, got {tuple(out.shape)}"
             )
         mean, log_std = out.to(x.dtype).chunk(2, 1)
         return bounded(mean, log_std)
@@ -399,7 +397,7 @@ class VAE(Autoencoder):
         return log_probs(encoded, z[0])
 
     def decode(self, z: Tensor, x: Batch, condition: Condition | None = None) -> Prediction:
-        """The decoder's prediction at z (B, *latents). Only the shape and type of x are used."""
+        """Return the decoder's prediction at z (B, *latents). Only the shape and type of x are used."""
         output = call(self.decoder, z, condition=condition, role="decoder")
         return self._decoded(output, x, self.predicts, self.head)
 
@@ -410,7 +408,7 @@ class VAE(Autoencoder):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
-        """n items x ~ p(x|z), z ~ p(z), (n, *space.shape).
+        """Return n samples x ~ p(x|z), z ~ p(z), (n, *space.shape).
 
         >>> from diffusional.space import binary
         >>> decoder = nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (8,)))
@@ -418,7 +416,7 @@ class VAE(Autoencoder):
         torch.Size([3, 4])
         """
         if n < 1:
-            raise DiffusionalError(f"n={n} came; ask for at least one sample")
+            raise DiffusionalError(f"expected n to be at least 1, got {n}")
         check_condition(condition, n)
         example = next(self.parameters(), torch.empty(0))
         z = self.prior.sample(n, example, generator, condition)
@@ -426,10 +424,10 @@ class VAE(Autoencoder):
         return self.likelihood.sample(self.decode(z, like, condition), generator)
 
 
-def spoken(likelihood: Likelihood) -> Literal["levels", "data"]:
-    """What a decoder must say for a likelihood: "levels" for NetworkLevels, "data" (the mean) for the others.
+def decoder_output(likelihood: Likelihood) -> Literal["levels", "data"]:
+    """Return the output that a likelihood needs of a decoder: "levels" for NetworkLevels, "data" (the mean) for the others.
 
-    >>> spoken(NetworkLevels(Discrete((1,), 2)))
+    >>> decoder_output(NetworkLevels(Discrete((1,), 2)))
     'levels'
     """
     return "levels" if isinstance(likelihood, NetworkLevels) else "data"
@@ -438,11 +436,12 @@ def spoken(likelihood: Likelihood) -> Literal["levels", "data"]:
 def checked_decoder(
     likelihood: Likelihood, predicts: Literal["levels", "data"] | None, head: Head
 ) -> tuple[Literal["levels", "data"], Head]:
-    """What a decoder says and how, or DiffusionalError where a likelihood can't read it."""
-    said = predicts or spoken(likelihood)
-    if said not in ("levels", "data") or (said == "levels") != (spoken(likelihood) == "levels"):
+    """Return the output of a decoder and its head, by default as the likelihood needs it. Raises DiffusionalError if it needs another one."""
+    needed = decoder_output(likelihood)
+    output = predicts or needed
+    if output != needed:
         raise DiffusionalError(
-            f"predicts={predicts!r} came with {type(likelihood).__name__}, which reads {spoken(likelihood)!r}"
+            f"expected predicts={needed!r} for a decoder with {type(likelihood).__name__}, got {predicts!r}"
         )
     check_word("head", head, HEADS)
-    return said, head
+    return output, head

@@ -24,7 +24,7 @@ from diffusional.models.gaussian_chain import GaussianChain
 from diffusional.models.hvae import HierarchicalVAE
 from diffusional.models.parameterization import Predicts
 from diffusional.models.time import Affine, TrainedIndex
-from diffusional.models.vae import VAE, Autoencoder, spoken
+from diffusional.models.vae import VAE, Autoencoder, decoder_output
 from diffusional.networks import MLP, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.space import Continuous, Discrete, Space
 from diffusional.timesteps import Adaptive, SecondMoment, Stratified, TimestepSampler, Uniform
@@ -228,7 +228,7 @@ def _autoencoder(config: Config, space: Space, classes: int) -> Autoencoder:
             f'"{name}", {chosen.predicts} and {chosen.network}'
         )
     likelihood = kinds[name]()
-    channels = output_channels(spoken(likelihood), chosen.head, space.shape[0], space.levels)
+    channels = output_channels(decoder_output(likelihood), chosen.head, space.shape[0], space.levels)
     out_shape = (channels, *space.shape[1:])
     sizes = (chosen.hidden, chosen.blocks, chosen.dropout)
     if chosen.kind == "hierarchical-vae":
