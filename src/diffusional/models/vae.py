@@ -73,11 +73,11 @@ class Inference:
     decoded: Callable[[], Prediction]
 
     def log_q(self) -> PerItem:
-        """ln q(z_{1:L}|x) (B,)."""
+        """Return ln q(z_{1:L}|x) (B,)."""
         return _total(q.log_prob(z) for q, z in zip(self.q, self.z, strict=True))
 
     def log_p(self) -> PerItem:
-        """ln p(z_{1:L}) (B,)."""
+        """Return ln p(z_{1:L}) (B,)."""
         return _total(p.log_prob(z) for p, z in zip(self.p, self.z, strict=True))
 
 
