@@ -526,7 +526,10 @@ def test_few_draws_are_not_vouched_for() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: df.VAE(nn.Identity(), nn.Identity(), likelihood.LevelPosterior(DIGITS), 2), "NetworkLevels.* got LevelPosterior"),
+        (
+            lambda: df.VAE(nn.Identity(), nn.Identity(), likelihood.LevelPosterior(DIGITS), 2),
+            "NetworkLevels.* got LevelPosterior",
+        ),
         (lambda: df.VAE(nn.Identity(), nn.Identity(), likelihood.GaussianLikelihood(LINE), 2), "Give variance="),
         (lambda: df.VAE(nn.Identity(), nn.Identity(), likelihood.DiscretizedGaussian(DIGITS), 2), "Give variance="),
         (

@@ -133,18 +133,16 @@ def evaluate(
 
 
 def check_model(model: object) -> None:
-    """Raise DiffusionalError for a network, a pipeline or anything else that is not a model of ours.
+    """Raise DiffusionalError for a network, a pipeline or anything else that is not a model of this library.
 
     >>> check_model(torch.nn.Linear(2, 2))
     Traceback (most recent call last):
         ...
-    diffusional.errors.DiffusionalError: expected a model with latents, such as a df.DiffusionModel, got a Linear. A network alone ...
+    diffusional.errors.DiffusionalError: expected a model with latents, such as a df.DiffusionModel, got a Linear. A network has ...
     """
     if isinstance(model, LatentVariableModel):
         return
-    advice = (
-        "A network alone has no p(x): df.wrap and df.DiffusionModel say what its output means and what the levels are"
-    )
+    advice = "A network has no p(x) by itself: df.wrap and df.DiffusionModel declare the meaning of its output and its noise levels"
     if from_diffusers(model):
         advice = "Save it with save_pretrained and load the folder with df.load_checkpoint, or use df.wrap and df.DiffusionModel"
     raise DiffusionalError(
