@@ -451,7 +451,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "eta of the model's own chain": (
         lambda f: ["sample", f / "run", "--eta", 0.5, "--steps", 3],
-        'method="ddim" for eta=0.5, got method="ancestral"',
+        'expected method="ddim" for eta=0.5, got method="ancestral", which has no eta',
     ),
     "a chain of one": (
         lambda f: ["sample", f / "run", "--steps", 1],
@@ -459,11 +459,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a bound of one latent": (
         lambda f: ["evaluate", f / "run", "--steps", 1],
-        'T ≥ 2, or "continuous", got 1',
+        'expected steps to be an integer T ≥ 2, or "continuous", got 1',
     ),
     "no samples": (
         lambda f: ["sample", f / "run", "--n", 0],
-        "n to be at least 1, got 0",
+        "expected n to be at least 1, got 0",
     ),
     "samples of another kind": (
         lambda f: ["sample", f / "run", "--out", f / "a.png", "--steps", 3],
@@ -500,7 +500,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "no draws": (
         lambda f: ["evaluate", f / "run", "--draws", 0],
-        "at least 1, got draws=0 and cells=1000",
+        "expected draws and cells to be at least 1, got draws=0 and cells=1000",
     ),
     "a target and a sweep": (
         lambda f: ["evaluate", f / "run", "--sweep", "--error", 0.1],
@@ -508,11 +508,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "two targets": (
         lambda f: ["evaluate", f / "run", "--visits", 4, "--item-error", 0.1],
-        "got visits and item_error",
+        "expected one of target_error, visits and item_error, got visits and item_error",
     ),
     "a target of nothing": (
         lambda f: ["evaluate", f / "run", "--error", 0],
-        "target_error to be a positive number, got 0.0",
+        "expected target_error to be a positive number, got 0.0",
     ),
     "a T and none": (
         lambda f: ["evaluate", f / "run", "--steps", 5, "--continuous"],
@@ -537,7 +537,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "no cells": (
         lambda f: ["evaluate", f / "run", "--cells", 0],
-        "at least 1, got draws=None and cells=0",
+        "expected draws and cells to be at least 1, got draws=None and cells=0",
     ),
     "betas without T": (
         lambda f: train(f / "tiny.npy", "--data.levels", 5, "--schedule.kind", "cosine"),
@@ -547,7 +547,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda f: train(
             npy(f / "real.npy", np.random.default_rng(0).normal(size=(40, 3))), "--model.predicts", "levels"
         ),
-        '"noise", "data" or "v" for continuous data, which have no levels, got "levels"',
+        'expected predicts to be "noise", "data" or "v" for continuous data, which have no levels, got "levels"',
     ),
     "a preset of another run": (
         lambda f: ["train", f / "run", "--resume", "--preset", "digits"],

@@ -656,7 +656,7 @@ def test_models_of_continuous_time_take_any_grid_quietly() -> None:
         ({"target_error": 0.0}, "target_error to be a positive number, got 0.0"),
         ({"target_error": math.nan}, "target_error to be a positive number, got nan"),
         ({"item_error": -0.1}, "item_error to be a positive number, got -0.1"),
-        ({"visits": 1}, "visits must be at least 2, got 1"),
+        ({"visits": 1}, "visits to be at least 2, got 1"),
         ({"target_error": 0.1, "max_evaluations": 0}, "max_evaluations to be at least 1, got 0"),
         ({"target_error": 0.1, "draws": 2}, "draws=2.* and target_error were both given"),
         ({"visits": 4, "draws": 2}, "draws=2.* and visits were both given"),
