@@ -434,7 +434,7 @@ def learned_posteriors(out: Record, chosen: Callable[[str], bool]) -> None:
             wanted = 0.1 if "prior" in name else 0.02
             out.put(f"{name}/target", df.evaluate(model, x[:16], wanted, seed=2))
         with out.part(f"{name}/importance weighted"):
-            from diffusional.evaluation.averages import importance_weighted
+            from diffusional.evaluation import importance_weighted
 
             out.put(f"{name}/importance weighted", importance_weighted(model, x[:16], 32, seed=3))
         with out.part(f"{name}/information"):

@@ -458,7 +458,7 @@ def test_weights_that_amount_to_few_draws_are_said_to() -> None:
 
 def weighted(logs: Tensor, monkeypatch: pytest.MonkeyPatch) -> df.Estimate:
     """The importance-weighted bound of items whose ln w (K, N) are given."""
-    monkeypatch.setattr(sys.modules["diffusional.evaluation.averages"], "_log_weights", lambda *_: logs)
+    monkeypatch.setattr(sys.modules["diffusional.evaluation.importance"], "_log_weights", lambda *_: logs)
     return importance_weighted(linear(), items(logs.shape[1]), len(logs))
 
 

@@ -711,14 +711,14 @@ FAULTS = [
         "models/test_vae.py::test_averages_reach_their_target_and_know_their_error",
     ),
     fault(
-        "evaluation/averages.py",
+        "evaluation/importance.py",
         "the delta method where a few weights dominate",
         "torch.where(few, torch.maximum(mc, _variance_between_halves(logs)), mc)",
         "torch.where(few, mc, mc)",
         "models/test_vae.py::test_an_importance_weighted_error_is_that_of_its_worst_items",
     ),
     fault(
-        "evaluation/averages.py",
+        "evaluation/importance.py",
         "ln K left out of the importance-weighted bound",
         "values = math.log(draws) - torch.logsumexp(logs, 0)",
         "values = -torch.logsumexp(logs, 0)",

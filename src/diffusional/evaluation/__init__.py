@@ -1,10 +1,10 @@
 """Numbers one can publish: the bound of a data set, itemised, with its errors, for as few evaluations as it takes."""
 
 from diffusional.evaluation import pilot as pilot  # registers what `Plan.fit` calls
-from diffusional.evaluation.averages import importance_weighted
 from diffusional.evaluation.comparison import compare
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.evaluation import Progress, evaluate
+from diffusional.evaluation.importance import importance_weighted
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.target import ImportanceWeights, Sweep, Target, Visits

@@ -8,20 +8,16 @@ Costs with rare, large parts have both a small mean and a small spread in draws 
 set's mean, and the stopping rule that uses it, therefore include a pilot whose draws are not part of the mean (tail_pilot.py): the
 variance of a draw is the larger of the sample variance and the pooled estimate. A caveat reports that either rests on few draws. With
 `max_evaluations`, the pilot also predicts whether they suffice, so that `reached` does not depend on favourable draws only.
-
-The importance-weighted bound averages weights instead, −ln (1/K) Σ_k p(x, z_k)/q(z_k|x), and falls with K toward −ln p(x)
-(Burda, Grosse & Salakhutdinov 2016).
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, check_condition, moved, rows_of
+from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks, tail_pilot
 from diffusional.evaluation.noise import item_keys, normal, stream
@@ -30,18 +26,13 @@ from diffusional.evaluation.result import Evaluation, edges_of_blocks
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.tail_pilot import Variance
 from diffusional.ledger import Estimate, satterthwaite
-from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
+from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.models.chain import batch_rows
-from diffusional.seeds import check_seed
 
 # An error with fewer degrees of freedom gets a caveat.
 LEAST_FREEDOM = 15
 # Draws of every item before its spread is used, and of an evaluation without a target.
 _FIRST, _PLAIN = 8, 64
-# Effective draws 1/Σ share² of an item below which a few weights dominate, and the variance of the delta method is too small.
-_EFFECTIVE = 10
-# The part of the squared error that such items may contribute without a warning; the number of splits of an item's draws into halves.
-_DOMINATED, _SPLITS = 0.1, 8
 # Numbers of noise in one network call.
 _NUMBERS = 4_000_000
 # Draws of a pilot if a draw takes many evaluations, or if few draws are requested.
@@ -106,7 +97,7 @@ class Averages:
         fresh: dict[str, Tensor] = {}
         first, powers = torch.zeros_like(self._first), torch.zeros_like(self._powers)
         self.begin()
-        for some in mine.split(_rows(self.model)) if len(mine) else ():
+        for some in mine.split(rows_per_call(self.model)) if len(mine) else ():
             x = self.data[some].to(self.device)
             c = moved(rows_of(self.condition, some), self.device)
             for draw in range(int(self.count[some].min()), draws):
@@ -149,7 +140,7 @@ class Averages:
         mine = ranks.share(len(items))
         weights = torch.zeros(len(items), each, dtype=torch.float64)
         costs: dict[str, Tensor] = {}
-        for some in mine.split(max(1, _rows(self.model) // each)) if len(mine) else ():
+        for some in mine.split(max(1, rows_per_call(self.model) // each)) if len(mine) else ():
             noise, weight = tail_pilot.noise([self.keys[i] for i in items[some].tolist()], each, self.model.noise_shape)
             weights[some] = weight
             rows = items[some].repeat_interleave(each)
@@ -248,7 +239,7 @@ class Pilot:
         return []
 
 
-def _rows(model: LatentVariableModel) -> int:
+def rows_per_call(model: LatentVariableModel) -> int:
     """Return the number of items of one call, as many as the memory for noise and the decoder's output allows."""
     return max(1, min(batch_rows(model.space), _NUMBERS // max(1, math.prod(model.noise_shape))))
 
@@ -356,126 +347,3 @@ def average(
         reached=reached,
         caveats=tuple(caveats),
     )
-
-
-def importance_weighted(
-    model: LatentVariableModel, data: Tensor, draws: int = 64, seed: int = 0, condition: Condition | None = None
-) -> Estimate:
-    """Return the mean of −ln (1/K) Σ_k w_k over `data`, nats, w = p(x, z)/q(z|x), K = `draws`: a tighter bound on −ln p(x).
-
-    In expectation it is the NELBO at K = 1 and never rises with K. The Monte Carlo error of an item is that of the delta method,
-    √Var w/(√K E w). If the weights amount to fewer than 10 effective draws, 1/Σ share² with share = w/Σ w, that error would be
-    too small. It is then the spread between halves of the item's draws, which errs upward. The error of the mean is the root
-    of the summed squares, so that it is dominated by the worst items. It does not include how far the bound still is from
-    −ln p(x).
-
-    Raises DiffusionalError for draws < 2, before any network is called for models without importance weights (see
-    `check_log_weight` of a model), such as those with a diffusion prior, and for weights that are not finite. Warns if
-    items with fewer than 10 effective draws contribute more than a tenth of the squared error.
-
-    >>> from diffusional.models.likelihood import NetworkLevels
-    >>> from diffusional.models.vae import VAE
-    >>> from diffusional.space import binary
-    >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Unflatten(1, (8,)))
-    >>> vae = VAE(torch.nn.Linear(4, 4), decoder, NetworkLevels(binary((4,))), latents=2)
-    >>> importance_weighted(vae, torch.ones(5, 4), draws=8).n
-    5
-    """
-    model.space.check(data)
-    check_condition(condition, len(data))
-    check_seed(seed)
-    with evaluation_mode(model):
-        found = weighted(model, data, draws, seed, condition)
-    for caveat in found.caveats:
-        warnings.warn(caveat, stacklevel=2)
-    return found.nelbo
-
-
-def weighted(
-    model: LatentVariableModel, data: Tensor, draws: int, seed: int = 0, condition: Condition | None = None
-) -> Evaluation:
-    """Return the importance-weighted bound as a record; `evaluate` and `importance_weighted` call this with the model in evaluation mode."""
-    if draws < 2:
-        raise DiffusionalError(
-            f"draws must be at least 2, got {draws}: the error is estimated from the spread of the weights"
-        )
-    model.check_log_weight()
-    with torch.inference_mode():
-        logs = _log_weights(model, data, draws, seed, condition)
-    values = math.log(draws) - torch.logsumexp(logs, 0)
-    bad = ~torch.isfinite(values)
-    if bool(bad.any()):
-        raise DiffusionalError(
-            f"item {int(bad.nonzero()[0])} has weights whose sum is not finite and positive; nothing was left out of the mean"
-        )
-    share = torch.softmax(logs, 0)
-    mc = draws / (draws - 1) * (share - 1 / draws).square().sum(0)
-    effective = 1 / share.square().sum(0)
-    few = effective < _EFFECTIVE
-    mc = torch.where(few, torch.maximum(mc, _variance_between_halves(logs)), mc)
-    carried = float(mc[few].sum() / mc.sum().clamp(min=1e-300))
-    caveats = []
-    if carried > _DOMINATED:
-        worst = int(effective.argmin())
-        caveats.append(
-            f"{int(few.sum())} of {len(values)} items have weights that amount to fewer than {_EFFECTIVE} of {draws} draws (item {worst}: "
-            f"{float(effective[worst]):.1f}), and contribute {carried:.0%} of the squared error: their bound is still far from "
-            "−ln p(x). Give more draws"
-        )
-    bound = mean_of_items(values, mc, len(values) * draws * model.evaluations)
-    items, nothing = torch.arange(len(data)), torch.zeros(0, dtype=torch.float64)
-    return Evaluation(
-        nelbo=bound,
-        terms={"importance_weighted": bound},
-        per_item={
-            "item": items,
-            "nelbo": values,
-            "importance_weighted": values,
-            "error": mc.sqrt(),
-            "draws": torch.full_like(items, draws),
-        },
-        levels_kl=nothing,
-        levels_error=nothing,
-        level_edges=torch.ones(1, dtype=torch.long),
-        dimensions=model.space.dimensions,
-        provenance=provenance(model, data, seed, condition)
-        | {"method": "importance weights", "visits": [draws, draws], "evaluations": {"draws": len(data) * draws}},
-        # As many as the weights amount to.
-        freedom=float((mc.sum().square() / (mc.square() / (effective - 1).clamp(min=1)).sum()).clamp(min=1))
-        if bound.error > 0
-        else math.inf,
-        reached=not caveats,
-        caveats=tuple(caveats),
-        of=f"importance-weighted bound, K = {draws}",
-    )
-
-
-def _variance_between_halves(logs: Tensor) -> Tensor:
-    """Estimate the variance (N,) of ln of the mean of half the weights, from ln w (K, N); it exceeds that of all K if few dominate.
-
-    The estimate is half the squared difference of two halves, averaged over random splits, the same for all items and on every call.
-    """
-    half, generator = len(logs) // 2, torch.Generator().manual_seed(0)
-    squares = torch.zeros(logs.shape[1], dtype=torch.float64)
-    for _ in range(_SPLITS):
-        order = torch.randperm(len(logs), generator=generator)
-        one, other = (torch.logsumexp(logs[some], 0) for some in (order[:half], order[half : 2 * half]))
-        squares += 0.5 * (one - other).double().square() / _SPLITS
-    return squares
-
-
-def _log_weights(
-    model: LatentVariableModel, data: Tensor, draws: int, seed: int, condition: Condition | None
-) -> Tensor:
-    """Return ln w (K, N)."""
-    keys = item_keys(as_seen(model.space, data), seed, condition)
-    device = device_of(model, data)
-    parts = []
-    for some in torch.arange(len(data)).split(_rows(model)):
-        x = data[some].to(device)
-        c = moved(rows_of(condition, some), device)
-        noises = (
-            normal([stream(keys[i], k, b"weights") for i in some.tolist()], model.noise_shape) for k in range(draws)
-        )
-        parts.append(torch.stack([model.log_weight(x, noise.to(x), c) for noise in noises]).cpu())
-    return torch.cat(parts, 1)

@@ -23,7 +23,8 @@ from torch import Tensor
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
-from diffusional.evaluation.averages import average, weighted
+from diffusional.evaluation.averages import average
+from diffusional.evaluation.importance import weighted
 from diffusional.evaluation.plan import SHORTEST, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
