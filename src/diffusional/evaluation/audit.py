@@ -63,7 +63,9 @@ class Audit:
         c = moved(rows_of(draws.condition, item), draws.device)
         with torch.inference_mode():
             visits = LevelVisits(cell, level, torch.ones(count, dtype=torch.float64))
-            left = plan.residuals(model, draws.data[item].to(draws.device), visits, noise, c).cpu()
+            left = plan.residuals(
+                model, draws.data[item].to(draws.device), visits, noise, c, draws.context_of(item)
+            ).cpu()
         if not bool(torch.isfinite(left).all()):
             at = int((~torch.isfinite(left)).nonzero()[0])
             raise DiffusionalError(

@@ -9,8 +9,9 @@ sum over the levels is known without a draw. The multiples are found by regressi
     histogram    ‖ε − ε̂_h‖² of the best denoiser of independent positions with the histograms of the data     (histogram.py)
     moments      Σ_i w_i(x) φ(ε_i) with φ of known mean: ε_i² − 1, products of neighbours, exceedances        (moments.py)
     own          functions of the noise that the chain's family offers, such as a binomial one (`Chain.noise_moments`)
+    context      ‖ε − ε̂_c‖² with the distributions that a levels head predicts for the item without noise             (context.py)
 
-None needs a network evaluation, and each takes O(D) or O(D log D) operations a visit on the model's device.
+`context` needs one network evaluation for every item and is used only if it is asked for. None of the others needs one, and each takes O(D) or O(D log D) operations a visit on the model's device.
 """
 
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Look:
         gamma: (V,) γ of the latent, float64 on x's device; None for a chain whose costs are not affine in ‖ε − ε̂‖².
         latent: (V,) the index t of the latent z_t, or u in continuous time.
         first: (V,) whether the visit is one of the reconstruction, −ln p(x|z_1).
+        context: (V, K, *dims) the priors of the items (`Chain.level_priors`), for controls that need them.
     """
 
     x: Tensor
@@ -42,10 +44,12 @@ class Look:
     gamma: Tensor | None
     latent: Tensor
     first: Tensor
+    context: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "Look":
         gamma = None if self.gamma is None else self.gamma[rows]
-        return Look(self.x[rows], self.noise[rows], gamma, self.latent[rows], self.first[rows])
+        context = None if self.context is None else self.context[rows]
+        return Look(self.x[rows], self.noise[rows], gamma, self.latent[rows], self.first[rows], context)
 
     @property
     def gammas(self) -> Tensor:
@@ -78,13 +82,15 @@ class Control(Protocol):
         """Return the functions of item and level (V, E) and the mean-zero functions of the noise (V, F), float64."""
         ...
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
+    def totals(
+        self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False, context: Tensor | None = None
+    ) -> Tensor:
         """Return Σ_l weight_ml of the E functions of item and level at γ_l, (B, M, E), from γ (L,) and weight (M, L), float64; with `first`
-        those of the reconstruction.
+        those of the reconstruction. `context` (B, K, *dims) is that of the items.
         """
         ...
 
-    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
         """Return the variance over ε of each function of the noise at every γ (L,), the mean over items x, (L, F): zero where it is not
         known. A pilot may be too small to see the variance of rare events. With `first` it is that of the reconstruction.
         """
@@ -123,10 +129,12 @@ class Own:
         drawn = self.chain.noise_moments(look.x, look.latent, look.noise).double()
         return drawn.new_zeros(len(drawn), 0), drawn
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
+    def totals(
+        self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False, context: Tensor | None = None
+    ) -> Tensor:
         return torch.zeros(len(x), len(weight), 0, dtype=torch.float64, device=x.device)
 
-    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
         return torch.zeros(len(gamma), len(self.draws), dtype=torch.float64)
 
     def state(self) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation.context import MOST_LEVELS as MOST_OF_CONTEXT
+from diffusional.evaluation.context import Context
 from diffusional.evaluation.control import Control, Own
 from diffusional.evaluation.histogram import MOST_LEVELS, Histogram
 from diffusional.evaluation.moments import Moments
@@ -11,11 +13,14 @@ from diffusional.models.chain import Chain
 from diffusional.space import Discrete
 
 NAMES = ("wiener", "histogram", "moments", "own")
+# Those that take network evaluations, and so are used only if they are named.
+FURTHER = ("context",)
 
 
 def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Control, ...]:
     """Return the controls of these names that the chain has, fitted to items x (N, *dims): Wiener's filter and the moments of the noise for
-    costs that are affine in ‖ε − ε̂‖², histograms for discrete data, and what the chain's family offers.
+    costs that are affine in ‖ε − ε̂‖², histograms for discrete data, what the chain's family offers, and if it is named the context of a
+    levels head over at most 32 levels.
 
     Raises DiffusionalError for an unknown name.
 
@@ -29,8 +34,8 @@ def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Contr
     """
     space, fitted = chain.space, list[Control]()
     for name in names:
-        if name not in NAMES:
-            raise DiffusionalError(f"expected controls among {', '.join(NAMES)}, got {name!r}")
+        if name not in (*NAMES, *FURTHER):
+            raise DiffusionalError(f"expected controls among {', '.join((*NAMES, *FURTHER))}, got {name!r}")
         if name == "own" and chain.moment_names:
             fitted.append(Own(chain))
         if chain.affine is None:
@@ -41,6 +46,13 @@ def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Contr
             fitted.append(Histogram.fit(x, space))
         if name == "moments":
             fitted.append(Moments(space))
+        if (
+            name == "context"
+            and chain.predicts_levels
+            and isinstance(space, Discrete)
+            and space.levels <= MOST_OF_CONTEXT
+        ):
+            fitted.append(Context(space))
     return tuple(fitted)
 
 
@@ -48,5 +60,5 @@ def restored(name: str, chain: Chain, state: dict[str, Tensor]) -> Control:
     """Return a control from its `state`. Raises KeyError for an unknown name or an incomplete state."""
     if name == "own":
         return Own(chain)
-    kinds = {"wiener": Wiener, "histogram": Histogram, "moments": Moments}
+    kinds = {"wiener": Wiener, "histogram": Histogram, "moments": Moments, "context": Context}
     return kinds[name].from_state(chain.space, state)

@@ -22,7 +22,7 @@ from diffusional.space import Discrete, Space
 # The distance of two tables in γ.
 TABLE_STEP = 0.25
 # Shared histograms and their smoothing; nodes in ε, from −6 to 6.
-_GROUPS, _SMOOTHING, _NODES, _REACH = 4, 0.1, 49, 6.0
+_GROUPS, _SMOOTHING, NODES, REACH = 4, 0.1, 49, 6.0
 # Distance of nodes in z, in σ, from which a table is interpolated.
 _FINE = 0.125
 # Levels from which on tables would be large.
@@ -48,7 +48,7 @@ class Histogram:
 
     def __init__(self, space: Discrete, probs: Tensor, group: Tensor) -> None:
         self.space, self.probs, self.group = space, probs.double(), group
-        self.nodes = torch.linspace(-_REACH, _REACH, _NODES, dtype=torch.float64)
+        self.nodes = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
         self.weights = hat_weights(self.nodes)
         self._tables: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
 
@@ -104,14 +104,14 @@ class Histogram:
 
     def _exponent(self, z: Tensor, gamma: float) -> Tensor:
         """ln N(z; α x_k, σ²) (Z, K) up to a constant."""
-        a, s = _signal(gamma)
+        a, s = signal(gamma)
         return -0.5 * ((z[:, None] - a * self.space.values.double()) / s).square()
 
     def _places(self, gamma: float) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """A grid z (Z,), the likelihoods of the levels there (Z, K), each over the largest, and where on the grid α x_k + σ ε lies, (K, nodes):
         after which point, and how far. None where the noise never leads half way to another level.
         """
-        a, s = _signal(gamma)
+        a, s = signal(gamma)
         if a / s * self.space.width > 2 * _CERTAIN:
             return None
         z = torch.arange(a * self.space.low - 7 * s, a * self.space.high + 7 * s, _FINE * s, dtype=torch.float64)
@@ -126,9 +126,9 @@ class Histogram:
 
     def at(self, look: Look) -> tuple[Tensor, Tensor]:
         rows, noise = self._rows(look.x), look.noise.double().flatten(1)
-        place = ((noise + _REACH) * ((_NODES - 1) / (2 * _REACH))).clamp(0, _NODES - 1)
-        before = place.long().clamp(max=_NODES - 2)
-        share, at = place - before, rows * _NODES + before
+        place = ((noise + REACH) * ((NODES - 1) / (2 * REACH))).clamp(0, NODES - 1)
+        before = place.long().clamp(max=NODES - 2)
+        share, at = place - before, rows * NODES + before
         # One table for all visits near each other in γ, and one for the reconstruction.
         knots = torch.where(look.first, torch.iinfo(torch.long).max, (look.gammas / TABLE_STEP).round().long())
         drawn, expected = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
@@ -147,7 +147,9 @@ class Histogram:
         counts = torch.zeros(len(x), self.probs.numel(), dtype=torch.float64, device=x.device)
         return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
+    def totals(
+        self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False, context: Tensor | None = None
+    ) -> Tensor:
         distinct, inverse = (gamma.cpu() if first else (gamma.cpu() / TABLE_STEP).round() * TABLE_STEP).unique(
             return_inverse=True
         )
@@ -156,7 +158,7 @@ class Histogram:
         means = torch.stack([self._tables_at(g, first)[1] for g in distinct.tolist()])
         return (self._counts(x) @ (by_table @ means).T.to(x.device))[:, :, None]
 
-    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
         # Positions are independent: variances add up. Of straight lines, the square's expectation is a little less than this.
         counts, out = self._counts(x).mean(0).cpu(), []
         for g in gamma.tolist():
@@ -165,7 +167,7 @@ class Histogram:
         return torch.stack(out)[:, None].clamp(min=0)
 
 
-def _signal(gamma: float) -> tuple[float, float]:
+def signal(gamma: float) -> tuple[float, float]:
     """α and σ at γ."""
     g = torch.tensor(gamma, dtype=torch.float64)
     return float(alpha(g)), float(sigma(g))

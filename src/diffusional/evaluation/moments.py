@@ -119,10 +119,12 @@ class Moments:
             out.append(weight * (excess.clamp(min=0).square() - sides * square))
         return out
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
+    def totals(
+        self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False, context: Tensor | None = None
+    ) -> Tensor:
         return weight.double().sum(1).to(x.device)[:, None] * self._of_item(x)[:, None, :]
 
-    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
         """Of exceedances, which are rare at low noise; the other moments are never rare, and the pilot sees their variance."""
         out = torch.zeros(len(gamma), len(self.draws), dtype=torch.float64)
         if not isinstance(self.space, Discrete):

@@ -24,6 +24,7 @@ from diffusional.evaluation.provenance import condition_record, fingerprint, ten
 from diffusional.evaluation.visits import (
     FIRST_SLOPE,
     LevelVisits,
+    contexts,
     look_costs,
     slopes,
     total_of,
@@ -45,6 +46,8 @@ _LEAST = 1e-8
 # Its neighbours: so many cells on either side. No cell's share is taken for less than this part of the largest of theirs.
 _AROUND = 2
 _LEAST_OF_AROUND = 0.6
+# Visits of every item of a pilot that evaluates contexts.
+_EACH_CONTEXT = 4
 # Controls are dropped if a smaller set of them leaves less than this part of the variance.
 _HARM = 0.9
 # κ, from K of pilots of 1,000 to 3,000 on the digits (docs/results/cost-to-error.md), rounded up; the longest pilot for a target.
@@ -70,8 +73,14 @@ def fit(
     fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
     controls = fit_controls(names, model, fitted) if len(worlds) else ()
     plan = _even(model, controls, data, cells)
+    context = None
+    if plan.takes_context:
+        # Few items, visited several times each: every one of them takes an evaluation for its context.
+        visited = visited[:: math.ceil(len(visited) * _EACH_CONTEXT / evaluations)].contiguous()
+        tried = data[visited].to(device)
+        context = contexts(model, tried, moved(rows_of(condition, visited), device))
     generator = torch.Generator().manual_seed(seed)
-    known = _known_variance(model, controls, plan.edges, tried)
+    known = _known_variance(model, controls, plan.edges, tried, context)
     origin = {"seed": seed, "data_sha256": fingerprint(model.space, data), **condition_record(condition)}
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     levels: list[Tensor] = []
@@ -106,16 +115,16 @@ def fit(
             )
         levels.append(visits.level)
         items.append(item)
-        rows.append((visits.cell, costs, *visit_features(model, controls, x, visits, noise)))
+        of_item = None if context is None else context[torch.searchsorted(visited, item).to(device)]
+        rows.append((visits.cell, costs, *visit_features(model, controls, x, visits, noise, of_item)))
         if not model.decoder_uses_network:
             items.append(item)
             zero = LevelVisits(
                 torch.zeros_like(visits.cell), torch.ones_like(visits.level), torch.ones_like(visits.weight)
             )
             other = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
-            rows.append(
-                (zero.cell, visit_costs(model, x, zero, other, None), *visit_features(model, controls, x, zero, other))
-            )
+            of_noise = visit_features(model, controls, x, zero, other, of_item)
+            rows.append((zero.cell, visit_costs(model, x, zero, other, None), *of_noise))
         return _Seen(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
     even = int(_EVEN * evaluations)
@@ -134,7 +143,7 @@ def fit(
     learned = {
         "method": "pilot",
         **origin,
-        "evaluations": sum(map(len, levels)),
+        "evaluations": sum(map(len, levels)) + (0 if context is None else len(visited)),
         "cells": cells,
         "controls": [control.name for control in plan.controls],
         "dropped_controls": [control.name for control in controls if control not in plan.controls],
@@ -269,9 +278,11 @@ def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, da
     return density
 
 
-def _known_variance(model: Chain, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
-    """Variances of the controls' functions of the noise in each cell (F, C + 1), nats², over three of its levels: zero where they are not
-    known.
+def _known_variance(
+    model: Chain, controls: tuple[Control, ...], edges: Tensor, data: Tensor, context: Tensor | None
+) -> Tensor:
+    """Return the variances of the controls' functions of the noise in each cell (F, C + 1), nats², over three of its levels: zero where they
+    are not known. `context` is that of the items.
     """
     out = torch.zeros(width_of(controls)[1], len(edges), dtype=torch.float64)
     costs = model.affine
@@ -281,11 +292,12 @@ def _known_variance(model: Chain, controls: tuple[Control, ...], edges: Tensor, 
     level = edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * third
     level = (level.long() if not edges.dtype.is_floating_point else level).flatten()
     gamma, slope = costs.noisy_gamma(level).detach().cpu().double(), slopes(costs, level)[1].detach().cpu()
-    sample = data[:: max(1, len(data) // 256)]
-    variance = torch.cat([control.variance(sample, gamma) for control in controls], 1)  # (3 C, F)
+    some = slice(None, None, max(1, len(data) // 256))
+    sample, its = data[some], None if context is None else context[some]
+    variance = torch.cat([control.variance(sample, gamma, context=its) for control in controls], 1)  # (3 C, F)
     out[:, 1:] = (slope.square()[:, None] * variance).view(-1, 3, len(out)).mean(1).T
     start = costs.end_gammas()[:1].detach().cpu().double()
-    at_first = torch.cat([control.variance(sample, start, first=True) for control in controls], 1)
+    at_first = torch.cat([control.variance(sample, start, True, its) for control in controls], 1)
     out[:, 0] = FIRST_SLOPE**2 * at_first[0]
     return out
 
@@ -295,7 +307,14 @@ def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
     cells, cell, features = plan.cells + 1, seen.cell, seen.features
     expects = seen.expected.shape[1]
     # Of functions of the noise, what is known of their variance, and of which controls they are models of the cost.
-    known = torch.cat([known.new_zeros(expects, cells), known])
+    # The functions of items that a context gives vary as much over the items as those of the noise do.
+    of_items = [
+        known[columns(plan.controls, [k])[1]]
+        if control.name == "context"
+        else known.new_zeros(len(control.expects), cells)
+        for k, control in enumerate(plan.controls)
+    ]
+    known = torch.cat([*of_items, known])
     models = [control.models_cost for control in plan.controls for _ in control.draws]
     models = torch.tensor([False] * expects + models, dtype=torch.bool)
     members = [(cell == c).nonzero().squeeze(1) for c in range(cells)]

@@ -142,6 +142,11 @@ class Plan:
         return torch.cat([torch.ones(1, dtype=torch.float64), (self.edges[1:] - self.edges[:-1]).double()])
 
     @property
+    def takes_context(self) -> bool:
+        """Whether a control needs the priors of a levels head (`Chain.level_priors`): one network evaluation for every item."""
+        return any(control.name == "context" for control in self.controls)
+
+    @property
     def learned(self) -> bool:
         """Whether a pilot learned the plan, so that it expects something of the costs."""
         return self.provenance.get("method") == "pilot"
@@ -235,20 +240,30 @@ class Plan:
         return torch.where(first, torch.ones_like(level), level), torch.where(first, 1.0, width.double())
 
     def residuals(
-        self, model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None = None
+        self,
+        model: Chain,
+        x: Tensor,
+        visits: LevelVisits,
+        noise: Tensor,
+        condition: Condition | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
-        """cost − g (V,), nats, unweighted, of items x (V, *dims) at their visits: one network evaluation each."""
-        return visit_costs(model, x, visits, noise, condition) - self.subtracted(model, x, visits, noise)
+        """Return cost − g (V,), nats, unweighted, of items x (V, *dims) at their visits: one network evaluation each. `context`
+        (V, K, *dims) is that of the items, if a control needs it.
+        """
+        return visit_costs(model, x, visits, noise, condition) - self.subtracted(model, x, visits, noise, context)
 
-    def subtracted(self, model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor) -> Tensor:
+    def subtracted(
+        self, model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """Return g (V,) of items x (V, *dims) at their visits, nats. It takes no network evaluation."""
-        return self._subtracted(visits.cell, *visit_features(model, self.controls, x, visits, noise))
+        return self._subtracted(visits.cell, *visit_features(model, self.controls, x, visits, noise, context))
 
-    def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor) -> Tensor:
+    def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """−ln p(x|z_1) − g (V,) where the decoder needs no network: every visit has one for nothing."""
         zero = torch.zeros(len(x), dtype=torch.long)
         visits = LevelVisits(zero, zero + 1, torch.ones(len(x), dtype=torch.float64))
-        return self.residuals(model, x, visits, noise)
+        return self.residuals(model, x, visits, noise, None, context)
 
     def _subtracted(self, cell: Tensor, expected: Tensor, drawn: Tensor) -> Tensor:
         """g (V,) from the controls' functions (V, E) and (V, F), `visit_features`."""
@@ -256,8 +271,10 @@ class Plan:
         return self.constant[cell] + of_item + (drawn * self.drawn[:, cell].T).sum(1)
 
     @torch.no_grad()
-    def base(self, model: Chain, x: Tensor) -> Tensor:
-        """Σ_{t in c} E_ε g_t (N, C + 1), nats: what is known of each cell without the network, the reconstruction first."""
+    def base(self, model: Chain, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return Σ_{t in c} E_ε g_t (N, C + 1), nats: what is known of each cell without a visit, the reconstruction first. `context`
+        (N, K, *dims) is that of the items, if a control needs it.
+        """
         total = (self.constant[1:] * self.width[1:]).expand(len(x), -1).clone()
         decoder = self.constant[:1].expand(len(x)).clone()
         costs = model.affine
@@ -271,10 +288,12 @@ class Plan:
             used = self.expected[begin : begin + len(control.expects)]  # (E, C + 1)
             begin += len(control.expects)
             if bool((used[:, 1:] != 0).any()):
-                total += torch.einsum("bce,ec->bc", control.totals(x, gamma, weight).cpu(), used[:, 1:])
+                total += torch.einsum(
+                    "bce,ec->bc", control.totals(x, gamma, weight, context=context).cpu(), used[:, 1:]
+                )
             if bool((used[:, 0] != 0).any()):
                 once = torch.full((1, 1), FIRST_SLOPE, dtype=torch.float64)
-                decoder += control.totals(x, start, once, first=True).cpu()[:, 0] @ used[:, 0]
+                decoder += control.totals(x, start, once, first=True, context=context).cpu()[:, 0] @ used[:, 0]
         return torch.cat([decoder[:, None], total], 1)
 
     def check(self, model: LatentVariableModel) -> None:

@@ -30,11 +30,12 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.evaluation.strata import Strata
-from diffusional.evaluation.visits import total_of, visit_parts
+from diffusional.evaluation.visits import contexts, total_of, visit_parts
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate, sharing
 from diffusional.models.base import device_of
 from diffusional.models.chain import Chain, batch_rows, cost_of
+from diffusional.space import Discrete
 
 # Numbers of noise drawn at once.
 _NOISE = 16_000_000
@@ -89,7 +90,11 @@ class VisitRecords:
         with torch.inference_mode():
             step = max(1, _NOISE // model.space.dimensions)
             # Equal in all processes, since these values decide which items are extreme.
-            self.base = ranks.agreed(torch.cat([plan.base(model, x.to(self.device)) for x in data.split(step)]))
+            self.context = self._contexts()
+            blocks = torch.arange(n).split(step)
+            self.base = ranks.agreed(
+                torch.cat([plan.base(model, data[rows].to(self.device), self.context_of(rows)) for rows in blocks])
+            )
             self.prior = ranks.agreed(cost_of(model, "prior", model.prior(data.to(self.device)), n).cpu())
             extra = model.extra(data.to(self.device))
             self.extra = {name: ranks.agreed(term.cpu()) for name, term in extra.items()}
@@ -113,6 +118,22 @@ class VisitRecords:
         cells = {f"base of cell {c}": column for c, column in enumerate(self.base.T)}
         return cells | {"known": self.known(), "prior": self.prior} | self.extra
 
+    def _contexts(self) -> Tensor | None:
+        """Return the priors of every item (N, K, *dims), if a control of the plan needs them; each process makes its share."""
+        if not self.plan.takes_context:
+            return None
+        n, space = len(self.data), self.model.space
+        assert isinstance(space, Discrete)
+        out, mine = torch.zeros(n, space.levels, *space.shape), ranks.share(n)
+        for rows in mine.split(batch_rows(space)) if len(mine) else ():
+            c = moved(rows_of(self.condition, rows), self.device)
+            out[rows] = contexts(self.model, self.data[rows].to(self.device), c).cpu()
+        return ranks.collect(out)
+
+    def context_of(self, items: Tensor) -> Tensor | None:
+        """Return the priors of items (n,), (n, K, *dims) on the device, if a control of the plan needs them."""
+        return None if self.context is None else self.context[items].to(self.device)
+
     def _looked_at(self) -> dict[str, Tensor]:
         """Draw those costs of the decoder that are in the model's `looked` once for every item (N,). Each process draws its share."""
         n, device = len(self.data), self.device
@@ -131,7 +152,8 @@ class VisitRecords:
     @property
     def evaluations(self) -> int:
         """Number of network evaluations so far."""
-        return int(self.count.sum()) + (0 if self.seen is None else len(self.data))
+        before = [one for one in (self.seen, self.context) if one is not None]
+        return int(self.count.sum()) + len(before) * len(self.data)
 
     def extend(self, items: Tensor, draws: Tensor, after: Callable[[int], None] | None = None) -> None:
         """Visit items (n,) until each has `draws` (n,); items that have as many are left unchanged.
@@ -186,8 +208,9 @@ class VisitRecords:
         x = self.data[row].to(self.device)
         c = moved(rows_of(self.condition, row), self.device)
         with torch.inference_mode():
+            context = self.context_of(row)
             parts = visit_parts(model, x, visits, noise, c)
-            left = total_of(parts) - plan.subtracted(model, x, visits, noise)
+            left = total_of(parts) - plan.subtracted(model, x, visits, noise, context)
             first = visits.cell == 0
             if self.seen is not None:
                 left = torch.where(first, left - self.seen[row], left)
@@ -195,7 +218,7 @@ class VisitRecords:
             decoder = torch.where(first, weighted, 0.0)
             if not model.decoder_uses_network:
                 other = normal(streams, model.visit_shape).to(self.device, self.data.dtype)
-                decoder = plan.decoder_residuals(model, x, other)
+                decoder = plan.decoder_residuals(model, x, other, context)
             # The rest of the decoder's residual, after those of its other costs.
             costs = {self._rest: decoder}
             for name, first_draw in self._looked.items():

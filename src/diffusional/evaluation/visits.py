@@ -138,10 +138,24 @@ def look_costs(model: Chain, x: Tensor, noise: Tensor, condition: Condition | No
     return out
 
 
+def contexts(model: Chain, x: Tensor, condition: Condition | None) -> Tensor:
+    """Return the priors of items x (B, *dims), (B, K, *dims) in float32 on x's device: one network evaluation each."""
+    step = max(1, min(_ROWS, batch_rows(model.space)))
+    rows = torch.arange(len(x), device=x.device).split(step)
+    return torch.cat([model.level_priors(x[some], rows_of(condition, some)).float() for some in rows])
+
+
 def visit_features(
-    model: Chain, controls: tuple[Control, ...], x: Tensor, visits: LevelVisits, noise: Tensor
+    model: Chain,
+    controls: tuple[Control, ...],
+    x: Tensor,
+    visits: LevelVisits,
+    noise: Tensor,
+    context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the controls' functions of item and level (V, ΣE), and their mean-zero functions of the noise (V, ΣF), in nats; float64 on the CPU."""
+    """Return the controls' functions of item and level (V, ΣE), and their mean-zero functions of the noise (V, ΣF), in nats; float64
+    on the CPU. `context` (V, K, *dims) is that of the items.
+    """
     none = torch.zeros(len(x), 0, dtype=torch.float64)
     if not controls:
         return none, none
@@ -152,7 +166,7 @@ def visit_features(
         start = costs.end_gammas()[0].detach().cpu()
         gamma = torch.where(first, start, costs.noisy_gamma(visits.level).detach().cpu()).double().to(x.device)
         slope = torch.where(first, FIRST_SLOPE, slopes(costs, visits.level)[1].detach().cpu())
-    look = Look(x, noise, gamma, latent.to(x.device), first.to(x.device))
+    look = Look(x, noise, gamma, latent.to(x.device), first.to(x.device), context)
     expected, drawn = [], []
     for rows in torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space))):
         parts = [control.at(look[rows]) for control in controls]

@@ -176,7 +176,9 @@ class Wiener:
         drawn = (b.square() * (noise.square() - unit) - 2 * a * b * d * noise).sum(1)
         return expected[:, None], drawn[:, None]
 
-    def totals(self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False) -> Tensor:
+    def totals(
+        self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False, context: Tensor | None = None
+    ) -> Tensor:
         of_item, of_noise = self._sums(gamma.to(x.device).double(), weight.double().to(x.device))
         return (self._deviation(x).square().double() @ of_item.T + of_noise)[:, :, None]
 
@@ -187,7 +189,7 @@ class Wiener:
             out += a.square() @ deviation[some] + b.square() @ unit
         return out
 
-    def variance(self, x: Tensor, gamma: Tensor, first: bool = False) -> Tensor:
+    def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
         deviation, out = self._squares(x), torch.zeros(len(gamma), 1, dtype=torch.float64)
         for some, a, b, unit in self._parts(gamma.cpu().double()):
             product = 4 * a.square() * deviation[some] * b.square()

@@ -313,6 +313,19 @@ class Chain(LatentVariableModel):
         """Return a draw of those costs (B,) of the decoder whose names are in `looked`: by default {}."""
         return {}
 
+    @property
+    def predicts_levels(self) -> bool:
+        """Whether the network predicts distributions over the levels of discrete data, so that `level_priors` exist; by default not."""
+        return False
+
+    def level_priors(self, x: Batch, condition: Condition | None = None) -> Tensor:
+        """Return the probabilities (B, K, *dims) of the K levels at every position given the others, as the network predicts them for items
+        x (B, *dims) without noise: one network evaluation each. Raises DiffusionalError if the network predicts no levels.
+        """
+        raise DiffusionalError(
+            f"expected a network that predicts levels, got a {type(self).__name__}, whose network does not; leave out the control `context`"
+        )
+
     def beside(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return further costs (B,) of a visit at noise (B, *visit_shape), by the names in `further`: by default {}."""
         return {}

@@ -24,7 +24,7 @@ from diffusional.models.base import plain_options
 from diffusional.models.chain import AffineCosts, Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
-from diffusional.models.parameterization import Prediction
+from diffusional.models.parameterization import LevelsPrediction, Prediction
 from diffusional.schedule import Pull
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
@@ -158,6 +158,15 @@ class DiffusionModel(Chain):
         same_shape(x, noise)
         z_1 = diffuse(x, self.process.schedule.ends()[0].expand(len(x)), noise)
         return -self.decode(z_1, condition).log_prob(x).double()
+
+    @property
+    def predicts_levels(self) -> bool:
+        return self.denoiser.predicts == "levels"
+
+    def level_priors(self, x: Batch, condition: Condition | None = None) -> Tensor:
+        gamma = self.process.schedule.ends()[0].expand(len(x))
+        prediction = self.denoiser(diffuse(x, gamma, torch.zeros_like(x)), gamma, condition)
+        return prediction.priors if isinstance(prediction, LevelsPrediction) else super().level_priors(x, condition)
 
     def prior(self, x: Batch) -> PerItem:
         """Return KL_T = KL[q(z_T|x) ‖ N(0, ṽ I)] (B,): exact, without a draw."""

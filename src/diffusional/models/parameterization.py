@@ -167,6 +167,11 @@ class LevelsPrediction(Prediction):
         """ln p_k (B, K, *dims) at every position."""
         return level_log_probs(level_logits(self.output, self.head, self.space), self.z, self.gamma, self.space)
 
+    @property
+    def priors(self) -> PerLevel:
+        """The probabilities (B, K, *dims) of the levels before the evidence of the position itself."""
+        return level_logits(self.output, self.head, self.space).softmax(1)
+
     def frozen(self) -> "LevelsPrediction":
         fixed = {name: getattr(self, name).detach() for name in ("z", "gamma", "value", "output")}
         return replace(self, **fixed)
