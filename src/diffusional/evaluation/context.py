@@ -38,13 +38,11 @@ _NUMBERS = 2_000_000
 class Context:
     """The denoiser of independent positions with the priors of `Look.context`, (V, K, *dims).
 
-    >>> priors = torch.tensor([[[0.5], [0.5]]])
-    >>> look = Look(
-    ...     torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1).double(), torch.ones(1), torch.tensor([False]), priors
-    ... )
+    >>> x, noise, priors = torch.ones(2, 1), torch.tensor([[0.0], [-1.0]]), torch.full((2, 2, 1), 0.5)
+    >>> look = Look(x, noise, torch.zeros(2).double(), torch.ones(2), torch.zeros(2).bool(), priors)
     >>> expected, drawn = Context(Discrete((1,), levels=2)).at(look)
-    >>> at_zero = (1 - torch.tanh(torch.tensor(1.0))) ** 2                                    # x̂ = tanh(α z/σ²), z = α
-    >>> bool(((expected + drawn)[0, 0] - at_zero).abs() < 1e-6)
+    >>> error = (1 - torch.tanh(1 + noise)).square()                                    # x̂ = tanh(α z/σ²) = tanh(1 + ε)
+    >>> bool(((drawn[1] - drawn[0]) - (error[1] - error[0])).abs() < 1e-6)
     True
     """
 
