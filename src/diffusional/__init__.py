@@ -57,11 +57,13 @@ _NAMES = {
     "Plan": "evaluation.plan",
     "Run": "training.folder",
     "VAE": "models.vae",
+    "check_denoiser": "interop.check",
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.evaluation",
     "load": "training.run",
     "load_checkpoint": "interop.checkpoint",
     "load_run": "training.folder",
+    "score": "evaluation.score",
     "train": "training.loop",
     "wrap": "interop.wrap",
 }

@@ -19,10 +19,12 @@ from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.plan import Plan as Plan
 from diffusional.evaluation.result import Evaluation as Evaluation
+from diffusional.evaluation.score import score as score
 from diffusional.forward import ForwardProcess as ForwardProcess
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion
 from diffusional.forward import NonMarkovDiffusion as NonMarkovDiffusion
 from diffusional.gaussian import Gaussian as Gaussian
+from diffusional.interop.check import check_denoiser as check_denoiser
 from diffusional.interop.checkpoint import load_checkpoint as load_checkpoint
 from diffusional.interop.wrap import wrap as wrap
 from diffusional.ledger import Estimate as Estimate

@@ -843,4 +843,32 @@ FAULTS = [
         "self.visits < 1:",
         "evaluation/test_target.py",
     ),
+    fault(
+        "evaluation/score.py",
+        "ties not counted in the AUROC",
+        'above = (np.searchsorted(q, p, "left") + np.searchsorted(q, p, "right"))',
+        'above = (np.searchsorted(q, p, "left") + np.searchsorted(q, p, "left"))',
+        "evaluation/test_score.py::test_auroc_is_the_mann_whitney_statistic_with_delong_error",
+    ),
+    fault(
+        "evaluation/score.py",
+        "DeLong's variance from the positives only",
+        "+ below.var(ddof=1) / len(q)",
+        "+ 0 * below.var(ddof=1) / len(q)",
+        "evaluation/test_score.py::test_auroc_is_the_mann_whitney_statistic_with_delong_error",
+    ),
+    fault(
+        "evaluation/score.py",
+        "mean cost of a band instead of its sum",
+        ".mean(2) * (high - low)",
+        ".mean(2) * (high - low).clamp(max=1)",
+        "evaluation/test_score.py::test_the_profile_adds_up_to_the_cost_of_the_levels",
+    ),
+    fault(
+        "evaluation/score.py",
+        "typicality without its sign taken off",
+        "(self.nelbo - self._reference.mean()).abs()",
+        "(self.nelbo - self._reference.mean())",
+        "evaluation/test_score.py::test_outliers_on_either_side_are_found_by_typicality_and_profile",
+    ),
 ]

@@ -1,0 +1,269 @@
+"""The fault finder on a network that is optimal for a known world, read right and in every wrong way."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import diffusional as df
+from diffusional import (
+    Continuous,
+    Denoiser,
+    DiffusionalError,
+    DiffusionModel,
+    Discrete,
+    GaussianDiffusion,
+    exact,
+    likelihood,
+    schedule,
+)
+from diffusional.interop.check import Reading, check_denoiser
+from diffusional.models.parameterization import Prediction
+from diffusional.shapes import align
+
+T = 1000
+SHAPE = (3, 2, 2)
+EDM_INPUT = "z/α divided by √(σ²/α² + 0.25)"
+PIXELS = Discrete(SHAPE, 256)
+
+
+def pictures(seed: int = 0, n: int = 24) -> Tensor:
+    """Items (n, 3, 2, 2) of 256 levels whose channels have different means: smooth pictures, red above green above blue."""
+    generator = torch.Generator().manual_seed(seed)
+    shared, own = torch.randn(n, 1, 1, 1, generator=generator), torch.randn(n, *SHAPE, generator=generator)
+    means = torch.tensor([0.4, 0.0, -0.5])[:, None, None]
+    return PIXELS.encode(((means + 0.25 * shared + 0.08 * own).clamp(-1, 1) * 127.5 + 127.5).round().long())
+
+
+WORLD = exact.Gaussian(
+    torch.tensor([0.4, 0.0, -0.5], dtype=torch.float64).repeat_interleave(4),
+    0.25**2 * torch.ones(12, 12, dtype=torch.float64) + 0.08**2 * torch.eye(12, dtype=torch.float64),
+)
+
+
+class Trained(nn.Module):
+    """The optimal network for WORLD, trained on m x + k, as a function of its scaled z and the time that its clock shows.
+
+    `gamma_of` inverts the clock; `output` is what it returns.
+    """
+
+    def __init__(
+        self, output: str, gamma_of: Callable[[Tensor], Tensor], m: float = 1.0, k: float = 0.0, scale: str = "z"
+    ) -> None:
+        super().__init__()
+        self.output, self.gamma_of, self.m, self.k, self.scale = output, gamma_of, m, k, scale
+
+    def forward(self, seen: Tensor, time: Tensor) -> Tensor:
+        gamma = self.gamma_of(time).double()
+        g = align(gamma, seen)
+        alpha, sigma = torch.sigmoid(-g).sqrt(), torch.sigmoid(g).sqrt()
+        ratio = torch.exp(0.5 * g)  # σ/α
+        unscaled = {
+            "z": seen.double(),
+            "z/(α + σ)": seen.double() * (alpha + sigma),
+            EDM_INPUT: seen.double() * alpha * (ratio**2 + 0.25).sqrt(),
+        }
+        z = unscaled[self.scale]
+        # The same noise in units of x: (z − α k)/(α m) = x + σ/(α m) ε, as a variance-preserving latent at γ − 2 ln m.
+        gamma_x = gamma - 2 * torch.log(torch.tensor(self.m, dtype=torch.float64))
+        own = (z - alpha * self.k) / (alpha * self.m) * torch.sigmoid(-align(gamma_x, seen)).sqrt()
+        x_hat = self.m * WORLD.optimum(own.flatten(1), gamma_x)[0].reshape(z.shape) + self.k
+        noise = (z - alpha * x_hat) / sigma
+        outputs = {
+            "noise": noise,
+            "data": x_hat,
+            "v": alpha * noise - sigma * x_hat,
+            "score": -noise / sigma,
+            "velocity": noise - x_hat,
+            "EDM's F, σ_data = 0.5": (x_hat - 0.25 / (ratio**2 + 0.25) * z / alpha)
+            * (ratio**2 + 0.25).sqrt()
+            / (0.5 * ratio),
+        }
+        return outputs[self.output].to(seen.dtype)
+
+
+LINEAR, COSINE = schedule.linear(T), schedule.cosine(T)
+
+
+def by_index(one: schedule.Schedule) -> Callable[[Tensor], Tensor]:
+    return lambda time: one.grid()[time.round().long().clamp(0, T - 1)]
+
+
+def index_of(one: schedule.Schedule) -> Callable[[Tensor], Tensor]:
+    return lambda log_snr: (-log_snr.double()[:, None] - one.grid()).abs().argmin(1)
+
+
+def model(
+    network: nn.Module,
+    predicts: str = "noise",
+    of: schedule.Schedule = LINEAR,
+    time: Callable[[Tensor], Tensor] | None = None,
+    space: Discrete = PIXELS,
+) -> DiffusionModel:
+    """A model that declares all this of a network."""
+    denoiser = Denoiser(network, predicts, time=time or index_of(of))  # type: ignore[arg-type]
+    return DiffusionModel(GaussianDiffusion(of), denoiser, likelihood.DiscretizedGaussian(space))
+
+
+NETWORK = Trained("noise", by_index(LINEAR))
+HALF = Discrete(SHAPE, 256, low=0.0, high=1.0)
+FAULTS = {
+    "output": (model(NETWORK, "v"), pictures(), {"output": "noise"}),
+    "schedule": (model(NETWORK, of=COSINE), pictures(), {"clock": "the linear schedule's index"}),
+    "reversed": (
+        model(NETWORK, time=lambda log_snr: T - 1 - index_of(LINEAR)(log_snr)),
+        pictures(),
+        {"clock": "as declared, reversed"},
+    ),
+    "scaled time": (
+        model(NETWORK, time=lambda log_snr: index_of(LINEAR)(log_snr) / T),
+        pictures(),
+        {"clock": f"as declared, times {T}"},
+    ),
+    "range": (model(NETWORK, space=HALF), (pictures() + 1) / 2, {"data": "[−1, 1]"}),
+    "channels": (model(NETWORK), pictures().flip(1), {"channels": "reversed"}),
+    "two at once": (
+        model(NETWORK, "v", of=COSINE),
+        pictures(),
+        {"output": "noise", "clock": "the linear schedule's index"},
+    ),
+}
+
+
+def names_of(reading: Reading, names: dict[str, str]) -> dict[str, str]:
+    return {name: getattr(reading, name) for name in names}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_finds_the_declarations_that_are_wrong(fault: str) -> None:
+    declared, x, expected = FAULTS[fault]
+    found = check_denoiser(declared, x)
+    assert set(found.declared.differences(found.best)) == set(expected)
+    assert names_of(found.best, expected) == expected
+    assert len(found.findings) == 1
+    assert all(value in found.findings[0] for value in expected.values())
+    assert found.margin > 4 * found.error > 0
+
+
+@pytest.mark.parametrize("output", ["noise", "data", "v", "score"])
+def test_nothing_is_found_where_nothing_is_wrong(output: str) -> None:
+    for of in (LINEAR, COSINE):
+        found = check_denoiser(model(Trained(output, by_index(of)), output, of), pictures())
+        assert found.findings == ()
+        assert found.best == found.declared
+        assert (found.margin, found.error) == (0.0, 0.0)
+
+
+def test_foreign_inputs_and_outputs_are_recognised() -> None:
+    flow = Trained("velocity", lambda t: 2 * torch.logit(t.double().clamp(1e-6, 1 - 1e-6)), scale="z/(α + σ)")
+    found = check_denoiser(model(flow, time=lambda log_snr: torch.sigmoid(-0.5 * log_snr)), pictures())
+    assert names_of(found.best, {"output": "", "input": ""}) == {"output": "velocity", "input": "z/(α + σ)"}
+
+    scale = EDM_INPUT
+    edm = Trained("EDM's F, σ_data = 0.5", lambda time: 8 * time.double(), scale=scale)
+    found = check_denoiser(model(edm, "data", time=lambda log_snr: -log_snr / 8), pictures())
+    assert names_of(found.best, {"output": "", "input": ""}) == {"output": "EDM's F, σ_data = 0.5", "input": scale}
+
+
+def test_wrapped_networks_are_read_as_they_are_declared() -> None:
+    edm = Trained("EDM's F, σ_data = 0.5", lambda time: 8 * time.double(), scale=EDM_INPUT)
+    flow = Trained("velocity", lambda t: 2 * torch.logit(t.double().clamp(1e-6, 1 - 1e-6)), scale="z/(α + σ)")
+    for denoiser, output in (
+        (df.wrap.edm(edm, sigma_data=0.5), "EDM's F, σ_data = 0.5"),
+        (df.wrap.flow(flow), "velocity"),
+    ):
+        found = check_denoiser(
+            DiffusionModel(GaussianDiffusion(LINEAR), denoiser, likelihood.DiscretizedGaussian(PIXELS)), pictures()
+        )
+        assert found.findings == ()
+        assert (found.declared.output, found.declared.input) == (output, EDM_INPUT if "EDM" in output else "z/(α + σ)")
+    # The velocity points the other way.
+    wrong = df.wrap.flow(flow, counts="data")
+    found = check_denoiser(
+        DiffusionModel(GaussianDiffusion(LINEAR), wrong, likelihood.DiscretizedGaussian(PIXELS)), pictures()
+    )
+    assert found.best.output == "velocity"
+    assert set(found.declared.differences(found.best)) == {"output", "clock"}
+    assert len(found.findings) == 1
+
+
+def test_an_unknown_fault_is_reported_without_a_cure() -> None:
+    class Wrong(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            return 0.5 * NETWORK(z, time)
+
+    found = check_denoiser(model(Wrong()), pictures())
+    assert len(found.findings) == 1
+    assert "slopes" in found.findings[0]
+
+
+def test_a_network_that_is_random_is_reported() -> None:
+    class Dropout(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            return nn.functional.dropout(NETWORK(z, time), 0.02, training=True)
+
+    assert "dropout" in check_denoiser(model(Dropout()), pictures()).findings[0]
+
+
+def test_slopes_and_errors_of_the_declared_reading() -> None:
+    # The optimal network is calibrated: E⟨target, output⟩ = E⟨output, output⟩, so that doubling its output halves the slope.
+    class Doubled(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            return 2 * NETWORK(z, time)
+
+    plain, doubled = (check_denoiser(model(net), pictures(), search=False) for net in (NETWORK, Doubled()))
+    torch.testing.assert_close(doubled.slope, plain.slope / 2)
+    assert bool(((plain.slope - 1).abs() < 0.2).all())
+    assert plain.network_evaluations == 2 * len(plain.gamma) * 16  # twice, to see whether the network is random
+    # ‖ε − ε̂‖²/D from the model's own prediction, at the same noise.
+    x = pictures()[:16]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = plain.gamma[3].expand(16)
+    z = (
+        torch.sigmoid(-g)[:, None, None, None].sqrt() * x.double()
+        + torch.sigmoid(g)[:, None, None, None].sqrt() * noise
+    )
+    said = model(NETWORK).denoiser(z, g)
+    assert isinstance(said, Prediction)
+    assert float(plain.squared_error[3]) == pytest.approx(
+        float(said.squared_error(x.double(), noise).mean()) / 12, rel=1e-5
+    )
+
+
+def test_the_record_is_json_and_the_text_names_the_finding() -> None:
+    found = check_denoiser(*FAULTS["output"][:2])
+    record = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (record["declared"]["output"], record["best"]["output"], record["format"]) == ("v", "noise", 1)
+    assert record["ranked"][0]["score"] <= record["ranked"][1]["score"]
+    assert str(found).splitlines()[0] == found.findings[0]
+    assert "nothing found" in str(check_denoiser(model(NETWORK), pictures(), search=False))
+
+
+def test_bad_input() -> None:
+    right = model(NETWORK)
+    with pytest.raises(DiffusionalError, match="at least 2 items, got 1"):
+        check_denoiser(right, pictures()[:1])
+    with pytest.raises(DiffusionalError, match="at least 2 noise levels, got 1"):
+        check_denoiser(right, pictures(), levels=1)
+    from diffusional import BinomialDiffusion, BinomialDiffusionModel
+    from diffusional.space import binary
+
+    bits = BinomialDiffusionModel(BinomialDiffusion.constant(5), lambda z, t: z, binary((4,)))
+    with pytest.raises(DiffusionalError, match="BinomialDiffusionModel"):
+        check_denoiser(bits, torch.ones(4, 4))
+    two = Denoiser(lambda z, s: torch.cat([z, z], 1), "noise", time=index_of(LINEAR))
+    with pytest.raises(DiffusionalError, match="learns_variance"):
+        check_denoiser(
+            DiffusionModel(GaussianDiffusion(LINEAR), two, likelihood.DiscretizedGaussian(PIXELS)), pictures()
+        )
+
+
+def test_real_values_keep_their_units() -> None:
+    world = exact.Gaussian(torch.zeros(2), torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
+    x = world.sample(32, torch.Generator().manual_seed(0))
+    decoder = likelihood.GaussianLikelihood(Continuous((2,)))
+    found = check_denoiser(DiffusionModel(GaussianDiffusion(LINEAR), world.denoiser("v"), decoder), x)
+    assert found.findings == ()
+    assert found.declared.data == "its own units"
