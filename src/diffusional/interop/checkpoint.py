@@ -329,7 +329,7 @@ def _download(name: str, subfolder: str | None, variant: str | None, revision: s
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars and diffusers' warnings, whose content is checked and reported here."""
+    """Silence progress bars and the warnings of diffusers, whose content is checked and reported here."""
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
