@@ -165,8 +165,9 @@ def test_refused(wrong: dict, message: str) -> None:
 
 
 def test_samples_are_decoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of 256 levels at every position of 128 images is 200 million numbers: the same draws, of fewer items at once."""
-    space = Discrete((3, 16, 16), 256)
+    """A table of 256 levels at every position of 256 images is 200 million numbers: the same draws, of fewer items at once."""
+    space = Discrete((3, 32, 32), 256)
+    count = batch_rows(space) + 20
     forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=3))
     model = DiffusionModel(forward, Denoiser(lambda z, log_snr: torch.tanh(z), "data"), DiscretizedGaussian(space))
     asked: list[int] = []
@@ -177,10 +178,10 @@ def test_samples_are_decoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         return of(prediction, rng)
 
     monkeypatch.setattr(model.likelihood, "sample", sample)
-    drawn = model.sample(450, generator())
-    assert max(asked) == batch_rows(space) < 450
-    assert sum(asked) == len(drawn) == 450
-    *_, z, _ = model.walk_back(450, generator())
+    drawn = model.sample(count, generator())
+    assert max(asked) == batch_rows(space) < count
+    assert sum(asked) == len(drawn) == count
+    *_, z, _ = model.walk_back(count, generator())
     space.check(drawn)
     # Each item's own: x is x̂(z_1) but for the decoder's σ_1/α_1 = 0.011 and half a bin.
     assert float((drawn - torch.tanh(z)).abs().max()) < 7 * 0.011 + 0.004
