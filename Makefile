@@ -9,7 +9,7 @@ export OMP_NUM_THREADS_TEST ?= 1
 # Compiled bytecode is kept, also where the environment forbids it: tests start many processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test readme results mutants mutants-changed random-mutants digest lint overhead clean
+.PHONY: help demo test fast readme results mutants mutants-changed random-mutants digest lint overhead clean
 .DEFAULT_GOAL := demo
 
 help:  ## list these commands
@@ -26,6 +26,9 @@ demo: $(READY)  ## train three models on real digits, and show their bounds
 
 test: $(READY)  ## run all tests, doctests included
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TEST) $(BIN)/python -m pytest -q -n auto
+
+fast: $(READY)  ## run the quick tests of every package, in less than a minute
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TEST) $(BIN)/python -m pytest -q -n auto -m "not slow" $$(grep -v '^#' tests/fast.txt)
 
 readme: $(READY)  ## run the README's code, and write its output into the README
 	$(BIN)/python tools/readme.py

@@ -11,6 +11,7 @@ from battery import F64, close, generator, plain_alpha, plain_posterior, plain_s
 from diffusional import schedule
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
+from diffusional.models import chain
 from diffusional.models.chain import batch_rows
 from diffusional.models.denoiser import Denoiser
 from diffusional.models.diffusion import DiffusionModel
@@ -165,9 +166,10 @@ def test_refused(wrong: dict, message: str) -> None:
 
 
 def test_samples_are_decoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of 256 levels at every position of 256 images is 200 million numbers: the same draws, of fewer items at once."""
-    space = Discrete((3, 32, 32), 256)
-    count = batch_rows(space) + 20
+    """A table of 256 levels at every position of many images is large: the same draws, of fewer items at once."""
+    monkeypatch.setattr(chain, "_NUMBERS", 1_000_000)
+    space = Discrete((3, 16, 16), 256)
+    count = 3 * batch_rows(space) + 2
     forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0, steps=3))
     model = DiffusionModel(forward, Denoiser(lambda z, log_snr: torch.tanh(z), "data"), DiscretizedGaussian(space))
     asked: list[int] = []
