@@ -200,13 +200,6 @@ FAULTS = [
         "evaluation/test_context.py::test_the_mean_is_that_of_the_sweep_whatever_the_coefficients",
     ),
     fault(
-        "models/diffusion.py",
-        "priors of an item with the scale of clean data",
-        "diffuse(x, gamma, torch.zeros_like(x)), gamma, condition)",
-        "x, gamma, condition)",
-        "evaluation/test_context.py::test_priors_are_those_of_the_item_without_noise",
-    ),
-    fault(
         "evaluation/histogram.py",
         "a table of ‖x − x̂‖² in x's unit",
         "return math.exp(-gamma) * (values",

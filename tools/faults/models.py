@@ -610,7 +610,7 @@ FAULTS = [
     fault(
         "models/level_mean.py",
         "levels counted around z/α where the prior draws the mode away",
-        "torch.clamp(mu - said, -pull, pull)",
+        "torch.clamp(mu - scaled, -pull, pull)",
         "0 * mu",
         "models/test_level_mean.py::test_value_and_slopes_are_those_of_the_table",
     ),
@@ -694,22 +694,22 @@ FAULTS = [
     fault(
         "models/denoiser.py",
         "x̂ clipped from below alone",
-        "said.data.clamp(self.low, self.high)",
-        "said.data.clamp(min=self.low)",
+        "prediction.data.clamp(self.low, self.high)",
+        "prediction.data.clamp(min=self.low)",
         "models/test_denoiser.py::test_clipped_is_the_same_x_within_the_range",
     ),
     fault(
         "models/denoiser.py",
         "another variance where x̂ is clipped",
-        "[x, 2 * said.fraction - 1]",
-        "[x, said.fraction]",
+        "[x, 2 * prediction.fraction - 1]",
+        "[x, prediction.fraction]",
         "models/test_denoiser.py::test_clipped_is_the_same_x_within_the_range",
     ),
     fault(
         "models/hvae.py",
         "a ladder's costs in the network's precision",
-        "(part.to(dtype) for part in said)",
-        "(part for part in said)",
+        "(part.to(dtype) for part in outputs)",
+        "(part for part in outputs)",
         "models/test_vae.py::test_costs_of_a_ladder_keep_their_precision_under_autocast",
     ),
     fault(
@@ -844,5 +844,12 @@ FAULTS = [
         "level.to(x.device) < self.reconstruction_share",
         "level.to(x.device) < RECONSTRUCTION_SHARE",
         "models/test_gaussian_chain.py::test_the_loss_and_its_gradient_are_those_of_the_ledger",
+    ),
+    fault(
+        "models/diffusion.py",
+        "priors of an item with the scale of clean data",
+        "diffuse(x, gamma, torch.zeros_like(x)), gamma, condition)",
+        "x, gamma, condition)",
+        "evaluation/test_context.py::test_priors_are_those_of_the_item_without_noise",
     ),
 ]
