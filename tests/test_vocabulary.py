@@ -70,7 +70,3 @@ def test_the_exit_status_reports_findings(
     (tmp_path / "dialect.py").write_text('raise ValueError("no items came; give at least one")\n')
     assert vocabulary.main([str(tmp_path)]) == 1
     assert "dialect.py:1: 'came'" in capsys.readouterr().out
-
-
-def test_exempt_packages_exist(vocabulary: ModuleType) -> None:
-    assert all((vocabulary.SOURCE / package).is_dir() for package in vocabulary.EXEMPT)

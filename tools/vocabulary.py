@@ -21,9 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "diffusional"
 ALLOW = "# vocabulary: allow"
 
-# Packages that are not converted yet. Remove an entry when its package passes.
-EXEMPT = ("evaluation", "models")
-
 
 @dataclass(frozen=True)
 class Pattern:
@@ -118,12 +115,9 @@ def texts(source: str, command_line: bool = False) -> Iterator[Text]:
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the Python files below some paths, except for those of `EXEMPT` packages."""
+    """Yield the Python files below some paths."""
     for path in paths:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            inside = file.resolve()
-            if not any(inside.is_relative_to(SOURCE / package) for package in EXEMPT):
-                yield file
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def main(arguments: list[str]) -> int:

@@ -150,7 +150,7 @@ def test_records_and_plans_are_kept(tmp_path: Path, x: Tensor) -> None:
     # A plan is for its own levels: another T, or the same T with other betas, has others.
     for betas in (constant(STEPS - 1), [0.05] * STEPS):
         other = df.BinomialDiffusionModel(df.BinomialDiffusion(betas), WORLD.network, model.space)
-        with pytest.raises(DiffusionalError, match="the plan was learned for"):
+        with pytest.raises(DiffusionalError, match="a plan for the model's"):
             VisitRecords(other, plan, x)
 
 

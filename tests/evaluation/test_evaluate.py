@@ -669,9 +669,9 @@ def test_models_of_continuous_time_take_any_grid_quietly() -> None:
             "expected a plan.*conditions and reference data",
         ),
         ({"visits": 2, "data": torch.full((2, 4), 0.3)}, "5 levels.* got 0.3 in item 0"),
-        ({"visits": 2, "plan": Plan.uniform(discrete(61))}, "the plan was learned for"),
+        ({"visits": 2, "plan": Plan.uniform(discrete(61))}, "a plan for the model's"),
         ({"plan": Plan.uniform(discrete(60))}, "target_error.* with a plan, reference data or records"),
-        ({"visits": 2, "steps": 61, "plan": Plan.uniform(discrete(60))}, "the plan was learned for"),
+        ({"visits": 2, "steps": 61, "plan": Plan.uniform(discrete(60))}, "a plan for the model's"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the model has T")

@@ -402,5 +402,5 @@ def test_foreign_records_are_refused(tmp_path: Path) -> None:
 
 
 def test_draws_want_a_plan_of_their_model() -> None:
-    with pytest.raises(DiffusionalError, match="the plan was learned for"):
+    with pytest.raises(DiffusionalError, match="a plan for the model's"):
         VisitRecords(discrete(31), Plan.uniform(discrete(30)), images())

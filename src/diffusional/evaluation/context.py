@@ -1,8 +1,8 @@
 """The control variate of a levels head: the network's own distribution of every position of an item, held fixed.
 
 A levels head predicts for every position a prior p_k over the levels, which it combines with the evidence of the noisy position itself
-(models/parameterization.py). One network evaluation of an item without noise, at the lowest γ, gives priors that know nearly all of the
-other positions. With these priors,
+(models/parameterization.py). One network evaluation of an item without noise, at the lowest γ, gives priors that depend on
+nearly all other positions. With these priors,
 
     x̂(z) = Σ_k x_k p_k N(z; α x_k, σ²) / Σ_k p_k N(z; α x_k, σ²)
 

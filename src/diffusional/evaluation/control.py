@@ -28,7 +28,7 @@ ENOUGH = 4
 
 @dataclass(frozen=True)
 class Look:
-    """What a control is computed from, for V visits.
+    """The inputs of a control for V visits.
 
     Attributes:
         x: (V, *dims), encoded.
@@ -65,7 +65,7 @@ class Control(Protocol):
     """
 
     name: str
-    # Whether the drawn function models the cost itself, so that its variance says how variable costs are.
+    # Whether the drawn function models the cost itself, so that its variance is an estimate of theirs.
     models_cost: bool
 
     @property

@@ -3,9 +3,9 @@
     x̂(z) = Σ_k x_k p(k) N(z; α x_k, σ²) / Σ_k p(k) N(z; α x_k, σ²)
 
 Its squared error at a position is a function of the level k there and of ε, h(k, ε) = (α²/σ²) (x_k − x̂(α x_k + σ ε))². A table holds h at
-49 values of ε, straight lines between them, at γ rounded to a quarter. The control is what the table says, not the denoiser: E_ε h is
-then Σ_j ω_j h(k, ε_j) exactly, with ω_j the normal expectations of the interpolating hat functions. Positions share four histograms, by
-their mean level; more bring nothing once moments of the noise are there. For the reconstruction the tables hold 2 (−ln p(k|z)) at γ_1 instead,
+49 values of ε, straight lines between them, at γ rounded to a quarter. The control is the interpolated table, not the denoiser, so that E_ε h
+is exactly Σ_j ω_j h(k, ε_j), with ω_j the normal expectations of the interpolating hat functions. Positions share four histograms, by
+their mean level; more of them do not help together with moments of the noise. For the reconstruction the tables hold 2 (−ln p(k|z)) at γ_1 instead,
 whose slope is ½.
 """
 
@@ -27,12 +27,12 @@ _GROUPS, _SMOOTHING, NODES, REACH = 4, 0.1, 49, 6.0
 _FINE = 0.125
 # Levels from which on tables would be large.
 MOST_LEVELS = 1024
-# Noise, in standard deviations of z, that never leads half way to another level: there is no error to look up.
+# A number of standard deviations of z that noise practically never exceeds: if half a bin is larger, the error is zero.
 _CERTAIN = 28.0
 
 
 class Histogram:
-    """Positions (D,) that belong to groups with histograms `probs` (M, K) of the levels; `group` (D,) says to which.
+    """Positions (D,) that belong to groups with histograms `probs` (M, K) of the levels; `group` (D,) has the group of each position.
 
     >>> world = Histogram(Discrete((1,), levels=2), torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
     >>> look = Look(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1).double(), torch.ones(1), torch.tensor([False]))
@@ -72,7 +72,7 @@ class Histogram:
         return {"probs": self.probs, "group": self.group}
 
     def _tables_at(self, gamma: float, first: bool) -> tuple[Tensor, Tensor]:
-        """h (M · K, nodes), and its expectations over ε (M · K,), at the table nearest to γ; of the reconstruction, at γ itself."""
+        """Return h (M · K, nodes) and its expectations over ε (M · K,), of the table nearest to γ, or with `first` of the one at γ."""
         gamma = gamma if first else round(gamma / TABLE_STEP) * TABLE_STEP
         if (gamma, first) not in self._tables:
             table = self._log_loss(gamma) if first else self._squared_error(gamma)
@@ -81,7 +81,7 @@ class Histogram:
         return self._tables[gamma, first]
 
     def _squared_error(self, gamma: float) -> Tensor:
-        """(α²/σ²) (x_k − x̂(α x_k + σ ε))² (M, K, nodes)."""
+        """Return (α²/σ²) (x_k − x̂(α x_k + σ ε))² (M, K, nodes)."""
         values = self.space.values.double()
         at = self._places(gamma)
         if at is None:
@@ -92,7 +92,7 @@ class Histogram:
         return math.exp(-gamma) * (values[:, None] - guess).square()
 
     def _log_loss(self, gamma: float) -> Tensor:
-        """2 (−ln p(k | α x_k + σ ε)) (M, K, nodes)."""
+        """Return 2 (−ln p(k | α x_k + σ ε)) (M, K, nodes)."""
         at = self._places(gamma)
         if at is None:
             return torch.zeros(len(self.probs), self.space.levels, len(self.nodes), dtype=torch.float64)
@@ -103,13 +103,14 @@ class Histogram:
         return 2 * (total - self.probs.log()[:, :, None] + 0.5 * self.nodes.square()).clamp(min=0)
 
     def _exponent(self, z: Tensor, gamma: float) -> Tensor:
-        """ln N(z; α x_k, σ²) (Z, K) up to a constant."""
+        """Return ln N(z; α x_k, σ²) (Z, K) up to a constant."""
         a, s = signal(gamma)
         return -0.5 * ((z[:, None] - a * self.space.values.double()) / s).square()
 
     def _places(self, gamma: float) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """A grid z (Z,), the likelihoods of the levels there (Z, K), each over the largest, and where on the grid α x_k + σ ε lies, (K, nodes):
-        after which point, and how far. None where the noise never leads half way to another level.
+        """Return a grid z (Z,), the likelihoods of the levels there (Z, K) relative to the largest, and the places of α x_k + σ ε on the grid
+        (K, nodes): the number of the point before, and the distance from it. The result is None if the noise practically never exceeds half
+        a bin.
         """
         a, s = signal(gamma)
         if a / s * self.space.width > 2 * _CERTAIN:
@@ -121,7 +122,7 @@ class Histogram:
         return z, (exponent - exponent.amax(1, keepdim=True)).exp(), before, at - before
 
     def _rows(self, x: Tensor) -> Tensor:
-        """The row of a table (B, D) that each position of x looks up."""
+        """Return the row of a table (B, D) that each position of x looks up."""
         return self.space.index(x).flatten(1) + self.group.to(x.device) * self.space.levels
 
     def at(self, look: Look) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,7 @@ class Histogram:
         return expected[:, None], drawn[:, None]
 
     def _counts(self, x: Tensor) -> Tensor:
-        """How many positions of each item look up each row, (B, M · K)."""
+        """Return the number of positions of each item that look up each row, (B, M · K)."""
         rows = self._rows(x)
         counts = torch.zeros(len(x), self.probs.numel(), dtype=torch.float64, device=x.device)
         return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
@@ -159,7 +160,7 @@ class Histogram:
         return (self._counts(x) @ (by_table @ means).T.to(x.device))[:, :, None]
 
     def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
-        # Positions are independent: variances add up. Of straight lines, the square's expectation is a little less than this.
+        # Positions are independent, so that variances add up. The weights overestimate the square of an interpolated function slightly.
         counts, out = self._counts(x).mean(0).cpu(), []
         for g in gamma.tolist():
             table, mean = self._tables_at(g, first)
@@ -168,7 +169,7 @@ class Histogram:
 
 
 def signal(gamma: float) -> tuple[float, float]:
-    """α and σ at γ."""
+    """Return α and σ at γ."""
     g = torch.tensor(gamma, dtype=torch.float64)
     return float(alpha(g)), float(sigma(g))
 

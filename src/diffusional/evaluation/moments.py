@@ -125,7 +125,7 @@ class Moments:
         return weight.double().sum(1).to(x.device)[:, None] * self._of_item(x)[:, None, :]
 
     def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
-        """Of exceedances, which are rare at low noise; the other moments are never rare, and the pilot sees their variance."""
+        """Return the variances of exceedances, which are rare at low noise. Those of the other moments are 0, since a pilot can estimate them."""
         out = torch.zeros(len(gamma), len(self.draws), dtype=torch.float64)
         if not isinstance(self.space, Discrete):
             return out

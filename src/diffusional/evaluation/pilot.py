@@ -35,15 +35,15 @@ from diffusional.evaluation.wiener import Wiener
 from diffusional.models.base import device_of
 from diffusional.models.chain import AffineCosts, Chain
 
-# This part of the pilot goes to all cells alike.
+# The part of the pilot that is divided equally among all cells.
 _EVEN = 0.3
-# Of all visits, this part goes to every cell alike, whatever the pilot found.
+# The part of all visits of an evaluation that is divided equally among all cells.
 _FLOOR = 0.1
-# How many draws of its own a cell needs to outweigh the others.
+# The number of draws of a cell that have the same weight as the other cells.
 _SHRINK = 10.0
 # Functions of the noise that vary by less than this part of the costs' variance are left out: their coefficients would be rounding.
 _LEAST = 1e-8
-# Its neighbours: so many cells on either side. No cell's share is taken for less than this part of the largest of theirs.
+# The number of neighbours of a cell on either side. A cell's share is at least this part of the largest of theirs.
 _AROUND = 2
 _LEAST_OF_AROUND = 0.6
 # Visits of every item of a pilot that evaluates contexts.
@@ -66,7 +66,7 @@ def fit(
     like: Plan | None,
     draws: Callable[[float], float] | None,
 ) -> Plan:
-    """As `Plan.fit`, of a model that is not training."""
+    """Do the work of `Plan.fit`, for a model in evaluation mode."""
     device = device_of(model.whole(), data)
     said = about(model)
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
@@ -92,7 +92,7 @@ def fit(
         replayed = like.met
 
     def visit(n: int) -> _Seen:
-        """Make n more evaluations under the plan as it is, and return everything seen so far."""
+        """Make n further evaluations under the present plan, and return the results of all evaluations."""
         repeats = -(-n // len(visited))
         item = visited[torch.cat([torch.randperm(len(visited), generator=generator) for _ in range(repeats)])[:n]]
         v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
@@ -158,7 +158,7 @@ def fit(
 
 def _further(done: int, draws: float) -> int:
     """Return how many more evaluations a pilot of `done` should make for an evaluation that will take `draws`: up to √(κ draws) in all, and
-    three times as many as it has at once, since a short pilot knows the variance poorly.
+    three times as many as it has at once, since the variance from a short pilot is inaccurate.
 
     >>> _further(500, 500.0), _further(500, 2000.0), _further(500, 1e6)
     (0, 500, 1000)
@@ -169,7 +169,7 @@ def _further(done: int, draws: float) -> int:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the pilot saw: `cell` (V,), `costs` (V,), and the controls' functions of item and level (V, E) and of the noise (V, F)."""
+    """The results of a pilot: `cell` (V,), `costs` (V,), and the controls' functions of item and level (V, E) and of the noise (V, F)."""
 
     cell: Tensor
     costs: Tensor
@@ -245,7 +245,9 @@ def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor)
 
 
 def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:
-    """Cells of equal shares of Wiener's cost (where there is one) and of γ, or of the levels of a chain without controls; each as likely as the next."""
+    """Return a plan with equally likely cells. They have equal shares of the cost under Wiener's control, if there is one, and of γ, or
+    equal numbers of levels for a chain without controls.
+    """
     n = resolution(model)
     edges = torch.arange(n + 1) + 1 if model.timesteps is not None else torch.arange(n + 1).double() / n
     density = torch.ones(n, dtype=torch.float64)
@@ -263,7 +265,7 @@ def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int)
 
 
 def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
-    """The density of cells over the levels, or parts of [0, 1], between `edges`."""
+    """Return the density of cells over the levels, or parts of [0, 1], between `edges`."""
     ends = model.edge_gammas(edges)
     density = (ends[1:] - ends[:-1]).detach().cpu()
     density = density / density.sum()
@@ -303,10 +305,12 @@ def _known_variance(
 
 
 def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
-    """Coefficients by ridge regression in each cell towards those of its neighbours and of all cells, and π from what is left."""
+    """Return the plan with coefficients from ridge regression in each cell, towards those of its neighbours and of all cells, and with π from
+    the residuals.
+    """
     cells, cell, features = plan.cells + 1, seen.cell, seen.features
     expects = seen.expected.shape[1]
-    # Of functions of the noise, what is known of their variance, and of which controls they are models of the cost.
+    # The known variances of the functions of the noise, and whether their controls are models of the cost.
     # The functions of items that a context gives vary as much over the items as those of the noise do.
     of_items = [
         known[columns(plan.controls, [k])[1]]
@@ -328,7 +332,7 @@ def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
             varied[:, c] = centred[rows].square().mean(0)
             most = torch.cat([costs[rows].square().mean()[None], known[models, c]]).max()
             unit[c] = most.sqrt().clamp(min=1e-12)
-    # What a feature varies by in a cell: what was seen or what is known, whichever is more.
+    # The variance of a feature in a cell: the observed or the known one, whichever is larger.
     varies = torch.maximum(varied, known)
     scaled, scaled_costs, scaled_varies = centred / unit[cell, None], costs / unit[cell], varies / unit.square()
 
@@ -365,7 +369,7 @@ def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
 
 
 def _ridge(features: Tensor, target: Tensor, towards: Tensor, varies: Tensor, least: float) -> Tensor:
-    """Least squares (F,) of a target (V,) on features (V, F) that vary by `varies` (F,), with a pull of _SHRINK draws towards given
+    """Return least-squares coefficients (F,) of a target (V,) on features (V, F) that vary by `varies` (F,), with a pull of _SHRINK draws towards given
     coefficients. Features that vary by less than `least`, such as by rounding, keep these.
     """
     unit = varies.sqrt()
@@ -376,10 +380,10 @@ def _ridge(features: Tensor, target: Tensor, towards: Tensor, varies: Tensor, le
 
 
 def _informed(scale: Tensor, count: Tensor, seen: Tensor, known: Tensor) -> Tensor:
-    """s_c, where the pilot saw less of the controls' variance than there is: their neighbours' s² per variance, times it."""
+    """Return s_c, corrected if the pilot saw less than the known variance of the controls: by the s² of neighbours per variance, times it."""
     around = [slice(max(0, c - _AROUND), c + _AROUND + 1) for c in range(len(scale))]
     squares = scale.square()
-    # Each cell counts for as much as it is like its surroundings: ratios, not sums, whose largest would speak for all.
+    # The median of the ratios of neighbours, since a ratio of sums would be dominated by the largest.
     ratio = squares / torch.maximum(seen, known).clamp(min=1e-300)
     lent = torch.stack([ratio[some].median() for some in around]) * known
     informative = count * (seen / known.clamp(min=1e-300)).clamp(max=1)
@@ -387,8 +391,8 @@ def _informed(scale: Tensor, count: Tensor, seen: Tensor, known: Tensor) -> Tens
 
 
 def _smoothed(share: Tensor, count: Tensor) -> Tensor:
-    """Each cell's share, lent to by its neighbours (the reconstruction excepted) as if they were _SHRINK draws, and at least
-    a part of the largest of four around it: a pilot that met no rare cost in a cell has met its like next to it.
+    """Return each cell's share, combined with that of its neighbours (except for the reconstruction) as if these were _SHRINK draws. It is at
+    least a part of the largest of four around it, since a pilot that met no rare cost in a cell may have met similar ones in these.
     """
     squares = share[1:].square()
     around = torch.nn.functional.pad(squares[None, None], (1, 1), mode="replicate")[0, 0]

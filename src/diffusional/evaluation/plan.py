@@ -1,6 +1,7 @@
-"""The plan of an evaluation: where to look, and what to subtract. Learned on training data, saved, used again.
+"""The plan of an evaluation: the probabilities of its visits, and the controls that are subtracted. It is learned from training data, saved and
+used again.
 
-The levels are cut into cells c, and the reconstruction is a cell of its own. A visit draws a cell with probability π_c, a
+The levels are divided into cells c, and the reconstruction is a cell of its own. A visit draws a cell with probability π_c, a
 level t uniformly in it (so that q_t = π_c/n_c, or a density in continuous time), and one noise ε. With E_k(x, t) functions of item and
 level, and h_k(x, t, ε) functions of the noise with mean zero, which the controls offer (control.py),
 
@@ -11,11 +12,11 @@ is unbiased for every π > 0 and every coefficient (MATH (22)); Σ_t E_ε g_t ne
 Coefficients, and π for the least variance of (a), come from a pilot (pilot.py). Draws are independent, so that their spread within an item
 is the error of its mean.
 
-The constants a_c take off what the levels differ by, so stratifying over levels, which does the same, has nothing left to gain; nor
-do antithetic pairs (benchmarks/antithetic.py).
+The constants a_c remove the differences between levels, so that stratifying over levels brings no further gain; nor do antithetic pairs
+(benchmarks/antithetic.py).
 
-A chain whose costs are not affine in the squared error of the noise goes the same way with the controls of its family, if it has any;
-otherwise g is a_c.
+For a chain whose costs are not affine in the squared error of the noise, the controls are those of its family, if it has any; otherwise g is
+a_c.
 
 Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte Carlo theory, methods and examples, ch. 8–9.
 """
@@ -47,14 +48,14 @@ from diffusional.seeds import check_seed
 PILOT, SHORTEST, CELLS = 3000, 500, 32
 # Draws record the cell of a visit as int16, with 0 for the reconstruction.
 _MOST_CELLS = 2**15 - 1
-# What must agree between a plan and a model.
+# The properties that a plan and a model must have in common.
 _SAID = {
-    "latents": "a number of latents",
-    "gamma": "noise levels γ",
-    "space": "a space",
-    "decoder": "a decoder",
+    "latents": "number of latents",
+    "gamma": "noise levels γ (hash)",
+    "space": "space",
+    "decoder": "decoder",
 }
-# What two pilots must have in common for the differences of their costs to be differences between the models.
+# Entries of the provenance in which two pilots must agree, so that differences of their costs are differences between the models.
 _PILOT = ("seed", "data_sha256", "condition_sha256")
 # The tensors of a plan, without those of its controls.
 _NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
@@ -85,8 +86,8 @@ class Plan:
         expected: (E, C + 1) b_ck.
         drawn: (F, C + 1) β_ck.
         scale: (C + 1,) s_c, nats.
-        controls: with E functions of item and level and F functions of the noise in all.
-        provenance: what it was learned from.
+        controls: control variates, which together have E functions of item and level and F functions of the noise.
+        provenance: the origin of the plan: data, seed, weights and so on.
         met: the pilot's visits and residuals. Scores do not depend on them, and they are not part of `sha256`.
 
     Raises DiffusionalError unless there are at most 32,767 cells of levels, the edges increase, the probabilities are finite, positive
@@ -148,7 +149,7 @@ class Plan:
 
     @property
     def learned(self) -> bool:
-        """Whether a pilot learned the plan, so that it expects something of the costs."""
+        """Whether a pilot learned the plan, so that it has expectations of the costs."""
         return self.provenance.get("method") == "pilot"
 
     @property
@@ -157,7 +158,8 @@ class Plan:
 
     @classmethod
     def uniform(cls, model: LatentVariableModel, cells: int = CELLS) -> "Plan":
-        """No pilot, no controls: every level alike; z_1, where the network is needed there, as often as a cell.
+        """Return a plan without pilot and controls: all levels are equally likely, and z_1, if its decoder needs the network, as likely as a
+        cell.
 
         >>> from diffusional import schedule, space, likelihood, DiffusionModel, GaussianDiffusion, Denoiser
         >>> forward = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0, steps=101))
@@ -229,7 +231,7 @@ class Plan:
         return LevelVisits(cell, level, weight / self.mass[cell])
 
     def _levels(self, cell: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
-        """A level at `within` [0, 1) of each cell, and the cell's measure: its number of levels, or its length in u."""
+        """Return a level at `within` [0, 1) of each cell, and the cell's measure: its number of levels, or its length in u."""
         at = (cell - 1).clamp(min=0)
         start, width = self.edges[at], self.edges[at + 1] - self.edges[at]
         if self.continuous:
@@ -260,19 +262,19 @@ class Plan:
         return self._subtracted(visits.cell, *visit_features(model, self.controls, x, visits, noise, context))
 
     def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        """−ln p(x|z_1) − g (V,) where the decoder needs no network: every visit has one for nothing."""
+        """Return −ln p(x|z_1) − g (V,) for a decoder without network, of which every visit has a draw."""
         zero = torch.zeros(len(x), dtype=torch.long)
         visits = LevelVisits(zero, zero + 1, torch.ones(len(x), dtype=torch.float64))
         return self.residuals(model, x, visits, noise, None, context)
 
     def _subtracted(self, cell: Tensor, expected: Tensor, drawn: Tensor) -> Tensor:
-        """g (V,) from the controls' functions (V, E) and (V, F), `visit_features`."""
+        """Return g (V,) from the controls' functions (V, E) and (V, F), `visit_features`."""
         of_item = (expected * self.expected[:, cell].T).sum(1)
         return self.constant[cell] + of_item + (drawn * self.drawn[:, cell].T).sum(1)
 
     @torch.no_grad()
     def base(self, model: Chain, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return Σ_{t in c} E_ε g_t (N, C + 1), nats: what is known of each cell without a visit, the reconstruction first. `context`
+        """Return Σ_{t in c} E_ε g_t (N, C + 1), nats: the part of each cell's cost that needs no visit, the reconstruction first. `context`
         (N, K, *dims) is that of the items, if a control needs it.
         """
         total = (self.constant[1:] * self.width[1:]).expand(len(x), -1).clone()
@@ -302,13 +304,12 @@ class Plan:
         for key, what in _SAID.items():
             if key in its and its[key] != mine[key]:
                 raise DiffusionalError(
-                    f"the plan was learned for {what} that the model doesn't have: {its[key]} there, {mine[key]} here; learn one for "
-                    "this model"
+                    f"expected a plan for the model's {what}, {mine[key]}, got one for {its[key]}; learn a plan for this model"
                 )
 
     @property
     def draw_variance(self) -> float:
-        """What one visit's variance is expected to be, nats² per item: Σ_c (n_c s_c)²/π_c."""
+        """The expected variance of one visit, nats² per item: Σ_c (n_c s_c)²/π_c."""
         return self._of_one_visit(self.scale.square())
 
     def paired_variance(self, other: "Plan") -> float:
@@ -349,13 +350,13 @@ class Plan:
         return ours.left - theirs.left
 
     def _of_one_visit(self, squares: Tensor) -> float:
-        """Σ_c n_c² squares_c/π_c, with squares (C + 1,) the variance of one cost in each cell."""
+        """Return Σ_c n_c² squares_c/π_c, with squares (C + 1,) the variance of one cost in each cell."""
         parts = self.width.square() * squares / self.mass.clamp(min=1e-12)
         free = parts[0] if self.mass[0] > 0 else squares[0]
         return float(parts[1:].sum() + free)
 
     def sha256(self) -> str:
-        """A hash of all that decides a score: cells, probabilities, coefficients, and the controls' own numbers."""
+        """Return a hash of everything that a score depends on: cells, probabilities, coefficients, and the state of the controls."""
         return tensor_hash(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -416,7 +417,7 @@ class Plan:
             ) from error
         if not intact:
             raise DiffusionalError(
-                f"{path} and {path.with_suffix('.safetensors')} don't belong together; learn the plan again"
+                f"expected {path} and {path.with_suffix('.safetensors')} to be of the same plan, got different numbers; learn the plan again"
             )
         plan.check(model)
         return plan
@@ -442,36 +443,37 @@ def visited(model: LatentVariableModel) -> Chain:
     chain = model.visited()
     if chain is None:
         raise DiffusionalError(
-            f"a plan says which levels to visit, but a {type(model).__name__} has none that can be visited one by one; evaluate it without "
-            "a plan"
+            f"expected a model with levels that can be visited one by one, for a plan, got a {type(model).__name__}; evaluate it without a plan"
         )
     return chain
 
 
 def about(model: Chain) -> dict[str, Any]:
-    """What a plan says of the model that it was learned for."""
+    """Return the properties of a model by which a plan checks that it fits the model."""
     grid = model.noise_levels()
     digest = hashlib.sha256(json.dumps([f"{g:.9g}" for g in grid.tolist()]).encode()).hexdigest()
     return {
         "latents": model.steps,
         "gamma": digest[:16],
         "space": model.space.to_dict(),
-        "decoder": "network" if model.decoder_uses_network else "z_1 alone",
+        "decoder": "network"
+        if model.decoder_uses_network
+        else "z_1 alone",  # vocabulary: allow, since plans have this value
     }
 
 
 def same_pilot(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two plans, by their provenance, come from pilots on the same items with the same conditions and noise."""
+    """Return whether two plans, by their provenance, are from pilots on the same items with the same conditions and noise."""
     return all(one.get(key) == other.get(key) for key in _PILOT)
 
 
 def resolution(model: Chain) -> int:
-    """Of cells' edges: levels, or parts of continuous time."""
+    """Return the number of possible edges of cells: levels, or parts of continuous time."""
     return model.timesteps or 4096
 
 
 def equal_mass_edges(model: Chain, cells: int, density: Tensor) -> Tensor:
-    """Edges of at most `cells` cells of about equal shares of a density over the levels (or over as many parts of [0, 1])."""
+    """Return edges of at most `cells` cells of about equal shares of a density over the levels (or over as many parts of [0, 1])."""
     if cells < 1:
         raise DiffusionalError(f"expected at least one cell of levels (cells), got {cells}")
     n = len(density)

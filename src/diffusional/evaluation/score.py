@@ -1,11 +1,11 @@
-"""Scores of single items: how many nats each costs, how that compares with training items, and at which noise levels it pays.
+"""Scores of single items: their cost in nats, in comparison with training items, and by noise level.
 
-Three scores tell outliers from items like those of training (the reference), all larger for what is less like them:
+Three scores separate outliers from items like those of training (the reference). All are larger for items that are less like the reference:
 
     nelbo        S_i, the item's NELBO. Simple images can score lower than the training data (Nalisnick et al. 2019).
     typicality   |S_i − mean of the reference's S|: far from the typical cost on either side.
     profile      Σ_c ((P_ic − μ_c)/s_c)², with P_ic the item's cost in the c-th band of noise levels and μ_c, s_c the mean and the standard
-                 deviation of the reference there: many statistics in place of one (Morningstar et al. 2021).
+                 deviation of the reference there: many statistics instead of one (Morningstar et al. 2021).
 
 References: Nalisnick et al. 2019, "Detecting out-of-distribution inputs to deep generative models using typicality"; Morningstar et al.
 2021, "Density of states estimation for out-of-distribution detection"; DeLong et al. 1988 (the error of an AUROC).
@@ -141,7 +141,7 @@ class Scores:
         ]()
 
     def auroc(self, outlier: Tensor, by: str = "nelbo") -> Auroc:
-        """Return how well a score tells outliers from other items: the AUROC with its error over items.
+        """Return how well a score separates outliers from other items: the AUROC with its error over items.
 
         The noise of the scores is part of the result: more visits raise it.
 

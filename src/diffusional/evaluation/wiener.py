@@ -119,7 +119,7 @@ class Wiener:
         return self.shape is None and self.vectors.shape[0] != self.vectors.shape[1]
 
     def _rotated(self, flat: Tensor) -> Tensor:
-        """Vᵀ y (B, D) of y (B, D), in y's type; of a low rank (B, R + D), the part outside the span being a vector of its own."""
+        """Return Vᵀ y (B, D) for y (B, D), in y's type. For a low rank it is (B, R + D), with the part outside the span as a further vector."""
         vectors = self.vectors.to(flat)
         if self.shape is not None:
             y = flat.view(-1, *self.shape)
@@ -131,7 +131,7 @@ class Wiener:
         return flat @ vectors
 
     def _eigen(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """λ_e (D,), and E ε_e² (D,): 1, or of the vector outside a low rank's span its share of the dimensions there."""
+        """Return λ_e (D,) and E ε_e² (D,), which is 1, or for the part outside the span of a low rank its share of the dimensions."""
         eigenvalues, unit = self.eigenvalues.to(device), torch.ones(1, dtype=torch.float64, device=device)
         if not self._low:
             return eigenvalues, unit.expand(len(eigenvalues))
@@ -140,7 +140,7 @@ class Wiener:
         return eigenvalues, torch.cat([unit.expand(rank), (unit * (d - rank) / d).expand(d)])
 
     def _spectrum(self, gamma: Tensor, eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B (L, D) at γ (L,)."""
+        """Return A and B (L, D) at γ (L,)."""
         a, s = alpha(gamma)[:, None], sigma(gamma)[:, None]
         kept = s.square() / (a.square() * eigenvalues + s.square())
         return a / s * kept, a.square() * eigenvalues / (a.square() * eigenvalues + s.square())
@@ -152,7 +152,7 @@ class Wiener:
             yield some, *self._spectrum(gamma, eigenvalues[some]), unit[some]
 
     def _sums(self, gamma: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_l weight_ml A² (M, D) and Σ_l weight_ml Σ_e B² E ε_e² (M,), a part of the directions at a time."""
+        """Return Σ_l weight_ml A² (M, D) and Σ_l weight_ml Σ_e B² E ε_e² (M,), a part of the directions at a time."""
         of_item, of_noise = [], torch.zeros(len(weight), dtype=torch.float64, device=gamma.device)
         for _, a, b, unit in self._parts(gamma):
             of_item.append(weight @ a.square())
@@ -163,7 +163,7 @@ class Wiener:
         return self._rotated(self._typed(x - self.mean.view(x.shape[1:]).to(x)))
 
     def _typed(self, x: Tensor) -> Tensor:
-        """Flat, in float64 where the products are small enough for it."""
+        """Return x as vectors (B, D), in float64 if the matrix products are small enough."""
         flat = x.flatten(1)
         return flat.double() if flat.shape[1] <= DENSE else flat
 
@@ -197,7 +197,7 @@ class Wiener:
         return out
 
     def _squares(self, x: Tensor) -> Tensor:
-        """The mean over items of d² (D,)."""
+        """Return the mean over items of d² (D,)."""
         step = max(1, _NUMBERS // x[0].numel())
         return torch.stack([self._deviation(some).square().double().sum(0).cpu() for some in x.split(step)]).sum(
             0
