@@ -738,7 +738,7 @@ def test_a_plan_whose_record_was_changed_is_refused(name: str, tmp_path: Path) -
     record = load_json(path)
     record[name] = "0" * 64 if name == "sha256" else [2 * v for v in record[name]]
     save_json(path, record)
-    with pytest.raises(DiffusionalError, match="to be of the same plan.*learn the plan again"):
+    with pytest.raises(DiffusionalError, match=r"to be of the same plan.*learn the plan again"):
         Plan.load(path, discrete(30))
 
 
