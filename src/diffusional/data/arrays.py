@@ -92,17 +92,17 @@ def _check_header(file: Any, name: str, size: int) -> None:
     shape, _, dtype = _READERS[version](file)
     if dtype.hasobject:
         raise DiffusionalError(_objects(name))
-    came = size - file.tell()
+    stored = size - file.tell()
     # A type of zero bytes, such as empty strings, fits any shape.
-    if min(shape, default=0) < 0 or math.prod(shape) * max(1, dtype.itemsize) > came:
+    if min(shape, default=0) < 0 or math.prod(shape) * max(1, dtype.itemsize) > stored:
         declared = shortened(f"its header declares shape {shape} of {dtype}")
-        raise DiffusionalError(f"{name} could not be read ({declared}, got {came} bytes of values); save it again")
+        raise DiffusionalError(f"{name} could not be read ({declared}, got {stored} bytes of values); save it again")
     if dtype.names is not None:
         raise DiffusionalError(
             f"{name} has named fields ({shortened(', '.join(dtype.names))}), expected plain numbers of one type. Save "
             "numpy.lib.recfunctions.structured_to_unstructured(array)"
         )
-    more = came - math.prod(shape) * dtype.itemsize
+    more = stored - math.prod(shape) * dtype.itemsize
     if more:
         declared = shortened(f"the array of its header, of shape {shape} and type {dtype}")
         raise DiffusionalError(

@@ -54,12 +54,12 @@ Coefficients = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _ratio(gamma: Tensor) -> Tensor:
-    """σ/α, the noise of z/α."""
+    """Return σ/α, the noise of z/α."""
     return torch.exp(0.5 * gamma)
 
 
 def _edm(gamma: Tensor, spread: float) -> tuple[Tensor, Tensor]:
-    """(a, b) of EDM's F, where x̂ = c_skip y + c_out F and y = x + (σ/α) ε (Karras et al. 2022, table 1)."""
+    """Return (a, b) of EDM's F, where x̂ = c_skip y + c_out F and y = x + (σ/α) ε (Karras et al. 2022, table 1)."""
     noise = _ratio(gamma)
     total = noise.square() + spread**2
     skip, out = spread**2 / total, noise * spread / total.sqrt()
@@ -193,12 +193,12 @@ class _Seen:
     gamma: Tensor
 
     def target(self, of: Coefficients) -> Tensor:
-        """a x + b ε, what an output with these coefficients estimates."""
+        """Return a x + b ε, what an output with these coefficients estimates."""
         a, b = of(self.gamma)
         return a * self.x + b * self.noise
 
     def squared_error(self, of: Coefficients) -> Tensor:
-        """‖ε − ε̂‖²/D (levels, items), float64; infinite where it is not a number."""
+        """Return ‖ε − ε̂‖²/D (levels, items), float64; infinite where it is not a number."""
         a, b = of(self.gamma)
         alphas, sigmas = alpha(self.gamma), sigma(self.gamma)
         implied = (alphas * self.output - a * self.z) / (alphas * b - a * sigmas)
@@ -394,7 +394,7 @@ def _slopes(target: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _score(errors: Tensor) -> float:
-    """S of errors (levels, items): the mean of the logarithm of the mean error of each level."""
+    """Return S of errors (levels, items), which is the mean of the logarithm of the mean error of each level."""
     return float(errors.mean(1).clamp(min=1e-300).log().mean())
 
 
@@ -417,7 +417,7 @@ _SAID = {
 
 
 def _off(slope: Tensor, uncertain: Tensor) -> bool:
-    """Whether many slopes differ from 1."""
+    """Return whether many slopes differ from 1."""
     return float(_wrong(slope, uncertain).double().mean()) > _MANY
 
 
@@ -489,7 +489,7 @@ def _value(coefficient: Coefficient, gamma: Tensor) -> Tensor:
 
 
 def _own(denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
-    """The declared clock."""
+    """Return the declared clock."""
     time = denoiser.time
     return (lambda gamma: -gamma) if time is None else (lambda gamma: time(-gamma))
 
@@ -590,5 +590,5 @@ def _clocks(
 
 
 def _index(grid: Tensor) -> Callable[[Tensor], Tensor]:
-    """The index 0 … T − 1 of the level of a grid (T,) that is nearest to γ."""
+    """Return the index 0 … T − 1 of the level of a grid (T,) that is nearest to γ."""
     return lambda gamma: (gamma.double()[:, None] - grid).abs().argmin(1)

@@ -91,6 +91,6 @@ def check_condition(condition: Condition | None, condition_dim: int, classes: in
             "a condition was given to an unconditional network; build it with condition_dim or classes, or leave the condition out"
         )
     if not isinstance(condition, Tensor) or condition.ndim != 2 or condition.shape[1] != condition_dim:
-        came = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else type(condition).__name__
-        raise DiffusionalError(f"the condition must be a tensor (B, {condition_dim}), got {came}")
+        given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else type(condition).__name__
+        raise DiffusionalError(f"the condition must be a tensor (B, {condition_dim}), got {given}")
     return condition
