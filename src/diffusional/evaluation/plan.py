@@ -192,7 +192,8 @@ class Plan:
     ) -> "Plan":
         """Learn a plan from a pilot of `evaluations` on (training) data (N, *space.shape), encoded.
 
-        `condition` (N, …), a tensor or a dict of tensors, goes with the data of a conditional model. With `like`, the plan of
+        `controls` are the control variates to try, by name; `"context"`, which takes one evaluation of every item that is evaluated, is used
+        only if it is named. `condition` (N, …), a tensor or a dict of tensors, goes with the data of a conditional model. With `like`, the plan of
         another model with the same levels learned on the same data, the probabilities are that plan's, so that the same noise
         leads to the same visits. With `draws`, which returns how many draws an evaluation will take if a visit has a given variance
         (nats²), the pilot goes on while it saves more draws than it takes. Raises DiffusionalError for a pilot of fewer than 100 evaluations, data that the space
