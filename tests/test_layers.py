@@ -18,6 +18,7 @@ ROOT = Path(diffusional.__file__).parent
 # From the top down. A package is one floor, except models/, whose files have their own order.
 FLOORS = (
     "errors",
+    "extras",
     "deprecation",
     "progress",
     "words",

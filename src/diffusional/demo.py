@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from diffusional import baselines
@@ -18,6 +16,7 @@ from diffusional.data import load as load_data
 from diffusional.data.dataset import Dataset
 from diffusional.evaluation import Evaluation, evaluate
 from diffusional.evaluation.provenance import fingerprint
+from diffusional.extras import needed_for
 from diffusional.files import save_json
 from diffusional.information import aggregated, curve
 from diffusional.ledger import Estimate
@@ -31,6 +30,10 @@ from diffusional.training.config import Config
 from diffusional.training.folder import Run, load_run
 from diffusional.training.loop import train
 from diffusional.training.run import CHECKPOINTS
+
+with needed_for("cli"):
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 # Target for the Monte Carlo error of the bounds, bits/dim.
 _ERROR = 0.003

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
+from diffusional.extras import needed_for
 from diffusional.training.config import Config, DataConfig
+
+with needed_for("cli"):
+    import tyro
 
 # The option for the result as JSON.
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON; - for standard output.")]

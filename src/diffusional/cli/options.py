@@ -6,7 +6,10 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import tyro
+from diffusional.extras import needed_for
+
+with needed_for("cli"):
+    import tyro
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from diffusional.cli import presets
 from diffusional.cli.commands import COMMANDS, Command, Train
 from diffusional.cli.examples import examples
 from diffusional.cli.mistakes import mistake
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.seeds import check_seed
 from diffusional.training.config import Config
+
+with needed_for("cli"):
+    import tyro
 
 _OPTIONS: dict[str, Any] = {
     "prog": "diffusional",

@@ -22,13 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 
 from diffusional.data.excerpt import listed, shortened
 from diffusional.data.parquet import EXACT, check_distinct, is_numeric, is_unnamed_index, not_exact
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
+
+with needed_for("tables"):
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.csv as pa_csv
 
 _BLOCK = 2**20  # bytes parsed at a time
 _LINES = 64  # but at least about this many lines: each block has a cost for every column

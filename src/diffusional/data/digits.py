@@ -16,6 +16,7 @@ from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import Dataset
 from diffusional.data.splits import Part
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.space import Discrete
 
 LEVELS = 17
@@ -26,7 +27,8 @@ def parts(condition: str | None = None) -> dict[str, Part]:
     if condition not in (None, LABEL):
         raise DiffusionalError(f"condition={condition!r} was given for digits, expected {LABEL!r}")
     # Deferred, since importing scikit-learn takes seconds and most uses of this package do not need the digits.
-    from sklearn.datasets import load_digits as embedded
+    with needed_for("digits"):
+        from sklearn.datasets import load_digits as embedded
 
     images, targets = embedded(return_X_y=True)
     images = images.astype(np.uint8).reshape(-1, 1, 8, 8)

@@ -5,9 +5,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image
-
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
+
+with needed_for("images"):
+    from PIL import Image
 
 ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 

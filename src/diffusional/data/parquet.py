@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from diffusional.data.excerpt import listed, shortened
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
+
+with needed_for("tables"):
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
 _BLOCK = 2**20  # bytes of values read at a time
 _ROWS = 256  # the least number of rows read at a time, since each read has a cost for every column

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from diffusional.data.orientation import ORIENTATION, upright
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.files import check_regular
+
+with needed_for("images"):
+    from PIL import Image, UnidentifiedImageError
 
 Fit = Literal["crop", "resize"]
 

@@ -5,9 +5,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import Progress
-
 T = TypeVar("T")
 _PATIENCE = 2.0  # seconds without a bar
 
@@ -18,6 +15,12 @@ def watched(steps: Iterable[T], total: int, what: str) -> Iterator[T]:
     >>> list(watched(range(3), 3, "counting"))
     [0, 1, 2]
     """
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ModuleNotFoundError:
+        yield from steps
+        return
     if not sys.stderr.isatty():
         yield from steps
         return

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -18,7 +17,11 @@ from diffusional.data.pictures import Options, from_image
 from diffusional.data.rows import integers, reals
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.space import Discrete
+
+with needed_for("images"):
+    from PIL import Image
 
 
 def from_torch(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.files import check_regular, load_json, sha256
 from diffusional.forward import GaussianDiffusion
 from diffusional.interop.adapter import Adapter
@@ -371,8 +372,9 @@ def _scheduler(place: Place, given: Any, origin: Origin) -> Mapping[str, Any]:
 
 def _network(place: Place, variant: str | None, origin: Origin) -> nn.Module:
     """Build the network and fill it with its weights, all of them and no others."""
-    import diffusers
-    from diffusers.models.modeling_utils import ModelMixin
+    with needed_for("diffusers"):
+        import diffusers
+        from diffusers.models.modeling_utils import ModelMixin
 
     config_file = place.network / NETWORK
     config = load_json(config_file)

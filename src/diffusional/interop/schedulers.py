@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.interop.adapter import Clip, Coefficient, Output, Rule, Threshold, VarianceOutput
 from diffusional.models.reverse import Variance
 from diffusional.models.time import TrainedIndex
@@ -305,7 +306,8 @@ def parameters(name: str) -> dict[str, Any]:
     >>> parameters("DDPMScheduler")["clip_sample"]
     True
     """
-    import diffusers.schedulers
+    with needed_for("diffusers"):
+        import diffusers.schedulers
 
     try:
         kind = getattr(diffusers.schedulers, name)

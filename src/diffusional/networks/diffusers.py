@@ -7,6 +7,7 @@ from torch.nn.functional import pad
 
 from diffusional.conditions import Condition, check_labels
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 
 
 class FromDiffusers(nn.Module):
@@ -146,9 +147,10 @@ def ddpm_unet(
             f"heads={heads} with attention at widths of {', '.join(map(str, sorted(attentive)))}: use heads=1, or choose other widths"
         )
     # Imported here, so that diffusers is needed only for its networks.
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.unets.unet_2d import UNet2DModel
+    with needed_for("diffusers"):
+        from diffusers.models.attention_processor import Attention
+        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.unets.unet_2d import UNet2DModel
 
     kinds = ["Attn" if side in attention else "" for side in sides]
     groups = math.gcd(32, *(w // 2 for w in widths))

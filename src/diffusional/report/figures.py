@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.result import Evaluation, LevelCosts
+from diffusional.extras import needed_for
 from diffusional.files import writing
+
+with needed_for("report"):
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 

@@ -4,13 +4,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.summary import cells
+from diffusional.extras import needed_for
 from diffusional.ledger import Estimate, with_error
+
+with needed_for("report"):
+    from rich.table import Table
+    from rich.text import Text
 
 
 def ledger_table(result: Evaluation, title: str) -> Table:

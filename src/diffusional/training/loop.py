@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from rich.console import Console
 from torch import Tensor, nn
 
 from diffusional.conditions import rows_of
 from diffusional.data.dataset import Dataset, Stream
 from diffusional.errors import DiffusionalError, Interrupted
+from diffusional.extras import needed_for
 from diffusional.files import save_json, save_tensors, sha256
 from diffusional.grid import sample
 from diffusional.ledger import Costs, per_unit
@@ -42,6 +40,11 @@ from diffusional.training.run import CHECKPOINTS, CONFIG, PROFILE, WEIGHTS, begi
 from diffusional.training.seeds import seed_of
 from diffusional.training.stopping import Stopping
 from diffusional.training.stopwatch import Stopwatch
+
+with needed_for("training"):
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+    from rich.console import Console
 
 # Items of a stream that are examined before training.
 _HEAD = 256

@@ -13,14 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.files import check_regular, not_written, writing
 from diffusional.progress import ProgressLines, line_printer
 from diffusional.training import checkpoint
 from diffusional.training.config import Config
+
+with needed_for("training"):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 _LOG_EVERY = 10

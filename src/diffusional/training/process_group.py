@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from diffusional import launch
 from diffusional.errors import DiffusionalError
+from diffusional.extras import needed_for
 from diffusional.ledger import Costs
 from diffusional.schedule import Schedule
+
+with needed_for("training"):
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 # One process may read and hash terabytes while the others wait for it.
 _PATIENCE = timedelta(hours=2)
