@@ -32,6 +32,16 @@ def test_an_evaluation_prints_lines_off_a_terminal(capsys: pytest.CaptureFixture
     assert len(lines) == 5
 
 
+def test_lines_name_the_stage_of_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    with console.watching("nats", 16, clock=lambda: now[0]) as watch:
+        for i, stage in enumerate(("pilot", "audit", "audit", "draws")):
+            now[0] = 31.0 * (i + 1)
+            watch(Progress(None, 100 * i, 1000, stage))
+    ends = [line.split(", ")[-1] for line in capsys.readouterr().err.splitlines()]
+    assert ends == ["learning a plan", "auditing the levels", "auditing the levels", "3 min 37 s remaining"]
+
+
 class Rounds:
     """An event that is set after so many waits."""
 

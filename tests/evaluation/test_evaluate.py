@@ -109,6 +109,12 @@ def test_the_target_is_reached_and_every_evaluation_counted(steps: int | None, d
     assert told[-1].evaluations == sum(spent.values()) == told[-1].expected
     assert [p.evaluations for p in told] == sorted(p.evaluations for p in told)
     assert all(p.evaluations <= p.expected for p in told)
+    # Stage by stage: the audit from its first visit to its last, then the draws.
+    stages = list(dict.fromkeys(p.stage for p in told))
+    assert stages == ["pilot", "audit", "draws"]
+    audit = [p for p in told if p.stage == "audit"]
+    assert [p.evaluations for p in (audit[0], audit[-1])] == [spent["pilot"], spent["pilot"] + spent["audit"]]
+    assert {p.expected for p in audit} == {spent["pilot"] + spent["audit"]}
 
 
 @pytest.mark.parametrize(("n", "part", "every"), [(40, False, False), (3000, True, False), (3000, False, True)])
@@ -332,13 +338,13 @@ def test_every_items_error_is_reached() -> None:
 
 
 class Patience:
-    """A `progress` that has enough after so many calls."""
+    """A `progress` that interrupts after so many reports of the draws."""
 
     def __init__(self, calls: int) -> None:
         self.left = calls
 
-    def __call__(self, _: Progress) -> None:
-        self.left -= 1
+    def __call__(self, now: Progress) -> None:
+        self.left -= now.stage == "draws"
         if self.left == 0:
             raise KeyboardInterrupt
 
@@ -364,6 +370,7 @@ def test_what_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, mon
     model, x, calls = discrete(), levels(), []
     plan = plan_for(model)
     whole = evaluate(model, x, plan=plan, progress=calls.append, **arguments)
+    calls = [now for now in calls if now.stage == "draws"]
     assert len(calls) > 4
     rows(model)
     for i, calls_made in enumerate((1, 2, len(calls) // 2, len(calls) - 1)):

@@ -179,7 +179,9 @@ def watching(unit: str, dimensions: int, clock: Callable[[], float] = time.monot
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     def estimate(now: "Report") -> str:
-        return "" if now.estimate is None else str(now.estimate.to(unit, dimensions)).split(" (")[0]
+        if now.estimate is None:
+            return {"pilot": "learning a plan", "audit": "auditing the levels"}.get(now.stage, "")
+        return str(now.estimate.to(unit, dimensions)).split(" (")[0]
 
     shown = console(stderr=True)
     if not shown.is_terminal:

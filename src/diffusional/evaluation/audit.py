@@ -6,6 +6,7 @@ that a large, frequent cost that the pilot has not met is found. The audit exami
 extreme expected costs are visited in strata of their own (strata.py), and the plan's expectation does not apply to them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from diffusional.conditions import moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.visit_records import VisitRecords
-from diffusional.evaluation.visits import LevelVisits
+from diffusional.evaluation.visits import LevelVisits, network_rows
 from diffusional.models.chain import Chain
 
 # The largest and smallest number of visits, and the number of s_c from which on a residual is unexpected.
@@ -46,8 +47,10 @@ class Audit:
         return min(levels * max(1, -(-_LEAST // levels)), _MOST)
 
     @classmethod
-    def of(cls, draws: VisitRecords) -> "Audit":
-        """Audit the plan of `draws`, for its model and data. Raises DiffusionalError for a cost that is not finite."""
+    def of(cls, draws: VisitRecords, after: Callable[[int], None] | None = None) -> "Audit":
+        """Audit the plan of `draws`, for its model and data. `after` is called with the number of visits made so far. Raises
+        DiffusionalError for a cost that is not finite.
+        """
         model, plan, count = draws.model, draws.plan, cls.size(draws.model)
         # Neither the visits nor the items depend on the order of the data.
         ordinary = draws.order[draws.strata.of[draws.order] == 0]
@@ -63,9 +66,13 @@ class Audit:
         c = moved(rows_of(draws.condition, item), draws.device)
         with torch.inference_mode():
             visits = LevelVisits(cell, level, torch.ones(count, dtype=torch.float64))
-            left = plan.residuals(
-                model, draws.data[item].to(draws.device), visits, noise, c, draws.context_of(item)
-            ).cpu()
+            parts: list[Tensor] = []
+            for rows in torch.arange(count).split(network_rows(model)):
+                x, its = draws.data[item[rows]].to(draws.device), draws.context_of(item[rows])
+                parts.append(plan.residuals(model, x, visits[rows], noise[rows], rows_of(c, rows), its).cpu())
+                if after is not None:
+                    after(sum(map(len, parts)))
+            left = torch.cat(parts)
         if not bool(torch.isfinite(left).all()):
             at = int((~torch.isfinite(left)).nonzero()[0])
             raise DiffusionalError(

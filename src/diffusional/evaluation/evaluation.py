@@ -124,6 +124,8 @@ def evaluate(
                 )
             items = data if reference is None else reference
             draws = within(target.draws(len(data), model.space.dimensions), max_evaluations)
+            if progress is not None:
+                progress(Progress(None, 0, SHORTEST, "pilot"))
             plan = Plan.fit(chain, items, SHORTEST, seed, condition=condition, draws=draws)
             pilot = int(plan.provenance["evaluations"])
         task = Task(

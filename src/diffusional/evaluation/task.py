@@ -46,11 +46,19 @@ _SAVE_EVERY = 20.0
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of an evaluation: the estimate so far (None before the first round ends), evaluations done, and their expected total."""
+    """The progress of an evaluation.
+
+    Attributes:
+        estimate: the estimate so far; None before the first round ends.
+        evaluations: the number of network evaluations so far.
+        expected: their expected total; in the audit, the total at the end of the audit.
+        stage: "pilot", "audit" or "draws".
+    """
 
     estimate: Estimate | None
     evaluations: int
     expected: int
+    stage: str = "draws"
 
 
 Watch = Callable[[Progress], None]
@@ -273,8 +281,14 @@ class Task:
             return [
                 f"max_evaluations={self.max_evaluations} left none for the audit of the levels, which takes {count}"
             ]
-        start = time.monotonic()
-        self.audited = Audit.of(self.draws)
+        spent, start = self.spent, time.monotonic()
+
+        def after(done: int) -> None:
+            if self.watch is not None:
+                self.watch(Progress(None, spent + done, spent + count, "audit"))
+
+        after(0)
+        self.audited = Audit.of(self.draws, after)
         self.seconds["audit"] = time.monotonic() - start
         return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
 

@@ -43,6 +43,11 @@ class LevelVisits:
         return LevelVisits(self.cell[rows], self.level[rows], self.weight[rows])
 
 
+def network_rows(model: Chain) -> int:
+    """Return the number of visits that the network sees in one call."""
+    return min(_ROWS, batch_rows(model.space))
+
+
 def slopes(model: AffineCosts, level: Tensor) -> tuple[Tensor, Tensor]:
     """Return KL_t = offset + slope ‖ε − ε̂‖², MATH (10), at levels (V,)."""
     zero = model.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
@@ -116,7 +121,7 @@ def visit_parts(
     out = {name: torch.zeros(len(x), dtype=torch.float64) for name in ("kl", *model.decoder_parts)}
     for first in (False, True):
         chosen = ((visits.cell == 0) == first).nonzero().squeeze(1)
-        for rows in chosen.split(min(_ROWS, batch_rows(model.space))) if len(chosen) else ():
+        for rows in chosen.split(network_rows(model)) if len(chosen) else ():
             at = rows.to(x.device)
             c = rows_of(condition, at)
             if first:
@@ -132,7 +137,7 @@ def visit_parts(
 def look_costs(model: Chain, x: Tensor, noise: Tensor, condition: Condition | None) -> dict[str, Tensor]:
     """Return a draw of the costs that an evaluation draws once for every item (`Chain.looked`) by name, each (N,), float64 on the CPU."""
     out = {name: torch.zeros(len(x), dtype=torch.float64) for name in model.looked}
-    for rows in torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space))):
+    for rows in torch.arange(len(x), device=x.device).split(network_rows(model)):
         for name, cost in model.look(x[rows], noise[rows], rows_of(condition, rows)).items():
             out[name][rows.cpu()] = cost.cpu().double()
     return out
@@ -140,7 +145,7 @@ def look_costs(model: Chain, x: Tensor, noise: Tensor, condition: Condition | No
 
 def contexts(model: Chain, x: Tensor, condition: Condition | None) -> Tensor:
     """Return the priors of items x (B, *dims), (B, K, *dims) in float32 on x's device: one network evaluation each."""
-    step = max(1, min(_ROWS, batch_rows(model.space)))
+    step = network_rows(model)
     rows = torch.arange(len(x), device=x.device).split(step)
     return torch.cat([model.level_priors(x[some], rows_of(condition, some)).float() for some in rows])
 
@@ -168,7 +173,7 @@ def visit_features(
         slope = torch.where(first, FIRST_SLOPE, slopes(costs, visits.level)[1].detach().cpu())
     look = Look(x, noise, gamma, latent.to(x.device), first.to(x.device), context)
     expected, drawn = [], []
-    for rows in torch.arange(len(x), device=x.device).split(min(_ROWS, batch_rows(model.space))):
+    for rows in torch.arange(len(x), device=x.device).split(network_rows(model)):
         parts = [control.at(look[rows]) for control in controls]
         expected.append(torch.cat([one for one, _ in parts], 1).cpu())
         drawn.append(torch.cat([other for _, other in parts], 1).cpu())
