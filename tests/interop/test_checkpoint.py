@@ -214,6 +214,30 @@ def test_a_bare_model_with_its_scheduler(tmp_path: Path) -> None:
     assert load_checkpoint(pipeline / "unet", SPACE).terms(x, noise).nelbo.equal(wanted)
 
 
+def test_pipelines_whose_files_are_not_in_folders(tmp_path: Path) -> None:
+    """As google/ddpm-cifar10-32, with the names that attention had then."""
+    network = unet(down_block_types=("AttnDownBlock2D",), up_block_types=("AttnUpBlock2D",), attention_head_dim=4)
+    pipeline = saved(tmp_path / "pipeline", network=network)
+    x, noise = items()
+    wanted = load_checkpoint(pipeline, SPACE).terms(x, noise).nelbo
+    old = tmp_path / "old"
+    old.mkdir()
+    shutil.copy(pipeline / "model_index.json", old)
+    shutil.copy(pipeline / "scheduler" / "scheduler_config.json", old)
+    shutil.copy(pipeline / "unet" / "config.json", old)
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {}
+    for name, tensor in network.state_dict().items():
+        for new, first in names.items():
+            name = name.replace(f".{new}.", f".{first}.")
+        state[name] = tensor
+    assert any(".query." in name for name in state)
+    torch.save(state, old / "diffusion_pytorch_model.bin")
+    model = load_checkpoint(old, SPACE)
+    assert model.terms(x, noise).nelbo.equal(wanted)
+    assert model.origin["files"].keys() == {"scheduler_config.json", "config.json", "diffusion_pytorch_model.bin"}
+
+
 def test_half_precision_is_cast_and_variants_are_found(tmp_path: Path) -> None:
     network = unet(dtype=torch.float16)
     folder = saved(tmp_path, network=network, variant="fp16")
@@ -534,7 +558,8 @@ def test_hub_ids_are_downloaded_by_huggingface_hub(tmp_path: Path, monkeypatch: 
     model = load_checkpoint("someone/ddpm", SPACE)
     assert model.origin["source"] == "someone/ddpm"
     assert model.origin["revision"] == commit
-    assert any("unet/diffusion_pytorch_model" in pattern for pattern in asked[1])
+    assert asked[1] == ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+    assert len(asked) == 2
     assert not any("vae" in pattern for patterns in asked for pattern in patterns)
     with pytest.raises(DiffusionalError, match=r"someone/else.*Hub"):
         load_checkpoint("someone/else", SPACE)

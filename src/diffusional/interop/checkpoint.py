@@ -276,8 +276,13 @@ def _of_pipeline(name: str, folder: Path, subfolder: str | None, commit: str | N
             f"{folder / INDEX} names no denoiser: expected one of {', '.join(_DENOISERS)}, got {', '.join(parts) or 'nothing'}. Name its "
             "folder with subfolder="
         )
-    _check_folder(folder / wanted, f"{folder / INDEX}")
+    # The first pipelines, such as google/ddpm-cifar10-32, have the files of both parts beside the index.
+    together = subfolder is None and not (folder / wanted).exists() and (folder / NETWORK).is_file()
+    network = folder if together else folder / wanted
+    _check_folder(network, f"{folder / INDEX}")
     scheduler = folder / "scheduler" / SCHEDULER
+    if not scheduler.exists() and (folder / SCHEDULER).is_file():
+        scheduler = folder / SCHEDULER
     if "scheduler" in parts and not scheduler.exists():
         raise DiffusionalError(
             f"{scheduler} does not exist, but {INDEX} names a scheduler; restore it, or give scheduler= another config"
@@ -285,7 +290,7 @@ def _of_pipeline(name: str, folder: Path, subfolder: str | None, commit: str | N
     return Place(
         name,
         folder,
-        folder / wanted,
+        network,
         scheduler if scheduler.exists() else None,
         index.get("_class_name"),
         parts,
@@ -318,12 +323,23 @@ def _download(name: str, subfolder: str | None, variant: str | None, revision: s
     folder = fetched([INDEX, NETWORK, SCHEDULER, f"scheduler/{SCHEDULER}", f"*/{NETWORK}"])
     index = load_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     part = subfolder or next((one for one in _DENOISERS if one in index), None)
-    prefix = "" if part is None else f"{part}/"
-    wanted = _WEIGHTS if variant is None else f"{_WEIGHTS}*.{variant}"
-    first = [f"{prefix}{wanted}*.safetensors", f"{prefix}{wanted}*.index.json", f"{prefix}*.index.*.json"]
-    folder = fetched([*first, f"{prefix}{NETWORK}"])
-    if not list((folder / prefix).glob("*.safetensors")):
-        folder = fetched([f"{prefix}{wanted}*.bin"])
+    prefix = "" if part is None or (subfolder is None and not (folder / part).is_dir()) else f"{part}/"
+    middle = "" if variant is None else f".{variant}"
+    # A single file, shards with their index, any variant, and last a pickle: no more is downloaded than is found first.
+    for names in (
+        [f"{_WEIGHTS}{middle}.safetensors"],
+        [
+            f"{_WEIGHTS}*-of-*{middle}.safetensors",
+            f"{_WEIGHTS}*{middle}-*-of-*.safetensors",
+            f"{_WEIGHTS}*.index*.json",
+        ],
+        [f"{_WEIGHTS}*.safetensors"],
+        [f"{_WEIGHTS}{middle}.bin"],
+        [f"{_WEIGHTS}*.bin"],
+    ):
+        folder = fetched([f"{prefix}{NETWORK}", *(f"{prefix}{name}" for name in names)])
+        if any(path.suffix in (".safetensors", ".bin") for path in (folder / prefix).glob(f"{_WEIGHTS}*")):
+            break
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return folder, commit
 
