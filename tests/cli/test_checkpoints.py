@@ -53,6 +53,17 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     return line
 
 
+def _plain_run(tmp_path: Path) -> Path:
+    """A run that was trained here for two steps."""
+    config = df.Config(
+        steps=2,
+        model=df.training.config.ModelConfig(widths=(8, 8), blocks=1),
+        schedule=df.training.config.ScheduleConfig(steps=6),
+    )
+    df.train(config, tmp_path / "trained")
+    return tmp_path / "trained"
+
+
 def test_one_command_from_a_folder_to_a_number(folder: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(folder.rglob("*"))
     clipped, printed = record_of(capsys, "evaluate", folder, "--data", data, "--draws", 2)
@@ -157,6 +168,8 @@ def test_classes_come_from_the_data(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_what_is_refused(folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With one line, and nothing written."""
     assert "--data" in refused(capsys, "evaluate", folder)
+    assert "runs/nothing is not a folder" in refused(capsys, "evaluate", "runs/nothing", "--data", data)
+    assert "--unclipped" in refused(capsys, "evaluate", _plain_run(tmp_path), "--unclipped")
     assert "df.load_checkpoint" in refused(capsys, "sample", folder)
     taken = tmp_path / "taken"
     taken.mkdir()

@@ -859,11 +859,4 @@ FAULTS = [
         "logsigmoid(gamma_last) - 0.5 * math.log(variance)",
         "interop/test_wrap.py::test_a_variance_of_p_of_z_T",
     ),
-    fault(
-        "models/diffusion.py",
-        "controls at a level without signal",
-        "level.to(kl.device) == self.timesteps, 0.0, kl)",
-        "level.to(kl.device) == self.timesteps, kl, 0.0)",
-        "interop/test_checkpoint.py::test_zero_terminal_snr[sample]",
-    ),
 ]

@@ -65,7 +65,7 @@ class Place:
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether a path is a folder that diffusers wrote, or could be a Hub id: owner/name, where no such file or folder exists.
 
-    >>> is_checkpoint("google/ddpm-cifar10-32"), is_checkpoint("runs/a/b")
+    >>> is_checkpoint("google/ddpm-cifar10-32"), is_checkpoint("runs/a")
     (True, False)
     """
     folder = Path(path)
@@ -80,8 +80,9 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a name has the form of a Hub id, owner/name, where no folder has the name of the owner."""
-    return _HUB.fullmatch(name) is not None and not Path(name.split("/")[0]).exists()
+    """Return whether a name has the form of a Hub id, owner/name, where no folder has the name of the owner. runs/name is a run."""
+    owner = name.split("/")[0]
+    return _HUB.fullmatch(name) is not None and owner != "runs" and not Path(owner).exists()
 
 
 def load_checkpoint(

@@ -21,7 +21,7 @@ from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, LevelDraws, per_unit
 from diffusional.models import reverse
 from diffusional.models.base import plain_options
-from diffusional.models.chain import AffineCosts, Chain, Decoding, batch_rows, same_shape, standard_normal
+from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import LevelsPrediction, Prediction
@@ -219,9 +219,9 @@ class DiffusionModel(Chain):
         return schedule.grid() if self.steps is not None else schedule.gamma(edges)
 
     @property
-    def affine(self) -> AffineCosts:
-        """The model itself: its KL_t are affine in the squared error of the noise. Where SNR_T = 0, without the last level."""
-        return _ExceptTheLast(self) if self.process.schedule.zero_terminal_snr and self.steps is not None else self
+    def affine(self) -> "DiffusionModel":
+        """The model itself: its KL_t are affine in the squared error of the noise."""
+        return self
 
     def level_constants(self, level: PerItem) -> PerItem:
         """Return the part of KL_t (V,) that comes from the variance of p, MATH (10); it needs no network evaluation."""
@@ -448,18 +448,3 @@ class DiffusionModel(Chain):
     def drawn(self, p: Decoding, generator: torch.Generator | None) -> Tensor:
         """Sample one of the chain's distributions; p(x|z_1) is sampled for a limited number of items at a time."""
         return p.sample(generator, batch_rows(self.space)) if isinstance(p, Decoded) else p.sample(generator)
-
-
-class _ExceptTheLast:
-    """The costs of a model whose last level has no signal, MATH (24), for control variates: these are functions of the noise, whose squared
-    error is 0 there and is multiplied by infinity. At that level the costs are declared to be 0, and no control is subtracted.
-    """
-
-    def __init__(self, model: DiffusionModel) -> None:
-        self._model = model
-        self.space, self.timesteps = model.space, model.timesteps
-        self.noisy_gamma, self.end_gammas, self.edge_gammas = model.noisy_gamma, model.end_gammas, model.edge_gammas
-
-    def kl_from(self, squared_error: PerItem, level: PerItem) -> PerItem:
-        kl = self._model.kl_from(squared_error, level)
-        return torch.where(level.to(kl.device) == self.timesteps, 0.0, kl)
