@@ -199,6 +199,19 @@ def test_an_unknown_fault_is_reported_without_a_cure() -> None:
     assert "slopes" in found.findings[0]
 
 
+def test_an_untrained_network_fits_no_reading() -> None:
+    torch.manual_seed(0)
+    mix = 0.2 * torch.randn(12, 12, dtype=torch.float64) / 12**0.5
+
+    class Untrained(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            return (z.double().flatten(1) @ mix).reshape(z.shape).to(z.dtype)
+
+    for predicts in ("noise", "v", "data"):
+        (finding,) = check_denoiser(model(Untrained(), predicts), pictures()).findings
+        assert "untrained" in finding
+
+
 def test_a_network_that_is_random_is_reported() -> None:
     class Dropout(nn.Module):
         def forward(self, z: Tensor, time: Tensor) -> Tensor:

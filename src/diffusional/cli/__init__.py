@@ -148,7 +148,7 @@ def _plain_warnings() -> Iterator[None]:
 
 def _inputs(command: Any) -> list[Path]:
     """Return the files that a command reads: its result must not replace them."""
-    named = [getattr(command, name, None) for name in ("data", "other", "plan", "reference", "config_file")]
+    named = [getattr(command, name, None) for name in ("data", "other", "plan", "reference", "outliers", "config_file")]
     named.append(getattr(getattr(getattr(command, "config", None), "data", None), "name", None))
     named.append(getattr(getattr(command, "config", None), "name", None))
     return [Path(os.path.expanduser(str(one))) for one in named if one is not None]
@@ -173,6 +173,14 @@ def _done(command: Any) -> Result:
             from diffusional.cli import checkpoints
 
             return checkpoints.run(command)
+        case commands.Check():
+            from diffusional.cli import check
+
+            return check.run(command)
+        case commands.Score():
+            from diffusional.cli import score
+
+            return score.run(command)
         case commands.Sample():
             from diffusional.cli import sample
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusional.cli.commands import Evaluate, Import
+from diffusional.cli.commands import Check, Evaluate, Import, Score
 from diffusional.cli.console import Result, say
 from diffusional.errors import DiffusionalError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _OPTIONS = ("unclipped", "decoder", "variance", "variant", "revision")
 
 
-def opened(path: Path, command: Evaluate, space: "Space | None" = None) -> "tuple[Run, bool]":
+def opened(path: Path, command: Evaluate | Check | Score, space: "Space | None" = None) -> "tuple[Run, bool]":
     """Return a run, or a checkpoint in the form of a run, and whether it is the latter.
 
     Args:
@@ -68,7 +68,7 @@ def is_foreign(path: Path) -> bool:
     return is_checkpoint(path)
 
 
-def _options(command: "Evaluate | Import") -> dict[str, Any]:
+def _options(command: Evaluate | Check | Score | Import) -> dict[str, Any]:
     return {
         "clipped": False if command.unclipped else None,
         "decoder": command.decoder,
@@ -78,7 +78,7 @@ def _options(command: "Evaluate | Import") -> dict[str, Any]:
     }
 
 
-def _levels(command: "Evaluate | Import") -> int | None:
+def _levels(command: Evaluate | Check | Score | Import) -> int | None:
     """Return the number of levels of the data: of digits, 17."""
     if command.levels is None and command.data == "digits":
         return 17

@@ -213,6 +213,89 @@ class Import:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Find out whether a diffusion model's network is read as it was trained. Its output, the scaling of its input, its clock, and the range
+    and the channels of the data are searched together. The exit status is 1 if another reading fits the network better."""
+
+    run: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
+        ),
+    ]
+    data: str | None = None
+    """Data of the kind that the network was trained on, as for train. Defaults to the run's own data."""
+    levels: int | None = None
+    """Number of integer levels of the data."""
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """The split to use, as for evaluate."""
+    condition: str | None = None
+    """The column or key of the labels in --data, for a model of classes."""
+    items: int = 16
+    """Number of items on which readings are compared."""
+    slopes_only: bool = False
+    """Check the declared reading only, in few network evaluations: for large networks."""
+    variance: CheckpointVariance = None
+    decoder: Decoder = None
+    variant: Variant = None
+    revision: Revision = None
+    unclipped: bool = False
+    """Has no effect on a check, which leaves out what is done to x̂."""
+    seed: int = 0
+    """The seed of the noise."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score every item: its cost with an error, its percentile among reference items, and how untypical it is. The most and the least likely
+    items are listed with their files."""
+
+    run: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
+        ),
+    ]
+    data: str | None = None
+    """The items to score, as for train. Defaults to the run's own data."""
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """The split to score, as for evaluate."""
+    levels: int | None = None
+    """Number of integer levels of the data."""
+    condition: str | None = None
+    """The column or key of the labels in --data, for a model of classes."""
+    reference: str | None = None
+    """The data that percentiles refer to. Defaults to the validation split of the run's own data."""
+    outliers: str | None = None
+    """Further data, of outliers: the AUROC of telling them from the items of --data is printed for each score."""
+    most: int = 1000
+    """The largest number of items of the reference and of --outliers; the first are used."""
+    visits: int = 8
+    """Network evaluations of each item."""
+    bands: int | None = None
+    """The number of bands of noise levels in the profile of an item, for the score of that name. By default there is no profile."""
+    shown: int = 5
+    """Number of items that are listed at each end."""
+    per_item: Path | None = None
+    """A .csv or .npz file for the scores of each item, with its file, row and split."""
+    figure: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="A .png file with the most and the least likely images.")
+    ] = None
+    variance: CheckpointVariance = None
+    decoder: Decoder = None
+    variant: Variant = None
+    revision: Revision = None
+    unclipped: bool = False
+    """Leave out what the scheduler of a checkpoint does to x̂ (clip_sample, thresholding)."""
+    seed: int = 0
+    """The seed of the noise. The same seed gives the same scores."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """Sample from a trained model. Samples are drawn by the model's own reverse chain, or by DDIM."""
 
@@ -336,6 +419,8 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "import": Import,
+    "check": Check,
+    "score": Score,
     "sample": Sample,
     "information": Information,
     "data": Data,
@@ -343,4 +428,4 @@ COMMANDS: dict[str, type] = {
     "doctor": Doctor,
     "completion": Completion,
 }
-Command = Demo | Train | Evaluate | Import | Sample | Information | Data | Claims | Doctor | Completion
+Command = Demo | Train | Evaluate | Import | Check | Score | Sample | Information | Data | Claims | Doctor | Completion

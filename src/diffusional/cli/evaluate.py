@@ -134,7 +134,7 @@ def _evaluate(command: Evaluate) -> Result:
     saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
         per_item = command.per_item
-        saves.append(lambda: _write_scores(per_item, result.per_item, chosen))
+        saves.append(lambda: write_scores(per_item, result.per_item, chosen))
     # The run folder keeps evaluations of its own splits with default options, for any target error; others are only written to --json.
     plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
     if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
@@ -324,7 +324,7 @@ def _compare(
     saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
         per_item = command.per_item
-        saves.append(lambda: _write_scores(per_item, _both(result), chosen))
+        saves.append(lambda: write_scores(per_item, _both(result), chosen))
     return Result(result.to_json(), [comparison_table(result, title), *notes], saves)
 
 
@@ -361,7 +361,7 @@ def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:
     return {"data": chosen.name, "split": chosen.split, "trained_on": known, "warnings": warned}
 
 
-def _write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: ChosenItems) -> None:
+def write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: ChosenItems) -> None:
     """Write the columns of every item (scores and costs in nats, errors, numbers of draws) with its file, row and split, as .csv or .npz.
 
     Lines are in the order of the file.

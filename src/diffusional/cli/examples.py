@@ -22,6 +22,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional import google/ddpm-cifar10-32 runs/ddpm",
         "diffusional import pipeline/ runs/mine --data digits --decoder openai",
     ),
+    "check": (
+        "diffusional check runs/digits",
+        "diffusional check pipeline/ --data digits --json check.json",
+    ),
+    "score": (
+        "diffusional score runs/digits --per-item scores.csv",
+        "diffusional score runs/digits --outliers letters.npy --bands 8",
+    ),
     "sample": (
         "diffusional sample runs/digits --n 100",
         "diffusional sample runs/digits --method ddim --steps 50 --out fast.npz",

@@ -133,6 +133,12 @@ class Scores:
             raise DiffusionalError("expected reference items, got none: give score the training items as reference")
         return self.reference
 
+    def has(self, name: str) -> bool:
+        """Whether a score exists, which depends on the reference and the bands."""
+        return {"nelbo": True, "typicality": self.reference is not None, "profile": self.reference_profile is not None}[
+            name
+        ]
+
     def by(self, name: str) -> Tensor:
         """Return a score (N,) by name: "nelbo", "typicality" or "profile"; larger is less like the reference."""
         check_word("by", name, BY)

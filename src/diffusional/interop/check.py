@@ -197,6 +197,12 @@ class _Seen:
         a, b = of(self.gamma)
         return a * self.x + b * self.noise
 
+    def of_z(self) -> Tensor:
+        """‖ε − c z‖²/D (levels, items) with the best c for every level: what z itself shows of the noise."""
+        rest = tuple(range(1, self.z.ndim))
+        c = (self.noise * self.z).sum(rest, keepdim=True) / self.z.square().sum(rest, keepdim=True)
+        return (self.noise - c * self.z).square().flatten(2).mean(2)
+
     def squared_error(self, of: Coefficients) -> Tensor:
         """Return ‖ε − ε̂‖²/D (levels, items), float64; infinite where it is not a number."""
         a, b = of(self.gamma)
@@ -364,11 +370,14 @@ def _searched(network: _Network, first: _Call, others: Sequence[_Call]) -> Diagn
     margin, spread = _margin(found[declared], found[best]) if best != declared else (0.0, 0.0)
     slope, uncertain = _slopes(seen.target(of_own), seen.output)
     random = not torch.equal(network.seen(first, count, every).output, seen.output)
+    worse, doubt = _margin(found[declared], seen.of_z())
+    idle = not math.isfinite(worse) or worse > max(_MARGIN, _ERRORS * doubt)
     fits = True
     if best != declared:
         how = next(how for how in (first, *left) if how.reading(best.output) == best)
-        other = network.seen(how, count, every)
-        fits = not _off(*_slopes(other.target(network.outputs[best.output]), other.output))
+        other, of_best = network.seen(how, count, every), network.outputs[best.output]
+        fits = not _off(*_slopes(other.target(of_best), other.output))
+        fits = fits and scores[best] < _score(other.of_z()) - _MARGIN
     return Diagnosis(
         declared,
         best,
@@ -378,7 +387,7 @@ def _searched(network: _Network, first: _Call, others: Sequence[_Call]) -> Diagn
         slope.cpu(),
         found[declared].mean(1).cpu(),
         tuple((reading, scores[reading]) for reading in ranked[:5]),
-        _findings(declared, best, margin, spread, network.gamma, slope, uncertain, random, fits),
+        _findings(declared, best, margin, spread, network.gamma, slope, uncertain, random, fits, idle),
         network.calls,
     )
 
@@ -435,6 +444,7 @@ def _findings(
     uncertain: Tensor,
     random: bool,
     fits: bool,
+    idle: bool,
 ) -> tuple[str, ...]:
     found = []
     if random:
@@ -447,12 +457,13 @@ def _findings(
         found.append(
             f"the network fits another reading better: {'; '.join(parts)} (score lower by {margin:.2f} ± {error:.2f})"
         )
-    elif not random and _off(slope, uncertain):
-        wrong = _wrong(slope, uncertain)
+    elif not random and (idle or _off(slope, uncertain)):
+        wrong = _wrong(slope, uncertain) if _off(slope, uncertain) else torch.ones_like(slope, dtype=torch.bool)
         at = [f"{float(s):.2f} at γ = {float(g):.1f}" for s, g in zip(slope[wrong][:3], gamma[wrong][:3], strict=True)]
         found.append(
-            f"the network does not fit the declared reading (slopes of {', '.join(at)}; expected 1), nor any other that was tried: it is "
-            f"badly trained, or read in a way that is not known here{f'. The nearest is: {best}' if clear else ''}"
+            f"the network does not fit the declared reading (slopes of {', '.join(at)}; expected 1"
+            f"{'; its estimate of the noise is worse than a multiple of z' if idle else ''}), nor any other that was tried: it is untrained or "
+            f"badly trained, its weights were not loaded, or it is read in a way that is not known here{f'. The nearest is: {best}' if clear else ''}"
         )
     return tuple(found)
 

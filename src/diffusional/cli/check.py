@@ -1,0 +1,40 @@
+"""`diffusional check`: is a network read as it was trained?"""
+
+from diffusional.cli.checkpoints import opened, show_origin
+from diffusional.cli.commands import Check
+from diffusional.cli.console import Result, device, working
+from diffusional.cli.items import items
+
+
+def run(command: Check) -> Result:
+    """Check a run or a checkpoint on the first items of its data."""
+    from diffusional.conditions import rows_of
+    from diffusional.interop.check import check_denoiser
+
+    run, bare = opened(command.run, command)
+    model = run.model.to(device())
+    if bare:
+        show_origin(model, command.run)
+    chosen = items(
+        run.record, command.data, None if bare else command.levels, command.split, condition=command.condition
+    )
+    count = min(command.items, len(chosen.x))
+    first = rows_of(chosen.condition, slice(0, count))
+    with working("searching for the reading that fits the network"):
+        found = check_denoiser(
+            model,
+            chosen.x[:count],
+            condition=first,
+            items=command.items,
+            seed=command.seed,
+            search=not command.slopes_only,
+        )
+    record = found.to_json() | {"data": chosen.name, "split": chosen.split, "items": count, "works": not found.findings}
+    lines = str(found).splitlines()
+    levels = ", ".join(
+        f"{slope:.2f} at {gamma:.1f}" for gamma, slope in zip(found.gamma.tolist(), found.slope.tolist(), strict=True)
+    )
+    lines.append(
+        f"slopes ⟨target, output⟩/⟨output, output⟩ by γ (1 for a network that is read as it was trained): {levels}"
+    )
+    return Result(record, lines)

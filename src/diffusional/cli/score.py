@@ -1,0 +1,173 @@
+"""`diffusional score`: every item's cost, its percentile among reference items, and how untypical it is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.checkpoints import opened, show_origin
+from diffusional.cli.commands import Score
+from diffusional.cli.console import Result, check_figure, device, first, watching
+from diffusional.cli.evaluate import write_scores
+from diffusional.cli.items import ChosenItems, items
+from diffusional.cli.outputs import check_target
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusional.evaluation.score import Scores
+    from diffusional.training.run import RunRecord
+
+
+def run(command: Score) -> Result:
+    """Score the items, and outliers with them, against a reference."""
+    import torch
+
+    from diffusional.evaluation.score import BY, score
+    from diffusional.ledger import per_unit
+
+    _check(command)
+    run, bare = opened(command.run, command)
+    record, model = run.record, run.model.to(device())
+    if bare:
+        show_origin(model, command.run)
+    chosen = items(record, command.data, None if bare else command.levels, command.split, condition=command.condition)
+    reference = _reference(command, record)
+    outliers = None if command.outliers is None else items(record, command.outliers, split="all")
+    known = len(chosen.x)
+    x, c = chosen.x, chosen.condition
+    if outliers is not None:
+        x = torch.cat([x, outliers.x[: command.most]])
+        c = None if c is None or outliers.condition is None else torch.cat([c, outliers.condition[: command.most]])
+    model_needs = "levels" if model.visited() is None else None
+    if command.bands is not None and model_needs:
+        raise DiffusionalError(f"--bands is not available for {command.run}, whose model has no levels: leave it out")
+    with watching("bits/dim", model.space.dimensions) as watch:
+        scores = score(
+            model,
+            x,
+            None if reference is None else reference.x[: command.most],
+            visits=command.visits,
+            bands=command.bands,
+            condition=c,
+            reference_condition=None
+            if reference is None or reference.condition is None
+            else reference.condition[: command.most],
+            seed=command.seed,
+            progress=watch,
+        )
+    bit = per_unit("bits/dim", model.space.dimensions)
+    columns = _columns(scores, known)
+    lines = _lines(command, chosen, scores, columns, bit)
+    about: dict[str, Any] = {
+        "format": 1,
+        "data": chosen.name,
+        "split": chosen.split,
+        "items": known,
+        "reference": None if reference is None else f"{reference.name}, {reference.split}",
+        "reference_items": None if scores.reference is None else len(scores.reference),
+        "nelbo": {"value": float(scores.nelbo[:known].mean()) / bit, "unit": "bits/dim"},
+        "visits": command.visits,
+        "seed": command.seed,
+        "provenance": dict(scores.evaluation.provenance),
+    }
+    if outliers is not None:
+        outlier = torch.arange(len(x)) >= known
+        names = [name for name in BY if scores.has(name)]
+        areas = {name: scores.auroc(outlier, name) for name in names}
+        about["auroc"] = {name: {"value": area.value, "error": area.error} for name, area in areas.items()}
+        about["outliers"] = {"data": command.outliers, "items": len(x) - known}
+        lines += [f"{outliers.name} against {chosen.name} by {name}: {area}" for name, area in areas.items()]
+    saves = []
+    if command.per_item is not None and first():
+        target = command.per_item
+        saves.append(lambda: write_scores(target, {"item": torch.arange(known), **columns}, chosen))
+    if command.figure is not None and first():
+        figure = command.figure
+        saves.append(lambda: _draw(figure, model.space, chosen, scores.nelbo[:known]))
+    return Result(about, lines, saves)
+
+
+def _check(command: Score) -> None:
+    if command.per_item is not None:
+        if command.per_item.suffix not in (".csv", ".npz"):
+            raise DiffusionalError(f"expected a .csv or .npz file for --per-item, got {command.per_item}")
+        check_target("--per-item", command.per_item, [])
+    if command.figure is not None:
+        check_figure("--figure", command.figure)
+    for name, least in (("visits", 2), ("most", 2), ("shown", 1)):
+        if getattr(command, name) < least:
+            raise DiffusionalError(f"expected --{name} of at least {least}, got {getattr(command, name)}")
+
+
+def _reference(command: Score, record: "RunRecord") -> ChosenItems | None:
+    """Return the reference items: --reference, or the validation split of the run's own data; None if there are none."""
+    if command.reference is not None:
+        return items(record, command.reference, split="all")
+    return items(record, split="validation") if record.items.get("validation") else None
+
+
+def _columns(scores: "Scores", known: int) -> "dict[str, Tensor]":
+    """Return the columns of the scores of the first `known` items, nats."""
+    columns = {"nelbo": scores.nelbo, "error": scores.error}
+    if scores.reference is not None:
+        columns |= {"percentile": scores.percentile, "typicality": scores.typicality}
+    if scores.profile is not None:
+        columns |= {f"band_{band}": costs for band, costs in enumerate(scores.profile.T, 1)}
+        if scores.reference_profile is not None:
+            columns["profile"] = scores.distance
+    return {name: values[:known] for name, values in columns.items()}
+
+
+def _lines(
+    command: Score, chosen: ChosenItems, scores: "Scores", columns: "dict[str, Tensor]", bit: float
+) -> list[str]:
+    """Return a line for each of the items at either end, the least likely first."""
+    nelbo = columns["nelbo"]
+    order = nelbo.argsort(descending=True).tolist()
+    shown = min(command.shown, len(order))
+    width = max(len(_name(chosen, i)) for i in (*order[:shown], *order[-shown:]))
+
+    def line(i: int) -> str:
+        parts = [
+            f"{_name(chosen, i):<{width}}",
+            f"{float(nelbo[i]) / bit:8.4f} ± {float(columns['error'][i]) / bit:.4f} bits/dim",
+        ]
+        if "percentile" in columns:
+            parts.append(f"percentile {float(columns['percentile'][i]):5.1f}")
+        return "  ".join(parts)
+
+    against = "" if scores.reference is None else f", against {len(scores.reference):,} reference items"
+    return [
+        f"{chosen.name}, {chosen.split}: {len(nelbo):,} items{against}",
+        "least likely:",
+        *(f"  {line(i)}" for i in order[:shown]),
+        "most likely:",
+        *(f"  {line(i)}" for i in reversed(order[-shown:])),
+    ]
+
+
+def _name(chosen: ChosenItems, i: int) -> str:
+    """Return the file and row of an item."""
+    source, row = str(chosen.columns["source"][i]), int(chosen.columns["row"][i])
+    name = Path(source).name or chosen.name
+    return name if row < 0 else f"{name}, row {row}"
+
+
+def _draw(path: Path, space: Any, chosen: ChosenItems, nelbo: "Tensor", most: int = 20) -> None:
+    """Draw the most and the least likely images."""
+    import torch
+
+    from diffusional.report.figures import grid
+
+    if len(space.shape) != 3:
+        raise DiffusionalError(f"--figure draws images, and the items have the shape {space.shape}; leave it out")
+    order = nelbo.argsort()
+    ends = torch.cat([order[:most], order[-most:].flip(0)]) if len(order) > 2 * most else order
+    low, high = (space.low, space.high) if space.levels else (float(chosen.x.min()), float(chosen.x.max()))
+    grid(
+        path,
+        chosen.x[ends].numpy(),
+        f"{chosen.name}: the most likely (above) and the least likely items",
+        low=low,
+        high=high,
+    )

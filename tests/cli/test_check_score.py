@@ -1,0 +1,142 @@
+"""`check` and `score` from the command line."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from battery import command
+from diffusional import cli
+from interop.pipelines import saved, unet
+
+TINY = (
+    "--model.network",
+    "mlp",
+    "--model.hidden",
+    "16",
+    "--model.blocks",
+    "1",
+    "--batch",
+    "16",
+    "--optimizer.lr",
+    "0.01",
+    "--optimizer.warmup",
+    "5",
+    "--steps",
+    "120",
+)
+
+
+def pictures(n: int, seed: int, bright: bool = False) -> np.ndarray:
+    """Items (n, 1, 4, 4) of 8 levels: dark with few bright pixels, or the reverse."""
+    images = np.random.default_rng(seed).choice(8, (n, 1, 4, 4), p=[0.65, 0.15, 0.1, 0.04, 0.03, 0.01, 0.01, 0.01])
+    return (7 - images if bright else images).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data.npy, outliers.npy and run/, trained on the first."""
+    place = tmp_path_factory.mktemp("score")
+    np.save(place / "data.npy", pictures(200, 0))
+    np.save(place / "outliers.npy", pictures(20, 1, bright=True))
+    data = ("--data", str(place / "data.npy"), "--data.levels", "8", "--schedule.steps", "20")
+    cli.main(["train", str(place / "run"), *data, *TINY])
+    return place
+
+
+def recorded(capsys: pytest.CaptureFixture[str], *args: object, status: int = 0) -> tuple[dict[str, Any], str]:
+    """The record of a command with an expected exit status, and what it printed."""
+    found, out, err = command(capsys, *args, "--json", "-")
+    assert found == status, err
+    return json.loads(out), err
+
+
+def test_check_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, printed = recorded(capsys, "check", folder / "run", "--items", 8)
+    assert record["works"] is True
+    assert record["findings"] == []
+    assert record["items"] == 8
+    assert "nothing found" in printed
+    few, _ = recorded(capsys, "check", folder / "run", "--items", 8, "--slopes-only")
+    assert few["network_evaluations"] < record["network_evaluations"] / 10
+    assert few["slope"] == pytest.approx(record["slope"])
+
+
+def test_check_of_a_checkpoint_that_is_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A network that was never trained fits no reading: status 1, and the reason is printed.
+    network = unet(dtype=torch.float32, sample_size=8)
+    checkpoint = saved(tmp_path / "model", DDPMScheduler(num_train_timesteps=50), network)
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    record, printed = recorded(
+        capsys, "check", checkpoint, "--data", tmp_path / "images.npy", "--levels", 256, "--slopes-only", status=1
+    )
+    assert record["works"] is False
+    assert "untrained" in record["findings"][0]
+    assert record["findings"][0] in printed
+    assert "from the config" in printed
+
+
+def test_scores_of_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, figure = tmp_path / "scores.csv", tmp_path / "ends.png"
+    options = ("--visits", 4, "--bands", 3, "--per-item", target, "--figure", figure, "--shown", 2)
+    record, printed = recorded(capsys, "score", folder / "run", *options)
+    with target.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == record["items"]
+    assert {"nelbo", "error", "percentile", "typicality", "band_1", "band_3", "profile", "row"} <= set(rows[0])
+    mean = sum(float(row["nelbo"]) for row in rows) / len(rows)
+    assert record["nelbo"]["value"] == pytest.approx(mean / (16 * np.log(2)))
+    assert figure.stat().st_size > 1000
+    # The extreme items stand at the top of either list.
+    worst = max(rows, key=lambda row: float(row["nelbo"]))["row"]
+    listed = printed[printed.index("least likely:") :].splitlines()
+    assert f"row {worst} " in listed[1]
+    assert len([line for line in listed if "percentile" in line]) == 4
+    assert record["reference"].endswith("validation")
+
+
+def test_outliers_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--visits", 4, "--outliers", folder / "outliers.npy", "--bands", 4)
+    record, printed = recorded(capsys, "score", folder / "run", *options)
+    assert set(record["auroc"]) == {"nelbo", "typicality", "profile"}
+    assert record["auroc"]["nelbo"]["value"] > 0.9
+    assert 0 <= record["auroc"]["nelbo"]["error"] < 0.1
+    assert record["outliers"]["items"] == 20
+    assert "AUROC" in printed
+    # Items keep their scores when outliers are scored beside them.
+    alone, _ = recorded(capsys, "score", folder / "run", "--visits", 4, "--bands", 4)
+    assert alone["nelbo"]["value"] == pytest.approx(record["nelbo"]["value"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--visits", 1), ("visits", "2", "1")),
+        (("--per-item", "scores.txt"), ("--per-item", "scores.txt")),
+        (("--figure", "ends.gif"), ("--figure", "ends.gif")),
+        (("--outliers", "nothing.npy"), ("nothing.npy",)),
+        (("--bands", 0), ("bands",)),
+        (("--unclipped",), ("--unclipped", "run")),
+    ],
+)
+def test_refusals(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    status, _, err = command(capsys, "score", folder / "run", *options)
+    assert status == 2
+    assert all(word in err for word in words)
+
+
+def test_check_refuses_what_has_no_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "data.npy", pictures(60, 0))
+    data = ("--data", str(tmp_path / "data.npy"), "--data.levels", "8", "--model.kind", "vae")
+    cli.main(["train", str(tmp_path / "vae"), *data, *TINY[4:-2], "--steps", "1"])
+    status, _, err = command(capsys, "check", tmp_path / "vae")
+    assert status == 2
+    assert "VAE" in err
