@@ -214,7 +214,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Check:
-    """Find out whether a diffusion model's network is read as it was trained. Its output, the scaling of its input, its clock, and the range
+    """Find out whether a network is read as it was trained. Its output, the scaling of its input, its clock, and the range
     and the channels of the data are searched together. The exit status is 1 if another reading fits the network better."""
 
     run: Annotated[
@@ -249,8 +249,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Score:
-    """Score every item: its cost with an error, its percentile among reference items, and how untypical it is. The most and the least likely
-    items are listed with their files."""
+    """Score items and find outliers. Every item has its cost with an error, its percentile among reference items, and scores of how untypical
+    it is. The most and the least likely items are listed with their files."""
 
     run: Annotated[
         Path,
