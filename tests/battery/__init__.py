@@ -167,6 +167,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(schedule.__file__).parents[1])}
 
 
+# For a script in a fresh process: the peak of its own memory in KiB. ru_maxrss would begin with that of the process that started it.
+PEAK = """
+def peak():
+    with open("/proc/self/status") as status:
+        return int(next(line.split()[1] for line in status if line.startswith("VmHWM")))
+"""
+
 # Seconds after which a process of a test is taken to hang. No test measures speed: on a busy machine a process may need minutes.
 HANGS = 3600.0
 

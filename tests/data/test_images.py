@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from battery import environment
+from battery import PEAK, environment
 from diffusional.data import Dataset, checks, load, storage
 from diffusional.data import images as image_folders
 from diffusional.data.pictures import Options, decode
@@ -505,13 +505,14 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(in_order(load(tmp_path), 50), np.moveaxis(values, 3, 1))
 
 
-MEASURE = """
-import sys, resource
+MEASURE = f"""
+import sys
+{PEAK}
 from diffusional.data import load
 import PIL.PngImagePlugin
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 data = load(sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 

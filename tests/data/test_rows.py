@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from battery import environment
+from battery import PEAK, environment
 from diffusional.data import Dataset, checks, load
 from diffusional.data import dataset as dataset_file
 from diffusional.data.dataset import Items, Stream
@@ -251,13 +251,14 @@ def test_a_file_that_is_gone(lazy: None, tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------- memory
 
-MEASURE = """
-import sys, resource
+MEASURE = f"""
+import sys
+{PEAK}
 from diffusional.data import load
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 data = load(sys.argv[1])
 assert type(data.train).__name__ == "Rows"
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from battery import environment
+from battery import PEAK, environment
 from diffusional.data import Dataset, checks, delimited, load
 from diffusional.data.rows import Rows
 from diffusional.errors import DiffusionalError
@@ -338,20 +338,21 @@ def test_a_large_table_is_one_array_and_three_views(tmp_path: Path, monkeypatch:
     np.testing.assert_array_equal(in_order(data), VALUES)
 
 
-MEASURE = """
-import sys, resource
+MEASURE = f"""
+import sys
+{PEAK}
 from diffusional.data import load
 import diffusional.data.tables
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 data = load(sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
-def test_a_million_rows(tmp_path: Path, name: str) -> None:
-    values = RNG.normal(size=(1_000_000, 20))
+def test_half_a_million_rows(tmp_path: Path, name: str) -> None:
+    values = RNG.normal(size=(500_000, 20))
     names = tuple(f"x{j}" for j in range(20))
     if name == "a.csv":
         import pyarrow.csv
