@@ -6,12 +6,11 @@
     python tools/mutants.py --changed HEAD~3           # those of modules that changed since a commit
     python tools/mutants.py --changed --number 100     # 100: those of changed modules first, then others, drawn by the commit
 
-First every test that the tables name must pass on the tree as it is (`--tested` skips this, where the whole suite runs anyway). Then each
-fault gets a copy of src/ and tests/ of its
-own and a pytest process that imports this copy. Only a test that runs and finds something wrong is a kill: an AssertionError,
-or an error that should have been raised and was not. A fault that cannot be imported, that makes a test raise anything else,
-or that hangs, proves nothing and counts as a survivor. The whole fast suite then has a try at each survivor, to tell a hole
-in the tests from a row of the table that names the wrong ones; either way the row must be mended.
+First every test that the tables name must pass on the tree as it is (`--tested` skips this, where the whole suite runs anyway). Then
+each fault gets a copy of src/ and tests/ of its own and a pytest process that imports this copy. Only a test that runs and finds
+something wrong is a kill: an AssertionError, or an error that should have been raised and was not. A fault that cannot be imported,
+that makes a test raise anything else, or that hangs, proves nothing and counts as a survivor. The whole fast suite then has a try at
+each survivor, to distinguish a hole in the tests from a row of the table that names the wrong ones; either way, correct the row.
 
 Exit status: 0 if every fault was killed, 1 if one was not, 2 if the table is out of date or the tests fail without a fault.
 """
