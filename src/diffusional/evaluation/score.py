@@ -134,7 +134,7 @@ class Scores:
         return self.reference
 
     def has(self, name: str) -> bool:
-        """Whether a score exists, which depends on the reference and the bands."""
+        """Return whether a score exists, which depends on the reference and the bands."""
         return {"nelbo": True, "typicality": self.reference is not None, "profile": self.reference_profile is not None}[
             name
         ]

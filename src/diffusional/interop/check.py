@@ -198,7 +198,7 @@ class _Seen:
         return a * self.x + b * self.noise
 
     def of_z(self) -> Tensor:
-        """‖ε − c z‖²/D (levels, items) with the best c for every level: what z itself shows of the noise."""
+        """Return ‖ε − c z‖²/D (levels, items) with the best c for every level: the error of a prediction from z only."""
         rest = tuple(range(1, self.z.ndim))
         c = (self.noise * self.z).sum(rest, keepdim=True) / self.z.square().sum(rest, keepdim=True)
         return (self.noise - c * self.z).square().flatten(2).mean(2)
