@@ -60,6 +60,7 @@ _NAMES = {
     "check_denoiser": "interop.check",
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.evaluation",
+    "export": "training.export",
     "load": "training.run",
     "load_checkpoint": "interop.checkpoint",
     "load_run": "training.folder",

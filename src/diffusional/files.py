@@ -228,9 +228,37 @@ def not_written(path: Path, error: Exception) -> DiffusionalError:
     )
 
 
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Write a new folder completely or not at all. Yields a temporary folder, which gets the name `path` at the end of the block.
+
+    Raises DiffusionalError if `path` exists, which is then unchanged, and if it cannot be written.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "model"
+    >>> with writing_folder(path) as part:
+    ...     _ = (part / "README.md").write_text("A model.")
+    >>> [one.name for one in path.iterdir()]
+    ['README.md']
+    """
+    if os.path.lexists(path):
+        raise DiffusionalError(f"{path} exists and was not changed; name a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _workplace(path.parent) as place:
+            part = place / path.name
+            part.mkdir()
+            yield part
+            settle(part, path)
+    except OSError as error:
+        raise DiffusionalError(
+            f"{path} could not be written ({error.strerror or error}); make room, or name another folder"
+        ) from error
+
+
 def settle(temporary: Path, path: Path) -> None:
     """Sync a finished file or folder to disk, then give it its name."""
-    for written in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
+    for written in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
         _sync(written)
     os.replace(temporary, path)
     _sync(path.parent)

@@ -181,6 +181,10 @@ def _done(command: Any) -> Result:
             from diffusional.cli import score
 
             return score.run(command)
+        case commands.Export():
+            from diffusional.cli import export
+
+            return export.run(command)
         case commands.Sample():
             from diffusional.cli import sample
 

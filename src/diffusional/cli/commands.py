@@ -296,6 +296,18 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run's model as a pipeline of diffusers, with a model card of its bound. DiffusionPipeline.from_pretrained loads and samples
+    it, and `diffusional evaluate` and `import` read it back."""
+
+    run: Run
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="The new folder.")]
+    to: Literal["diffusers"] = "diffusers"
+    """The format."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """Sample from a trained model. Samples are drawn by the model's own reverse chain, or by DDIM."""
 
@@ -419,6 +431,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "import": Import,
+    "export": Export,
     "check": Check,
     "score": Score,
     "sample": Sample,
@@ -428,4 +441,18 @@ COMMANDS: dict[str, type] = {
     "doctor": Doctor,
     "completion": Completion,
 }
-Command = Demo | Train | Evaluate | Import | Check | Score | Sample | Information | Data | Claims | Doctor | Completion
+Command = (
+    Demo
+    | Train
+    | Evaluate
+    | Import
+    | Export
+    | Check
+    | Score
+    | Sample
+    | Information
+    | Data
+    | Claims
+    | Doctor
+    | Completion
+)

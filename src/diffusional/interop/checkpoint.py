@@ -24,6 +24,7 @@ from diffusional.interop.adapter import Adapter
 from diffusional.interop.networks import DiffusersNetwork
 from diffusional.interop.record import Origin
 from diffusional.interop.schedulers import Declared, declared
+from diffusional.interop.stated import STATED, read_stated
 from diffusional.interop.wrap import choose_start
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.diffusion import DiffusionModel
@@ -143,6 +144,13 @@ def load_checkpoint(
     """
     place = locate(path_or_hub_id, subfolder=subfolder, variant=variant, revision=revision)
     origin = Origin(place.source, "diffusers", place.revision)
+    own, stated = [], read_stated(place.folder)
+    if stated is not None:  # of `df.export`: as if the caller had given them
+        origin.files[STATED] = sha256(place.folder / STATED)
+        if space is None and levels is None:
+            space, own = stated.space, ["space"]
+        if decoder is None and decoder_variance is None:
+            decoder, decoder_variance, own = stated.decoder, stated.decoder_variance, [*own, "decoder"]
     declaration = declared(
         _scheduler(place, scheduler, origin),
         variance=variance,
@@ -170,6 +178,7 @@ def load_checkpoint(
     likelihood = _decoder(
         decoder, decoder_variance, space, declaration, origin, latents="vae" in place.parts or "vqvae" in place.parts
     )
+    origin.config |= {name: origin.given.pop(name) for name in own}
     if time is not None:
         origin.given["time"] = f"the network reads time= ({getattr(time, '__name__', None) or repr(time)})"
         origin.config.pop("time", None)
@@ -321,7 +330,7 @@ def _download(name: str, subfolder: str | None, variant: str | None, revision: s
                 "for a gated model, `hf auth login`; or give the folder of a local copy"
             ) from error
 
-    folder = fetched([INDEX, NETWORK, SCHEDULER, f"scheduler/{SCHEDULER}", f"*/{NETWORK}"])
+    folder = fetched([INDEX, NETWORK, SCHEDULER, STATED, f"scheduler/{SCHEDULER}", f"*/{NETWORK}"])
     index = load_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     part = subfolder or next((one for one in _DENOISERS if one in index), None)
     prefix = "" if part is None or (subfolder is None and not (folder / part).is_dir()) else f"{part}/"

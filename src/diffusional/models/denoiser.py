@@ -184,6 +184,17 @@ def clipped(denoiser: Denoiser, space: Discrete) -> Denoiser:
     return Denoiser(_Clipped(denoiser, space.low, space.high), "data", learns_variance=denoiser.learns_variance)
 
 
+def range_of_clipped(denoiser: Denoiser) -> tuple[Denoiser, float, float] | None:
+    """Return the denoiser inside one that `clipped` made, with the range; None for other denoisers.
+
+    >>> inner = Denoiser(lambda z, log_snr: 0 * z, "noise")
+    >>> range_of_clipped(inner), range_of_clipped(clipped(inner, Discrete((1,), 2)))[1:]
+    (None, (-1.0, 1.0))
+    """
+    module = denoiser.module
+    return (module.denoiser, module.low, module.high) if isinstance(module, _Clipped) else None
+
+
 def unassisted(z: Batch, gamma: Tensor) -> Prediction:
     """Return the prediction x̂ = z/α, without a network, for decoders that need none."""
     return Prediction(z, gamma, z / align(alpha(gamma), z), "data")

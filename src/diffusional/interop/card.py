@@ -1,0 +1,163 @@
+"""The model card of an exported model, README.md: how to sample it, and its bound with everything that the number rests on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from diffusional.evaluation.result import Evaluation
+from diffusional.ledger import Estimate
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.space import Discrete
+
+_TASK = "unconditional-image-generation"
+
+
+def model_card(
+    name: str,
+    model: DiffusionModel,
+    settings: Mapping[str, Any],
+    evaluation: Evaluation | None = None,
+    trained_on: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the text of README.md, with metadata as the Hub reads them (`model-index`).
+
+    Args:
+        name: of the model.
+        model: the model.
+        settings: of its DDPMScheduler.
+        evaluation: its bound; without it the card has no number.
+        trained_on: data.json of its run.
+    """
+    space: Any = model.space
+    assert isinstance(space, Discrete)
+    shape = "×".join(map(str, space.shape))
+    lines = [
+        "---",
+        _metadata(name, evaluation),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A diffusion model of {shape} images with {space.levels} levels, T = {model.steps} latents, exported by "
+        "[diffusional](https://pypi.org/project/diffusional). Its files are a pipeline of diffusers:",
+        "",
+        "```python",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f'pipeline = DiffusionPipeline.from_pretrained("{name}")',
+        f'images = pipeline(batch_size=4, num_inference_steps={model.steps}, output_type="np").images',
+        "```",
+        "",
+        f"The network predicts {_PREDICTED[settings['prediction_type']]}, and the variance of a step is "
+        f"`{settings['variance_type']}`. The last step of the pipeline is the mean of p(x|z_1), not a draw.",
+        "",
+    ]
+    if trained_on is not None and trained_on.get("name"):
+        lines += ["## Training data", "", f"{trained_on['name']}, with these fingerprints (SHA-256) of its splits:", ""]
+        lines += [
+            f"- {split}: {_counted(trained_on, split)}`{digest}`" for split, digest in trained_on["sha256"].items()
+        ]
+        lines += [""]
+    lines += ["## Bound on the likelihood", ""]
+    if evaluation is None:
+        lines += ["This model was exported without an evaluation."]
+    else:
+        lines += _bound(evaluation)
+    lines += [
+        "",
+        "To evaluate it (`diffusional.json` has the levels of the data and the decoder):",
+        "",
+        f"    diffusional evaluate {name} --data DATA",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_PREDICTED = {"epsilon": "the noise ε", "sample": "x", "v_prediction": "v = α ε − σ x"}
+
+
+def _counted(data: Mapping[str, Any], split: str) -> str:
+    n = data.get("items", {}).get(split)
+    return "" if n is None else f"{n:,} items, "
+
+
+def _metadata(name: str, evaluation: Evaluation | None) -> str:
+    """Return the YAML of the card."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results: Any = None
+    if evaluation is not None:
+        about, nelbo = evaluation.about, evaluation.nelbo.to("bits/dim", evaluation.dimensions)
+        data = str(about.get("data") or "data")
+        results = [
+            EvalResult(
+                task_type=_TASK,
+                dataset_type=data,
+                dataset_name=data,
+                dataset_split=about.get("split"),
+                metric_type="bits/dim",
+                metric_name="NELBO, bits/dim",
+                metric_value=nelbo.value,
+                metric_args={
+                    name: value
+                    for name, value in (
+                        ("error", nelbo.error),
+                        ("item_error", nelbo.item_error),
+                        ("items", evaluation.nelbo.n),
+                        ("levels", evaluation.provenance.get("levels")),
+                        ("network_evaluations", evaluation.nelbo.network_evaluations),
+                        ("data_sha256", evaluation.provenance.get("data_sha256")),
+                    )
+                    if value is not None and value == value  # the error over one item is NaN
+                },
+            )
+        ]
+    card = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=_TASK,
+        tags=["diffusers", "diffusional", "likelihood"],
+        model_name=name,
+        eval_results=results,
+    )
+    return card.to_yaml()
+
+
+def _bound(evaluation: Evaluation) -> list[str]:
+    about, provenance, d = evaluation.about, evaluation.provenance, evaluation.dimensions
+    bound = evaluation.nelbo.to("bits/dim", d)
+    where = ", ".join(str(about[key]) for key in ("data", "split") if about.get(key))
+    low, high = evaluation.interval(unit="bits/dim")
+    lines = [
+        f"**{bound.value:.4f} ± {bound.error:.4f} bits/dim** on {where or 'the data'}: an upper bound on −log₂ p(x)/D, with its Monte Carlo "
+        f"error (95 %: {low:.4f} to {high:.4f}); the items themselves vary it by ± {bound.item_error:.4f}.",
+        "",
+        "| term | nats | bits/dim |",
+        "|---|---|---|",
+    ]
+    for name, term in [*evaluation.terms.items(), ("NELBO", evaluation.nelbo)]:
+        lines.append(f"| {name} | {_shown(term)} | {_shown(term.to('bits/dim', d))} |")
+    levels = provenance.get("levels")
+    facts = [
+        f"data: {where or 'unknown'}, {evaluation.nelbo.n:,} items, SHA-256 `{provenance.get('data_sha256', 'unknown')}`",
+        f"levels of the data: {levels if levels is not None else 'none, a density'}",
+        f"latents: T = {provenance.get('latents') or '∞'}",
+        f"network evaluations: {evaluation.nelbo.network_evaluations:,}",
+        f"weights: SHA-256 `{provenance.get('weights_sha256', 'unknown')}`",
+        f"command: `{_command(provenance.get('command', ''))}`",
+        f"versions: {json.dumps(provenance.get('versions', {}))}",
+    ]
+    if about.get("trained_on"):
+        facts.append(f"**{about['trained_on']} of the items were also trained on**")
+    facts += [f"caveat: {text}" for text in evaluation.caveats]
+    return [*lines, "", *(f"- {fact}" for fact in facts)]
+
+
+def _shown(one: Estimate) -> str:
+    return f"{one.value:.4f} ± {one.error:.4f}"
+
+
+def _command(line: str) -> str:
+    """Return a command without the folder of its program."""
+    program, _, rest = line.partition(" ")
+    return " ".join(filter(None, (PurePath(program).name, rest))) or "unknown"
