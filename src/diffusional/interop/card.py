@@ -89,7 +89,7 @@ def _metadata(name: str, evaluation: Evaluation | None) -> str:
     results: Any = None
     if evaluation is not None:
         about, nelbo = evaluation.about, evaluation.nelbo.to("bits/dim", evaluation.dimensions)
-        data = str(about.get("data") or "data")
+        data = _named(about) or "data"
         results = [
             EvalResult(
                 task_type=_TASK,
@@ -126,7 +126,7 @@ def _metadata(name: str, evaluation: Evaluation | None) -> str:
 def _bound(evaluation: Evaluation) -> list[str]:
     about, provenance, d = evaluation.about, evaluation.provenance, evaluation.dimensions
     bound = evaluation.nelbo.to("bits/dim", d)
-    where = ", ".join(str(about[key]) for key in ("data", "split") if about.get(key))
+    where = ", ".join(filter(None, (_named(about), about.get("split"))))
     low, high = evaluation.interval(unit="bits/dim")
     lines = [
         f"**{bound.value:.4f} ± {bound.error:.4f} bits/dim** on {where or 'the data'}: an upper bound on −log₂ p(x)/D, with its Monte Carlo "
@@ -151,6 +151,12 @@ def _bound(evaluation: Evaluation) -> list[str]:
         facts.append(f"**{about['trained_on']} of the items were also trained on**")
     facts += [f"caveat: {text}" for text in evaluation.caveats]
     return [*lines, "", *(f"- {fact}" for fact in facts)]
+
+
+def _named(about: Mapping[str, Any]) -> str | None:
+    """Return the name of the data; of a file, without its folder."""
+    name = about.get("data")
+    return PurePath(name).name if isinstance(name, str) and PurePath(name).is_absolute() else name
 
 
 def _shown(one: Estimate) -> str:
