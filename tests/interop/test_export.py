@@ -307,7 +307,7 @@ def test_a_damaged_statement_is_refused(change: dict[str, Any], tmp_path: Path) 
     folder = df.export(model_of(), tmp_path / "pipeline")
     record = json.loads((folder / "diffusional.json").read_text())
     (folder / "diffusional.json").write_text(json.dumps(record | change))
-    with pytest.raises(DiffusionalError, match="format|space|decoder"):
+    with pytest.raises(DiffusionalError, match=r"format|space|decoder"):
         df.load_checkpoint(folder)
     # Without it, it is a pipeline as any other.
     (folder / "diffusional.json").unlink()

@@ -143,4 +143,25 @@ FAULTS = [
         "first[i] + sum(costs[:i])",
         "interop/test_wrap.py::test_the_first_level_is_chosen_by_the_bound",
     ),
+    fault(
+        "interop/export.py",
+        "learned and fixed variances exchanged",
+        '{"posterior": "fixed_small", "transition": "fixed_large"}',
+        '{"posterior": "fixed_large", "transition": "fixed_small"}',
+        "interop/test_export.py::test_every_term_is_the_same_after_export[transition-v]",
+    ),
+    fault(
+        "interop/export.py",
+        "betas of the level before",
+        "-math.expm1(after - before)",
+        "-math.expm1(before)",
+        "interop/test_export.py::test_any_schedule_of_levels_is_exported_by_its_betas[log SNR]",
+    ),
+    fault(
+        "interop/export.py",
+        "a number of levels from 1 taken for one from 0",
+        " and time.first == 0",
+        "",
+        "interop/test_export.py::test_what_no_scheduler_expresses_is_refused[levels from 1]",
+    ),
 ]

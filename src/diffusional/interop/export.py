@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
 from diffusional.files import writing_folder
-from diffusional.interop.adapter import Adapter, Clip, Rule, Threshold, VarianceOutput
+from diffusional.interop.adapter import Adapter, Clip, Coefficient, Rule, Threshold, VarianceOutput
 from diffusional.interop.networks import DiffusersNetwork
 from diffusional.interop.stated import Stated
 from diffusional.models.denoiser import Denoiser, range_of_clipped
@@ -46,7 +46,8 @@ def write_pipeline(model: Any, folder: str | Path, card: str) -> dict[str, Any]:
     Raises DiffusionalError for a model that no DDPMPipeline expresses, a path that exists, and a folder that cannot be written. Nothing is
     written then.
     """
-    from diffusers import DDPMPipeline, DDPMScheduler
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     network, settings, stated = parts_of(model)
     with writing_folder(Path(folder)) as partial:
@@ -59,10 +60,10 @@ def write_pipeline(model: Any, folder: str | Path, card: str) -> dict[str, Any]:
 
 def parts_of(model: Any) -> tuple[Any, dict[str, Any], Stated]:
     """Return the network, the settings of a DDPMScheduler, and what diffusers has no place for. Raises DiffusionalError with the reason if a
-    model is no DDPMPipeline.
+    model cannot be a DDPMPipeline.
     """
     if not isinstance(model, DiffusionModel):
-        raise _unfit(f"a {type(model).__name__} is no Gaussian diffusion of x with one network")
+        raise _unfit(f"expected a DiffusionModel, got a {type(model).__name__}")
     space = model.space
     if not isinstance(space, Discrete) or (space.low, space.high) != (-1.0, 1.0):
         raise _unfit(f"its pipeline takes x for an image with levels from -1 to 1, got {space}")
@@ -136,7 +137,7 @@ def _same(first: Schedule, second: Schedule) -> bool:
 
 def _network(module: Any, space: Discrete) -> Any:
     """Return the UNet2DModel inside a denoiser's module."""
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     network = module.network if isinstance(module, FromDiffusers | DiffusersNetwork) else module
     if type(network) is not UNet2DModel:
@@ -178,17 +179,15 @@ def _prediction(denoiser: Denoiser, schedule: Schedule) -> str:
     alpha, sigma = torch.exp(0.5 * logsigmoid(-gamma)), torch.exp(0.5 * logsigmoid(gamma))
     zero, one = torch.zeros_like(gamma), torch.ones_like(gamma)
     meanings = {"epsilon": (zero, one), "sample": (one, zero), "v_prediction": (-sigma, alpha)}
-    for word, (of_data, of_noise) in meanings.items():
-        if bool(((a - of_data).abs() + (b - of_noise).abs()).max() < _SAME):
-            break
-    else:
+    fitting = [word for word, (x, e) in meanings.items() if bool(((a - x).abs() + (b - e).abs()).max() < _SAME)]
+    if not fitting:
         raise _unfit("its network predicts the noise, x or v, got another combination of them")
     if bool((_values(denoiser.scale, gamma) - 1).abs().max() > _SAME):
         raise _unfit("its network reads z itself, got one that reads a multiple of z")
-    return word
+    return fitting[0]
 
 
-def _values(coefficient: Any, gamma: Tensor) -> Tensor:
+def _values(coefficient: Coefficient, gamma: Tensor) -> Tensor:
     return coefficient(gamma).double() if callable(coefficient) else torch.full_like(gamma, coefficient)
 
 
@@ -238,4 +237,3 @@ def _decoder(model: DiffusionModel, learns: bool) -> tuple[str, float | None]:
 
 def _sides(size: Any) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else () if size is None else tuple(size)
-

@@ -40,7 +40,7 @@ def export(
 
     Returns the folder.
     Raises DiffusionalError with the reason for a model that no DDPMPipeline expresses: another network, predictions of levels or scores,
-    continuous time, class labels, images padded inside the model, data that are no images with levels from −1 to 1; for an evaluation of other
+    continuous time, class labels, images padded inside the model, data other than images with levels from −1 to 1; for an evaluation of other
     weights or another T; and for a folder that exists. Nothing is written then.
 
     >>> import tempfile
