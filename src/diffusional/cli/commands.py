@@ -297,8 +297,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's model as a pipeline of diffusers, with a model card of its bound. DiffusionPipeline.from_pretrained loads and samples
-    it, and `diffusional evaluate` and `import` read it back."""
+    """Write a run's model as a pipeline of diffusers. DiffusionPipeline.from_pretrained loads and samples it, `diffusional evaluate` and
+    `import` read it back, and its model card has the run's bound."""
 
     run: Run
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="The new folder.")]

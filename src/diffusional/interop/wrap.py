@@ -10,6 +10,8 @@ log-SNR −γ = ln a²/s², so that two declarations suffice: what the network r
     wrap.flow(net)                                            the velocity ε − x of (1 − t) x + t ε, at t
     wrap.flow(net, counts="data")                             the velocity x − ε of t x + (1 − t) ε, at t
 
+`wrap.openai(net, diffusion, space)` and `wrap.lucidrains(diffusion)` return the whole model of a diffusion of these two packages.
+
 The result goes into a `DiffusionModel` with a schedule whose ends are the lowest and the highest noise of p.
 """
 
@@ -32,6 +34,7 @@ from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Likelihood
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.schedule import Schedule, log_snr_linear
+from diffusional.space import Space
 from diffusional.words import our_word
 
 Reads = Literal["vp", "ve", "flow"]
@@ -213,6 +216,73 @@ class Wrap:
             )
         predicts = "velocity" if counts == "noise" else "velocity to data"
         return _adapted(network, predicts=predicts, time=FlowTime(scale, counts == "data"), reads="flow")
+
+    def openai(
+        self,
+        network: Callable[..., Tensor],
+        diffusion: Any,
+        space: Space,
+        *,
+        clipped: bool = True,
+        likelihood: Likelihood | None = None,
+    ) -> DiffusionModel:
+        """Return the model of a network of OpenAI's improved or guided diffusion, by its GaussianDiffusion or SpacedDiffusion.
+
+        Betas, prediction (EPSILON, START_X), variance (all four kinds) and time input, also of respaced levels, are read from the object's
+        attributes. The decoder is theirs: a discretised Gaussian with the variance of q(z_1|z_2, x), with the exact normal CDF for their
+        approximation by tanh, and without their floor of ln 1e-12 for the mass of a bin.
+
+        Args:
+            network: `network(z, time)`, or `network(z, time, labels)`.
+            diffusion: their object.
+            space: what x is, such as Discrete((3, 32, 32), 256).
+            clipped: whether x̂ is clipped to [−1, 1] (clip_denoised=True of `calc_bpd_loop` and of its samplers).
+            likelihood: another p(x|z_1).
+
+        Raises DiffusionalError for an object without these attributes, and for ModelMeanType.PREVIOUS_X.
+
+        >>> from types import SimpleNamespace
+        >>> from diffusional import Discrete
+        >>> theirs = SimpleNamespace(betas=[0.1, 0.5], model_mean_type="EPSILON", model_var_type="FIXED_LARGE", rescale_timesteps=False)
+        >>> model = wrap.openai(lambda z, t: 0 * z, theirs, Discrete((1, 8, 8), 256))
+        >>> model.steps, model.variance
+        (2, 'transition')
+        """
+        from diffusional.interop.processes import openai
+
+        return openai(network, diffusion, space, clipped=clipped, likelihood=likelihood)
+
+    def lucidrains(
+        self,
+        diffusion: Any,
+        *,
+        levels: int | None = 256,
+        clipped: bool = True,
+        likelihood: Likelihood | None = None,
+    ) -> DiffusionModel:
+        """Return the model of a GaussianDiffusion of lucidrains' denoising-diffusion-pytorch, with its network.
+
+        Betas, objective (pred_noise, pred_x0, pred_v), normalisation and shape are read from the object's attributes; DDIM is left out. Load
+        the weights of the moving average first, if there are any: its Trainer samples with these.
+
+        Args:
+            diffusion: their object, for images or sequences.
+            levels: number of levels of the data.
+            clipped: whether x̂ is clipped to [−1, 1], as its only sampler does.
+            likelihood: p(x|z_1), which the object does not determine; by default a discretised Gaussian with variance σ_1².
+
+        Raises DiffusionalError for an object without these attributes, a self-conditioned network, and one with a learned variance. Warns
+        of training with offset noise or an assignment of noise to items, whose networks are not posterior means.
+
+        >>> from types import SimpleNamespace
+        >>> theirs = SimpleNamespace(betas=[0.1, 0.5], objective="pred_v", model=lambda z, t: 0 * z, channels=3, image_size=8,
+        ...                          normalize=lambda x: 2 * x - 1)
+        >>> wrap.lucidrains(theirs).space
+        Discrete(shape=(3, 8, 8), levels=256, low=-1.0, high=1.0)
+        """
+        from diffusional.interop.processes import lucidrains
+
+        return lucidrains(diffusion, levels=levels, clipped=clipped, likelihood=likelihood)
 
 
 wrap = Wrap()
