@@ -30,7 +30,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional score runs/digits --per-item scores.csv",
         "diffusional score runs/digits --outliers letters.npy --bands 8",
     ),
-    "export": ("diffusional export runs/digits --to diffusers pipelines/digits",),
+    "export": (
+        "diffusional export runs/ddpm --to diffusers pipelines/ddpm",
+        "diffusional export runs/ddpm pipelines/ddpm --json export.json",
+    ),
     "sample": (
         "diffusional sample runs/digits --n 100",
         "diffusional sample runs/digits --method ddim --steps 50 --out fast.npz",
