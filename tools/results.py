@@ -243,9 +243,29 @@ def _cost(nats: float) -> str:
     return "0" if nats == 0 else f"{nats:.2f}" if nats < 1 else f"{nats:.1f}"
 
 
+def fault_finder() -> str:
+    """Of every planted fault and kind of network, the trials in which it was named exactly and in which something was found."""
+    rows = record("fault_finder.json")["rows"]
+    kinds = list(dict.fromkeys((row["kind"], row["training"]) for row in rows))
+    faults = list(dict.fromkeys(row["fault"] for row in rows))
+    cells = {(row["fault"], row["kind"], row["training"]): row for row in rows}
+
+    def cell(fault: str, kind: tuple[str, str]) -> str:
+        row = cells.get((fault, *kind))
+        if row is None:
+            return ""
+        found = f"{row['detected']}"
+        return found if row["named"] is None or fault == "none" else f"{row['named']}, {found}"
+
+    return markdown(
+        ["planted", *(f"{kind}, {training} trained" for kind, training in kinds)],
+        [[fault, *(cell(fault, kind) for kind in kinds)] for fault in faults],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (audit_alarms, calibration, trials, systems, gains, digits, binary_mnist)
+    for function in (audit_alarms, fault_finder, calibration, trials, systems, gains, digits, binary_mnist)
 }
 
 
