@@ -13,8 +13,11 @@ import diffusional as df
 from diffusional import deprecation, evaluation, information, timesteps
 from diffusional.cli.commands import Information, Train
 from diffusional.cli.parse import parse
+from diffusional.data import formats
+from diffusional.evaluation import ranks, visit_records
+from diffusional.information import estimates
 from diffusional.models.binomial import BinomialDiffusionModel
-from diffusional.training import recipes
+from diffusional.training import batches, metrics_logger, process_group, recipes
 
 SCHEDULE = df.schedule.log_snr_linear(-4.0, 4.0, steps=9)
 LINE = torch.tensor([[-1.0], [1.0]])
@@ -47,6 +50,13 @@ NAMES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "information.Draws": (lambda: information.Draws, lambda: information.Estimates),
     "information.chain": (lambda: information.chain, lambda: information.chain_rule),
     "recipes.levels": (lambda: recipes.levels, lambda: recipes.images),
+    "kinds.kind_of": (lambda: formats.kind_of, lambda: formats.format_of),
+    "draws.Draws": (lambda: visit_records.Draws, lambda: visit_records.VisitRecords),
+    "information.draws.Draws": (lambda: estimates.Draws, lambda: estimates.Estimates),
+    "processes.count": (lambda: ranks.count, lambda: ranks.world_size),
+    "exchange.Exchange": (lambda: process_group.Exchange, lambda: process_group.ProcessGroup),
+    "feed.Feed": (lambda: batches.Feed, lambda: batches.BatchLoader),
+    "journal.Journal": (lambda: metrics_logger.Journal, lambda: metrics_logger.MetricsLogger),
     "Chain.levels": (lambda: model().levels, lambda: model().timesteps),
     "BinomialDiffusionModel.backward": (lambda: Reversible().backward(1, 2), lambda: Reversible().reverse(1, 2)),
     "curve(levels=)": (
@@ -98,6 +108,35 @@ def test_old_modules_are_the_new_ones(old: str) -> None:
     sys.modules.pop(old, None)
 
 
+def test_overrides_of_old_names_are_used() -> None:
+    with pytest.warns(DeprecationWarning, match="Six overrides Chain.levels, which is now called timesteps"):
+
+        class Six(df.Chain):
+            @property
+            def levels(self) -> int:
+                return 6
+
+    assert Six().timesteps == Six().levels == 6
+
+
+def test_overrides_of_old_methods_can_call_those_above() -> None:
+    with pytest.warns(DeprecationWarning, match="Counting overrides BinomialDiffusionModel.backward"):
+
+        class Counting(Reversible):
+            def backward(self, *args: Any) -> Any:
+                with pytest.warns(DeprecationWarning, match=r"BinomialDiffusionModel\.backward is now called"):
+                    return 1, *super().backward(*args)
+
+    with pytest.warns(DeprecationWarning, match="Twice overrides BinomialDiffusionModel.backward"):
+
+        class Twice(Counting):
+            def backward(self, *args: Any) -> Any:
+                return 2, *super().backward(*args)
+
+    assert Counting().reverse(5) == Counting().backward(5) == (1, 5)
+    assert Twice().reverse(5) == Twice().backward(5) == (2, 1, 5)
+
+
 # A line for each kind of name. Python shows a DeprecationWarning only if it points to code in __main__.
 KINDS = """import diffusional as df
 from diffusional.data.kinds import format_of
@@ -105,12 +144,14 @@ df.levels
 df.training.recipes.levels
 df.timesteps.Uniform().sample(4, levels=3)
 df.BinomialDiffusionModel.__new__(df.BinomialDiffusionModel).backward
+class Nine(df.Chain): levels = 9
+class Costs(df.Chain): _kl_at = None
 """
 
 
 def test_warnings_point_to_the_code_that_uses_the_old_name() -> None:
     done = subprocess.run([sys.executable, "-c", KINDS], capture_output=True, text=True, check=True)
-    for line in range(2, 7):
+    for line in range(2, 9):
         assert f"<string>:{line}: DeprecationWarning" in done.stderr
 
 

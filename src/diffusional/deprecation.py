@@ -99,13 +99,47 @@ class RenamedAttribute:
         self.new = new
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.owner, self.old = owner.__name__, name
+        self.owner, self.old = owner, name
 
     def __get__(self, instance: object, owner: type) -> Any:
         if instance is None:
             return self
-        warn(f"{self.owner}.{self.old}", f"{self.owner}.{self.new}")
-        return getattr(instance, self.new)
+        warn(f"{self.owner.__name__}.{self.old}", f"{self.owner.__name__}.{self.new}")
+        # A subclass that overrides the old name gets here only by super(), which means what is above that subclass.
+        classes = type(instance).__mro__
+        overriding = [one for one in classes[: classes.index(self.owner)] if self.old in vars(one)]
+        return getattr(super(overriding[-1], instance) if overriding else instance, self.new)
+
+
+def keep_overrides(cls: type) -> None:
+    """Make what a class defines under the old name of an attribute of its bases, a `RenamedAttribute`, its attribute of the new name as
+    well, with a warning. For `__init_subclass__`.
+
+    >>> class Chain:
+    ...     timesteps = 4
+    ...     levels = RenamedAttribute("timesteps")
+    ...     def __init_subclass__(cls):
+    ...         keep_overrides(cls)
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     class Short(Chain):
+    ...         levels = 2
+    >>> Short().timesteps, str(caught[0].message)
+    (2, 'Short overrides Chain.levels, which is now called timesteps; the old name will be removed in the next version')
+    """
+    for base in cls.__mro__[1:]:
+        for old, renamed in vars(base).items():
+            if isinstance(renamed, RenamedAttribute) and old in vars(cls) and renamed.new not in vars(cls):
+                message = (
+                    f"{cls.__name__} overrides {base.__name__}.{old}, which is now called {renamed.new}; the old name will be removed in the "
+                    "next version"
+                )
+                # Points to the class statement, past `__init_subclass__` of the bases and `__new__` of their metaclass.
+                frame, level = sys._getframe(1), 2
+                while frame.f_back is not None and frame.f_code.co_name in ("__init_subclass__", "__new__"):
+                    frame, level = frame.f_back, level + 1
+                warnings.warn(message, DeprecationWarning, stacklevel=level)
+                setattr(cls, renamed.new, vars(cls)[old])
 
 
 class _OldModules(MetaPathFinder, Loader):

@@ -1,6 +1,7 @@
 """What a chain asks of a family: its attributes, signatures and shapes, and what is reported where they are wrong."""
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -198,3 +199,32 @@ def test_a_process_that_is_not_markov_is_part_of_the_identity() -> None:
 
     assert identity(0.5) != identity(0.6)
     assert identity(0.5) == identity(0.5)
+
+
+class Looking(df.Chain):
+    """Fair coins, D ln 2 = 3 ln 2, whose reconstruction an evaluation draws once for every item before its visits."""
+
+    space, process, looked = SPACE, df.BinomialDiffusion([0.3, 0.2, 0.4]), ("reconstruction",)
+
+    def __init__(self, network: bool) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def decoder_uses_network(self) -> bool:
+        return self.network
+
+    def step(self, z_next: Tensor, t: Tensor) -> df.Bits:  # type: ignore[override]
+        return df.Bits(0 * z_next.double())
+
+    def last(self, n: int) -> df.Bits:
+        return df.Bits(torch.zeros(n, 3).double())
+
+    def decode(self, z_1: Tensor) -> df.Bits:  # type: ignore[override]
+        return df.Bits(0 * z_1.double())
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_a_family_without_a_look_of_its_own_draws_the_costs_of_the_decoder(network: bool) -> None:
+    result = df.evaluate(Looking(network), X, visits=4)
+    assert result.terms["reconstruction"].value == pytest.approx(3 * math.log(2), rel=1e-12)

@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 from diffusional.data.folders import walk
+from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular
+
+__getattr__ = renamed_names(__name__, {"kind_of": "format_of"})
 
 ACCEPTED = (
     '"digits", an array in .npy or .npz, an IDX file (*-ubyte or *.idx, perhaps .gz), a table (.csv, .tsv, .parquet), '

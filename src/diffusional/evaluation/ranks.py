@@ -9,7 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusional import launch
+from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
+
+__getattr__ = renamed_names(__name__, {"count": "world_size"})
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, by_name, moved, rows_of
+from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.noise import item_keys, normal, stream
@@ -36,6 +37,8 @@ from diffusional.ledger import Estimate, sharing
 from diffusional.models.base import device_of
 from diffusional.models.chain import Chain, batch_rows, cost_of
 from diffusional.space import Discrete
+
+__getattr__ = renamed_names(__name__, {"Draws": "VisitRecords"})
 
 # Numbers of noise drawn at once.
 _NOISE = 16_000_000
@@ -135,9 +138,12 @@ class VisitRecords:
         return None if self.context is None else self.context[items].to(self.device)
 
     def _looked_at(self) -> dict[str, Tensor]:
-        """Draw those costs of the decoder that are in the model's `looked` once for every item (N,). Each process draws its share."""
+        """Draw those costs of the decoder that are in the model's `looked` once for every item (N,). Each process draws its share. If the
+        decoder takes no network evaluation, every visit has a draw of its costs, and there are no others.
+        """
         n, device = len(self.data), self.device
-        out = {name: torch.zeros(n, dtype=torch.float64) for name in self.model.looked}
+        names = self.model.looked if self.model.decoder_uses_network else ()
+        out = {name: torch.zeros(n, dtype=torch.float64) for name in names}
         if not out:
             return out
         mine = ranks.share(n)

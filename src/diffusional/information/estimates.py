@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusional.deprecation import renamed_names
+
+__getattr__ = renamed_names(__name__, {"Draws": "Estimates"})
+
 
 @dataclass(frozen=True, eq=False)
 class Estimates:

@@ -9,7 +9,6 @@ ledgers, losses, samples and evaluations follow. Where a cost has a closed form 
 (gaussian_chain.py) are such families.
 """
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,7 +24,7 @@ from diffusional.conditions import (
     rows_of,
     takes_condition,
 )
-from diffusional.deprecation import RenamedAttribute
+from diffusional.deprecation import RenamedAttribute, keep_overrides
 from diffusional.errors import DiffusionalError
 from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
@@ -127,13 +126,7 @@ class Chain(LatentVariableModel):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_kl_at" in vars(cls):
-            warnings.warn(
-                f"{cls.__name__} overrides Chain._kl_at, which is now public: rename it to level_kl",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            setattr(cls, "level_kl", vars(cls)["_kl_at"])  # noqa: B010
+        keep_overrides(cls)
 
     @property
     def steps(self) -> int | None:
@@ -221,6 +214,8 @@ class Chain(LatentVariableModel):
         z_next = self.noisy(x, level + 1, noise)
         kl = self.process.posterior(z_next, x, level).kl(self._step(z_next, level, condition))
         return one_per_item(kl, len(x), "kl of q(z_t|z_{t+1}, x) and p(z_t|z_{t+1})").double()
+
+    _kl_at = RenamedAttribute("level_kl")
 
     def noisy(self, x: Batch, t: PerItem, noise: Batch) -> Batch:
         """Return z_t ~ q(z_t|x) (B, *dims) for standard normal `noise`, t (B,) in 1 … T, in x's type."""
@@ -310,8 +305,11 @@ class Chain(LatentVariableModel):
         return {"reconstruction": cost_of(self, "reconstruction", cost, len(x))}
 
     def look(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
-        """Return a draw of those costs (B,) of the decoder whose names are in `looked`: by default {}."""
-        return {}
+        """Return a draw of those costs (B,) of the decoder whose names are in `looked`: by default those of `decoder_costs`."""
+        if not self.looked:
+            return {}
+        costs = self.decoder_costs(x, noise, condition)
+        return {name: costs[name] for name in self.looked}
 
     @property
     def predicts_levels(self) -> bool:

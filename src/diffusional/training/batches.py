@@ -9,8 +9,11 @@ from torch import Tensor
 
 from diffusional.conditions import moved
 from diffusional.data.dataset import Dataset, LabelledStream, Stream
+from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.training.seeds import seed_of
+
+__getattr__ = renamed_names(__name__, {"Feed": "BatchLoader"})
 
 
 class BatchLoader:

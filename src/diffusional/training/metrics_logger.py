@@ -13,12 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
 from diffusional.files import check_regular, not_written, writing
 from diffusional.progress import ProgressLines, line_printer
 from diffusional.training import checkpoint
 from diffusional.training.config import Config
+
+__getattr__ = renamed_names(__name__, {"Journal": "MetricsLogger"})
 
 with needed_for("training"):
     from rich.console import Console

@@ -11,10 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffusional import launch
+from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
 from diffusional.ledger import Costs
 from diffusional.schedule import Schedule
+
+__getattr__ = renamed_names(__name__, {"Exchange": "ProcessGroup"})
 
 with needed_for("training"):
     from accelerate import Accelerator
