@@ -859,4 +859,11 @@ FAULTS = [
         "logsigmoid(gamma_last) - 0.5 * math.log(variance)",
         "interop/test_wrap.py::test_a_variance_of_p_of_z_T",
     ),
+    fault(
+        "models/chain.py",
+        "no costs of the decoder are drawn before the visits of a family without a look of its own",
+        "return {name: costs[name] for name in self.looked}",
+        "return {}",
+        "models/test_chain.py::test_a_family_without_a_look_of_its_own_draws_the_costs_of_the_decoder[True]",
+    ),
 ]
