@@ -116,8 +116,8 @@ def _explained(network: Any, inputs: tuple[Tensor, ...], error: Exception) -> st
 
 
 _FROM_DIFFUSERS = (
-    "Load its folder with df.load_checkpoint; or use df.networks.FromDiffusers(network), and give Denoiser the time that the network "
-    "was trained with, such as time=diffusional.models.time.TrainedIndex(schedule)"
+    "Use df.networks.FromDiffusers(network), and give Denoiser the time that the network was trained with, such as "
+    "time=diffusional.models.time.TrainedIndex(schedule), or load its folder with df.load_checkpoint"
 )
 
 
