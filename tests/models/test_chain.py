@@ -227,6 +227,8 @@ class Looking(df.Chain):
 @pytest.mark.parametrize("network", [True, False])
 def test_a_family_without_a_look_of_its_own_draws_the_costs_of_the_decoder(network: bool) -> None:
     model = Looking(network)
-    assert model.look(X, torch.zeros(4, 3))["reconstruction"].tolist() == pytest.approx([3 * math.log(2)] * 4, rel=1e-12)
+    assert model.look(X, torch.zeros(4, 3))["reconstruction"].tolist() == pytest.approx(
+        [3 * math.log(2)] * 4, rel=1e-12
+    )
     result = df.evaluate(model, X, visits=4)
     assert result.terms["reconstruction"].value == pytest.approx(3 * math.log(2), rel=1e-12)
