@@ -151,16 +151,19 @@ def _notes(command: Score, chosen: ChosenItems, scores: "Scores", known: int, bi
     notes = []
     nelbo, error = scores.nelbo[:known], scores.error[:known]
     others = nelbo if scores.reference is None else scores.reference
-    spread = float(others.quantile(0.75) - others.quantile(0.25))
+    ordered = others.sort().values
+    spread = float(ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4])
     unsure = (error > 3 * spread).nonzero().flatten().tolist()
     if unsure:
-        worst = max(unsure, key=lambda i: float(error[i]))
+        unsure.sort(key=lambda i: -float(error[i]))
+        names = ", ".join(_name(chosen, i) for i in unsure[: command.shown])
+        more = "" if len(unsure) <= command.shown else ", …"
         whose = "the items" if scores.reference is None else "the reference items"
         notes.append(
-            f"warning: the rank of {len(unsure):,} of {known:,} items is not reliable. Their Monte Carlo error (at most "
-            f"{float(error[worst]) / bit:.4g} bits/dim, {_name(chosen, worst)}) is more than three times the interquartile "
-            f"range of {whose}, {spread / bit:.4g} bits/dim. Use a larger --visits, or `diffusional evaluate --item-error`. "
-            "Such items are often outliers, whatever their estimate"
+            f"warning: the rank of {len(unsure):,} of {known:,} items is not reliable ({names}{more}). A Monte Carlo error (up to "
+            f"{float(error[unsure[0]]) / bit:.4g} bits/dim) is more than three times the interquartile range of {whose} "
+            f"({spread / bit:.4g} bits/dim). Such items are often outliers, at whichever end they are listed. Use a larger "
+            "--visits, or `diffusional evaluate --item-error`"
         )
     if command.split is None and chosen.split != "all":
         notes.append(f"note: only the {chosen.split} split of the run's data was scored; --split all scores every item")
