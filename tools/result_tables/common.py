@@ -1,0 +1,55 @@
+"""What the tables share: the records of benchmarks/results, Markdown, and the format of numbers."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def record(name: str) -> dict[str, Any]:
+    """Read a JSON file of benchmarks/results."""
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table.
+
+    >>> print(markdown(["a", "b"], [["1", ""]]), end="")
+    | a | b |
+    |---|---|
+    | 1 |  |
+    """
+    lines = [header, *rows]
+    text = [f"| {' | '.join(cells)} |\n" for cells in lines]
+    return text[0] + "|" + "---|" * len(header) + "\n" + "".join(text[1:])
+
+
+def numbers(values: Iterable[float], decimals: int) -> str:
+    """Return numbers with commas between them, and with the typographic minus.
+
+    >>> numbers([-1.3, 0.2], 1)
+    '−1.3, 0.2'
+    """
+    return ", ".join(f"{value:.{decimals}f}".replace("-", "−") for value in values)
+
+
+def two_digits(value: float) -> str:
+    """Return a number with two significant digits and no exponent.
+
+    >>> two_digits(0.598), two_digits(1.62), two_digits(16.45)
+    ('0.60', '1.6', '16')
+    """
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
+
+
+def with_error(value: float, error: float) -> str:
+    """Return a number with its error, which has two significant digits.
+
+    >>> with_error(9.3479, 0.1597)
+    '9.35 ± 0.16'
+    """
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"

@@ -1,0 +1,202 @@
+"""Tables of the pages about evaluations."""
+
+from typing import Any
+
+from result_tables.common import markdown, record, two_digits
+
+
+def audit_alarms() -> str:
+    """How often the audit refused each healthy model."""
+    rows = [
+        [
+            name,
+            f"{model['bits_per_dim']:.2f}",
+            f"{model['by_audit']} of {model['seeds']}",
+            f"{model['by_draws']} of {model['seeds']}",
+            f"{model['error_over_sd']:.2f}",
+        ]
+        for name, model in record("audit_alarms.json")["models"].items()
+    ]
+    header = ["model", "bits/dim", "refused by the audit", "error rests on few draws", "error / spread"]
+    return markdown(header, rows)
+
+
+def calibration() -> str:
+    """How often the intervals of each world contained the truth."""
+    rows = []
+    for name, case in record("calibration.json")["cases"].items():
+        if "coverage_reached" in case and not _of_trials(case):
+            row = [name, *_covered(case), f"{case['error_over_sd']:.2f}", f"{case['bias_over_sd']:+.2f}"]
+            rows.append([*row, case.get("commit", "")])
+    return markdown(
+        ["case", "repeats", "network evaluations", "covered", "error / spread", "bias / spread", "commit"], rows
+    )
+
+
+def trials() -> str:
+    """The same of the worlds in which evaluations had failed, with those that reached their target without a caveat."""
+    rows = []
+    for name, case in record("calibration.json")["cases"].items():
+        if _of_trials(case):
+            reached = f"{100 * case['coverage_reached']:.1f} %" if case["share_reached"] else ""
+            rows.append(
+                [name, *_covered(case), f"{100 * case['share_reached']:.0f} %", reached, case.get("commit", "")]
+            )
+    header = ["case", "repeats", "network evaluations", "covered", "reached", "covered, of those reached", "commit"]
+    return markdown(header, rows)
+
+
+def _covered(case: dict[str, Any]) -> list[str]:
+    covered = f"{100 * case['coverage']:.1f} ± {100 * case['coverage_error']:.1f} %"
+    return [f"{case['evaluations']:,}", f"{case['network_evaluations']:,.0f}", covered]
+
+
+def _of_trials(case: dict[str, Any]) -> bool:
+    return bool(case.get("trial"))
+
+
+def fault_finder() -> str:
+    """Of every planted fault and kind of network, the trials in which it was named exactly and in which something was found."""
+    rows = record("fault_finder.json")["rows"]
+    kinds = list(dict.fromkeys((row["kind"], row["training"]) for row in rows))
+    faults = list(dict.fromkeys(row["fault"] for row in rows))
+    cells = {(row["fault"], row["kind"], row["training"]): row for row in rows}
+
+    def cell(fault: str, kind: tuple[str, str]) -> str:
+        row = cells.get((fault, *kind))
+        if row is None:
+            return ""
+        found = f"{row['detected']}"
+        return found if row["named"] is None or fault == "none" else f"{row['named']}, {found}"
+
+    return markdown(
+        ["planted", *(f"{kind}, {training} trained" for kind, training in kinds)],
+        [[fault, *(cell(fault, kind) for kind in kinds)] for fault in faults],
+    )
+
+
+# Rows of the digits' table of costs: key of the record, name.
+_ESTIMATORS = (
+    ("(b) uniform t", "uniform t"),
+    ("(c) VDM's low-discrepancy t", "low-discrepancy t (VDM)"),
+    ("importance", "levels by importance, from a pilot"),
+    ("importance + constants", "+ a constant for each cell"),
+    ("importance + constants + Wiener", "+ control: Wiener's filter"),
+    ("importance + constants + histogram", "+ control: histogram"),
+    ("importance + constants + moments", "+ control: moments of the noise"),
+    ("importance + constants + Wiener and moments", "+ controls: Wiener's filter and moments"),
+    ("plan: importance + constants + all controls", "**+ all three: the plan**"),
+    ("constants + all controls, uniform t", "all three, with t uniform"),
+)
+
+
+def cost_to_error_digits() -> str:
+    """Network evaluations per item for an error of ± 0.01 bits/dim on the digits, and the error of one item's score."""
+    data = record("cost_to_error-digits.json")
+    summary, rows = data["summary"], []
+    for key, name in _ESTIMATORS:
+        row, bold = data["rows"][key], "**" if name.startswith("**") else ""
+        pooled = f"**{summary['K for ±0.01, pooled within items']:.1f}**" if bold else ""
+        cost, error = _evaluations(row["K for ±0.01"]), row["per_item_error_at_64"]
+        rows.append([name, bold + cost + bold, pooled, f"{bold}{error:.3f}{bold}"])
+    with_pilot = {int(pilot): cost for pilot, cost in summary["K for ±0.01 with pilot"].items()}
+    pilots = " / ".join(f"{pilot:,}" for pilot in sorted(with_pilot))
+    costs = " / ".join(f"{with_pilot[pilot]:.1f}" for pilot in sorted(with_pilot))
+    rows.append([f"the plan, with its pilot of {pilots} counted", "", costs, ""])
+    name = "full sweep, T = 1000 (improved-diffusion's way)"
+    rows.append([name, "", *_sweep(data["rows"]["(a) full sweep"])])
+    return markdown(["estimator", "K for ± 0.01", "K, pooled", "one item's error at 64"], rows)
+
+
+def cost_to_error_mnist() -> str:
+    """The same on MNIST."""
+    data = record("cost_to_error-mnist.json")
+    summary, rows = data["summary"], []
+    for key, name in _ESTIMATORS[:2]:
+        row = data["rows"][key]
+        rows.append([name, _evaluations(row["K for ±0.01"]), f"{row['per_item_error_at_64']:.3f}"])
+    rows.append(["full sweep", *_sweep(data["rows"]["(a) full sweep"])])
+    plan = data["rows"]["plan: importance + constants + both"]
+    ((pilot, with_pilot),) = summary["K for ±0.01 with pilot"].items()
+    audited = with_pilot + summary["audit per item"]
+    cost = (
+        f"**{_evaluations(plan['K for ±0.01'])}** "
+        f"({two_digits(with_pilot)} with its pilot of {int(pilot):,}, {two_digits(audited)} with the audit)"
+    )
+    rows.append(["**the plan**", cost, f"**{plan['per_item_error_at_64']:.3f}**"])
+    return markdown(["estimator", "K for ± 0.01 per item", "one item's error at 64"], rows)
+
+
+def _evaluations(number: float) -> str:
+    """Return a number of evaluations per item: one decimal below 50, two significant digits below 1.
+
+    >>> _evaluations(1072.46), _evaluations(17.76), _evaluations(0.01738)
+    ('1,072', '17.8', '0.017')
+    """
+    return f"{number:,.0f}" if number >= 50 else f"{number:.1f}" if number >= 1 else two_digits(number)
+
+
+def _sweep(row: dict[str, Any]) -> list[str]:
+    pays = row["evaluations_per_item"]
+    cost = f"{_evaluations(row['K for ±0.01'])} (pays {pays} for ± {row['error']:.4f})"
+    return [cost, f"{row['sweep_item_error']:.3f} at {pays}"]
+
+
+def context() -> str:
+    """Network evaluations per item for ± 0.01, and of an item's score for ± 0.1, without and with the context control."""
+    found, rows = record("context-digits.json")["rows"], []
+    # The evaluations of a pilot with context, which are not in the record.
+    for pilot, with_context in ((1000, 1250), (3000, 3500)):
+        without, within = found[f"pilot of {pilot}, without context"], found[f"pilot of {pilot}, with context"]
+        rows.append(
+            [
+                f"{pilot:,} ({with_context:,} with context)",
+                f"{without['K']:.1f}",
+                f"**{within['K']:.1f}**",
+                f"{without['item']:.1f}",
+                f"**{within['item']:.1f}**",
+            ]
+        )
+    header = ["pilot", "K for ± 0.01, pooled", "with context", "an item's score to ± 0.1", "with context"]
+    return markdown(header, rows)
+
+
+# Rows of the table of seconds: key of the record, what the numbers of a shape are.
+_SHAPES = (
+    ("cifar", "256 levels (CIFAR-10 images)"),
+    ("latents", "real numbers"),
+    ("images", "256 levels"),
+)
+
+
+def seconds() -> str:
+    """Time outside the network of a pilot and of a visit."""
+    rows = []
+    for key, kind in _SHAPES:
+        row = record("seconds.json")["rows"][key]
+        pilot = row["pilot"]
+        rows.append(
+            [
+                f"{' × '.join(map(str, row['shape']))}, {kind}",
+                f"{two_digits(pilot['seconds outside the network'])} for {pilot['evaluations']:,} evaluations",
+                two_digits(row["draws"]["milliseconds outside the network, each"]),
+            ]
+        )
+    header = ["shape", "pilot, seconds outside the network", "a visit, milliseconds outside the network"]
+    return markdown(header, rows)
+
+
+def rare_levels() -> str:
+    """How often an evaluation has a caveat if one level costs more than its pilot has seen."""
+    cases = record("calibration.json")["cases"]
+    rows = []
+    for key, name in (
+        ("rare level, always", "always"),
+        ("rare level, in a tenth of the visits", "in a tenth of the visits"),
+    ):
+        case = cases[key]
+        flagged, audited = f"{100 * case['flagged']:.0f} %", f"{100 * case['flagged_by_audit']:.0f} %"
+        caveat = f"**{flagged}** (all by the audit)" if flagged == audited else f"{flagged} ({audited} by the audit)"
+        rows.append([name, f"{100 * case['coverage']:.0f} %", caveat])
+    header = ["the rare level shows", "interval contains the truth", "the evaluation has a caveat"]
+    return markdown(header, rows)
