@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from diffusers import DDPMScheduler
 
 from battery import command
 from diffusional import cli
+from diffusional.cli.items import ChosenItems
+from diffusional.cli.score import _name
+from diffusional.evaluation.score import Scores, score
 from interop.pipelines import saved, unet
 
 TINY = (
@@ -99,6 +103,35 @@ def test_scores_of_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"row {worst} " in listed[1]
     assert len([line for line in listed if "percentile" in line]) == 4
     assert record["reference"].endswith("validation")
+
+
+def test_scores_whose_error_hides_their_rank(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noisy(*args: Any, **kwargs: Any) -> Scores:
+        found = score(*args, **kwargs)
+        error = found.error.clone()
+        error[3] = 1e4 * error.max()
+        return replace(found, error=error)
+
+    options = ("score", folder / "run", "--visits", 4)
+    _, ordinary = recorded(capsys, *options)
+    assert "warning" not in ordinary
+    assert "--split all" in ordinary  # only the test split was scored
+    monkeypatch.setattr("diffusional.evaluation.score.score", noisy)
+    _, printed = recorded(capsys, *options, "--split", "all")
+    warning = printed[printed.index("warning: ") :]
+    assert "1 of 200 items" in warning
+    assert all(word in warning for word in ("row ", "--visits", "--item-error"))
+    assert "--split all" not in printed
+
+
+def test_images_are_listed_without_a_row() -> None:
+    x = torch.zeros(2, 1)
+    one_each = {"source": np.array(["a/1.png", "a/2.png"]), "row": np.array([0, 0])}
+    table = {"source": np.array(["t.csv", "t.csv"]), "row": np.array([0, 1])}
+    assert _name(ChosenItems("a", "all", x, one_each, False), 1) == "2.png"
+    assert _name(ChosenItems("t.csv", "all", x, table, False), 1) == "t.csv, row 1"
 
 
 def test_outliers_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def run(command: Score) -> Result:
         )
     bit = per_unit("bits/dim", model.space.dimensions)
     columns = _columns(scores, known)
-    lines = _lines(command, chosen, scores, columns, bit)
+    lines = _lines(command, chosen, scores, columns, bit) + _notes(command, chosen, scores, known, bit)
     about: dict[str, Any] = {
         "format": 1,
         "data": chosen.name,
@@ -146,11 +146,36 @@ def _lines(
     ]
 
 
+def _notes(command: Score, chosen: ChosenItems, scores: "Scores", known: int, bit: float) -> list[str]:
+    """Return a warning of scores whose error hides their rank, and a note if only the test split of the run's data was scored."""
+    notes = []
+    nelbo, error = scores.nelbo[:known], scores.error[:known]
+    others = nelbo if scores.reference is None else scores.reference
+    ordered = others.sort().values
+    spread = float(ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4])
+    unsure = (error > 3 * spread).nonzero().flatten().tolist()
+    if unsure:
+        unsure.sort(key=lambda i: -float(error[i]))
+        names = ", ".join(_name(chosen, i) for i in unsure[: command.shown])
+        more = "" if len(unsure) <= command.shown else ", …"
+        whose = "the items" if scores.reference is None else "the reference items"
+        notes.append(
+            f"warning: the rank of {len(unsure):,} of {known:,} items is not reliable ({names}{more}). A Monte Carlo error (up to "
+            f"{float(error[unsure[0]]) / bit:.4g} bits/dim) is more than three times the interquartile range of {whose} "
+            f"({spread / bit:.4g} bits/dim). Such items are often outliers, at whichever end they are listed. Use a larger "
+            "--visits, or `diffusional evaluate --item-error`"
+        )
+    if command.split is None and chosen.split != "all":
+        notes.append(f"note: only the {chosen.split} split of the run's data was scored; --split all scores every item")
+    return notes
+
+
 def _name(chosen: ChosenItems, i: int) -> str:
-    """Return the file and row of an item."""
+    """Return the file of an item, and its row unless every file has one item, as images do."""
     source, row = str(chosen.columns["source"][i]), int(chosen.columns["row"][i])
     name = Path(source).name or chosen.name
-    return name if row < 0 else f"{name}, row {row}"
+    single = len(chosen.x) > 1 and len(set(chosen.columns["source"])) == len(chosen.x)
+    return name if row < 0 or single else f"{name}, row {row}"
 
 
 def _draw(path: Path, space: Any, chosen: ChosenItems, nelbo: "Tensor", most: int = 20) -> None:
