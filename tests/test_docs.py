@@ -1,5 +1,7 @@
 """The documentation: links lead somewhere, lines fit, and every page of results is listed with its command and data."""
 
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -75,6 +77,17 @@ def test_every_page_of_results_is_listed_and_says_how_it_was_measured() -> None:
         assert re.match(r"# .*\?\n\n\*\*Answer\.\*\* ", text), f"{name}: expected a question as title, then **Answer.**"
         assert "\n## How it was measured\n" in text, f"{name}: expected a section 'How it was measured'"
         assert "benchmarks/results/" in text, f"{name}: expected a link to its JSON in benchmarks/results"
+
+
+def test_numbers_of_the_index_are_those_of_its_pages() -> None:
+    """Every number that docs/results/index.md claims is on the page that it links to."""
+    folder, number = ROOT / "docs" / "results", r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?!\w)"
+    row = re.compile(r"^\| [^|]* \| ([^|]*) \| `[^|]*` \| \[[^]]*\]\(([\w-]+\.md)\) \|$", flags=re.MULTILINE)
+    claims = row.findall((folder / "index.md").read_text(encoding="utf-8"))
+    assert len(claims) == len(list(folder.glob("*.md"))) - 1
+    for claim, page in claims:
+        found = set(re.findall(number, (folder / page).read_text(encoding="utf-8")))
+        assert set(re.findall(number, claim)) <= found, f"{page} does not have every number of: {claim}"
 
 
 def test_every_record_of_results_has_a_page() -> None:
@@ -170,3 +183,10 @@ def test_other_tables_of_results_are_not_measurements_with_data() -> None:
 def test_a_table_that_differs_from_its_data_is_noticed(results: ModuleType) -> None:
     text = (ROOT / "docs" / "results" / "systems.md").read_text(encoding="utf-8")
     assert results.written(text.replace("1.966 ± 0.013", "1.965 ± 0.013")) == text
+
+
+@pytest.mark.parametrize("name", ["common", "evaluation", "models"])
+def test_examples_of_the_tables(results: ModuleType, name: str) -> None:
+    module = importlib.import_module(f"result_tables.{name}")
+    assert (result := doctest.testmod(module)).attempted > 0
+    assert result.failed == 0
