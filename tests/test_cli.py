@@ -427,7 +427,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "a missing run": (
         lambda f: ["evaluate", f / "no-run"],
-        "TMP/no-run is not a folder; give the run folder that `diffusional train` wrote",
+        "TMP/no-run is not a folder; give the run folder that `diffusional train` wrote, or a checkpoint: a folder that diffusers "
+        "wrote, or a Hub id, owner/name",
     ),
     "a missing run to sample": (
         lambda f: ["sample", f / "no-run"],

@@ -387,6 +387,10 @@ def _position(place: int, shape: tuple[int, ...]) -> str:
 
 
 def _check_items(values: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(values, Tensor):
+        raise DiffusionalError(
+            f"expected items in a torch.Tensor (N, {', '.join(map(str, shape))}), got a {type(values).__name__}; use torch.as_tensor"
+        )
     if tuple(values.shape[1:]) != tuple(shape):
         raise DiffusionalError(
             f"expected items of shape {tuple(shape)}, the shape of the space, got {tuple(values.shape[1:])}"

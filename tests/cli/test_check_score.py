@@ -48,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("score")
     np.save(place / "data.npy", pictures(200, 0))
     np.save(place / "outliers.npy", pictures(20, 1, bright=True))
+    np.save(place / "one.npy", pictures(1, 2))
     data = ("--data", str(place / "data.npy"), "--data.levels", "8", "--schedule.steps", "20")
     cli.main(["train", str(place / "run"), *data, *TINY])
     return place
@@ -84,6 +85,23 @@ def test_check_of_a_checkpoint_that_is_random(tmp_path: Path, capsys: pytest.Cap
     assert "untrained" in record["findings"][0]
     assert record["findings"][0] in printed
     assert "from the config" in printed
+
+
+def test_labels_of_outliers_are_read_from_the_named_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = unet(dtype=torch.float32, sample_size=8, num_class_embeds=2)
+    checkpoint = saved(tmp_path / "model", DDPMScheduler(num_train_timesteps=6), network)
+    images = np.random.default_rng(0).integers(0, 17, (4, 1, 8, 8))
+    data = tmp_path / "images.npz"
+    np.savez(data, images=images, kind=np.arange(4) % 2, other=np.arange(4) // 2)
+    files = ("--data", data, "--outliers", data, "--reference", data, "--levels", 17, "--visits", 2)
+    record, _ = recorded(capsys, "score", checkpoint, *files, "--condition", "kind")
+    # The same items with the same labels have the same scores.
+    assert record["auroc"]["nelbo"]["value"] == 0.5
+    # Without --condition the outliers have no labels of the default name.
+    np.save(tmp_path / "images.npy", images)
+    status, _, err = command(capsys, "score", checkpoint, "--data", tmp_path / "images.npy", "--levels", 17)
+    assert status == 2
+    assert all(word in err for word in ("labels", "images.npy", "np.savez"))
 
 
 def test_scores_of_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,12 +174,17 @@ def test_outliers_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str
         (("--outliers", "nothing.npy"), ("nothing.npy",)),
         (("--bands", 0), ("bands",)),
         (("--unclipped",), ("--unclipped", "run")),
+        (("--most", 1), ("--most", "2", "1")),
+        (("--outliers", "one.npy"), ("--outliers", "2", "1")),
+        (("--reference", "one.npy"), ("--reference", "2", "1")),
+        (("--data", "one.npy", "--outliers", "outliers.npy"), ("one.npy", "2", "1")),
     ],
 )
 def test_refusals(
     folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], words: tuple[str, ...]
 ) -> None:
-    status, _, err = command(capsys, "score", folder / "run", *options)
+    given = [folder / word if str(word) in ("one.npy", "outliers.npy") else word for word in options]
+    status, _, err = command(capsys, "score", folder / "run", *given)
     assert status == 2
     assert all(word in err for word in words)
 

@@ -34,6 +34,11 @@ def opened(path: Path, command: Evaluate | Check | Score, space: "Space | None" 
 
     given = [f"--{name}" for name in _OPTIONS if getattr(command, name) not in (None, False)]
     if not is_foreign(path):
+        if not path.exists():
+            raise DiffusionalError(
+                f"{path} is not a folder; give the run folder that `diffusional train` wrote, or a checkpoint: a folder that diffusers "
+                "wrote, or a Hub id, owner/name"
+            )
         run = load_run(path)
         if not given:
             return run, False

@@ -32,7 +32,13 @@ def run(command: Score) -> Result:
         show_origin(model, command.run)
     chosen = items(record, command.data, None if bare else command.levels, command.split, condition=command.condition)
     reference = _reference(command, record)
-    outliers = None if command.outliers is None else items(record, command.outliers, split="all")
+    outliers = None
+    if command.outliers is not None:
+        outliers = items(record, command.outliers, split="all", condition=command.condition)
+        _at_least_two(chosen, f"to compare with --outliers {command.outliers}", "--outliers")
+        _at_least_two(outliers, "in --outliers", "--outliers")
+    if reference is not None:
+        _at_least_two(reference, "in --reference", "--reference")
     known = len(chosen.x)
     x, c = chosen.x, chosen.condition
     if outliers is not None:
@@ -96,14 +102,23 @@ def _check(command: Score) -> None:
         check_figure("--figure", command.figure)
     for name, least in (("visits", 2), ("most", 2), ("shown", 1)):
         if getattr(command, name) < least:
-            raise DiffusionalError(f"expected --{name} of at least {least}, got {getattr(command, name)}")
+            raise DiffusionalError(
+                f"expected --{name} of at least {least}, got {getattr(command, name)}; give a larger number, or leave it out"
+            )
 
 
 def _reference(command: Score, record: "RunRecord") -> ChosenItems | None:
     """Return the reference items: --reference, or the validation split of the run's own data; None if there are none."""
     if command.reference is not None:
-        return items(record, command.reference, split="all")
-    return items(record, split="validation") if record.items.get("validation") else None
+        return items(record, command.reference, split="all", condition=command.condition)
+    return items(record, split="validation") if (record.items.get("validation") or 0) >= 2 else None
+
+
+def _at_least_two(found: ChosenItems, use: str, option: str) -> None:
+    if len(found.x) < 2:
+        raise DiffusionalError(
+            f"expected at least 2 items {use}, got {len(found.x)} ({found.name}); give more items, or leave {option} out"
+        )
 
 
 def _columns(scores: "Scores", known: int) -> "dict[str, Tensor]":

@@ -175,7 +175,7 @@ def _targets(arrays: dict[str, np.ndarray], source: str, condition: str) -> dict
     """Return the arrays of labels that a condition names, by key."""
     if set(arrays) == {""}:
         raise DiffusionalError(
-            f"condition={condition!r} was given for {source}, a single array without labels; save both in an .npz: "
+            f"expected labels in {source} for the condition {condition!r}, got a single array; save items and labels in an .npz: "
             "np.savez(path, x=…, y=…)"
         )
     labels = {key: values for key, values in arrays.items() if _is_labels(key, values)}

@@ -14,6 +14,7 @@ References: Nalisnick et al. 2019, "Detecting out-of-distribution inputs to deep
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -152,14 +153,21 @@ class Scores:
         The noise of the scores is part of the result: more visits raise it.
 
         Args:
-            outlier: (N,), true for outliers.
+            outlier: (N,), true for outliers; a tensor, or anything that `torch.as_tensor` takes.
             by: the score.
 
         Raises DiffusionalError for a wrong shape and for fewer than two items of either kind.
         """
+        outlier = torch.as_tensor(outlier, device=self.nelbo.device)
         if outlier.shape != self.nelbo.shape:
             raise DiffusionalError(f"expected outlier of shape {tuple(self.nelbo.shape)}, got {tuple(outlier.shape)}")
         scores, outlier = self.by(by), outlier.bool()
+        marked, n = int(outlier.sum()), len(outlier)
+        if not 2 <= marked <= n - 2:
+            raise DiffusionalError(
+                f"expected outlier to be true for at least 2 items and false for at least 2, got {marked} true and "
+                f"{n - marked} false; score more items of either kind"
+            )
         return auroc(scores[outlier], scores[~outlier])
 
 
@@ -181,7 +189,7 @@ def score(
     """Score every item of `data` (N, *space.shape), encoded, and compare it with reference items.
 
     Args:
-        reference: (M, *space.shape), encoded, normally training items that the model has not been fitted too closely to, such as a validation
+        reference: (M, *space.shape), encoded, M ≥ 2, normally training items that the model has not been fitted too closely to, such as a validation
             split; a pilot on them learns the plan unless one is given.
         visits: network evaluations of each item.
         item_error: instead of `visits`, the Monte Carlo error to reach for every item, in `unit`.
@@ -191,7 +199,8 @@ def score(
         plan: learned before (`Plan.fit`).
         seed, progress: as in `evaluate`.
 
-    Raises DiffusionalError as `evaluate` does, and for bands of a model without levels.
+    Raises DiffusionalError as `evaluate` does, for bands of a model without levels, for fewer than 2 reference items, and for one of
+    `condition` and `reference_condition` without the other.
 
     >>> import torch
     >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
@@ -212,6 +221,23 @@ def score(
             else f"bands={bands} with a {type(model).__name__}, which has no levels of its own"
         )
         raise DiffusionalError(f"expected at least 1 band of the levels of a chain, got {what}: leave bands out")
+    if bands is not None and not isinstance(bands, Integral):
+        raise DiffusionalError(f"expected bands to be an integer, got {bands!r}: give a number of bands, such as 8")
+    if reference is None and reference_condition is not None:
+        raise DiffusionalError(
+            "expected reference items with reference_condition, got none: give reference too, or leave it out"
+        )
+    if reference is not None and (condition is None) != (reference_condition is None):
+        given, missing = (
+            ("condition", "reference_condition") if condition is not None else ("reference_condition", "condition")
+        )
+        raise DiffusionalError(
+            f"expected condition and reference_condition together, got {given} only: give {missing}, one row for each item"
+        )
+    if reference is not None and len(reference) == 1:
+        raise DiffusionalError(
+            "expected at least 2 reference items, got 1: give more, or leave reference out (no percentiles then)"
+        )
     check_condition(reference_condition, 0 if reference is None else len(reference))
     if plan is None and chain is not None:
         known, given = (data, condition) if reference is None else (reference, reference_condition)

@@ -295,7 +295,8 @@ def _of_pipeline(name: str, folder: Path, subfolder: str | None, commit: str | N
         scheduler = folder / SCHEDULER
     if "scheduler" in parts and not scheduler.exists():
         raise DiffusionalError(
-            f"{scheduler} does not exist, but {INDEX} names a scheduler; restore it, or give scheduler= another config"
+            f"{scheduler} does not exist, but {INDEX} names a scheduler; restore the file, or pass another "
+            "config to df.load_checkpoint(…, scheduler=…)"
         )
     return Place(
         name,
@@ -372,8 +373,9 @@ def _scheduler(place: Place, given: Any, origin: Origin) -> Mapping[str, Any]:
     if given is None:
         if place.scheduler is None:
             raise DiffusionalError(
-                f"{place.source} has no {SCHEDULER}, which has the levels at which the network was trained; give scheduler= a config or its "
-                'file, such as scheduler={"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}'
+                f"{place.source} has no {SCHEDULER}, which has the levels at which the network was trained; save the scheduler's config there, "
+                "or pass it in Python: df.load_checkpoint(…, "
+                'scheduler={"_class_name": "DDPMScheduler", "num_train_timesteps": 1000})'
             )
         found = load_json(place.scheduler)
         origin.files[os.path.relpath(place.scheduler, place.folder)] = sha256(place.scheduler)
@@ -491,7 +493,11 @@ def _weights(folder: Path, variant: str | None, origin: Origin) -> tuple[list[Pa
     what = "" if variant is None else f' of the variant "{variant}"'
     raise DiffusionalError(
         f"{folder} has no weights{what}: expected {_WEIGHTS}{middle}.safetensors, got {', '.join(there) or 'none'}"
-        + (f". Variants that are there: {', '.join(variants)}" if variants else "")
+        + (
+            f". Choose one of the variants that are there: {', '.join(variants)}"
+            if variants
+            else "; restore the file, or download the checkpoint again"
+        )
     )
 
 

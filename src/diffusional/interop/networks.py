@@ -28,7 +28,7 @@ class DiffusersNetwork(nn.Module):
         network: such as a UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel.
         outputs: number of output channels to keep; the others are dropped, as diffusers' pipelines do. None for all.
 
-    Raises DiffusionalError for a condition that is missing or unknown, and for labels that are not integers (B,) of its classes.
+    Raises DiffusionalError for a condition that is missing or unknown, for labels of a network without classes, and for labels that are not integers (B,) of its classes.
 
     >>> from diffusers import UNet2DModel
     >>> net = UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, num_class_embeds=10,
@@ -93,6 +93,11 @@ class DiffusersNetwork(nn.Module):
             )
         if "class_labels" in named and self.classes is not None:
             check_labels(named["class_labels"], self.classes)
+        if named.get("class_labels") is not None and getattr(self.network, "class_embedding", self) is None:
+            raise DiffusionalError(
+                f"expected no class_labels, as this {kind} was built without classes, got labels of shape "
+                f"{tuple(named['class_labels'].shape)}: leave the condition out"
+            )
         nested = {name: named.pop(name) for name in list(named) if name not in self.conditions}
         if nested:
             named[_NESTED] = nested
