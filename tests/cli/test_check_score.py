@@ -92,12 +92,14 @@ def test_labels_of_outliers_are_read_from_the_named_key(tmp_path: Path, capsys: 
     checkpoint = saved(tmp_path / "model", DDPMScheduler(num_train_timesteps=6), network)
     images = np.random.default_rng(0).integers(0, 17, (4, 1, 8, 8))
     data = tmp_path / "images.npz"
-    np.savez(data, images=images, kind=np.arange(4) % 2, other=np.arange(4) // 2)
-    files = ("--data", data, "--outliers", data, "--reference", data, "--levels", 17, "--visits", 2)
-    record, _ = recorded(capsys, "score", checkpoint, *files, "--condition", "kind")
-    # The same items with the same labels have the same scores.
-    assert record["auroc"]["nelbo"]["value"] == 0.5
-    # Without --condition the outliers have no labels of the default name.
+    np.savez(data, images=images, y=np.arange(4) % 2)
+    other = tmp_path / "other.npz"
+    np.savez(other, images=images, label=np.arange(4) % 2)
+    for option in ("--outliers", "--reference"):
+        files = ("--data", data, option, other, "--levels", 17, "--condition", "y")
+        status, _, err = command(capsys, "score", checkpoint, *files)
+        assert status == 2
+        assert "other.npz" in err.splitlines()[-1]
     np.save(tmp_path / "images.npy", images)
     status, _, err = command(capsys, "score", checkpoint, "--data", tmp_path / "images.npy", "--levels", 17)
     assert status == 2

@@ -403,7 +403,7 @@ def test_class_conditional_models(tmp_path: Path) -> None:
     one, other = model.terms(x, noise, c), model.terms(x, noise, {"class_labels": c})
     assert one.nelbo.equal(other.nelbo)
     assert not one.nelbo.equal(model.terms(x, noise, torch.tensor([1, 1])).nelbo)
-    with pytest.raises(DiffusionalError, match=r"no class_labels.*\(2,\)"):
+    with pytest.raises(DiffusionalError, match="no class_labels"):
         load_checkpoint(saved(tmp_path / "without", network=unet()), SPACE).terms(x, noise, c)
     assert df.evaluate(model, x, draws=1, condition=c).provenance["condition_sha256"]
 
