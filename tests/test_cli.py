@@ -687,9 +687,9 @@ def test_bad_input(case: str, tiny: Path, tmp_path: Path, capsys: pytest.Capture
 
 # What the parser does not take: nothing is looked at, and no folder is made.
 MISTYPED = {
-    (): "expected a command, one of demo, train, evaluate, sample, information, data, claims, doctor, completion, got none. "
+    (): "expected a command, one of demo, train, evaluate, import, export, check, score, sample, information, data, claims, doctor, completion, got none. "
     "See diffusional --help",
-    ("--steps", "3"): "expected a command, one of demo, train, evaluate, sample, information, data, claims, doctor, completion, "
+    ("--steps", "3"): "expected a command, one of demo, train, evaluate, import, export, check, score, sample, information, data, claims, doctor, completion, "
     "got --steps. See diffusional --help",
     ("trian", "new"): "unknown command 'trian'; did you mean train? See diffusional --help",
     ("train",): "RUN is missing. See diffusional train --help",
@@ -706,9 +706,9 @@ MISTYPED = {
     ("train", "new", "--model.kind", "vea"): "invalid --model.kind vea: did you mean vae? Expected one of diffusion, "
     "binomial-diffusion, gaussian-chain, vae, hierarchical-vae, vae-diffusion-prior. See diffusional train --help",
     ("train", "new", "--preset", "digit"): "invalid --preset digit: did you mean digits? Expected one of digits, digits-vae, "
-    "digits-hierarchical-vae, digits-diffusion-prior, essay, essay-tuned, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
+    "digits-hierarchical-vae, digits-diffusion-prior, essay, essay-tuned, laptop, images, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
     ("train", "new", "--preset"): "--preset: expected one of digits, digits-vae, digits-hierarchical-vae, "
-    "digits-diffusion-prior, essay, essay-tuned, laptop, levels, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm, got none. See diffusional train --help",
+    "digits-diffusion-prior, essay, essay-tuned, laptop, images, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm, got none. See diffusional train --help",
     ("train", "new", "--steps", "many"): "invalid --steps many: expected an integer. See diffusional train --help",
     ("train", "new", "--steps=3.5"): "invalid --steps 3.5: expected an integer. See diffusional train --help",
     ("train", "new", "--steps"): "--steps: expected an integer, got none. See diffusional train --help",

@@ -162,6 +162,9 @@ def test_outliers_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str
     assert 0 <= record["auroc"]["nelbo"]["error"] < 0.1
     assert record["outliers"]["items"] == 20
     assert "AUROC" in printed
+    # Equal items have equal scores on both sides.
+    same, _ = recorded(capsys, "score", folder / "run", "--visits", 4, "--data", folder / "outliers.npy", *options[2:])
+    assert same["auroc"]["nelbo"]["value"] == pytest.approx(0.5, abs=1e-12)
     # Items keep their scores when outliers are scored beside them.
     alone, _ = recorded(capsys, "score", folder / "run", "--visits", 4, "--bands", 4)
     assert alone["nelbo"]["value"] == pytest.approx(record["nelbo"]["value"], rel=1e-6)

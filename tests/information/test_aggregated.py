@@ -192,7 +192,7 @@ def test_a_diffusion_prior_has_both_kinds() -> None:
     assert abs(found.information.value - plain.information.value) < 4 * found.information.error
     assert found.bounded
     # ln q(z)/p(z) by the chain's bound, against the ledger's own sum of the chain's costs and −H[q(z|x)].
-    whole = df.evaluate(vae(log_std=0.3, prior=chain), x, visits=400)
+    whole = df.evaluate(vae(log_std=0.3, prior=chain), x, visits=500)
     ledger = sum(term.value for name, term in whole.terms.items() if name not in ("reconstruction", "jacobian"))
     drawn = (whole.terms["kl"], whole.terms["latent_reconstruction"], found.marginal_kl, found.information)
     error = math.hypot(*(estimate.error for estimate in drawn))

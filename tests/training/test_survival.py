@@ -134,7 +134,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 def test_the_command_line_says_how_to_go_on(config: Config, tmp_path: Path) -> None:
     code = "import os, signal, sys\nfrom diffusional.training import batches\ncall = batches.BatchLoader.__call__\n"
-    code += "def f(self, at):\n    at == 3 and os.kill(os.getpid(), signal.SIGTERM)\n    return call(self, at)\nfeed.BatchLoader.__call__ = f\n"
+    code += "def f(self, at):\n    at == 3 and os.kill(os.getpid(), signal.SIGTERM)\n    return call(self, at)\nbatches.BatchLoader.__call__ = f\n"
     code += "from diffusional.cli import main\nmain(sys.argv[1:])"
     args = ["train", str(tmp_path / "run"), "--data.name", config.data.name, "--data.levels", "5", "--steps", "9"]
     args += ["--model.widths", "8", "8", "--batch", "8"]

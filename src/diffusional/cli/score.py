@@ -1,5 +1,7 @@
 """`diffusional score`: every item's cost, its percentile among reference items, and how untypical it is."""
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,8 @@ def run(command: Score) -> Result:
     """Score the items, and outliers with them, against a reference."""
     import torch
 
-    from diffusional.evaluation.score import BY, score
+    from diffusional.conditions import rows_of
+    from diffusional.evaluation.score import BY, auroc, score
     from diffusional.ledger import per_unit
 
     _check(command)
@@ -39,31 +42,30 @@ def run(command: Score) -> Result:
         _at_least_two(outliers, "in --outliers", "--outliers")
     if reference is not None:
         _at_least_two(reference, "in --reference", "--reference")
-    known = len(chosen.x)
-    x, c = chosen.x, chosen.condition
-    if outliers is not None:
-        x = torch.cat([x, outliers.x[: command.most]])
-        c = None if c is None or outliers.condition is None else torch.cat([c, outliers.condition[: command.most]])
-    model_needs = "levels" if model.visited() is None else None
-    if command.bands is not None and model_needs:
+    if command.bands is not None and model.visited() is not model:
         raise DiffusionalError(f"--bands is not available for {command.run}, whose model has no levels: leave it out")
+    most = slice(0, command.most)
+    others = None if reference is None else reference.x[most]
     with watching("bits/dim", model.space.dimensions) as watch:
-        scores = score(
-            model,
-            x,
-            None if reference is None else reference.x[: command.most],
-            visits=command.visits,
-            bands=command.bands,
-            condition=c,
-            reference_condition=None
-            if reference is None or reference.condition is None
-            else reference.condition[: command.most],
-            seed=command.seed,
-            progress=watch,
+        scored = functools.partial(
+            score, model, visits=command.visits, bands=command.bands, seed=command.seed, progress=watch
         )
+        scores = scored(
+            chosen.x,
+            others,
+            condition=chosen.condition,
+            reference_condition=None if reference is None else rows_of(reference.condition, most),
+        )
+        # Apart from the data, so that an item has the same noise in both.
+        apart = None
+        if outliers is not None:
+            apart = scored(outliers.x[most], condition=rows_of(outliers.condition, most), plan=scores.plan)
+            apart = dataclasses.replace(apart, reference=scores.reference, reference_profile=scores.reference_profile)
+    known = len(chosen.x)
     bit = per_unit("bits/dim", model.space.dimensions)
-    columns = _columns(scores, known)
-    lines = _lines(command, chosen, scores, columns, bit) + _notes(command, chosen, scores, known, bit)
+    columns = _columns(scores)
+    notes = _notes(command, chosen, scores, bit)
+    lines = _lines(command, chosen, scores, columns, bit) + notes
     about: dict[str, Any] = {
         "format": 1,
         "data": chosen.name,
@@ -71,17 +73,16 @@ def run(command: Score) -> Result:
         "items": known,
         "reference": None if reference is None else f"{reference.name}, {reference.split}",
         "reference_items": None if scores.reference is None else len(scores.reference),
-        "nelbo": {"value": float(scores.nelbo[:known].mean()) / bit, "unit": "bits/dim"},
+        "nelbo": {"value": float(scores.nelbo.mean()) / bit, "unit": "bits/dim"},
         "visits": command.visits,
         "seed": command.seed,
+        "notes": notes,
         "provenance": dict(scores.evaluation.provenance),
     }
-    if outliers is not None:
-        outlier = torch.arange(len(x)) >= known
-        names = [name for name in BY if scores.has(name)]
-        areas = {name: scores.auroc(outlier, name) for name in names}
+    if outliers is not None and apart is not None:
+        areas = {name: auroc(apart.by(name), scores.by(name)) for name in BY if scores.has(name)}
         about["auroc"] = {name: {"value": area.value, "error": area.error} for name, area in areas.items()}
-        about["outliers"] = {"data": command.outliers, "items": len(x) - known}
+        about["outliers"] = {"data": command.outliers, "items": len(apart.nelbo)}
         lines += [f"{outliers.name} against {chosen.name} by {name}: {area}" for name, area in areas.items()]
     saves = []
     if command.per_item is not None and first():
@@ -89,7 +90,7 @@ def run(command: Score) -> Result:
         saves.append(lambda: write_scores(target, {"item": torch.arange(known), **columns}, chosen))
     if command.figure is not None and first():
         figure = command.figure
-        saves.append(lambda: _draw(figure, model.space, chosen, scores.nelbo[:known]))
+        saves.append(lambda: _draw(figure, model.space, chosen, scores.nelbo))
     return Result(about, lines, saves)
 
 
@@ -121,8 +122,8 @@ def _at_least_two(found: ChosenItems, use: str, option: str) -> None:
         )
 
 
-def _columns(scores: "Scores", known: int) -> "dict[str, Tensor]":
-    """Return the columns of the scores of the first `known` items, nats."""
+def _columns(scores: "Scores") -> "dict[str, Tensor]":
+    """Return the columns of the scores, nats."""
     columns = {"nelbo": scores.nelbo, "error": scores.error}
     if scores.reference is not None:
         columns |= {"percentile": scores.percentile, "typicality": scores.typicality}
@@ -130,7 +131,7 @@ def _columns(scores: "Scores", known: int) -> "dict[str, Tensor]":
         columns |= {f"band_{band}": costs for band, costs in enumerate(scores.profile.T, 1)}
         if scores.reference_profile is not None:
             columns["profile"] = scores.distance
-    return {name: values[:known] for name, values in columns.items()}
+    return columns
 
 
 def _lines(
@@ -161,10 +162,10 @@ def _lines(
     ]
 
 
-def _notes(command: Score, chosen: ChosenItems, scores: "Scores", known: int, bit: float) -> list[str]:
+def _notes(command: Score, chosen: ChosenItems, scores: "Scores", bit: float) -> list[str]:
     """Return a warning of scores whose error hides their rank, and a note if only the test split of the run's data was scored."""
     notes = []
-    nelbo, error = scores.nelbo[:known], scores.error[:known]
+    nelbo, error = scores.nelbo, scores.error
     others = nelbo if scores.reference is None else scores.reference
     ordered = others.sort().values
     spread = float(ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4])
@@ -175,7 +176,7 @@ def _notes(command: Score, chosen: ChosenItems, scores: "Scores", known: int, bi
         more = "" if len(unsure) <= command.shown else ", …"
         whose = "the items" if scores.reference is None else "the reference items"
         notes.append(
-            f"warning: the rank of {len(unsure):,} of {known:,} items is not reliable ({names}{more}). A Monte Carlo error (up to "
+            f"warning: the rank of {len(unsure):,} of {len(nelbo):,} items is not reliable ({names}{more}). A Monte Carlo error (up to "
             f"{float(error[unsure[0]]) / bit:.4g} bits/dim) is more than three times the interquartile range of {whose} "
             f"({spread / bit:.4g} bits/dim). Such items are often outliers, at whichever end they are listed. Use a larger "
             "--visits, or `diffusional evaluate --item-error`"

@@ -90,6 +90,7 @@ class Scores:
         reference_profile: the same (M, C) of the reference.
         band_edges: (C + 1,) levels t at the edges of the bands; in continuous time u.
         dimensions: D of x.
+        plan: of the evaluations; None for a model without levels. `score(…, plan=scores.plan)` scores further items alike.
     """
 
     evaluation: Evaluation
@@ -100,6 +101,7 @@ class Scores:
     profile: Tensor | None = None
     reference_profile: Tensor | None = None
     band_edges: Tensor | None = None
+    plan: Plan | None = None
 
     @property
     def percentile(self) -> Tensor:
@@ -279,6 +281,7 @@ def score(
         profile,
         other,
         edges,
+        plan,
     )
 
 
