@@ -136,7 +136,7 @@ class Running:
     def __init__(self, job: Job, timeout: float) -> None:
         self.job, self.started, self.timeout = job, time.monotonic(), timeout
         self.tree = Path(tempfile.mkdtemp(prefix="mutant-")).resolve()
-        for path in ROOT.glob("[!.]*"):
+        for path in (*ROOT.glob("[!.]*"), *ROOT.glob(".github")):
             if path.name in ("src", "tests"):
                 shutil.copytree(path, self.tree / path.name, ignore=shutil.ignore_patterns("__pycache__"))
             else:

@@ -1,6 +1,7 @@
 """The table of schedulers: complete, and equal to diffusers' own code."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,17 @@ import diffusers.schedulers
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 import diffusional as df
 from diffusional.errors import DiffusionalError
 from diffusional.interop import schedulers
 from diffusional.interop.schedulers import TABLE, declared
 
+ROOT = Path(__file__).parents[2]
+# The table is that of the pinned version; earlier ones have some of its schedulers and settings.
+PINNED = re.search(r"^diffusers==(.*)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+NEW = PINNED is not None and Version(diffusers.__version__) >= Version(PINNED[1])
 # diffusers' own code under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 # Names that end in Scheduler and are none.
@@ -27,7 +33,7 @@ def test_every_scheduler_of_diffusers_is_in_the_table_and_no_other() -> None:
         for name in dir(diffusers.schedulers)
         if name.endswith("Scheduler") and name not in NO_SCHEDULERS and not name.startswith("Flax")
     }
-    assert every == set(TABLE)
+    assert every == set(TABLE) if NEW else every <= set(TABLE)
 
 
 def test_who_is_refused_is_told_why() -> None:
@@ -39,7 +45,9 @@ def test_who_is_refused_is_told_why() -> None:
 
 
 def _made(name: str, **options: Any) -> Any:
-    kind = getattr(diffusers.schedulers, name)
+    kind = getattr(diffusers.schedulers, name, None)
+    if kind is None and not NEW:
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
     if "dummy" in kind.__module__:
         pytest.skip("needs torchsde")
     return kind(**options)
@@ -71,7 +79,12 @@ BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 @pytest.mark.parametrize("kind", BETAS)
 @pytest.mark.parametrize("steps", [10, 1000])
 def test_betas_are_those_of_ddpm(kind: str, steps: int) -> None:
-    scheduler = diffusers.schedulers.DDPMScheduler(num_train_timesteps=steps, beta_schedule=kind)  # pyright: ignore[reportArgumentType]
+    try:
+        scheduler = diffusers.schedulers.DDPMScheduler(num_train_timesteps=steps, beta_schedule=kind)  # pyright: ignore[reportArgumentType]
+    except NotImplementedError:
+        if NEW:
+            raise
+        pytest.skip(f"diffusers {diffusers.__version__} has no betas {kind}")
     ours = schedulers.betas(kind, steps, 1e-4, 0.02)
     torch.testing.assert_close(ours, scheduler.betas.double(), rtol=1e-4, atol=2e-7)
 

@@ -535,7 +535,7 @@ FAULTS = [
         "costs that broadcast over the items",
         "if cost.shape != (items,):",
         "if cost.ndim > 1:",
-        "models/test_chain.py::test_overridden_costs_have_one_number_per_item[prior]",
+        "models/test_chain.py::test_overridden_costs_have_one_number_per_item",
     ),
     fault(
         "models/chain.py",
