@@ -179,8 +179,9 @@ def test_the_mean_is_that_of_the_sweep_whatever_the_coefficients(times: float) -
 def test_an_evaluation_of_each_item_is_counted_and_made_once() -> None:
     x, network = data(), model().denoiser.module
     assert isinstance(network, Neighbours)
+    learned = plan()  # made once for all tests, by the same network
     before = network.seen
-    result = df.evaluate(model(), x, visits=3, plan=plan(), audit=False)
+    result = df.evaluate(model(), x, visits=3, plan=learned, audit=False)
     assert network.seen - before == 40 + 3 * 40
     assert result.provenance["evaluations"] == {"pilot": 0, "audit": 0, "draws": 160}
 
