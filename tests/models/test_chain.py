@@ -13,6 +13,7 @@ from torch import Tensor
 import diffusional as df
 from battery import generator
 from diffusional.conditions import ignoring_condition
+from diffusional.models.chain import one_per_item
 
 SPACE = df.space.binary((3,))
 X = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0], [1.0, 1.0, 1.0]])
@@ -135,6 +136,12 @@ def test_overridden_costs_have_one_number_per_item(method: str, use: str, cost: 
     given = re.escape(f"got {tuple(cost.shape)}" if isinstance(cost, Tensor) else f"got a {type(cost).__name__}")
     with pytest.raises(df.DiffusionalError, match=rf"Own\.{method} to .*shape \(\d+,\).*{given}"):
         USES[use](made(), None)
+
+
+def test_a_cost_that_would_broadcast_is_refused() -> None:
+    with pytest.raises(df.DiffusionalError, match=r"\(2,\).*\(2, 1\)"):
+        one_per_item(torch.zeros(2, 1), 2, "kl")
+    assert one_per_item(torch.ones(2), 2, "kl").tolist() == [1.0, 1.0]
 
 
 def test_a_family_without_its_parts_is_told_which() -> None:
