@@ -194,6 +194,20 @@ def test_refusals(
     assert all(word in err for word in words)
 
 
+def test_the_scores_replace_neither_an_input_nor_the_record(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
+    for option in ("--data", "--reference", "--outliers"):
+        status, _, err = command(capsys, "score", folder / "run", option, table, "--per-item", table)
+        assert status == 2
+        assert "--per-item" in err
+    status, _, err = command(capsys, "score", folder / "run", "--per-item", table, "--json", table)
+    assert status == 2
+    assert table.read_text(encoding="utf-8") == "a,b\n1,2\n"
+
+
 def test_check_refuses_what_has_no_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "data.npy", pictures(60, 0))
     data = ("--data", str(tmp_path / "data.npy"), "--data.levels", "8", "--model.kind", "vae")

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -173,12 +173,7 @@ def _check_evaluate(command: Evaluate) -> None:
             f"expected either --steps or --continuous, got --steps {command.steps} and --continuous: leave one out"
         )
     if command.per_item is not None:
-        if command.per_item.suffix not in (".csv", ".npz"):
-            raise DiffusionalError(f"expected a .csv or .npz file for --per-item, got {command.per_item}")
-        inputs = (command.data, command.plan)
-        check_target("--per-item", command.per_item, [Path(one).expanduser() for one in inputs if one is not None])
-        if command.json is not None and os.path.realpath(command.json) == os.path.realpath(command.per_item):
-            raise DiffusionalError(f"--json and --per-item both name {command.json}; name two files")
+        check_scores_file(command.per_item, (command.data, command.plan), command.json)
     alone = ("draws", "cells", "item_error", "visits", "plan")
     single = ["--sweep"] * command.sweep
     single += [f"--{name.replace('_', '-')}" for name in alone if getattr(command, name) is not None]
@@ -359,6 +354,15 @@ def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:
             print(f"diffusional: warning: {text}", file=sys.stderr)
     known = trained[0] if len(records) == 1 else trained
     return {"data": chosen.name, "split": chosen.split, "trained_on": known, "warnings": warned}
+
+
+def check_scores_file(path: Path, inputs: Iterable[str | Path | None], json: Path | None) -> None:
+    """Raise DiffusionalError for a --per-item that is neither .csv nor .npz, cannot be written, or is an input or the file of --json."""
+    if path.suffix not in (".csv", ".npz"):
+        raise DiffusionalError(f"expected a .csv or .npz file for --per-item, got {path}")
+    check_target("--per-item", path, [Path(one).expanduser() for one in inputs if one is not None])
+    if json is not None and os.path.realpath(json) == os.path.realpath(path):
+        raise DiffusionalError(f"--json and --per-item both name {json}; name two files")
 
 
 def write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: ChosenItems) -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from diffusional.cli.checkpoints import opened, show_origin
 from diffusional.cli.commands import Score
 from diffusional.cli.console import Result, check_figure, device, first, watching
-from diffusional.cli.evaluate import write_scores
+from diffusional.cli.evaluate import check_scores_file, write_scores
 from diffusional.cli.items import ChosenItems, items
-from diffusional.cli.outputs import check_target
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -96,9 +95,7 @@ def run(command: Score) -> Result:
 
 def _check(command: Score) -> None:
     if command.per_item is not None:
-        if command.per_item.suffix not in (".csv", ".npz"):
-            raise DiffusionalError(f"expected a .csv or .npz file for --per-item, got {command.per_item}")
-        check_target("--per-item", command.per_item, [])
+        check_scores_file(command.per_item, (command.data, command.reference, command.outliers), command.json)
     if command.figure is not None:
         check_figure("--figure", command.figure)
     for name, least in (("visits", 2), ("most", 2), ("shown", 1)):
