@@ -84,9 +84,13 @@ class Output:
             return "noise"
         return "data" if self.of_noise == 0 else "v"
 
+    def at(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A and B at γ (…), float64."""
+        return value_at(self.of_data, gamma), value_at(self.of_noise, gamma)
+
     def read(self, output: Tensor, z: Batch, gamma: Tensor) -> Tensor:
         """Return the prediction `kind` (B, *dims) from an output (B, *dims) at γ (B,)."""
-        a, b = (_at(coefficient, gamma) for coefficient in (self.of_data, self.of_noise))
+        a, b = self.at(gamma)
         if self.kind == "noise":
             return output if self.of_noise == 1 else output / align(b, z)
         if self.kind == "data":
@@ -96,10 +100,19 @@ class Output:
         return align(q, z) * output - align(q * (a * al + b * si), z) * z
 
 
-def _at(coefficient: Coefficient, gamma: Tensor) -> Tensor:
-    if callable(coefficient):
-        return coefficient(gamma).double()
-    return torch.full_like(gamma, coefficient)
+def value_at(coefficient: Coefficient, gamma: Tensor) -> Tensor:
+    """Return a coefficient at γ (…), float64.
+
+    >>> value_at(2.0, torch.zeros(1)), value_at(lambda gamma: gamma + 1, torch.zeros(1))
+    (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
+    return coefficient(gamma).double() if callable(coefficient) else torch.full_like(gamma.double(), coefficient)
+
+
+# The usual outputs: ε, x, v = α ε − σ x, and a flow's velocity ε − x.
+NOISE, DATA = Output(0.0, 1.0), Output(1.0, 0.0)
+V = Output(lambda gamma: -sigma(gamma), alpha)
+VELOCITY = Output(-1.0, 1.0)
 
 
 class VarianceOutput:
@@ -173,7 +186,7 @@ class Adapter(Denoiser):
         gamma = gamma.double().expand(z.shape[0])
         assert self.time is not None
         time, dtype = self.time(-gamma), network_dtype(self.module) or z.dtype
-        seen = (z if self.scale == 1 else align(_at(self.scale, gamma), z) * z).to(dtype)
+        seen = (z if self.scale == 1 else align(value_at(self.scale, gamma), z) * z).to(dtype)
         output = call(
             self.module, seen, time.to(dtype) if time.dtype.is_floating_point else time, condition=condition
         ).to(z.dtype)

@@ -28,10 +28,12 @@ from diffusional import schedule
 from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
-from diffusional.interop.adapter import Adapter, Coefficient
+from diffusional.interop.adapter import DATA, NOISE, VELOCITY, Adapter, Coefficient, Output, V, value_at
+from diffusional.interop.schedulers import FlowTime, SigmaTime, betas, edm_output, edm_scale, flow_scale, ve_scale
 from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.models.calls import call
 from diffusional.models.denoiser import Denoiser, network_dtype, read
+from diffusional.models.time import Affine
 from diffusional.seeds import check_seed
 from diffusional.shapes import align
 from diffusional.space import Discrete
@@ -50,43 +52,23 @@ _GAMMA = (-5.5, 3.5)
 _PRICE = 0.1
 DECLARED = "as declared"
 
-Coefficients = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def _ratio(gamma: Tensor) -> Tensor:
-    """Return σ/α, the noise of z/α."""
-    return torch.exp(0.5 * gamma)
-
-
-def _edm(gamma: Tensor, spread: float) -> tuple[Tensor, Tensor]:
-    """Return (a, b) of EDM's F, where x̂ = c_skip y + c_out F and y = x + (σ/α) ε (Karras et al. 2022, table 1)."""
-    noise = _ratio(gamma)
-    total = noise.square() + spread**2
-    skip, out = spread**2 / total, noise * spread / total.sqrt()
-    return (1 - skip) / out, -skip * noise / out
-
-
-def _constant(a: float, b: float) -> Coefficients:
-    return lambda gamma: (torch.full_like(gamma, a), torch.full_like(gamma, b))
-
-
-# What an output may be: a(γ) and b(γ) of a x + b ε.
-OUTPUTS: dict[str, Coefficients] = {
-    "noise": _constant(0.0, 1.0),
-    "data": _constant(1.0, 0.0),
-    "v": lambda gamma: (-sigma(gamma), alpha(gamma)),
-    "score": lambda gamma: (torch.zeros_like(gamma), -1 / sigma(gamma)),
-    "velocity": _constant(-1.0, 1.0),
-    "velocity towards the data": _constant(1.0, -1.0),
-    "EDM's F, σ_data = 0.5": lambda gamma: _edm(gamma, 0.5),
-    "EDM's F, σ_data = 1": lambda gamma: _edm(gamma, 1.0),
+# What an output may be.
+OUTPUTS: dict[str, Output] = {
+    "noise": NOISE,
+    "data": DATA,
+    "v": V,
+    "score": Output(0.0, lambda gamma: -1 / sigma(gamma)),
+    "velocity": VELOCITY,
+    "velocity towards the data": Output(1.0, -1.0),
+    "EDM's F, σ_data = 0.5": edm_output(0.5),
+    "EDM's F, σ_data = 1": edm_output(1.0),
 }
 # How z may be scaled before the network sees it. EDM's scaling with σ_data = 1 is z itself.
-INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "z": torch.ones_like,
-    "z/α": lambda gamma: 1 / alpha(gamma),
-    "z/(α + σ)": lambda gamma: 1 / (alpha(gamma) + sigma(gamma)),
-    "z/α divided by √(σ²/α² + 0.25)": lambda gamma: 1 / (alpha(gamma) * (_ratio(gamma).square() + 0.25).sqrt()),
+INPUTS: dict[str, Coefficient] = {
+    "z": 1.0,
+    "z/α": ve_scale,
+    "z/(α + σ)": flow_scale,
+    "z/α divided by √(σ²/α² + 0.25)": edm_scale(0.5),
 }
 
 
@@ -155,8 +137,8 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
-        said = self.findings or (f"nothing found in {self.network_evaluations:,} network evaluations",)
-        lines = [*said, f"declared: {self.declared}"]
+        findings = self.findings or (f"nothing found in {self.network_evaluations:,} network evaluations",)
+        lines = [*findings, f"declared: {self.declared}"]
         if self.best != self.declared:
             lines.append(f"best:     {self.best} (score lower by {self.margin:.2f} ± {self.error:.2f})")
         return "\n".join(lines)
@@ -173,7 +155,7 @@ class _Call:
     clock: str
     data: str
     channels: str
-    scale: Callable[[Tensor], Tensor]
+    scale: Coefficient
     time: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
     zoom: float = 1.0
@@ -192,9 +174,9 @@ class _Seen:
     output: Tensor
     gamma: Tensor
 
-    def target(self, of: Coefficients) -> Tensor:
+    def target(self, of: Output) -> Tensor:
         """Return a x + b ε, what an output with these coefficients estimates."""
-        a, b = of(self.gamma)
+        a, b = of.at(self.gamma)
         return a * self.x + b * self.noise
 
     def of_z(self) -> Tensor:
@@ -203,9 +185,9 @@ class _Seen:
         c = (self.noise * self.z).sum(rest, keepdim=True) / self.z.square().sum(rest, keepdim=True)
         return (self.noise - c * self.z).square().flatten(2).mean(2)
 
-    def squared_error(self, of: Coefficients) -> Tensor:
+    def squared_error(self, of: Output) -> Tensor:
         """Return ‖ε − ε̂‖²/D (levels, items), float64; infinite where it is not a number."""
-        a, b = of(self.gamma)
+        a, b = of.at(self.gamma)
         alphas, sigmas = alpha(self.gamma), sigma(self.gamma)
         implied = (alphas * self.output - a * self.z) / (alphas * b - a * sigmas)
         squares = (self.noise - implied).square().flatten(2).mean(2)
@@ -239,7 +221,7 @@ class _Network:
         time = how.time(gamma)
         time = time.to(self.dtype) if time.dtype.is_floating_point else time
         condition = moved(rows_of(self.condition, rows), x.device)
-        output = call(self.denoiser.module, (how.scale(g) * z).to(self.dtype), time, condition=condition)
+        output = call(self.denoiser.module, (value_at(how.scale, g) * z).to(self.dtype), time, condition=condition)
         self.calls += len(z)
         if self.denoiser.learns_variance:
             output = output[:, : z.shape[1]]
@@ -395,11 +377,15 @@ def _searched(network: _Network, first: _Call, others: Sequence[_Call]) -> Diagn
 def _slopes(target: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     """Return ⟨target, output⟩/⟨output, output⟩ (L,) of (L, items, *dims), and its standard error by leaving out one item at a time."""
     shared, power = (t.double().flatten(2).sum(2) for t in (target * output, output * output))
-    n = shared.shape[1]
     sums, powers = shared.sum(1, keepdim=True), power.sum(1, keepdim=True)
-    without = (sums - shared) / (powers - power)
-    spread = ((n - 1) / n * (without - without.mean(1, keepdim=True)).square().sum(1)).sqrt()
+    spread = _jackknife((sums - shared) / (powers - power))
     return (sums / powers).squeeze(1).nan_to_num(), spread.nan_to_num()
+
+
+def _jackknife(without: Tensor) -> Tensor:
+    """Return the standard error (…) of an estimate from its values without one of n items each (…, n)."""
+    n = without.shape[-1]
+    return ((n - 1) / n * (without - without.mean(-1, keepdim=True)).square().sum(-1)).sqrt()
 
 
 def _score(errors: Tensor) -> float:
@@ -413,7 +399,7 @@ def _margin(own: Tensor, other: Tensor) -> tuple[float, float]:
     value = _score(own) - _score(other)
     rest = [torch.arange(n) != i for i in range(n)]
     without = torch.tensor([_score(own[:, kept]) - _score(other[:, kept]) for kept in rest], dtype=torch.float64)
-    return value, float(((n - 1) / n * (without - without.mean()).square().sum()).sqrt())
+    return value, float(_jackknife(without))
 
 
 _SAID = {
@@ -468,41 +454,34 @@ def _findings(
     return tuple(found)
 
 
-def _output(denoiser: Denoiser, gamma: Tensor) -> tuple[str, Coefficients]:
-    """Return a(γ) and b(γ) of the declared output, with their name."""
+def _output(denoiser: Denoiser, gamma: Tensor) -> tuple[str, Output]:
+    """Return the declared output, with its name."""
     if not isinstance(denoiser, Adapter):
         name = "data" if denoiser.predicts == "levels" else denoiser.predicts
         return name, OUTPUTS[name]
-    output = denoiser.output
-
-    def own(gamma: Tensor) -> tuple[Tensor, Tensor]:
-        return _value(output.of_data, gamma), _value(output.of_noise, gamma)
-
+    own = denoiser.output.at(gamma)
     for name, known in OUTPUTS.items():
-        if all(torch.allclose(a, b) for a, b in zip(own(gamma), known(gamma), strict=True)):
+        if all(torch.allclose(a, b) for a, b in zip(own, known.at(gamma), strict=True)):
             return name, known
-    return DECLARED, own
+    return DECLARED, denoiser.output
 
 
-def _input(denoiser: Denoiser, gamma: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
+def _input(denoiser: Denoiser, gamma: Tensor) -> tuple[str, Coefficient]:
     """Return the declared scaling of the input, with its name."""
-    scale: Coefficient = denoiser.scale if isinstance(denoiser, Adapter) else 1.0
-
-    def own(gamma: Tensor) -> Tensor:
-        return _value(scale, gamma)
-
-    same = (name for name, known in INPUTS.items() if torch.allclose(own(gamma), known(gamma)))
+    own: Coefficient = denoiser.scale if isinstance(denoiser, Adapter) else 1.0
+    values = value_at(own, gamma)
+    same = (name for name, known in INPUTS.items() if torch.allclose(values, value_at(known, gamma)))
     return next(same, DECLARED), own
-
-
-def _value(coefficient: Coefficient, gamma: Tensor) -> Tensor:
-    return coefficient(gamma).double() if callable(coefficient) else torch.full_like(gamma.double(), coefficient)
 
 
 def _own(denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
     """Return the declared clock."""
-    time = denoiser.time
-    return (lambda gamma: -gamma) if time is None else (lambda gamma: time(-gamma))
+    return _of_gamma(Affine() if denoiser.time is None else denoiser.time)
+
+
+def _of_gamma(time: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a clock as a function of γ from one of log SNR."""
+    return lambda gamma: time(-gamma)
 
 
 def _range(space: object) -> str:
@@ -564,8 +543,8 @@ def _clocks(
     steps = declared.steps or 1000
     last = steps - 1
     ends = declared.ends().detach().double().to(gamma.device)
-    times = own(declared.grid().detach().double().to(gamma.device) if declared.steps else gamma).double()
-    low, high = float(times.min()), float(times.max())
+    shown = own(declared.grid().detach().double().to(gamma.device) if declared.steps else gamma).double()
+    low, high = float(shown.min()), float(shown.max())
     found: dict[str, Callable[[Tensor], Tensor]] = {
         "as declared, reversed": lambda g: low + high - own(g).double(),
         f"as declared, divided by {steps}": lambda g: own(g).double() / steps,
@@ -573,9 +552,7 @@ def _clocks(
     }
     schedules = {
         "the linear schedule's index": schedule.linear(steps),
-        "the scaled linear schedule's index": schedule.from_betas(
-            torch.linspace(0.00085**0.5, 0.012**0.5, steps).double() ** 2
-        ),
+        "the scaled linear schedule's index": schedule.from_betas(betas("scaled_linear", steps, 0.00085, 0.012)),
         "the cosine schedule's index": schedule.cosine(steps),
         "the declared schedule's index": declared
         if declared.steps
@@ -587,17 +564,17 @@ def _clocks(
         found[name] = index
         found[f"{name}, reversed"] = lambda g, index=index: last - index(g)
         found[f"{name}, divided by {steps}"] = lambda g, index=index: index(g).double() / steps
-    found |= {
-        "log SNR": lambda g: -g,
-        "−log SNR": lambda g: g,
-        "a quarter of ln σ/α": lambda g: g / 8,
-        "σ/α": _ratio,
-        "a flow's time from data to noise": lambda g: torch.sigmoid(0.5 * g),
-        "a flow's time from noise to data": lambda g: torch.sigmoid(-0.5 * g),
-        "a flow's time from data to noise, times 1000": lambda g: 1000 * torch.sigmoid(0.5 * g),
-        "a flow's time from noise to data, times 1000": lambda g: 1000 * torch.sigmoid(-0.5 * g),
+    times = {
+        "log SNR": Affine(),
+        "−log SNR": Affine(-1.0),
+        "a quarter of ln σ/α": SigmaTime("log"),
+        "σ/α": SigmaTime("sigma"),
+        "a flow's time from data to noise": FlowTime(),
+        "a flow's time from noise to data": FlowTime(of_data=True),
+        "a flow's time from data to noise, times 1000": FlowTime(1000.0),
+        "a flow's time from noise to data, times 1000": FlowTime(1000.0, of_data=True),
     }
-    return found
+    return found | {name: _of_gamma(time) for name, time in times.items()}
 
 
 def _index(grid: Tensor) -> Callable[[Tensor], Tensor]:

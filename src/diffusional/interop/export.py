@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
 from diffusional.files import writing_folder
-from diffusional.interop.adapter import Adapter, Clip, Coefficient, Rule, Threshold, VarianceOutput
+from diffusional.interop.adapter import Adapter, Clip, Rule, Threshold, VarianceOutput, value_at
 from diffusional.interop.networks import DiffusersNetwork
 from diffusional.interop.stated import Stated
 from diffusional.models.denoiser import Denoiser, range_of_clipped
@@ -175,20 +174,16 @@ def _prediction(denoiser: Denoiser, schedule: Schedule) -> str:
             )
         return _WORDS[denoiser.predicts]
     gamma, output = schedule.grid().detach(), denoiser.output
-    a, b = (_values(coefficient, gamma) for coefficient in (output.of_data, output.of_noise))
+    a, b = output.at(gamma)
     alpha, sigma = torch.exp(0.5 * logsigmoid(-gamma)), torch.exp(0.5 * logsigmoid(gamma))
     zero, one = torch.zeros_like(gamma), torch.ones_like(gamma)
     meanings = {"epsilon": (zero, one), "sample": (one, zero), "v_prediction": (-sigma, alpha)}
     fitting = [word for word, (x, e) in meanings.items() if bool(((a - x).abs() + (b - e).abs()).max() < _SAME)]
     if not fitting:
         raise _unfit("its network predicts the noise, x or v, got another combination of them")
-    if bool((_values(denoiser.scale, gamma) - 1).abs().max() > _SAME):
+    if bool((value_at(denoiser.scale, gamma) - 1).abs().max() > _SAME):
         raise _unfit("its network reads z itself, got one that reads a multiple of z")
     return fitting[0]
-
-
-def _values(coefficient: Coefficient, gamma: Tensor) -> Tensor:
-    return coefficient(gamma).double() if callable(coefficient) else torch.full_like(gamma, coefficient)
 
 
 def _variance_type(model: DiffusionModel, denoiser: Denoiser) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
-from diffusional.forward import GaussianDiffusion, alpha, sigma
-from diffusional.interop.adapter import Adapter, Clip, Output, VarianceOutput
+from diffusional.forward import GaussianDiffusion
+from diffusional.interop.adapter import DATA, NOISE, Adapter, Clip, V, VarianceOutput
 from diffusional.interop.record import Origin
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import DiscretizedGaussian, GaussianLikelihood, Likelihood
@@ -21,12 +21,11 @@ from diffusional.models.time import TrainedIndex
 from diffusional.schedule import Schedule, from_betas
 from diffusional.space import Discrete, Space
 
-_V = Output(lambda gamma: -sigma(gamma), alpha)
-_OPENAI = {"EPSILON": (Output(0.0, 1.0), "the noise ε"), "START_X": (Output(1.0, 0.0), "x")}
+_OPENAI = {"EPSILON": (NOISE, "the noise ε"), "START_X": (DATA, "x")}
 _LUCIDRAINS = {
-    "pred_noise": (Output(0.0, 1.0), "the noise ε"),
-    "pred_x0": (Output(1.0, 0.0), "x"),
-    "pred_v": (_V, "v = α ε − σ x"),
+    "pred_noise": (NOISE, "the noise ε"),
+    "pred_x0": (DATA, "x"),
+    "pred_v": (V, "v = α ε − σ x"),
 }
 _VARIANCES = {
     "FIXED_SMALL": ("posterior", "that of q(z_t|z_{t+1}, x)"),

@@ -22,7 +22,19 @@ from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
-from diffusional.interop.adapter import Clip, Coefficient, Output, Rule, Threshold, VarianceOutput
+from diffusional.forward import alpha, sigma
+from diffusional.interop.adapter import (
+    DATA,
+    NOISE,
+    VELOCITY,
+    Clip,
+    Coefficient,
+    Output,
+    Rule,
+    Threshold,
+    V,
+    VarianceOutput,
+)
 from diffusional.models.reverse import Variance
 from diffusional.models.time import TrainedIndex
 from diffusional.schedule import FromBetas, Schedule, cosine, from_betas, log_snr_linear
@@ -416,13 +428,6 @@ def _betas(entry: Entry, settings: _Settings) -> Declared:
     return Declared(settings.name, schedule, TrainedIndex(schedule), output, 1.0, variance, learns, None, last)
 
 
-def _v() -> Output:
-    return Output(
-        lambda gamma: -torch.exp(0.5 * logsigmoid(gamma.double())),
-        lambda gamma: torch.exp(0.5 * logsigmoid(-gamma.double())),
-    )
-
-
 def _prediction(entry: Entry, settings: _Settings) -> tuple[str, Output]:
     word = settings.value("prediction_type", "epsilon")
     if word not in entry.predictions:
@@ -436,8 +441,8 @@ def _prediction(entry: Entry, settings: _Settings) -> tuple[str, Output]:
         )
     means = {"epsilon": "the noise ε", "sample": "x", "original_sample": "x", "v_prediction": "v = α ε − σ x"}[word]
     settings.config["prediction"] = f"the network predicts {means} ({word})"
-    outputs = {"epsilon": Output(0.0, 1.0), "v_prediction": _v()}
-    return word, outputs.get(word, Output(1.0, 0.0))
+    outputs = {"epsilon": NOISE, "v_prediction": V}
+    return word, outputs.get(word, DATA)
 
 
 def _variance(
@@ -528,18 +533,13 @@ def _continuous(settings: _Settings) -> None:
         )
 
 
-def _velocity() -> Output:
-    return Output(-1.0, 1.0)
-
-
 def flow_scale(gamma: Tensor) -> Tensor:
     """Return c of a flow: (1 − t) x + t ε = c z, with t/(1 − t) = σ/α.
 
     >>> float(flow_scale(torch.zeros(())))                # t = ½: c = √½
     0.7071...
     """
-    al, si = torch.exp(0.5 * logsigmoid(-gamma.double())), torch.exp(0.5 * logsigmoid(gamma.double()))
-    return 1 / (al + si)
+    return 1 / (alpha(gamma) + sigma(gamma))
 
 
 def ve_scale(gamma: Tensor) -> Tensor:
@@ -623,7 +623,7 @@ def _flow(entry: Entry, settings: _Settings, gamma_min: float | None, gamma_max:
         raise DiffusionalError(
             f'expected prediction_type of the {settings.name} with use_flow_sigmas to be "flow_prediction", "epsilon" or "sample", got {word!r}'
         )
-    outputs = {"flow_prediction": _velocity(), "epsilon": Output(0.0, 1.0), "sample": Output(1.0, 0.0)}
+    outputs = {"flow_prediction": VELOCITY, "epsilon": NOISE, "sample": DATA}
     means = {"flow_prediction": "the velocity ε − x", "epsilon": "the noise ε", "sample": "x"}[word]
     settings.config["prediction"] = f"the network predicts {means} of z = (1 − t) x + t ε"
     settings.assumed["time"] = f"the network reads {steps:g} t, the scheduler's timestep (another time: time=)"

@@ -26,8 +26,20 @@ from torch import Tensor
 
 from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
-from diffusional.forward import GaussianDiffusion, alpha, sigma
-from diffusional.interop.adapter import Adapter, Clip, Coefficient, Output, Rule, VarianceOutput
+from diffusional.forward import GaussianDiffusion, sigma
+from diffusional.interop.adapter import (
+    DATA,
+    NOISE,
+    VELOCITY,
+    Adapter,
+    Clip,
+    Coefficient,
+    Output,
+    Rule,
+    V,
+    VarianceOutput,
+    value_at,
+)
 from diffusional.interop.schedulers import FlowTime, SigmaTime, edm_output, edm_scale, flow_scale, ve_scale
 from diffusional.models.calls import from_diffusers
 from diffusional.models.diffusion import DiffusionModel
@@ -81,11 +93,7 @@ def _adapted(
 def _product(first: Coefficient, second: Coefficient) -> Coefficient:
     if not callable(first) and not callable(second):
         return first * second
-    return lambda gamma: _value(first, gamma) * _value(second, gamma)
-
-
-def _value(coefficient: Coefficient, gamma: Tensor) -> Tensor:
-    return coefficient(gamma) if callable(coefficient) else torch.full_like(gamma.double(), coefficient)
+    return lambda gamma: value_at(first, gamma) * value_at(second, gamma)
 
 
 def _output(predicts: str | tuple[Coefficient, Coefficient], reads: Reads) -> Output:
@@ -94,12 +102,12 @@ def _output(predicts: str | tuple[Coefficient, Coefficient], reads: Reads) -> Ou
     plain = {"velocity to noise": "velocity", "flow_prediction": "velocity"}.get(predicts, predicts)
     word = plain if plain in _PREDICTS else our_word("predicts", plain, _PREDICTS)
     outputs = {
-        "noise": Output(0.0, 1.0),
-        "data": Output(1.0, 0.0),
-        "v": Output(lambda gamma: -sigma(gamma), alpha),
+        "noise": NOISE,
+        "data": DATA,
+        "v": V,
         # In what the network reads, the noise has the standard deviation c σ.
-        "score": Output(0.0, lambda gamma: -1 / (_value(_SCALES[reads], gamma) * sigma(gamma))),
-        "velocity": Output(-1.0, 1.0),
+        "score": Output(0.0, lambda gamma: -1 / (value_at(_SCALES[reads], gamma) * sigma(gamma))),
+        "velocity": VELOCITY,
         "velocity to data": Output(1.0, -1.0),
     }
     return outputs[word]
