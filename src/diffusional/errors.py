@@ -11,6 +11,14 @@ class DiffusionalError(ValueError):
     """
 
 
+class LevelsError(DiffusionalError):
+    """Data have other levels than their space: the command line adds what to do where a checkpoint's levels were given or assumed.
+
+    >>> isinstance(LevelsError("expected 17 levels, got 256"), DiffusionalError)
+    True
+    """
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by a signal after its state was saved; the message states where. `signal` is the signal's number.
 

@@ -1,6 +1,8 @@
 """`evaluate` of a checkpoint, and `import`."""
 
+import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,64 @@ def test_what_is_refused(folder: Path, data: str, tmp_path: Path, capsys: pytest
     assert "damaged" in refused(capsys, "import", broken, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_check_inside_evaluate_changes_no_number(
+    folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Its network has random weights, which fit no reading.
+    checkpoint = saved(
+        tmp_path / "model", DDPMScheduler(num_train_timesteps=50), unet(dtype=torch.float32, sample_size=8)
+    )
+    args = ("evaluate", checkpoint, "--data", data, "--draws", 1)
+    found, printed = record_of(capsys, *args)
+    without, silent = record_of(capsys, *args, "--no-check")
+    (line,) = [one for one in printed.splitlines() if one.startswith("check of")]
+    # The line has what was found, what to do, and what it cost.
+    assert found["check"]["findings"][0] in line
+    assert found["check"]["remedies"][0] in line
+    assert f"{found['check']['network_evaluations']:,} network evaluations" in line
+    assert "diffusional check" in line
+    assert printed.index("check of") < printed.index("NELBO")
+    assert "check of" not in silent
+    for name in ("nelbo", "network_evaluations", "per_item", "terms"):
+        assert found.get(name) == without.get(name)
+    assert "check" not in without
+    # Also where two models are compared, for each of them; not for runs that were trained here.
+    plain = _plain_run(tmp_path)
+    both, printed = record_of(capsys, "evaluate", plain, folder, "--data", "digits", "--levels", 17, "--error", 5)
+    assert [one is None for one in both["check"]] == [True, False]
+    assert f"check of {folder}" in printed
+    assert f"check of {plain}" not in printed
+
+
+def test_a_bound_worse_than_equally_likely_levels_is_noted(
+    folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, printed = record_of(capsys, "evaluate", folder, "--data", data, "--draws", 1, "--no-check")
+    (line,) = [one for one in printed.splitlines() if one.startswith("note: the bound is worse")]
+    assert f"{found['nelbo']['value']:.4f} bits/dim" in line
+    assert "256 levels have 8.0000" in line
+    # A model of binary images that costs less than 1 bit/dim: the line is about the bound, not about checkpoints.
+    from diffusional.cli.evaluate import _worse_than_uniform
+
+    model = df.load_checkpoint(folder)
+    result = df.evaluate(model, model.space.encode(torch.from_numpy(np.load(data)).long()), visits=2)
+    assert len(_worse_than_uniform(result, model)) == 1
+    good = dataclasses.replace(result, nelbo=dataclasses.replace(result.nelbo, value=64 * math.log(256) - 1e-6))
+    assert _worse_than_uniform(good, model) == []
+
+
+def test_levels_that_are_not_those_of_the_data(
+    folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("evaluate", "check", "score"):
+        line = refused(capsys, command, folder, "--data", data, "--levels", 17)
+        assert "17 levels are what --levels gives" in line
+    np.save(tmp_path / "few.npy", np.load(data) // 16)
+    _, printed = record_of(capsys, "evaluate", folder, "--data", tmp_path / "few.npy", "--draws", 1, "--no-check")
+    assert "--levels 16" in printed
+    _, printed = record_of(
+        capsys, "evaluate", folder, "--data", tmp_path / "few.npy", "--levels", 16, "--draws", 1, "--no-check"
+    )
+    assert "--levels 16:" not in printed

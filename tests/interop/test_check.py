@@ -147,6 +147,39 @@ def test_finds_the_declarations_that_are_wrong(fault: str) -> None:
     assert found.margin > 4 * found.error > 0
 
 
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "two at once"])
+def test_the_short_form_finds_one_mistake_and_names_the_remedy(fault: str) -> None:
+    declared, x, expected = FAULTS[fault]
+    found = check_denoiser(declared, x, items=24, levels=7, search="short")
+    assert set(found.declared.differences(found.best)) == set(expected)
+    assert names_of(found.best, expected) == expected
+    assert len(found.findings) == len(found.remedies) == 1
+    assert found.findings[0] in found.line()
+    assert found.remedies[0] in found.line()
+    assert found.network_evaluations < 1200
+
+
+def test_the_short_form_finds_nothing_where_nothing_is_wrong() -> None:
+    found = check_denoiser(model(NETWORK), pictures(), items=24, levels=7, search="short")
+    assert (found.findings, found.remedies) == ((), ())
+    assert found.line().startswith(f"nothing found in {found.network_evaluations:,}")
+
+
+def test_no_reading_is_called_again_on_all_items_but_the_declared_one() -> None:
+    calls: list[int] = []
+
+    class Counted(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            calls.append(len(z))
+            return NETWORK(z, time)
+
+    found = check_denoiser(model(Counted(), of=COSINE), pictures(), items=8, levels=7, search="short")
+    assert found.best.clock == "the linear schedule's index"
+    assert found.network_evaluations == sum(calls)
+    # The three readings that the first round leaves, and the declared one, twice, to see whether the network is random.
+    assert calls.count(8 * len(found.gamma)) == 3 + 2
+
+
 @pytest.mark.parametrize("output", ["noise", "data", "v", "score"])
 def test_nothing_is_found_where_nothing_is_wrong(output: str) -> None:
     for of in (LINEAR, COSINE):

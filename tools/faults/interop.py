@@ -5,6 +5,13 @@ from faults.row import fault
 FAULTS = [
     fault(
         "interop/check.py",
+        "short search of readings that do not differ",
+        'first.reading("").differences(how.reading(""))) == 1',
+        'first.reading("").differences(how.reading(""))) == 2',
+        "interop/test_check.py::test_the_short_form_finds_one_mistake_and_names_the_remedy",
+    ),
+    fault(
+        "interop/check.py",
         "sign of z in the implied noise",
         "alphas * self.output - a * self.z",
         "alphas * self.output + a * self.z",

@@ -1,9 +1,8 @@
 """`diffusional check`: is a network read as it was trained?"""
 
-from diffusional.cli.checkpoints import opened, show_origin
+from diffusional.cli.checkpoints import items_of, opened, show_origin
 from diffusional.cli.commands import Check
 from diffusional.cli.console import Result, device, working
-from diffusional.cli.items import items
 
 
 def run(command: Check) -> Result:
@@ -15,9 +14,7 @@ def run(command: Check) -> Result:
     model = run.model.to(device())
     if bare:
         show_origin(model, command.run)
-    chosen = items(
-        run.record, command.data, None if bare else command.levels, command.split, condition=command.condition
-    )
+    chosen = items_of(command, run.record, bare)
     count = min(command.items, len(chosen.x))
     first = rows_of(chosen.condition, slice(0, count))
     with working("searching for the reading that fits the network"):

@@ -2,18 +2,21 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Check, Evaluate, Import, Score
-from diffusional.cli.console import Result, say
-from diffusional.errors import DiffusionalError
+from diffusional.cli.console import Result, first, say, working
+from diffusional.errors import DiffusionalError, LevelsError
 
 if TYPE_CHECKING:
+    from diffusional.cli.items import ChosenItems
     from diffusional.models.diffusion import DiffusionModel
     from diffusional.space import Space
     from diffusional.training.config import Config
     from diffusional.training.folder import Run
+    from diffusional.training.run import RunRecord
 
 # Options of `evaluate` for checkpoints.
 _OPTIONS = ("unclipped", "decoder", "variance", "variant", "revision")
@@ -144,6 +147,64 @@ def show_origin(model: Any, name: Path) -> None:
         say(f"{name}:")
     for line in lines:
         say(f"  {line}")
+
+
+def items_of(command: Evaluate | Check | Score, record: "RunRecord", bare: bool, **options: Any) -> "ChosenItems":
+    """Return the items of --data, or of the run's own data. Of a checkpoint, the levels are not known to be those of the data: data that
+    do not fit them raise an error with how to give them, and data that use few of the levels that were assumed a warning.
+    """
+    from diffusional.cli.items import items
+
+    levels = None if bare else command.levels
+    try:
+        found = items(record, command.data, levels, command.split, condition=command.condition, **options)
+    except LevelsError as error:
+        if not bare:
+            raise
+        read = "--levels gives" if command.levels is not None else "are assumed for a checkpoint"
+        raise DiffusionalError(
+            f"{error}. {record.space.levels} levels are what {read}; give the number of levels of the data as --levels"
+        ) from error
+    space: Any = record.space
+    if bare and command.levels is None and space.levels and first():
+        most = int(space.index(found.x).max())
+        if most < space.levels // 2 and command.data != "digits":
+            warnings.warn(
+                f"the values of {found.name} are at most {most}, and {space.levels} levels are assumed for a checkpoint; if the data have "
+                f"fewer levels, give their number, such as --levels {most + 1}: the bound is another one",
+                stacklevel=2,
+            )
+    return found
+
+
+def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | None:
+    """Check whether an imported model's network is read as it was trained, print the result in one line, and return it for the record.
+
+    Other models return None. The bound does not depend on it: the check has its own noise.
+    """
+    from diffusional.conditions import rows_of
+    from diffusional.interop.check import SHORT_ITEMS, SHORT_LEVELS, check_denoiser
+
+    if not model.origin or not first():
+        return None
+    items = min(SHORT_ITEMS, len(chosen.x))
+    if items < 2:
+        say(f"check of {name}: omitted, as it needs at least 2 items")
+        return None
+    some = slice(0, items)
+    with working("checking how the network is read"):
+        found = check_denoiser(
+            model,
+            chosen.x[some],
+            condition=rows_of(chosen.condition, some),
+            items=items,
+            levels=SHORT_LEVELS,
+            search="short",
+        )
+    more = f". `diffusional check {name} --data …` searches all readings" if found.findings else ""
+    say(f"check of {name}: {found.line()}{more}")
+    keys = ("findings", "remedies", "network_evaluations")
+    return {key: value for key, value in found.to_json().items() if key in keys} | {"items": items}
 
 
 def run(command: Import) -> Result:

@@ -177,6 +177,8 @@ class Evaluate:
     revision: Revision = None
     no_audit: bool = False
     """Omit the audit, which visits every level once to detect costs that the plan does not expect."""
+    no_check: bool = False
+    """For a checkpoint: omit the check whether its network is read as it was trained, which takes about a thousand network evaluations."""
     seed: int = 0
     """The seed of the noise. The same seed gives the same result."""
     json: Json = None

@@ -1,6 +1,7 @@
 """`diffusional evaluate`, for one run or two."""
 
 import dataclasses
+import math
 import os
 import sys
 import warnings
@@ -9,17 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from diffusional.cli.checkpoints import is_foreign, opened, show_origin
+from diffusional.cli.checkpoints import checked, is_foreign, items_of, opened, show_origin
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, device, first, plainly, say, watching, working
-from diffusional.cli.items import SPLITS, ChosenItems, already_trained_on, items
+from diffusional.cli.items import SPLITS, ChosenItems, already_trained_on
 from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusional.evaluation import Comparison
+    from diffusional.evaluation import Comparison, Evaluation
     from diffusional.models.base import LatentVariableModel
     from diffusional.training.folder import Run
     from diffusional.training.run import RunRecord
@@ -66,21 +67,15 @@ def _evaluate(command: Evaluate) -> Result:
         _check_weights(command, model)
     # Labels are those of the run that has classes, if the other has none.
     labelled = theirs.record if theirs is not None and theirs.record.classes and not record.classes else record
-    chosen = items(
-        labelled,
-        command.data,
-        None if bare else command.levels,
-        command.split,
-        command.columns,
-        command.decimal,
-        command.condition,
-    )
+    chosen = items_of(command, labelled, bare, columns=command.columns, decimal=command.decimal)
     name, split, x = chosen.name, chosen.split, chosen.x
     if theirs is not None:
         return _compare(command, run, theirs, model, chosen, bare)
     about = _about(chosen, record)
     if record.classes:
         about["condition"] = record.config.data.condition
+    if not command.no_check and (found := checked(command.run, model, chosen)) is not None:
+        about["check"] = found
     plan = None
     if command.plan is not None:
         plan = Plan.load(command.plan, model)
@@ -115,7 +110,7 @@ def _evaluate(command: Evaluate) -> Result:
     n, calls = result.nelbo.n, result.nelbo.network_evaluations
     grey = result.provenance.get("levels") or "∞"
     title = f"{name}, {split}: {n} items, {latents}, levels {grey}, {calls:,} network evaluations ({calls / n:.1f} per item)"
-    shown: list[Any] = [ledger_table(result, title)]
+    shown: list[Any] = [ledger_table(result, title), *_worse_than_uniform(result, model)]
     if command.importance_weighted is not None:
         cost = command.importance_weighted * model.evaluations * len(x)
         with (
@@ -140,6 +135,25 @@ def _evaluate(command: Evaluate) -> Result:
     if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
         saves.append(lambda: _kept(lambda: save_json(command.run / f"evaluation-{split}.json", out)))
     return Result(out, shown, saves)
+
+
+def _worse_than_uniform(result: "Evaluation", model: "LatentVariableModel") -> list[str]:
+    """Return a line if the bound is worse than ln K nats per dimension, which K equally likely levels have; otherwise none."""
+    levels = model.space.levels
+    if not levels:
+        return []
+    bound, uniform = result.nelbo.to("bits/dim", model.space.dimensions).value, math.log2(levels)
+    if bound <= uniform:
+        return []
+    what = (
+        "compare its files with those of its training, or run `diffusional check`"
+        if model.origin
+        else "train it for longer"
+    )
+    return [
+        f"note: the bound is worse than that of equally likely levels: {bound:.4f} bits/dim, where {levels} levels have {uniform:.4f}. The model "
+        f"has learned nothing about these data; {what}"
+    ]
 
 
 def _kept(save: "Callable[[], None]") -> None:
@@ -281,6 +295,10 @@ def _compare(
         with plainly():
             other = regridded(other, "continuous" if command.steps is None else command.steps)
     about = _about(chosen, record, theirs)
+    if not command.no_check:
+        found = [checked(*one, chosen) for one in ((command.run, run.model), (command.other, other_run.model))]
+        if any(found):
+            about["check"] = found
     notes = []
     if record.classes or theirs.classes:
         about["condition"] = [one.config.data.condition for one in (record, theirs)]

@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusional.cli.checkpoints import opened, show_origin
+from diffusional.cli.checkpoints import items_of, opened, show_origin
 from diffusional.cli.commands import Score
 from diffusional.cli.console import Result, check_figure, device, first, watching
 from diffusional.cli.evaluate import check_scores_file, write_scores
@@ -32,7 +32,7 @@ def run(command: Score) -> Result:
     record, model = run.record, run.model.to(device())
     if bare:
         show_origin(model, command.run)
-    chosen = items(record, command.data, None if bare else command.levels, command.split, condition=command.condition)
+    chosen = items_of(command, record, bare)
     reference = _reference(command, record)
     outliers = None
     if command.outliers is not None:

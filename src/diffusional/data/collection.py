@@ -14,7 +14,7 @@ from diffusional.data.excerpt import listed
 from diffusional.data.origin import Origin, joined
 from diffusional.data.rows import Rows, integers, reals
 from diffusional.data.splits import Part
-from diffusional.errors import DiffusionalError
+from diffusional.errors import DiffusionalError, LevelsError
 from diffusional.space import Continuous, Discrete, Space
 
 # The name of the split for a file without splits.
@@ -192,7 +192,7 @@ def _check(part: Part, stored: int | None, space: Space) -> None:
         return
     levels = 2 if kind == "boolean" else stored
     if levels not in (None, space.levels):
-        raise DiffusionalError(
+        raise LevelsError(
             f"{part.source}: expected data of {space.levels} levels, as the model was trained on, got {levels}: the bounds could not be compared"
         )
     for rows, block in _blocks(part):
@@ -202,7 +202,8 @@ def _check(part: Part, stored: int | None, space: Space) -> None:
         outside = (block < 0) | (block >= space.levels)
         if outside.any():
             fault = f"a value outside the {space.levels} levels that the model was trained on, 0 … {space.levels - 1}"
-            _refuse(part, rows, outside, fault, _scaled_advice(part, space.levels) or "correct or drop the item")
+            advice = _scaled_advice(part, space.levels) or "correct or drop the item"
+            _refuse(part, rows, outside, fault, advice, LevelsError)
 
 
 def _scaled_advice(part: Part, levels: int) -> str | None:
@@ -230,8 +231,15 @@ def _blocks(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield some, part.array[some]
 
 
-def _refuse(part: Part, rows: np.ndarray, bad: np.ndarray, fault: str, todo: str) -> None:
+def _refuse(
+    part: Part,
+    rows: np.ndarray,
+    bad: np.ndarray,
+    fault: str,
+    todo: str,
+    kind: type[DiffusionalError] = DiffusionalError,
+) -> None:
     items = bad.reshape(len(bad), -1).any(1)
     if items.any():
         place = Origin(part.source, rows, len(part.array), part.files).place(int(items.argmax()))
-        raise DiffusionalError(f"{place} has {fault}; {todo}")
+        raise kind(f"{place} has {fault}; {todo}")
