@@ -33,7 +33,7 @@ fast: $(READY)  ## run the quick tests of every package, in less than a minute
 readme: $(READY)  ## run the README's code, and write its output into the README
 	$(BIN)/python tools/readme.py
 
-results: $(READY)  ## write the tables of docs/results from the JSON of the benchmarks
+results: $(READY)  ## write the tables and figures of docs/results from the JSON of the benchmarks
 	$(BIN)/python tools/results.py
 
 # Plant the known faults of tools/faults/, one at a time; every one must turn a test red.

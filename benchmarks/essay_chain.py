@@ -1,6 +1,6 @@
 """The essay's chain of five steps (presets essay and essay-tuned) beside the diffusion and the VAEs, on the digits at equal training time.
 
-    python benchmarks/essay_chain.py [--runs runs/essay] [--seed 0] [--figure docs/figures/essay.png]
+    python benchmarks/essay_chain.py [--runs runs/essay] [--seed 0]
 
 The chains train for as many steps as the CPU time of the `digits` recipe's 1,200 steps allows. A step's CPU time is measured in this process
 on one thread, the systems interleaved, so that a busy machine slows all of them alike. The other rows are those of side_by_side.json, which
@@ -107,59 +107,14 @@ def others() -> dict[str, dict[str, Any]]:
     return out
 
 
-def figure(path: Path, systems: dict[str, dict[str, Any]], beside: dict[str, dict[str, Any]]) -> None:
-    """Validation bounds against the part of the training time, and the ledgers of the test split."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(drawn)
-    curves, ledger = drawn.subplots(1, 2)
-    colours = dict(zip(systems, ("#9a6fb0", "#3a6ea5"), strict=True))
-    for name, one in systems.items():
-        steps, values = zip(*one["curve"], strict=True)
-        curves.plot([s / one["steps"] for s in steps], values, marker="o", ms=3, color=colours[name], label=name)
-    for name, one in systems.items():
-        test = one["nelbo"]["value"]
-        curves.plot(1, test, marker="*", ms=9, ls="", color=colours[name], clip_on=False, label=f"{name}, test bound")
-    for name, side in (("vae", "bottom"), ("hierarchical_vae", "top"), ("diffusion", "bottom")):
-        value = beside[name]["value"]
-        curves.axhline(value, color="#666", lw=0.9)
-        curves.text(0.02, value, f" {name.replace('_', ' ')}, test bound ", fontsize=7, va=side, color="#444")
-    curves.set(xlabel="part of the training time", ylabel="bits/dim", xlim=(0, 1.02), ylim=(1.7, None))
-    curves.set_title("validation bound during training", fontsize=9)
-    curves.legend(fontsize=7, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.84))
-    for i, (name, one) in enumerate(systems.items()):
-        terms = one["terms"]
-        values = [terms["reconstruction"]["value"], *one["kl"]["value"], terms["prior"]["value"]]
-        errors = [terms["reconstruction"]["error"], *one["kl"]["error"], terms["prior"]["error"]]
-        places = [k + 0.4 * i - 0.2 for k in range(len(values))]
-        ledger.bar(places, values, 0.38, yerr=errors, color=colours[name], label=name, capsize=2)
-    names = ["−ln p(x|z₁)", *(f"KL{chr(0x2080 + t)}" for t in range(1, 5)), "KL₅ (prior)"]
-    ledger.set_xticks(range(len(names)), names, fontsize=7)
-    ledger.set_ylabel("bits/dim")
-    ledger.set_title("the costs of the test bound", fontsize=9)
-    ledger.legend(fontsize=7, frameon=False)
-    for axes in (curves, ledger):
-        axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=150)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/essay"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--figure-only", action="store_true", help="draw the figure of the results that are there")
     parser.add_argument("--train-only", action="store_true", help="train, and leave the evaluation to a later call")
-    parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "figures" / "essay.png")
     parser.add_argument("--out", type=Path, default=RESULTS / "essay_chain.json")
     options = parser.parse_args()
-    if options.figure_only:
-        kept = load_json(options.out)
-        figure(options.figure, kept["systems"], kept["beside"])
-        return
     torch.set_num_threads(1)
     options.runs.mkdir(parents=True, exist_ok=True)
     timing = options.runs / "timing.json"
@@ -183,7 +138,6 @@ def main() -> None:
         "beside": beside,
     }
     save(options.out, record)
-    figure(options.figure, systems, beside)
 
 
 if __name__ == "__main__":

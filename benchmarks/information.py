@@ -78,7 +78,7 @@ def one_level(x: torch.Tensor, samples: int, repetitions: int) -> dict[str, Any]
 
 
 def whole_curve(x: torch.Tensor, samples: int) -> dict[str, Any]:
-    """Seconds of 50 levels on shared rays, and what they say."""
+    """The seconds of 50 levels on shared rays, and their curve."""
     start = time.perf_counter()
     found = curve(x, linear(steps=1000), 50, samples, torch.Generator().manual_seed(0))
     seconds = time.perf_counter() - start
@@ -89,6 +89,10 @@ def whole_curve(x: torch.Tensor, samples: int) -> dict[str, Any]:
         "information_at_zT": [float(found.information[-1]), float(found.error[-1])],
         "half_lost_by_t": found.lost(0.5),
         "meets_target": seconds < CURVE_SECONDS,
+        "t": found.level.tolist(),
+        "log_snr": [round(-gamma, 5) for gamma in found.gamma.tolist()],
+        "information": [round(value, 6) for value in found.information.tolist()],
+        "error": [round(value, 6) for value in found.error.tolist()],
     }
 
 

@@ -4,7 +4,7 @@
 
 VAEs on the digits whose decoder is a discretised Gaussian of fixed variance, from small to large, and one whose decoder learns its
 own width (discretised logistic); beside them a diffusion model, whose I(x; z_1) is computed from each checkpoint's own process, at
-γ_1 = 2, where it is not ln N. Informations are over the 1,000 training images, by 500 draws each. Draws a figure beside --out.
+γ_1 = 2, where it is not ln N. Informations are over the 1,000 training images, by 500 draws each.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from diffusional.information import aggregated, curve
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.vae import Autoencoder
-from diffusional.report.figures import information_traces
 from diffusional.training import recipes
 from diffusional.training.build import build_dataset
 from diffusional.training.config import Config, ScheduleConfig
@@ -82,8 +81,6 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             df.train(config, Path(folder) / "run", dataset, console=Console(quiet=True), watch=watch)
-    title = "I(x; z) while models train on the digits"
-    information_traces(options.out.with_suffix(".png"), traces, math.log(len(originals)), title)
     record = {
         "traces": traces,
         "entropy": math.log(len(originals)),

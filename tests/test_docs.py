@@ -185,8 +185,8 @@ def test_a_table_that_differs_from_its_data_is_noticed(results: ModuleType) -> N
     assert results.written(text.replace("1.966 ± 0.013", "1.965 ± 0.013")) == text
 
 
-@pytest.mark.parametrize("name", ["common", "evaluation", "models"])
-def test_examples_of_the_tables(results: ModuleType, name: str) -> None:
-    module = importlib.import_module(f"result_tables.{name}")
+@pytest.mark.parametrize("name", ["result_tables.common", "result_tables.models", "result_figures.common"])
+def test_examples_of_the_tables_and_figures(results: ModuleType, name: str) -> None:
+    module = importlib.import_module(name)
     assert (result := doctest.testmod(module)).attempted > 0
     assert result.failed == 0

@@ -53,3 +53,12 @@ def with_error(value: float, error: float) -> str:
     """
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def evaluations(number: float) -> str:
+    """Return a number of evaluations per item: one decimal below 50, two significant digits below 1.
+
+    >>> evaluations(1072.46), evaluations(17.76), evaluations(0.01738)
+    ('1,072', '17.8', '0.017')
+    """
+    return f"{number:,.0f}" if number >= 50 else f"{number:.1f}" if number >= 1 else two_digits(number)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from result_tables.common import markdown, record, two_digits
+from result_tables.common import evaluations, markdown, record, two_digits
 
 
 def audit_alarms() -> str:
@@ -97,7 +97,7 @@ def cost_to_error_digits() -> str:
     for key, name in _ESTIMATORS:
         row, bold = data["rows"][key], "**" if name.startswith("**") else ""
         pooled = f"**{summary['K for ±0.01, pooled within items']:.1f}**" if bold else ""
-        cost, error = _evaluations(row["K for ±0.01"]), row["per_item_error_at_64"]
+        cost, error = evaluations(row["K for ±0.01"]), row["per_item_error_at_64"]
         rows.append([name, bold + cost + bold, pooled, f"{bold}{error:.3f}{bold}"])
     with_pilot = {int(pilot): cost for pilot, cost in summary["K for ±0.01 with pilot"].items()}
     pilots = " / ".join(f"{pilot:,}" for pilot in sorted(with_pilot))
@@ -114,31 +114,22 @@ def cost_to_error_mnist() -> str:
     summary, rows = data["summary"], []
     for key, name in _ESTIMATORS[:2]:
         row = data["rows"][key]
-        rows.append([name, _evaluations(row["K for ±0.01"]), f"{row['per_item_error_at_64']:.3f}"])
+        rows.append([name, evaluations(row["K for ±0.01"]), f"{row['per_item_error_at_64']:.3f}"])
     rows.append(["full sweep", *_sweep(data["rows"]["(a) full sweep"])])
     plan = data["rows"]["plan: importance + constants + both"]
     ((pilot, with_pilot),) = summary["K for ±0.01 with pilot"].items()
     audited = with_pilot + summary["audit per item"]
     cost = (
-        f"**{_evaluations(plan['K for ±0.01'])}** "
+        f"**{evaluations(plan['K for ±0.01'])}** "
         f"({two_digits(with_pilot)} with its pilot of {int(pilot):,}, {two_digits(audited)} with the audit)"
     )
     rows.append(["**the plan**", cost, f"**{plan['per_item_error_at_64']:.3f}**"])
     return markdown(["estimator", "K for ± 0.01 per item", "one item's error at 64"], rows)
 
 
-def _evaluations(number: float) -> str:
-    """Return a number of evaluations per item: one decimal below 50, two significant digits below 1.
-
-    >>> _evaluations(1072.46), _evaluations(17.76), _evaluations(0.01738)
-    ('1,072', '17.8', '0.017')
-    """
-    return f"{number:,.0f}" if number >= 50 else f"{number:.1f}" if number >= 1 else two_digits(number)
-
-
 def _sweep(row: dict[str, Any]) -> list[str]:
     pays = row["evaluations_per_item"]
-    cost = f"{_evaluations(row['K for ±0.01'])} (pays {pays} for ± {row['error']:.4f})"
+    cost = f"{evaluations(row['K for ±0.01'])} (pays {pays} for ± {row['error']:.4f})"
     return [cost, f"{row['sweep_item_error']:.3f} at {pays}"]
 
 
