@@ -95,6 +95,11 @@ def _illegible(figure: Any) -> list[str]:
         for text, box in boxes
         if min(box.x0, box.y0) < -1 or box.x1 > edge.x1 + 1 or box.y1 > edge.y1 + 1
     ]
+    found += [
+        f"{text.get_text()!r} is white on white"
+        for text in texts
+        if text.get_color() == "white" and text.get_bbox_patch() is not None
+    ]
     pairs = combinations([(text, box.padded(-1)) for text, box in boxes], 2)
     return found + [f"{one!r} and {other!r} overlap" for (one, a), (other, b) in pairs if a.overlaps(b)]
 
@@ -107,9 +112,10 @@ def test_texts_that_are_not_legible_are_found(results: ModuleType) -> None:
     figure = results.FIGURES["gpu"].__wrapped__().figure
     figure.axes[0].text(0.5, 0.5, "one", transform=figure.axes[0].transAxes)
     figure.axes[0].text(0.51, 0.5, "two", transform=figure.axes[0].transAxes)
+    figure.axes[0].text(0.5, 0.1, "three", color="white", bbox={"facecolor": "white"})
     figure.axes[0].set_ylabel("a label that is longer than the figure is high" * 3)
     found = _illegible(figure)
-    assert "'one' and 'two' overlap" in found
+    assert {"'one' and 'two' overlap", "'three' is white on white"} <= set(found)
     assert any("cut off" in text for text in found)
 
 

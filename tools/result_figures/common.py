@@ -18,7 +18,7 @@ from diffusional.report import style
 # Inches; at 96 pixels an inch, 690 pixels.
 WIDTH = 7.2
 # Texts on a colour; the others are on white, and cover the lines that they cross.
-_INSIDE = 6
+INSIDE = 6
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def figure(
                 new = style.figure(WIDTH, height)
                 axes = new.subplots(rows, columns, squeeze=False, **arrangement)
                 alt = draw(*axes.flat)
-                for text in (text for one in axes.flat for text in one.texts if text.get_zorder() != _INSIDE):
+                for text in (text for one in axes.flat for text in one.texts if text.get_zorder() != INSIDE):
                     text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.7})
                 return Drawn(new, alt)
 
@@ -159,7 +159,7 @@ def stacked(
                 color=style.INK if colour in (style.ORANGE, style.SKY) else "white",
                 va="center",
                 size=8,
-                zorder=_INSIDE,
+                zorder=INSIDE,
             )
         left += sizes
     if errors is not None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from result_tables.common import evaluations, record
 
 from diffusional.report import style
-from result_figures.common import dots, figure, rows, share
+from result_figures.common import INSIDE, dots, figure, rows, share
 
 
 @figure(2.6)
@@ -112,9 +112,12 @@ _MNIST = (*_DIGITS[:2], ("plan: importance + constants + both", "the plan"))
 def _cost_to_error(
     axes: Axes, file: str, curves: tuple[tuple[str, str], ...], limits: tuple[float, ...]
 ) -> dict[str, float]:
-    """Draw the error of a data set's mean against evaluations per item, and return the evaluations for ± 0.01 of each curve."""
+    """Draw the error of a data set's mean against evaluations per item, and return the evaluations for ± 0.01 of each curve.
+
+    `limits` are those of x and y, and the x of the label of the line at ± 0.01.
+    """
     data = record(file)
-    left, right, low, high = limits
+    left, right, low, high, mark = limits
     style.log_axes(axes, "xy")
     axes.set(xlim=(left, right), ylim=(low, high))
     spread = 1.96 / math.sqrt(2 * (data["repeats"] - 1))
@@ -139,7 +142,14 @@ def _cost_to_error(
     )
     ends.append((sweep["error"], f"★ full sweep: {evaluations(sweep['K for ±0.01'])}", style.INK))
     axes.axhline(0.01, color=style.MUTED, lw=1, ls=(0, (4, 3)))
-    axes.annotate("± 0.01", (left, 0.01), xytext=(3, 3), textcoords="offset points", color=style.MUTED, size=8)
+    axes.annotate(
+        "± 0.01",
+        (mark, 0.01),
+        xytext=(0, 3),
+        textcoords="offset points",
+        color=style.MUTED,
+        size=8,
+    )
     axes.text(
         1.015, 1.0, "evaluations per item\nfor ± 0.01:", transform=axes.transAxes, size=8, color=style.MUTED, va="top"
     )
@@ -152,7 +162,7 @@ def _cost_to_error(
 @figure(3.2)
 def cost_to_error_digits(axes: Axes) -> str:
     """The error of the digits' mean bound against evaluations per item, for each estimator."""
-    found = _cost_to_error(axes, "cost_to_error-digits.json", _DIGITS, (1, 2000, 3e-4, 0.5))
+    found = _cost_to_error(axes, "cost_to_error-digits.json", _DIGITS, (1, 2000, 3e-4, 0.5, 35))
     return (
         f"On the digits an error of ± 0.01 bits per dimension takes {found['all controls: the plan']:.1f} network evaluations "
         f"per item by the plan, {found['low-discrepancy t (VDM)']:.0f} with low-discrepancy t and "
@@ -163,7 +173,7 @@ def cost_to_error_digits(axes: Axes) -> str:
 @figure(3.0)
 def cost_to_error_mnist(axes: Axes) -> str:
     """The same on MNIST."""
-    found = _cost_to_error(axes, "cost_to_error-mnist.json", _MNIST, (0.01, 2000, 2e-5, 1))
+    found = _cost_to_error(axes, "cost_to_error-mnist.json", _MNIST, (0.01, 2000, 2e-5, 1, 200))
     return (
         f"On MNIST an error of ± 0.01 bits per dimension takes {found['the plan']:.3f} network evaluations per item by the plan, "
         f"{found['low-discrepancy t (VDM)']:.1f} with low-discrepancy t and {found['uniform t']:.0f} with uniform t."
@@ -216,9 +226,8 @@ def fault_finder(axes: Axes) -> str:
         grid[place] = 100 * row["detected"] / row["trials"]
         named = row["named"] is not None and row["fault"] != "none"
         text = f"{row['detected']}" + (f" ({row['named']})" if named else "")
-        axes.text(
-            place[1], place[0], text, ha="center", va="center", size=8, color="white" if grid[place] > 50 else style.INK
-        )
+        ink = "white" if grid[place] > 50 else style.INK
+        axes.text(place[1], place[0], text, ha="center", va="center", size=8, color=ink, zorder=INSIDE)
     for row, column in np.argwhere(np.isnan(grid)):
         axes.text(column, row, "–", ha="center", va="center", color=style.MUTED)
     axes.imshow(np.ma.masked_invalid(grid), cmap="Blues", vmin=0, vmax=120, aspect="auto")
