@@ -45,6 +45,8 @@ FLOORS = (
     "models.parameterization",
     "models.calls",
     "models.denoiser",
+    "models.rules",
+    "models.guidance",
     "models.reverse",
     "models.likelihood",
     "models.chain",

@@ -102,6 +102,58 @@ def moved(condition: Condition | None, device: torch.device) -> Any:
     return {name: value.to(device) for name, value in condition.items()}
 
 
+def dropped(condition: Condition, rows: Tensor | None = None) -> Any:
+    """Return a condition that is missing in the rows that the mask `rows` (B,) selects; by default in all rows.
+
+    A missing row has the label −1, real numbers that are NaN, and a mask that is False everywhere. Networks built with
+    `null=True` replace it by a learned null condition. Other networks refuse it.
+
+    >>> dropped(torch.tensor([3, 4]), torch.tensor([False, True]))
+    tensor([ 3, -1])
+    >>> dropped({"text": torch.ones(1, 2)})
+    {'text': tensor([[nan, nan]])}
+    """
+    if not isinstance(condition, Tensor):
+        return {name: dropped(value, rows) for name, value in condition.items()}
+    if condition.dtype == torch.bool:
+        missing = torch.zeros_like(condition)
+    elif condition.is_floating_point() or condition.is_complex():
+        missing = torch.full_like(condition, torch.nan)
+    else:
+        condition = condition.long()
+        missing = torch.full_like(condition, -1)
+    if rows is None:
+        return missing
+    return torch.where(rows.reshape(-1, *(1,) * (condition.ndim - 1)), missing, condition)
+
+
+def missing_rows(condition: Tensor) -> Tensor:
+    """Return a mask (B,) of the rows of a tensor that `dropped` has made missing.
+
+    >>> missing_rows(torch.tensor([3, -1])), missing_rows(torch.tensor([[0.0, 1.0], [torch.nan, torch.nan]]))
+    (tensor([False,  True]), tensor([False,  True]))
+    """
+    if condition.dtype == torch.bool:
+        absent = ~condition
+    elif condition.is_floating_point() or condition.is_complex():
+        absent = condition.isnan()
+    else:
+        absent = condition == -1
+    return absent.reshape(len(condition), -1).all(1)
+
+
+def requires_condition(network: Callable[..., Any], inputs: int = 2) -> bool:
+    """Return whether a network cannot be called with `inputs` arguments only, so that its condition may not be left out.
+
+    The attribute `requires_condition` of the network decides, if it has one; otherwise its signature does.
+
+    >>> requires_condition(lambda z, log_snr, c: z), requires_condition(lambda z, log_snr, c=None: z)
+    (True, False)
+    """
+    stated = getattr(network, "requires_condition", None)
+    return _required(network, (None,) * inputs) is not None if stated is None else bool(stated)
+
+
 def called(network: Callable[..., Any], *inputs: Any, condition: Condition | None = None) -> Any:
     """Call `network(*inputs)`, or the network with a condition, if there is one.
 
@@ -297,8 +349,10 @@ def labels(wanted: str | int | Sequence[str | int] | Tensor, classes: Sequence[s
     return torch.tensor(found).repeat(-(-n // len(found)))[:n]
 
 
-def check_labels(condition: Any, classes: int, what: str = "the condition") -> None:
+def check_labels(condition: Any, classes: int, what: str = "the condition", missing: bool = False) -> None:
     """Check that a condition is a tensor (B,) of integers 0 … classes − 1; values are not checked while torch compiles.
+
+    With `missing`, −1 is allowed as well: no label (see `dropped`).
 
     >>> check_labels(torch.tensor([0, 2]), 3)
     >>> check_labels(torch.tensor([0, 3]), 3)
@@ -315,7 +369,7 @@ def check_labels(condition: Any, classes: int, what: str = "the condition") -> N
         )
     if torch.compiler.is_compiling():
         return
-    wrong = (condition < 0) | (condition >= classes)
+    wrong = (condition < (-1 if missing else 0)) | (condition >= classes)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise DiffusionalError(

@@ -144,6 +144,17 @@ class LatentVariableModel(nn.Module, ABC):
         """Return the model itself if its posterior q(z|x) is learned; by default None: the posterior is fixed."""
         return None
 
+    def guided(
+        self, weight: float, threshold: Any = None, rescale: float = 0.0, null: Any = None
+    ) -> "LatentVariableModel":
+        """Return the model with classifier-free guidance, MATH (26): see `models.guidance.Guided` for the arguments.
+
+        Raises DiffusionalError for models without a denoiser to guide.
+        """
+        raise DiffusionalError(
+            f"guidance with weight {weight:g} was given, but a {type(self).__name__} has no denoiser to guide; it is for diffusion models"
+        )
+
     def regrid(self, steps: int | None) -> "LatentVariableModel":
         """Return the model with another T, or in continuous time. Raises DiffusionalError for models that have no T to change."""
         raise DiffusionalError(

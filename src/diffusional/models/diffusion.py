@@ -23,11 +23,13 @@ from diffusional.models import reverse
 from diffusional.models.base import plain_options
 from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
+from diffusional.models.guidance import Guided
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import LevelsPrediction, Prediction
+from diffusional.models.rules import Rule
 from diffusional.schedule import Pull
 from diffusional.shapes import Batch, PerItem
-from diffusional.space import Space
+from diffusional.space import Discrete, Space
 from diffusional.timesteps import Stratified, TimestepSampler, position
 from diffusional.words import check_word, our_word
 
@@ -125,7 +127,34 @@ class DiffusionModel(Chain):
     def regrid(self, steps: int | None) -> "DiffusionModel":
         """Return the model with the same network and the same γ(u) and another T, or None for continuous time. It shares all tensors."""
         variance = self.variance if steps is not None else "posterior"
-        other = DiffusionModel(self.process.regrid(steps), self.denoiser, self.likelihood, variance, self.last_variance)
+        return self._like(self.process.regrid(steps), self.denoiser, variance)
+
+    def guided(
+        self, weight: float, threshold: float | Rule | None = None, rescale: float = 0.0, null: Any = None
+    ) -> "DiffusionModel":
+        """Return the model with classifier-free guidance, MATH (26): another chain with the same network and a bound of its own.
+
+        Args: those of `df.Guided`. It shares all tensors.
+
+        Raises DiffusionalError for a network that cannot predict without a condition, for values out of range, and for thresholding of
+        real-valued data, which have no range.
+
+        >>> from diffusional import likelihood, schedule, space
+        >>> network = lambda z, log_snr, c=None: 0 * z if c is None else 0 * z + c[:, None]
+        >>> process = GaussianDiffusion(schedule.log_snr_linear(-9.0, 10.0, steps=10))
+        >>> model = DiffusionModel(process, Denoiser(network, "data"), likelihood.LevelPosterior(space.binary((4,))))
+        >>> strong = model.guided(2.0)
+        >>> strong.sample(3, torch.Generator().manual_seed(0), condition=torch.ones(3)).mean()
+        tensor(1.)
+        """
+        if threshold is not None and not (isinstance(self.space, Discrete) and self.space.high == -self.space.low == 1):
+            raise DiffusionalError(
+                f"expected data with levels in [−1, 1] for threshold={threshold}, got {self.space}; leave it out"
+            )
+        return self._like(self.process, Guided(self.denoiser, weight, threshold, rescale, null), self.variance)
+
+    def _like(self, process: GaussianDiffusion, denoiser: Denoiser, variance: str) -> "DiffusionModel":
+        other = DiffusionModel(process, denoiser, self.likelihood, variance, self.last_variance)
         other.origin, other.classes = self.origin, self.classes
         return other
 

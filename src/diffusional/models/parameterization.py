@@ -136,19 +136,37 @@ class Prediction:
         squares = residual.double().square()
         return align(torch.exp(log_factor), squares) * squares
 
+    def squared_distance(self, other: "Prediction") -> PerItem:
+        """Return ‖ε̂ − ε̂'‖² (B,), float64, of another prediction of the same kind for the same z.
+
+        >>> z, gamma = torch.ones(1, 1), torch.zeros(1)
+        >>> one, other = (Prediction(z, gamma, torch.full((1, 1), value), "noise") for value in (1.0, 3.0))
+        >>> one.squared_distance(other)
+        tensor([4.], dtype=torch.float64)
+        """
+        if other.kind != self.kind:
+            raise DiffusionalError(f"expected two predictions of the same kind, got {self.kind} and {other.kind}")
+        return torch.exp(self._log_factor()) * sum_dims((self.value.double() - other.value.double()).square())
+
+    def _log_factor(self) -> Tensor:
+        """Return ln c (B,), float64, with ‖ε − ε̂‖² = c ‖target − value‖²."""
+        log_alpha2, log_sigma2 = logsigmoid(-self.gamma.double()), logsigmoid(self.gamma.double())
+        zero = torch.zeros_like(log_alpha2)
+        factors = {"noise": zero, "data": log_alpha2 - log_sigma2, "v": log_alpha2, "score": log_sigma2}
+        return factors[self.kind]
+
     def _residual(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return ln c (B,) and d (B, *dims) with (ε − ε̂)² = c d², d in the network's own parameterisation."""
         a, s = self._coefficients()
-        log_alpha2, log_sigma2 = logsigmoid(-self.gamma.double()), logsigmoid(self.gamma.double())
         if self.kind == "noise":
-            target, log_factor = noise, torch.zeros_like(log_alpha2)
+            target = noise
         elif self.kind == "data":
-            target, log_factor = x, log_alpha2 - log_sigma2
+            target = x
         elif self.kind == "v":
-            target, log_factor = a * noise - s * x, log_alpha2
+            target = a * noise - s * x
         else:
-            target, log_factor = -noise / s, log_sigma2
-        return log_factor, target - self.value
+            target = -noise / s
+        return self._log_factor(), target - self.value
 
 
 @dataclass(frozen=True)

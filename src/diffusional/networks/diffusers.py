@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -19,6 +20,9 @@ class FromDiffusers(nn.Module):
     Networks that halve images need sides that can be halved: z is padded with zeros evenly on all sides to the next `multiple`, and
     the output is cropped. `recompute` is diffusers' gradient checkpointing.
 
+    With `null`, the last class of the network's embedding is the null condition: labels may be missing, in all rows (None) or in some
+    (`conditions.dropped`), as for guidance.
+
     Raises DiffusionalError if `recompute` is set for a network without it, if the network does not accept the condition or needs one
     that is not given, for labels that are not integers (B,) of its classes, and if its output has no `.sample`.
 
@@ -33,12 +37,30 @@ class FromDiffusers(nn.Module):
     needs_time = True
     """Whether a `Denoiser` must be given the network's time input: log-SNR, which ours read, would be taken for a number of a level."""
 
-    def __init__(self, network: nn.Module, condition_as: str = "class_labels", multiple: int = 1) -> None:
+    def __init__(
+        self, network: nn.Module, condition_as: str = "class_labels", multiple: int = 1, null: bool = False
+    ) -> None:
         super().__init__()
-        self.network, self.condition_as, self.multiple = network, condition_as, multiple
+        self.network, self.condition_as, self.multiple, self.null = network, condition_as, multiple, null
+        embedding = getattr(network, "class_embedding", None)
+        if null and not (condition_as == "class_labels" and isinstance(embedding, nn.Embedding)):
+            raise DiffusionalError(
+                f"null=True is for networks with an embedding of class labels, got a {type(network).__name__} with condition_as="
+                f"{condition_as!r}; leave it out"
+            )
+
+    @property
+    def requires_condition(self) -> bool | None:
+        """Whether the network cannot be called without a condition; None if this is not known before the call."""
+        if self.null:
+            return False
+        embedding = getattr(self.network, "class_embedding", None)
+        return True if embedding is not None or self.condition_as == "encoder_hidden_states" else None
 
     def forward(self, z: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
         embedding = getattr(self.network, "class_embedding", None)
+        if self.null:
+            condition = self._with_null(condition, len(z))
         if condition is not None and self.condition_as == "class_labels" and isinstance(embedding, nn.Embedding):
             check_labels(condition, embedding.num_embeddings)
         extra = {} if condition is None else {self.condition_as: condition}
@@ -49,6 +71,17 @@ class FromDiffusers(nn.Module):
         bottom, right = (_padding(side, self.multiple) - before for side, before in ((height, top), (width, left)))
         said = self._called(pad(z, (left, right, top, bottom)), time, extra)
         return said[..., top : top + height, left : left + width]
+
+    def _with_null(self, condition: Condition | None, items: int) -> Tensor:
+        """Return labels (B,) in which the last class of the embedding takes the place of missing ones."""
+        embedding = self.network.class_embedding
+        assert isinstance(embedding, nn.Embedding)
+        last = embedding.num_embeddings - 1
+        if condition is None:
+            return torch.full((items,), last, device=embedding.weight.device)
+        check_labels(condition, last, missing=True)
+        assert isinstance(condition, Tensor)
+        return condition.masked_fill(condition == -1, last)
 
     def _called(self, z: Tensor, time: Tensor, extra: dict[str, Condition]) -> Tensor:
         kind = type(self.network).__name__
@@ -98,6 +131,7 @@ def ddpm_unet(
     dropout: float = 0.0,
     scale_shift: bool = False,
     classes: int = 0,
+    null: bool = False,
 ) -> FromDiffusers:
     """Return the U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network without dropout 0.1.
 
@@ -121,6 +155,7 @@ def ddpm_unet(
         scale_shift: whether the noise level scales and shifts the outputs of norms instead of being added before them.
         classes: number of classes, for a condition of labels (B,); learned vectors of the classes are added to the embedding of the
             noise level.
+        null: whether labels may be missing, as for guidance: one more class is that of no label.
 
     Raises DiffusionalError for a side that no resolution has, for heads that do not divide the widths with attention, and for several
     heads at different widths, which diffusers does not support.
@@ -171,7 +206,7 @@ def ddpm_unet(
         flip_sin_to_cos=False,
         freq_shift=1,
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
-        num_class_embeds=classes or None,
+        num_class_embeds=classes + null or None,
     )
     if not scale_shift:
         for module in network.modules():
@@ -186,7 +221,7 @@ def ddpm_unet(
         elif isinstance(module, Attention):
             assert module.to_out is not None
             _zero(module.to_out[0])  # type: ignore[arg-type]
-    return FromDiffusers(network, multiple=multiple)
+    return FromDiffusers(network, multiple=multiple, null=null)
 
 
 def _padding(side: int, multiple: int) -> int:

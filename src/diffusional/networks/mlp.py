@@ -19,6 +19,7 @@ class MLP(nn.Module):
         hidden: width of the layers, at least 2.
         condition_dim: number of columns of a condition (B, condition_dim) of numbers.
         classes: number of classes, for a condition of labels (B,).
+        null: whether the condition may be missing, in all rows (None) or in some (`conditions.dropped`), as for guidance.
 
     Raises DiffusionalError for a smaller `hidden`, and for a condition that is missing, unexpected or of another kind.
 
@@ -36,12 +37,14 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         condition_dim: int = 0,
         classes: int = 0,
+        null: bool = False,
     ) -> None:
         super().__init__()
         check_hidden(hidden)
         self.out_shape = (outputs * shape[0], *shape[1:])
         self.recompute = False  # activation checkpointing of the residual blocks
-        self.embedding = LogSNREmbedding(128, condition_dim, classes=classes)
+        self.embedding = LogSNREmbedding(128, condition_dim, classes=classes, null=null)
+        self.requires_condition = bool(condition_dim or classes) and not null
         self.first = nn.Linear(math.prod(shape), hidden)
         self.blocks = nn.ModuleList(_Block(hidden, dropout) for _ in range(depth))
         self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs * math.prod(shape)))

@@ -27,6 +27,7 @@ class UNet(nn.Module):
         blocks: residual blocks at the lowest resolution.
         condition_dim: number of columns of a condition (B, condition_dim) of numbers.
         classes: number of classes, for a condition of labels (B,).
+        null: whether the condition may be missing, in all rows (None) or in some (`conditions.dropped`), as for guidance.
 
     Raises DiffusionalError for other widths, and for a condition that is missing, unexpected or of another kind.
 
@@ -43,12 +44,14 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         condition_dim: int = 0,
         classes: int = 0,
+        null: bool = False,
     ) -> None:
         super().__init__()
         if not widths or any(w % 8 for w in widths):
             raise DiffusionalError(f"expected widths that are multiples of 8 (for group normalisation), got {widths}")
         self.recompute = False  # activation checkpointing of the residual blocks
-        self.embedding = LogSNREmbedding(128, condition_dim, classes=classes)
+        self.embedding = LogSNREmbedding(128, condition_dim, classes=classes, null=null)
+        self.requires_condition = bool(condition_dim or classes) and not null
         self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, scaled_dot_product_attention
 
-from diffusional.conditions import Condition
+from diffusional.conditions import Condition, missing_rows
 from diffusional.errors import DiffusionalError
 from diffusional.networks.embedding import check_condition, check_kinds
 from diffusional.networks.norms import GroupNorm
@@ -34,6 +34,8 @@ class VDMUNet(nn.Module):
         dropout: dropout inside residual blocks, in training.
         condition_dim: number of columns of a condition (B, condition_dim), which is concatenated with the embedding of the noise level.
         classes: number of classes, for a condition of labels (B,), which is concatenated with it as one-hot vectors.
+        null: whether the condition may be missing, in all rows (None) or in some (`conditions.dropped`), as for guidance: its columns
+            are then 0, and that of one more column is 1.
         gamma_min: γ at t = 0, of the least noisy latent.
         gamma_max: γ at t = 1, of the noisiest latent.
         fourier: n of the Fourier features sin(2^n · 2πz), cos(2^n · 2πz), counted as in the released code; the paper writes
@@ -64,6 +66,7 @@ class VDMUNet(nn.Module):
         fourier: tuple[int | float, ...] = (6, 7),
         adds_input: bool = True,
         classes: int = 0,
+        null: bool = False,
     ) -> None:
         super().__init__()
         if width < 8 or width % 8:
@@ -71,11 +74,12 @@ class VDMUNet(nn.Module):
         if not gamma_min < gamma_max:
             raise DiffusionalError(f"expected gamma_min < gamma_max, got {gamma_min} and {gamma_max}")
         self.recompute = False  # activation checkpointing of the residual blocks
-        check_kinds(condition_dim, classes)
-        self.classes = classes
+        check_kinds(condition_dim, classes, null)
+        self.classes, self.null = classes, null
+        self.requires_condition = bool(condition_dim or classes) and not null
         self.width, self.condition_dim, self.fourier, self.adds_input = width, condition_dim, fourier, adds_input
         self.gamma_min, self.gamma_max = gamma_min, gamma_max
-        self.dense0 = nn.Linear(width + condition_dim + classes, 4 * width)
+        self.dense0 = nn.Linear(width + condition_dim + classes + null, 4 * width)
         self.dense1 = nn.Linear(4 * width, 4 * width)
         self.conv_in = nn.Conv2d(channels * (1 + 2 * len(fourier)), width, 3, padding=1)
         self.down = nn.ModuleList(_Block(width, width, dropout, attention) for _ in range(blocks))
@@ -94,8 +98,10 @@ class VDMUNet(nn.Module):
                 _zero(block.out)
 
     def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
-        condition = check_condition(condition, self.condition_dim, self.classes)
-        if condition is not None and self.classes:
+        condition = check_condition(condition, self.condition_dim, self.classes, self.null)
+        if self.null:
+            condition = self._columns(condition, len(z))
+        elif condition is not None and self.classes:
             condition = one_hot(condition.long(), self.classes)
         t = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)
         embedding = sinusoids(1000 * t, self.width)
@@ -116,6 +122,19 @@ class VDMUNet(nn.Module):
             return h
         channels = z.shape[1]
         return torch.cat([z + h[:, :channels], h[:, channels:]], dim=1) if h.shape[1] > channels else z + h
+
+    def _columns(self, condition: Tensor | None, items: int) -> Tensor:
+        """Return the columns of a condition that may be missing, and after them a column that is 1 where it is."""
+        columns = self.condition_dim + self.classes
+        if condition is None:
+            missing = torch.ones(items, dtype=torch.bool, device=self.dense0.weight.device)
+            values = missing.new_zeros(items, columns).float()
+        else:
+            missing = missing_rows(condition)
+            present = condition.masked_fill(missing if self.classes else missing[:, None], 0)
+            values = one_hot(present.long(), self.classes) if self.classes else present
+            values = values.masked_fill(missing[:, None], 0)
+        return torch.cat([values, missing[:, None].to(values.dtype)], dim=1)
 
 
 def fourier_features(z: Tensor, exponents: tuple[int | float, ...]) -> Tensor:

@@ -106,6 +106,11 @@ def build_model(config: Config, space: Space, classes: tuple[str, ...] = ()) -> 
             f"data.condition={config.data.condition!r} and {len(classes)} classes were given; expected a condition and the classes "
             "of the data, or neither"
         )
+    if config.condition_dropout and not classes:
+        raise DiffusionalError(
+            f"condition_dropout={config.condition_dropout:g} was given for data without a condition; give the condition of the data, such as "
+            'data.condition="label", or leave it out'
+        )
     makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial, "gaussian-chain": _gaussian_chain}
     model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
     model.classes = classes
@@ -257,11 +262,11 @@ def _network(
     forward: GaussianDiffusion | None,
     classes: int,
 ) -> nn.Module:
-    chosen = config.model
+    chosen, null = config.model, config.condition_dropout > 0
     image = len(space.shape) == 3
     kind = chosen.network or ("unet" if image else "mlp")
     if kind == "mlp":
-        return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout, classes=classes)
+        return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout, classes=classes, null=null)
     if not image:
         raise DiffusionalError(f'model.network="{kind}" expects items of shape (C, H, W), got {space.shape}: use mlp')
     if kind != "unet" and forward is None:
@@ -286,6 +291,7 @@ def _network(
             chosen.dropout,
             chosen.scale_shift,
             classes,
+            null,
         )
     if kind == "vdm":
         assert forward is not None
@@ -308,8 +314,9 @@ def _network(
             fourier=(turn - 1, turn),
             adds_input=predicts == "noise",
             classes=classes,
+            null=null,
         )
-    return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout, classes=classes)
+    return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout, classes=classes, null=null)
 
 
 def build_sampler(config: Config) -> TimestepSampler:

@@ -247,6 +247,9 @@ class Config:
     sampler: Literal["stratified", "adaptive", "uniform", "second-moment"] = "adaptive"
     """The sampler of noise levels in training, which affects only the variance of the loss. second-moment is the resampler of improved
     DDPM."""
+    condition_dropout: float = 0.0
+    """The fraction of items whose condition is dropped in training, such as 0.1. With it, the network also learns to predict without a
+    condition, which guidance needs."""
     steps: int = 2000
     """Number of optimiser steps."""
     max_seconds: float | None = None
@@ -279,6 +282,12 @@ class Config:
         for name in ("patience", "skip_nonfinite"):
             _require("", self, name, lambda v: v >= 0, "0 or more")
         check_seed(self.seed, below=2**32)
+        _require("", self, "condition_dropout", lambda v: 0 <= v < 1, "0 to below 1")
+        if self.condition_dropout and self.model.kind != "diffusion":
+            raise DiffusionalError(
+                f"condition_dropout is for guidance, of Gaussian diffusion models, got condition_dropout={self.condition_dropout:g} for "
+                f'model.kind="{self.model.kind}"; leave it out'
+            )
         _require("", self, "max_seconds", lambda v: v is None or v >= 0, "0 or more")
         if self.init_sha256 is not None and self.init_from is None:
             raise DiffusionalError(

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from diffusional.conditions import rows_of
+from diffusional.conditions import dropped, rows_of
 from diffusional.data.dataset import Dataset, Stream
 from diffusional.errors import DiffusionalError, Interrupted
 from diffusional.extras import needed_for
@@ -233,7 +233,7 @@ class _Trainer:
             group["lr"] = rate
         with stopwatch("data"):
             x, rows = self.batches(step)
-            condition = self.batches.condition(rows)
+            condition = self._dropped(self.batches.condition(rows), step)
         with stopwatch("draws"):
             # Drawn for the whole batch, and equally on every process: each share is then part of one stratified sample.
             generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, "draws", step))
@@ -268,6 +268,16 @@ class _Trainer:
             if isinstance(state.sampler, LEARNING):
                 state.sampler.update(*self.others.visits(costs))
         return loss_of_all, norm, asked
+
+    def _dropped(self, condition: Any, step: int) -> Any:
+        """Return the condition of a batch, which is missing in a random part of its rows if the config says so."""
+        share = self.config.condition_dropout
+        if not share or condition is None:
+            return condition
+        # Drawn for the whole batch, as the other random numbers of a step.
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, "condition", step))
+        rows = torch.rand(self.config.batch, generator=generator)[self.share] < share
+        return dropped(condition, rows.to(self.accelerator.device))
 
     def _draw(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         model, n = self.state.model, self.config.batch

@@ -2,6 +2,7 @@
 
     plan.json             for the run's own T
     plan-500.json         for T = 500; plan-continuous.json for continuous time
+    plan-guided.json      for the model with guidance, of the last weight and options
     plan-paired.json      for a comparison, with the visits of the other run's plan (`Plan.fit(…, like=…)`)
 
 Each of them has a .safetensors file with its exact numbers.
@@ -25,6 +26,7 @@ from diffusional.evaluation.plan import Plan, about, same_pilot
 from diffusional.evaluation.provenance import tensor_hash
 from diffusional.files import load_json
 from diffusional.models.chain import Chain
+from diffusional.models.guidance import Guided
 from diffusional.training.own import reference_items
 from diffusional.training.run import RunRecord
 
@@ -60,6 +62,9 @@ class KeptPlan:
         name = "plan" if self.like is None else "plan-paired"
         if self.model.steps != self.record.config.schedule.steps:
             name += f"-{'continuous' if self.model.steps is None else self.model.steps}"
+        denoiser = getattr(self.model, "denoiser", None)
+        if isinstance(denoiser, Guided) and denoiser.to_identity():
+            name += "-guided"
         self.path = self.record.path / f"{name}.json"
         self._replaceable = True
 

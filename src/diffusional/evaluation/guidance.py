@@ -1,0 +1,266 @@
+"""The bound of every guidance weight from one table of (x̂_∅, x̂_c), MATH (26).
+
+At one draw of (t, ε), with δ = ε̂_c − ε̂_∅,
+
+    ‖ε − ε̂_w‖² = e_∅ + w (e_c − e_∅ − d) + w² d,      e = ‖ε − ε̂‖²,  d = ‖δ‖²,
+
+so that two evaluations of the network, with and without the condition, give KL_t for all w. With a decoder that needs no network the whole
+NELBO is this quadratic; with one that does, −ln p_w(x|z_1) is computed from the two predictions for every w asked for.
+
+For optimal denoisers in continuous time NELBO(w) = NELBO(1) + (w − 1)² I(x; c). The table has both estimates of I(x; c): the curvature
+Σ E d, and the direct one, NELBO(0) − NELBO(1). Where the denoisers are not optimal they differ, and neither is a bound of I(x; c).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusional.conditions import Condition, check_condition, moved, rows_of
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation import ranks
+from diffusional.evaluation.evaluation import as_the_network, check_model
+from diffusional.evaluation.noise import normal, stream
+from diffusional.evaluation.plan import SHORTEST, Plan
+from diffusional.evaluation.sweep import mean_of_items
+from diffusional.evaluation.visit_records import VisitRecords
+from diffusional.evaluation.visits import LevelVisits, network_rows, slopes
+from diffusional.forward import diffuse
+from diffusional.ledger import Estimate
+from diffusional.models.base import LatentVariableModel, evaluation_mode
+from diffusional.models.denoiser import unassisted
+from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.guidance import Guided, combined
+from diffusional.seeds import check_seed
+
+# Visits of one block.
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceTable:
+    """The NELBO of the guided chain for every weight w, from the same draws; all estimates in nats.
+
+    Attributes:
+        weights: the weights w.
+        nelbo: for every weight, the NELBO of its chain.
+        rise: for every weight, NELBO(w) − NELBO(1), with a paired error.
+        curvature: Σ_t of the costs' second-order coefficients in w: for optimal denoisers I(x; c).
+        direct: NELBO(0) − NELBO(1): for optimal denoisers I(x; c).
+        optimum: the w of the least NELBO, if the NELBO is a quadratic in w; None for decoders that need the network.
+        items: (N, W) the NELBO of every item for every weight, nats.
+        dimensions: D of x.
+    """
+
+    weights: tuple[float, ...]
+    nelbo: tuple[Estimate, ...]
+    rise: tuple[Estimate, ...]
+    curvature: Estimate
+    direct: Estimate
+    optimum: float | None
+    items: Tensor
+    dimensions: int
+
+    @property
+    def best(self) -> float:
+        """The weight of the table with the least NELBO."""
+        return min(zip(self.weights, self.nelbo, strict=True), key=lambda pair: pair[1].value)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as JSON values."""
+        return {
+            "weights": list(self.weights),
+            "nelbo_nats": [one.to_dict() for one in self.nelbo],
+            "nelbo": [one.to("bits/dim", self.dimensions).to_dict() for one in self.nelbo],
+            "rise_nats": [one.to_dict() for one in self.rise],
+            "curvature_nats": self.curvature.to_dict(),
+            "direct_nats": self.direct.to_dict(),
+            "optimum": self.optimum,
+            "best": self.best,
+            "items": len(self.items),
+            "network_evaluations": self.direct.network_evaluations,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'weight':>8}  {'NELBO':<44}  NELBO(w) − NELBO(1), nats"]
+        for w, nelbo, rise in zip(self.weights, self.nelbo, self.rise, strict=True):
+            bits = str(nelbo.to("bits/dim", self.dimensions))
+            lines.append(f"{w:>8g}  {bits:<44}  {rise.value:.3f} ± {rise.error:.3f}")
+        lines.append(f"I(x; c) if the denoisers are optimal: {self.curvature} by the curvature, {self.direct} directly")
+        if self.optimum is not None:
+            lines.append(f"least NELBO at w = {self.optimum:.3f}")
+        return "\n".join(lines)
+
+
+def guidance_table(
+    model: LatentVariableModel,
+    data: Tensor,
+    weights: Sequence[float] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
+    *,
+    condition: Condition,
+    visits: int = 16,
+    null: Any = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> GuidanceTable:
+    """Estimate the NELBO of the guided chain for all `weights` from the same `visits` draws of every item of `data` (N, *space.shape).
+
+    A draw takes two network evaluations. With the same plan, seed and visits, `evaluate(model.guided(w), …)` gives the same number for
+    each w, to rounding.
+
+    Args:
+        condition: one row per item.
+        visits: draws of (t, ε) for each item, at least 2.
+        null: the condition that stands for none, as in `df.Guided`.
+        plan: learned before; by default a short pilot on the data learns it, for w = 1.
+        progress: called with (visits done, visits in all).
+
+    Raises DiffusionalError for a model other than a Gaussian diffusion model, one with a learned variance (evaluate it at each weight
+    instead), and a network that cannot predict without a condition.
+
+    >>> from diffusional import Continuous, GaussianDiffusion, exact, likelihood, schedule
+    >>> world = exact.Labelled(torch.ones(2), torch.tensor([[-2.0], [2.0]]), torch.full((2, 1, 1), 0.25))
+    >>> process = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0))
+    >>> decoder = likelihood.GaussianLikelihood(Continuous((1,)), assisted=False)
+    >>> model = DiffusionModel(process, world.conditional_denoiser(), decoder)
+    >>> x, c = world.sample_labelled(500, torch.Generator().manual_seed(0))
+    >>> table = guidance_table(model, x, [0.0, 1.0, 3.0], condition=c)
+    >>> table.best, abs(table.curvature.value - world.label_information()) < 4 * table.curvature.error + 0.01
+    (1.0, True)
+    """
+    check_model(model)
+    if not isinstance(model, DiffusionModel) or isinstance(model.denoiser, Guided):
+        raise DiffusionalError(
+            f"expected a Gaussian diffusion model without guidance for a table over weights, got {_described(model)}; use df.evaluate"
+        )
+    if model.variance == "learned":
+        raise DiffusionalError(
+            'expected a fixed variance for a table over weights, got variance="learned", whose costs are no quadratic in w; use '
+            "df.evaluate(model.guided(w), …) for each weight"
+        )
+    if not weights or visits < 2:
+        raise DiffusionalError(f"expected one or more weights and at least 2 visits, got {weights} and {visits}")
+    # The Guided denoisers check the weights, and that the network can predict without a condition.
+    guided = [Guided(model.denoiser, w, null=null) for w in (*weights, 0.0)][-1]
+    model.space.check(data)
+    check_condition(condition, len(data))
+    if condition is None:
+        raise DiffusionalError("guidance requires a condition, got none; give condition=…, one row per item")
+    check_seed(seed)
+    data = as_the_network(model, data)
+    pilot = 0
+    with evaluation_mode(model):
+        if plan is None:
+            plan = Plan.fit(model, data, SHORTEST, seed, condition=condition)
+            pilot = int(plan.provenance["evaluations"])
+        with torch.inference_mode():
+            found = _Draws(model, guided, VisitRecords(model, plan, data, seed, condition), visits, weights, progress)
+            return found.table(pilot)
+
+
+def _described(model: LatentVariableModel) -> str:
+    return "a guided one" if isinstance(model, DiffusionModel) else f"a {type(model).__name__}"
+
+
+class _Draws:
+    """The weighted residuals of `visits` draws of every item, as functions of w."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        guided: Guided,
+        records: VisitRecords,
+        visits: int,
+        weights: Sequence[float],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.model, self.guided, self.records, self.visits = model, guided, records, visits
+        # w = 0 and w = 1 are always computed, for the differences.
+        self.weights = torch.tensor([*weights, 0.0, 1.0], dtype=torch.float64)
+        n, w = len(records.data), len(self.weights)
+        # Of each draw: the coefficients of 1, w and w² of the KL, and the decoder's cost for each w.
+        self.kl, self.decoder = torch.zeros(n, visits, 3).double(), torch.zeros(n, visits, w).double()
+        mine = ranks.share(n)
+        step, done = max(1, _BLOCK // visits), 0
+        for rows in mine.split(step) if len(mine) else ():
+            self._visit(rows)
+            done += len(rows) * visits
+            if progress is not None:
+                progress(done, n * visits)
+        self.kl, self.decoder = ranks.collect(self.kl), ranks.collect(self.decoder)
+        bad = ~torch.isfinite(self.kl.sum((1, 2)) + self.decoder.sum((1, 2)))
+        if bool(bad.any()):
+            raise DiffusionalError(f"item {int(bad.nonzero()[0])} has a cost that is not finite for one of the weights")
+
+    def _visit(self, rows: Tensor) -> None:
+        """Draw for items `rows` (n,) what `VisitRecords` draws for them: the same noise at the same levels."""
+        records, model, plan = self.records, self.model, self.records.plan
+        row, column = rows.repeat_interleave(self.visits), torch.arange(self.visits).repeat(len(rows))
+        streams = [stream(records.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
+        chosen = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
+        noise = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
+        x = records.data[row].to(records.device)
+        c, context = moved(rows_of(records.condition, row), records.device), records.context_of(row)
+        kl, decoder = self._costs(x, chosen, noise, c)
+        less = plan.subtracted(model, x, chosen, noise, context)
+        first = (chosen.cell == 0)[:, None]
+        kl[:, 0] -= torch.where(first[:, 0], 0.0, less)
+        decoder = torch.where(first, chosen.weight[:, None] * (decoder - less[:, None]), 0.0)
+        if not model.decoder_uses_network:
+            other = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
+            decoder = plan.decoder_residuals(model, x, other, context)[:, None].expand_as(decoder)
+        self.kl[row, column] = torch.where(first, 0.0, chosen.weight[:, None] * kl)
+        self.decoder[row, column] = decoder
+
+    def _costs(self, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
+        """Return the coefficients (V, 3) of KL_t, without its constant part, in 1, w, w², and the decoder's costs (V, W)."""
+        model = self.model
+        kl, decoder = torch.zeros(len(x), 3).double(), torch.zeros(len(x), len(self.weights)).double()
+        for first in (False, True):
+            those = ((visits.cell == 0) == first).nonzero().squeeze(1)
+            for some in those.split(network_rows(model)) if len(those) else ():
+                at = some.to(x.device)
+                level = visits.level[some].to(x.device)
+                gamma = model.end_gammas()[0].expand(len(some)) if first else model.noisy_gamma(level)
+                z = diffuse(x[at], gamma, noise[at])
+                given, without = self.guided.both(z, gamma, rows_of(condition, at))
+                if first:
+                    for k, w in enumerate(self.weights.tolist()):
+                        said = combined(given, without, w) if model.likelihood.uses_network else unassisted(z, gamma)
+                        decoder[some, k] = -model.likelihood.log_prob(x[at], said).double().cpu()
+                    continue
+                e_c, e_0 = given.squared_error(x[at], noise[at]), without.squared_error(x[at], noise[at])
+                d = given.squared_distance(without)
+                slope = slopes(model, visits.level[some])[1].detach().cpu().double()
+                kl[some] = slope[:, None] * torch.stack([e_0, e_c - e_0 - d, d], 1).cpu().double()
+        return kl, decoder
+
+    def _mean(self, values: Tensor, known: Tensor, evaluations: int) -> Estimate:
+        """Return the mean over items of what is known of them (N,) and of their draws (N, J)."""
+        return mean_of_items(known + values.mean(1), values.var(1) / self.visits, evaluations)
+
+    def table(self, pilot: int) -> GuidanceTable:
+        n, records = len(self.kl), self.records
+        evaluations = 2 * n * self.visits + pilot + (n if records.context is not None else 0)
+        powers = self.weights[:, None] ** torch.arange(3)
+        costs = torch.einsum("njp,wp->njw", self.kl, powers) + self.decoder
+        known, zero = records.known(), torch.zeros(n, dtype=torch.float64)
+        at_zero, at_one = costs[:, :, -2], costs[:, :, -1]
+        quadratic = self.kl.mean((0, 1))
+        optimum = None
+        if not self.model.decoder_uses_network and float(quadratic[2]) > 0:
+            optimum = float(-quadratic[1] / (2 * quadratic[2]))
+        asked = range(len(self.weights) - 2)
+        return GuidanceTable(
+            tuple(self.weights[:-2].tolist()),
+            tuple(self._mean(costs[:, :, k], known, evaluations) for k in asked),
+            tuple(self._mean(costs[:, :, k] - at_one, zero, evaluations) for k in asked),
+            self._mean(self.kl[:, :, 2], zero, evaluations),
+            self._mean(at_zero - at_one, zero, evaluations),
+            optimum,
+            known[:, None] + costs.mean(1)[:, :-2],
+            self.model.space.dimensions,
+        )
