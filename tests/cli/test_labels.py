@@ -185,7 +185,7 @@ def test_samples_of_a_class(folder: Path, capsys: pytest.CaptureFixture[str], tm
 @pytest.mark.parametrize(
     ("run", "arguments", "match"),
     [
-        ("with", (), "--label.*'ant', 'bee', 'cow'"),
+        ("with", (), "--condition.*'ant', 'bee', 'cow'"),
         ("with", ("--label", "bees"), "'bees'.*'bee'"),
         ("with", ("--label", "3"), "'3'"),
         ("with", ("--label", "-1"), "'-1'"),

@@ -250,7 +250,7 @@ NETWORKS = {
     "unet": lambda null: UNet(1, widths=(8, 16), classes=3, null=null),
     "mlp": lambda null: MLP((1, 8, 8), hidden=16, classes=3, null=null),
     "vdm": lambda null: VDMUNet(1, width=8, blocks=1, classes=3, null=null),
-    "ddpm": lambda null: ddpm_unet(1, (8, 8), widths=(8, 16), blocks=1, classes=3, null=null),
+    "ddpm": lambda null: ddpm_unet(1, (8, 8), widths=(8, 16), blocks=1, attention=(), classes=3, null=null),
     "numbers": lambda null: MLP((1, 8, 8), hidden=16, condition_dim=2, null=null),
     "vdm numbers": lambda null: VDMUNet(1, width=8, blocks=1, condition_dim=2, null=null),
 }

@@ -36,6 +36,22 @@ Variant = Annotated[
 Revision = Annotated[str | None, tyro.conf.arg(metavar="NAME", help="For a Hub id: the branch, tag or commit.")]
 
 
+# The options of classifier-free guidance.
+Threshold = Annotated[
+    float | None,
+    tyro.conf.arg(
+        metavar="QUANTILE",
+        help="With guidance: dynamic thresholding of x̂ (Imagen): the quantile of |x̂| in each image to which it is clipped, such as 0.995.",
+    ),
+]
+Rescale = Annotated[
+    float,
+    tyro.conf.arg(
+        metavar="PART",
+        help="With guidance: the part, from 0 to 1, by which the spread of a prediction is set back to that of the conditional one.",
+    ),
+]
+
 # The help of --preset.
 _PRESETS = """A tested config. Other options override its values.
 digits: a diffusion model of the embedded digits; about a minute.
@@ -136,6 +152,16 @@ class Evaluate:
     """The decimal mark of a text table, if its values are ambiguous."""
     condition: str | None = None
     """The column or key of the labels in --data, for a run trained with --data.condition. Defaults to that of the run."""
+    guidance: Annotated[
+        tuple[float, ...] | None,
+        tyro.conf.arg(
+            metavar="WEIGHT",
+            help="The weight of classifier-free guidance: the bound of the guided chain. 1 is no guidance, and 0 ignores the condition. With "
+            "several weights, the bounds of all of them are estimated from the same draws.",
+        ),
+    ] = None
+    guidance_threshold: Threshold = None
+    guidance_rescale: Rescale = 0.0
     levels: int | None = None
     """Number of integer levels of the data, which must be that of the run."""
     split: Literal["train", "validation", "test", "all"] | None = None
@@ -324,9 +350,24 @@ class Sample:
     """The amount of noise of DDIM, from 0 to 1."""
     seed: int = 0
     """The seed of the noise. The same seed gives the same samples."""
-    label: tuple[str, ...] | None = None
-    """Names of classes (or their numbers, unless names are numbers), for a run trained with --data.condition. Several classes are used in
-    turn, one for each sample; `all` means every class."""
+    condition: Annotated[
+        tuple[str, ...] | None,
+        tyro.conf.arg(
+            metavar="CLASS",
+            help="Names of classes (or their numbers, unless names are numbers), for a run trained with a condition. Several classes are "
+            "used in turn, one for each sample; `all` means every class. --label is the same.",
+        ),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        tyro.conf.arg(
+            metavar="WEIGHT",
+            help="The weight of classifier-free guidance, for a run trained with --condition-dropout. 1 is no guidance; with 0 the condition "
+            "is ignored and may be left out.",
+        ),
+    ] = None
+    guidance_threshold: Threshold = None
+    guidance_rescale: Rescale = 0.0
     out: Path | None = None
     """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz. Images are also drawn as
     a .png of the same name."""

@@ -63,6 +63,8 @@ def _evaluate(command: Evaluate) -> Result:
     if command.steps is not None or command.continuous:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
+    if command.guidance is not None and len(command.guidance) == 1:
+        model = model.guided(command.guidance[0], command.guidance_threshold, command.guidance_rescale)
     if command.importance_weighted is not None:
         _check_weights(command, model)
     # Labels are those of the run that has classes, if the other has none.
@@ -76,6 +78,14 @@ def _evaluate(command: Evaluate) -> Result:
         about["condition"] = record.config.data.condition
     if not command.no_check and (found := checked(command.run, model, chosen)) is not None:
         about["check"] = found
+    if command.guidance is not None:
+        if chosen.condition is None:
+            raise DiffusionalError(
+                f"--guidance needs a condition, but {command.run} was trained without one; leave it out"
+            )
+        if len(command.guidance) > 1:
+            return _guidance_table(command, run, model, chosen, about, bare)
+        about["guidance"] = {"weight": command.guidance[0]} | _options(command)
     plan = None
     if command.plan is not None:
         plan = Plan.load(command.plan, model)
@@ -110,6 +120,9 @@ def _evaluate(command: Evaluate) -> Result:
     n, calls = result.nelbo.n, result.nelbo.network_evaluations
     grey = result.provenance.get("levels") or "∞"
     title = f"{name}, {split}: {n} items, {latents}, levels {grey}, {calls:,} network evaluations ({calls / n:.1f} per item)"
+    if "guidance" in about:
+        title += f", guidance {command.guidance[0]:g}" if command.guidance else ""
+        title += " (each with and without the condition)" if about["guidance"]["weight"] not in (0, 1) else ""
     shown: list[Any] = [ledger_table(result, title), *_worse_than_uniform(result, model)]
     if command.importance_weighted is not None:
         cost = command.importance_weighted * model.evaluations * len(x)
@@ -156,6 +169,30 @@ def _worse_than_uniform(result: "Evaluation", model: "LatentVariableModel") -> l
     ]
 
 
+def _options(command: Evaluate) -> dict[str, float]:
+    """Return the options of guidance that were given, for the record."""
+    options = {"threshold": command.guidance_threshold, "rescale": command.guidance_rescale or None}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _guidance_table(
+    command: Evaluate, run: "Run", model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any], bare: bool
+) -> Result:
+    """Estimate the bounds of several guidance weights from the same draws."""
+    from diffusional.evaluation.guidance import guidance_table
+
+    assert command.guidance is not None
+    plan = None if bare else run.plan(model, seed=command.seed, learning=_learning)
+    with working(f"evaluating {len(chosen.x)} items with and without their condition"):
+        options = {} if command.visits is None else {"visits": command.visits}
+        table = guidance_table(
+            model, chosen.x, command.guidance, condition=chosen.condition, plan=plan, seed=command.seed, **options
+        )
+    calls = table.direct.network_evaluations
+    title = f"{chosen.name}, {chosen.split}: {len(chosen.x)} items, {calls:,} network evaluations"
+    return Result(about | {"run": str(command.run), "guidance": table.to_dict()}, [title, str(table)])
+
+
 def _kept(save: "Callable[[], None]") -> None:
     """Write a file that the run keeps for later use. The result does not depend on it, so that a read-only folder is only a warning."""
     try:
@@ -186,6 +223,7 @@ def _check_evaluate(command: Evaluate) -> None:
         raise DiffusionalError(
             f"expected either --steps or --continuous, got --steps {command.steps} and --continuous: leave one out"
         )
+    _check_guidance(command)
     if command.per_item is not None:
         check_scores_file(command.per_item, (command.data, command.plan), command.json)
     alone = ("draws", "cells", "item_error", "visits", "plan")
@@ -196,6 +234,28 @@ def _check_evaluate(command: Evaluate) -> None:
             f"{', '.join(single)} cannot be used with two runs: expected --error or --max-evaluations. Leave "
             f"{'it' if len(single) == 1 else 'them'} out, or evaluate one run at a time"
         )
+
+
+def _check_guidance(command: Evaluate) -> None:
+    """Raise DiffusionalError for options that do not apply with guidance, or without."""
+    options = _options(command)
+    if command.guidance is None and options:
+        raise DiffusionalError(
+            "--guidance-threshold and --guidance-rescale were given without --guidance; give its weight, such as 2"
+        )
+    if command.guidance is not None and not command.guidance:
+        raise DiffusionalError("--guidance was given without a weight; give one or more, such as 2")
+    if command.guidance is not None and command.other is not None:
+        raise DiffusionalError("--guidance cannot be used with two runs; evaluate one run at a time")
+    if command.guidance is not None and len(command.guidance) > 1:
+        names = ("error", "item_error", "max_evaluations", "plan", "importance_weighted", "per_item", "draws", "cells")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(command, name) is not None]
+        given += ["--sweep"] * command.sweep + [f"--guidance-{name}" for name in options]
+        if given:
+            raise DiffusionalError(
+                f"{', '.join(given)} cannot be used with several weights of --guidance, whose bounds are estimated from the same draws "
+                "(--visits of each item); leave it out, or give one weight"
+            )
 
 
 def _target(command: Evaluate, dimensions: int) -> float | None:

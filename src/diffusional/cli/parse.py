@@ -54,25 +54,26 @@ def parse(args: Sequence[str]) -> Command:
     return command
 
 
-# Options of train that have a second, shorter name.
-_SHORT = {"--data": "--data.name", "--from": "--init-from"}
+# Options that have a second, shorter name, by command.
+_SHORT = {
+    "train": {"--data": "--data.name", "--from": "--init-from", "--condition": "--data.condition"},
+    "sample": {"--label": "--condition"},
+}
 # Old names of options and presets, which work for one more version, by command.
 _OLD = {("information", "--levels-shown"): "--timesteps"}
 _OLD_PRESETS = {"levels": "images"}
 
 
 def _spelled_out(args: Sequence[str]) -> list[str]:
-    """Replace --data NAME of train, which is like that of other commands, by --data.name NAME, and --from RUN by --init-from RUN.
+    """Replace the short names of options by their full names: those of train are like the options of other commands.
 
     >>> _spelled_out(["train", "runs/a", "--data=x.npy"]), _spelled_out(["evaluate", "runs/a", "--data", "x.npy"])
     (['train', 'runs/a', '--data.name=x.npy'], ['evaluate', 'runs/a', '--data', 'x.npy'])
     """
-    if list(args[:1]) != ["train"]:
-        return list(args)
-    found = []
+    short, found = _SHORT.get(args[0], {}) if args else {}, []
     for arg in args:
         name, equals, value = arg.partition("=")
-        found.append(_SHORT.get(name, name) + equals + value)
+        found.append(short.get(name, name) + equals + value)
     return found
 
 

@@ -33,6 +33,12 @@ def run(command: Sample) -> Result:
     if out.suffix != ".npz":
         raise DiffusionalError(f"expected an .npz file for --out, got {out}")
     model = load(command.run)
+    if command.guidance is not None:
+        model = model.guided(command.guidance, command.guidance_threshold, command.guidance_rescale)
+    elif command.guidance_threshold is not None or command.guidance_rescale:
+        raise DiffusionalError(
+            "--guidance-threshold and --guidance-rescale are for guided samples, but --guidance was not given; give its weight, such as 2"
+        )
     images = model.space if len(model.space.shape) == 3 and isinstance(model.space, Discrete) else None
     if os.path.lexists(out):
         raise DiffusionalError(f"--out {out} exists and was not replaced; name another file")
@@ -77,8 +83,10 @@ def run(command: Sample) -> Result:
     written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
     if images is not None:
         title, low, high = f"{command.n} samples, {command.method}", images.low, images.high
-        if command.label is not None:
-            title += f", label {' '.join(command.label)}"
+        if command.condition is not None:
+            title += f", {' '.join(command.condition)}"
+        if command.guidance is not None:
+            title += f", guidance {command.guidance:g}"
         beside = written[0].with_suffix(".png")
         written.append(_written(beside, lambda path: grid(path, x.numpy(), title, low=low, high=high)))
     files = [str(path) for path in written]
@@ -87,6 +95,7 @@ def run(command: Sample) -> Result:
         "n": command.n,
         "method": command.method,
         "seed": command.seed,
+        **_guidance(command),
         "shape": list(raw.shape),
         **({"columns": list(columns)} if columns else {}),
         **({"labels": names} if names is not None else {}),
@@ -94,24 +103,37 @@ def run(command: Sample) -> Result:
     return Result(result, [f"{command.n} samples in {' and '.join(files)}"])
 
 
+def _guidance(command: Sample) -> dict[str, Any]:
+    """Return the entries of the record about guidance; {} without it."""
+    if command.guidance is None:
+        return {}
+    options = {"threshold": command.guidance_threshold, "rescale": command.guidance_rescale or None}
+    return {"guidance": {"weight": command.guidance} | {k: v for k, v in options.items() if v is not None}}
+
+
 def _condition(command: Sample, classes: tuple[str, ...]) -> "Tensor | None":
-    """Return the labels (n,) of the samples; None for a run without classes."""
+    """Return the labels (n,) of the samples; None for a run without classes, and for guidance with weight 0 without labels."""
     from diffusional.conditions import labels
     from diffusional.data.excerpt import listed
 
     if not classes:
-        if command.label is not None:
+        if command.condition is not None or command.guidance is not None:
+            given = f"--condition {' '.join(command.condition)}" if command.condition is not None else "--guidance"
             raise DiffusionalError(
-                f"--label {' '.join(command.label)} was given, but {command.run} was trained without labels; leave it out, or sample "
-                "from a run that was trained with --data.condition"
+                f"{given} was given, but {command.run} was trained without labels; leave it out, or sample from a run that was trained "
+                "with --condition"
             )
         return None
-    if command.label is None:
+    if command.condition is None:
+        if command.guidance == 0:
+            return None
         raise DiffusionalError(
-            f"{command.run} was trained with the labels of its data and requires --label; expected names among {listed(list(classes))}, "
-            "or `all`"
+            f"{command.run} was trained with the labels of its data and requires --condition; expected names among "
+            f"{listed(list(classes))}, or `all`"
         )
-    wanted = [name for given in command.label for name in ([given] if given in classes else given.split(",")) if name]
+    wanted = [
+        name for given in command.condition for name in ([given] if given in classes else given.split(",")) if name
+    ]
     every = "all" not in classes and wanted == ["all"]
     return labels(list(classes) if every else wanted, classes, command.n)
 
