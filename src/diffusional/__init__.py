@@ -35,6 +35,8 @@ _NAMES = {
     "Categorical": "categorical",
     "Chain": "models.chain",
     "GaussianChain": "models.gaussian_chain",
+    "Guided": "models.guidance",
+    "guidance_table": "evaluation.guidance",
     "Prior": "models.prior",
     "Bits": "bernoulli",
     "Config": "training.config",

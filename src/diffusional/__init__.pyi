@@ -17,6 +17,7 @@ from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.comparison import compare as compare
 from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.evaluation import evaluate as evaluate
+from diffusional.evaluation.guidance import guidance_table as guidance_table
 from diffusional.evaluation.plan import Plan as Plan
 from diffusional.evaluation.result import Evaluation as Evaluation
 from diffusional.evaluation.score import score as score
@@ -37,6 +38,7 @@ from diffusional.models.chain import Chain as Chain
 from diffusional.models.denoiser import Denoiser as Denoiser
 from diffusional.models.diffusion import DiffusionModel as DiffusionModel
 from diffusional.models.gaussian_chain import GaussianChain as GaussianChain
+from diffusional.models.guidance import Guided as Guided
 from diffusional.models.hvae import HierarchicalVAE as HierarchicalVAE
 from diffusional.models.prior import Prior as Prior
 from diffusional.models.vae import VAE as VAE

@@ -871,4 +871,18 @@ FAULTS = [
         "self.model.looked",
         "models/test_chain.py::test_a_family_without_a_look_of_its_own_draws_the_costs_of_the_decoder[False]",
     ),
+    fault(
+        "evaluation/guidance.py",
+        "the term in w without the squared distance",
+        "e_c - e_0 - d",
+        "e_c - e_0",
+        "evaluation/test_guidance_table.py::test_a_table_has_the_numbers_of_the_guided_evaluations",
+    ),
+    fault(
+        "evaluation/guidance.py",
+        "the optimum of the quadratic without the factor of two",
+        "-quadratic[1] / (2 * quadratic[2])",
+        "-quadratic[1] / quadratic[2]",
+        "evaluation/test_guidance_table.py::test_both_estimates_of_the_information_cover_it",
+    ),
 ]

@@ -60,13 +60,6 @@ FAULTS = [
         "interop/test_checkpoint.py::test_every_prediction_and_variance[learned_range-epsilon]",
     ),
     fault(
-        "interop/adapter.py",
-        "thresholding without division by s",
-        "(flat.clamp(-s, s) / s)",
-        "flat.clamp(-s, s)",
-        "interop/test_checkpoint.py::test_every_schedule_and_what_is_done_to_x[threshold-linear]",
-    ),
-    fault(
         "interop/schedulers.py",
         "ᾱ shifted for √ᾱ, at SNR_T = 0",
         "roots = (0.5 * torch.log1p(-betas).cumsum(0)).exp()",

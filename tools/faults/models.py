@@ -48,8 +48,8 @@ FAULTS = [
     fault(
         "models/parameterization.py",
         "α² for SNR before ‖x − x̂‖²",
-        "log_alpha2 - log_sigma2",
-        "log_alpha2",
+        '"data": log_alpha2 - log_sigma2,',
+        '"data": log_alpha2,',
         "models/test_parameterization.py::test_squared_error_is_that_of_the_noise",
     ),
     fault(
@@ -865,5 +865,40 @@ FAULTS = [
         "return {name: costs[name] for name in self.looked}",
         "return {name: 0 * costs[name] for name in self.looked}",
         "models/test_chain.py::test_a_family_without_a_look_of_its_own_draws_the_costs_of_the_decoder[True]",
+    ),
+    fault(
+        "models/guidance.py",
+        "guidance from the conditional prediction on",
+        "value = without.value + weight",
+        "value = given.value + weight",
+        "models/test_guidance.py::test_the_costs_are_an_exact_quadratic_in_the_weight",
+    ),
+    fault(
+        "models/guidance.py",
+        "the distribution of levels without the prior of no condition",
+        "return without + self.weight * (given - without)",
+        "return self.weight * given",
+        "models/test_guidance.py::test_the_distribution_of_a_guided_levels_head",
+    ),
+    fault(
+        "models/guidance.py",
+        "a variance that is extrapolated",
+        "share = min(max(weight, 0.0), 1.0)",
+        "share = weight",
+        "models/test_guidance.py::test_a_learned_variance_is_not_extrapolated",
+    ),
+    fault(
+        "models/guidance.py",
+        "the identity of a guided chain is that of the unguided one",
+        'return options if self.weight == 1 else {"guidance": self.weight, **options}',
+        "return options",
+        "models/test_guidance.py::test_the_identity_of_a_guided_chain_names_what_changes_it",
+    ),
+    fault(
+        "models/rules.py",
+        "thresholding without division by s",
+        "(flat.clamp(-s, s) / s)",
+        "flat.clamp(-s, s)",
+        "interop/test_checkpoint.py::test_every_schedule_and_what_is_done_to_x[threshold-linear]",
     ),
 ]

@@ -136,4 +136,25 @@ FAULTS = [
         "0",
         "networks/test_diffusers.py::test_weights_begin_and_strides_pad_as_their_authors",
     ),
+    fault(
+        "networks/embedding.py",
+        "missing rows get the vector of the first class",
+        "return out + torch.where(missing, self.null, self.condition(present))",
+        "return out + self.condition(present)",
+        "models/test_guidance.py::test_a_network_with_a_null_condition_takes_it_in_some_rows_or_in_all[unet]",
+    ),
+    fault(
+        "networks/vdm.py",
+        "missing labels are the first class",
+        "values = values.masked_fill(missing[:, None], 0)",
+        "pass",
+        "models/test_guidance.py::test_a_network_with_a_null_condition_takes_it_in_some_rows_or_in_all[vdm]",
+    ),
+    fault(
+        "networks/diffusers.py",
+        "missing labels are the last class",
+        "masked_fill(condition == -1, last)",
+        "masked_fill(condition == -1, last - 1)",
+        "models/test_guidance.py::test_a_network_with_a_null_condition_takes_it_in_some_rows_or_in_all[ddpm]",
+    ),
 ]

@@ -156,7 +156,7 @@ class Evaluate:
         tuple[float, ...] | None,
         tyro.conf.arg(
             metavar="WEIGHT",
-            help="The weight of classifier-free guidance: the bound of the guided chain. 1 is no guidance, and 0 ignores the condition. With "
+            help="The weight of classifier-free guidance: the bound of the guided chain. 1 means none, and 0 ignores the condition. With "
             "several weights, the bounds of all of them are estimated from the same draws.",
         ),
     ] = None
@@ -362,7 +362,7 @@ class Sample:
         float | None,
         tyro.conf.arg(
             metavar="WEIGHT",
-            help="The weight of classifier-free guidance, for a run trained with --condition-dropout. 1 is no guidance; with 0 the condition "
+            help="The weight of classifier-free guidance, for a run trained with --condition-dropout. 1 means none; with 0 the condition "
             "is ignored and may be left out.",
         ),
     ] = None

@@ -63,8 +63,9 @@ def _evaluate(command: Evaluate) -> Result:
     if command.steps is not None or command.continuous:
         with plainly():
             model = regridded(model, "continuous" if command.steps is None else command.steps)
-    if command.guidance is not None and len(command.guidance) == 1:
-        model = model.guided(command.guidance[0], command.guidance_threshold, command.guidance_rescale)
+    weights, unguided = list(command.guidance or ()), model
+    if len(weights) == 1:
+        model = model.guided(weights[0], command.guidance_threshold, command.guidance_rescale)
     if command.importance_weighted is not None:
         _check_weights(command, model)
     # Labels are those of the run that has classes, if the other has none.
@@ -76,16 +77,16 @@ def _evaluate(command: Evaluate) -> Result:
     about = _about(chosen, record)
     if record.classes:
         about["condition"] = record.config.data.condition
-    if not command.no_check and (found := checked(command.run, model, chosen)) is not None:
+    if not command.no_check and (found := checked(command.run, unguided, chosen)) is not None:
         about["check"] = found
-    if command.guidance is not None:
+    if weights:
         if chosen.condition is None:
             raise DiffusionalError(
                 f"--guidance needs a condition, but {command.run} was trained without one; leave it out"
             )
-        if len(command.guidance) > 1:
+        if len(weights) > 1:
             return _guidance_table(command, run, model, chosen, about, bare)
-        about["guidance"] = {"weight": command.guidance[0]} | _options(command)
+        about["guidance"] = {"weight": weights[0]} | _options(command)
     plan = None
     if command.plan is not None:
         plan = Plan.load(command.plan, model)
@@ -120,9 +121,9 @@ def _evaluate(command: Evaluate) -> Result:
     n, calls = result.nelbo.n, result.nelbo.network_evaluations
     grey = result.provenance.get("levels") or "∞"
     title = f"{name}, {split}: {n} items, {latents}, levels {grey}, {calls:,} network evaluations ({calls / n:.1f} per item)"
-    if "guidance" in about:
-        title += f", guidance {command.guidance[0]:g}" if command.guidance else ""
-        title += " (each with and without the condition)" if about["guidance"]["weight"] not in (0, 1) else ""
+    if weights:
+        title += f", guidance {weights[0]:g}"
+        title += " (each with and without the condition)" if weights[0] not in (0, 1) else ""
     shown: list[Any] = [ledger_table(result, title), *_worse_than_uniform(result, model)]
     if command.importance_weighted is not None:
         cost = command.importance_weighted * model.evaluations * len(x)
@@ -182,9 +183,10 @@ def _guidance_table(
     from diffusional.evaluation.guidance import guidance_table
 
     assert command.guidance is not None
+    assert chosen.condition is not None
     plan = None if bare else run.plan(model, seed=command.seed, learning=_learning)
     with working(f"evaluating {len(chosen.x)} items with and without their condition"):
-        options = {} if command.visits is None else {"visits": command.visits}
+        options: dict[str, Any] = {} if command.visits is None else {"visits": command.visits}
         table = guidance_table(
             model, chosen.x, command.guidance, condition=chosen.condition, plan=plan, seed=command.seed, **options
         )

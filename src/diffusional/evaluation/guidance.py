@@ -138,7 +138,7 @@ def guidance_table(
         )
     if model.variance == "learned":
         raise DiffusionalError(
-            'expected a fixed variance for a table over weights, got variance="learned", whose costs are no quadratic in w; use '
+            'expected a fixed variance for a table over weights, got variance="learned", whose costs are not quadratic in w; use '
             "df.evaluate(model.guided(w), …) for each weight"
         )
     if not weights or visits < 2:
@@ -181,7 +181,7 @@ class _Draws:
         # w = 0 and w = 1 are always computed, for the differences.
         self.weights = torch.tensor([*weights, 0.0, 1.0], dtype=torch.float64)
         n, w = len(records.data), len(self.weights)
-        # Of each draw: the coefficients of 1, w and w² of the KL, and the decoder's cost for each w.
+        # The coefficients of 1, w and w² in the KL of each draw, and the decoder's cost for each w.
         self.kl, self.decoder = torch.zeros(n, visits, 3).double(), torch.zeros(n, visits, w).double()
         mine = ranks.share(n)
         step, done = max(1, _BLOCK // visits), 0

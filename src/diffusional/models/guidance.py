@@ -2,7 +2,7 @@
 
     x̂_w = x̂_∅ + w (x̂_c − x̂_∅),
 
-where x̂_c is the prediction given the condition and x̂_∅ the one without. w = 1 is no guidance (diffusers' guidance_scale), and w = 0 is
+where x̂_c is the prediction given the condition and x̂_∅ the one without. w = 1 leaves x̂_c unchanged (diffusers' guidance_scale), and w = 0 is
 the unconditional model. Given z, predictions of x, ε, v and the score are one affine map apart, so that the same holds for each of them,
 and it is computed in the network's own.
 
@@ -72,7 +72,9 @@ class Guided(Denoiser):
         if isinstance(denoiser, Guided):
             raise DiffusionalError("the denoiser is guided already; guide the denoiser inside it")
         if not math.isfinite(weight):
-            raise DiffusionalError(f"expected a finite guidance weight, got {weight}; 1 is no guidance")
+            raise DiffusionalError(
+                f"expected a finite guidance weight, got {weight}; 1 leaves the prediction unchanged"
+            )
         if not 0 <= rescale <= 1:
             raise DiffusionalError(f"expected rescale to be a number from 0 to 1, got {rescale}")
         if isinstance(threshold, float | int):

@@ -270,7 +270,7 @@ class _Trainer:
         return loss_of_all, norm, asked
 
     def _dropped(self, condition: Any, step: int) -> Any:
-        """Return the condition of a batch, which is missing in a random part of its rows if the config says so."""
+        """Return the condition of a batch, which is missing in a random part of its rows with a probability of `condition_dropout`."""
         share = self.config.condition_dropout
         if not share or condition is None:
             return condition
