@@ -11,6 +11,7 @@ For optimal denoisers in continuous time NELBO(w) = NELBO(1) + (w − 1)² I(x; 
 Σ E d, and the direct one, NELBO(0) − NELBO(1). Where the denoisers are not optimal they differ, and neither is a bound of I(x; c).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.evaluation import as_the_network, check_model
 from diffusional.evaluation.noise import normal, stream
-from diffusional.evaluation.plan import SHORTEST, Plan
+from diffusional.evaluation.plan import SHORTEST, Plan, visited
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.visits import LevelVisits, network_rows, slopes
@@ -31,8 +32,7 @@ from diffusional.forward import diffuse
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.denoiser import unassisted
-from diffusional.models.diffusion import DiffusionModel
-from diffusional.models.guidance import Guided, combined
+from diffusional.models.guidance import combined
 from diffusional.seeds import check_seed
 
 # Visits of one block.
@@ -121,7 +121,7 @@ def guidance_table(
     Raises DiffusionalError for a model other than a Gaussian diffusion model, one with a learned variance (evaluate it at each weight
     instead), and a network that cannot predict without a condition.
 
-    >>> from diffusional import Continuous, GaussianDiffusion, exact, likelihood, schedule
+    >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
     >>> world = exact.Labelled(torch.ones(2), torch.tensor([[-2.0], [2.0]]), torch.full((2, 1, 1), 0.25))
     >>> process = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0))
     >>> decoder = likelihood.GaussianLikelihood(Continuous((1,)), assisted=False)
@@ -132,19 +132,11 @@ def guidance_table(
     (1.0, True)
     """
     check_model(model)
-    if not isinstance(model, DiffusionModel) or isinstance(model.denoiser, Guided):
-        raise DiffusionalError(
-            f"expected a Gaussian diffusion model without guidance for a table over weights, got {_described(model)}; use df.evaluate"
-        )
-    if model.variance == "learned":
-        raise DiffusionalError(
-            'expected a fixed variance for a table over weights, got variance="learned", whose costs are not quadratic in w; use '
-            "df.evaluate(model.guided(w), …) for each weight"
-        )
     if not weights or visits < 2:
         raise DiffusionalError(f"expected one or more weights and at least 2 visits, got {weights} and {visits}")
-    # The Guided denoisers check the weights, and that the network can predict without a condition.
-    guided = [Guided(model.denoiser, w, null=null) for w in (*weights, 0.0)][-1]
+    if not all(math.isfinite(w) for w in weights):
+        raise DiffusionalError(f"expected finite weights, got {', '.join(f'{w:g}' for w in weights)}")
+    guided, chain = model.two_predictions(null), visited(model)
     model.space.check(data)
     check_condition(condition, len(data))
     if condition is None:
@@ -154,15 +146,11 @@ def guidance_table(
     pilot = 0
     with evaluation_mode(model):
         if plan is None:
-            plan = Plan.fit(model, data, SHORTEST, seed, condition=condition)
+            plan = Plan.fit(chain, data, SHORTEST, seed, condition=condition)
             pilot = int(plan.provenance["evaluations"])
         with torch.inference_mode():
-            found = _Draws(model, guided, VisitRecords(model, plan, data, seed, condition), visits, weights, progress)
+            found = _Draws(chain, guided, VisitRecords(chain, plan, data, seed, condition), visits, weights, progress)
             return found.table(pilot)
-
-
-def _described(model: LatentVariableModel) -> str:
-    return "a guided one" if isinstance(model, DiffusionModel) else f"a {type(model).__name__}"
 
 
 class _Draws:
@@ -170,8 +158,8 @@ class _Draws:
 
     def __init__(
         self,
-        model: DiffusionModel,
-        guided: Guided,
+        model: Any,
+        guided: Any,
         records: VisitRecords,
         visits: int,
         weights: Sequence[float],

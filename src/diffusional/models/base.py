@@ -155,6 +155,15 @@ class LatentVariableModel(nn.Module, ABC):
             f"guidance with weight {weight:g} was given, but a {type(self).__name__} has no denoiser to guide; it is for diffusion models"
         )
 
+    def two_predictions(self, null: Any = None) -> Any:
+        """Return the denoiser of a table over guidance weights, whose `both` gives the predictions with and without a condition.
+
+        Raises DiffusionalError for models whose costs are not quadratic in the weight.
+        """
+        raise DiffusionalError(
+            f"expected a Gaussian diffusion model for a table over guidance weights, got a {type(self).__name__}"
+        )
+
     def regrid(self, steps: int | None) -> "LatentVariableModel":
         """Return the model with another T, or in continuous time. Raises DiffusionalError for models that have no T to change."""
         raise DiffusionalError(

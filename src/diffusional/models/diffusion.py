@@ -153,6 +153,18 @@ class DiffusionModel(Chain):
             )
         return self._like(self.process, Guided(self.denoiser, weight, threshold, rescale, null), self.variance)
 
+    def two_predictions(self, null: Any = None) -> Guided:
+        """Return the denoiser of a table over guidance weights, whose `both` gives the predictions with and without a condition.
+
+        Raises DiffusionalError for a guided model, a learned variance, and a network that cannot predict without a condition.
+        """
+        if self.variance == "learned":
+            raise DiffusionalError(
+                'expected a fixed variance for a table over weights, got variance="learned", whose costs are not quadratic in w; use '
+                "df.evaluate(model.guided(w), …) for each weight"
+            )
+        return Guided(self.denoiser, 0.0, null=null)
+
     def _like(self, process: GaussianDiffusion, denoiser: Denoiser, variance: str) -> "DiffusionModel":
         other = DiffusionModel(process, denoiser, self.likelihood, variance, self.last_variance)
         other.origin, other.classes = self.origin, self.classes
