@@ -327,3 +327,20 @@ def test_a_continuous_chain_is_drawn_as_a_whole_at_a_number_of_latents() -> None
     found = df.evaluate(randomised(ladder(diffusion(None))), items(), steps=4)
     assert found.provenance["method"] == "draws of terms"
     assert len(found.levels_kl) == 5
+
+
+def test_the_constant_part_of_a_transition_variance_is_counted() -> None:
+    """The KLs of a prior with the transition's variance have parts that no visit changes."""
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-3.0, 4.0, 5))
+    decoder = likelihood.GaussianLikelihood(LATENT, variance=0.3, assisted=False)
+    prior = df.DiffusionModel(process, df.Denoiser(MLP((2,), 1, hidden=8), "v"), decoder, variance="transition")
+    model = randomised(vae(prior))
+    x = SPACE.encode(torch.randint(3, (N, 4), generator=torch.Generator().manual_seed(1)))
+    full = df.evaluate(model, x, visits=200)
+    visited = df.evaluate(model, x, visits=800, plan=Plan.uniform(model), audit=False)
+    drawn = average(model, x, visits=400)
+    assert float(prior.level_constants(torch.arange(1, 5)).sum()) > 5 * drawn.nelbo.error
+    assert abs(visited.terms["kl"].value - drawn.terms["kl"].value) < 5 * (
+        visited.terms["kl"].error ** 2 + drawn.terms["kl"].error ** 2
+    ) ** 0.5
+    assert abs(full.nelbo.value - drawn.nelbo.value) < 5 * (full.nelbo.error**2 + drawn.nelbo.error**2) ** 0.5

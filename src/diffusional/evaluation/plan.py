@@ -37,7 +37,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.control import Control, width_of
 from diffusional.evaluation.controls import NAMES, restored
 from diffusional.evaluation.provenance import tensor_hash
-from diffusional.evaluation.visits import FIRST_SLOPE, LevelVisits, quadrature, visit_costs, visit_features
+from diffusional.evaluation.visits import FIRST_SLOPE, LevelVisits, constants, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.ledger import sharing
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -282,7 +282,7 @@ class Plan:
         decoder = self.constant[:1].expand(len(x)).clone()
         costs = model.affine
         if costs is None:
-            return torch.cat([decoder[:, None], total], 1)
+            return torch.cat([decoder[:, None], total + constants(model, self.edges)], 1)
         gamma, weight, offset = quadrature(costs, self.edges)
         total += offset
         start = costs.end_gammas()[:1].detach().cpu().double()
@@ -469,18 +469,31 @@ def same_pilot(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def resolution(model: Chain) -> int:
-    """Return the number of possible edges of cells: levels, or parts of continuous time."""
-    return model.timesteps or 4096
+    """Return the number of possible edges of cells: levels, or parts of continuous time, of which each section has the same number."""
+    sections = len(model.sections()) or 1
+    return model.timesteps or sections * (4096 // sections)
 
 
 def equal_mass_edges(model: Chain, cells: int, density: Tensor) -> Tensor:
-    """Return edges of at most `cells` cells of about equal shares of a density over the levels (or over as many parts of [0, 1])."""
+    """Return edges of at most `cells` cells of about equal shares of a density over the levels (or over as many parts of [0, 1]).
+
+    No cell has levels of two sections of a chain: these are further edges, and sections with levels share the cells equally.
+    """
     if cells < 1:
         raise DiffusionalError(f"expected at least one cell of levels (cells), got {cells}")
-    n = len(density)
+    n, bounds = len(density), torch.zeros(0, dtype=torch.long)
+    if sections := model.sections():
+        first = 1 if model.timesteps is not None else 0
+        starts = [round((one.first - first) * (1 if first else n)) for one in sections]
+        bounds = torch.tensor(starts[1:], dtype=torch.long)
+        density = density.clone()
+        for one, start, end in zip(sections, starts, [*starts[1:], n], strict=True):
+            density[start:end] *= float(one.listed) / density[start:end].sum()
+        if not bool((density > 0).any()):
+            density = torch.ones_like(density)
     cumulative = torch.cat([density.new_zeros(1), density.cumsum(0)])
     cumulative = cumulative / cumulative[-1].clone()
     at = torch.searchsorted(cumulative, torch.linspace(0, 1, min(cells, n) + 1, dtype=torch.float64)[1:-1])
     inner = at.clamp(1, n - 1) if n > 1 else at[:0]
-    edges = torch.cat([torch.tensor([0]), inner, torch.tensor([n])]).unique()
+    edges = torch.cat([torch.tensor([0]), inner, bounds, torch.tensor([n])]).unique()
     return edges + 1 if model.timesteps is not None else edges.double() / n

@@ -54,7 +54,7 @@ def provenance(
     """Return the record that all methods of evaluation share.
 
     It has `condition_sha256` only if there is a condition, `condition_ignored` if the model does not depend on it
-    (`conditions.ignoring_condition`), and `doubts` only if the space has doubts about the items.
+    (`conditions.ignoring_condition`), `stages` for a composite model, and `doubts` only if the space has doubts about the items.
     """
     doubts = model.space.doubts(data)
     return {
@@ -74,6 +74,7 @@ def provenance(
         },
         "command": " ".join(sys.argv),
         **({"origin": dict(model.origin)} if model.origin else {}),
+        **model.described(),
     } | ({"doubts": doubts} if doubts else {})
 
 

@@ -291,7 +291,12 @@ class Evaluation:
         ]
 
     def times(self) -> list[str]:
-        """Return "T = 1000" or "T = ∞" for a chain of latents; nothing for models without levels in time."""
+        """Return "T = 1000" or "T = ∞" for a chain of latents; nothing for models without levels in time, and for a composite model one entry
+        for each stage with a T.
+        """
+        stages = self.provenance.get("stages")
+        if isinstance(stages, Mapping):
+            return [f"T = {one['latents']} ({name})" for name, one in stages.items() if one.get("latents") is not None]
         if self.provenance.get("latents") is not None:
             return [f"T = {self.provenance['latents']}"]
         return ["T = ∞"] if self.level_edges.is_floating_point() and len(self.levels_kl) else []

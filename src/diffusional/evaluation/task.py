@@ -20,7 +20,8 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.averages import EACH_ITS_OWN, few_draws
-from diffusional.evaluation.provenance import gamma_at, provenance
+from diffusional.evaluation.itemised import by_section, by_term
+from diffusional.evaluation.provenance import provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import FIRST_OF_BAND, grown
 from diffusional.evaluation.target import Target
@@ -315,28 +316,13 @@ class Task:
         records, filled = draws.parts(items)
         both = draws.spread(records.total, filled)
         zero, spent = torch.zeros(len(items), dtype=torch.float64), self.spent
-        prior, extra, parts = draws.prior, draws.extra, dict(draws.known_parts)
-        # The KLs of layers between x and the chain are a part of "kl", as in a ledger.
-        layers = [(parts.pop(name), records.costs[name]) for name in draws.model.layer_parts]
-        kl = sum((known for known, _ in layers), draws.base[:, 1:].sum(1))
-        base = {"reconstruction": parts.pop("reconstruction"), "kl": kl, "prior": prior, **extra, **parts}
-        costs = {name: values for name, values in records.costs.items() if name not in draws.model.layer_parts}
-        costs["kl"] = sum((values for _, values in layers), costs["kl"])
+        parts = (by_section if draws.model.sections() else by_term)(draws, records, filled)
+        base, costs = parts.base, parts.costs
         drawn = {name: draws.spread(values, filled) for name, values in costs.items()}
-        base |= {name: torch.zeros_like(prior) for name in drawn if name not in base}
+        base |= {name: torch.zeros_like(draws.prior) for name in drawn if name not in base}
         terms = {name: draws.survey(known, *drawn.get(name, (zero, zero)), spent) for name, known in base.items()}
-        nelbo = draws.survey(sum(base.values(), torch.zeros_like(prior)), *both, spent)
-        by_cell = [
-            draws.spread(torch.where(records.cell == c, records.costs["kl"], 0.0), filled)
-            for c in range(1, draws.plan.cells + 1)
-        ]
-        levels = [draws.survey(known, *draws.spread(values, filled), 0) for known, values in layers]
-        levels += [draws.survey(draws.base[:, c + 1], *part, 0) for c, part in enumerate(by_cell)]
-        edges, gamma, blocks = draws.plan.edges, gamma_at(draws.model, draws.plan.edges), {}
-        if layers:
-            # A layer has no γ, and in continuous time no place on [0, 1]: the layers are a block of their own.
-            edges, gamma = torch.cat([torch.arange(1, len(layers) + 2), edges]), None
-            blocks = {"layers.kl": len(layers), "kl": draws.plan.cells}
+        nelbo = draws.survey(sum(base.values(), torch.zeros_like(draws.prior)), *both, spent)
+        levels = [draws.survey(known, *draws.spread(values, filled), 0) for known, values in parts.levels]
         freedom = draws.freedom()
         caveats = [*caveats, *few_draws(freedom, nelbo.error), *self._impossible(nelbo)]
         if draws.plan.learned:
@@ -364,9 +350,9 @@ class Task:
             },
             levels_kl=torch.tensor([level.value for level in levels], dtype=torch.float64),
             levels_error=torch.tensor([level.error for level in levels], dtype=torch.float64),
-            level_edges=edges,
-            gamma_edges=gamma,
-            blocks=blocks,
+            level_edges=parts.edges,
+            gamma_edges=parts.gamma,
+            blocks=parts.blocks,
             dimensions=draws.model.space.dimensions,
             provenance=about,
             freedom=freedom,

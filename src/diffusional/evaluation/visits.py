@@ -97,6 +97,21 @@ def _gauss_legendre() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * weights)
 
 
+def knows_constants(model: Chain) -> bool:
+    """Return whether the constant parts of the costs (`Chain.level_constants`) are known exactly: by `quadrature`, or level by level."""
+    return model.affine is not None or model.timesteps is not None
+
+
+def constants(model: Chain, edges: Tensor) -> Tensor:
+    """Return Σ_{t in c} of the constant parts of KL_t (C,), float64, of a chain without affine costs in discrete time; otherwise 0."""
+    total = torch.zeros(len(edges) - 1, dtype=torch.float64)
+    if model.affine is not None or model.timesteps is None:
+        return total
+    level = torch.arange(1, model.timesteps + 1)
+    cell = torch.searchsorted(edges, level, right=True) - 1
+    return total.index_add_(0, cell, model.level_constants(level).detach().cpu().double())
+
+
 def visit_costs(model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None) -> Tensor:
     """Return the cost of every visit (V,), float64 on the CPU: the sum of its `visit_parts`."""
     return total_of(visit_parts(model, x, visits, noise, condition))
@@ -129,7 +144,9 @@ def visit_parts(
                     out[name][rows] = cost.cpu().double()
             else:
                 level = visits.level[rows].to(x.device)
-                kl = model.kl_at(x[at], level, noise[at], c) - model.level_constants(level).to(x.device)
+                kl = model.kl_at(x[at], level, noise[at], c)
+                if knows_constants(model):
+                    kl = kl - model.level_constants(level).to(x.device)
                 out["kl"][rows] = kl.cpu().double()
     return out
 

@@ -140,6 +140,10 @@ class LatentVariableModel(nn.Module, ABC):
         """Return the chain whose levels an evaluation can visit one by one; by default None, for models without levels."""
         return None
 
+    def described(self) -> dict[str, Any]:
+        """Return further entries of the provenance of an evaluation, JSON values: by default none."""
+        return {}
+
     def learned_posterior(self) -> "Autoencoder | None":
         """Return the model itself if its posterior q(z|x) is learned; by default None: the posterior is fixed."""
         return None

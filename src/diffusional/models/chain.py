@@ -9,7 +9,8 @@ ledgers, losses, samples and evaluations follow. Where a cost has a closed form 
 (gaussian_chain.py) are such families.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -97,6 +98,26 @@ class AffineCosts(Protocol):
     def edge_gammas(self, edges: Tensor) -> Tensor:
         """Return γ at edges of cells: u (C + 1,) in continuous time, otherwise γ of all T latents."""
         ...
+
+
+@dataclass(frozen=True)
+class Section:
+    """Consecutive levels of a chain that are one term of its ledger.
+
+    Attributes:
+        term: the name of the term, such as "base.kl".
+        first, last: the section is first ≤ level < last, in t, or in u in continuous time.
+        listed: whether its levels have costs of their own, as a `kl` has; False for a single cost such as a reconstruction.
+        own: maps edges (C + 1,) of levels of the section to those of the stage that they belong to.
+        gamma: maps the stage's own edges to γ, or to None if it has none.
+    """
+
+    term: str
+    first: float
+    last: float
+    listed: bool
+    own: Callable[[Tensor], Tensor]
+    gamma: Callable[[Tensor], Tensor | None]
 
 
 class Chain(LatentVariableModel):
@@ -277,6 +298,19 @@ class Chain(LatentVariableModel):
     def visit_shape(self) -> tuple[int, ...]:
         """The shape of the noise of one visit: that of an item."""
         return self.space.shape
+
+    # False for a chain of latents without a p(x|z_1), whose `reconstruction` is 0.
+    decodes: bool = True
+
+    def sections(self) -> "tuple[Section, ...]":
+        """Return the sections of the levels, in order, if they belong to several terms of the ledger, as in a composite model: an evaluation
+        reports them separately. By default (), where all levels are one term, "kl".
+        """
+        return ()
+
+    def ordered(self, names: Sequence[str]) -> list[str]:
+        """Return names of terms in the order of the ledger's table: by default as they are."""
+        return list(names)
 
     # Names of the costs of a visit to the decoder, which `decoder_costs` returns, and of those of them that are KLs of layers of latents
     # between x and the chain.
