@@ -30,13 +30,13 @@ class Affine:
     noises: int = 0
 
     def add(self, name: str, of: Mapping[str, Tensor], bias: Tensor, covariance: Tensor) -> None:
-        root, n = torch.linalg.cholesky(covariance), len(bias)
+        root, n = torch.linalg.cholesky(covariance.detach()), len(bias)
         row = torch.zeros(n, self.noises + n, dtype=torch.float64)
-        mean = bias.clone()
+        mean = bias.detach().clone()
         for other, matrix in of.items():
-            known = matrix @ self.rows[other]
+            known = matrix.detach() @ self.rows[other]
             row[:, : known.shape[1]] += known
-            mean = mean + matrix @ self.means[other]
+            mean = mean + matrix.detach() @ self.means[other]
         row[:, self.noises :] = root
         self.noises += n
         self.rows[name], self.means[name] = row, mean
@@ -321,7 +321,7 @@ def test_the_encoder_is_frozen_and_its_weights_are_part_of_the_hash() -> None:
     model.double().loss(x, torch.Generator().manual_seed(0)).backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     trained = [parameter for stage in model.stages.values() for parameter in stage.parameters()]
-    assert all(parameter.grad is not None for parameter in trained)
+    assert all(parameter.grad is not None for parameter in trained if parameter.numel())
     assert any(name.startswith("encoder.") for name in model.state_dict())
 
 
@@ -390,10 +390,10 @@ def log_prob(model: df.BinomialDiffusionModel, condition: Condition | None = Non
     at = model.last(n).log_prob(z).exp()
     for t in range(model.steps - 1, 0, -1):
         step = model.step(z, torch.full((n,), t), rows(condition))
-        table = torch.stack([df.Bits(step.logits).log_prob(s.expand(n, *s.shape)).exp() for s in z], 1)
+        table = torch.stack([step.log_prob(s.expand(n, *s.shape)).exp() for s in z], 1)
         at = at @ table
     decode = model.decode(z, rows(condition))
-    table = torch.stack([df.Bits(decode.logits).log_prob(s.expand(n, *s.shape)).exp() for s in z], 1)
+    table = torch.stack([decode.log_prob(s.expand(n, *s.shape)).exp() for s in z], 1)
     return (at @ table).log()
 
 
@@ -505,13 +505,13 @@ def test_stages_that_do_not_meet_are_refused() -> None:
         Cascade({"base": bits((1, 4, 4), 3), "up": up})
     with pytest.raises(df.DiffusionalError, match=r"meet.*base.*shape"):
         Cascade({"base": base, "up": up}, [Downscale(up.space, 1)])
-    with pytest.raises(df.DiffusionalError, match="downscale, one.*got 2"):
+    with pytest.raises(df.DiffusionalError, match=r"downscale, one.*got 2"):
         Cascade({"base": base, "up": up}, [Downscale(up.space, 2)] * 2)
     with pytest.raises(df.DiffusionalError, match="at least two stages"):
         Cascade({"base": base})
     with pytest.raises(df.DiffusionalError, match=r"name of a stage.*a\.b"):
         Cascade({"a.b": base, "up": up})
-    with pytest.raises(df.DiffusionalError, match="conditional.*other"):
+    with pytest.raises(df.DiffusionalError, match=r"conditional.*other"):
         Cascade({"base": base, "up": up}, conditional=["other"])
     with pytest.raises(df.DiffusionalError, match="got a Cascade; list its stages"):
         Cascade({"base": base, "up": cascade_of_bits()})
@@ -531,7 +531,7 @@ def test_another_noise_level_than_the_next_stage_takes_is_refused() -> None:
     with pytest.raises(df.DiffusionalError, match=r"meet.*γ = -1.*γ = -2"):
         FrozenEncoder(linear(Y, X, 3), prior, wrong)
     FrozenEncoder(linear(Y, X, 3), prior, Renoised(decoder, -2.0, (Y,), "latent"))
-    with pytest.raises(df.DiffusionalError, match="level.*from 1 to 3, below T, got 4"):
+    with pytest.raises(df.DiffusionalError, match=r"level.*from 1 to 3, below T, got 4"):
         FrozenEncoder(linear(Y, X, 3), prior, decoder, level=4)
     with pytest.raises(df.DiffusionalError, match="continuous time, got 2"):
         ChainTail(prior.regrid(None), 2)
@@ -567,7 +567,7 @@ def test_conditions_reach_the_stages_that_take_them() -> None:
         assert all(seen.equal(c) for seen in prior.denoiser.module.seen)
         wanted = {"latent", "condition"} if "decoder" in conditional else {"latent"}
         assert all(set(seen) == wanted for seen in decoder.denoiser.module.seen)
-    with pytest.raises(df.DiffusionalError, match="'latent'.*rename"):
+    with pytest.raises(df.DiffusionalError, match=r"'latent'.*rename"):
         FrozenEncoder(linear(Y, X, 3), of(Y), of(X)).double().elbo(MEAN.expand(2, -1), condition={"latent": c})
     with pytest.raises(df.DiffusionalError, match="no stage"):
         FrozenEncoder(linear(Y, X, 3), of(Y), of(X), conditional=[]).double().elbo(MEAN.expand(2, -1), condition=c)
@@ -582,5 +582,5 @@ def test_one_step_of_upsampling() -> None:
         share = torch.stack([(x[i::2] == s).flatten(1).all(1).double().mean() for s in states((1, 2, 2))])
         p = log_prob(up, {"low": one[None]}).exp()
         assert bool(((share - p).abs() < 5 * (p * (1 - p) / 500).sqrt() + 1e-3).all())
-    with pytest.raises(df.DiffusionalError, match="stage.*base.*'up'"):
+    with pytest.raises(df.DiffusionalError, match=r"stage.*base.*'up'"):
         model.upsample(low, stage="up")

@@ -106,6 +106,9 @@ class LatentVariableModel(nn.Module, ABC):
     sampling: tuple[str, ...] = ("ancestral",)
     """Names of the methods that `sample` takes as `method`. A model with one of them takes no such argument."""
 
+    only_reconstructs: bool = False
+    """Whether the reconstruction is the only cost that takes a network: a decoder p(x|c) without latents."""
+
     if TYPE_CHECKING:
 
         @property

@@ -30,6 +30,7 @@ from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain
+from diffusional.models.denoiser import network_dtype
 from diffusional.models.renoised import Renoised, identity_of, terms_of
 from diffusional.models.stage_chain import StageChain
 from diffusional.models.tail import ChainTail
@@ -440,7 +441,9 @@ class Cascade(Composite):
         some = _some_items(self.space)
         for name, down in zip(names[:-1], downscale, strict=True):
             low = stages[name].space
-            self._meets(name, down(some), low, "the low-resolution items")
+            with torch.no_grad():
+                found = down(some.to(network_dtype(down) or some.dtype))
+            self._meets(name, found, low, "the low-resolution items")
             if levels is None and not isinstance(low, Discrete):
                 raise DiffusionalError(
                     f"expected stage {name!r} to be over quantised, discrete items, got {low}: a real-valued function of x has a density where "

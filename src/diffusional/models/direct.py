@@ -39,6 +39,8 @@ class DirectModel(LatentVariableModel):
     torch.Size([4])
     """
 
+    only_reconstructs = True
+
     def __init__(
         self,
         decoder: Callable[..., Tensor],

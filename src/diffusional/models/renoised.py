@@ -69,6 +69,10 @@ class Renoised(LatentVariableModel):
         return self.model.space
 
     @property
+    def only_reconstructs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.model.only_reconstructs
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         """(n,): ε of ỹ, then the noise of the model."""
         return (self.drawn + math.prod(self.model.noise_shape),)

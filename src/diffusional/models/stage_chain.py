@@ -56,9 +56,9 @@ def _parts(stage: str, model: LatentVariableModel) -> list[_Part]:
 
         def whole(x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
             ledger = terms_of(model, x, noise[:, :numbers], condition)
-            return ledger.nelbo if numbers else ledger.reconstruction
+            return ledger.reconstruction if model.only_reconstructs else ledger.nelbo
 
-        return [_Part(stage, f"{stage}.{'nelbo' if numbers else 'reconstruction'}", 1, whole)]
+        return [_Part(stage, f"{stage}.{'reconstruction' if model.only_reconstructs else 'nelbo'}", 1, whole)]
     size, shape = math.prod(chain.visit_shape), chain.visit_shape
 
     def decoded(x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
@@ -155,7 +155,7 @@ class StageChain(Chain):
 
     def _span(self, i: int) -> tuple[float, float]:
         if self._discrete_time:
-            return self._ends[i] + 1, self._ends[i + 1] + 1
+            return float(self._ends[i] + 1), float(self._ends[i + 1] + 1)
         return i / len(self._all), (i + 1) / len(self._all)
 
     def _own(self, i: int, edges: Tensor) -> Tensor:
@@ -252,13 +252,15 @@ class StageChain(Chain):
         for name, stage in self.model.stages.items():
             chain = stage.visited()
             item = self.model.variable(name, x, kept) if self.model.fixed(name) else x
+            zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            if chain is None and not stage.only_reconstructs:
+                continue  # the whole cost of the stage is one level, which includes these
             if chain is None:
-                # The whole cost of a stage with latents is one level, which includes these.
-                terms = {} if math.prod(stage.noise_shape) else stage.extra(item)
+                terms = {"kl": zero, "prior": zero, **stage.extra(item)}
             else:
                 terms = chain.extra(item)
                 if not chain.decodes:
-                    found[f"{name}.reconstruction"] = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+                    found[f"{name}.reconstruction"] = zero
                 if self.model.fixed(name):
                     found[f"{name}.prior"] = chain.prior(item).double()
             found |= {f"{name}.{term}": value for term, value in terms.items()}
