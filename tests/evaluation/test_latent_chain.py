@@ -340,7 +340,8 @@ def test_the_constant_part_of_a_transition_variance_is_counted() -> None:
     visited = df.evaluate(model, x, visits=800, plan=Plan.uniform(model), audit=False)
     drawn = average(model, x, visits=400)
     assert float(prior.level_constants(torch.arange(1, 5)).sum()) > 5 * drawn.nelbo.error
-    assert abs(visited.terms["kl"].value - drawn.terms["kl"].value) < 5 * (
-        visited.terms["kl"].error ** 2 + drawn.terms["kl"].error ** 2
-    ) ** 0.5
+    assert (
+        abs(visited.terms["kl"].value - drawn.terms["kl"].value)
+        < 5 * (visited.terms["kl"].error ** 2 + drawn.terms["kl"].error ** 2) ** 0.5
+    )
     assert abs(full.nelbo.value - drawn.nelbo.value) < 5 * (full.nelbo.error**2 + drawn.nelbo.error**2) ** 0.5

@@ -57,9 +57,7 @@ def by_term(draws: VisitRecords, records: Parts, filled: Tensor) -> Itemised:
 def _cells(draws: VisitRecords, records: Parts) -> list[tuple[Tensor, Tensor]]:
     """Return for each cell of levels what is known of it, and its weighted residuals."""
     kl = records.costs["kl"]
-    return [
-        (draws.base[:, c], torch.where(records.cell == c, kl, 0.0)) for c in range(1, draws.plan.cells + 1)
-    ]
+    return [(draws.base[:, c], torch.where(records.cell == c, kl, 0.0)) for c in range(1, draws.plan.cells + 1)]
 
 
 def by_section(draws: VisitRecords, records: Parts, filled: Tensor) -> Itemised:

@@ -229,7 +229,7 @@ class Composite(LatentVariableModel):
             raise DiffusionalError(f"expected noise of shape {(len(x), *self.noise_shape)}, got {tuple(noise.shape)}")
         shared, kept, begin = noise[:, : self.drawn], self.encoded(x), self.drawn
         ledgers = {}
-        for name, model in self._models():
+        for name, model in self.models():
             numbers = self._numbers(model)
             item, c = self.given(name, x, shared, condition, kept)
             ledgers[name] = terms_of(model, item, noise[:, begin : begin + numbers], c)
@@ -241,12 +241,13 @@ class Composite(LatentVariableModel):
         self._checked(x, condition)
         shared, kept = x.new_empty(len(x), self.drawn).normal_(generator=generator), self.encoded(x)
         ledgers = {}
-        for name, model in self._models():
+        for name, model in self.models():
             item, c = self.given(name, x, shared, condition, kept)
             ledgers[name] = model.elbo(item, generator, c)
         return self._joined(ledgers, self.beside(x, shared, kept))
 
-    def _models(self) -> Iterator[tuple[str, LatentVariableModel]]:
+    def models(self) -> Iterator[tuple[str, LatentVariableModel]]:
+        """Yield the name and the model of every stage, in order."""
         for name, model in self.stages.items():
             assert isinstance(model, LatentVariableModel)
             yield name, model
@@ -263,7 +264,7 @@ class Composite(LatentVariableModel):
         """Return the noise of the stages' variables, "noise", and what each stage draws as "stage.…", with stratified levels."""
         n = len(x) if n is None else n
         out = {"noise": x.new_empty(n, self.drawn).normal_(generator=generator)}
-        for name, model in self._models():
+        for name, model in self.models():
             like = x.new_empty(1, *model.space.shape)
             out |= {f"{name}.{key}": value for key, value in model.draw(like, None, generator, n).items()}
         return out
@@ -271,7 +272,7 @@ class Composite(LatentVariableModel):
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """Return the costs of all stages by "stage.term", at one network evaluation of each."""
         kept, terms = self.encoded(x), dict[str, Tensor]()
-        for name, model in self._models():
+        for name, model in self.models():
             item, c = self.given(name, x, draws["noise"], condition, kept)
             mark = f"{name}."
             own = {key.removeprefix(mark): value for key, value in draws.items() if key.startswith(mark)}
@@ -284,14 +285,14 @@ class Composite(LatentVariableModel):
         return [
             type(self).__name__,
             list(self.conditional),
-            *([name, *identity_of(model)] for name, model in self._models()),
+            *([name, *identity_of(model)] for name, model in self.models()),
         ]
 
     def described(self) -> dict[str, Any]:
         """Return "stages" of the provenance: T, dimensions and levels of every stage by name."""
         about = {
             name: {"model": type(model).__name__, "latents": model.steps, "space": model.space.to_dict()}
-            for name, model in self._models()
+            for name, model in self.models()
         }
         return {"stages": about}
 
@@ -370,7 +371,7 @@ class Cascade(Composite):
         renoise: γ of noise-conditioning augmentation, MATH (29a): a finished y is noised to N(α y, σ² I) before the next stage gets it.
             Stages after the first are then `Renoised`, and other models are made so.
         handover: the latent z_s at which every diffusion but the last stops, an int s or one for each, MATH (29b): the next stage is given z_s
-            in place of y. Stages but the last are chains, and no density or mass of y is among the costs.
+            instead of y. Stages but the last are chains, and no density or mass of y is among the costs.
         conditional: names of the stages that take c; by default all.
         key: the entry of a stage's condition with the variable of the stage before it.
         rescaled, gives_level: as for `Renoised`.
@@ -456,7 +457,7 @@ class Cascade(Composite):
             raise DiffusionalError(
                 f"steps={steps} was given, but a cascade that hands latents over has the noise levels of its T; leave steps out"
             )
-        stages = {name: model.regrid(steps) for name, model in self._models()}
+        stages = {name: model.regrid(steps) for name, model in self.models()}
         return Cascade(stages, list(self.downscale), renoise=self.renoise, conditional=self.conditional, key=self.key)
 
     def variable(self, name: str, x: Batch, kept: tuple[Tensor, ...] = ()) -> Tensor:
@@ -476,7 +477,7 @@ class Cascade(Composite):
     ) -> Iterator[tuple[str, Tensor]]:
         self._check_sampled(n, condition)
         before: Tensor | None = None
-        for name, model in self._models():
+        for name, model in self.models():
             if before is None:
                 before = model.sample(n, generator, self._own(name, condition))
             else:

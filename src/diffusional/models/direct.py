@@ -50,7 +50,9 @@ class DirectModel(LatentVariableModel):
         key: str = "latent",
     ) -> None:
         super().__init__()
-        self.predicts, self.head = checked_decoder(likelihood, predicts, head)
+        checked = checked_decoder(likelihood, predicts, head)
+        self.predicts: Literal["levels", "data"] = checked[0]
+        self.head: Head = checked[1]
         if not getattr(likelihood, "uses_network", True) or getattr(likelihood, "variance", 1.0) is None:
             raise DiffusionalError(
                 f"expected a likelihood of the decoder's output, such as NetworkLevels or GaussianLikelihood with a variance, got "

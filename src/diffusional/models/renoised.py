@@ -32,7 +32,7 @@ class Renoised(LatentVariableModel):
         gamma: γ = −log SNR of ỹ: α² = sigmoid(−γ), σ² = sigmoid(γ).
         shape: the shape of one y.
         key: the entry of a dict condition that is noised.
-        rescaled: give the model ỹ/α in place of ỹ, for networks that were trained with y itself.
+        rescaled: give the model ỹ/α instead of ỹ, for networks that were trained with y itself.
         gives_level: give the model −γ of every item as the entry `key`_log_snr, for networks that take several noise levels.
 
     Shapes: x (B, *space.shape), y (B, *shape). Costs are those of `model`, nats.
@@ -112,7 +112,7 @@ class Renoised(LatentVariableModel):
         return [*own, *identity_of(self.model)]
 
     def noised(self, condition: Condition | None, noise: Tensor) -> Condition:
-        """Return the condition with ỹ = α y + σ ε in place of y, for ε = `noise` (B, `drawn`)."""
+        """Return the condition with ỹ = α y + σ ε instead of y, for ε = `noise` (B, `drawn`)."""
         y = condition.get(self.key) if isinstance(condition, Mapping) else condition
         if y is None or tuple(y.shape[1:]) != self.shape:
             given = "no condition" if condition is None else "none" if y is None else str(tuple(y.shape))

@@ -82,7 +82,7 @@ class StageChain(Chain):
         # Not registered: the tensors are the model's own.
         object.__setattr__(self, "model", model)
         self._encoded: dict[bytes, tuple[Tensor, ...]] = {}
-        parts = [part for name, stage in model.stages.items() for part in _parts(name, stage)]
+        parts = [part for name, stage in model.models() for part in _parts(name, stage)]
         counts = [part.levels for part in parts]
         object.__setattr__(self, "_all", parts)
         self._discrete_time = None not in counts
@@ -90,7 +90,7 @@ class StageChain(Chain):
         for count in counts:
             ends.append(ends[-1] + (count or 0))
         self._ends = ends
-        sizes = [_noise_of(stage) for stage in model.stages.values()]
+        sizes = [_noise_of(stage) for _, stage in model.models()]
         self.visit_size = model.drawn + max(sizes)
         # In the order of `beside`.
         self.further = tuple(self._names())
@@ -121,7 +121,7 @@ class StageChain(Chain):
 
     def noise_levels(self) -> Tensor:
         """Return the noise levels of all chains, one after the other."""
-        chains = [stage.visited() for stage in self.model.stages.values()]
+        chains = [stage.visited() for _, stage in self.model.models()]
         every = [chain.noise_levels().detach().cpu().double() for chain in chains if chain is not None]
         return torch.cat(every) if every else torch.zeros(0, dtype=torch.float64)
 
@@ -176,7 +176,7 @@ class StageChain(Chain):
         return part, (scaled - part).clamp(0, 1)
 
     def _kept(self, x: Tensor, condition: Condition | None) -> tuple[Tensor, ...]:
-        """Return what the encoder says of every row (`Composite.encoded`); each item is encoded once, however often it is visited."""
+        """Return the output of the encoder for every row (`Composite.encoded`); each item is encoded once, however often it is visited."""
         if not self.model.encodes:
             return ()
         keys = row_digests(x)
@@ -229,27 +229,23 @@ class StageChain(Chain):
         """Return 0 (B,): the reconstructions of the stages are levels of their own, or in `beside`."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
-    def _free(self, name: str) -> tuple[Chain | None, bool]:
-        """Return the chain of a stage, and whether its p(y|z_1) takes no network."""
-        chain = self.model.stages[name].visited()
-        return chain, chain is not None and not chain.decoder_uses_network
-
     def _names(self) -> list[str]:
         found = []
-        for name in self.model.stages:
-            chain, free = self._free(name)
-            if free and chain is not None and chain.decodes:
+        for name, stage in self.model.models():
+            chain = stage.visited()
+            if chain is None:
+                continue
+            if chain.decodes and not chain.decoder_uses_network:
                 found.append(f"{name}.reconstruction")
-            if chain is not None:
-                found += [f"{name}.{term}" for term in chain.further]
-                if not self.model.fixed(name):
-                    found.append(f"{name}.prior")
+            found += [f"{name}.{term}" for term in chain.further]
+            if not self.model.fixed(name):
+                found.append(f"{name}.prior")
         return [*found, *self.model.further]
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         """Return KL_T of every stage whose variable is a function of x, and log-Jacobians, by name: exact."""
         found, kept = {}, self._kept(x, None)
-        for name, stage in self.model.stages.items():
+        for name, stage in self.model.models():
             chain = stage.visited()
             item = self.model.variable(name, x, kept) if self.model.fixed(name) else x
             zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -272,15 +268,15 @@ class StageChain(Chain):
             return {}
         shared, own, kept = noise[:, : self.model.drawn], noise[:, self.model.drawn :], self._kept(x, condition)
         found = self.model.beside(x, shared, kept)
-        for name in self.model.stages:
-            chain, free = self._free(name)
+        for name, stage in self.model.models():
+            chain = stage.visited()
             wanted = [term for term in self.further if term.startswith(f"{name}.") and term not in found]
             if chain is None or not wanted:
                 continue
             item, c = self.model.given(name, x, shared, condition, kept)
             drawn = own[:, : math.prod(chain.visit_shape)].reshape(-1, *chain.visit_shape)
             found |= {f"{name}.{term}": value for term, value in chain.beside(item, drawn, c).items()}
-            if free and chain.decodes:
+            if chain.decodes and not chain.decoder_uses_network:
                 costs = chain.decoder_costs(item, drawn, c)
                 found[f"{name}.reconstruction"] = sum(list(costs.values())[1:], next(iter(costs.values())))
             if not self.model.fixed(name):

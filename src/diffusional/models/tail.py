@@ -1,7 +1,7 @@
 """The upper part of a chain, p(z_{s:T}) without what lies below z_s, as a model of its own: the prior of a frozen encoder, MATH (28).
 
-For y with posterior q(z_t|y), the costs are Σ_{s≤t<T} KL_t + KL_T: −E ln p(z_{s:T})/q(z_{s:T}|y) for the latents alone. They are no bound on
-−ln p(y), since z_s, not y, is what the next stage is given; together with a bound on −ln p(x|z_s) they are one on −ln p(x).
+For y with posterior q(z_t|y), the costs are Σ_{s≤t<T} KL_t + KL_T = −E ln p(z_{s:T})/q(z_{s:T}|y). They do not bound −ln p(y), since the next
+stage is given z_s and not y. Together with a bound on −ln p(x|z_s) they bound −ln p(x).
 """
 
 from collections.abc import Iterator
