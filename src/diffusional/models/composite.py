@@ -376,7 +376,7 @@ class Cascade(Composite):
         key: the entry of a stage's condition with the variable of the stage before it.
         rescaled, gives_level: as for `Renoised`.
 
-    Raises DiffusionalError if stages do not meet: a variable that the stage is no model of, a real-valued low resolution without
+    Raises DiffusionalError if stages do not meet: a variable that is not an item of the stage, a real-valued low resolution without
     `handover`, or a stage that takes another noise level than it is given.
 
     >>> from diffusional import Bits, BinomialDiffusion
