@@ -33,6 +33,7 @@ FLOORS = (
     "categorical",
     "grid",
     "space",
+    "known_data",
     "schedule",
     "ledger",
     "timesteps",

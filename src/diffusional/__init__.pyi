@@ -17,7 +17,9 @@ from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.comparison import compare as compare
 from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.evaluation import evaluate as evaluate
+from diffusional.evaluation.extremes import extremes as extremes
 from diffusional.evaluation.guidance import guidance_table as guidance_table
+from diffusional.evaluation.maps import cost_map as cost_map
 from diffusional.evaluation.plan import Plan as Plan
 from diffusional.evaluation.result import Evaluation as Evaluation
 from diffusional.evaluation.score import score as score

@@ -61,7 +61,11 @@ class Bits:
         >>> Bits(torch.zeros(1, 2)).log_prob(torch.ones(1, 2))
         tensor([-1.3863], dtype=torch.float64)
         """
-        return sum_dims(logsigmoid(z.double() * self.logit.double()))
+        return sum_dims(self.log_prob_map(z))
+
+    def log_prob_map(self, z: Batch) -> Batch:
+        """Return ln P(z_d) at every position (B, *dims), nats, float64, whose sum is `log_prob`."""
+        return logsigmoid(z.double() * self.logit.double())
 
     def kl(self, other: "Bits") -> PerItem:
         """Return KL[self ‖ other] (B,), nats, float64; accurate however close to 0 or 1, or to each other, the probabilities are.
@@ -69,13 +73,17 @@ class Bits:
         >>> Bits(torch.zeros(1, 1)).kl(Bits(torch.full((1, 1), 1e-8, dtype=torch.float64)))          # δ²/8
         tensor([1.2500e-17], dtype=torch.float64)
         """
+        return sum_dims(self.kl_map(other))
+
+    def kl_map(self, other: "Bits") -> Batch:
+        """Return KL[self ‖ other] at every position (B, *dims), nats, float64, whose sum is `kl`."""
         sign = torch.where(self.logit > 0, -1.0, 1.0).double()
         a, b = sign * self.logit.double(), sign * other.logit.double()
         p, delta = torch.sigmoid(a), b - a
         far = logsigmoid(-a) - logsigmoid(-b) - p * delta  # ln(1 + e^b) = −ln sigmoid(−b)
         near = delta.clamp(-1, 1)
         near = p * phi(near) - phi(torch.log1p(p * torch.expm1(near)))
-        return sum_dims(torch.where(delta.abs() < 1, near, far))
+        return torch.where(delta.abs() < 1, near, far)
 
     def entropy(self) -> PerItem:
         """Return Σ_d H(z_d) (B,), nats, float64: ln(1 + e^{−|ℓ|}) + |ℓ| sigmoid(−|ℓ|), without cancellation."""

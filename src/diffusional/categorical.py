@@ -106,7 +106,11 @@ class Categorical:
         >>> Categorical(torch.zeros(1, 2, 4), torch.arange(4.0)).log_prob(torch.tensor([[3.0, 0.0]]))           # −2 ln 4
         tensor([-2.7726], dtype=torch.float64)
         """
-        return sum_dims(self.log_probs.gather(-1, self.index(z)[..., None])[..., 0])
+        return sum_dims(self.log_prob_map(z))
+
+    def log_prob_map(self, z: Batch) -> Batch:
+        """Return ln p_d(z_d) at every position (B, *dims), nats, float64, whose sum is `log_prob`."""
+        return self.log_probs.gather(-1, self.index(z)[..., None])[..., 0]
 
     def kl(self, other: "Categorical") -> PerItem:
         """Return KL[self ‖ other] (B,), nats, float64, of distributions over the same values; infinite if `other` excludes a value.
@@ -115,13 +119,17 @@ class Categorical:
         >>> Categorical(torch.zeros(1, 1, 2), torch.tensor([-1.0, 1.0])).kl(near)                          # δ²/8
         tensor([1.2500e-17], dtype=torch.float64)
         """
+        return sum_dims(self.kl_map(other))
+
+    def kl_map(self, other: "Categorical") -> Batch:
+        """Return KL[self ‖ other] at every position (B, *dims), nats, float64, whose sum is `kl`."""
         p, r = self.log_probs, other.log_probs
         # Levels of probability zero have no ln p to differentiate.
         none = p == -torch.inf
         delta = torch.where(none, 0.0, r) - torch.where(none, 0.0, p)
         near = p.exp() * phi(delta.clamp(-1, 1))
         far = r.exp() - p.exp() * (1 + delta)
-        return sum_dims(torch.where(none, r.exp(), torch.where(delta.abs() < 1, near, far)).sum(-1))
+        return torch.where(none, r.exp(), torch.where(delta.abs() < 1, near, far)).sum(-1)
 
     def entropy(self) -> PerItem:
         """Return −Σ_d Σ_k p_k ln p_k (B,), nats, float64."""

@@ -73,8 +73,12 @@ class Gaussian:
         >>> Gaussian(torch.zeros(1, 1), torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))
         tensor([-0.9189])
         """
+        return sum_dims(self.log_prob_map(z))
+
+    def log_prob_map(self, z: Batch) -> Batch:
+        """Return ln N(z; mean, variance) at every position (B, *dims), nats, whose sum is `log_prob`."""
         squared = (z - self.mean) ** 2 * (-self.log_variance).exp()
-        return sum_dims(-0.5 * (squared + self.log_variance + math.log(2 * math.pi)))
+        return -0.5 * (squared + self.log_variance + math.log(2 * math.pi))
 
     def kl(self, other: "Gaussian") -> PerItem:
         """Return KL[self ‖ other] (B,), nats, in the form of MATH (10).
@@ -82,9 +86,13 @@ class Gaussian:
         >>> Gaussian(torch.ones(1, 2), torch.zeros(1, 1)).kl(Gaussian(torch.zeros(1, 2), torch.zeros(1, 1)))
         tensor([1.])
         """
+        return sum_dims(self.kl_map(other))
+
+    def kl_map(self, other: "Gaussian") -> Batch:
+        """Return KL[self ‖ other] at every position (B, *dims), nats, whose sum is `kl`."""
         delta = self.log_variance - other.log_variance
         squared = (self.mean - other.mean) ** 2 * (-other.log_variance).exp()
-        return sum_dims(0.5 * (phi(delta) + squared))
+        return 0.5 * (phi(delta) + squared)
 
     def entropy(self) -> PerItem:
         """Return ½ Σ_d (1 + ln 2π + ln variance_d) (B,), nats."""

@@ -138,6 +138,10 @@ class Discrete:
         """Return Σ_d ln scale_d, zero for a mass function."""
         return 0.0
 
+    def log_jacobian_map(self) -> Tensor:
+        """Return ln scale_d at every position (*shape), float64: zeros for a mass function."""
+        return torch.zeros(self.shape, dtype=torch.float64)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready description; `from_dict` reads it back."""
         return {
@@ -340,6 +344,11 @@ class Continuous:
         """Return Σ_d ln scale_d, which the standardisation adds to −ln p(x), in nats."""
         total = math.fsum(math.log(s) for s in self.scale)
         return total * self.dimensions if len(self.scale) == 1 else total
+
+    def log_jacobian_map(self) -> Tensor:
+        """Return ln scale_d at every position (*shape), float64, whose sum is `log_jacobian`."""
+        scale = torch.tensor([scale for _, scale in self._pairs()], dtype=torch.float64)
+        return scale.log().reshape(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready description; `from_dict` reads it back."""

@@ -139,6 +139,8 @@ MODELS: dict[str, Callable[[], LatentVariableModel]] = {
     "ladder, chain": lambda: ladder(latent_chain()),
 }
 CHAINS = [name for name in MODELS if not name.startswith(("VAE", "ladder"))]
+# Families whose distributions have no costs by position.
+OUTSIDE = ("masked bits",)
 DISCRETE = [name for name in MODELS if name != "score, of reals"]
 # ln p(x, z)/q(z|x) is defined: not under a chain as a prior, whose ln p(z) is a bound.
 WEIGHTED = [name for name in MODELS if not name.endswith("chain") or name in CHAINS]
@@ -382,6 +384,34 @@ def test_closed_forms_are_the_defaults(name: str) -> None:
     for term, value in one.terms.items():
         torch.testing.assert_close(value, other.terms[term], **tight)
     torch.testing.assert_close(one.density, other.density, **tight)
+
+
+@of_chains
+def test_costs_by_position(name: str) -> None:
+    """Their sums are the costs, and closed forms at every position agree with the distributions' own."""
+    model = made(name)
+    assert isinstance(model, Chain)
+    assert model.timesteps is not None
+    x = states(model)
+    rows = repeated(x, 5 * model.timesteps)
+    level = torch.arange(1, model.timesteps + 1).repeat(5 * len(x))
+    noise = torch.randn(rows.shape, generator=generator(19), dtype=rows.dtype)
+    if name in OUTSIDE:
+        with pytest.raises(df.DiffusionalError, match=r"to define kl_map"):
+            model.kl_map(rows, level, noise)
+        return
+    tight = {"rtol": 1e-8, "atol": 1e-10} if rows.dtype == F64 else {"rtol": 1e-4, "atol": 1e-5}
+    for found, default, total in (
+        (model.kl_map(rows, level, noise), Chain.kl_map(model, rows, level, noise), model.level_kl(rows, level, noise)),
+        (
+            model.reconstruction_map(rows, noise),
+            Chain.reconstruction_map(model, rows, noise),
+            model.reconstruction(rows, noise),
+        ),
+        (model.prior_map(x), Chain.prior_map(model, x), model.prior(x)),
+    ):
+        torch.testing.assert_close(found, default, **tight)
+        torch.testing.assert_close(found.sum(1), total, **tight)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -150,6 +150,9 @@ def test_distributions_are_what_they_draw(name: str) -> None:
     _has_mean(log_q - log_p, float(q.kl(p)[0]))
     _has_mean((log_p - log_q).exp(), 1.0)
     torch.testing.assert_close(q.kl(q).double(), torch.zeros(n, dtype=F64), rtol=0, atol=1e-12)
+    if hasattr(q, "kl_map"):
+        torch.testing.assert_close(q.kl_map(p).sum(1), q.kl(p), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(q.log_prob_map(z).sum(1), q.log_prob(z), rtol=1e-12, atol=1e-12)
     if hasattr(q, "entropy"):
         _has_mean(-log_q, float(q.entropy()[0]))
     # A generator draws from the same law.

@@ -107,8 +107,8 @@ def test_labels_of_outliers_are_read_from_the_named_key(tmp_path: Path, capsys: 
 
 
 def test_scores_of_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target, figure = tmp_path / "scores.csv", tmp_path / "ends.png"
-    options = ("--visits", 4, "--bands", 3, "--per-item", target, "--figure", figure, "--shown", 2)
+    target, figure, maps = tmp_path / "scores.csv", tmp_path / "ends.png", tmp_path / "maps.npz"
+    options = ("--visits", 4, "--bands", 3, "--per-item", target, "--figure", figure, "--shown", 2, "--maps", maps)
     record, printed = recorded(capsys, "score", folder / "run", *options)
     with target.open() as file:
         rows = list(csv.DictReader(file))
@@ -117,11 +117,24 @@ def test_scores_of_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     mean = sum(float(row["nelbo"]) for row in rows) / len(rows)
     assert record["nelbo"]["value"] == pytest.approx(mean / (16 * np.log(2)))
     assert figure.stat().st_size > 1000
-    # The extreme items stand at the top of either list.
-    worst = max(rows, key=lambda row: float(row["nelbo"]))["row"]
+    # The items at the ends are listed by draws of their own, which the file has in columns of their own.
+    again = [row for row in rows if row["nelbo_again"] != "nan"]
+    worst, best = ((max, min)[k](again, key=lambda row: float(row["nelbo_again"])) for k in (0, 1))
     listed = printed[printed.index("least likely:") :].splitlines()
-    assert f"row {worst} " in listed[1]
+    assert f"row {worst['row']} " in listed[1]
     assert len([line for line in listed if "percentile" in line]) == 4
+    assert len(again) == 4
+    assert all(row["nelbo_again"] != row["nelbo"] for row in again)
+    for row, entry in ((worst, record["least_likely"][0]), (best, record["most_likely"][0])):
+        assert entry["nelbo"]["value"] * 16 * np.log(2) == pytest.approx(float(row["nelbo_again"]))
+        assert entry["visits"] == float(row["visits_again"])
+        assert entry["item"] == int(row["item"])
+    spent = record["evaluations_of_the_ends"]
+    assert spent >= sum(float(row["visits_again"]) for row in again)
+    assert f"{spent:,} network evaluations" in printed
+    with np.load(maps) as found:
+        assert found["total"].shape == (4, 1, 4, 4)
+        assert sorted(found["item"].tolist()) == sorted(int(row["item"]) for row in again)
     assert record["reference"].endswith("validation")
 
 
@@ -131,7 +144,7 @@ def test_scores_whose_error_hides_their_rank(
     def noisy(*args: Any, **kwargs: Any) -> Scores:
         found = score(*args, **kwargs)
         error = found.error.clone()
-        error[3] = 1e4 * error.max()
+        error += 1e4 * error.max()
         return replace(found, error=error)
 
     options = ("score", folder / "run", "--visits", 4)
@@ -141,7 +154,8 @@ def test_scores_whose_error_hides_their_rank(
     monkeypatch.setattr("diffusional.evaluation.score.score", noisy)
     _, printed = recorded(capsys, *options, "--split", "all")
     warning = printed[printed.index("warning: ") :]
-    assert "1 of 200 items" in warning
+    # Those at the ends have been drawn again.
+    assert "190 of 200 items" in warning
     assert all(word in warning for word in ("row ", "--visits", "--item-error"))
     assert "--split all" not in printed
 
@@ -178,6 +192,8 @@ def test_outliers_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str
         (("--figure", "ends.gif"), ("--figure", "ends.gif")),
         (("--outliers", "nothing.npy"), ("nothing.npy",)),
         (("--bands", 0), ("bands",)),
+        (("--maps", "maps.csv"), ("--maps", "maps.csv", ".npz")),
+        (("--maps", "one.npy"), ("--maps", "one.npy")),
         (("--unclipped",), ("--unclipped", "run")),
         (("--most", 1), ("--most", "2", "1")),
         (("--outliers", "one.npy"), ("--outliers", "2", "1")),

@@ -992,4 +992,18 @@ FAULTS = [
         "return model.sample(n, generator, c)",
         "models/test_composite.py::test_samples_are_those_of_the_joint_model",
     ),
+    fault(
+        "models/diffusion.py",
+        "a map of the squared errors without the weight of the level",
+        "return reverse.kl_map(errors, log_r, gamma_s, gamma_t)",
+        "return errors",
+        "battery/test_models.py::test_costs_by_position",
+    ),
+    fault(
+        "models/reverse.py",
+        "the prior's cost spread evenly over the positions",
+        "x.double().square() / variance + of_variance",
+        "x.double().square().flatten(1).mean(1).reshape(-1, *(1,) * (x.ndim - 1)) / variance + of_variance",
+        "evaluation/test_maps.py::test_every_position_has_its_own_cost",
+    ),
 ]

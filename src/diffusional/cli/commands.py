@@ -312,6 +312,14 @@ class Score:
     figure: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE", help="A .png file with the most and the least likely images.")
     ] = None
+    maps: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="A .npz file for the cost of every position (pixel, column) of the listed items, in nats, with its error; or a .png file "
+            "that draws them (images only). It takes 64 network evaluations, or those of --visits if they are more, of each listed item.",
+        ),
+    ] = None
     variance: CheckpointVariance = None
     decoder: Decoder = None
     variant: Variant = None

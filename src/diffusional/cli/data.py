@@ -39,6 +39,10 @@ def run(command: Data) -> Result:
         f"{found.name}: {_kind(found)}",
         _table(found),
         f"raw values of type {found.raw_type}, {size}; train is {found.held}",
+        *(
+            f"{split} is {known.name}, recognised by {known.evidence}: {known.about}"
+            for split, known in found.versions.items()
+        ),
         *_classes(found),
         *(f"note: {note}" for note in found.notes),
         *(f"warning: {finding}" for finding in found.findings),

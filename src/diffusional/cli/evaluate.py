@@ -342,7 +342,8 @@ def _compare(
         )
     if command.data is None and theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(
-            f"the {split} split of {command.other} is not that of {command.run}; name the data to compare on with --data"
+            f"the {split} split of {command.other}{_known(theirs, split)} is not that of {command.run}{_known(record, split)}; name the data "
+            "to compare on with --data"
         )
     if record.classes and theirs.classes:
         if record.classes != theirs.classes:
@@ -401,6 +402,15 @@ def _compare(
         per_item = command.per_item
         saves.append(lambda: write_scores(per_item, _both(result), chosen))
     return Result(result.to_json(), [comparison_table(result, title), *notes], saves)
+
+
+def _known(record: "RunRecord", split: str) -> str:
+    """Return the version of a split of a run's own data in brackets, "" if it is not known."""
+    from diffusional.known_data import recognise
+
+    fingerprint = record.fingerprints.get(split) or ""
+    known = recognise(fingerprint, record.space.shape, record.items.get(split), record.space.levels)
+    return "" if known is None else f" ({known.name}, recognised by {known.evidence}: {known.about})"
 
 
 def _both(result: "Comparison") -> "dict[str, Tensor]":

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.checkpoints import items_of, opened, show_origin
 from diffusional.cli.commands import Score
-from diffusional.cli.console import Result, check_figure, device, first, watching
+from diffusional.cli.console import Result, check_figure, check_target, device, first, watching
 from diffusional.cli.evaluate import check_scores_file, write_scores
 from diffusional.cli.items import ChosenItems, items
 from diffusional.errors import DiffusionalError
@@ -15,8 +16,14 @@ from diffusional.errors import DiffusionalError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffusional.evaluation.extremes import Extremes
+    from diffusional.evaluation.maps import CostMaps
     from diffusional.evaluation.score import Scores
+    from diffusional.models.base import LatentVariableModel
     from diffusional.training.run import RunRecord
+
+# The fewest network evaluations of an item for its cost map.
+MAP_VISITS = 64
 
 
 def run(command: Score) -> Result:
@@ -24,6 +31,8 @@ def run(command: Score) -> Result:
     import torch
 
     from diffusional.conditions import rows_of
+    from diffusional.evaluation.extremes import extremes
+    from diffusional.evaluation.maps import cost_map
     from diffusional.evaluation.score import BY, auroc, score
     from diffusional.ledger import per_unit
 
@@ -43,6 +52,8 @@ def run(command: Score) -> Result:
         _at_least_two(reference, "in --reference", "--reference")
     if command.bands is not None and model.visited() is not model:
         raise DiffusionalError(f"--bands is not available for {command.run}, whose model has no levels: leave it out")
+    if command.maps is not None:
+        _check_maps(command, model)
     most = slice(0, command.most)
     others = None if reference is None else reference.x[most]
     with watching("bits/dim", model.space.dimensions) as watch:
@@ -60,11 +71,24 @@ def run(command: Score) -> Result:
         if outliers is not None:
             apart = scored(outliers.x[most], condition=rows_of(outliers.condition, most), plan=scores.plan)
             apart = dataclasses.replace(apart, reference=scores.reference, reference_profile=scores.reference_profile)
+        ends = extremes(
+            model, chosen.x, scores, command.shown, condition=chosen.condition, seed=command.seed, progress=watch
+        )
+    maps = None
+    if command.maps is not None:
+        maps = cost_map(
+            model,
+            chosen.x[ends.item],
+            visits=max(MAP_VISITS, command.visits),
+            plan=scores.plan,
+            condition=rows_of(chosen.condition, ends.item),
+            seed=command.seed,
+        )
     known = len(chosen.x)
     bit = per_unit("bits/dim", model.space.dimensions)
     columns = _columns(scores)
-    notes = _notes(command, chosen, scores, bit)
-    lines = _lines(command, chosen, scores, columns, bit) + notes
+    notes = _notes(command, chosen, scores, ends, bit)
+    lines = _lines(chosen, scores, ends, bit) + notes
     about: dict[str, Any] = {
         "format": 1,
         "data": chosen.name,
@@ -75,6 +99,8 @@ def run(command: Score) -> Result:
         "nelbo": {"value": float(scores.nelbo.mean()) / bit, "unit": "bits/dim"},
         "visits": command.visits,
         "seed": command.seed,
+        **{name: _listed(chosen, ends, items, bit) for name, items in _ends(ends).items()},
+        "evaluations_of_the_ends": ends.evaluations,
         "notes": notes,
         "provenance": dict(scores.evaluation.provenance),
     }
@@ -86,11 +112,34 @@ def run(command: Score) -> Result:
     saves = []
     if command.per_item is not None and first():
         target = command.per_item
+        columns |= {name: _spread_out(ends.item, values, known) for name, values in _redrawn(ends).items()}
         saves.append(lambda: write_scores(target, {"item": torch.arange(known), **columns}, chosen))
+    if maps is not None and command.maps is not None and first():
+        place, drawn = command.maps, maps
+        saves.append(lambda: _save_maps(place, drawn, ends, chosen, model.space))
     if command.figure is not None and first():
         figure = command.figure
         saves.append(lambda: _draw(figure, model.space, chosen, scores.nelbo))
     return Result(about, lines, saves)
+
+
+def _check_maps(command: Score, model: "LatentVariableModel") -> None:
+    assert command.maps is not None
+    if command.maps.suffix == ".png":
+        check_figure("--maps", command.maps)
+        if len(model.space.shape) != 3:
+            raise DiffusionalError(
+                f"--maps draws images, and the items have the shape {model.space.shape}; name a .npz file for the numbers"
+            )
+    elif command.maps.suffix == ".npz":
+        inputs = [Path(one).expanduser() for one in (command.data, command.reference, command.outliers) if one]
+        check_target("--maps", command.maps, inputs)
+    else:
+        raise DiffusionalError(f"expected a .npz or .png file for --maps, got {command.maps}")
+    if model.visited() is not model:
+        raise DiffusionalError(
+            f"--maps is not available for {command.run}: the latents of a {type(model).__name__} are not positions of an item; leave it out"
+        )
 
 
 def _check(command: Score) -> None:
@@ -131,41 +180,76 @@ def _columns(scores: "Scores") -> "dict[str, Tensor]":
     return columns
 
 
-def _lines(
-    command: Score, chosen: ChosenItems, scores: "Scores", columns: "dict[str, Tensor]", bit: float
-) -> list[str]:
+def _ends(ends: "Extremes") -> "dict[str, Tensor]":
+    return {"least_likely": ends.least_likely, "most_likely": ends.most_likely}
+
+
+def _listed(chosen: ChosenItems, ends: "Extremes", items: "Tensor", bit: float) -> list[dict[str, Any]]:
+    """Return the entries of listed items in the record."""
+    entries = []
+    for i in items.tolist():
+        at = ends.place(i)
+        entries.append(
+            {
+                "item": i,
+                "name": _name(chosen, i),
+                "nelbo": {
+                    "value": float(ends.nelbo[at]) / bit,
+                    "error": float(ends.error[at]) / bit,
+                    "unit": "bits/dim",
+                },
+                "visits": int(ends.visits[at]),
+            }
+            | ({} if ends.percentile is None else {"percentile": float(ends.percentile[at])})
+        )
+    return entries
+
+
+def _redrawn(ends: "Extremes") -> "dict[str, Tensor]":
+    """Return the columns of the draws that report the listed items, nats."""
+    return {"nelbo_again": ends.nelbo, "error_again": ends.error, "visits_again": ends.visits.double()}
+
+
+def _spread_out(items: "Tensor", values: "Tensor", n: int) -> "Tensor":
+    """Return values (m,) of some items in the rows of all n items; NaN for the others."""
+    out = values.new_full((n,), math.nan)
+    out[items] = values
+    return out
+
+
+def _lines(chosen: ChosenItems, scores: "Scores", ends: "Extremes", bit: float) -> list[str]:
     """Return a line for each of the items at either end, the least likely first."""
-    nelbo = columns["nelbo"]
-    order = nelbo.argsort(descending=True).tolist()
-    shown = min(command.shown, len(order))
-    width = max(len(_name(chosen, i)) for i in (*order[:shown], *order[-shown:]))
+    width = max(len(_name(chosen, i)) for i in ends.item.tolist())
 
     def line(i: int) -> str:
+        at = ends.place(i)
         parts = [
             f"{_name(chosen, i):<{width}}",
-            f"{float(nelbo[i]) / bit:8.4f} ± {float(columns['error'][i]) / bit:.4f} bits/dim",
+            f"{float(ends.nelbo[at]) / bit:8.4f} ± {float(ends.error[at]) / bit:.4f} bits/dim",
         ]
-        if "percentile" in columns:
-            parts.append(f"percentile {float(columns['percentile'][i]):5.1f}")
+        if ends.percentile is not None:
+            parts.append(f"percentile {float(ends.percentile[at]):5.1f}")
         return "  ".join(parts)
 
     against = "" if scores.reference is None else f", against {len(scores.reference):,} reference items"
+    least, most = int(ends.visits.min()), int(ends.visits.max())
+    visits = f"{least}" if least == most else f"{least} to {most}"
     return [
-        f"{chosen.name}, {chosen.split}: {len(nelbo):,} items{against}",
+        f"{chosen.name}, {chosen.split}: {len(scores.nelbo):,} items{against}",
         "least likely:",
-        *(f"  {line(i)}" for i in order[:shown]),
+        *(f"  {line(i)}" for i in ends.least_likely.tolist()),
         "most likely:",
-        *(f"  {line(i)}" for i in reversed(order[-shown:])),
+        *(f"  {line(i)}" for i in ends.most_likely.tolist()),
+        f"listed by {visits} new draws of each of these items, which did not choose them: {ends.evaluations:,} network evaluations with the "
+        "choice",
     ]
 
 
-def _notes(command: Score, chosen: ChosenItems, scores: "Scores", bit: float) -> list[str]:
+def _notes(command: Score, chosen: ChosenItems, scores: "Scores", ends: "Extremes", bit: float) -> list[str]:
     """Return a warning of scores whose error hides their rank, and a note if only the test split of the run's data was scored."""
     notes = []
-    nelbo, error = scores.nelbo, scores.error
-    others = nelbo if scores.reference is None else scores.reference
-    ordered = others.sort().values
-    spread = float(ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4])
+    error, spread = scores.error.clone(), scores.spread
+    error[ends.item] = ends.error
     unsure = (error > 3 * spread).nonzero().flatten().tolist()
     if unsure:
         unsure.sort(key=lambda i: -float(error[i]))
@@ -173,7 +257,7 @@ def _notes(command: Score, chosen: ChosenItems, scores: "Scores", bit: float) ->
         more = "" if len(unsure) <= command.shown else ", …"
         whose = "the items" if scores.reference is None else "the reference items"
         notes.append(
-            f"warning: the rank of {len(unsure):,} of {len(nelbo):,} items is not reliable ({names}{more}). A Monte Carlo error (up to "
+            f"warning: the rank of {len(unsure):,} of {len(error):,} items is not reliable ({names}{more}). A Monte Carlo error (up to "
             f"{float(error[unsure[0]]) / bit:.4g} bits/dim) is more than three times the interquartile range of {whose} "
             f"({spread / bit:.4g} bits/dim). Such items are often outliers, at whichever end they are listed. Use a larger "
             "--visits, or `diffusional evaluate --item-error`"
@@ -209,3 +293,18 @@ def _draw(path: Path, space: Any, chosen: ChosenItems, nelbo: "Tensor", most: in
         low=low,
         high=high,
     )
+
+
+def _save_maps(path: Path, maps: "CostMaps", ends: "Extremes", chosen: ChosenItems, space: Any) -> None:
+    """Write the maps of the listed items, or draw them under the items, the least likely first."""
+    from diffusional.report.figures import cost_maps
+
+    if path.suffix == ".npz":
+        maps.save(path, ends.item)
+        return
+    order = [ends.place(i) for i in [*ends.least_likely.tolist(), *ends.most_likely.flip(0).tolist()]]
+    order = list(dict.fromkeys(order))
+    x = chosen.x[ends.item[order]].cpu()
+    low, high = (space.low, space.high) if space.levels else (float(x.min()), float(x.max()))
+    title = f"{chosen.name}: nats per pixel, from the least likely item to the most likely"
+    cost_maps(path, x.numpy(), maps.total[order].sum(1).numpy(), title, low=low, high=high)

@@ -17,6 +17,7 @@ from diffusional.data.dataset import SPLITS, Dataset, Stream
 from diffusional.data.rows import Rows
 from diffusional.data.survey import MOST, Survey, survey
 from diffusional.grid import Grid, find_grid
+from diffusional.known_data import KnownData, recognise, version_record
 from diffusional.space import Continuous, Discrete, Space
 
 _PICTURE = 64  # number of items that are shown
@@ -59,6 +60,14 @@ class Inspection:
     notes: tuple[str, ...] = ()
     classes: dict[str, dict[str, int]] | None = None
 
+    @property
+    def versions(self) -> dict[str, KnownData]:
+        """The known versions of public data sets that the splits are, by split."""
+        levels, found = self.space.levels, {}
+        for split, fingerprint in self.fingerprints.items():
+            found[split] = recognise(fingerprint, self.space.shape, self.items[split], levels)
+        return {split: known for split, known in found.items() if known is not None}
+
     def to_json(self) -> dict[str, Any]:
         """Return the record without its picture, JSON-ready."""
         return {
@@ -72,6 +81,7 @@ class Inspection:
             "held": self.held,
             "bytes": self.bytes,
             "fingerprints": self.fingerprints,
+            "versions": {split: version_record(known)["data_version"] for split, known in self.versions.items()},
             "findings": list(self.findings),
             "notes": list(self.notes),
             "classes": self.classes,

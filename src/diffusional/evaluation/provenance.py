@@ -11,6 +11,8 @@ from torch import Tensor
 
 import diffusional
 from diffusional.conditions import Condition, by_name, ignores_condition
+from diffusional.errors import DiffusionalError
+from diffusional.known_data import recognise, version_record
 from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.space import Discrete, Space
 
@@ -54,11 +56,13 @@ def provenance(
     """Return the record that all methods of evaluation share.
 
     It has `condition_sha256` only if there is a condition, `condition_ignored` if the model does not depend on it
-    (`conditions.ignoring_condition`), `stages` for a composite model, and `doubts` only if the space has doubts about the items.
+    (`conditions.ignoring_condition`), `data_version` only if the items are a known version of a data set, `stages` for a composite model, and
+    `doubts` only if the space has doubts about the items.
     """
-    doubts = model.space.doubts(data)
+    doubts, sha256 = model.space.doubts(data), fingerprint(model.space, data)
     return {
-        "data_sha256": fingerprint(model.space, data),
+        "data_sha256": sha256,
+        **version_record(recognise(sha256, model.space.shape, len(data), model.space.levels)),
         **condition_record(condition),
         **({"condition_ignored": True} if condition is not None and ignores_condition(model) else {}),
         "weights_sha256": tensor_hash(model.state_dict()),
@@ -76,6 +80,40 @@ def provenance(
         **({"origin": dict(model.origin)} if model.origin else {}),
         **model.described(),
     } | ({"doubts": doubts} if doubts else {})
+
+
+def check_same_data(provenances: Mapping[str, Mapping[str, Any]], advice: str) -> None:
+    """Raise DiffusionalError if results, by name, are about different data, of which the message names the known versions. Results whose
+    provenance has no data are not checked.
+
+    >>> check_same_data({"a": {"data_sha256": "0123456789abcdef"}, "b": {"data_sha256": "abcdef0123456789"}}, "Evaluate both on one.")
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: expected results about the same data, got a of data 0123456789ab and b of data abcdef012345. Evaluate both on one.
+    """
+    named = {name: data_of(provenance) for name, provenance in provenances.items() if "data_sha256" in provenance}
+    hashes = {str(provenances[name]["data_sha256"]) for name in named}
+    if len(hashes) > 1:
+        listed = " and ".join(f"{name} of {data}" for name, data in named.items())
+        about = {
+            str(version["name"]): str(version["about"])
+            for provenance in provenances.values()
+            if isinstance(version := provenance.get("data_version"), Mapping)
+        }
+        known = "".join(f" {name}: {text}." for name, text in about.items()) if len(about) > 1 else ""
+        raise DiffusionalError(f"expected results about the same data, got {listed}.{known} {advice}")
+
+
+def data_of(provenance: Mapping[str, Any]) -> str:
+    """Return a short name of the data of a result: the version if it is known, otherwise the beginning of the hash.
+
+    >>> data_of({"data_sha256": "0123456789abcdef"})
+    'data 0123456789ab'
+    """
+    version = provenance.get("data_version")
+    if isinstance(version, Mapping) and "name" in version:
+        return str(version["name"])
+    return f"data {str(provenance.get('data_sha256', 'unknown'))[:12]}"
 
 
 def gamma_at(model: LatentVariableModel, edges: Tensor) -> Tensor | None:

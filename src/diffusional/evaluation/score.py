@@ -32,6 +32,9 @@ from diffusional.models.base import LatentVariableModel, device_of, evaluation_m
 from diffusional.models.chain import Chain, batch_rows
 from diffusional.words import check_word
 
+# The controls of a plan that is learned for scores. Those that assume a distribution of the data ("wiener", "histogram") expect costs of
+# unlike items that their draws then have to take back: a few draws of such an item can be far off, even negative.
+CONTROLS = ("moments", "own")
 # Names of the scores.
 BY = ("nelbo", "typicality", "profile")
 
@@ -78,6 +81,17 @@ def auroc(positive: Tensor, negative: Tensor) -> Auroc:
     return Auroc(float(above.mean()), math.sqrt(float(variance)), len(p), len(q))
 
 
+def percentiles(nelbo: Tensor, reference: Tensor) -> Tensor:
+    """Return the percentage (N,) of reference items (M,) that cost less than each of `nelbo` (N,), ties counted half.
+
+    >>> percentiles(torch.tensor([2.0, 9.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist()
+    [37.5, 100.0]
+    """
+    ordered = reference.sort().values
+    ranks = torch.searchsorted(ordered, nelbo, side="left") + torch.searchsorted(ordered, nelbo, side="right")
+    return 50.0 * ranks.double() / len(ordered)
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """What `score` returns.
@@ -109,11 +123,13 @@ class Scores:
 
         Raises DiffusionalError without a reference.
         """
-        ordered = self._reference.sort().values
-        ranks = torch.searchsorted(ordered, self.nelbo, side="left") + torch.searchsorted(
-            ordered, self.nelbo, side="right"
-        )
-        return 50.0 * ranks.double() / len(ordered)
+        return percentiles(self.nelbo, self._reference)
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range of the reference's NELBOs, or without a reference of the items', nats."""
+        ordered = (self.nelbo if self.reference is None else self.reference).sort().values
+        return float(ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4])
 
     @property
     def typicality(self) -> Tensor:
@@ -198,7 +214,8 @@ def score(
         bands: the number of bands of noise levels in the profile, C; by default there is no profile. It takes 2 C more evaluations of each
             item.
         condition, reference_condition: of the items and the reference, for conditional models.
-        plan: learned before (`Plan.fit`).
+        plan: learned before (`Plan.fit` with `controls=CONTROLS`). The controls "wiener" and "histogram", which `evaluate` uses for the mean
+            of a data set, make the scores of outliers noisy.
         seed, progress: as in `evaluate`.
 
     Raises DiffusionalError as `evaluate` does, for bands of a model without levels, for fewer than 2 reference items, and for one of
@@ -244,7 +261,7 @@ def score(
     if plan is None and chain is not None:
         known, given = (data, condition) if reference is None else (reference, reference_condition)
         model.space.check(known)
-        plan = Plan.fit(chain, as_the_network(model, known), seed=seed, condition=given)
+        plan = Plan.fit(chain, as_the_network(model, known), seed=seed, controls=CONTROLS, condition=given)
     target = {"visits": None if item_error is not None else visits, "item_error": item_error}
 
     def scored(x: Tensor, c: Condition | None) -> Evaluation:

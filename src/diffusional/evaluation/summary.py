@@ -100,7 +100,9 @@ def interval_text(estimate: Estimate, freedom: float, dimensions: int) -> str:
 
 
 def origin(provenance: Mapping[str, Any]) -> list[str]:
-    """Return one line with the method, the seed and the beginnings of the hashes of `provenance`; no line if it has none of them."""
+    """Return a line with the method, the seed and the beginnings of the hashes of `provenance`, if it has any, and one with the version of
+    the data, if it is known.
+    """
     named = (("method", "method"), ("seed", "seed"), ("data", "data_sha256"), ("weights", "weights_sha256"))
     named = (*named, ("condition", "condition_sha256"))
     said = [
@@ -108,4 +110,10 @@ def origin(provenance: Mapping[str, Any]) -> list[str]:
         for name, key in named
         if key in provenance
     ]
-    return [", ".join(said)] if said else []
+    version = provenance.get("data_version")
+    known = (
+        []
+        if not isinstance(version, Mapping)
+        else [f"data: {version.get('name')}, recognised {version.get('recognised')}"]
+    )
+    return [*([", ".join(said)] if said else []), *known]

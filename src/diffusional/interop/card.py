@@ -108,6 +108,7 @@ def _metadata(name: str, evaluation: Evaluation | None) -> str:
                         ("levels", evaluation.provenance.get("levels")),
                         ("network_evaluations", evaluation.nelbo.network_evaluations),
                         ("data_sha256", evaluation.provenance.get("data_sha256")),
+                        ("data_version", _version(evaluation.provenance)),
                     )
                     if value is not None and value == value  # the error over one item is NaN
                 },
@@ -151,6 +152,14 @@ def _bound(evaluation: Evaluation) -> list[str]:
         facts.append(f"**{about['trained_on']} of the items were also trained on**")
     facts += [f"caveat: {text}" for text in evaluation.caveats]
     return [*lines, "", *(f"- {fact}" for fact in facts)]
+
+
+def _version(provenance: Mapping[str, Any]) -> str | None:
+    """Return the name of the known version of the data, with how it was recognised; None if it is not known."""
+    version = provenance.get("data_version")
+    return (
+        None if not isinstance(version, Mapping) else f"{version.get('name')}, recognised {version.get('recognised')}"
+    )
 
 
 def _named(about: Mapping[str, Any]) -> str | None:

@@ -231,12 +231,34 @@ class Chain(LatentVariableModel):
 
     def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
         """Return KL_t (B,) for `kl_at`, which checks the arguments first. A family with a closed form overrides it."""
-        self._discrete()
-        z_next = self.noisy(x, level + 1, noise)
-        kl = self.process.posterior(z_next, x, level).kl(self._step(z_next, level, condition))
+        q, p = self._both(x, level, noise, condition)
+        kl = q.kl(p)
         return one_per_item(kl, len(x), "kl of q(z_t|z_{t+1}, x) and p(z_t|z_{t+1})").double()
 
+    def _both(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None) -> tuple[Any, Distribution]:
+        """Return q(z_t|z_{t+1}, x) and p(z_t|z_{t+1}) at the z_{t+1} of x and `noise`."""
+        self._discrete()
+        z_next = self.noisy(x, level + 1, noise)
+        return self.process.posterior(z_next, x, level), self._step(z_next, level, condition)
+
     _kl_at = RenamedAttribute("level_kl")
+
+    # The same costs at every position of x (evaluation/maps.py), for families whose distributions are independent over positions.
+
+    def reconstruction_map(self, x: Batch, noise: Batch, condition: Condition | None = None) -> Batch:
+        """Return −ln p(x_d|z_1) at every position (B, *dims), float64, whose sum is `reconstruction`."""
+        same_shape(x, noise)
+        z_1 = self.noisy(x, torch.ones(len(x), dtype=torch.long, device=x.device), noise)
+        return -by_position(self._decode(z_1, condition), "log_prob_map", x)
+
+    def kl_map(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> Batch:
+        """Return KL_t at every position (B, *dims), float64, whose sum is `level_kl`; in continuous time dKL/du."""
+        q, p = self._both(x, level, noise, condition)
+        return by_position(q, "kl_map", p)
+
+    def prior_map(self, x: Batch) -> Batch:
+        """Return KL_T at every position (B, *dims), float64, whose sum is `prior`."""
+        return by_position(self.process.marginal(x, self._discrete()), "kl_map", self.last(len(x)))
 
     def noisy(self, x: Batch, t: PerItem, noise: Batch) -> Batch:
         """Return z_t ~ q(z_t|x) (B, *dims) for standard normal `noise`, t (B,) in 1 … T, in x's type."""
@@ -630,6 +652,18 @@ class Chain(LatentVariableModel):
 
 def _extremes(level: Tensor) -> str:
     return f"{float(level.min()):g} to {float(level.max()):g} of type {level.dtype}"
+
+
+def by_position(distribution: Any, method: str, argument: Any) -> Tensor:
+    """Return the costs at every position (B, *dims), float64, that `method` of a distribution returns. Raises DiffusionalError if the
+    distribution has no such method.
+    """
+    if not hasattr(distribution, method):
+        raise DiffusionalError(
+            f"expected {type(distribution).__name__} to define {method}, the cost at every position (B, *dims), which cost maps need; it "
+            "does not"
+        )
+    return getattr(distribution, method)(argument).double()
 
 
 def one_per_item(cost: Any, items: int, what: str) -> Tensor:

@@ -21,14 +21,14 @@ from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, LevelDraws, per_unit
 from diffusional.models import reverse
 from diffusional.models.base import plain_options
-from diffusional.models.chain import Chain, Decoding, batch_rows, same_shape, standard_normal
+from diffusional.models.chain import Chain, Decoding, batch_rows, by_position, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.guidance import Guided
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import LevelsPrediction, Prediction
 from diffusional.models.rules import Rule
 from diffusional.schedule import Pull
-from diffusional.shapes import Batch, PerItem
+from diffusional.shapes import Batch, PerItem, align
 from diffusional.space import Discrete, Space
 from diffusional.timesteps import Stratified, TimestepSampler, position
 from diffusional.words import check_word, our_word
@@ -196,9 +196,13 @@ class DiffusionModel(Chain):
 
     def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
         """Return −ln p(x|z_1) (B,) at z_1 = α_1 x + σ_1 ε, ε = `noise` (B, *dims)."""
+        return -self._decoding(x, noise, condition).log_prob(x).double()
+
+    def _decoding(self, x: Tensor, noise: Tensor, condition: Condition | None) -> Decoded:
+        """Return p(x | z_1) at z_1 = α_1 x + σ_1 ε."""
         same_shape(x, noise)
         z_1 = diffuse(x, self.process.schedule.ends()[0].expand(len(x)), noise)
-        return -self.decode(z_1, condition).log_prob(x).double()
+        return self.decode(z_1, condition)
 
     @property
     def predicts_levels(self) -> bool:
@@ -208,6 +212,27 @@ class DiffusionModel(Chain):
         gamma = self.process.schedule.ends()[0].expand(len(x))
         prediction = self.denoiser(diffuse(x, gamma, torch.zeros_like(x)), gamma, condition)
         return prediction.priors if isinstance(prediction, LevelsPrediction) else super().level_priors(x, condition)
+
+    def reconstruction_map(self, x: Batch, noise: Batch, condition: Condition | None = None) -> Batch:
+        return -by_position(self._decoding(x, noise, condition), "log_prob_map", x)
+
+    def prior_map(self, x: Batch) -> Batch:
+        return reverse.prior_map(x, self.process.schedule.ends()[1], self.last_variance)
+
+    def kl_map(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> Batch:
+        """Return KL_t at every position (B, *dims) from the squared errors of the noise, MATH (10), whose sum is `level_kl`."""
+        gamma = self.noisy_gamma(level)
+        prediction = self.denoiser(diffuse(x, gamma, noise), gamma, condition)
+        errors = prediction.squared_errors(x, noise)
+        if self.steps is None:
+            return (
+                align(reverse.kl_density(torch.ones_like(gamma), self.process.schedule.dgamma(level)), errors) * errors
+            )
+        if not self.process.markov:
+            return align(self.process.error_weight(level), errors) * errors
+        gamma_s, gamma_t = self._gammas(level)
+        log_r = reverse.log_ratios(prediction, gamma_s, gamma_t, self.variance)
+        return reverse.kl_map(errors, log_r, gamma_s, gamma_t)
 
     def prior(self, x: Batch) -> PerItem:
         """Return KL_T = KL[q(z_T|x) ‖ N(0, ṽ I)] (B,): exact, without a draw."""

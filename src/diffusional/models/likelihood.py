@@ -48,6 +48,15 @@ class Likelihood(Protocol):
         ...
 
 
+@runtime_checkable
+class MappedLikelihood(Likelihood, Protocol):
+    """A likelihood whose positions are independent given z_1, so that its cost is a sum over them (evaluation/maps.py)."""
+
+    def log_prob_map(self, x: Batch, prediction: Prediction) -> Batch:
+        """Return ln p(x_d | z_1) at every position (B, *dims), nats, whose sum is `log_prob`."""
+        ...
+
+
 def options_of(likelihood: Likelihood) -> dict[str, Any]:
     """Return a likelihood's plain options by name: numbers, strings and None.
 
@@ -68,6 +77,15 @@ class Decoded:
     def log_prob(self, x: Batch) -> PerItem:
         """Return ln p(x|z_1) (B,), nats."""
         return self.likelihood.log_prob(x, self.prediction)
+
+    def log_prob_map(self, x: Batch) -> Batch:
+        """Return ln p(x_d|z_1) at every position (B, *dims), nats. Raises DiffusionalError if the likelihood has no `log_prob_map`."""
+        if not isinstance(self.likelihood, MappedLikelihood):
+            raise DiffusionalError(
+                f"expected {type(self.likelihood).__name__} to define log_prob_map(x, prediction), the log-probability at every position "
+                "(B, *dims), which cost maps need; it does not"
+            )
+        return self.likelihood.log_prob_map(x, self.prediction)
 
     def sample(self, generator: torch.Generator | None = None, rows: int | None = None) -> Batch:
         """Return samples x ~ p(x|z_1) (B, *dims). They are drawn for `rows` items at a time, since a likelihood may need a table of all levels
@@ -97,7 +115,12 @@ def _discrete(space: Space, name: str) -> Discrete:
 
 def gather_levels(log_probs: PerLevel, index: Batch) -> PerItem:
     """Return Σ_d ln p(level_d) (B,) from ln p (B, K, *dims) and level indices (B, *dims)."""
-    return sum_dims(log_probs.gather(1, index.unsqueeze(1)).squeeze(1))
+    return sum_dims(chosen_levels(log_probs, index))
+
+
+def chosen_levels(log_probs: PerLevel, index: Batch) -> Batch:
+    """Return ln p(level_d) at every position (B, *dims) from ln p (B, K, *dims) and level indices (B, *dims)."""
+    return log_probs.gather(1, index.unsqueeze(1)).squeeze(1)
 
 
 def sample_levels(log_probs: PerLevel, space: Discrete, generator: torch.Generator | None) -> Batch:
@@ -194,7 +217,11 @@ class DiscretizedGaussian(nn.Module):
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """Return ln p(x | z_1) (B,), nats, float64."""
-        return sum_dims(self._log_mass(self.space.index(x), prediction))
+        return sum_dims(self.log_prob_map(x, prediction))
+
+    def log_prob_map(self, x: Batch, prediction: Prediction) -> Batch:
+        """Return ln p(x_d | z_1) at every position (B, *dims), nats, float64."""
+        return self._log_mass(self.space.index(x), prediction)
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """Return samples x ~ p(x | z_1) (B, *dims)."""
@@ -227,11 +254,15 @@ class LevelPosterior(nn.Module):
         The sum is over the levels within 10 σ/α of the one next to z/α, since the others are below e^{−50} of it. At the noise of a usual
         z_1 these are about thirty of 256, which saves time in every training step.
         """
+        return sum_dims(self.log_prob_map(x, prediction))
+
+    def log_prob_map(self, x: Batch, prediction: Prediction) -> Batch:
+        """Return ln p(x_d | z_1) at every position (B, *dims), nats."""
         z, space = prediction.z, self.space
         a, s = align(alpha(prediction.gamma), z), align(sigma(prediction.gamma), z)
         reach = _REACH * float((s / a).detach().max()) / space.width + 1
         if 2 * reach + 1 >= space.levels:
-            return gather_levels(self.level_log_probs(prediction), space.index(x))
+            return chosen_levels(self.level_log_probs(prediction), space.index(x))
         offset = torch.arange(-math.ceil(reach), math.ceil(reach) + 1, device=z.device).reshape(
             -1, *(1,) * (z.ndim - 1)
         )
@@ -241,7 +272,7 @@ class LevelPosterior(nn.Module):
         near = -0.5 * (ratio.unsqueeze(1) - slope.unsqueeze(1) * values[k.clamp(0, space.levels - 1)]).square()
         near = near.masked_fill((k < 0) | (k >= space.levels), -math.inf)
         own = -0.5 * (ratio - slope * values[space.index(x)]).square()
-        return sum_dims(own - torch.logsumexp(near, 1))
+        return own - torch.logsumexp(near, 1)
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """Return samples x ~ p(x | z_1) (B, *dims)."""
@@ -276,7 +307,11 @@ class NetworkLevels(nn.Module):
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """Return ln p(x | z_1) (B,), nats."""
-        return gather_levels(self.level_log_probs(prediction), self.space.index(x))
+        return sum_dims(self.log_prob_map(x, prediction))
+
+    def log_prob_map(self, x: Batch, prediction: Prediction) -> Batch:
+        """Return ln p(x_d | z_1) at every position (B, *dims), nats."""
+        return chosen_levels(self.level_log_probs(prediction), self.space.index(x))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """Return samples x ~ p(x | z_1) (B, *dims)."""
@@ -311,10 +346,14 @@ class GaussianLikelihood(nn.Module):
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """Return ln p(x | z_1) (B,), nats, float64."""
+        return sum_dims(self.log_prob_map(x, prediction))
+
+    def log_prob_map(self, x: Batch, prediction: Prediction) -> Batch:
+        """Return ln p(x_d | z_1) at every position (B, *dims), nats, float64."""
         log_variance = self._log_variance(prediction)
         # x − x̂ = (σ/α)(ε̂ − ε) is small at z_1: the difference is computed in the data's type, and squared in float64.
         squared = (x - prediction.data).double().square() * (-log_variance).exp()
-        return sum_dims(-0.5 * (squared + log_variance + math.log(2 * math.pi)))
+        return -0.5 * (squared + log_variance + math.log(2 * math.pi))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """Return samples x ~ p(x | z_1) (B, *dims)."""
@@ -354,7 +393,11 @@ class Bernoulli(nn.Module):
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """Return ln p(x | z_1) (B,), nats."""
-        return gather_levels(self.level_log_probs(prediction), self.space.index(x))
+        return sum_dims(self.log_prob_map(x, prediction))
+
+    def log_prob_map(self, x: Batch, prediction: Prediction) -> Batch:
+        """Return ln p(x_d | z_1) at every position (B, *dims), nats."""
+        return chosen_levels(self.level_log_probs(prediction), self.space.index(x))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:
         """Return samples x ~ p(x | z_1) (B, *dims)."""

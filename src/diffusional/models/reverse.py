@@ -71,8 +71,19 @@ def kl_learned(squared_errors: Batch, log_r: Batch, gamma_s: Tensor, gamma_t: Te
     >>> kl_learned(one, 0 * one, g[:1], g[1:])                                        # 3/2 expm1(0.1)
     tensor([0.1578], dtype=torch.float64)
     """
+    return sum_dims(kl_map(squared_errors, log_r, gamma_s, gamma_t))
+
+
+def kl_map(squared_errors: Batch, log_r: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Batch:
+    """Return the same KL at every position (B, *dims), nats, float64, whose sum is `kl_learned` or, for a fixed variance, `kl`. ln r may
+    be one number for each item (B, 1, …).
+
+    >>> g, one = torch.tensor([0.0, 0.1], dtype=torch.float64), torch.ones(1, 2)
+    >>> kl_map(one, 0 * one, g[:1], g[1:])                                            # 1/2 expm1(0.1)
+    tensor([[0.0526, 0.0526]], dtype=torch.float64)
+    """
     half = align(0.5 * torch.expm1(gamma_t.double() - gamma_s.double()), squared_errors.double())
-    return sum_dims(0.5 * phi(log_r.double()) + log_r.double().exp() * half * squared_errors.double())
+    return 0.5 * phi(log_r.double()) + log_r.double().exp() * half * squared_errors.double()
 
 
 def kl_density(squared_error: PerItem, dgamma: Tensor) -> PerItem:
@@ -91,6 +102,17 @@ def prior_kl(x: Batch, gamma_last: Tensor, variance: float = 1.0) -> PerItem:
     flat = x.double().flatten(1)
     variance_part = flat.shape[1] * phi(logsigmoid(gamma_last) - math.log(variance))
     return 0.5 * (torch.sigmoid(-gamma_last) * flat.square().sum(1) / variance + variance_part)
+
+
+def prior_map(x: Batch, gamma_last: Tensor, variance: float = 1.0) -> Batch:
+    """Return KL_T at every position (B, *dims), nats, float64, whose sum is `prior_kl`.
+
+    >>> prior_map(torch.ones(1, 2), torch.tensor(0.0))
+    tensor([[0.3466, 0.3466]], dtype=torch.float64)
+    """
+    last = gamma_last.double()
+    of_variance = phi(logsigmoid(last) - math.log(variance))
+    return 0.5 * (torch.sigmoid(-last) * x.double().square() / variance + of_variance)
 
 
 def step(prediction: Prediction, gamma_s: Tensor, gamma_t: Tensor, variance: Variance) -> Gaussian:

@@ -86,6 +86,48 @@ def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: flo
 
 
 @_literal
+def cost_maps(
+    path: Path,
+    images: np.ndarray,
+    maps: np.ndarray,
+    title: str,
+    columns: int = 10,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> None:
+    """Draw images (N, C, H, W), each above its map (N, H, W) of nats, in rows of `columns`; one colour scale for all maps.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "maps.png"
+    >>> cost_maps(target, np.zeros((3, 1, 8, 8)), np.ones((3, 8, 8)), "three")
+    >>> target.stat().st_size > 1000
+    True
+    """
+    across = min(columns, max(len(images), 4))
+    rows = -(-len(images) // across)
+    figure = _figure(0.8 * across + 0.6, 1.7 * rows + 0.4)
+    axes = figure.subplots(2 * rows, across, squeeze=False)
+    # A few values beyond do not dim the others.
+    least, most = (float(np.quantile(maps, q)) for q in (0.005, 0.995))
+    drawn = None
+    for index in range(rows * across):
+        above, below = (axes[2 * (index // across) + k, index % across] for k in (0, 1))
+        if index >= len(images):
+            above.axis("off")
+            below.axis("off")
+            continue
+        _picture(above, images[index], low, high)
+        drawn = below.imshow(maps[index], cmap="magma", vmin=least, vmax=max(most, least + 1e-12))
+        below.set_xticks([])
+        below.set_yticks([])
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=axes, fraction=0.03)
+        bar.ax.tick_params(labelsize=6)
+    figure.suptitle(title, fontsize=11, color=_INK)
+    _save(figure, path)
+
+
+@_literal
 def histograms(path: Path, columns: np.ndarray, labels: Sequence[str], title: str, most: int = 20) -> None:
     """Draw a histogram of each of the first `most` columns of (N, D).
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from diffusional.evaluation.difference import Comparison
+from diffusional.evaluation.provenance import check_same_data
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.summary import cells
 from diffusional.extras import needed_for
@@ -58,13 +59,20 @@ def _both_units(term: Estimate, dimensions: int) -> tuple[str, ...]:
     return *cells(term, dimensions, "nats"), *cells(term, dimensions, "bits/dim")
 
 
-def baseline_table(results: Mapping[str, Evaluation], title: str) -> Table:
-    """Return models and baselines on the same data, best first, in bits/dim, with the kind of each number.
+# What to do about results of different data.
+_ADVICE = "Evaluate both on the same data, or pass across_data=True"
+
+
+def baseline_table(results: Mapping[str, Evaluation], title: str, across_data: bool = False) -> Table:
+    """Return models and baselines on the same data, best first, in bits/dim, with the kind of each number. Raises DiffusionalError for
+    results about different data, unless `across_data`.
 
     >>> import torch
     >>> baseline_table({"a": Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64)}, "test").row_count
     1
     """
+    if not across_data:
+        check_same_data({name: result.provenance for name, result in results.items()}, _ADVICE)
     table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("model")
     for column in ("bits/dim", "± Monte Carlo", "± items"):
@@ -75,14 +83,17 @@ def baseline_table(results: Mapping[str, Evaluation], title: str) -> Table:
     return table
 
 
-def ledgers_table(results: Mapping[str, Evaluation], title: str) -> Table:
-    """Return the ledgers of several models on the same data side by side, bits/dim ± Monte Carlo error, by the models' names.
+def ledgers_table(results: Mapping[str, Evaluation], title: str, across_data: bool = False) -> Table:
+    """Return the ledgers of several models on the same data side by side, bits/dim ± Monte Carlo error, by the models' names. Raises
+    DiffusionalError for results about different data, unless `across_data`.
 
     >>> import torch
     >>> result = Evaluation.from_scores(torch.tensor([70.0, 71.0]), dimensions=64, kind="bound")
     >>> ledgers_table({"a": result, "b": result}, "test").row_count
     2
     """
+    if not across_data:
+        check_same_data({name: result.provenance for name, result in results.items()}, _ADVICE)
     table = Table(title=_plain(title, "bold"), title_justify="left")
     table.add_column("cost")
     for name in results:
