@@ -82,7 +82,7 @@ def test_records_name_the_version_and_tables_refuse_two() -> None:
 
 
 def test_the_data_command_names_versions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = command(capsys, "data", "--data", "digits", "--json", "-")
+    status, out, _ = command(capsys, "data", "digits", "--json", "-")
     assert status == 0
     found = json.loads(out)["versions"]
     assert {split: entry["name"] for split, entry in found.items()} == {
@@ -90,5 +90,5 @@ def test_the_data_command_names_versions(tmp_path: Path, capsys: pytest.CaptureF
     }
     images = np.random.default_rng(0).integers(0, 256, (30, 1, 4, 4), dtype=np.uint8)
     np.save(tmp_path / "other.npy", images)
-    status, out, _ = command(capsys, "data", "--data", tmp_path / "other.npy", "--data.levels", 256, "--json", "-")
+    status, out, _ = command(capsys, "data", tmp_path / "other.npy", "--levels", 256, "--json", "-")
     assert json.loads(out)["versions"] == {}

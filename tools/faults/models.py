@@ -778,8 +778,8 @@ FAULTS = [
     fault(
         "models/chain.py",
         "KL_t by default under p of the level below",
-        ".kl(self._step(z_next, level, condition))",
-        ".kl(self._step(z_next, (level - 1).clamp(min=1), condition))",
+        ", self._step(z_next, level, condition)",
+        ", self._step(z_next, (level - 1).clamp(min=1), condition)",
         "battery/test_models.py::test_closed_forms_are_the_defaults[noise, posterior]",
     ),
     fault(
