@@ -73,13 +73,10 @@ def drawn(
 def same(a: VisitRecords, b: VisitRecords, items: list[int] | None = None) -> None:
     """The records of b's items are those of a's."""
     at = torch.arange(len(b.data)) if items is None else torch.tensor(items)
-    assert torch.equal(a._cell[at], b._cell)
-    for left, right in (
-        (a._costs["kl"], b._costs["kl"]),
-        (a._costs["reconstruction"], b._costs["reconstruction"]),
-        (a.base, b.base),
-    ):
-        torch.testing.assert_close(left[at], right, rtol=1e-5, atol=1e-4)
+    (ours, _), (theirs, _) = a.parts(at), b.parts(torch.arange(len(b.data)))
+    assert torch.equal(ours.cell, theirs.cell)
+    torch.testing.assert_close(ours.costs, theirs.costs, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(a.base[at], b.base, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(a.known()[at], b.known(), rtol=1e-5, atol=1e-5)
 
 
@@ -220,10 +217,11 @@ def test_the_order_is_a_random_one() -> None:
 def part(some: VisitRecords, rows: Tensor) -> VisitRecords:
     """The draws of some items, as those of a data set of their own."""
     out = copy.copy(some)
-    for name in ("data", "base", "prior", "count", "_cell"):
+    for name in ("data", "base", "prior", "count"):
         setattr(out, name, getattr(some, name)[rows])
     out.extra = {name: term[rows] for name, term in some.extra.items()}
-    out._costs = {name: values[rows] for name, values in some._costs.items()}
+    found, _ = some.parts(rows)
+    out._costs, out._cell, out._row = found.costs, found.cell, torch.arange(len(rows), dtype=torch.int32)
     out.strata = Strata(torch.zeros(len(rows), dtype=torch.long), torch.arange(len(rows)))  # one stratum
     return out
 
@@ -294,7 +292,7 @@ def recorded(values: Tensor, counts: list[int] | None = None) -> VisitRecords:
     some.count = torch.tensor(counts or [width] * n)
     filled = torch.arange(width) < some.count[:, None]
     some._costs = {"kl": 0.25 * values * filled, "reconstruction": 0.75 * values * filled}
-    some._cell = torch.ones(n, width, dtype=torch.int16)
+    some._cell, some._row = torch.ones(n, width, dtype=torch.int16), torch.arange(n, dtype=torch.int32)
     return some
 
 

@@ -76,16 +76,37 @@ FAULTS = [
     fault(
         "evaluation/noise.py",
         "seed left out of an item's key",
-        "{seed}:{seen[content]}",
-        "{seen[content]}",
+        "{seed}:{k}",
+        "{k}",
         "evaluation/test_noise.py::test_an_item_s_noise_is_its_own",
     ),
     fault(
         "evaluation/noise.py",
         "condition left out of an item's key",
-        "content + given[i]",
-        "content",
+        "row.tobytes() + one for",
+        "row.tobytes() for",
         "evaluation/test_noise.py::test_the_condition_is_part_of_an_item_s_key",
+    ),
+    fault(
+        "evaluation/noise.py",
+        "equal items counted from the last",
+        "out[order] = position - ",
+        "out[order[::-1]] = position - ",
+        "evaluation/test_noise.py::test_keys_without_a_condition_are_pinned",
+    ),
+    fault(
+        "evaluation/noise.py",
+        "bytes of all items in memory at once",
+        "x.split(_BLOCK) if len(x) else ()",
+        "x.split(len(x)) if len(x) else ()",
+        "evaluation/test_bytes.py::test_an_item_takes_few_bytes",
+    ),
+    fault(
+        "evaluation/visit_records.py",
+        "rows of visits for all items",
+        "self._make_room(items[draws > 0], ",
+        "self._make_room(torch.arange(len(self.data)), ",
+        "evaluation/test_bytes.py::test_visits_take_memory_of_visited_items_only",
     ),
     fault(
         "evaluation/noise.py",
@@ -433,8 +454,8 @@ FAULTS = [
     fault(
         "evaluation/visit_records.py",
         "items visited in the order of the data",
-        "self.order = torch.tensor(order)",
-        "self.order = torch.arange(len(order))",
+        "self.order = self.keys.order()",
+        "self.order = torch.arange(len(data))",
         "evaluation/test_visit_records.py::test_the_order_is_a_random_one",
     ),
     fault(

@@ -6,7 +6,9 @@ bytes of its condition if there is one, the number of equal items before it, and
 """
 
 import hashlib
-from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import overload
 
 import numpy as np
 import torch
@@ -14,12 +16,52 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition, row_digests
 
+# Items whose bytes are in memory at once, beside the data.
+_BLOCK = 4096
+# Bytes of the digests that order the items.
+_ORDER = 16
 
-def item_keys(x: Tensor, seed: int, condition: Condition | None = None) -> list[bytes]:
+
+class Keys(Sequence[bytes]):
+    """The keys of N items, 32 bytes each, in one array.
+
+    >>> keys = Keys(np.zeros((2, 32), dtype=np.uint8))
+    >>> len(keys), keys[1] == bytes(32)
+    (2, True)
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Keys": ...
+    def __getitem__(self, index: int | slice) -> "bytes | Keys":
+        return Keys(self.array[index]) if isinstance(index, slice) else self.array[index].tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def order(self) -> Tensor:
+        """Return a random order (N,) of the items, which depends on their keys only."""
+        tags = _digests((key + b"order" for key in self), len(self), 64)[:, :_ORDER]
+        return torch.from_numpy(np.argsort(_sortable(tags), kind="stable"))
+
+
+def item_keys(
+    x: Tensor, seed: int, condition: Condition | None = None, seen: Callable[[Tensor], Tensor] | None = None
+) -> Keys:
     """Return a 32-byte key for every item of x (N, *dims), from the seed, the item's float64 bytes and its occurrence in x.
 
     With a `condition` (N, …) the key depends on its row as well, and items count as the same only if their conditions are
-    the same too. Raises DiffusionalError unless the condition has a row for every item.
+    the same too. If `seen` is given, the bytes are those of `seen(rows)` for the rows (n, *dims) of a block of items. Raises
+    DiffusionalError unless the condition has a row for every item.
 
     >>> import torch
     >>> keys = item_keys(torch.tensor([[0.0], [1.0], [0.0]]), seed=0)
@@ -28,16 +70,48 @@ def item_keys(x: Tensor, seed: int, condition: Condition | None = None) -> list[
     """
     check_condition(condition, len(x))
     given = None if condition is None else row_digests(condition)
-    seen: Counter[bytes] = Counter()
-    keys = []
-    for i, row in enumerate(np.ascontiguousarray(x.detach().cpu().double().flatten(1).numpy().astype("<f8"))):
-        content = hashlib.blake2b(row.tobytes(), digest_size=32).digest()
-        if given is not None:
-            content = hashlib.blake2b(content + given[i], digest_size=32).digest()
-        tag = f"{seed}:{seen[content]}".encode()
-        seen[content] += 1
-        keys.append(hashlib.blake2b(content + tag, digest_size=32).digest())
-    return keys
+
+    def contents() -> Iterator[bytes]:
+        for rows in x.split(_BLOCK) if len(x) else ():
+            values = (rows if seen is None else seen(rows)).detach().cpu().double().flatten(1).numpy()
+            yield from (row.tobytes() for row in np.ascontiguousarray(values.astype("<f8", copy=False)))
+
+    content = _digests(contents(), len(x), 32)
+    if given is not None:
+        content = _digests((row.tobytes() + one for row, one in zip(content, given, strict=True)), len(x), 32)
+    occurrence = _occurrences(content).tolist()
+    tagged = (row.tobytes() + f"{seed}:{k}".encode() for row, k in zip(content, occurrence, strict=True))
+    return Keys(_digests(tagged, len(x), 32))
+
+
+def _digests(texts: Iterable[bytes], count: int, size: int) -> np.ndarray:
+    """Return the BLAKE2b digests (count, size) of texts, uint8."""
+    out, each = np.empty((count, size), dtype=np.uint8), iter(texts)
+    for start in range(0, count, _BLOCK):
+        some = b"".join(hashlib.blake2b(text, digest_size=size).digest() for text in islice(each, _BLOCK))
+        out[start : start + _BLOCK] = np.frombuffer(some, dtype=np.uint8).reshape(-1, size)
+    return out
+
+
+def _sortable(digests: np.ndarray) -> np.ndarray:
+    """Return digests (N, size) as N strings, which numpy sorts by their bytes."""
+    return np.ascontiguousarray(digests).view(f"S{digests.shape[1]}")[:, 0]
+
+
+def _occurrences(digests: np.ndarray) -> np.ndarray:
+    """Return the number of equal digests before each (N,).
+
+    >>> _occurrences(np.array([[1], [2], [1], [1]], dtype=np.uint8))
+    array([0, 0, 1, 2])
+    """
+    texts = _sortable(digests)
+    order = np.argsort(texts, kind="stable")
+    texts = texts[order]
+    starts = np.concatenate([[True], texts[1:] != texts[:-1]])[: len(texts)]
+    position = np.arange(len(texts))
+    out = np.empty_like(position)
+    out[order] = position - np.maximum.accumulate(np.where(starts, position, 0))
+    return out
 
 
 def stream(key: bytes, draw: int, purpose: bytes = b"") -> np.random.Generator:

@@ -46,6 +46,8 @@ _LEAST = 1e-8
 # The number of neighbours of a cell on either side. A cell's share is at least this part of the largest of theirs.
 _AROUND = 2
 _LEAST_OF_AROUND = 0.6
+# The most items that controls are fitted to: more would need memory for copies of all of them, and change little.
+_FITTED = 65_536
 # Visits of every item of a pilot that evaluates contexts.
 _EACH_CONTEXT = 4
 # Controls are dropped if a smaller set of them leaves less than this part of the variance.
@@ -70,6 +72,7 @@ def fit(
     device = device_of(model.whole(), data)
     said = about(model)
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
+    worlds = worlds[:: max(1, -(-len(worlds) // _FITTED))]
     fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
     controls = fit_controls(names, model, fitted) if len(worlds) else ()
     plan = _even(model, controls, data, cells)

@@ -16,6 +16,9 @@ from diffusional.known_data import recognise, version_record
 from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.space import Discrete, Space
 
+# Items that are copied at once, for their bytes.
+_BLOCK = 4096
+
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the sha256 of the names, shapes, types and bytes of tensors.
@@ -25,10 +28,16 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = tensors[name]
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        _update(digest, value)
     return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", value: Tensor) -> None:
+    """Add the bytes of a tensor to a hash."""
+    flat = value.detach().cpu().contiguous().flatten()
+    digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def as_seen(space: Space, data: Tensor) -> Tensor:
@@ -38,7 +47,13 @@ def as_seen(space: Space, data: Tensor) -> Tensor:
 
 def fingerprint(space: Space, data: Tensor) -> str:
     """Return the sha256 of items, which does not depend on their type."""
-    return tensor_hash({"data": as_seen(space, data)})
+    # The hash of `tensor_hash({"data": as_seen(space, data)})`, without a copy of all items in memory.
+    blocks = data.split(_BLOCK) if len(data) else (data,)
+    first = as_seen(space, blocks[0])
+    digest = hashlib.sha256(f"data:{first.dtype}:{(len(data), *first.shape[1:])};".encode())
+    for rows in blocks:
+        _update(digest, as_seen(space, rows))
+    return digest.hexdigest()
 
 
 def condition_record(condition: Condition | None) -> dict[str, str]:

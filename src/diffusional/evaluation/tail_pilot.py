@@ -17,6 +17,7 @@ one plain draw in 16,000, and in one pilot draw in 100.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,7 @@ def wider(dimensions: int) -> float:
     return math.sqrt(1 + 2 / math.sqrt(dimensions))
 
 
-def chosen(keys: list[bytes], draws: int) -> tuple[Tensor, int]:
+def chosen(keys: Sequence[bytes], draws: int) -> tuple[Tensor, int]:
     """Choose the items of a pilot of at most `draws` draws, at random but independently of their order, and the draws of each.
 
     >>> items, each = chosen([b"a", b"b", b"c"], 13)

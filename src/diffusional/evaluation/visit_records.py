@@ -42,6 +42,8 @@ __getattr__ = renamed_names(__name__, {"Draws": "VisitRecords"})
 
 # Numbers of noise drawn at once.
 _NOISE = 16_000_000
+# The largest block of items whose base is computed at once.
+_BLOCK = 4096
 # The number of draws of an item whose variance has the same weight as the plan's expectation.
 _PRIOR_DRAWS = 4
 # Degrees of freedom of the plan's expectation if the observed error is smaller.
@@ -64,6 +66,17 @@ class Parts:
         return sum(others, first)
 
 
+def blocks(items: int, dimensions: int) -> tuple[Tensor, ...]:
+    """Return the numbers of items in blocks whose quantities are computed together: few enough that the memory they need does not grow with
+    the set, and no small block at the end, since matrix products of few rows differ in the last bits.
+
+    >>> [len(rows) for rows in blocks(10_000, 64)], [len(rows) for rows in blocks(100, 3 * 256 * 256)]
+    ([3334, 3333, 3333], [81, 19])
+    """
+    every, most = torch.arange(items), max(1, _NOISE // dimensions)
+    return every.split(most) if most <= _BLOCK else every.tensor_split(max(1, -(-items // _BLOCK)))
+
+
 class VisitRecords:
     """The draws of a data set under a plan, which can be extended, saved and continued.
 
@@ -79,32 +92,34 @@ class VisitRecords:
     ) -> None:
         plan.check(model)
         self.model, self.plan, self.data, self.seed, self.condition = model, plan, data, seed, condition
-        self.keys = item_keys(as_seen(model.space, data), seed, condition)
-        order = sorted(range(len(data)), key=lambda i: hashlib.blake2b(self.keys[i] + b"order").digest())
-        self.order = torch.tensor(order)
+        self.keys = item_keys(data, seed, condition, lambda rows: as_seen(model.space, rows))
+        self.order = self.keys.order()
         self.device = device_of(model.whole(), data)
         n = len(data)
         self.count = torch.zeros(n, dtype=torch.long)
         # The number of draws of each item at the end of the present round. An interrupted evaluation first completes this round.
         self.goal = torch.zeros(n, dtype=torch.long)
         names = ("kl", *model.decoder_parts, *model.further)
-        self._costs = {name: torch.zeros(n, 0, dtype=torch.float64) for name in names}
-        self._cell = torch.zeros(n, 0, dtype=torch.int16)
+        # Costs and cells have rows for the items that have been visited only: of a large set, these may be few.
+        self._row = torch.full((n,), -1, dtype=torch.int32)
+        self._costs = {name: torch.zeros(0, 0, dtype=torch.float64) for name in names}
+        self._cell = torch.zeros(0, 0, dtype=torch.int16)
         with torch.inference_mode():
-            step = max(1, _NOISE // model.space.dimensions)
             # Equal in all processes, since these values decide which items are extreme.
             self.context = self._contexts()
-            blocks = torch.arange(n).split(step)
-            self.base = ranks.agreed(
-                torch.cat([plan.base(model, data[rows].to(self.device), self.context_of(rows)) for rows in blocks])
-            )
-            self.prior = ranks.agreed(cost_of(model, "prior", model.prior(data.to(self.device)), n).cpu())
-            extra = model.extra(data.to(self.device))
-            self.extra = {name: ranks.agreed(term.cpu()) for name, term in extra.items()}
+            known: dict[str, Tensor] = {}
+            for rows in blocks(n, model.space.dimensions):
+                x = data[rows].to(self.device)
+                found = {"base": plan.base(model, x, self.context_of(rows)), **model.extra(x)}
+                found["prior"] = cost_of(model, "prior", model.prior(x), len(rows))
+                for name, term in found.items():
+                    known.setdefault(name, torch.empty(n, *term.shape[1:], dtype=term.dtype))[rows] = term.cpu()
+            known = {name: ranks.agreed(term) for name, term in known.items()}
+            self.base, self.prior, self.extra = known.pop("base"), known.pop("prior"), known
             looked = self._looked_at()
         self.seen = total_of(looked) if looked else None
         if self.seen is not None:
-            self.base = torch.cat([self.base[:, :1] + self.seen[:, None], self.base[:, 1:]], 1)
+            self.base[:, 0] += self.seen
         # What is known of each cost of the decoder before its visits, by name, each (N,): its first draw, if there is one. The rest, the plan's
         # constant, is the mean of the costs without a first draw, if there are any.
         parts, zero = model.decoder_parts, torch.zeros(n, dtype=torch.float64)
@@ -167,11 +182,7 @@ class VisitRecords:
         `after` is called after every block, with the number of evaluations so far. Raises DiffusionalError for a cost that is not finite,
         with the number of the item.
         """
-        width = int(draws.max()) if len(draws) else 0
-        if width > self._cell.shape[1]:
-            grow = (0, width - self._cell.shape[1])
-            self._costs = {name: torch.nn.functional.pad(values, grow) for name, values in self._costs.items()}
-            self._cell = torch.nn.functional.pad(self._cell, grow)
+        self._make_room(items[draws > 0], int(draws.max()) if len(draws) else 0)
         self.goal[items] = torch.maximum(self.goal[items], draws)
         missing = (draws - self.count[items]).clamp(min=0)
         row = items.repeat_interleave(missing)
@@ -183,6 +194,15 @@ class VisitRecords:
             self.count.index_add_(0, rows, torch.ones_like(rows))
             if after is not None:
                 after(self.evaluations)
+
+    def _make_room(self, items: Tensor, width: int) -> None:
+        """Add rows for those of the items (n,) that have none, and columns up to `width`."""
+        new, (rows, columns) = items[self._row[items] < 0].sort().values, self._cell.shape
+        self._row[new] = torch.arange(rows, rows + len(new), dtype=torch.int32)
+        grow = (0, max(0, width - columns), 0, len(new))
+        if any(grow):
+            self._costs = {name: torch.nn.functional.pad(values, grow) for name, values in self._costs.items()}
+            self._cell = torch.nn.functional.pad(self._cell, grow)
 
     def _visit(self, row: Tensor, column: Tensor) -> None:
         """Make one evaluation for every (row, column). Each process makes its share, and all get all results."""
@@ -202,9 +222,10 @@ class VisitRecords:
             raise DiffusionalError(
                 f"item {int(row[at])} has a cost that is not finite: {costs} at draw {int(column[at])}; nothing was left out of the mean"
             )
+        at = self._row[row].long()
         for name, values in found.items():
-            self._costs[name][row, column] = values
-        self._cell[row, column] = cell.to(torch.int16)
+            self._costs[name][at, column] = values
+        self._cell[at, column] = cell.to(torch.int16)
 
     def _evaluated(self, row: Tensor, column: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         model, plan = self.model, self.plan
@@ -244,8 +265,15 @@ class VisitRecords:
         """Return the records of items, and a mask of their existing draws (n, J)."""
         width = int(self.count[items].max()) if len(items) else 0
         filled = torch.arange(width) < self.count[items, None]
-        costs = {name: values[items, :width] for name, values in self._costs.items()}
-        return Parts(costs, self._cell[items, :width]), filled
+        rows = self._row[items].long()
+        own = (rows >= 0).nonzero().squeeze(1)
+
+        def of(values: Tensor) -> Tensor:
+            if len(own) == len(rows):
+                return values[rows, :width]
+            return values.new_zeros(len(rows), width).index_copy_(0, own, values[rows[own], :width])
+
+        return Parts({name: of(values) for name, values in self._costs.items()}, of(self._cell)), filled
 
     def spread(self, values: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean (n,) of each row's existing values, and the variance (n,) of that mean, which is NaN for a single draw."""
@@ -359,20 +387,30 @@ class VisitRecords:
             {
                 "count": self.count,
                 "goal": self.goal,
+                "items": self._items(),
                 **self._costs,
                 "cell": self._cell,
                 "tag": digest,
             },
         )
 
+    def _items(self) -> Tensor:
+        """Return the item of each row of the costs."""
+        items = (self._row >= 0).nonzero().squeeze(1)
+        return items[self._row[items].argsort()]
+
     def restore(self, path: Path, tag: str) -> None:
         """Read what `save` wrote. Raises DiffusionalError if it belongs to another evaluation."""
         tensors = load_tensors(path)
         digest = torch.tensor(list(hashlib.sha256(tag.encode()).digest()), dtype=torch.uint8)
-        expected = {"count", "goal", *self._costs, "cell", "tag"}
+        # Files of earlier versions have rows for all items.
+        tensors.setdefault("items", torch.arange(len(self.data)))
+        expected = {"count", "goal", "items", *self._costs, "cell", "tag"}
         if set(tensors) != expected or not torch.equal(tensors["tag"], digest):
             raise DiffusionalError(
                 f"{path} holds the draws of another evaluation (other data, weights, plan or seed); remove it, or name another"
             )
         self.count, self.goal, self._cell = tensors["count"], tensors["goal"], tensors["cell"]
         self._costs = {name: tensors[name] for name in self._costs}
+        self._row = torch.full((len(self.data),), -1, dtype=torch.int32)
+        self._row[tensors["items"]] = torch.arange(len(tensors["items"]), dtype=torch.int32)
