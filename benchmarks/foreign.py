@@ -7,7 +7,7 @@
     eps-learned   predicts the noise and the variance (learned_range), linear β
     v-linear      predicts v, linear β
 
-A UNet2DModel (0.3 M weights) is trained by diffusers' own loop: `DDPMScheduler.add_noise`, the squared error of the output, AdamW,
+A UNet2DModel (0.65 M weights) is trained by diffusers' own loop: `DDPMScheduler.add_noise`, the squared error of the output, AdamW,
 `EMAModel`. It is saved as a DDPMPipeline in `--networks` (a few minutes each on one core; `--train` stops there), and read again with
 `df.load_checkpoint`, which clips x̂ as the scheduler's `clip_sample` says. The data are MNIST's images, averaged over 4 × 4 pixels, with
 256 levels; the test items are the first 256.

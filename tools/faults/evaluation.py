@@ -103,6 +103,20 @@ FAULTS = [
     ),
     fault(
         "evaluation/visit_records.py",
+        "batches of a fixed shape not filled up",
+        "every = filled_up(rows, _FIXED)",
+        "every = rows",
+        "evaluation/test_evaluate.py::test_two_processes_are_one",
+    ),
+    fault(
+        "evaluation/sweep.py",
+        "items swept together in a deterministic sweep",
+        "mine.split(together or block)",
+        "mine.split(block)",
+        "evaluation/test_evaluate.py::test_two_processes_are_one",
+    ),
+    fault(
+        "evaluation/visit_records.py",
         "rows of visits for all items",
         "self._make_room(items[draws > 0], ",
         "self._make_room(torch.arange(len(self.data)), ",

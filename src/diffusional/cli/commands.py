@@ -203,6 +203,8 @@ class Evaluate:
     revision: Revision = None
     no_audit: bool = False
     """Omit the audit, which visits every level once to detect costs that the plan does not expect."""
+    deterministic: bool = False
+    """Evaluate in batches of a fixed shape, so that scores are equal to the last bit whatever the number of processes (torchrun)."""
     no_check: bool = False
     """For a checkpoint: omit the check whether its network is read as it was trained, which takes about a thousand network evaluations."""
     seed: int = 0

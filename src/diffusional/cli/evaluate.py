@@ -108,6 +108,7 @@ def _evaluate(command: Evaluate) -> Result:
             audit=not command.no_audit,
             draws=command.draws,
             cells=1000 if command.cells is None else command.cells,
+            deterministic=command.deterministic,
             condition=chosen.condition,
             # Draws are not kept in a run folder that is read-only, such as a shared one.
             records=command.run if visited and not sweep and not bare and os.access(command.run, os.W_OK) else None,
@@ -229,7 +230,7 @@ def _check_evaluate(command: Evaluate) -> None:
     if command.per_item is not None:
         check_scores_file(command.per_item, (command.data, command.plan), command.json)
     alone = ("draws", "cells", "item_error", "visits", "plan")
-    single = ["--sweep"] * command.sweep
+    single = ["--sweep"] * command.sweep + ["--deterministic"] * command.deterministic
     single += [f"--{name.replace('_', '-')}" for name in alone if getattr(command, name) is not None]
     if command.other is not None and single:
         raise DiffusionalError(
@@ -252,7 +253,8 @@ def _check_guidance(command: Evaluate) -> None:
     if command.guidance is not None and len(command.guidance) > 1:
         names = ("error", "item_error", "max_evaluations", "plan", "importance_weighted", "per_item", "draws", "cells")
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(command, name) is not None]
-        given += ["--sweep"] * command.sweep + [f"--guidance-{name}" for name in options]
+        given += ["--sweep"] * command.sweep + ["--deterministic"] * command.deterministic
+        given += [f"--guidance-{name}" for name in options]
         if given:
             raise DiffusionalError(
                 f"{', '.join(given)} cannot be used with several weights of --guidance, whose bounds are estimated from the same draws "

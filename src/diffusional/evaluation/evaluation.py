@@ -63,8 +63,8 @@ def evaluate(
         seed: of the noise, which depends on each item only: scores do not change with batch-mates, order or subset.
         progress: called with a `Progress` at intervals.
         options: fields of the target and the estimator by name, as a short form: `visits`, `item_error`, `every_item` and
-            `max_evaluations` of `Target`; `plan`, `reference`, `audit` and `records` of `Visits`; `draws` and `cells` of `Sweep`. Also
-            `steps`, to evaluate the same network on the same γ(u) at another T, or in "continuous" time.
+            `max_evaluations` of `Target`; `plan`, `reference`, `audit` and `records` of `Visits`; `draws` and `cells` of `Sweep`;
+            `deterministic` of both. Also `steps`, to evaluate the same network on the same γ(u) at another T, or in "continuous" time.
 
     Raises DiffusionalError for data that do not fit the space, for a cost that is not finite (with the number of the item), and for options
     that contradict each other. Warns if `steps` differs from the model's T, and if items of a Continuous space are levels stored as real
@@ -100,6 +100,11 @@ def evaluate(
         if isinstance(estimator, ImportanceWeights):
             return weighted(model, data, estimator.draws, seed, condition)
         chain = model.visited()
+        if estimator.deterministic and chain is not model:
+            raise DiffusionalError(
+                f"deterministic=True was given for a {type(model).__name__}: the batches of its encoder have no fixed shape. Leave it out; "
+                "the scores then agree up to rounding"
+            )
         # Without a target, a model that contains a chain is evaluated by full draws, which include its T levels.
         if chain is None or (chain is not model and not target.aimed):
             _check_full_draws(model, estimator)
@@ -109,7 +114,7 @@ def evaluate(
             return average(model, data, nats[0], target.visits, nats[1], seed, target.max_evaluations, condition, watch)
         if isinstance(estimator, Sweep):
             bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
-            return sweep(chain, data, seed, estimator.draws, estimator.cells, condition, bar)
+            return sweep(chain, data, seed, estimator.draws, estimator.cells, condition, bar, estimator.deterministic)
         pilot, plan, reference, max_evaluations = 0, estimator.plan, estimator.reference, target.max_evaluations
         start = time.monotonic()
         if plan is None:
@@ -128,9 +133,8 @@ def evaluate(
                 progress(Progress(None, 0, SHORTEST, "pilot"))
             plan = Plan.fit(chain, items, SHORTEST, seed, condition=condition, draws=draws)
             pilot = int(plan.provenance["evaluations"])
-        task = Task(
-            VisitRecords(chain, plan, data, seed, condition), pilot, max_evaluations, estimator.records, progress
-        )
+        visits = VisitRecords(chain, plan, data, seed, condition, estimator.deterministic)
+        task = Task(visits, pilot, max_evaluations, estimator.records, progress)
         task.seconds["pilot"] = time.monotonic() - start
         return task.run(target, estimator.audit)
 

@@ -47,8 +47,11 @@ def sweep(
     cells: int = 1000,
     condition: Condition | None = None,
     progress: Callable[[int, int], None] | None = None,
+    deterministic: bool = False,
 ) -> Evaluation:
-    """Evaluate by full sweeps, for `evaluate` without a target. `progress` is called with (rows done, number of rows)."""
+    """Evaluate by full sweeps, for `evaluate` without a target. `progress` is called with (rows done, number of rows). With `deterministic`
+    every item is swept by itself, so that its batches do not depend on the number of processes.
+    """
     if (draws is not None and draws < 1) or cells < 1:
         raise DiffusionalError(f"expected draws and cells to be at least 1, got draws={draws} and cells={cells}")
     if draws == 1 and (model.timesteps or cells) == 1:
@@ -57,7 +60,9 @@ def sweep(
         )
     levels = model.timesteps or cells
     draws = draws or (1 if levels >= 50 and len(data) >= 8 else 8)
-    ledger, mc, by_level, level_variance, freedom = _sweep(model, data, seed, draws, levels, condition, progress)
+    ledger, mc, by_level, level_variance, freedom = _sweep(
+        model, data, seed, draws, levels, condition, progress, 1 if deterministic else None
+    )
     totals = {name: term.cpu() for name, term in ledger.totals().items()}
     nelbo = ledger.nelbo.cpu()
     if not bool(torch.isfinite(nelbo).all()):
@@ -80,7 +85,8 @@ def sweep(
         dimensions=model.space.dimensions,
         freedom=freedom,
         provenance=provenance(model, data, seed, condition)
-        | {"method": "full sweep", "draws": draws, "cells": levels if model.timesteps is None else None},
+        | {"method": "full sweep", "draws": draws, "cells": levels if model.timesteps is None else None}
+        | ({"deterministic": True} if deterministic else {}),
     )
 
 
@@ -154,6 +160,7 @@ def _sweep(
     levels: int,
     condition: Condition | None,
     progress: Callable[[int, int], None] | None,
+    together: int | None = None,
 ) -> tuple[Ledger, dict[str, Tensor], Tensor, Tensor, float]:
     keys = item_keys(as_seen(model.space, data), seed, condition)
     device = device_of(model, data)
@@ -171,7 +178,7 @@ def _sweep(
     by_level, level_variance = (torch.zeros(n, levels, dtype=torch.float64) for _ in range(2))
     kl_variance, cost, cost_variance = (torch.zeros(n, dtype=torch.float64) for _ in range(3))
     block = max(1, _NOISE // ((levels + _RECONSTRUCTIONS * draws) * model.space.dimensions))
-    for rows in mine.split(block):
+    for rows in mine.split(together or block):
         x = data[rows].to(device)
         c = moved(rows_of(condition, rows), device)
         some = [keys[i] for i in rows.tolist()]

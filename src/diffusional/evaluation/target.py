@@ -101,12 +101,16 @@ class Visits:
         audit: visit every level once (at most 2,048) to look for costs that a learned plan does not expect.
         records: a file for the draws. If it has draws of this evaluation, the evaluation continues from them. If it is a folder, the
             evaluation has a file of its own in it, which is removed when the target is reached.
+        deterministic: visit in batches of one fixed shape, so that scores are equal to the last bit whatever the number of processes: matrix
+            products and convolutions of another number of rows differ in the last bits. The processes must run on equal machines with
+            the same number of threads. For a few visits it takes longer, since batches are filled up.
     """
 
     plan: Plan | None = None
     reference: Tensor | None = None
     audit: bool = True
     records: str | Path | None = None
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,12 @@ class Sweep:
         draws: number of sweeps over the levels. Defaults to 1 for at least 50 levels and 8 items, from which the error can be estimated,
             otherwise to 8.
         cells: in continuous time, the number of cells that [0, 1] is divided into.
+        deterministic: sweep items one by one, so that scores are equal to the last bit whatever the number of processes, as in `Visits`.
     """
 
     draws: int | None = None
     cells: int = 1000
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ class Options(TypedDict, total=False):
     records: str | Path | None
     draws: int | None
     cells: int
+    deterministic: bool
     steps: int | Literal["continuous"] | None
 
 
@@ -155,7 +162,7 @@ _OF_VISITS, _OF_SWEEP = ({f.name for f in fields(kind)} for kind in (Visits, Swe
 
 def _chosen(name: str, value: Any) -> bool:
     """Return whether an option of an estimator differs from its default."""
-    plain = {"audit": Visits.audit, "cells": Sweep.cells}
+    plain = {"audit": Visits.audit, "cells": Sweep.cells, "deterministic": False}
     return value != plain[name] if name in plain else value is not None
 
 
@@ -172,7 +179,7 @@ def resolved(
     >>> resolved(0.01, "nats", None, {"audit": False})[1].audit
     False
     >>> resolved(None, "nats", None, {"draws": 2})[1]
-    Sweep(draws=2, cells=1000)
+    Sweep(draws=2, cells=1000, deterministic=False)
     """
     known = _OF_TARGET | _OF_VISITS | _OF_SWEEP
     unknown = [name for name in options if name not in known]

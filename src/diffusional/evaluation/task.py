@@ -332,6 +332,7 @@ class Task:
         about: dict[str, Any] = self._about | {
             "method": "plan",
             "seed": draws.seed,
+            **({"deterministic": True} if draws.deterministic else {}),
             "plan_sha256": plan.sha256(),
             "plan": plan.provenance,
             "visits": [int(draws.count.min()), int(draws.count.max())],

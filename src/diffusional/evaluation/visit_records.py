@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.evaluation.strata import Strata
-from diffusional.evaluation.visits import contexts, total_of, visit_parts
+from diffusional.evaluation.visits import LevelVisits, contexts, total_of, visit_parts
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Estimate, sharing
 from diffusional.models.base import device_of
@@ -44,6 +45,8 @@ __getattr__ = renamed_names(__name__, {"Draws": "VisitRecords"})
 _NOISE = 16_000_000
 # The largest block of items whose base is computed at once.
 _BLOCK = 4096
+# Visits of a batch of fixed shape.
+_FIXED = 64
 # The number of draws of an item whose variance has the same weight as the plan's expectation.
 _PRIOR_DRAWS = 4
 # Degrees of freedom of the plan's expectation if the observed error is smaller.
@@ -77,6 +80,15 @@ def blocks(items: int, dimensions: int) -> tuple[Tensor, ...]:
     return every.split(most) if most <= _BLOCK else every.tensor_split(max(1, -(-items // _BLOCK)))
 
 
+def filled_up(rows: Tensor, size: int) -> Tensor:
+    """Return rows (n,), n ≤ size, followed by copies of the last, (size,).
+
+    >>> filled_up(torch.tensor([4, 7]), 4)
+    tensor([4, 7, 7, 7])
+    """
+    return torch.cat([rows, rows[-1:].expand(size - len(rows))])
+
+
 class VisitRecords:
     """The draws of a data set under a plan, which can be extended, saved and continued.
 
@@ -85,12 +97,20 @@ class VisitRecords:
         data: items (N, *space.shape), encoded.
         seed: the seed of the noise.
         condition: (N, …) for conditional models.
+        deterministic: visit in batches of one shape, so that records are equal to the last bit whatever the number of processes.
     """
 
     def __init__(
-        self, model: Chain, plan: Plan, data: Tensor, seed: int = 0, condition: Condition | None = None
+        self,
+        model: Chain,
+        plan: Plan,
+        data: Tensor,
+        seed: int = 0,
+        condition: Condition | None = None,
+        deterministic: bool = False,
     ) -> None:
         plan.check(model)
+        self.deterministic = deterministic
         self.model, self.plan, self.data, self.seed, self.condition = model, plan, data, seed, condition
         self.keys = item_keys(data, seed, condition, lambda rows: as_seen(model.space, rows))
         self.order = self.keys.order()
@@ -143,9 +163,11 @@ class VisitRecords:
         n, space = len(self.data), self.model.space
         assert isinstance(space, Discrete)
         out, mine = torch.zeros(n, space.levels, *space.shape), ranks.share(n)
-        for rows in mine.split(batch_rows(space)) if len(mine) else ():
-            c = moved(rows_of(self.condition, rows), self.device)
-            out[rows] = contexts(self.model, self.data[rows].to(self.device), c).cpu()
+        step = _FIXED if self.deterministic else batch_rows(space)
+        for rows in mine.split(step) if len(mine) else ():
+            every = filled_up(rows, step) if self.deterministic else rows
+            c = moved(rows_of(self.condition, every), self.device)
+            out[rows] = contexts(self.model, self.data[every].to(self.device), c).cpu()[: len(rows)]
         return ranks.collect(out)
 
     def context_of(self, items: Tensor) -> Tensor | None:
@@ -210,7 +232,8 @@ class VisitRecords:
         cell = torch.zeros(len(row), dtype=torch.long)
         mine = ranks.share(len(row))
         if len(mine):
-            costs, cell[mine] = self._evaluated(row[mine], column[mine])
+            evaluated = self._in_batches if self.deterministic else self._evaluated
+            costs, cell[mine] = evaluated(row[mine], column[mine])
             for name, values in costs.items():
                 found[name][mine] = values
         found = {name: ranks.collect(values) for name, values in found.items()}
@@ -227,10 +250,25 @@ class VisitRecords:
             self._costs[name][at, column] = values
         self._cell[at, column] = cell.to(torch.int16)
 
+    def _in_batches(self, row: Tensor, column: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Evaluate in batches of _FIXED visits, either all of the decoder or none, so that every product has the same shape."""
+        cell = self._visits(row, column)[1].cell
+        out = {name: torch.zeros(len(row), dtype=torch.float64) for name in self._costs}
+        for chosen in ((cell == 0).nonzero().squeeze(1), (cell > 0).nonzero().squeeze(1)):
+            for rows in chosen.split(_FIXED) if len(chosen) else ():
+                every = filled_up(rows, _FIXED)
+                for name, values in self._evaluated(row[every], column[every])[0].items():
+                    out[name][rows] = values[: len(rows)]
+        return out, cell
+
+    def _visits(self, row: Tensor, column: Tensor) -> tuple[list[np.random.Generator], LevelVisits]:
+        """Return the streams of visits, after the number that chose the level, and the visits."""
+        streams = [stream(self.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
+        return streams, self.plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
+
     def _evaluated(self, row: Tensor, column: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         model, plan = self.model, self.plan
-        streams = [stream(self.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
-        visits = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
+        streams, visits = self._visits(row, column)
         noise = normal(streams, model.visit_shape).to(self.device, self.data.dtype)
         x = self.data[row].to(self.device)
         c = moved(rows_of(self.condition, row), self.device)
@@ -373,6 +411,7 @@ class VisitRecords:
                 about["weights_sha256"],
                 *model.identity(),
                 learned,
+                *(["deterministic"] if self.deterministic else []),
                 self.keys[0].hex(),
                 tensor_hash(by_name(self.condition)),
             ],
