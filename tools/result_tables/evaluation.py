@@ -133,6 +133,53 @@ def _sweep(row: dict[str, Any]) -> list[str]:
     return [cost, f"{row['sweep_item_error']:.3f} at {pays}"]
 
 
+# Estimators of benchmarks/estimators.py: key of the record, name.
+_OTHERS = (
+    ("the plan", "**the plan**"),
+    ("importance, from a pilot", "levels by importance, from a pilot, without controls"),
+    ("importance, from γ", "levels by importance, from the schedule"),
+    ("low-discrepancy t", "low-discrepancy t (VDM)"),
+    ("uniform t", "uniform t"),
+    ("full sweep", "full sweep"),
+)
+_BANDS = "share of the plan's variance by log SNR"
+_FOREIGN = {
+    "eps-linear": "ε, linear β",
+    "eps-cosine": "ε, cosine β",
+    "eps-learned": "ε and variance, linear β",
+    "v-linear": "v, linear β",
+}
+
+
+def foreign() -> str:
+    """Network evaluations per item for ± 0.01 bits/dim, of four U-Nets trained by diffusers."""
+    rows = record("foreign.json")["rows"]
+    header = ["estimator", *(f"{name}, {rows[kind]['bits/dim']:.2f} bits/dim" for kind, name in _FOREIGN.items())]
+    lines = []
+    for key, name in _OTHERS:
+        found = [rows[kind]["K"][key] for kind in _FOREIGN]
+        bold = "**" if key == "the plan" else ""
+        lines.append([name, *(f"{bold}{_with_few_digits(one['K'], one['error'])}{bold}" for one in found)])
+    return markdown(header, lines)
+
+
+def _with_few_digits(value: float, error: float) -> str:
+    """Return a number of evaluations with its error, with one decimal below 50.
+
+    >>> _with_few_digits(7374.13, 177.4), _with_few_digits(4.489, 0.09)
+    ('7,374 ± 177', '4.5 ± 0.1')
+    """
+    return f"{value:.1f} ± {error:.1f}" if value < 50 else f"{value:,.0f} ± {error:,.0f}"
+
+
+def foreign_variance() -> str:
+    """Where the plan's variance lies on these networks."""
+    rows = record("foreign.json")["rows"]
+    bands = list(rows["eps-linear"][_BANDS])
+    lines = [[name, *(f"{100 * rows[kind][_BANDS][band]:.0f} %" for band in bands)] for kind, name in _FOREIGN.items()]
+    return markdown(["log SNR", *(band.replace("-", "−") for band in bands)], lines)
+
+
 def context() -> str:
     """Network evaluations per item for ± 0.01, and of an item's score for ± 0.1, without and with the context control."""
     found, rows = record("context-digits.json")["rows"], []
