@@ -14,7 +14,8 @@ from torch import Tensor
 import diffusional as df
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.evaluation import check_model
-from diffusional.interop.checkpoint import is_checkpoint, load_checkpoint
+from diffusional.interop.checkpoint import load_checkpoint
+from diffusional.interop.place import is_checkpoint
 from diffusional.models.diffusion import DiffusionModel
 from interop.pipelines import STEPS, float64_betas, in_float64, kl, saved, unet
 

@@ -13,8 +13,10 @@ from packaging.version import Version
 
 import diffusional as df
 from diffusional.errors import DiffusionalError
-from diffusional.interop import schedulers
-from diffusional.interop.schedulers import TABLE, declared
+from diffusional.interop.betas import betas
+from diffusional.interop.declared import parameters
+from diffusional.interop.scheduler_table import TABLE, write_tables
+from diffusional.interop.schedulers import declared
 
 ROOT = Path(__file__).parents[2]
 # The table is that of the pinned version; earlier ones have some of its schedulers and settings.
@@ -56,7 +58,7 @@ def _made(name: str, **options: Any) -> Any:
 @pytest.mark.parametrize("name", READ)
 def test_the_defaults_of_every_scheduler_are_read(name: str) -> None:
     """With the levels of the scheduler's own tables."""
-    options = {"use_flow_sigmas": False} if "use_flow_sigmas" in schedulers.parameters(name) else {}
+    options = {"use_flow_sigmas": False} if "use_flow_sigmas" in parameters(name) else {}
     scheduler = _made(name, **options)
     said = declared(dict(scheduler.config) | {"_class_name": name})
     assert said.config
@@ -85,13 +87,13 @@ def test_betas_are_those_of_ddpm(kind: str, steps: int) -> None:
         if NEW:
             raise
         pytest.skip(f"diffusers {diffusers.__version__} has no betas {kind}")
-    ours = schedulers.betas(kind, steps, 1e-4, 0.02)
+    ours = betas(kind, steps, 1e-4, 0.02)
     torch.testing.assert_close(ours, scheduler.betas.double(), rtol=1e-4, atol=2e-7)
 
 
 def test_betas_exp_are_those_of_heun() -> None:
     scheduler = diffusers.schedulers.HeunDiscreteScheduler(num_train_timesteps=20, beta_schedule="exp")
-    torch.testing.assert_close(schedulers.betas("exp", 20, 0.0, 1.0), scheduler.betas.double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(betas("exp", 20, 0.0, 1.0), scheduler.betas.double(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler", "EulerDiscreteScheduler"])
@@ -253,15 +255,15 @@ def test_the_flow_is_that_of_flow_matching() -> None:
 
 
 def test_the_tables_of_the_docs_are_those_of_the_code() -> None:
-    """`python -m diffusional.interop.schedulers` writes them."""
+    """`python -m diffusional.interop.scheduler_table` writes them."""
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    assert schedulers.write_tables(page) == page
+    assert write_tables(page) == page
     assert page.count("| DDPMScheduler |") == 1
 
 
 def test_our_parameters_are_those_of_the_signature() -> None:
     own = inspect.signature(diffusers.schedulers.DDIMScheduler.__init__).parameters
-    assert set(schedulers.parameters("DDIMScheduler")) == set(own) - {"self"}
+    assert set(parameters("DDIMScheduler")) == set(own) - {"self"}
 
 
 def test_last_beta_of_one_has_no_signal() -> None:

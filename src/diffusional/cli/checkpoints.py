@@ -71,7 +71,7 @@ def is_foreign(path: Path) -> bool:
         return False
     if path.is_dir() and not ((path / "model_index.json").exists() or (path / "config.json").exists()):
         return False
-    from diffusional.interop.checkpoint import is_checkpoint
+    from diffusional.interop.place import is_checkpoint
 
     return is_checkpoint(path)
 

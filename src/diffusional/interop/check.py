@@ -30,7 +30,8 @@ from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
 from diffusional.interop.adapter import DATA, NOISE, VELOCITY, Adapter, Coefficient, Output, V, value_at
-from diffusional.interop.schedulers import FlowTime, SigmaTime, betas, edm_output, edm_scale, flow_scale, ve_scale
+from diffusional.interop.betas import betas
+from diffusional.interop.clocks import FlowTime, SigmaTime, edm_output, edm_scale, flow_scale, ve_scale
 from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.models.calls import call
 from diffusional.models.denoiser import Denoiser, network_dtype, read

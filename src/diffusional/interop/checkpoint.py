@@ -1,30 +1,25 @@
 """`load_checkpoint`: a model of diffusers, from a folder or the Hub, as a model as any other."""
 
-import contextlib
 import difflib
-import json
-import logging
 import math
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffusional.errors import DiffusionalError
-from diffusional.extras import needed_for
-from diffusional.files import check_regular, load_json, sha256
+from diffusional.files import load_json, sha256
 from diffusional.forward import GaussianDiffusion
 from diffusional.interop.adapter import Adapter
+from diffusional.interop.declared import Declared
 from diffusional.interop.networks import DiffusersNetwork
+from diffusional.interop.place import NETWORK, SCHEDULER, Place, locate
 from diffusional.interop.record import Origin
-from diffusional.interop.schedulers import Declared, declared
+from diffusional.interop.schedulers import declared
 from diffusional.interop.stated import STATED, read_stated
+from diffusional.interop.weights import load_network
 from diffusional.interop.wrap import choose_start
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.diffusion import DiffusionModel
@@ -32,58 +27,7 @@ from diffusional.models.likelihood import Likelihood
 from diffusional.schedule import Schedule, log_snr_linear
 from diffusional.space import Continuous, Discrete, Space
 
-INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-_WEIGHTS = "diffusion_pytorch_model"
-# Components of a pipeline that are the denoiser, in the order in which they are looked for.
-_DENOISERS = ("unet", "transformer", "prior")
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DECODERS = ("discretized-gaussian", "openai", "level-posterior", "bernoulli", "gaussian")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the parts of a checkpoint are.
-
-    Attributes:
-        source: as the user named it.
-        folder: the local folder.
-        network: the folder of the denoiser.
-        scheduler: the scheduler's config file; None if there is none.
-        pipeline: class of the pipeline; None for a bare model.
-        parts: names of the pipeline's components.
-        revision: the commit of a Hub repository.
-    """
-
-    source: str
-    folder: Path
-    network: Path
-    scheduler: Path | None
-    pipeline: str | None = None
-    parts: tuple[str, ...] = ()
-    revision: str | None = None
-
-
-def is_checkpoint(path: str | Path) -> bool:
-    """Return whether a path is a folder that diffusers wrote, or could be a Hub id: owner/name, where no such file or folder exists.
-
-    >>> is_checkpoint("google/ddpm-cifar10-32"), is_checkpoint("runs/a")
-    (True, False)
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        if (folder / INDEX).is_file():
-            return True
-        try:
-            return "_class_name" in load_json(folder / NETWORK)
-        except DiffusionalError:
-            return (folder / SCHEDULER).is_file()
-    return not os.path.lexists(folder) and is_hub_id(str(path))
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether a name has the form of a Hub id, owner/name, where no folder has the name of the owner. runs/name is a run."""
-    owner = name.split("/")[0]
-    return _HUB.fullmatch(name) is not None and owner != "runs" and not Path(owner).exists()
 
 
 def load_checkpoint(
@@ -158,7 +102,7 @@ def load_checkpoint(
         gamma_min=gamma_min,
         gamma_max=gamma_max,
     )
-    network = _network(place, variant, origin)
+    network = load_network(place, variant, origin)
     channels, outputs = _channels(network)
     learns = declaration.learns
     drop = outputs == 2 * channels and learns is None
@@ -226,149 +170,6 @@ def _regridded(name: str, schedule: Schedule, steps: int, origin: Origin) -> Sch
     return schedule.regrid(steps)
 
 
-# Finding the files.
-
-
-def locate(
-    path_or_hub_id: str | Path,
-    *,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    revision: str | None = None,
-) -> Place:
-    """Return where the parts of a checkpoint are, after downloading those of a Hub id that are needed."""
-    name, commit = str(path_or_hub_id), None
-    folder = Path(path_or_hub_id).expanduser()
-    if not os.path.lexists(folder):
-        if not is_hub_id(name):
-            raise DiffusionalError(
-                f"{name} does not exist; expected a folder that diffusers wrote, or a Hub id, owner/name"
-            )
-        folder, commit = _download(name, subfolder, variant, revision)
-    elif not folder.is_dir():
-        raise DiffusionalError(
-            f"{name} is a file; expected the folder that diffusers' save_pretrained wrote, with model_index.json or config.json"
-        )
-    elif revision is not None:
-        raise DiffusionalError(
-            f"revision={revision!r} was given for the folder {name}; it is for Hub ids, leave it out"
-        )
-    if (folder / INDEX).exists():
-        return _of_pipeline(name, folder, subfolder, commit)
-    if subfolder is not None:
-        network = folder / subfolder
-        _check_folder(network, name)
-    else:
-        network = folder
-    if not (network / NETWORK).exists():
-        raise DiffusionalError(
-            f"{network} has neither {INDEX} nor {NETWORK}; expected the folder that diffusers' save_pretrained wrote"
-        )
-    nearby = [
-        network / SCHEDULER,
-        folder / SCHEDULER,
-        folder / "scheduler" / SCHEDULER,
-        network.parent / "scheduler" / SCHEDULER,
-    ]
-    return Place(name, folder, network, next((one for one in nearby if one.is_file()), None), revision=commit)
-
-
-def _of_pipeline(name: str, folder: Path, subfolder: str | None, commit: str | None) -> Place:
-    index = load_json(folder / INDEX)
-    parts = tuple(
-        key
-        for key, value in index.items()
-        if not key.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1] is not None
-    )
-    wanted = subfolder or next((part for part in _DENOISERS if part in parts), None)
-    if wanted is None:
-        raise DiffusionalError(
-            f"{folder / INDEX} names no denoiser: expected one of {', '.join(_DENOISERS)}, got {', '.join(parts) or 'nothing'}. Name its "
-            "folder with subfolder="
-        )
-    # The first pipelines, such as google/ddpm-cifar10-32, have the files of both parts beside the index.
-    together = subfolder is None and not (folder / wanted).exists() and (folder / NETWORK).is_file()
-    network = folder if together else folder / wanted
-    _check_folder(network, f"{folder / INDEX}")
-    scheduler = folder / "scheduler" / SCHEDULER
-    if not scheduler.exists() and (folder / SCHEDULER).is_file():
-        scheduler = folder / SCHEDULER
-    if "scheduler" in parts and not scheduler.exists():
-        raise DiffusionalError(
-            f"{scheduler} does not exist, but {INDEX} names a scheduler; restore the file, or pass another "
-            "config to df.load_checkpoint(…, scheduler=…)"
-        )
-    return Place(
-        name,
-        folder,
-        network,
-        scheduler if scheduler.exists() else None,
-        index.get("_class_name"),
-        parts,
-        commit,
-    )
-
-
-def _check_folder(folder: Path, owner: str) -> None:
-    if not folder.is_dir():
-        raise DiffusionalError(
-            f"{folder} does not exist, but {owner} needs it for the denoiser; restore the folder, or download the checkpoint again"
-        )
-
-
-def _download(name: str, subfolder: str | None, variant: str | None, revision: str | None) -> tuple[Path, str | None]:
-    """Download the configs, the scheduler and the denoiser's weights of a Hub repository; returns the folder and the commit."""
-    from huggingface_hub import snapshot_download
-
-    def fetched(patterns: list[str]) -> Path:
-        try:
-            with _quiet():
-                return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except Exception as error:  # of many kinds: no network, no such repository, no permission, not in the cache
-            lines = str(error).strip().splitlines()
-            raise DiffusionalError(
-                f"{name} could not be downloaded from the Hub ({lines[0] if lines else type(error).__name__}). Check the id, the network and, "
-                "for a gated model, `hf auth login`; or give the folder of a local copy"
-            ) from error
-
-    folder = fetched([INDEX, NETWORK, SCHEDULER, STATED, f"scheduler/{SCHEDULER}", f"*/{NETWORK}"])
-    index = load_json(folder / INDEX) if (folder / INDEX).is_file() else {}
-    part = subfolder or next((one for one in _DENOISERS if one in index), None)
-    prefix = "" if part is None or (subfolder is None and not (folder / part).is_dir()) else f"{part}/"
-    middle = "" if variant is None else f".{variant}"
-    # A single file, shards with their index, any variant, and last a pickle: no more is downloaded than is found first.
-    for names in (
-        [f"{_WEIGHTS}{middle}.safetensors"],
-        [
-            f"{_WEIGHTS}*-of-*{middle}.safetensors",
-            f"{_WEIGHTS}*{middle}-*-of-*.safetensors",
-            f"{_WEIGHTS}*.index*.json",
-        ],
-        [f"{_WEIGHTS}*.safetensors"],
-        [f"{_WEIGHTS}{middle}.bin"],
-        [f"{_WEIGHTS}*.bin"],
-    ):
-        folder = fetched([f"{prefix}{NETWORK}", *(f"{prefix}{name}" for name in names)])
-        if any(path.suffix in (".safetensors", ".bin") for path in (folder / prefix).glob(f"{_WEIGHTS}*")):
-            break
-    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
-    return folder, commit
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence progress bars and the warnings of diffusers, whose content is checked and reported here."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _scheduler(place: Place, given: Any, origin: Origin) -> Mapping[str, Any]:
     if given is None:
         if place.scheduler is None:
@@ -393,183 +194,6 @@ def _scheduler(place: Place, given: Any, origin: Origin) -> Mapping[str, Any]:
         found["_class_name"] = type(given).__name__
     origin.given["scheduler"] = f"scheduler {found.get('_class_name')}"
     return found
-
-
-# The network.
-
-
-def _network(place: Place, variant: str | None, origin: Origin) -> nn.Module:
-    """Build the network and fill it with its weights, all of them and no others."""
-    with needed_for("diffusers"):
-        import diffusers
-        from diffusers.models.modeling_utils import ModelMixin
-
-    config_file = place.network / NETWORK
-    config = load_json(config_file)
-    name = config.get("_class_name")
-    if not isinstance(name, str):
-        raise DiffusionalError(
-            f"{config_file} has no _class_name; expected the config that diffusers wrote with a model"
-        )
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
-        close = difflib.get_close_matches(name, dir(diffusers), n=1)
-        raise DiffusionalError(
-            f"{config_file}: diffusers {diffusers.__version__} has no model {name!r}"
-            + (f"; did you mean {close[0]}?" if close else "")
-            + " Models of your own go through df.wrap"
-        )
-    files, variant = _weights(place.network, variant, origin)
-    types = _check_files(files)
-    for file in (config_file, *files):
-        origin.files[str(file.relative_to(place.folder))] = sha256(file)
-    wide = types == {"F64"}
-    short = sorted(types - {"F64", "F32"} - {t for t in types if t.startswith(("I", "U", "BOOL"))})
-    if short:
-        origin.notes.append(f"weights stored as {', '.join(short)} are evaluated in float32")
-    safe = files[0].suffix == ".safetensors"
-    if not safe:
-        origin.notes.append(
-            f"{files[0].name} is a pickle; it was read by torch.load(weights_only=True), which runs no code"
-        )
-    try:
-        with _quiet():
-            loaded: Any = kind.from_pretrained(
-                str(place.network),
-                variant=variant,
-                use_safetensors=safe,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-                local_files_only=True,
-                torch_dtype=torch.float64 if wide else torch.float32,
-                ignore_mismatched_sizes=True,
-            )
-    except Exception as error:  # of many kinds: a config that does not fit the class, weights that cannot be read
-        lines = str(error).strip().splitlines()
-        raise DiffusionalError(
-            f"{place.network} could not be loaded as a {name}: {lines[0] if lines else type(error).__name__}"
-        ) from error
-    network, info = loaded
-    _check_loading(place.network, name, info)
-    network = network.eval()
-    broken = [
-        key for key, value in network.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if broken:
-        raise DiffusionalError(
-            f"the weights in {place.network} are not finite: {broken[0]} and {len(broken) - 1} others"
-        )
-    count = sum(p.numel() for p in network.parameters())
-    origin.config["network"] = f"network {name}, {count:,} weights"
-    return network
-
-
-def _weights(folder: Path, variant: str | None, origin: Origin) -> tuple[list[Path], str | None]:
-    """Return the weight files of a model's folder, and their variant."""
-    middle = "" if variant is None else f".{variant}"
-    for suffix in ("safetensors", "bin"):
-        single = folder / f"{_WEIGHTS}{middle}.{suffix}"
-        if os.path.lexists(single):
-            return [single], variant
-        for index in (
-            folder / f"{_WEIGHTS}.{suffix}.index{middle}.json",
-            folder / f"{_WEIGHTS}{middle}.{suffix}.index.json",
-        ):
-            if index.is_file():
-                names = sorted(set(load_json(index).get("weight_map", {}).values()))
-                missing = [name for name in names if not (folder / name).is_file()]
-                if missing or not names:
-                    raise DiffusionalError(
-                        f"{index} names {', '.join(missing[:3]) or 'no files'}, which do not exist; restore them"
-                    )
-                return [folder / name for name in names], variant
-    there = sorted(path.name for path in folder.glob(f"{_WEIGHTS}*") if path.suffix in (".safetensors", ".bin"))
-    variants = sorted(
-        {match.group(1) for name in there if (match := re.fullmatch(rf"{_WEIGHTS}\.(\w+)\.(?:safetensors|bin)", name))}
-    )
-    if variant is None and len(variants) == 1:
-        origin.notes.append(f'only the variant "{variants[0]}" of the weights is there, and is used')
-        return _weights(folder, variants[0], origin)
-    what = "" if variant is None else f' of the variant "{variant}"'
-    raise DiffusionalError(
-        f"{folder} has no weights{what}: expected {_WEIGHTS}{middle}.safetensors, got {', '.join(there) or 'none'}"
-        + (
-            f". Choose one of the variants that are there: {', '.join(variants)}"
-            if variants
-            else "; restore the file, or download the checkpoint again"
-        )
-    )
-
-
-def _check_files(files: list[Path]) -> set[str]:
-    """Check that weight files are whole; return the types of their tensors, by the names of safetensors."""
-    types: set[str] = set()
-    for file in files:
-        check_regular(file)
-        if file.suffix == ".safetensors":
-            types |= _header_types(file)
-        else:
-            types |= _pickled_types(file)
-    return types
-
-
-def _header_types(file: Path) -> set[str]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise DiffusionalError(_damaged(file, "its header is cut off"))
-        try:
-            header = json.loads(stream.read(length))
-            tensors = [value for key, value in header.items() if key != "__metadata__"]
-            end = max((value["data_offsets"][1] for value in tensors), default=0)
-            types = {value["dtype"] for value in tensors}
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise DiffusionalError(_damaged(file, "it is not a safetensors file")) from error
-    if 8 + length + end != size:
-        raise DiffusionalError(_damaged(file, f"expected {8 + length + end:,} bytes, got {size:,}"))
-    return types
-
-
-def _damaged(file: Path, why: str) -> str:
-    return f"{file} is damaged ({why}); download or copy it again"
-
-
-def _pickled_types(file: Path) -> set[str]:
-    names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = list(state.values())
-        if not all(isinstance(one, Tensor) for one in tensors):
-            raise TypeError("it holds more than tensors")
-    except Exception as error:  # of many kinds, among them refusals of code
-        lines = str(error).strip().splitlines()
-        raise DiffusionalError(
-            f"{file} is a pickle that torch.load(weights_only=True) does not read ({lines[0][:150] if lines else type(error).__name__}); a pickle "
-            "can run code, and it was not loaded. Convert it where you trust it: safetensors.torch.save_file(state_dict, path)"
-        ) from error
-    return {names.get(one.dtype, "I") for one in tensors}
-
-
-def _check_loading(folder: Path, name: str, info: Mapping[str, Any]) -> None:
-    """Raise DiffusionalError unless weights and network have the same names and shapes: diffusers only warns."""
-    wrong = [f"{key} is missing" for key in info.get("missing_keys", ())]
-    wrong += [f"{key} is unknown" for key in info.get("unexpected_keys", ())]
-    for one in info.get("mismatched_keys", ()):
-        parts: list[Any] = [*one, None, None]
-        key, there, here = parts[:3]
-        wrong.append(
-            f"{key} has shape {tuple(there)} there, {tuple(here)} here"
-            if here is not None
-            else f"{key} has another shape"
-        )
-    wrong += [str(one) for one in info.get("error_msgs", ())]
-    if wrong:
-        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise DiffusionalError(
-            f"the weights in {folder} do not fit the {name} of its {NETWORK}: {shown}. The two belong to different models, or the config was "
-            "edited"
-        )
 
 
 def _channels(network: nn.Module) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A model of this library as a pipeline of diffusers: `DiffusionPipeline.from_pretrained(folder)` loads and samples it.
 
 A DDPMPipeline has a UNet2DModel and a DDPMScheduler, whose step is p(z_t|z_{t+1}) of our chain, with betas, a prediction and a variance
-(MATH (5)). `settings_of` is the table of schedulers.py read backwards; what it cannot express is refused with the reason. The levels of
+(MATH (5)). `settings_of` reads scheduler_table.py backwards; what it cannot express is refused with the reason. The levels of
 the data and the decoder, which diffusers does not have, are written to diffusional.json, so that `load_checkpoint` gives the same bound.
 """
 

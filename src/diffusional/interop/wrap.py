@@ -40,7 +40,7 @@ from diffusional.interop.adapter import (
     VarianceOutput,
     value_at,
 )
-from diffusional.interop.schedulers import FlowTime, SigmaTime, edm_output, edm_scale, flow_scale, ve_scale
+from diffusional.interop.clocks import FlowTime, SigmaTime, edm_output, edm_scale, flow_scale, ve_scale
 from diffusional.models.calls import from_diffusers
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Likelihood
