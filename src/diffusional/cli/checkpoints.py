@@ -4,7 +4,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffusional.cli.commands import Check, Evaluate, Import, Score
 from diffusional.cli.console import Result, first, say, working
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 # Options of `evaluate` for checkpoints.
-_OPTIONS = ("unclipped", "decoder", "variance", "variant", "revision")
+_OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "variance", "variant", "revision")
+# Items of --training-data on which p is fitted.
+_FITTED = 512
 
 
 def opened(path: Path, command: Evaluate | Check | Score, space: "Space | None" = None) -> "tuple[Run, bool]":
@@ -35,7 +37,7 @@ def opened(path: Path, command: Evaluate | Check | Score, space: "Space | None" 
     from diffusional.interop.imported import is_imported, load_reference
     from diffusional.training.folder import Run, load_run
 
-    given = [f"--{name}" for name in _OPTIONS if getattr(command, name) not in (None, False)]
+    given = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(command, name) not in (None, False)]
     if not is_foreign(path):
         if not path.exists():
             raise DiffusionalError(
@@ -46,8 +48,9 @@ def opened(path: Path, command: Evaluate | Check | Score, space: "Space | None" 
         if not given:
             return run, False
         if is_imported(path):
-            model = load_reference(path, run.space, **_options(command))
-            return Run(run.record, loaded=model), True
+            options = _options(command)
+            options |= _reference(command, run.record, run.model, options)
+            return Run(run.record, loaded=load_reference(path, run.space, **options)), True
         raise DiffusionalError(
             f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for checkpoints from elsewhere, but {path} is a run; leave "
             f"{'it' if len(given) == 1 else 'them'} out"
@@ -56,7 +59,7 @@ def opened(path: Path, command: Evaluate | Check | Score, space: "Space | None" 
         raise DiffusionalError(
             f"--data is missing: {path} is a checkpoint, which has no data of its own. Name the data to evaluate, such as --data digits"
         )
-    model = loaded(path, _levels(command), space, _options(command))
+    model = fitted(path, command, _levels(command), space, _options(command))
     return as_run(path, model), True
 
 
@@ -80,10 +83,60 @@ def _options(command: Evaluate | Check | Score | Import) -> dict[str, Any]:
     return {
         "clipped": False if command.unclipped else None,
         "decoder": command.decoder,
+        "decoder_variance": _decoder_variance(command.decoder_variance),
         "variance": command.variance,
         "variant": command.variant,
         "revision": command.revision,
     }
+
+
+def _decoder_variance(value: str | None) -> "float | Literal['fit'] | None":
+    if value is None or value == "fit":
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise DiffusionalError(f"expected --decoder-variance to be a positive number or fit, got {value!r}") from error
+
+
+def fitted(
+    path: Path,
+    command: Evaluate | Check | Score | Import,
+    levels: int | None,
+    space: "Space | None",
+    options: dict[str, Any],
+) -> "DiffusionModel":
+    """Load a checkpoint, with what is fitted on --training-data."""
+    if command.training_data is None:
+        return loaded(path, levels, space, options)
+    plain = {name: value for name, value in options.items() if value != "fit"}
+    model = loaded(path, levels, space, plain)
+    return loaded(path, levels, space, options | _reference(command, as_run(path, model).record, model, options))
+
+
+def _reference(
+    command: Evaluate | Check | Score | Import, record: "RunRecord", model: Any, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the items of --training-data as options of `load_checkpoint`; {} without it."""
+    from diffusional.cli.items import items
+    from diffusional.conditions import rows_of
+
+    if command.training_data is None:
+        return {}
+    if options["decoder_variance"] != "fit" and "start" not in {**model.origin.get("assumed", {}), **_start(model)}:
+        raise DiffusionalError(
+            f"--training-data {command.training_data} was given, but nothing is fitted: it is for the γ_1 of a flow, and for "
+            "--decoder gaussian --decoder-variance fit; leave it out"
+        )
+    found = items(record, command.training_data, condition=command.condition)
+    some = slice(0, _FITTED)
+    return {"reference": found.x[some], "reference_condition": rows_of(found.condition, some)}
+
+
+def _start(model: Any) -> dict[str, str]:
+    """Return the sentence about the γ_1 of a flow that was fitted before."""
+    given = model.origin.get("given", {})
+    return {"start": given["start"]} if "training items" in given.get("start", "") else {}
 
 
 def _levels(command: Evaluate | Check | Score | Import) -> int | None:
@@ -207,10 +260,21 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
     return {key: value for key, value in found.to_json().items() if key in keys} | {"items": items}
 
 
+def _fitted_values(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what was fitted as options of `load_checkpoint`, numbers."""
+    values: dict[str, Any] = {}
+    if options["decoder_variance"] == "fit":
+        values["decoder_variance"] = model.likelihood.variance
+    if _start(model):
+        values["gamma_min"] = float(model.process.schedule.ends()[0])
+    return values
+
+
 def run(command: Import) -> Result:
     """Make a run folder of a checkpoint."""
     from dataclasses import replace
 
+    from diffusional.conditions import rows_of
     from diffusional.files import save_json, settle
     from diffusional.interop.imported import IMPORTED, save_reference
     from diffusional.training.build import build_dataset
@@ -226,7 +290,9 @@ def run(command: Import) -> Result:
             f"{source} {what}; expected a folder that diffusers' save_pretrained wrote, or a Hub id, owner/name"
         )
     options = _options(command) | {"steps": command.steps}
-    model = loaded(source, _levels(command), None, options)
+    later = command.training_data is None and command.data is not None
+    plain = {name: value for name, value in options.items() if not (later and value == "fit")}
+    model = fitted(source, command, _levels(command), None, plain)
     config = _config(str(source), model)
     described: dict[str, Any] = {
         "name": None,
@@ -251,8 +317,14 @@ def run(command: Import) -> Result:
             )
         described = describe(dataset)
         config = replace(config, data=data)
+        if later and (plain != options or "start" in model.origin.get("assumed", {})):
+            some = slice(0, _FITTED)
+            labels = dataset.condition_of("train") if model.classes else None
+            reference = {"reference": dataset.encode("train", some), "reference_condition": rows_of(labels, some)}
+            model = loaded(source, _levels(command), None, options | reference)
     elif model.classes:
         described["classes"] = list(model.classes)
+    options |= _fitted_values(model, options)
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -22,6 +22,21 @@ Decoder = Annotated[
         help="For a checkpoint: p(x|z_1). Defaults to discretized-gaussian with the variance σ_1²; openai has that of q(z_1|z_2, x)."
     ),
 ]
+DecoderVariance = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="VALUE",
+        help="For a checkpoint: the variance of a Gaussian p(x|z_1), in the units of encoded x; fit, with --decoder gaussian, for the mean "
+        "squared residual of --training-data.",
+    ),
+]
+TrainingData = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="DATA",
+        help="For a checkpoint: data of its training, on the first 512 items of which γ_1 of a flow and --decoder-variance fit are fitted.",
+    ),
+]
 CheckpointVariance = Annotated[
     str | None,
     tyro.conf.arg(
@@ -198,6 +213,8 @@ class Evaluate:
     unclipped: bool = False
     """For a checkpoint: leave out what its scheduler does to x̂ (clip_sample, thresholding)."""
     decoder: Decoder = None
+    decoder_variance: DecoderVariance = None
+    training_data: TrainingData = None
     variance: CheckpointVariance = None
     variant: Variant = None
     revision: Revision = None
@@ -234,6 +251,8 @@ class Import:
     unclipped: bool = False
     """Leave out what the scheduler does to x̂ (clip_sample, thresholding)."""
     decoder: Decoder = None
+    decoder_variance: DecoderVariance = None
+    training_data: TrainingData = None
     variance: CheckpointVariance = None
     variant: Variant = None
     revision: Revision = None
@@ -268,6 +287,8 @@ class Check:
     """Check the declared reading only, in few network evaluations: for large networks."""
     variance: CheckpointVariance = None
     decoder: Decoder = None
+    decoder_variance: DecoderVariance = None
+    training_data: TrainingData = None
     variant: Variant = None
     revision: Revision = None
     unclipped: bool = False
@@ -324,6 +345,8 @@ class Score:
     ] = None
     variance: CheckpointVariance = None
     decoder: Decoder = None
+    decoder_variance: DecoderVariance = None
+    training_data: TrainingData = None
     variant: Variant = None
     revision: Revision = None
     unclipped: bool = False

@@ -5,22 +5,24 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, sha256
 from diffusional.forward import GaussianDiffusion
 from diffusional.interop.adapter import Adapter
 from diffusional.interop.declared import Declared
-from diffusional.interop.networks import DiffusersNetwork
+from diffusional.interop.fitted import choose_start, fit_variance
+from diffusional.interop.flows import called
+from diffusional.interop.networks import DiffusersNetwork, packs
 from diffusional.interop.place import NETWORK, SCHEDULER, Place, locate
 from diffusional.interop.record import Origin
 from diffusional.interop.schedulers import declared
 from diffusional.interop.stated import STATED, read_stated
 from diffusional.interop.weights import load_network
-from diffusional.interop.wrap import choose_start
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Likelihood
@@ -38,13 +40,14 @@ def load_checkpoint(
     variance: str | None = None,
     clipped: bool | None = None,
     decoder: str | Likelihood | None = None,
-    decoder_variance: float | None = None,
+    decoder_variance: float | Literal["fit"] | None = None,
     scheduler: Any = None,
     time: Callable[[Tensor], Tensor] | None = None,
     steps: int | None = None,
     gamma_min: float | None = None,
     gamma_max: float | None = None,
     reference: Tensor | None = None,
+    reference_condition: Condition | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -63,12 +66,15 @@ def load_checkpoint(
         decoder: p(x|z_1), which no checkpoint determines: a likelihood over the space, or "discretized-gaussian" (the default for levels,
             with the variance σ_1²), "openai" (with that of q(z_1|z_2, x)), "level-posterior", "bernoulli" or "gaussian" (the default for
             real values).
-        decoder_variance: of a Gaussian decoder, instead of these.
+        decoder_variance: of a Gaussian decoder, instead of these, in the units of encoded x; "fit" for the one of lowest cost on `reference`,
+            for decoder="gaussian".
         scheduler: a scheduler_config.json, a folder with one, a config as a dict, or a scheduler of diffusers, instead of the checkpoint's.
         time: from log-SNR (B,) to the network's time input, instead of the scheduler's.
         steps: number of latents of a model in continuous time.
         gamma_min, gamma_max: γ = −log SNR of z_1 and z_T of a model in continuous time.
-        reference: training items (N, *shape), encoded, on which γ_1 of a flow is chosen by the bound (`choose_start`); it is assumed otherwise.
+        reference: training items (N, *shape), encoded, some hundreds of them. γ_1 of a model in continuous time, unless `gamma_min` is given, is
+            chosen on them by the bound (`choose_start`; for flows it is assumed otherwise), and decoder_variance="fit" is fitted on them.
+        reference_condition: of these items, for conditional models.
         subfolder: of the denoiser, where it is not unet, transformer or prior.
         variant: of the weights, such as "fp16".
         revision: branch, tag or commit of a Hub repository.
@@ -95,6 +101,11 @@ def load_checkpoint(
             space, own = stated.space, ["space"]
         if decoder is None and decoder_variance is None:
             decoder, decoder_variance, own = stated.decoder, stated.decoder_variance, [*own, "decoder"]
+    fit = decoder_variance == "fit"
+    if fit and reference is None:
+        raise DiffusionalError(
+            'decoder_variance="fit" was given without reference: give training items as reference=, or a number as decoder_variance'
+        )
     declaration = declared(
         _scheduler(place, scheduler, origin),
         variance=variance,
@@ -103,6 +114,8 @@ def load_checkpoint(
         gamma_max=gamma_max,
     )
     network = load_network(place, variant, origin)
+    config: Any = network.config
+    declaration = called(declaration, type(network).__name__, config.get("timestep_scale") or 1.0)
     channels, outputs = _channels(network)
     learns = declaration.learns
     drop = outputs == 2 * channels and learns is None
@@ -118,7 +131,7 @@ def load_checkpoint(
             "they are fractions of the range"
         )
     _copy(declaration, origin)
-    space = _space(place, network, channels, declaration, space, levels, origin)
+    space = _space(place, network, channels, declaration, space, levels, origin, real=decoder == "gaussian")
     likelihood = _decoder(
         decoder, decoder_variance, space, declaration, origin, latents="vae" in place.parts or "vqvae" in place.parts
     )
@@ -132,7 +145,9 @@ def load_checkpoint(
     )
     schedule = declaration.schedule
     if reference is not None:
-        if schedule.steps is not None or gamma_min is not None:
+        # With a variance to fit, γ_1 is chosen only where no config has it.
+        starts = schedule.steps is None and gamma_min is None and (not fit or "start" in origin.assumed)
+        if not starts and not fit:
             why = (
                 f"the levels of the {declaration.name} are its own" if gamma_min is None else "gamma_min was given too"
             )
@@ -140,19 +155,33 @@ def load_checkpoint(
                 f"expected no reference items, since {why} and there is no γ_1 to choose; leave reference out"
             )
         low, high = schedule.ends().tolist()
-        low = choose_start(denoiser, likelihood, reference, gamma_max=high)
-        schedule = log_snr_linear(low, high)
-        origin.assumed.pop("start", None)
-        origin.config.pop("start", None)
-        origin.given["start"] = (
-            f"γ_1 = {low:g} (σ/α = {math.exp(low / 2):.4g}), of lowest bound on {len(reference):,} training items"
-        )
+        if starts:
+            low = choose_start(denoiser, likelihood, reference, gamma_max=high, condition=reference_condition, fit=fit)
+            schedule = log_snr_linear(low, high)
+            origin.assumed.pop("start", None)
+            origin.config.pop("start", None)
+            origin.given["start"] = (
+                f"γ_1 = {low:g} (σ/α = {math.exp(low / 2):.4g}), of lowest bound on {len(reference):,} training items"
+            )
+        if fit:
+            value = fit_variance(denoiser, space, reference, low, condition=reference_condition)
+            likelihood = likelihoods.GaussianLikelihood(space, value)
+            origin.given["decoder"] = (
+                f"p(x|z_1) is a Gaussian density around x̂ with variance {value:.6g}{_in_units(space, value)}, the mean squared residual of "
+                f"{len(reference):,} training items"
+            )
     process = GaussianDiffusion(schedule if steps is None else _regridded(declaration.name, schedule, steps, origin))
     model = DiffusionModel(process, denoiser, likelihood, declaration.variance, declaration.last_variance)
     _conditions(module, origin)
     model.classes = () if module.classes is None else tuple(map(str, range(module.classes)))
     model.origin = origin.to_dict()
     return model.eval()
+
+
+def _in_units(space: Space, variance: float) -> str:
+    """Return a variance in the units of the data, in brackets; "" if these are those of x."""
+    scale = space.scale if isinstance(space, Continuous) else (1.0,)
+    return "" if len(scale) != 1 or scale[0] == 1 else f" ({variance * scale[0] ** 2:.6g} in the units of the data)"
 
 
 def _copy(declaration: Declared, origin: Origin) -> None:
@@ -201,6 +230,8 @@ def _channels(network: nn.Module) -> tuple[int, int]:
     config: Any = network.config
     channels = config.get("in_channels")
     outputs = config.get("out_channels") or channels
+    if packs(network) and isinstance(channels, int) and isinstance(outputs, int):
+        channels, outputs = channels // 4, outputs // 4
     if not isinstance(channels, int) or not isinstance(outputs, int):
         raise DiffusionalError(
             f"the config of the {type(network).__name__} has no in_channels; use df.wrap(network, …), which asks for nothing"
@@ -221,6 +252,7 @@ def _space(
     given: Space | None,
     levels: int | None,
     origin: Origin,
+    real: bool,
 ) -> Space:
     config: Any = network.config
     size = config.get("sample_size")
@@ -240,27 +272,46 @@ def _space(
             origin.notes.append(f"items of {_shape(given.shape[1:])}, but the network was trained on {_shape(sides)}")
         return given
     if sides is None:
+        such = f"df.Discrete(({channels}, 32, 32), 256)"
+        if latents is not None:
+            shift, scale, _ = _scaling(place, latents, (channels,))
+            ends = (shift, scale) if len(shift) == 1 else ("…", "…")
+            such = f"df.Continuous(({channels}, 64, 64), shift={ends[0]}, scale={ends[1]})"
         raise DiffusionalError(
-            f"the config of the {type(network).__name__} has no sample_size; give space=, such as df.Discrete(({channels}, 32, 32), 256)"
+            f"the config of the {type(network).__name__} has no sample_size; give space=, such as {such}"
         )
     shape = (channels, *sides)
-    if latents is None:
-        space: Space = Discrete(shape, 256 if levels is None else levels, declaration.low, declaration.high)
+    if levels is not None and (real or latents is not None):
+        what = f"a pipeline with an autoencoder ({latents}), whose x are latents" if latents else 'decoder="gaussian"'
+        raise DiffusionalError(f"levels={levels} was given for {what}: real numbers have no levels; leave it out")
+    if latents is None and real:
+        space: Space = Continuous(shape)
+    elif latents is None:
+        space = Discrete(shape, 256 if levels is None else levels, declaration.low, declaration.high)
     else:
-        factor = 1.0
-        if (vae := place.folder / latents / NETWORK).is_file():
-            factor = float(load_json(vae).get("scaling_factor") or 1.0)
-        space = Continuous(shape, scale=(1 / factor,))
+        shift, scale, how = _scaling(place, latents, shape)
+        space = Continuous(shape, shift, scale)
         origin.notes.append(
             f"the pipeline has an autoencoder ({latents}): x is its latent, and the bound is one on the density of latents, not of images"
         )
-        origin.config["scaling"] = f"latents are multiplied by scaling_factor = {factor:g}"
-    if latents is not None and levels is not None:
-        raise DiffusionalError(
-            f"levels={levels} was given for a pipeline with an autoencoder, whose x are latents, real numbers; leave it out"
-        )
+        origin.config["scaling"] = how
     origin.choose("space", f"x is {_described(space)}", given=levels is not None)
     return space
+
+
+def _scaling(place: Place, part: str, shape: tuple[int, ...]) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    """Return the shift and the scale of an autoencoder's latents, in which the network sees (latent − shift)/scale, and a sentence on them."""
+    config = load_json(file) if (file := place.folder / part / NETWORK).is_file() else {}
+    factor = float(config.get("scaling_factor") or 1.0)
+    means, spreads = config.get("latents_mean"), config.get("latents_std")
+    if isinstance(means, list) and isinstance(spreads, list) and len(means) == len(spreads) == shape[0]:
+        each = math.prod(shape[1:])
+        shift = tuple(float(mean) for mean in means for _ in range(each))
+        scale = tuple(float(spread) / factor for spread in spreads for _ in range(each))
+        return shift, scale, f"latents are standardised by latents_mean and latents_std, and multiplied by {factor:g}"
+    shift = float(config.get("shift_factor") or 0.0)
+    less = f", less shift_factor = {shift:g}," if shift else ""
+    return (shift,), (1 / factor,), f"latents{less} are multiplied by scaling_factor = {factor:g}"
 
 
 def _sides(network: nn.Module, size: int) -> tuple[int, ...]:
@@ -285,7 +336,7 @@ def _described(space: Space) -> str:
 
 def _decoder(
     chosen: str | Likelihood | None,
-    variance: float | None,
+    variance: float | Literal["fit"] | None,
     space: Space,
     declaration: Declared,
     origin: Origin,
@@ -313,14 +364,25 @@ def _decoder(
             f"expected decoder to be one of {', '.join(DECODERS)}, or a likelihood, got {name!r}"
             + (f"; did you mean {close[0]!r}?" if close else "")
         )
+    if latents and name != "gaussian":
+        raise DiffusionalError(
+            f'decoder="{name}" was given for a pipeline with an autoencoder: it is a mass function over levels, and x are latents, real '
+            'numbers, which have only a density. Give decoder="gaussian", or leave it out; a bound for images needs the autoencoder\'s own terms'
+        )
     gaussian = name in ("discretized-gaussian", "gaussian")
     if variance is not None and not gaussian:
         raise DiffusionalError(
             f'decoder_variance={variance} was given for decoder="{name}", which has none; leave it out'
         )
     given = chosen is not None or variance is not None
+    if variance == "fit":
+        if name != "gaussian":
+            raise DiffusionalError(
+                f'decoder_variance="fit" was given for decoder="{name}"; it is for "gaussian", of real values. Give a number'
+            )
+        variance = None
     if variance is not None:
-        what = f"variance {variance:g}"
+        what = f"variance {variance:g}{_in_units(space, variance)}"
     elif name == "gaussian":
         what = "the variance of z_1/α_1, σ_1²/α_1²"
     elif name == "openai":

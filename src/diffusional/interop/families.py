@@ -184,6 +184,10 @@ def read_flow(entry: Entry, settings: Settings, gamma_min: float | None, gamma_m
     settings.assumed["time"] = f"the network reads {steps:g} t, the scheduler's timestep (another time: time=)"
     _continuous(settings)
     schedule = _ends(settings, None, None, gamma_min, gamma_max)
+    if "start" in settings.assumed:
+        settings.assumed["start"] += (
+            ", which a flow does not declare: it changes the bound. It is chosen on training data, if they are given (reference=, --training-data)"
+        )
     settings.config["end"] = "p(z_T) = N(0, I)"
     return Declared(settings.name, schedule, FlowTime(steps), outputs[word], flow_scale)
 

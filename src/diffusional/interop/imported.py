@@ -13,6 +13,8 @@ from diffusional.space import Space
 # The file that makes a run folder one of an imported checkpoint.
 IMPORTED = "checkpoint.json"
 _FORMAT = 1
+# Options that change what was fitted.
+_CHANGES = {"start": {"reference", "gamma_min"}, "decoder": {"decoder", "decoder_variance", "reference"}}
 
 
 def is_imported(run: Path) -> bool:
@@ -38,6 +40,8 @@ def save_reference(run: Path, model: DiffusionModel, options: Mapping[str, Any])
         "revision": origin.get("revision"),
         "options": {name: value for name, value in options.items() if value is not None and name != "revision"},
         "files": origin["files"],
+        # What was fitted on training data, and how: the options have its values.
+        "fitted": {name: text for name, text in origin.get("given", {}).items() if "training items" in text},
     }
     save_json(run / IMPORTED, record)
 
@@ -67,6 +71,13 @@ def load_reference(run: Path, space: Space, **changed: Any) -> DiffusionModel:
     except DiffusionalError as error:
         raise DiffusionalError(f"{run} was imported from {source}: {error}") from error
     now = model.origin["files"]
+    fitted = {
+        name: text
+        for name, text in (record.get("fitted") or {}).items()
+        if not given.keys() & _CHANGES.get(name, set())
+    }
+    if fitted:
+        model.origin = {**model.origin, "given": {**model.origin.get("given", {}), **fitted}}
     if moved := sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name)):
         raise DiffusionalError(
             f"{', '.join(moved[:3])} of {source} changed since {run} was made of it: its numbers would be those of another model. Import the "

@@ -18,6 +18,22 @@ _OPTIONS = ("return_dict", "attention_kwargs", "cross_attention_kwargs", "joint_
 _NESTED = "added_cond_kwargs"
 
 
+# Conditions without which a network cannot be called, although its `forward` has defaults for them.
+_NEEDED = {
+    "SD3Transformer2DModel": ("encoder_hidden_states", "pooled_projections"),
+    "FluxTransformer2DModel": ("encoder_hidden_states", "pooled_projections"),
+}
+
+
+def packs(network: nn.Module) -> bool:
+    """Return whether a network reads patches of 2×2 latents as rows of four times the channels, with the places of patches, as Flux does.
+
+    >>> packs(nn.Identity())
+    False
+    """
+    return type(network).__name__ == "FluxTransformer2DModel"
+
+
 class DiffusersNetwork(nn.Module):
     """A network of diffusers, called with a condition by name.
 
@@ -76,6 +92,10 @@ class DiffusersNetwork(nn.Module):
             (needed.add if crossing else needed.discard)("encoder_hidden_states")
         if self.classes is not None or config.get("class_embed_type") is not None:
             needed.add("class_labels")
+        needed |= set(_NEEDED.get(type(self.network).__name__, ()))
+        if packs(self.network):
+            needed -= {"img_ids", "txt_ids"}
+            needed |= {"guidance"} if config.get("guidance_embeds") else set()
         return tuple(name for name in self.conditions if name in needed)
 
     def forward(self, z: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
@@ -106,7 +126,14 @@ class DiffusersNetwork(nn.Module):
         for name in self.conditions:
             if name not in named and signature[name].default is inspect.Parameter.empty:
                 named[name] = None
-        output = self.network(**{self._z: z, self._time: time}, **named)
+        seen = z
+        if packs(self.network):
+            seen, places = _packed(z)
+            named.setdefault("img_ids", places)
+            named.setdefault(
+                "txt_ids", torch.zeros_like(places[:1]).expand(named["encoder_hidden_states"].shape[1], -1)
+            )
+        output = self.network(**{self._z: seen, self._time: time}, **named)
         sample = getattr(output, "sample", output)
         if isinstance(sample, tuple | list) and len(sample):
             sample = sample[0]
@@ -115,6 +142,8 @@ class DiffusersNetwork(nn.Module):
                 f"expected the output of a {kind} to have a tensor `sample`, got a {type(output).__name__}; wrap it in a function that "
                 "returns the tensor, and use df.wrap"
             )
+        if packs(self.network):
+            sample = _unpacked(sample, z)
         return sample if self.outputs is None else sample[:, : self.outputs]
 
     def _named(self, condition: Condition) -> dict[str, Tensor]:
@@ -145,3 +174,21 @@ class DiffusersNetwork(nn.Module):
                 )
             )
         return {name: typed(value) for name, value in condition.items()}
+
+
+def _packed(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return latents (B, C, H, W) as patches (B, H/2·W/2, 4 C), and the places of the patches (H/2·W/2, 3), as FluxPipeline does."""
+    b, c, h, w = z.shape
+    if h % 2 or w % 2:
+        raise DiffusionalError(f"expected latents with even sides, which are read in patches of 2×2, got {h}×{w}")
+    rows = z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+    places = torch.zeros(h // 2, w // 2, 3, dtype=z.dtype, device=z.device)
+    places[..., 1] += torch.arange(h // 2, device=z.device)[:, None]
+    places[..., 2] += torch.arange(w // 2, device=z.device)
+    return rows, places.reshape(-1, 3)
+
+
+def _unpacked(rows: Tensor, z: Tensor) -> Tensor:
+    """Return patches (B, H/2·W/2, 4 C) as latents of the shape of z."""
+    b, _, h, w = z.shape
+    return rows.reshape(b, h // 2, w // 2, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h, w)

@@ -15,18 +15,14 @@ log-SNR −γ = ln a²/s², so that two declarations suffice: what the network r
 The result goes into a `DiffusionModel` with a schedule whose ends are the lowest and the highest noise of p.
 """
 
-import itertools
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
-from diffusional.forward import GaussianDiffusion, sigma
+from diffusional.forward import sigma
 from diffusional.interop.adapter import (
     DATA,
     NOISE,
@@ -41,11 +37,12 @@ from diffusional.interop.adapter import (
     value_at,
 )
 from diffusional.interop.clocks import FlowTime, SigmaTime, edm_output, edm_scale, flow_scale, ve_scale
+from diffusional.interop.fitted import choose_start as choose_start
 from diffusional.models.calls import from_diffusers
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Likelihood
 from diffusional.models.time import Affine, TrainedIndex
-from diffusional.schedule import Schedule, log_snr_linear
+from diffusional.schedule import Schedule
 from diffusional.space import Space
 from diffusional.words import our_word
 
@@ -163,6 +160,7 @@ class Wrap:
             sigma_data: σ_data of the preconditioning.
             time: instead of ¼ ln σ.
 
+        >>> import torch
         >>> denoiser = wrap.edm(lambda z, t: 0 * z, sigma_data=1.0)
         >>> denoiser(torch.ones(1, 1), torch.zeros(1)).data             # c_skip z, with z = √2 at σ = 1
         tensor([[0.7071]])
@@ -175,6 +173,7 @@ class Wrap:
     def denoised(self, network: Callable[..., Tensor], *, time: str | Callable[[Tensor], Tensor] = "sigma") -> Adapter:
         """Wrap a denoiser D(z, σ) of z = x + σ ε, such as an EDM network with its preconditioning: its output is x̂.
 
+        >>> import torch
         >>> wrap.denoised(lambda z, s: z / (1 + s**2)[:, None])(torch.ones(1, 1), torch.zeros(1)).data
         tensor([[0.7071]])
         """
@@ -189,6 +188,7 @@ class Wrap:
     ) -> Adapter:
         """Wrap a score network, s(z, σ) ≈ ∇ ln q(z) of z = x + σ ε; with reads="vp", of α x + σ ε.
 
+        >>> import torch
         >>> wrap.score(lambda z, s: -z / s[:, None] ** 2)(torch.ones(1, 1), torch.zeros(1)).noise   # z/σ with z = √2
         tensor([[1.4142]])
         """
@@ -211,6 +211,7 @@ class Wrap:
             coupling: how x and ε were paired in training. The bound is for independent pairs: with those of optimal transport it is valid
                 but loose, and a warning points to the probability flow.
 
+        >>> import torch
         >>> wrap.flow(lambda z, t: 0 * z)(torch.ones(1, 1), torch.zeros(1)).data
         tensor([[0.7071]])
         """
@@ -294,63 +295,3 @@ class Wrap:
 
 
 wrap = Wrap()
-
-
-# The lowest noise of p, which no flow declares.
-
-# γ_1 that are tried: σ/α from 4.5e-5 to 0.6.
-_STARTS = tuple(float(value) for value in range(-20, 0))
-# Levels of the sweep at every candidate, and draws of z_1.
-_CELLS = 32
-
-
-def choose_start(
-    denoiser: Any,
-    likelihood: Likelihood,
-    data: Tensor,
-    *,
-    gamma_max: float = 14.0,
-    candidates: Sequence[float] = _STARTS,
-    condition: Condition | None = None,
-    seed: int = 0,
-) -> float:
-    """Return the γ_1 of lowest bound on training data, for models that do not declare their lowest noise, such as flows.
-
-    It is a parameter of p, fitted by its bound: use training data, not those that are evaluated. The costs of all candidates come from the
-    same noise, ½ ∫ ‖ε − ε̂‖² dγ from each of them to `gamma_max`.
-
-    Args:
-        denoiser: the wrapped network.
-        likelihood: p(x|z_1) at every candidate.
-        data: training items (N, *space.shape), encoded; some hundreds suffice.
-        gamma_max: γ_T.
-        candidates: values of γ_1, increasing.
-        condition: of the items.
-        seed: of the noise.
-
-    Raises DiffusionalError for fewer than two candidates, or candidates that are not increasing and below `gamma_max`.
-
-    >>> from diffusional import Continuous, exact, likelihood
-    >>> world = exact.Gaussian(torch.zeros(2), torch.eye(2))
-    >>> x = world.sample(50, torch.Generator().manual_seed(0))
-    >>> choose_start(world.denoiser(), likelihood.GaussianLikelihood(Continuous((2,))), x, candidates=(-9.0, -6.0, 2.0)) < 0
-    True
-    """
-    values = [float(one) for one in candidates]
-    if len(values) < 2 or any(a >= b for a, b in itertools.pairwise(values)) or values[-1] >= gamma_max:
-        raise DiffusionalError(
-            f"expected at least two increasing candidates below gamma_max = {gamma_max:g}, got {values}"
-        )
-    likelihood.space.check(data)
-    generator = torch.Generator(data.device).manual_seed(seed)
-    edges = [*values, gamma_max]
-    costs, first = [], []
-    for low, high in itertools.pairwise(edges):
-        model = DiffusionModel(GaussianDiffusion(log_snr_linear(low, high)), denoiser, likelihood)
-        cells = max(2, min(_CELLS, math.ceil((high - low) * 2)))
-        with torch.no_grad():
-            ledger = model.elbo(data, generator, condition, cells=cells)
-        costs.append(float(ledger.kl.sum(1).mean()))
-        first.append(float(ledger.reconstruction.mean()))
-    totals = [first[i] + sum(costs[i:]) for i in range(len(values))]
-    return values[min(range(len(values)), key=totals.__getitem__)]
