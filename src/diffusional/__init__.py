@@ -76,6 +76,8 @@ _NAMES = {
     "load": "training.run",
     "load_checkpoint": "interop.checkpoint",
     "load_run": "training.folder",
+    "pull": "training.hub",
+    "push": "training.hub",
     "score": "evaluation.score",
     "train": "training.loop",
     "wrap": "interop.wrap",

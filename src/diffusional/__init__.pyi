@@ -55,8 +55,11 @@ from diffusional.models.vae import VAE as VAE
 from diffusional.space import Continuous as Continuous
 from diffusional.space import Discrete as Discrete
 from diffusional.training.config import Config as Config
+from diffusional.training.export import export as export
 from diffusional.training.folder import Run as Run
 from diffusional.training.folder import load_run as load_run
+from diffusional.training.hub import pull as pull
+from diffusional.training.hub import push as push
 from diffusional.training.loop import train as train
 from diffusional.training.run import load as load
 

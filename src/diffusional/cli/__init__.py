@@ -185,6 +185,10 @@ def _done(command: Any) -> Result:
             from diffusional.cli import export
 
             return export.run(command)
+        case commands.Push() | commands.Pull():
+            from diffusional.cli import hub
+
+            return hub.push(command) if isinstance(command, commands.Push) else hub.pull(command)
         case commands.Sample():
             from diffusional.cli import sample
 

@@ -369,6 +369,36 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Push:
+    """Upload a run to the Hugging Face Hub. Its files are uploaded as one commit, with a model card that has the run's bound, and without
+    checkpoints. Log in with `hf auth login` first."""
+
+    run: Run
+    repo_id: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="REPO_ID", help="The repository, owner/name; created if it does not exist."),
+    ]
+    private: bool = False
+    """Make a new repository private."""
+    checkpoints: bool = False
+    """Upload checkpoints/ too, with the states of the optimiser, with which a pulled run can be resumed."""
+    replace: bool = False
+    """Replace files of a repository that is not empty by a new commit."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Download a run from the Hugging Face Hub, as `push` uploaded it, into a new folder."""
+
+    repo_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO_ID", help="The repository, owner/name.")]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The new run folder.")]
+    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME", help="The branch, tag or commit.")] = None
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """Sample from a trained model. Samples are drawn by the model's own reverse chain, or by DDIM."""
 
@@ -508,6 +538,8 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "import": Import,
     "export": Export,
+    "push": Push,
+    "pull": Pull,
     "check": Check,
     "score": Score,
     "sample": Sample,
@@ -523,6 +555,8 @@ Command = (
     | Evaluate
     | Import
     | Export
+    | Push
+    | Pull
     | Check
     | Score
     | Sample

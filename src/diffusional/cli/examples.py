@@ -34,6 +34,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional export runs/ddpm --to diffusers pipelines/ddpm",
         "diffusional export runs/ddpm pipelines/ddpm --json export.json",
     ),
+    "push": (
+        "diffusional push runs/digits me/digits",
+        "diffusional push runs/digits me/digits --private --checkpoints",
+    ),
+    "pull": ("diffusional pull me/digits runs/digits", "diffusional pull me/digits runs/digits --revision main"),
     "sample": (
         "diffusional sample runs/digits --n 100",
         "diffusional sample runs/digits --method ddim --steps 50 --out fast.npz",

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate
+from diffusional.models.base import LatentVariableModel
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.space import Discrete
 
@@ -53,12 +54,7 @@ def model_card(
         f"`{settings['variance_type']}`. The last step of the pipeline is the mean of p(x|z_1), not a draw.",
         "",
     ]
-    if trained_on is not None and trained_on.get("name"):
-        lines += ["## Training data", "", f"{trained_on['name']}, with these fingerprints (SHA-256) of its splits:", ""]
-        lines += [
-            f"- {split}: {_counted(trained_on, split)}`{digest}`" for split, digest in trained_on["sha256"].items()
-        ]
-        lines += [""]
+    lines += _trained_on(trained_on)
     lines += ["## Bound on the likelihood", ""]
     if evaluation is None:
         lines += ["This model was exported without an evaluation."]
@@ -74,6 +70,68 @@ def model_card(
     return "\n".join(lines)
 
 
+def run_card(
+    repo_id: str,
+    model: LatentVariableModel,
+    config: Mapping[str, Any],
+    evaluation: Evaluation | None = None,
+    trained_on: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the text of README.md of a run that is pushed to the Hub, with metadata as the Hub reads them (`model-index`).
+
+    Args:
+        repo_id: owner/name.
+        model: its model.
+        config: its config.json.
+        evaluation: its bound; without it the card has no number.
+        trained_on: its data.json.
+    """
+    name = repo_id.rpartition("/")[2]
+    kind, space = type(model).__name__, model.space
+    levels = f"{space.levels} levels" if space.levels else "real values"
+    latents = "" if model.visited() is None else f", T = {model.steps or '∞'} latents"
+    weights = sum(p.numel() for p in model.parameters())
+    lines = [
+        "---",
+        _metadata(name, evaluation, library="diffusional", task=None),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A {kind} of items of {'×'.join(map(str, space.shape))} with {levels}{latents}, {weights:,} weights, trained by "
+        "[diffusional](https://pypi.org/project/diffusional). Its files are a run:",
+        "",
+        f"    diffusional pull {repo_id} runs/{name}",
+        f"    diffusional evaluate runs/{name}",
+        "",
+        "```python",
+        "import diffusional as df",
+        "",
+        f'model = df.load(df.pull("{repo_id}", "runs/{name}"))',
+        "```",
+        "",
+        *_trained_on(trained_on),
+        "## Bound on the likelihood",
+        "",
+        *(["This run was pushed without an evaluation."] if evaluation is None else _bound(evaluation)),
+        "",
+        "## Config",
+        "",
+        "```json",
+        json.dumps(config, indent=1, ensure_ascii=False),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _trained_on(data: Mapping[str, Any] | None) -> list[str]:
+    if data is None or not data.get("name"):
+        return []
+    lines = ["## Training data", "", f"{_file(data['name'])}, with these fingerprints (SHA-256) of its splits:", ""]
+    return [*lines, *(f"- {split}: {_counted(data, split)}`{digest}`" for split, digest in data["sha256"].items()), ""]
+
+
 _PREDICTED = {"epsilon": "the noise ε", "sample": "x", "v_prediction": "v = α ε − σ x"}
 
 
@@ -82,7 +140,7 @@ def _counted(data: Mapping[str, Any], split: str) -> str:
     return "" if n is None else f"{n:,} items, "
 
 
-def _metadata(name: str, evaluation: Evaluation | None) -> str:
+def _metadata(name: str, evaluation: Evaluation | None, library: str = "diffusers", task: str | None = _TASK) -> str:
     """Return the YAML of the card."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -92,7 +150,7 @@ def _metadata(name: str, evaluation: Evaluation | None) -> str:
         data = _named(about) or "data"
         results = [
             EvalResult(
-                task_type=_TASK,
+                task_type=task or "density-estimation",
                 dataset_type=data,
                 dataset_name=data,
                 dataset_split=about.get("split"),
@@ -115,9 +173,9 @@ def _metadata(name: str, evaluation: Evaluation | None) -> str:
             )
         ]
     card = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag=_TASK,
-        tags=["diffusers", "diffusional", "likelihood"],
+        library_name=library,
+        pipeline_tag=task,
+        tags=[*dict.fromkeys([library, "diffusional", "likelihood"])],
         model_name=name,
         eval_results=results,
     )
@@ -165,7 +223,12 @@ def _version(provenance: Mapping[str, Any]) -> str | None:
 def _named(about: Mapping[str, Any]) -> str | None:
     """Return the name of the data; of a file, without its folder."""
     name = about.get("data")
-    return PurePath(name).name if isinstance(name, str) and PurePath(name).is_absolute() else name
+    return _file(name) if isinstance(name, str) else name
+
+
+def _file(name: str) -> str:
+    """Return the name of data; of a file, without its folder."""
+    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def _shown(one: Estimate) -> str:

@@ -65,7 +65,7 @@ def export(
         if (why := _mismatch(evaluation, model)) is not None:
             raise DiffusionalError(f"the evaluation is not one of this model: {why}. Evaluate the model again")
     elif run is not None:
-        evaluation = _own_evaluation(run.path, model)
+        evaluation = own_evaluation(run.path, model)
     about = load_json(run.path / DATA) if run is not None and (run.path / DATA).exists() else None
     target = Path(folder)
     write_pipeline(model, target, model_card(target.name, model, settings, evaluation, about))
@@ -80,7 +80,11 @@ def _mismatch(evaluation: Evaluation, model: LatentVariableModel) -> str | None:
     return None if latents == model.steps else f"it has T = {latents}, the model T = {model.steps}"
 
 
-def _own_evaluation(run: Path, model: LatentVariableModel) -> Evaluation | None:
+def own_evaluation(run: Path, model: LatentVariableModel) -> Evaluation | None:
+    """Return the evaluation in a run's folder, of its test split or else of its validation split; None if there is none of these weights.
+
+    Warns of an evaluation of other weights.
+    """
     for split in _SPLITS:
         path = run / f"evaluation-{split}.json"
         if not path.exists():
