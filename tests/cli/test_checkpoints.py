@@ -167,6 +167,28 @@ def test_classes_come_from_the_data(tmp_path: Path, capsys: pytest.CaptureFixtur
     cli.main(["sample", str(tmp_path / "run"), "--n", "2", "--label", "3"])
 
 
+def test_labels_may_be_the_names_of_id2label_or_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = unet(dtype=torch.float32, sample_size=8, num_class_embeds=3)
+    checkpoint = saved(tmp_path / "model", DDPMScheduler(num_train_timesteps=4), network)
+    index = load_json(checkpoint / "model_index.json")
+    names = ["eel", "cat", "dog"]
+    (checkpoint / "model_index.json").write_text(json.dumps(index | {"id2label": dict(enumerate(names))}))
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8))
+    numbers = np.array([0, 1, 2, 2, 1, 0])
+    values = []
+    for label in (np.array(names)[numbers], numbers):
+        np.savez(tmp_path / "images.npz", images=images, label=label)
+        args = ("evaluate", checkpoint, "--data", tmp_path / "images.npz", "--draws", 1, "--no-check")
+        values.append(record_of(capsys, *args)[0]["nelbo_nats"]["value"])
+    model = df.load_checkpoint(checkpoint)
+    x = model.space.encode(torch.from_numpy(images))
+    wanted = df.evaluate(model, x, draws=1, condition=torch.from_numpy(numbers)).nelbo.value
+    assert values == [pytest.approx(wanted, rel=1e-9)] * 2
+    np.savez(tmp_path / "images.npz", images=images, label=np.array(["eel", "cat", "bird"] * 2))
+    assert "'bird'" in refused(capsys, *args)
+    assert "another" not in refused(capsys, "import", checkpoint, tmp_path / "run", "--data", tmp_path / "images.npz")
+
+
 def test_what_is_refused(folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With one line, and nothing written."""
     assert "--data" in refused(capsys, "evaluate", folder)

@@ -416,8 +416,14 @@ def test_dit(tmp_path: Path) -> None:
         patch_size=2, num_embeds_ada_norm=3, norm_num_groups=1,
     )  # fmt: skip
     vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=1)
+    names = {"2": "eel", "0": "cat", "1": "dog, hound"}
     DiTPipeline(network, vae, DDIMScheduler(num_train_timesteps=T)).save_pretrained(tmp_path)
     model = load_checkpoint(tmp_path)
+    assert model.classes == ("0", "1", "2")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"id2label": names}))
+    model = load_checkpoint(tmp_path)
+    assert model.classes == ("cat", "dog, hound", "eel")
     assert isinstance(model.space, df.Continuous)
     assert model.origin["left_out"]["outputs"].startswith("output channels 2 to 2")
     x, noise = torch.randn(B, 1, 4, 4), torch.randn(T, B, 1, 4, 4)

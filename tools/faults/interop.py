@@ -4,6 +4,48 @@ from faults.row import fault
 
 FAULTS = [
     fault(
+        "interop/fitted.py",
+        "variance of a Gaussian decoder per item for per dimension",
+        "variance = total / (draws * data.numel())",
+        "variance = total / (draws * len(data))",
+        "interop/test_fitted.py::test_the_fitted_variance_is_that_of_x_given_z",
+    ),
+    fault(
+        "interop/fitted.py",
+        "cost at the fitted variance without its logarithm",
+        "0.5 * likelihood.space.dimensions * (1 + math.log(2 * math.pi * variance))",
+        "0.5 * likelihood.space.dimensions * (1 + 2 * math.pi * variance)",
+        "interop/test_fitted.py::test_a_first_level_is_chosen_with_its_variance",
+    ),
+    fault(
+        "interop/flows.py",
+        "Flux's time in thousandths",
+        '"FluxTransformer2DModel": FlowCall("FluxPipeline", 1e-3)',
+        '"FluxTransformer2DModel": FlowCall("FluxPipeline")',
+        "interop/test_flows.py::test_flux_reads_t_and_patches",
+    ),
+    fault(
+        "interop/networks.py",
+        "columns of patches for rows",
+        "places[..., 1] += torch.arange(h // 2, device=z.device)[:, None]",
+        "places[..., 1] += torch.arange(w // 2, device=z.device)",
+        "interop/test_flows.py::test_flux_reads_t_and_patches",
+    ),
+    fault(
+        "interop/checkpoint.py",
+        "latents scaled by the factor for its inverse",
+        "return (shift,), (1 / factor,)",
+        "return (shift,), (factor,)",
+        "interop/test_fitted.py::test_a_checkpoint_of_latents_with_a_fitted_decoder",
+    ),
+    fault(
+        "interop/custom_pipeline.py",
+        "variance of the transition for that of the posterior",
+        "fraction * (logsigmoid(low) - logsigmoid(high))",
+        "(1 - fraction) * (logsigmoid(low) - logsigmoid(high))",
+        "interop/test_custom_pipeline.py::test_its_latents_are_those_of_our_sampler",
+    ),
+    fault(
         "interop/check.py",
         "short search of readings that do not differ",
         'first.reading("").differences(how.reading(""))) == 1',
@@ -137,7 +179,7 @@ FAULTS = [
         "interop/test_checkpoint.py::test_the_decoder[fixed_large-openai]",
     ),
     fault(
-        "interop/wrap.py",
+        "interop/fitted.py",
         "costs below the candidate for those above it",
         "first[i] + sum(costs[i:])",
         "first[i] + sum(costs[:i])",

@@ -206,17 +206,38 @@ def items_of(command: Evaluate | Check | Score, record: "RunRecord", bare: bool,
     """Return the items of --data, or of the run's own data. Of a checkpoint, the levels are not known to be those of the data: data that
     do not fit them raise an error with how to give them, and data that use few of the levels that were assumed a warning.
     """
+    from dataclasses import replace
+
     from diffusional.cli.items import items
+    from diffusional.interop.imported import is_imported
 
     levels = None if bare else command.levels
+
+    def read(record: "RunRecord") -> "ChosenItems":
+        return items(record, command.data, levels, command.split, condition=command.condition, **options)
+
     try:
-        found = items(record, command.data, levels, command.split, condition=command.condition, **options)
+        try:
+            found = read(record)
+        except LevelsError:
+            raise
+        except DiffusionalError:
+            # The labels of a network with names (id2label) may be its numbers.
+            numbers = tuple(map(str, range(len(record.classes))))
+            if record.classes in ((), numbers) or not (bare or is_imported(record.path)):
+                raise
+            try:
+                found = read(replace(record, classes=numbers))
+            except DiffusionalError:
+                found = None
+            if found is None:
+                raise
     except LevelsError as error:
         if not bare:
             raise
-        read = "--levels gives" if command.levels is not None else "are assumed for a checkpoint"
+        source = "--levels gives" if command.levels is not None else "are assumed for a checkpoint"
         raise DiffusionalError(
-            f"{error}. {record.space.levels} levels are what {read}; give the number of levels of the data as --levels"
+            f"{error}. {record.space.levels} levels are what {source}; give the number of levels of the data as --levels"
         ) from error
     space: Any = record.space
     if bare and command.levels is None and space.levels and first():
@@ -314,6 +335,12 @@ def run(command: Import) -> Result:
         if model.classes and len(dataset.classes) != len(model.classes):
             raise DiffusionalError(
                 f"{command.data} has {len(dataset.classes)} classes, the network of {source} {len(model.classes)}; leave --data out"
+            )
+        numbered = tuple(map(str, range(len(model.classes))))
+        if model.classes and model.classes != numbered and dataset.classes not in (model.classes, numbered):
+            raise DiffusionalError(
+                f"the classes of {command.data} ({', '.join(dataset.classes[:3])}, …) are not those of {source} in their order "
+                f"({', '.join(model.classes[:3])}, …), so that its labels would mean others; leave --data out"
             )
         described = describe(dataset)
         config = replace(config, data=data)

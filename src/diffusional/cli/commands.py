@@ -363,8 +363,11 @@ class Export:
 
     run: Run
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="The new folder.")]
-    to: Literal["diffusers"] = "diffusers"
-    """The format."""
+    to: Literal["diffusers", "custom"] = "diffusers"
+    """The format: diffusers, a DDPMPipeline; or custom, with a pipeline.py of its own for models that no scheduler expresses (levels heads,
+    class labels, learned schedules, continuous time)."""
+    steps: int | None = None
+    """With --to custom: the T of samples. Defaults to that of the run, or to 250 in continuous time."""
     json: Json = None
 
 

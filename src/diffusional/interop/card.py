@@ -70,6 +70,50 @@ def model_card(
     return "\n".join(lines)
 
 
+def custom_card(
+    name: str,
+    model: DiffusionModel,
+    sampling: Mapping[str, Any],
+    evaluation: Evaluation | None = None,
+    trained_on: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the text of README.md of a model with a pipeline of its own, like `model_card`; `sampling` are the settings of the pipeline."""
+    space: Any = model.space
+    shape, names = "×".join(map(str, space.shape)), sampling["id2label"]
+    call = f'class_labels=["{names[0]}"]' if names else "batch_size=4"
+    lines = [
+        "---",
+        _metadata(name, evaluation),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A diffusion model of {shape} images with {space.levels} levels, T = {model.steps or '∞'} latents, exported by "
+        "[diffusional](https://pypi.org/project/diffusional). No scheduler of diffusers expresses it: `pipeline.py` in this folder samples it, "
+        "and needs only torch and diffusers. Read that file before you run it.",
+        "",
+        "```python",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f'pipeline = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)',
+        f"images = pipeline({call}).images",
+        "```",
+        "",
+        f"The network predicts {_READ.get(sampling['predicts'], sampling['predicts'])}, at {len(sampling['gammas'])} levels of noise; the variance "
+        f"of a step is `{sampling['variance']}`. The image is the mean of p(x|z_1), not a draw.",
+        "",
+    ]
+    if names:
+        lines += [f"Classes: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}.", ""]
+    lines += _trained_on(trained_on)
+    lines += ["## Bound on the likelihood", ""]
+    lines += ["This model was exported without an evaluation."] if evaluation is None else _bound(evaluation)
+    return "\n".join([*lines, "", "`diffusional` evaluates the run that it was exported from, not this folder.", ""])
+
+
+_READ = {"noise": "the noise ε", "data": "x", "v": "v = α ε − σ x", "levels": "a distribution over the levels"}
+
+
 def run_card(
     repo_id: str,
     model: LatentVariableModel,

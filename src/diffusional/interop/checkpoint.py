@@ -173,7 +173,11 @@ def load_checkpoint(
     process = GaussianDiffusion(schedule if steps is None else _regridded(declaration.name, schedule, steps, origin))
     model = DiffusionModel(process, denoiser, likelihood, declaration.variance, declaration.last_variance)
     _conditions(module, origin)
-    model.classes = () if module.classes is None else tuple(map(str, range(module.classes)))
+    if module.classes is not None:
+        named = len(place.classes) == module.classes
+        model.classes = place.classes if named else tuple(map(str, range(module.classes)))
+        if named:
+            origin.config["classes"] = f"the {module.classes} classes have the names of id2label"
     model.origin = origin.to_dict()
     return model.eval()
 

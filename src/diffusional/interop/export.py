@@ -8,6 +8,7 @@ the data and the decoder, which diffusers does not have, are written to diffusio
 import copy
 import itertools
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from diffusional.errors import DiffusionalError
-from diffusional.files import writing_folder
+from diffusional.evaluation.evaluation import regridded
+from diffusional.extras import needed_for
+from diffusional.files import save_json, writing_folder
 from diffusional.interop.adapter import Adapter, Clip, Rule, Threshold, VarianceOutput, value_at
 from diffusional.interop.networks import DiffusersNetwork
 from diffusional.interop.stated import Stated
@@ -27,11 +30,13 @@ from diffusional.networks.diffusers import FromDiffusers
 from diffusional.schedule import FromBetas, Schedule
 from diffusional.space import Discrete
 
-CARD = "README.md"
+CARD, PIPELINE, _INDEX = "README.md", "pipeline.py", "model_index.json"
 _WORDS = {"noise": "epsilon", "data": "sample", "v": "v_prediction"}
 _VARIANCES = {"posterior": "fixed_small", "transition": "fixed_large"}
 # Two schedules are the same if their γ differ by less; neighbouring levels of T = 4000 differ by 1e-3.
 _SAME = 1e-6
+# T of samples of a model in continuous time.
+_STEPS = 250
 
 
 def write_pipeline(model: Any, folder: str | Path, card: str) -> dict[str, Any]:
@@ -55,6 +60,92 @@ def write_pipeline(model: Any, folder: str | Path, card: str) -> dict[str, Any]:
         stated.save(partial)
         (partial / CARD).write_text(card, encoding="utf-8")
     return settings
+
+
+def write_custom(model: Any, folder: str | Path, card: str) -> dict[str, Any]:
+    """Write a model as a folder with a pipeline of its own, pipeline.py, completely or not at all; returns its settings.
+
+    Args:
+        model: a DiffusionModel of T latents whose network is a UNet2DModel.
+        folder: the new folder; folders above it are created.
+        card: the text of README.md.
+
+    Raises DiffusionalError for a model whose network is not one of diffusers, a model in continuous time, a path that exists, and a folder
+    that cannot be written. Nothing is written then.
+    """
+    network, sampling = sampling_of(model)
+    with needed_for("diffusers"):
+        import diffusers
+
+        from diffusional.interop import custom_pipeline
+
+    with writing_folder(Path(folder)) as partial:
+        network.save_pretrained(partial / "unet", safe_serialization=True)
+        index = {
+            "_class_name": ["pipeline", custom_pipeline.DiffusionalPipeline.__name__],
+            "_diffusers_version": diffusers.__version__,
+            "unet": ["diffusers", type(network).__name__],
+            "sampling": sampling,
+        }
+        save_json(partial / _INDEX, index)
+        shutil.copyfile(custom_pipeline.__file__, partial / PIPELINE)
+        (partial / CARD).write_text(card, encoding="utf-8")
+    return sampling
+
+
+def for_samples(model: Any, steps: int | None) -> Any:
+    """Return a model at the T of its samples: `steps`, its own T, or 250 in continuous time."""
+    if not isinstance(model, DiffusionModel) or (steps or model.steps or _STEPS) == model.steps:
+        return model
+    return regridded(model, steps or _STEPS)
+
+
+def sampling_of(model: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the UNet2DModel of a model, and the settings of its custom pipeline (custom_pipeline.py)."""
+    what = "with a pipeline of its own"
+    if not isinstance(model, DiffusionModel):
+        raise _unfit(f"expected a DiffusionModel, got a {type(model).__name__}", what)
+    space = model.space
+    if not isinstance(space, Discrete) or len(space.shape) != 3:
+        raise _unfit(f"its pipeline draws images with levels, got {space}", what)
+    if model.steps is None:
+        raise _unfit("the model is in continuous time, and samples need T levels. Give steps= (--steps)", what)
+    if not model.process.markov:
+        raise _unfit(f"the posterior of a {type(model.process).__name__} is not Markov", what)
+    denoiser, clip = model.denoiser, None
+    if (found := range_of_clipped(denoiser)) is not None:
+        denoiser, clip = found[0], [found[1], found[2]]
+    if isinstance(denoiser, Adapter):
+        raise _unfit("a checkpoint from elsewhere is exported as it was, with --to diffusers", what)
+    module: Any = denoiser.module
+    if not isinstance(module, FromDiffusers) or module.condition_as != "class_labels":
+        raise _unfit(
+            f"its file needs only torch and diffusers, and its network is not a UNet2DModel of diffusers, got a {type(module).__name__}. Train "
+            'with model.network="ddpm", or share the run itself, with `diffusional push`',
+            what,
+        )
+    gamma = model.process.schedule.grid().detach()
+    if not bool(gamma.isfinite().all()):
+        raise _unfit("its last level has SNR 0", what)
+    times = -gamma if denoiser.time is None else denoiser.time(-gamma).detach()
+    config: Any = module.network.config
+    classes = config.num_class_embeds
+    sampling = {
+        "gammas": gamma.tolist(),
+        "times": times.tolist(),
+        "predicts": denoiser.predicts,
+        "head": denoiser.head if denoiser.predicts == "levels" else None,
+        "variance": model.variance,
+        "clip": clip,
+        "low": space.low,
+        "high": space.high,
+        "levels": space.levels,
+        "shape": list(space.shape),
+        "multiple": module.multiple,
+        "last_variance": model.last_variance,
+        "id2label": None if classes is None else list(model.classes or map(str, range(classes))),
+    }
+    return module.network, sampling
 
 
 def parts_of(model: Any) -> tuple[Any, dict[str, Any], Stated]:
@@ -124,8 +215,8 @@ def betas_of(schedule: Schedule) -> list[float]:
     return [-math.expm1(after - before) for before, after in itertools.pairwise(kept)]
 
 
-def _unfit(why: str) -> DiffusionalError:
-    return DiffusionalError(f"the model cannot be exported as a DDPMPipeline of diffusers: {why}")
+def _unfit(why: str, what: str = "as a DDPMPipeline of diffusers") -> DiffusionalError:
+    return DiffusionalError(f"the model cannot be exported {what}: {why}")
 
 
 def _same(first: Schedule, second: Schedule) -> bool:

@@ -32,6 +32,7 @@ class Place:
         pipeline: class of the pipeline; None for a bare model.
         parts: names of the pipeline's components.
         revision: the commit of a Hub repository.
+        classes: names of the classes by number, of a pipeline with id2label (DiT); empty if it has none.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Place:
     pipeline: str | None = None
     parts: tuple[str, ...] = ()
     revision: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -112,6 +114,11 @@ def locate(
 
 def _of_pipeline(name: str, folder: Path, subfolder: str | None, commit: str | None) -> Place:
     index = load_json(folder / INDEX)
+    if "sampling" in index and isinstance(index.get("_class_name"), list):
+        raise DiffusionalError(
+            f"{name} was exported with a pipeline of its own (--to custom), which has no scheduler and no bound; evaluate the run that it was "
+            "exported from"
+        )
     parts = tuple(
         key
         for key, value in index.items()
@@ -143,7 +150,22 @@ def _of_pipeline(name: str, folder: Path, subfolder: str | None, commit: str | N
         index.get("_class_name"),
         parts,
         commit,
+        _names(index.get("id2label")),
     )
+
+
+def _names(id2label: object) -> tuple[str, ...]:
+    """Return the names of classes 0 … K−1 of id2label, {"0": name, …}; () if it is no such thing.
+
+    >>> _names({"1": "dog", "0": "cat"}), _names({"1": "dog"})
+    (('cat', 'dog'), ())
+    """
+    if not isinstance(id2label, dict) or not all(isinstance(value, str) for value in id2label.values()):
+        return ()
+    numbered = {int(key): value for key, value in id2label.items() if str(key).isdecimal()}
+    found = tuple(numbered[i].strip() for i in sorted(numbered))
+    whole = sorted(numbered) == list(range(len(id2label))) and len(set(found)) == len(found)
+    return found if whole else ()
 
 
 def _check_folder(folder: Path, owner: str) -> None:

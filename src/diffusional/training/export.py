@@ -8,14 +8,14 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.provenance import tensor_hash
 from diffusional.evaluation.result import Evaluation
 from diffusional.files import load_json
-from diffusional.interop.card import model_card
-from diffusional.interop.export import parts_of, write_pipeline
+from diffusional.interop.card import custom_card, model_card
+from diffusional.interop.export import for_samples, parts_of, sampling_of, write_custom, write_pipeline
 from diffusional.models.base import LatentVariableModel
 from diffusional.training.folder import Run, load_run
 from diffusional.training.run import DATA
 from diffusional.words import check_word
 
-FORMATS = ("diffusers",)
+FORMATS = ("diffusers", "custom")
 # Splits of a run whose evaluation may be the card's, in this order.
 _SPLITS = ("test", "validation")
 
@@ -26,6 +26,7 @@ def export(
     *,
     to: str = "diffusers",
     evaluation: Evaluation | None = None,
+    steps: int | None = None,
 ) -> Path:
     """Write a model as a pipeline of diffusers, which `DiffusionPipeline.from_pretrained(folder)` loads and samples.
 
@@ -35,8 +36,11 @@ def export(
     Args:
         model_or_run: a DiffusionModel whose network is a UNet2DModel (model.network="ddpm"), or a run, or the folder of one.
         folder: the new folder.
-        to: "diffusers".
+        to: "diffusers", a DDPMPipeline; or "custom", with a pipeline.py in the folder that needs only torch and diffusers, for models that no
+            scheduler expresses: levels heads, class labels, learned schedules, continuous time, images padded inside the model. It is loaded by
+            `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`.
         evaluation: the bound on the card. By default that of the run's folder, of the test split or else of the validation split.
+        steps: with to="custom", the T of samples, by default that of the model, or 250 in continuous time.
 
     Returns the folder.
     Raises DiffusionalError with the reason for a model that no DDPMPipeline expresses: another network, predictions of levels or scores,
@@ -60,7 +64,13 @@ def export(
     elif isinstance(model_or_run, Run):
         run = model_or_run
     model: Any = model_or_run if run is None else run.model
-    settings = parts_of(model)[1]
+    custom = to == "custom"
+    if steps is not None and not custom:
+        raise DiffusionalError(
+            f'steps={steps} was given for to="diffusers", whose T is that of the model; leave it out'
+        )
+    drawn = for_samples(model, steps) if custom else model
+    settings = sampling_of(drawn)[1] if custom else parts_of(model)[1]
     if evaluation is not None:
         if (why := _mismatch(evaluation, model)) is not None:
             raise DiffusionalError(f"the evaluation is not one of this model: {why}. Evaluate the model again")
@@ -68,7 +78,10 @@ def export(
         evaluation = own_evaluation(run.path, model)
     about = load_json(run.path / DATA) if run is not None and (run.path / DATA).exists() else None
     target = Path(folder)
-    write_pipeline(model, target, model_card(target.name, model, settings, evaluation, about))
+    if custom:
+        write_custom(drawn, target, custom_card(target.name, model, settings, evaluation, about))
+    else:
+        write_pipeline(model, target, model_card(target.name, model, settings, evaluation, about))
     return target
 
 
