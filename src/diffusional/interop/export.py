@@ -19,10 +19,10 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.evaluation import regridded
 from diffusional.extras import needed_for
 from diffusional.files import save_json, writing_folder
-from diffusional.interop.adapter import Adapter, Clip, Rule, Threshold, VarianceOutput, value_at
+from diffusional.interop.adapter import Adapter, Rule, Threshold, VarianceOutput, value_at
 from diffusional.interop.networks import DiffusersNetwork
 from diffusional.interop.stated import Stated
-from diffusional.models.denoiser import Denoiser, range_of_clipped
+from diffusional.models.denoiser import Denoiser, clip_of
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Bernoulli, DiscretizedGaussian, LevelPosterior
 from diffusional.models.time import TrainedIndex
@@ -113,8 +113,8 @@ def sampling_of(model: Any) -> tuple[Any, dict[str, Any]]:
     if not model.process.markov:
         raise _unfit(f"the posterior of a {type(model.process).__name__} is not Markov", what)
     denoiser, clip = model.denoiser, None
-    if (found := range_of_clipped(denoiser)) is not None:
-        denoiser, clip = found[0], [found[1], found[2]]
+    if (found := clip_of(denoiser)) is not None:
+        denoiser, clip = found[0], [found[1].low, found[1].high]
     if isinstance(denoiser, Adapter):
         raise _unfit("a checkpoint from elsewhere is exported as it was, with --to diffusers", what)
     module: Any = denoiser.module
@@ -164,9 +164,8 @@ def parts_of(model: Any) -> tuple[Any, dict[str, Any], Stated]:
     if model.last_variance != 1:
         raise _unfit(f"its sampler starts from N(0, I), and p(z_T) has the variance {model.last_variance:g}")
     denoiser, rule = model.denoiser, None
-    if (found := range_of_clipped(denoiser)) is not None:
-        denoiser, low, high = found
-        rule = Clip(low, high)
+    if (found := clip_of(denoiser)) is not None:
+        denoiser, rule = found
     network = _network(denoiser.module, space)
     settings = settings_of(model, denoiser, rule)
     learns = settings["variance_type"] in ("learned", "learned_range")

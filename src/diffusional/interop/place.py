@@ -155,7 +155,7 @@ def _of_pipeline(name: str, folder: Path, subfolder: str | None, commit: str | N
 
 
 def _names(id2label: object) -> tuple[str, ...]:
-    """Return the names of classes 0 … K−1 of id2label, {"0": name, …}; () if it is no such thing.
+    """Return the names of classes 0 … K−1 of id2label, {"0": name, …}; () for anything else.
 
     >>> _names({"1": "dog", "0": "cat"}), _names({"1": "dog"})
     (('cat', 'dog'), ())

@@ -20,6 +20,7 @@ from diffusional.models.parameterization import (
     Predicts,
     level_mean,
 )
+from diffusional.models.rules import Clip
 from diffusional.shapes import Batch, align
 from diffusional.space import Discrete
 from diffusional.words import check_word, our_word
@@ -160,13 +161,13 @@ def read(output: Tensor, z: Batch, gamma: Tensor, predicts: Predicts, head: Head
 class _Clipped(nn.Module):
     """x̂ of another denoiser, clipped to a range, with the fraction of its variance if it learns one."""
 
-    def __init__(self, denoiser: Denoiser, low: float, high: float) -> None:
+    def __init__(self, denoiser: Denoiser, rule: Clip) -> None:
         super().__init__()
-        self.denoiser, self.low, self.high = denoiser, low, high
+        self.denoiser, self.rule = denoiser, rule
 
     def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         prediction = self.denoiser(z, -log_snr.double(), condition)
-        x = prediction.data.clamp(self.low, self.high)
+        x = self.rule(prediction.data)
         return torch.cat([x, 2 * prediction.fraction - 1], dim=1) if self.denoiser.learns_variance else x
 
 
@@ -181,18 +182,18 @@ def clipped(denoiser: Denoiser, space: Discrete) -> Denoiser:
     >>> prediction.data
     tensor([[1.]])
     """
-    return Denoiser(_Clipped(denoiser, space.low, space.high), "data", learns_variance=denoiser.learns_variance)
+    return Denoiser(_Clipped(denoiser, Clip(space.low, space.high)), "data", learns_variance=denoiser.learns_variance)
 
 
-def range_of_clipped(denoiser: Denoiser) -> tuple[Denoiser, float, float] | None:
-    """Return the denoiser inside one that `clipped` made, with the range; None for other denoisers.
+def clip_of(denoiser: Denoiser) -> tuple[Denoiser, Clip] | None:
+    """Return the denoiser inside one that `clipped` made, with how x̂ is clipped; None for other denoisers.
 
     >>> inner = Denoiser(lambda z, log_snr: 0 * z, "noise")
-    >>> range_of_clipped(inner), range_of_clipped(clipped(inner, Discrete((1,), 2)))[1:]
-    (None, (-1.0, 1.0))
+    >>> clip_of(inner), clip_of(clipped(inner, Discrete((1,), 2)))[1]
+    (None, Clip(low=-1.0, high=1.0))
     """
     module = denoiser.module
-    return (module.denoiser, module.low, module.high) if isinstance(module, _Clipped) else None
+    return (module.denoiser, module.rule) if isinstance(module, _Clipped) else None
 
 
 def unassisted(z: Batch, gamma: Tensor) -> Prediction:
