@@ -1,6 +1,6 @@
 """What does `check_denoiser` find, and does it find faults where there are none? Planted faults × kinds of networks × training.
 
-    python benchmarks/fault_finder.py [--trials 100] [--networks 5] [--models WORD …] [--out benchmarks/results/fault_finder.json]
+    python benchmarks/fault_finder.py [--trials 100] [--networks 5] [--short] [--models WORD …] [--out benchmarks/results/fault_finder.json]
 
 Small networks (an MLP, or the U-Net of the digits with `--unet`) are trained here on scikit-learn's digits, "well" for 1,500 steps or
 "badly" for 150, each several times with other seeds: predictions of the noise and of v under DDPM's linear schedule, of the data under the
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--networks", type=int, default=5)
     parser.add_argument("--unet", action="store_true")
+    parser.add_argument("--short", action="store_true", help="the short form, which `evaluate` runs")
     parser.add_argument("--models", nargs="*", default=list(KINDS))
     parser.add_argument("--training", nargs="*", default=list(STEPS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fault_finder.json"))
@@ -214,6 +215,8 @@ def main() -> None:
     data = df.data.load("digits")
     x, test = data.encode("train"), data.encode("test")
     rows: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"items": 24, "levels": 7, "search": "short"} if args.short else {"items": 16}
+    calls: list[int] = []
     start = time.process_time()
     for name in args.models:
         kind = KINDS[name]
@@ -222,10 +225,11 @@ def main() -> None:
             counts: dict[str, list[int]] = {}
             for trial in range(args.trials):
                 generator = torch.Generator().manual_seed(trial)
-                items = test[torch.randperm(len(test), generator=generator)[:16]]
+                items = test[torch.randperm(len(test), generator=generator)[: options["items"]]]
                 for fault, (model, planted) in faults(kind, nets[trial % len(nets)]).items():
                     seen = (items + 1) / 2 if model.space == HALVED else items
-                    said = df.check_denoiser(model, seen, seed=trial)
+                    said = df.check_denoiser(model, seen, seed=trial, **options)
+                    calls.append(said.network_evaluations)
                     count = counts.setdefault(fault, [0, 0])
                     count[0] += bool(said.findings)
                     count[1] += planted is not None and set(said.declared.differences(said.best)) == planted
@@ -236,7 +240,15 @@ def main() -> None:
                 rows.append(row)
                 print(row, f"{time.process_time() - start:.0f} s", flush=True)
             save(
-                args.out, {"rows": rows, "networks": args.networks, "seconds": time.process_time() - start, **machine()}
+                args.out,
+                {
+                    "rows": rows,
+                    "networks": args.networks,
+                    "options": options,
+                    "network_evaluations": [min(calls), max(calls)],
+                    "seconds": time.process_time() - start,
+                    **machine(),
+                },
             )
 
 
