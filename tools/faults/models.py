@@ -692,10 +692,10 @@ FAULTS = [
         "models/test_learned_variance.py::test_the_step_as_written_out",
     ),
     fault(
-        "models/denoiser.py",
-        "x̂ clipped from below alone",
-        "prediction.data.clamp(self.low, self.high)",
-        "prediction.data.clamp(min=self.low)",
+        "models/rules.py",
+        "x̂ clipped from below only",
+        "return x.clamp(self.low, self.high)",
+        "return x.clamp(min=self.low)",
         "models/test_denoiser.py::test_clipped_is_the_same_x_within_the_range",
     ),
     fault(

@@ -393,7 +393,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Pull:
-    """Download a run from the Hugging Face Hub, as `push` uploaded it, into a new folder."""
+    """Download a run from the Hugging Face Hub. It is what `push` uploaded, in a new folder."""
 
     repo_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO_ID", help="The repository, owner/name.")]
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The new run folder.")]

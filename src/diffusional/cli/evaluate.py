@@ -166,8 +166,7 @@ def _worse_than_uniform(result: "Evaluation", model: "LatentVariableModel") -> l
         else "train it for longer"
     )
     return [
-        f"note: the bound is worse than that of equally likely levels: {bound:.4f} bits/dim, where {levels} levels have {uniform:.4f}. The model "
-        f"has learned nothing about these data; {what}"
+        f"note: the bound is worse than that of equally likely levels: {bound:.4f} bits/dim, where {levels} levels have {uniform:.4f}; {what}"
     ]
 
 
