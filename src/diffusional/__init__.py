@@ -49,6 +49,7 @@ _NAMES = {
     "Config": "training.config",
     "Continuous": "space",
     "Denoiser": "models.denoiser",
+    "DensityEstimator": "evaluation.estimator",
     "DiffusionModel": "models.diffusion",
     "DiffusionalError": "errors",
     "Discrete": "space",

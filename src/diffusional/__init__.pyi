@@ -16,6 +16,7 @@ from diffusional.binomial import BinomialDiffusion as BinomialDiffusion
 from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.comparison import compare as compare
 from diffusional.evaluation.difference import Comparison as Comparison
+from diffusional.evaluation.estimator import DensityEstimator as DensityEstimator
 from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.extremes import extremes as extremes
 from diffusional.evaluation.guidance import guidance_table as guidance_table

@@ -20,7 +20,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.evaluation import as_the_network, check_model
 from diffusional.evaluation.noise import normal, stream
 from diffusional.evaluation.plan import Plan
-from diffusional.evaluation.score import CONTROLS
+from diffusional.evaluation.score import plan_of_scores
 from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.visits import LevelVisits, network_rows
 from diffusional.files import writing
@@ -130,7 +130,8 @@ def cost_map(
         )
     x = as_the_network(model, x)
     with evaluation_mode(model):
-        plan = plan or Plan.fit(chain, x, seed=seed, controls=CONTROLS, condition=condition)
+        plan = plan or plan_of_scores(model, x, condition, seed)
+        assert plan is not None
         records = VisitRecords(chain, plan, x, seed, condition)
         with torch.inference_mode():
             return _maps(records, visits)

@@ -258,10 +258,9 @@ def score(
             "expected at least 2 reference items, got 1: give more, or leave reference out (no percentiles then)"
         )
     check_condition(reference_condition, 0 if reference is None else len(reference))
-    if plan is None and chain is not None:
+    if plan is None:
         known, given = (data, condition) if reference is None else (reference, reference_condition)
-        model.space.check(known)
-        plan = Plan.fit(chain, as_the_network(model, known), seed=seed, controls=CONTROLS, condition=given)
+        plan = plan_of_scores(model, known, given, seed)
     target = {"visits": None if item_error is not None else visits, "item_error": item_error}
 
     def scored(x: Tensor, c: Condition | None) -> Evaluation:
@@ -300,6 +299,20 @@ def score(
         edges,
         plan,
     )
+
+
+def plan_of_scores(
+    model: LatentVariableModel, data: Tensor, condition: Condition | None = None, seed: int = 0
+) -> Plan | None:
+    """Return a plan for scores, learned on items (N, *space.shape), encoded: with the controls CONTROLS. None for a model without levels.
+
+    Raises DiffusionalError as `Plan.fit` does.
+    """
+    chain = model.visited()
+    model.space.check(data)
+    if chain is None:
+        return None
+    return Plan.fit(chain, as_the_network(model, data), seed=seed, controls=CONTROLS, condition=condition)
 
 
 def band_edges(chain: Chain, bands: int) -> Tensor:
