@@ -26,7 +26,7 @@ def log_density(raw: np.ndarray) -> np.ndarray:
 
 
 def test_score_samples_is_a_log_density_in_the_units_of_x() -> None:
-    found = df.DensityEstimator(MODEL, visits=64).fit(RAW).score_samples(RAW)
+    found = df.DensityEstimator(MODEL, visits=128).fit(RAW).score_samples(RAW)
     expected = log_density(RAW)
     assert found.shape == (120,)
     # A lower bound, which is nearly tight for the world's own denoiser: no factor, sign or unit is missing.
