@@ -5,7 +5,8 @@
     python benchmarks/outliers.py --set cifar10 --data ../shared/data/cifar10-subset.npz
 
 Each set has ordinary items, from the test split; outliers; and reference items, from the validation split. Outliers made of images are
-made of other test items than the ordinary ones, so that the two samples of an AUROC are independent.
+made of other items than the ordinary ones (of the test split, or of validation where it is small), so that the two samples of an AUROC are
+independent.
 
     digits    against letters (printed) and printed digits in the same fonts, and against rotated and inverted digits
     mnist     against images rotated by 90°, with noise of ± 32 levels, inverted, printed letters and printed digits
@@ -31,10 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 from provenance import machine, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import diffusional as df
-from diffusional.evaluation.score import BY, auroc
+from diffusional.evaluation.score import BY, auroc, plan_of_scores
 from diffusional.training import recipes
 from diffusional.training.config import Config
 
@@ -96,9 +98,9 @@ def printed(characters: str, n: int, side: int, levels: int, seed: int) -> Tenso
     return torch.from_numpy(out.clip(0, levels - 1))
 
 
-def outliers(name: str, raw: Tensor, levels: int, seed: int = 0) -> dict[str, Tensor]:
-    """Return the outliers by name, each (N, *dims) raw levels, those of images made of `raw` (N, C, H, W)."""
-    n, side = len(raw), raw.shape[-1]
+def outliers(name: str, raw: Tensor, n: int, levels: int, seed: int = 0) -> dict[str, Tensor]:
+    """Return the outliers by name, each (N, *dims) raw levels: n printed characters, and those made of images `raw` (N, C, H, W)."""
+    side = raw.shape[-1]
     if name == "cifar10":
         weights = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
         return {"grey": (raw * weights).sum(1, keepdim=True).round().long().expand(-1, 3, -1, -1).contiguous()}
@@ -129,15 +131,24 @@ def config(name: str, data: str, seconds: float) -> Config:
 
 
 def parts(dataset: df.data.Dataset, items: int) -> dict[str, Tensor]:
-    """Return raw levels: the train split, `items` of validation and test, and as many other test items."""
-    test = dataset.items("test")
+    """Return raw levels of ordinary items, of the items that outliers are made of, and of reference items, `items` of each or fewer."""
+    test, generator = dataset.items("test"), torch.Generator().manual_seed(1)
+    if len(test) < 2 * items:
+        # The digits are few: all test items are ordinary ones, and validation provides the others.
+        order = torch.randperm(len(dataset.items("validation")), generator=generator)
+        half = len(order) // 2
+        validation = dataset.items("validation")
+        return {
+            "ordinary": test[:items].long(),
+            "others": validation[order[half:]].long(),
+            "reference": validation[order[:half]].long(),
+        }
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-    half = min(items, len(test) // 2)
     validation = dataset.items("validation")
-    chosen = torch.randperm(len(validation), generator=torch.Generator().manual_seed(1))[:items]
+    chosen = torch.randperm(len(validation), generator=generator)[:items]
     return {
-        "ordinary": test[order[:half]].long(),
-        "others": test[order[half : 2 * half]].long(),
+        "ordinary": test[order[:items]].long(),
+        "others": test[order[items : 2 * items]].long(),
         "reference": validation[chosen].long(),
     }
 
@@ -145,34 +156,64 @@ def parts(dataset: df.data.Dataset, items: int) -> dict[str, Tensor]:
 def by_diffusion(
     run: Path, dataset: df.data.Dataset, found: dict[str, Tensor], every: dict[str, Tensor], visits: int, bands: int
 ) -> dict[str, Any]:
-    model = df.load(run)
-    encode = dataset.space.encode
-    started = time.monotonic()
-    ordinary = df.score(model, encode(found["ordinary"]), encode(found["reference"]), visits=visits, bands=bands)
-    d = dataset.space.dimensions
-    rows: dict[str, Any] = {"bits": float(ordinary.nelbo.mean()) / d / BITS, "outliers": {}}
+    """Return the scores of the diffusion model. Those of each group are kept in the run's folder, so that a later call continues."""
+    model, encode, d = df.load(run), dataset.space.encode, dataset.space.dimensions
+    kept = run / f"scores-{visits}-{bands}"
+    kept.mkdir(exist_ok=True)
+    # As `df.score(model, ordinary, reference)` learns it.
+    path = kept / "plan.json"
+    if not path.exists():
+        plan = plan_of_scores(model, encode(found["reference"]))
+        assert plan is not None
+        plan.save(path)
+    plan = df.Plan.load(path, model)
+
+    def scored(name: str, raw: Tensor) -> dict[str, Tensor]:
+        place = kept / f"{name.replace(' ', '-')}-{len(raw)}.safetensors"
+        if not place.exists():
+            started = time.monotonic()
+            scores = df.score(model, encode(raw), visits=visits, bands=bands, plan=plan)
+            assert scores.profile is not None
+            tensors = {"nelbo": scores.nelbo, "error": scores.error, "profile": scores.profile}
+            save_file(
+                {key: value.contiguous() for key, value in tensors.items()}
+                | {"seconds": torch.tensor(time.monotonic() - started)},
+                place,
+            )
+            print("scored", name, round(time.monotonic() - started, 1), flush=True)
+        return load_file(place)
+
+    reference, ordinary = scored("reference", found["reference"]), scored("ordinary", found["ordinary"])
+    mean, center, width = reference["nelbo"].mean(), reference["profile"].mean(0), reference["profile"].std(0)
+
+    def by(name: str, one: dict[str, Tensor]) -> Tensor:
+        if name == "profile":
+            return ((one["profile"] - center) / width).square().sum(1)
+        return one["nelbo"] if name == "nelbo" else (one["nelbo"] - mean).abs()
+
+    rows: dict[str, Any] = {"bits": float(ordinary["nelbo"].mean()) / d / BITS, "outliers": {}}
     for name, raw in every.items():
-        theirs = df.score(model, encode(raw), visits=visits, bands=bands, plan=ordinary.plan)
-        theirs = dataclasses.replace(theirs, reference=ordinary.reference, reference_profile=ordinary.reference_profile)
-        areas = {by: auroc(theirs.by(by), ordinary.by(by)) for by in BY}
+        theirs = scored(name, raw)
+        areas = {key: auroc(by(key, theirs), by(key, ordinary)) for key in BY}
         rows["outliers"][name] = {
-            "bits": float(theirs.nelbo.mean()) / d / BITS,
-            "item_error_bits": float(theirs.error.median()) / d / BITS,
-            "auroc": {by: {"value": area.value, "error": area.error} for by, area in areas.items()},
+            "bits": float(theirs["nelbo"].mean()) / d / BITS,
+            "item_error_bits": float(theirs["error"].median()) / d / BITS,
+            "auroc": {key: {"value": area.value, "error": area.error} for key, area in areas.items()},
         }
         print("diffusion", name, json.dumps(rows["outliers"][name]), flush=True)
     return rows | {
-        "item_error_bits": float(ordinary.error.median()) / d / BITS,
+        "item_error_bits": float(ordinary["error"].median()) / d / BITS,
+        "visits": visits,
+        "bands": bands,
         "evaluations_per_item": visits + 2 * bands,
-        "pilot": int(ordinary.plan.provenance["evaluations"]) if ordinary.plan is not None else 0,
-        "seconds": round(time.monotonic() - started, 1),
+        "pilot": int(plan.provenance["evaluations"]),
     }
 
 
 def by_densities(
     name: str, train: Tensor, found: dict[str, Tensor], every: dict[str, Tensor], seed: int = 0
 ) -> dict[str, Any]:
-    """Return the scores of the Gaussian and the mixture: −ln density of levels plus uniform noise, and its typicality."""
+    """Return the AUROC of the Gaussian and the mixture: −ln density of levels plus uniform noise, and its typicality."""
     from sklearn.covariance import LedoitWolf
     from sklearn.mixture import GaussianMixture
 
@@ -231,10 +272,10 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="as for diffusional train --data")
     parser.add_argument("--part", nargs="+", choices=["train", "scores", "baselines"], default=None)
     parser.add_argument(
-        "--items", type=int, default=500, help="ordinary items, outliers of each kind, and reference items"
+        "--items", type=int, default=450, help="ordinary items, outliers of each kind, and reference items"
     )
-    parser.add_argument("--visits", type=int, default=16)
-    parser.add_argument("--bands", type=int, default=8)
+    parser.add_argument("--visits", type=int, default=12)
+    parser.add_argument("--bands", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=420, help="of training in this call; a later call continues")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "outliers.json")
@@ -253,7 +294,7 @@ def main() -> None:
     levels = dataset.space.levels
     assert levels is not None
     found = parts(dataset, options.items)
-    every = outliers(options.name, found["others"], levels)
+    every = outliers(options.name, found["others"], len(found["ordinary"]), levels)
     mine |= {
         "items": {"ordinary": len(found["ordinary"]), "reference": len(found["reference"])}
         | {name: len(raw) for name, raw in every.items()},
