@@ -15,7 +15,8 @@ from battery import environment
 
 ROOT = Path(diffusional.__file__).parent
 
-# From the top down. A package is one floor, except models/, whose files have their own order.
+# From the top down. A package is one floor, except models/, whose files have their own order, and the files of report/ that need no
+# records, which methods of records call.
 FLOORS = (
     "errors",
     "extras",
@@ -24,6 +25,8 @@ FLOORS = (
     "words",
     "seeds",
     "files",
+    "report.style",
+    "report.plots",
     "launch",
     "shapes",
     "conditions",

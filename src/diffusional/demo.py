@@ -223,7 +223,7 @@ def pictures(model: DiffusionModel, x: Tensor, result: Evaluation, run: Path, sh
     # Eleven latents, evenly spaced in log-SNR, from the least noisy one to the noisiest.
     kept = torch.linspace(1, _CHAIN, 11).round().long().tolist()
     log_snr = (-schedule.grid()[[t - 1 for t in kept]]).round().int().tolist()
-    labels = ["x"] + [f"log-SNR {value}" for value in log_snr]
+    labels = ["x"] + [f"log-SNR {str(value).replace('-', '−')}" for value in log_snr]
 
     some = x[:: len(x) // shown][:shown]
     path = chain.process.sample_path(some, generator)

@@ -8,12 +8,15 @@ Bits per dimension = nats / (D ln 2).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 UNITS = ("nats", "bits/dim")
 # Names that an extra term cannot have: those of the fixed terms, and of other columns in the records of evaluations.
@@ -186,6 +189,32 @@ class Ledger:
             "prior": self.prior,
             **self.extra,
         }
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, unit: str = "nats") -> "matplotlib.axes.Axes":
+        """Draw the mean of each cost over the items as a waterfall, from the reconstruction to the NELBO, and return the axes.
+
+        The error bars are ± 2 standard errors over the items; a single item has none.
+
+        Args:
+            ax: matplotlib axes; by default those of a new figure of pyplot.
+            unit: "nats" or "bits/dim".
+
+        Raises MissingPackageError if matplotlib is not installed, and ValueError for another unit.
+
+        >>> ledger = Ledger(torch.tensor([1.0, 2.0]), torch.tensor([[3.0], [4.0]]), torch.tensor([0.5, 0.5]), dimensions=4)
+        >>> from matplotlib.figure import Figure
+        >>> [text.get_text() for text in ledger.plot(Figure().subplots()).get_yticklabels()]
+        ['reconstruction', 'kl', 'prior', 'NELBO']
+        """
+        factor = 1 / per_unit(unit, self.dimensions)
+        from diffusional.report import plots
+
+        def mean(cost: Tensor) -> tuple[float, float]:
+            n, cost = len(cost), factor * cost.detach().double()
+            return float(cost.mean()), float(cost.std()) / math.sqrt(n) if n > 1 else math.nan
+
+        terms = {name: mean(cost) for name, cost in self.totals().items()}
+        return plots.ledger(terms, mean(self.nelbo), unit, ax, errors="over items")
 
 
 def _check_stages(stages: Mapping[str, Ledger]) -> None:

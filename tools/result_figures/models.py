@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from result_tables.common import record, with_error
 
-from diffusional.report import style
+from diffusional.report import plots, style
 from result_figures.common import dots, figure, rows, stacked
 
 # The colours of the costs that all models have.
@@ -100,6 +100,20 @@ def digits_costs(axes: Axes) -> str:
     return (
         f"The VAE with a diffusion prior pays {chain:.3f} bits per dimension for its latents, {chain - flat:.3f} more than the plain VAE, "
         f"and saves {reconstruction[3] - reconstruction[2]:.3f} of the reconstruction."
+    )
+
+
+@figure(3.0)
+def digits_information(axes: Axes) -> str:
+    """I(x; z) of the digits' models during training, seed 0."""
+    seed = record("side_by_side.json")["seeds"]["0"]
+    labels = dict(_DIGITS)
+    traces = {labels[key].partition(" (")[0]: seed[key]["information"] for key in labels}
+    plots.traces(traces, seed["vae"]["latents"]["entropy"], axes)
+    first, last = ({key: seed[key]["information"][place]["value"] for key in labels} for place in (0, -1))
+    return (
+        f"The information of the VAE's latents about the training images rises during training from {first['vae']:.2f} to "
+        f"{last['vae']:.2f} of ln 1000 = {seed['vae']['latents']['entropy']:.2f} nats. The diffusion's is all of it from the start."
     )
 
 

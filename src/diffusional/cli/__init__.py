@@ -197,6 +197,10 @@ def _done(command: Any) -> Result:
             from diffusional.cli import information
 
             return information.run(command)
+        case commands.Plot():
+            from diffusional.cli import plot
+
+            return plot.run(command)
         case commands.Data():
             from diffusional.cli import data
 

@@ -333,7 +333,8 @@ class Score:
     per_item: Path | None = None
     """A .csv or .npz file for the scores of each item, with its file, row and split."""
     figure: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE", help="A .png file with the most and the least likely images.")
+        Path | None,
+        tyro.conf.arg(metavar="FILE", help="A .png, .svg or .pdf file with the most and the least likely images."),
     ] = None
     maps: Annotated[
         Path | None,
@@ -475,7 +476,36 @@ class Information:
     """Number of draws of an item and its noise; each is used at every level."""
     seed: int = 0
     """The seed of the draws."""
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="A .png file for a plot of the curve.")] = None
+    figure: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="A .png, .svg or .pdf file for a plot of the curve.")
+    ] = None
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a run or a saved result. For a run, these are the terms and the noise levels of its evaluation, with errors, and its training; for
+    a JSON file of evaluate or information, what it contains."""
+
+    what: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="RUN|FILE", help="The run folder, or the JSON file of an evaluation or of an information curve."
+        ),
+    ]
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="A .png, .svg or .pdf file for the figure; -o FILE for short. Defaults to RUN/plot.png, or to the name of the JSON file "
+            "with .png.",
+        ),
+    ] = None
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """For a run: the split whose evaluation is drawn. Defaults to test, or to another one that was evaluated."""
+    unit: Literal["bits/dim", "nats"] = "bits/dim"
+    """The unit of the terms."""
     json: Json = None
 
 
@@ -510,7 +540,8 @@ class Data:
     figure: Annotated[
         Path | None,
         tyro.conf.arg(
-            metavar="FILE", help="A .png file for a picture of items, or for histograms of a table's columns."
+            metavar="FILE",
+            help="A .png, .svg or .pdf file for a picture of items, or for histograms of a table's columns.",
         ),
     ] = None
     json: Json = None
@@ -547,6 +578,7 @@ COMMANDS: dict[str, type] = {
     "score": Score,
     "sample": Sample,
     "information": Information,
+    "plot": Plot,
     "data": Data,
     "claims": Claims,
     "doctor": Doctor,
@@ -564,6 +596,7 @@ Command = (
     | Score
     | Sample
     | Information
+    | Plot
     | Data
     | Claims
     | Doctor

@@ -96,9 +96,11 @@ def device() -> "torch.device":
 
 
 def check_figure(option: str, path: Path) -> None:
-    """Check a path for a picture like `check_target`."""
-    if path.suffix != ".png":
-        raise DiffusionalError(f"expected a .png file for {option}, got {path}")
+    """Check a path for a figure like `check_target`; its suffix is .png, .svg or .pdf."""
+    from diffusional.report.style import FORMATS
+
+    if path.suffix.lower() not in FORMATS:
+        raise DiffusionalError(f"expected a .png, .svg or .pdf file for {option}, got {path}")
     check_target(option, path)
 
 

@@ -48,6 +48,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional information images.npy --levels 256 --schedule cosine --steps 500",
         "diffusional information runs/digits --reference runs/other",
     ),
+    "plot": (
+        "diffusional plot runs/digits",
+        "diffusional plot runs/digits -o digits.svg",
+        "diffusional plot bound.json --out bound.pdf --unit nats",
+    ),
     "claims": ("diffusional claims", "diffusional claims --only C1 C5 --json claims.json"),
     "data": (
         "diffusional data digits --figure digits.png",

@@ -58,6 +58,7 @@ def parse(args: Sequence[str]) -> Command:
 _SHORT = {
     "train": {"--data": "--data.name", "--from": "--init-from", "--condition": "--data.condition"},
     "sample": {"--label": "--condition"},
+    "plot": {"-o": "--out"},
 }
 # Old names of options and presets, which work for one more version, by command.
 _OLD = {("information", "--levels-shown"): "--timesteps"}

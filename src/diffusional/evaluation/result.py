@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from diffusional.evaluation.reading import EVALUATION, fields_of
 from diffusional.evaluation.records import FORMAT
 from diffusional.evaluation.summary import HEADER, cells, html, interval_text, origin, plain
 from diffusional.ledger import Estimate
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 _SAID: dict[str, str] = {
     "bound": "upper bound on −ln p(x)",
@@ -168,6 +171,53 @@ class Evaluation:
             found[name] = LevelCosts(self.levels_kl[own], self.levels_error[own], self.level_edges[ends], gamma)
             start, edge = start + count, edge + count + 1
         return found
+
+    def plot(
+        self,
+        ax: "matplotlib.axes.Axes | None" = None,
+        what: str = "terms",
+        unit: str = "bits/dim",
+        block: str | None = None,
+    ) -> "matplotlib.axes.Axes":
+        """Draw the evaluation, and return the axes. Bars and bands are ± 2 standard errors, Monte Carlo.
+
+        Args:
+            ax: matplotlib axes; by default those of a new figure of pyplot.
+            what: "terms" for a waterfall of the terms, which add up to the bound; "levels" for the cost of the noise levels, in nats
+                per unit of log-SNR.
+            unit: the unit of the terms, "bits/dim" or "nats".
+            block: the block of levels to draw, for composite models, which have several (`level_blocks`).
+
+        Raises:
+            DiffusionalError: for levels of a result that has none, and if `block` is missing or not the name of a block.
+            MissingPackageError: if matplotlib is not installed.
+
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> one = Evaluation.from_scores(torch.tensor([3.0, 5.0, 4.0]), dimensions=2)
+        >>> one.plot(Figure().subplots(), unit="nats").get_xlabel()
+        'nats per item (bars: ± 2 standard errors, Monte Carlo)'
+        """
+        if what not in ("terms", "levels"):
+            raise DiffusionalError(f'expected what to be "terms" or "levels", got {what!r}')
+        if what == "levels":
+            return self._block(block).plot(ax)
+        from diffusional.report import plots
+
+        named = {name: term.to(unit, self.dimensions) for name, term in [*self.terms.items(), ("", self.nelbo)]}
+        terms = {name: (term.value, term.error) for name, term in named.items()}
+        return plots.ledger(terms, terms.pop(""), unit, ax, self.total_name, "Monte Carlo")
+
+    def _block(self, name: str | None) -> "LevelCosts":
+        """Return a block of levels: the only one, unless it is named."""
+        blocks = {key: block for key, block in self.level_blocks().items() if len(block.kl)}
+        if not blocks:
+            raise DiffusionalError('expected a result with levels, got one without: use what="terms"')
+        if name is None and len(blocks) == 1:
+            return next(iter(blocks.values()))
+        if name not in blocks:
+            raise DiffusionalError(f"expected block to be one of {', '.join(blocks)}, got {name!r}")
+        return blocks[name]
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that `diffusional evaluate --json` writes: everything except the scores of single items."""
@@ -317,6 +367,21 @@ class LevelCosts:
     error: Tensor
     edges: Tensor
     gamma: Tensor | None
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the costs in nats per unit of log-SNR, with a band of ± 2 standard errors, and return the axes.
+
+        Without γ the costs are drawn per unit of t or u. `ax` defaults to the axes of a new figure of pyplot. Raises
+        MissingPackageError if matplotlib is not installed.
+
+        >>> from matplotlib.figure import Figure
+        >>> costs = LevelCosts(torch.ones(2), torch.zeros(2), torch.tensor([1, 2, 3]), None)
+        >>> costs.plot(Figure().subplots()).get_ylabel()
+        'KL, nats per unit of t'
+        """
+        from diffusional.report import plots
+
+        return plots.levels(self.kl, self.error, self.edges, self.gamma, ax)
 
 
 def edges_of_blocks(blocks: Mapping[str, int]) -> Tensor:

@@ -11,7 +11,7 @@ draw, since their means are known: at high noise only the information remains.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ _ROWS, _BLOCK = 256, 1_000_000
 _STEADY_FROM = 30
 
 Progress = Callable[[int, int], None]
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,29 @@ class Curve:
         first, last = float(self.level[0]), float(self.level[-1])
         early, late = self.lost(share), self.lost(1 - share)
         return (early - first) / (last - first), (last - late) / (last - first)
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw I(x; z_t) against t, with H(x), a band of ± 2 standard errors and an axis of log-SNR, and return the axes.
+
+        The computed values are marked, and the line between them is a guide. Ends of the schedule that change the information by less
+        than 1 % (`wasted`) are grey.
+
+        Args:
+            ax: matplotlib axes; by default those of a new figure of pyplot.
+
+        Raises MissingPackageError if matplotlib is not installed.
+
+        >>> from diffusional import schedule
+        >>> from matplotlib.figure import Figure
+        >>> found = curve(Finite(torch.tensor([[-1.0], [1.0]])), schedule.log_snr_linear(-9.0, 9.0), timesteps=5)
+        >>> found.plot(Figure().subplots()).get_ylabel()
+        'I(x; z), nats'
+        """
+        from diffusional.report import plots
+
+        return plots.information(
+            self.level, self.gamma, self.information, self.error, self.entropy.value, self.wasted(), ax
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready record, which `diffusional information --json` writes."""

@@ -1,51 +1,37 @@
-"""Figures: samples, forward and reverse paths, and the cost of every level.
+"""Figures in files: samples, forward and reverse paths, and the cost of every level.
 
-Figures are made without pyplot, so that importing and drawing have no global effects and need no display.
+Files are PNG, SVG or PDF, by their suffix. Figures are made without pyplot, so that importing and drawing have no global effects and need no
+display. To draw on axes of your own, use plots.py.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from itertools import cycle
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
 
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.result import Evaluation, LevelCosts
+from diffusional.evaluation.result import Evaluation
 from diffusional.extras import needed_for
-from diffusional.files import writing
+from diffusional.report import plots, style
 
 with needed_for("report"):
-    from matplotlib import rc_context
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
-_INK = "#22223b"
-_KL = "#3a6ea5"
+# The largest number of bins of a histogram.
+_BINS = 40
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, completely or not at all."""
-    with writing(path) as (part,):
-        figure.savefig(part, dpi=150, format="png")
-
-
-def _literal(draw: Callable[P, None]) -> Callable[P, None]:
-    """Draw names literally: a dollar sign in the name of a file or a column does not begin a formula."""
+def _styled(draw: Callable[P, None]) -> Callable[P, None]:
+    """Draw in the style of this package, with names literally: a dollar sign does not begin a formula."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
-        with rc_context({"text.parse_math": False}):
+        with style.styled():
             draw(*args, **kwargs)
 
     return drawn
@@ -60,10 +46,10 @@ def _picture(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set_color("#c9cad9")
+        spine.set(color="#c9cad9", visible=True)
 
 
-@_literal
+@_styled
 def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: float = -1.0, high: float = 1.0) -> None:
     """Draw images (N, C, H, W) in a grid with `columns` columns.
 
@@ -74,18 +60,18 @@ def grid(path: Path, images: np.ndarray, title: str, columns: int = 10, low: flo
     True
     """
     rows = -(-len(images) // columns)
-    figure = _figure(0.72 * columns, 0.72 * rows + 0.4)
+    figure = style.figure(0.72 * columns, 0.72 * rows + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False)
     for index, place in enumerate(axes.flat):
         if index < len(images):
             _picture(place, images[index], low, high)
         else:
             place.axis("off")
-    figure.suptitle(title, fontsize=11, color=_INK)
-    _save(figure, path)
+    figure.suptitle(title, fontsize=11)
+    style.save(figure, path)
 
 
-@_literal
+@_styled
 def cost_maps(
     path: Path,
     images: np.ndarray,
@@ -105,7 +91,7 @@ def cost_maps(
     """
     across = min(columns, max(len(images), 4))
     rows = -(-len(images) // across)
-    figure = _figure(0.8 * across + 0.6, 1.7 * rows + 0.4)
+    figure = style.figure(0.8 * across + 0.6, 1.7 * rows + 0.4)
     axes = figure.subplots(2 * rows, across, squeeze=False)
     # A few values beyond do not dim the others.
     least, most = (float(np.quantile(maps, q)) for q in (0.005, 0.995))
@@ -123,13 +109,13 @@ def cost_maps(
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=axes, fraction=0.03)
         bar.ax.tick_params(labelsize=6)
-    figure.suptitle(title, fontsize=11, color=_INK)
-    _save(figure, path)
+    figure.suptitle(title, fontsize=11)
+    style.save(figure, path)
 
 
-@_literal
+@_styled
 def histograms(path: Path, columns: np.ndarray, labels: Sequence[str], title: str, most: int = 20) -> None:
-    """Draw a histogram of each of the first `most` columns of (N, D).
+    """Draw a histogram of each of the first `most` columns of (N, D). Bins have equal numbers of the values that a column of integers can have.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "columns.png"
@@ -140,24 +126,56 @@ def histograms(path: Path, columns: np.ndarray, labels: Sequence[str], title: st
     shown = min(columns.shape[1], most)
     across = min(shown, 5)
     down = -(-shown // across)
-    figure = _figure(2.0 * max(across, 2), 1.5 * down + 0.5)
+    figure = style.figure(2.0 * max(across, 2), 1.5 * down + 0.5)
     axes = figure.subplots(down, across, squeeze=False)
     for index, place in enumerate(axes.flat):
         if index >= shown:
             place.axis("off")
             continue
-        place.hist(np.asarray(columns[:, index], dtype=float), bins=40, color=_KL)
-        place.set_title(labels[index], fontsize=8, color=_INK)
+        values = np.asarray(columns[:, index], dtype=float)
+        edges = _edges(values)
+        centres = (edges[:-1] + edges[1:]) / 2
+        few = len(centres) <= 12 and bool(np.isin(values[np.isfinite(values)], centres).all())
+        place.hist(values, bins=list(edges), color=style.BLUE, rwidth=0.85 if few else 1.0)
+        place.grid(visible=False)
+        place.set_title(labels[index], fontsize=8)
         place.set_yticks([])
+        if few:
+            place.set_xticks(centres, [f"{centre:g}" for centre in centres])
         place.tick_params(labelsize=6)
-        for side in ("top", "right", "left"):
-            place.spines[side].set_visible(False)
+        place.spines["left"].set_visible(False)
     left_out = f", {shown} of {columns.shape[1]} columns" if shown < columns.shape[1] else ""
-    figure.suptitle(title + left_out, fontsize=11, color=_INK)
-    _save(figure, path)
+    figure.suptitle(title + left_out, fontsize=11)
+    style.save(figure, path)
 
 
-@_literal
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Return the edges of bins for a histogram. If values are multiples of a step, such as integers, each bin has equally many multiples.
+
+    Otherwise neighbouring bins would hold, for example, three and four integers, and the histogram would have gaps and teeth that the data have not.
+
+    >>> _edges(np.array([0.0, 1.0, 1.0, 3.0])).tolist()
+    [-0.5, 0.5, 1.5, 2.5, 3.5]
+    >>> np.unique(np.diff(_edges(np.arange(100.0)))).tolist()                           # three integers in each
+    [3.0]
+    >>> len(_edges(np.random.default_rng(0).random(1000)))
+    41
+    """
+    values = values[np.isfinite(values)]
+    different = np.unique(values)
+    if len(different) < 2:
+        middle = different[0] if len(different) else 0.0
+        return np.array([middle - 0.5, middle + 0.5])
+    step = float(np.diff(different).min())
+    places = (different - different[0]) / step
+    count = round(float(places[-1])) + 1
+    if np.abs(places - places.round()).max() > 1e-4:
+        return np.histogram_bin_edges(values, _BINS)
+    together = math.ceil(count / _BINS)
+    return different[0] - step / 2 + step * together * np.arange(math.ceil(count / together) + 1)
+
+
+@_styled
 def paths(
     path: Path,
     rows: Sequence[np.ndarray],
@@ -174,25 +192,25 @@ def paths(
     >>> target.exists()
     True
     """
-    figure = _figure(0.82 * len(labels), 0.82 * len(rows) + 0.65)
+    figure = style.figure(0.82 * len(labels), 0.82 * len(rows) + 0.65)
     axes = figure.subplots(len(rows), len(labels), squeeze=False)
     for row, images in zip(axes, rows, strict=True):
         for place, image in zip(row, images, strict=True):
             _picture(place, image, low, high)
     for place, label in zip(axes[0], labels, strict=True):
-        place.set_title(label, fontsize=8, color=_INK)
-    figure.suptitle(title, fontsize=11, color=_INK)
-    _save(figure, path)
+        place.set_title(label, fontsize=8, loc="center")
+    figure.suptitle(title, fontsize=11)
+    style.save(figure, path)
 
 
-@_literal
+@_styled
 def level_costs(path: Path, result: Evaluation, title: str) -> None:
-    """Draw the costs of levels: the cost per unit of log-SNR against log-SNR, and its cumulative sum from the noisiest level.
+    """Draw the costs of levels: the cost per unit of log-SNR against log-SNR, and below it its sum from the noisiest level, with errors.
 
-    A composite model has a panel for each block of levels. A block whose latents have no γ is drawn by level instead.
+    A composite model has these panels for each block of levels. A block whose latents have no γ is drawn by level instead.
 
     Args:
-        path: the PNG file to write.
+        path: the file to write.
         result: an evaluation, new or loaded.
         title: the title above the panels.
 
@@ -212,43 +230,18 @@ def level_costs(path: Path, result: Evaluation, title: str) -> None:
         raise DiffusionalError(
             "expected an evaluation with levels, got one without: there are no costs of levels to draw"
         )
-    figure = _figure(7.6, 3.4 * len(blocks))
-    for (name, block), axes in zip(blocks.items(), figure.subplots(len(blocks), squeeze=False)[:, 0], strict=True):
-        _level_costs(axes, block)
+    figure = style.figure(7.2, 4.2 * len(blocks))
+    panels = figure.subplots(2 * len(blocks), squeeze=False, height_ratios=(2, 1) * len(blocks))[:, 0]
+    for (name, block), above, below in zip(blocks.items(), panels[::2], panels[1::2], strict=True):
+        plots.levels(block.kl, block.error, block.edges, block.gamma, above)
+        plots.cumulated(block.kl, block.error, block.edges, block.gamma, below)
         if len(blocks) > 1:
-            axes.set_title(name, fontsize=9, color=_INK, loc="left")
-    figure.suptitle(title, fontsize=11, color=_INK)
-    _save(figure, path)
+            above.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    style.save(figure, path)
 
 
-def _level_costs(axes: Axes, block: LevelCosts) -> None:
-    known = block.gamma is not None
-    edges = np.asarray(block.edges if block.gamma is None else block.gamma, dtype=float)
-    kl, widths = np.asarray(block.kl, dtype=float), np.diff(edges)
-    bins = min(len(kl), 80)
-    owner = np.arange(len(kl)) * bins // len(kl)
-    mass, width = np.bincount(owner, kl, bins), np.bincount(owner, widths, bins)
-    # Neighbouring levels may have equal γ, as a binomial chain's do where it is clamped.
-    density = np.divide(mass, width, out=np.zeros_like(mass), where=width > 0)
-    # The log-SNR decreases with γ, so that the least noisy latents are on the left in both cases.
-    sign = -1 if known else 1
-    starts = sign * np.concatenate([[edges[0]], edges[0] + np.cumsum(width)])
-    axes.stairs(density, starts, fill=True, color=_KL, alpha=0.85)
-    axes.set_xlim(starts[0], starts[-1])
-    along = "log-SNR" if known else "u" if block.edges.is_floating_point() else "t"
-    axes.set_xlabel(f"{along}  (low noise, z₁, on the left;  high noise, z_T, on the right)", color=_INK)
-    axes.set_ylabel("KL, nats per unit of log-SNR" if known else f"KL, nats per unit of {along}", color=_KL)
-    total = axes.twinx()
-    total.plot(starts, np.concatenate([np.cumsum(mass[::-1])[::-1], [0.0]]), color=_INK, lw=1.4)
-    total.set_ylabel("cumulative KL from z_T, nats", color=_INK)
-    # Estimates of small costs may be negative; only larger ones change the lower limit of the axis.
-    negative = bool((density < -0.02 * density.max()).any())
-    for one in (axes, total):
-        one.set_ylim(None if negative else 0.0, None)
-        one.spines["top"].set_visible(False)
-
-
-@_literal
+@_styled
 def information_curve(
     path: Path,
     level: np.ndarray,
@@ -272,34 +265,13 @@ def information_curve(
     >>> target.exists()
     True
     """
-    level, information, error = (np.asarray(v, dtype=float) for v in (level, information, error))
-    figure = _figure(7.6, 3.8)
-    axes = figure.subplots()
-    first, last = level[0], level[-1]
-    for start, stop in ((first, first + wasted[0] * (last - first)), (last - wasted[1] * (last - first), last)):
-        axes.axvspan(start, stop, color="#e9e9f0", lw=0)
-        if stop - start > 0.07 * (last - first):
-            axes.text(0.5 * (start + stop), 0.5 * entropy, "< 1 %", ha="center", va="center", color=_INK, fontsize=9)
-    axes.axhline(entropy, color=_INK, lw=0.9, ls=(0, (4, 3)))
-    axes.annotate(
-        "H(x)", (last, entropy), xytext=(-4, -4), textcoords="offset points", ha="right", va="top", color=_INK
-    )
-    axes.fill_between(level, information - 2 * error, information + 2 * error, color=_KL, alpha=0.25, lw=0)
-    axes.plot(level, information, color=_KL, lw=1.8)
-    axes.set_xlim(first, last)
-    axes.set_ylim(min(0.0, entropy), max(1.08 * float(information.max()), 1.08 * entropy))
-    axes.set_xlabel("u" if last == 1 else "t", color=_INK)
-    axes.set_ylabel("I(x; z), nats", color=_INK)
-    top = axes.secondary_xaxis("top")
-    marks = np.linspace(first, last, 6)
-    top.set_xticks(marks, [f"{v:.1f}" for v in np.interp(marks, level, -np.asarray(gamma, dtype=float))])
-    top.set_xlabel("log-SNR", color=_INK)
-    axes.spines["right"].set_visible(False)
-    figure.suptitle(title, fontsize=11, color=_INK)
-    _save(figure, path)
+    figure = style.figure(7.2, 3.6)
+    plots.information(level, gamma, information, error, entropy, wasted, figure.subplots())
+    figure.suptitle(title, fontsize=11)
+    style.save(figure, path)
 
 
-@_literal
+@_styled
 def information_traces(
     path: Path, traces: Mapping[str, Sequence[Mapping[str, Any]]], entropy: float, title: str
 ) -> None:
@@ -312,20 +284,73 @@ def information_traces(
     >>> target.exists()
     True
     """
-    figure = _figure(8.6, 3.4)
+    figure = style.figure(7.2, 3.3)
     axes = figure.subplots()
-    axes.axhline(entropy, color=_INK, lw=0.9, ls=(0, (4, 3)))
-    axes.annotate("H(x)", (0.0, entropy), xytext=(4, 4), textcoords="offset points", va="bottom", color=_INK)
-    styles = cycle(zip((_KL, "#c8553d", "#588b6b", "#8f5fa8", "#b08928"), "osd^v", strict=True))
-    for (name, trace), (colour, marker) in zip(traces.items(), styles, strict=False):
-        value, error = (np.array([point[key] for point in trace]) for key in ("value", "error"))
-        part = np.array([point["step"] for point in trace]) / max(1, trace[-1]["step"])
-        axes.errorbar(part, value, 2 * error, color=colour, marker=marker, ms=4, lw=1.6, capsize=2, label=name)
-    axes.set_ylim(0, 1.18 * entropy)
-    axes.set_xlabel("fraction of training", color=_INK)
-    axes.set_ylabel("I(x; z), nats (± 2 standard errors)", color=_INK)
-    figure.legend(frameon=False, loc="outside right center")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.set_title(title, fontsize=11, color=_INK)
-    _save(figure, path)
+    plots.traces(traces, entropy, axes)
+    axes.set_title(title, fontsize=11)
+    style.save(figure, path)
+
+
+@_styled
+def overview(
+    path: Path, result: Evaluation | None, metrics: Sequence[Mapping[str, Any]], title: str, unit: str = "bits/dim"
+) -> None:
+    """Draw an evaluation and a training below each other: the terms, the costs of each block of levels, losses and validation bounds.
+
+    Args:
+        path: the file to write.
+        result: an evaluation, new or loaded, or None.
+        metrics: the lines of a run's metrics.jsonl, or nothing.
+        title: the title above the panels.
+        unit: "bits/dim" or "nats", for the terms.
+
+    Raises DiffusionalError if there is nothing to draw.
+
+    >>> import tempfile, torch
+    >>> target = Path(tempfile.mkdtemp()) / "run.svg"
+    >>> overview(target, Evaluation.from_scores(torch.tensor([3.0, 5.0]), dimensions=2), [{"step": 1, "loss": 4.0}], "a run")
+    >>> target.read_text().count("nats per item")
+    0
+    """
+    panels: list[tuple[float, Callable[[Axes], Any]]] = []
+    if result is not None:
+        panels.append((0.9 + 0.34 * (len(result.terms) + 1), lambda axes: result.plot(axes, unit=unit)))
+        blocks = {name: block for name, block in result.level_blocks().items() if len(block.kl)}
+        for name, block in blocks.items():
+            heading = name if len(blocks) > 1 else ""
+            panels.append(
+                (2.5, lambda axes, block=block, heading=heading: block.plot(axes).set_title(heading, fontsize=9))
+            )
+    if metrics:
+        panels.append((2.4, lambda axes: _training(axes, metrics)))
+    if not panels:
+        raise DiffusionalError("expected an evaluation or metrics to draw, got neither")
+    heights = [height for height, _ in panels]
+    figure = style.figure(7.2, sum(heights) + 0.3)
+    for axes, (_, draw) in zip(
+        figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
+    ):
+        draw(axes)
+    figure.suptitle(title, fontsize=10, wrap=True)
+    style.save(figure, path)
+
+
+# Keys of losses in metrics.jsonl, by objective, and what they are.
+_LOSSES = {"loss": "bits per dimension", "simple_loss": "L_simple", "hybrid_loss": "L_hybrid"}
+
+
+def _training(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the losses and validation bounds of metrics.jsonl; losses that are not bounds have an axis of their own."""
+    validations = [(line["step"], line["validation"]) for line in metrics if "validation" in line]
+    steps, bounds = zip(*validations, strict=True) if validations else ((), ())
+    key = next((name for name in _LOSSES if any(name in line for line in metrics)), "loss")
+    losses = [(line["step"], line[key]) for line in metrics if key in line]
+    at, values = zip(*losses, strict=True) if losses else ((), ())
+    if key == "loss":
+        plots.training(at, values, (steps, bounds), axes, _LOSSES[key])
+        return
+    plots.training(at, values, None, axes, _LOSSES[key])
+    other = axes.twinx()
+    other.plot(steps, bounds, "o-", color=style.VERMILION, ms=4)
+    other.set_ylabel("validation, bits per dimension", color=style.VERMILION)
+    other.spines["right"].set_visible(True)
