@@ -137,9 +137,9 @@ class VisitRecords:
             known = {name: ranks.agreed(term) for name, term in known.items()}
             self.base, self.prior, self.extra = known.pop("base"), known.pop("prior"), known
             looked = self._looked_at()
-        self.seen = total_of(looked) if looked else None
-        if self.seen is not None:
-            self.base[:, 0] += self.seen
+            self.seen = total_of(looked) if looked else None
+            if self.seen is not None:
+                self.base[:, 0] += self.seen
         # What is known of each cost of the decoder before its visits, by name, each (N,): its first draw, if there is one. The rest, the plan's
         # constant, is the mean of the costs without a first draw, if there are any.
         parts, zero = model.decoder_parts, torch.zeros(n, dtype=torch.float64)
