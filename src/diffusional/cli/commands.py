@@ -13,6 +13,15 @@ with needed_for("cli"):
 # The option for the result as JSON.
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="Write the result as JSON; - for standard output.")]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run folder.")]
+RunOrCheckpoint = Annotated[
+    Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
+    ),
+]
+# The option for a split of the data; the docstring of each field has its default.
+Split = Literal["train", "validation", "test", "all"] | None
 
 
 # The options for checkpoints from elsewhere.
@@ -145,13 +154,7 @@ class Evaluate:
     runs, the difference of their bounds on the same items is estimated. A checkpoint of diffusers can take the place of a run; what its
     bound depends on is then printed first."""
 
-    run: Annotated[
-        Path,
-        tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
-        ),
-    ]
+    run: RunOrCheckpoint
     other: Annotated[
         Path | None,
         tyro.conf.Positional,
@@ -179,7 +182,7 @@ class Evaluate:
     guidance_rescale: Rescale = 0.0
     levels: int | None = None
     """Number of integer levels of the data, which must be that of the run."""
-    split: Literal["train", "validation", "test", "all"] | None = None
+    split: Split = None
     """The split to evaluate. Defaults to test for the run's own data, under any file name, and to all for other data."""
     error: float | None = None
     """Target for the Monte Carlo error of the mean. Defaults to 0.01 bits/dim, unless another target is given."""
@@ -266,18 +269,12 @@ class Check:
     """Find out whether a network is read as it was trained. Its output, the scaling of its input, its clock, and the range
     and the channels of the data are searched together. The exit status is 1 if another reading fits the network better."""
 
-    run: Annotated[
-        Path,
-        tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
-        ),
-    ]
+    run: RunOrCheckpoint
     data: str | None = None
     """Data of the kind that the network was trained on, as for train. Defaults to the run's own data."""
     levels: int | None = None
     """Number of integer levels of the data."""
-    split: Literal["train", "validation", "test", "all"] | None = None
+    split: Split = None
     """The split to use, as for evaluate."""
     condition: str | None = None
     """The column or key of the labels in --data, for a model of classes."""
@@ -303,16 +300,10 @@ class Score:
     """Score items and find outliers. Every item has its cost with an error, its percentile among reference items, and scores of how untypical
     it is. The most and the least likely items are listed with their files."""
 
-    run: Annotated[
-        Path,
-        tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
-        ),
-    ]
+    run: RunOrCheckpoint
     data: str | None = None
     """The items to score, as for train. Defaults to the run's own data."""
-    split: Literal["train", "validation", "test", "all"] | None = None
+    split: Split = None
     """The split to score, as for evaluate."""
     levels: int | None = None
     """Number of integer levels of the data."""
@@ -468,7 +459,7 @@ class Information:
     """The last β (linear)."""
     levels: int | None = None
     """Number of integer levels of the data (256 for 8-bit images)."""
-    split: Literal["train", "validation", "test", "all"] | None = None
+    split: Split = None
     """The split to use. Defaults to train, or to test for a run."""
     timesteps: int = 50
     """Number of timesteps t, evenly spaced from 1 to T; for two runs, number of cells of timesteps."""
@@ -502,7 +493,7 @@ class Plot:
             "with .png.",
         ),
     ] = None
-    split: Literal["train", "validation", "test", "all"] | None = None
+    split: Split = None
     """For a run: the split whose evaluation is drawn. Defaults to test, or to another one that was evaluated."""
     unit: Literal["bits/dim", "nats"] = "bits/dim"
     """The unit of the terms."""
