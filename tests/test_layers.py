@@ -30,6 +30,7 @@ FLOORS = (
     "launch",
     "shapes",
     "conditions",
+    "condition_form",
     "gaussian",
     "shrinkage",
     "bernoulli",

@@ -69,6 +69,7 @@ _NAMES = {
     "Run": "training.folder",
     "VAE": "models.vae",
     "check_denoiser": "interop.check",
+    "classify": "evaluation.classify",
     "compare": "evaluation.comparison",
     "cost_map": "evaluation.maps",
     "evaluate": "evaluation.evaluation",

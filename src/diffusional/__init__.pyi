@@ -14,6 +14,7 @@ from diffusional import training as training
 from diffusional.bernoulli import Bits as Bits
 from diffusional.binomial import BinomialDiffusion as BinomialDiffusion
 from diffusional.errors import DiffusionalError as DiffusionalError
+from diffusional.evaluation.classify import classify as classify
 from diffusional.evaluation.comparison import compare as compare
 from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.estimator import DensityEstimator as DensityEstimator

@@ -89,6 +89,18 @@ def repeated(condition: Condition | None, times: int) -> Any:
     return {name: repeated(value, times) for name, value in condition.items()}
 
 
+def concatenated(conditions: Sequence[Condition]) -> Any:
+    """Return several conditions of one form one after the other.
+
+    >>> concatenated([{"label": torch.zeros(1)}, {"label": torch.ones(1)}])
+    {'label': tensor([0., 1.])}
+    """
+    first = conditions[0]
+    if isinstance(first, Tensor):
+        return torch.cat([one for one in conditions if isinstance(one, Tensor)])
+    return {name: torch.cat([one[name] for one in conditions if not isinstance(one, Tensor)]) for name in first}
+
+
 def moved(condition: Condition | None, device: torch.device) -> Any:
     """Move a condition to `device`; types are unchanged.
 

@@ -167,3 +167,74 @@ def test_condition_dropout_that_does_not_fit_is_refused(
     assert status == 2
     assert re.search(match, err), err
     assert not (tmp_path / "run").exists()
+
+
+def test_classes_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import csv
+
+    run, table = folder / "guided", tmp_path / "answers.csv"
+    status, record, err = told(capsys, "classify", run, "--per-item", table, "--evidence-visits", 4, "--max-visits", 16)
+    assert status == 0, err
+    assert record["accuracy"]["value"] > 0.8
+    assert (record["classes"], sum(record["counts"]), record["items"]) == (["ant", "bee", "cow"], 9, 9)
+    assert record["evidence_nats"]["value"] < 0
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 9
+    assert sum(row["label"] == row["answer"] for row in rows) == round(9 * record["accuracy"]["value"])
+    assert {"confidence", "nelbo_bee", "evidence", "split"} <= set(rows[0])
+    # Other items, without labels: the answers of the same items are the same.
+    data = df.data.load(folder / "data.npz", levels=11, condition="label")
+    np.save(tmp_path / "new.npy", data.tensor("test").numpy())
+    other = ["--data", tmp_path / "new.npy", "--unlabelled", "--most", 5, "--max-visits", 16]
+    status, record, err = told(capsys, "classify", run, *other, "--prior", "train")
+    assert status == 0, err
+    assert (record["items"], "accuracy" in record) == (5, False)
+
+
+def test_pointwise_information_from_the_command_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run, file = folder / "guided", tmp_path / "items.npz"
+    options = ["--pointwise", "--visits", 8, "--map", "--per-item", file]
+    status, record, err = told(capsys, "information", run, *options)
+    assert status == 0, err
+    assert record["information_nats"]["value"] > 0 > record["shuffled_nats"]["value"]
+    assert record["bounded_least_nats"]["value"] <= record["entropy_of_labels_nats"]
+    with np.load(file) as held:
+        assert held["map"].shape == (9, 1, 4, 4)
+        assert held["information"].mean() == pytest.approx(record["information_nats"]["value"])
+        assert held["label"].tolist() != []
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "match"),
+    [
+        ("with", ["--pointwise"], "condition dropout"),
+        ("guided", ["--per-item", "a.csv"], "--pointwise"),
+        ("guided", ["--pointwise", "--map"], "--per-item"),
+        ("guided", ["--pointwise", "--figure", "a.png"], "--figure"),
+        ("data.npz", ["--pointwise", "--levels", "11"], "not a run folder"),
+    ],
+)
+def test_pointwise_information_that_does_not_fit_is_refused(
+    run: str, options: list[str], match: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = command(capsys, "information", folder / run, *options)
+    assert (status, match in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--unlabelled"], "--unlabelled"),
+        (["--confidence", "1"], "confidence"),
+        (["--max-visits", "2"], "max_visits"),
+        (["--most", "0"], "--most"),
+        (["--per-item", "answers.txt"], "csv"),
+    ],
+)
+def test_a_classification_that_does_not_fit_is_refused(
+    options: list[str], match: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = command(capsys, "classify", folder / "guided", *options)
+    assert (status, match in err) == (2, True), err

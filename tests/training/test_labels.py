@@ -192,8 +192,10 @@ def test_what_is_recorded_of_a_dataset_s_condition() -> None:
         recorded(Config(data=DataConfig(condition="label")), data.without_condition())
     assert data.condition is not None
     other = replace(data, classes=(), condition={split: one[:, None].double() for split, one in data.condition.items()})
+    assert recorded(Config(), other).data == DataConfig("python:mine", condition="numbers")
+    named = {split: {"text": one} for split, one in (other.condition or {}).items()}
     with pytest.raises(DiffusionalError, match=r"class labels.*model\.loss\(x, condition=c\)"):
-        recorded(Config(), other)
+        recorded(Config(), replace(data, classes=(), condition=named))
     digits = df.data.load("digits", condition="label")
     assert recorded(Config(), digits).data == DataConfig(condition="label")
     assert recorded(Config(), digits.without_condition()).data == DataConfig()

@@ -192,4 +192,11 @@ FAULTS = [
         "turn = -1 - math.log2(space.width)",
         "training/test_historic.py::test_vdm_s_features_follow_the_levels",
     ),
+    fault(
+        "training/loop.py",
+        "the same rows are dropped in every step",
+        'seed_of(self.config.seed, "condition", step)',
+        'seed_of(self.config.seed, "condition", 0)',
+        "cli/test_guidance.py::test_the_dropped_rows_are_a_function_of_the_step",
+    ),
 ]

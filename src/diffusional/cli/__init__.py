@@ -181,6 +181,10 @@ def _done(command: Any) -> Result:
             from diffusional.cli import score
 
             return score.run(command)
+        case commands.Classify():
+            from diffusional.cli import classify
+
+            return classify.run(command)
         case commands.Export():
             from diffusional.cli import export
 

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusional.cli.commands import Check, Evaluate, Import, Score
+from diffusional.cli.commands import Check, Classify, Evaluate, Import, Score
 from diffusional.cli.console import Result, first, say, working
 from diffusional.errors import DiffusionalError, LevelsError
 
@@ -24,7 +24,9 @@ _OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "varian
 _FITTED = 512
 
 
-def opened(path: Path, command: Evaluate | Check | Score, space: "Space | None" = None) -> "tuple[Run, bool]":
+def opened(
+    path: Path, command: Evaluate | Check | Score | Classify, space: "Space | None" = None
+) -> "tuple[Run, bool]":
     """Return a run, or a checkpoint in the form of a run, and whether it is the latter.
 
     Args:
@@ -79,7 +81,7 @@ def is_foreign(path: Path) -> bool:
     return is_checkpoint(path)
 
 
-def _options(command: Evaluate | Check | Score | Import) -> dict[str, Any]:
+def _options(command: Evaluate | Check | Score | Classify | Import) -> dict[str, Any]:
     return {
         "clipped": False if command.unclipped else None,
         "decoder": command.decoder,
@@ -101,7 +103,7 @@ def _decoder_variance(value: str | None) -> "float | Literal['fit'] | None":
 
 def fitted(
     path: Path,
-    command: Evaluate | Check | Score | Import,
+    command: Evaluate | Check | Score | Classify | Import,
     levels: int | None,
     space: "Space | None",
     options: dict[str, Any],
@@ -115,7 +117,7 @@ def fitted(
 
 
 def _reference(
-    command: Evaluate | Check | Score | Import, record: "RunRecord", model: Any, options: dict[str, Any]
+    command: Evaluate | Check | Score | Classify | Import, record: "RunRecord", model: Any, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the items of --training-data as options of `load_checkpoint`; {} without it."""
     from diffusional.cli.items import items
@@ -139,7 +141,7 @@ def _start(model: Any) -> dict[str, str]:
     return {"start": given["start"]} if "training items" in given.get("start", "") else {}
 
 
-def _levels(command: Evaluate | Check | Score | Import) -> int | None:
+def _levels(command: Evaluate | Check | Score | Classify | Import) -> int | None:
     """Return the number of levels of the data: of digits, 17."""
     if command.levels is None and command.data == "digits":
         return 17
@@ -202,7 +204,9 @@ def show_origin(model: Any, name: Path) -> None:
         say(f"  {line}")
 
 
-def items_of(command: Evaluate | Check | Score, record: "RunRecord", bare: bool, **options: Any) -> "ChosenItems":
+def items_of(
+    command: Evaluate | Check | Score | Classify, record: "RunRecord", bare: bool, **options: Any
+) -> "ChosenItems":
     """Return the items of --data, or of the run's own data. Of a checkpoint, the levels are not known to be those of the data: data that
     do not fit them raise an error with how to give them, and data that use few of the levels that were assumed a warning.
     """

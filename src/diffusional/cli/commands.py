@@ -349,6 +349,53 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Classify:
+    """Classify items by likelihood, with a model of classes. The answer is the class whose bound is best, by common noise for all classes;
+    classes are dropped as soon as the paired error allows."""
+
+    run: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
+        ),
+    ]
+    data: str | None = None
+    """The items to classify, as for train. Defaults to the run's own data."""
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """The split to classify, as for evaluate."""
+    levels: int | None = None
+    """Number of integer levels of the data."""
+    unlabelled: bool = False
+    """The items of --data have no labels. Otherwise their labels are read, and the accuracy is reported."""
+    condition: str | None = None
+    """The column or key of the labels in --data. Defaults to that of the run."""
+    confidence: float = 0.95
+    """The probability with which the class of the best bound is found before an item is finished, unless --max-visits ends it."""
+    max_visits: int = 64
+    """The largest number of network evaluations for a class of an item."""
+    prior: Literal["uniform", "train"] = "uniform"
+    """The probabilities p(c) of the classes: uniform, or those of the run's training data."""
+    evidence_visits: int = 0
+    """Also estimate a lower bound of ln p(x) over the classes, with this number of network evaluations for each class that remains."""
+    most: int | None = None
+    """The largest number of items; the first are used. Defaults to all."""
+    per_item: Path | None = None
+    """A .csv or .npz file for the answer of each item, with its confidence, bounds, file, row and split."""
+    variance: CheckpointVariance = None
+    decoder: Decoder = None
+    decoder_variance: DecoderVariance = None
+    training_data: TrainingData = None
+    variant: Variant = None
+    revision: Revision = None
+    unclipped: bool = False
+    """Leave out what the scheduler of a checkpoint does to x̂ (clip_sample, thresholding)."""
+    seed: int = 0
+    """The seed of the noise. The same seed gives the same answers."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Export:
     """Write a run's model as a pipeline of diffusers. DiffusionPipeline.from_pretrained loads and samples it, `diffusional evaluate` and
     `import` read it back, and its model card has the run's bound."""
@@ -467,6 +514,14 @@ class Information:
     """Number of draws of an item and its noise; each is used at every level."""
     seed: int = 0
     """The seed of the draws."""
+    pointwise: bool = False
+    """For a run that was trained with --condition-dropout: estimate the information of the condition about each item, i(x; c)."""
+    visits: int = 32
+    """With --pointwise: draws of each item; a draw takes three network evaluations."""
+    map: bool = False
+    """With --pointwise and --per-item FILE.npz: also write i(x; c) of every position of an item."""
+    per_item: Path | None = None
+    """With --pointwise: a .csv or .npz file for i(x; c) of each item, with its error, file, row and split."""
     figure: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE", help="A .png, .svg or .pdf file for a plot of the curve.")
     ] = None
@@ -567,6 +622,7 @@ COMMANDS: dict[str, type] = {
     "pull": Pull,
     "check": Check,
     "score": Score,
+    "classify": Classify,
     "sample": Sample,
     "information": Information,
     "plot": Plot,
@@ -585,6 +641,7 @@ Command = (
     | Pull
     | Check
     | Score
+    | Classify
     | Sample
     | Information
     | Plot

@@ -69,13 +69,13 @@ def _evaluate(command: Evaluate) -> Result:
     if command.importance_weighted is not None:
         _check_weights(command, model)
     # Labels are those of the run that has classes, if the other has none.
-    labelled = theirs.record if theirs is not None and theirs.record.classes and not record.classes else record
+    labelled = theirs.record if theirs is not None and theirs.record.conditional and not record.conditional else record
     chosen = items_of(command, labelled, bare, columns=command.columns, decimal=command.decimal)
     name, split, x = chosen.name, chosen.split, chosen.x
     if theirs is not None:
         return _compare(command, run, theirs, model, chosen, bare)
     about = _about(chosen, record)
-    if record.classes:
+    if record.conditional:
         about["condition"] = record.config.data.condition
     if not command.no_check and (found := checked(command.run, unguided, chosen)) is not None:
         about["check"] = found
@@ -346,7 +346,12 @@ def _compare(
             f"the {split} split of {command.other}{_known(theirs, split)} is not that of {command.run}{_known(record, split)}; name the data "
             "to compare on with --data"
         )
-    if record.classes and theirs.classes:
+    if record.conditional and theirs.conditional and record.form != theirs.form:
+        raise DiffusionalError(
+            f"{command.run} was trained with the condition {record.config.data.condition}, {command.other} with "
+            f"{theirs.config.data.condition}: they cannot be compared item by item with one condition"
+        )
+    if record.conditional and theirs.conditional:
         if record.classes != theirs.classes:
             raise DiffusionalError(
                 f"{command.other} was trained on the classes {listed(list(theirs.classes))}, {command.run} on {listed(list(record.classes))}: "
@@ -364,16 +369,17 @@ def _compare(
         if any(found):
             about["check"] = found
     notes = []
-    if record.classes or theirs.classes:
+    if record.conditional or theirs.conditional:
         about["condition"] = [one.config.data.condition for one in (record, theirs)]
-    if bool(record.classes) != bool(theirs.classes):
-        unlabelled, with_labels = (command.other, command.run) if record.classes else (command.run, command.other)
+    if record.conditional != theirs.conditional:
+        unlabelled, with_labels = (command.other, command.run) if record.conditional else (command.run, command.other)
         notes.append(
             f"{with_labels} bounds ln p(x | label), and {unlabelled}, which was trained without labels, ln p(x): the difference measures the "
             "information in the labels"
         )
         model, other = (
-            one if has else ignoring_condition(one) for one, has in ((model, record.classes), (other, theirs.classes))
+            one if has else ignoring_condition(one)
+            for one, has in ((model, record.conditional), (other, theirs.conditional))
         )
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs

@@ -30,6 +30,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional score runs/digits --per-item scores.csv",
         "diffusional score runs/digits --outliers letters.npy --bands 8",
     ),
+    "classify": (
+        "diffusional classify runs/classes --per-item answers.csv",
+        "diffusional classify runs/classes --data scans/ --unlabelled --evidence-visits 16",
+    ),
     "export": (
         "diffusional export runs/ddpm --to diffusers pipelines/ddpm",
         "diffusional export runs/ddpm pipelines/ddpm --json export.json",

@@ -27,8 +27,14 @@ def run(command: Information) -> Result:
     from diffusional.report.tables import information_table
     from diffusional.training.build import build_schedule
 
+    if not command.pointwise and (command.map or command.per_item is not None):
+        raise DiffusionalError("--map and --per-item are for --pointwise; give it too, or leave them out")
     if (Path(command.data) / "config.json").is_file():
-        return _budget(command)
+        return _pointwise(command) if command.pointwise else _budget(command)
+    if command.pointwise:
+        raise DiffusionalError(
+            f"--pointwise is for a run with a condition, but {command.data} is not a run folder: leave it out"
+        )
     if command.reference is not None:
         raise DiffusionalError(f"--reference compares two runs, but {command.data} is not a run folder: leave it out")
     split = command.split or "train"
@@ -113,6 +119,59 @@ def _schedule(command: Information) -> ScheduleConfig:
     return ScheduleConfig(command.schedule, steps, **given)
 
 
+def _pointwise(command: Information) -> Result:
+    """Estimate the information of the conditions of items about them."""
+    import torch
+
+    from diffusional.cli.console import device, first
+    from diffusional.cli.evaluate import check_scores_file, write_scores
+    from diffusional.information import bounded, pointwise
+    from diffusional.training.run import load, read_run
+
+    if command.reference is not None or command.figure is not None:
+        raise DiffusionalError("--reference and --figure cannot be used with --pointwise; leave them out")
+    if command.per_item is not None:
+        check_scores_file(command.per_item, (), command.json)
+    if command.map and (command.per_item is None or command.per_item.suffix != ".npz"):
+        raise DiffusionalError("--map needs --per-item FILE.npz, which holds the values of the positions")
+    record = read_run(command.data)
+    if not record.conditional:
+        raise DiffusionalError(
+            f"{command.data} was trained without a condition, whose information could be estimated; train a run with --condition and "
+            "--condition-dropout"
+        )
+    model = load(command.data).to(device())
+    chosen = items(record, None, command.levels, command.split)
+    assert chosen.condition is not None
+    with working(f"evaluating {len(chosen.x):,} items with and without their condition"):
+        found = pointwise(
+            model, chosen.x, chosen.condition, visits=command.visits, positions=command.map, seed=command.seed
+        )
+    out = {"run": command.data, "split": chosen.split, "condition": record.config.data.condition, "seed": command.seed}
+    out |= found.to_dict()
+    lines = [str(found), f"of this in the decoder, ln p(x|z_1): {found.decoder}"]
+    if record.classes:
+        labels = chosen.condition
+        assert isinstance(labels, torch.Tensor)
+        share = labels.bincount(minlength=len(record.classes)).double() / len(labels)
+        share = (share + 1e-9) / (share + 1e-9).sum()
+        with working("evaluating every class of every item"):
+            form = bounded(model, chosen.x, labels, prior=share, visits=max(4, command.visits // 4), seed=command.seed)
+        out |= {"bounded_least_nats": form.least.to_dict(), "bounded_most_nats": form.most.to_dict()}
+        out["entropy_of_labels_nats"] = form.limit
+        lines.append(f"{form}")
+    lines.append(
+        "i(x; c) is a difference of two bounds, and biased either way by the difference of their gaps; the control does not reveal it"
+    )
+    saves: list[Any] = []
+    if command.per_item is not None and first():
+        path = command.per_item
+        columns = {"item": torch.arange(len(found.items)), "information": found.items, "error": found.errors}
+        columns |= {"map": found.map} if command.map else {}
+        saves.append(lambda: write_scores(path, columns, chosen))
+    return Result(out, lines, saves)
+
+
 def _budget(command: Information) -> Result:
     """Compute the nat budget of a run relative to another."""
     import torch
@@ -148,6 +207,10 @@ def _budget(command: Information) -> Result:
     if theirs.fingerprints.get(split) != record.fingerprints.get(split):
         raise DiffusionalError(f"the {split} split of {command.reference} is not that of {command.data}")
     condition = chosen.condition
+    if record.form != theirs.form:
+        raise DiffusionalError(
+            f"{command.data} and {command.reference} were trained with different conditions; give a reference with the same condition"
+        )
     if record.classes != theirs.classes:
         raise DiffusionalError(
             f"{command.data} was trained on {len(record.classes)} classes of labels, {command.reference} on "

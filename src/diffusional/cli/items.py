@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from diffusional.conditions import Condition
     from diffusional.data import Collection, Dataset
     from diffusional.training.run import RunRecord
 
@@ -26,7 +27,7 @@ class ChosenItems:
         columns: "source", "row" and "split" of each item, (N,) each; row is −1 where it is not known.
         own: whether these are the data that the run was trained with.
         notes: assumptions that were made, one sentence each.
-        condition: labels (N,) of the items, for a run with classes; `columns` then has their names as "label".
+        condition: of the items, for a run with a condition. If it is labels (N,), `columns` has their names as "label".
     """
 
     name: str
@@ -35,7 +36,7 @@ class ChosenItems:
     columns: "dict[str, np.ndarray]"
     own: bool
     notes: tuple[str, ...] = ()
-    condition: "Tensor | None" = None
+    condition: "Condition | None" = None
 
 
 def items(
@@ -55,6 +56,7 @@ def items(
 
     Raises DiffusionalError for data that do not fit the run's space, and for own data that have changed since the run was trained.
     """
+    from diffusional.data.derived import is_derived, of_items
     from diffusional.training.own import own_data
 
     space = record.space
@@ -79,15 +81,24 @@ def items(
         return _of_own(record, dataset, data, split)
     if split not in (None, "all"):
         found = _read(record, data, columns, decimal, split, condition)
-    known = found.columns() | _names(record, found.condition)
-    return ChosenItems(data, split or "all", found.encode(), known, False, found.notes, found.condition)
+    x, given = found.encode(), found.condition
+    if record.form is not None:
+        own = record.config.data.condition
+        if not is_derived(own):
+            raise DiffusionalError(
+                f"{record.path} was trained with a condition of {record.form} for each item, and --data {data} has none; evaluate it on its "
+                "own data, or from Python with df.evaluate(…, condition=…)"
+            )
+        assert own is not None
+        given = of_items(own, x, space)
+    return ChosenItems(data, split or "all", x, found.columns() | _names(record, given), False, found.notes, given)
 
 
-def _names(record: "RunRecord", condition: "Tensor | None") -> "dict[str, np.ndarray]":
+def _names(record: "RunRecord", condition: "Condition | None") -> "dict[str, np.ndarray]":
     """Return the names of labels as the column "label"; {} without labels."""
     import numpy as np
 
-    return {} if condition is None else {"label": np.array(record.classes)[condition.numpy()]}
+    return {} if condition is None or not record.classes else {"label": np.array(record.classes)[np.asarray(condition)]}
 
 
 def _read(
@@ -140,6 +151,7 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     """Return items of the run's own data; if these were given by name, with a note on the split that was chosen."""
     import torch
 
+    from diffusional.conditions import concatenated
     from diffusional.data.origin import Origin, joined
 
     notes: tuple[str, ...] = ()
@@ -153,8 +165,8 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     x = record.space.encode(torch.cat([dataset.tensor(part) for part in parts]))
     columns = dict(joined([(part, dataset.origin(part) or Origin.unknown(len(dataset.items(part)))) for part in parts]))
     condition = None
-    if record.classes:
-        condition = torch.cat([dataset.condition_of(part) for part in parts])
+    if record.conditional:
+        condition = concatenated([dataset.condition_of(part) for part in parts])
     columns |= _names(record, condition)
     return ChosenItems(data or record.config.data.name, split, x, columns, True, notes, condition)
 

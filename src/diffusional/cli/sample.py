@@ -11,7 +11,7 @@ from diffusional.errors import DiffusionalError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from diffusional.training.run import RunRecord
 
 # Samples drawn at a time.
 _BATCH = 256
@@ -22,13 +22,13 @@ def run(command: Sample) -> Result:
     import numpy as np
     import torch
 
-    from diffusional.conditions import moved, rows_of
+    from diffusional.conditions import by_name, moved, rows_of
     from diffusional.report.figures import grid
     from diffusional.space import Discrete
     from diffusional.training.run import load, read_run
 
     record = read_run(command.run)
-    condition = _condition(command, record.classes)
+    condition = _condition(command, record)
     out = command.out or numbered(command.run / "samples.npz", ".png")
     if out.suffix != ".npz":
         raise DiffusionalError(f"expected an .npz file for --out, got {out}")
@@ -77,9 +77,12 @@ def run(command: Sample) -> Result:
     # The names of a table's columns, in the order of the samples; `data.load` reads them.
     columns = record.columns
     arrays = {"samples": raw} | ({"columns": np.array(columns)} if columns else {})
-    names = None if condition is None else [record.classes[number] for number in condition.tolist()]
-    if names is not None:
+    names = None
+    if record.classes and condition is not None:
+        names = [record.classes[number] for number in condition.tolist()]
         arrays["labels"] = np.array(names)
+    elif condition is not None:
+        arrays |= {name: value.numpy() for name, value in by_name(condition).items()}
     written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
     if images is not None:
         title, low, high = f"{command.n} samples, {command.method}", images.low, images.high
@@ -111,11 +114,16 @@ def _guidance(command: Sample) -> dict[str, Any]:
     return {"guidance": {"weight": command.guidance} | {k: v for k, v in options.items() if v is not None}}
 
 
-def _condition(command: Sample, classes: tuple[str, ...]) -> "Tensor | None":
-    """Return the labels (n,) of the samples; None for a run without classes, and for guidance with weight 0 without labels."""
+def _condition(command: Sample, record: "RunRecord") -> Any:
+    """Return the condition of the samples, such as labels (n,); None for a run without one, and for guidance with weight 0 if none is
+    given.
+    """
     from diffusional.conditions import labels
     from diffusional.data.excerpt import listed
 
+    classes = record.classes
+    if record.form is not None:
+        return _other_condition(command, record)
     if not classes:
         if command.condition is not None or command.guidance is not None:
             given = f"--condition {' '.join(command.condition)}" if command.condition is not None else "--guidance"
@@ -136,6 +144,62 @@ def _condition(command: Sample, classes: tuple[str, ...]) -> "Tensor | None":
     ]
     every = "all" not in classes and wanted == ["all"]
     return labels(list(classes) if every else wanted, classes, command.n)
+
+
+def _other_condition(command: Sample, record: "RunRecord") -> Any:
+    """Return the condition of the samples of a run whose condition is not labels.
+
+    It is that of items of the run's own data, such as `test` or `test:5`, the rows of an .npy file, or comma-separated numbers.
+    """
+    import numpy as np
+    import torch
+
+    from diffusional.conditions import repeated, rows_of
+    from diffusional.training.own import own_data
+
+    form = record.form
+    assert form is not None
+    if command.condition is None:
+        if command.guidance == 0:
+            return None
+        raise DiffusionalError(
+            f"{command.run} was trained with a condition of {form} and requires --condition; expected a split of its data, such as test, or "
+            "an item of it, such as test:5, or an .npy file with a row for each sample"
+            + (", or comma-separated numbers" if form.kind == "numbers" else "")
+        )
+    rows: list[Any] = []
+    for word in command.condition:
+        split, _, number = word.partition(":")
+        if split in ("train", "validation", "test"):
+            condition = own_data(record, (split,)).condition_of(split)
+            n = len(next(iter(condition.values())) if isinstance(condition, dict) else condition)
+            if number and not (number.isdecimal() and int(number) < n):
+                raise DiffusionalError(
+                    f"--condition {word}: expected an item of {split} from 0 to {n - 1}, got {number!r}"
+                )
+            rows.append(rows_of(condition, slice(int(number), int(number) + 1) if number else slice(0, command.n)))
+        elif word.endswith(".npy"):
+            try:
+                rows.append(torch.from_numpy(np.load(word, allow_pickle=False)).float())
+            except (OSError, ValueError, TypeError) as error:
+                raise DiffusionalError(f"--condition {word}: the file cannot be read ({error})") from error
+        else:
+            try:
+                rows.append(torch.tensor([[float(one) for one in word.split(",")]]))
+            except ValueError as error:
+                raise DiffusionalError(
+                    f"--condition {word}: expected a split of the run's data (train, validation or test), an .npy file, or "
+                    "comma-separated numbers"
+                ) from error
+    for one in rows:
+        form.check(one, len(next(iter(one.values())) if isinstance(one, dict) else one))
+    from diffusional.conditions import concatenated
+
+    found = concatenated(rows)
+    n = len(next(iter(found.values())) if isinstance(found, dict) else found)
+    if n > command.n > 0:
+        raise DiffusionalError(f"--condition has {n} rows for {command.n} samples; give --n {n}, or fewer")
+    return rows_of(repeated(found, -(-command.n // n)), slice(0, command.n)) if command.n > 0 else found
 
 
 def _written(path: Path, write: "Callable[[Path], Any]") -> Path:

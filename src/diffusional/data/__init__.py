@@ -26,6 +26,7 @@ from diffusional.data.checks import to_dataset
 from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
+from diffusional.data.derived import is_derived, with_derived
 from diffusional.data.formats import ACCEPTED, format_of, given_name
 from diffusional.data.hub import load_hub, read_hub
 from diffusional.data.pictures import Fit, Options
@@ -89,7 +90,8 @@ def load(
 
     With `condition`, the class labels of the items are their condition (`Dataset.condition` and `Dataset.classes`). It is "label" for
     labels that belong to the data (of digits and MNIST, under a key such as y in an .npz, the folders of images, the only ClassLabel
-    column of the Hub), or the name of the column or key of the labels.
+    column of the Hub), or the name of the column or key of the labels. Of images it may also be "low-resolution:F" or "inpaint"
+    (`data.derived`), which is computed from them.
 
     `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` and `decimal` for tables (`data.tables.load_table`), `column`,
     `streaming` and `holdout` for the Hub (`data.hub.load_hub`).
@@ -106,6 +108,23 @@ def load(
         ...
     diffusional.errors.DiffusionalError: size=32 was given for digits, but it is for images and the Hub; leave it out
     """
+    if is_derived(condition):
+        assert condition is not None
+        dataset = load(
+            name_or_path,
+            levels,
+            split,
+            seed,
+            size=size,
+            fit=fit,
+            grey=grey,
+            columns=columns,
+            decimal=decimal,
+            column=column,
+            streaming=streaming,
+            holdout=holdout,
+        )
+        return with_derived(dataset, condition)
     given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "decimal": decimal, "column": column}
     given |= {"streaming": streaming, "holdout": holdout}
     name = str(name_or_path)

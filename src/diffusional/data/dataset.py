@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusional.condition_form import ConditionForm
 from diffusional.conditions import Condition, by_name, check_condition, check_labels, rows_of
 from diffusional.data.origin import Origin
 from diffusional.errors import DiffusionalError
@@ -270,6 +271,24 @@ class Dataset:
             digest.update(f"{name}:{exact.dtype}:{tuple(exact.shape)};".encode())
             digest.update(exact.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def condition_form(self) -> ConditionForm | None:
+        """The form of the condition, by the train split; None if the data have none.
+
+        Raises DiffusionalError for a condition that the networks of a config do not take.
+
+        >>> from diffusional import data
+        >>> str(data.load("digits", condition="label").condition_form)
+        'labels of 10 classes'
+        """
+        if self.condition is None:
+            return None
+        if self.classes:
+            return ConditionForm("labels", classes=len(self.classes))
+        return ConditionForm.of(
+            self.head_condition(_HEAD) if isinstance(self.train, Stream) else self.condition["train"]
+        )
 
     def without_condition(self) -> "Dataset":
         """Return the same items without their condition, for training an unconditional model.

@@ -48,12 +48,14 @@ def compare(
     max_evaluations: int | None = None,
     audit: bool = True,
     condition: Condition | None = None,
+    other_condition: Condition | None = None,
     progress: Watch | None = None,
 ) -> Comparison:
     """Estimate NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
 
     The arguments are those of `evaluate`. `plans` are those of A and B (None for a model without levels to visit). Both models get the same
-    `condition`, and the evaluations of both networks are counted.
+    `condition`, unless B gets `other_condition`: then the noise of an item does not depend on its condition, so that two conditions of one
+    model are compared with a paired error. The evaluations of both networks are counted.
 
     Raises DiffusionalError if the spaces of the models (shape, levels, range, standardisation) differ, since their bounds could then not be
     compared, and for a condition that does not have one row per item.
@@ -77,6 +79,13 @@ def compare(
     if network_dtype(a) is network_dtype(b):
         data = as_the_network(a, data)
     check_condition(condition, len(data))
+    check_condition(other_condition, len(data))
+    if other_condition is not None and condition is None:
+        raise DiffusionalError(
+            "other_condition, of B, was given without a condition of A; give both. For p(x) of a model that also predicts without a condition, "
+            "use conditions.ignoring_condition"
+        )
+    theirs_of, keyed = (condition, True) if other_condition is None else (other_condition, False)
     check_seed(seed)
     if condition is not None and reference is not None and plans is None:
         raise DiffusionalError(
@@ -100,11 +109,13 @@ def compare(
                 every_item=True,
                 max_evaluations=half,
                 audit=audit,
-                condition=condition,
+                condition=given,
                 progress=progress,
             )
             # With different seeds, since two autoencoders would otherwise share a part of their noise, which the errors do not include.
-            for model, plan, own in zip((a, b), plans or (None, None), (seed, (seed + 1) % SEEDS), strict=True)
+            for model, plan, own, given in zip(
+                (a, b), plans or (None, None), (seed, (seed + 1) % SEEDS), (condition, theirs_of), strict=True
+            )
         ]
         return _items_paired(*results)
     if plans is None and max_evaluations is not None and max_evaluations // 2 <= PILOT:
@@ -118,7 +129,7 @@ def compare(
             pilots = data if reference is None else reference
             # Pilots are long, since short ones miss differences of two models at few levels, which an audit does not find either.
             first = Plan.fit(chains[0], pilots, seed=seed, condition=condition)
-            plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=condition, like=first)
+            plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=theirs_of, like=first)
             pilot = PILOT
         mine, theirs = plans
         if mine is None or theirs is None:
@@ -127,8 +138,8 @@ def compare(
             )
         half = None if max_evaluations is None else max_evaluations // 2
         tasks = [
-            Task(VisitRecords(chains[0], mine, data, seed, condition), pilot, half, watch=progress),
-            Task(VisitRecords(chains[1], theirs, data, seed, condition), pilot, half),
+            Task(VisitRecords(chains[0], mine, data, seed, condition, keyed=keyed), pilot, half, watch=progress),
+            Task(VisitRecords(chains[1], theirs, data, seed, theirs_of, keyed=keyed), pilot, half),
         ]
         return _compared(tasks, target_error * per_unit(unit, a.space.dimensions), audit, every_item)
 

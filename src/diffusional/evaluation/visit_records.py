@@ -98,6 +98,8 @@ class VisitRecords:
         seed: the seed of the noise.
         condition: (N, …) for conditional models.
         deterministic: visit in batches of one shape, so that records are equal to the last bit whatever the number of processes.
+        keyed: whether the noise of an item depends on its condition. If not, two records of the same items under different conditions have
+            common noise.
     """
 
     def __init__(
@@ -108,11 +110,12 @@ class VisitRecords:
         seed: int = 0,
         condition: Condition | None = None,
         deterministic: bool = False,
+        keyed: bool = True,
     ) -> None:
         plan.check(model)
         self.deterministic = deterministic
         self.model, self.plan, self.data, self.seed, self.condition = model, plan, data, seed, condition
-        self.keys = item_keys(data, seed, condition, lambda rows: as_seen(model.space, rows))
+        self.keys = item_keys(data, seed, condition if keyed else None, lambda rows: as_seen(model.space, rows))
         self.order = self.keys.order()
         self.device = device_of(model.whole(), data)
         n = len(data)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffusional.condition_form import ConditionForm
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
@@ -100,6 +101,9 @@ class LatentVariableModel(nn.Module, ABC):
     classes: tuple[str, ...] = ()
     """Names of the classes whose labels are the condition of a model that was built from a config; else empty."""
 
+    condition_form: ConditionForm | None = None
+    """The form of a condition other than labels, of a model that was built from a config with one."""
+
     origin: Mapping[str, Any] = {}
     """For an imported model: the values from its config, the assumptions and the given arguments, as JSON values. Evaluations record it."""
 
@@ -161,6 +165,9 @@ class LatentVariableModel(nn.Module, ABC):
         raise DiffusionalError(
             f"guidance with weight {weight:g} was given, but a {type(self).__name__} has no denoiser to guide; it is for diffusion models"
         )
+
+    def check_without_condition(self) -> None:
+        """Raise DiffusionalError if the networks are known to require a condition; by default nothing is known before they are called."""
 
     def two_predictions(self, null: Any = None) -> Any:
         """Return the denoiser of a table over guidance weights, whose `both` gives the predictions with and without a condition.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, check_condition
+from diffusional.conditions import Condition, check_condition, requires_condition
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion, ddim_at, diffuse
 from diffusional.gaussian import Gaussian
@@ -153,6 +153,14 @@ class DiffusionModel(Chain):
             )
         return self._like(self.process, Guided(self.denoiser, weight, threshold, rescale, null), self.variance)
 
+    def check_without_condition(self) -> None:
+        """Raise DiffusionalError if the network requires a condition."""
+        if requires_condition(self.denoiser.module):
+            raise DiffusionalError(
+                f"the {type(self.denoiser.module).__name__} requires a condition: it was not trained with condition dropout, so that the model "
+                "has no bound of p(x). Train with condition_dropout, such as 0.1"
+            )
+
     def two_predictions(self, null: Any = None) -> Guided:
         """Return the denoiser of a table over guidance weights, whose `both` gives the predictions with and without a condition.
 
@@ -167,7 +175,7 @@ class DiffusionModel(Chain):
 
     def _like(self, process: GaussianDiffusion, denoiser: Denoiser, variance: str) -> "DiffusionModel":
         other = DiffusionModel(process, denoiser, self.likelihood, variance, self.last_variance)
-        other.origin, other.classes = self.origin, self.classes
+        other.origin, other.classes, other.condition_form = self.origin, self.classes, self.condition_form
         return other
 
     # The model's own distributions, MATH (2).

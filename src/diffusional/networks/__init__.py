@@ -1,9 +1,20 @@
 """Backbones: one MLP, one small residual U-Net, VDM's U-Net and the autoencoders' networks of ours; diffusers' for the rest."""
 
 from diffusional.networks.autoencoder import Decoder, Ladder, ResidualMLP
+from diffusional.networks.conditioning import ConditionAdapter
 from diffusional.networks.diffusers import FromDiffusers, ddpm_unet
 from diffusional.networks.mlp import MLP
 from diffusional.networks.unet import UNet
 from diffusional.networks.vdm import VDMUNet
 
-__all__ = ["MLP", "Decoder", "FromDiffusers", "Ladder", "ResidualMLP", "UNet", "VDMUNet", "ddpm_unet"]
+__all__ = [
+    "MLP",
+    "ConditionAdapter",
+    "Decoder",
+    "FromDiffusers",
+    "Ladder",
+    "ResidualMLP",
+    "UNet",
+    "VDMUNet",
+    "ddpm_unet",
+]

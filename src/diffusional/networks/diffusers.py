@@ -1,6 +1,7 @@
 """diffusers' networks as backbones: `module(sample, timestep).sample` becomes `module(z, time, condition)`."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class FromDiffusers(nn.Module):
             condition = self._with_null(condition, len(z))
         if condition is not None and self.condition_as == "class_labels" and isinstance(embedding, nn.Embedding):
             check_labels(condition, embedding.num_embeddings)
-        extra = {} if condition is None else {self.condition_as: condition}
+        extra = self._named(condition)
         if self.multiple == 1:
             return self._called(z, time, extra)
         height, width = z.shape[-2:]
@@ -71,6 +72,14 @@ class FromDiffusers(nn.Module):
         bottom, right = (_padding(side, self.multiple) - before for side, before in ((height, top), (width, left)))
         said = self._called(pad(z, (left, right, top, bottom)), time, extra)
         return said[..., top : top + height, left : left + width]
+
+    def _named(self, condition: Condition | None) -> dict[str, Any]:
+        """Return the arguments of the network for a condition: tokens with a mask are two of them."""
+        if condition is None:
+            return {}
+        if isinstance(condition, Tensor) or self.condition_as != "encoder_hidden_states":
+            return {self.condition_as: condition}
+        return {self.condition_as: condition["tokens"], "encoder_attention_mask": condition["mask"]}
 
     def _with_null(self, condition: Condition | None, items: int) -> Tensor:
         """Return labels (B,) in which the last class of the embedding takes the place of missing ones."""
@@ -132,6 +141,8 @@ def ddpm_unet(
     scale_shift: bool = False,
     classes: int = 0,
     null: bool = False,
+    extra: int = 0,
+    tokens: int = 0,
 ) -> FromDiffusers:
     """Return the U-Net of DDPM (Ho et al. 2020, App. B), diffusers' UNet2DModel; the defaults are its CIFAR-10 network without dropout 0.1.
 
@@ -156,6 +167,9 @@ def ddpm_unet(
         classes: number of classes, for a condition of labels (B,); learned vectors of the classes are added to the embedding of the
             noise level.
         null: whether labels may be missing, as for guidance: one more class is that of no label.
+        extra: number of input channels after those of the data, such as an image as condition (`ConditionAdapter`).
+        tokens: the width W of tokens as condition, {"tokens": (B, L, W), "mask": (B, L)}: attention at the sides of `attention` and in the
+            middle is then followed by cross-attention to them, and the network is diffusers' UNet2DConditionModel.
 
     Raises DiffusionalError for a side that no resolution has, for heads that do not divide the widths with attention, and for several
     heads at different widths, which diffusers does not support.
@@ -186,28 +200,35 @@ def ddpm_unet(
         from diffusers.models.attention_processor import Attention
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.unets.unet_2d import UNet2DModel
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    kinds = ["Attn" if side in attention else "" for side in sides]
+    kinds = [("CrossAttn" if tokens else "Attn") if side in attention else "" for side in sides]
     groups = math.gcd(32, *(w // 2 for w in widths))
-    network = UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=outputs * channels,
-        block_out_channels=widths,
-        layers_per_block=blocks,
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        attention_head_dim=widths[-1] // heads if heads > 1 else None,
-        dropout=dropout,
-        norm_num_groups=groups,
-        attn_norm_num_groups=groups,
-        norm_eps=1e-6,
-        downsample_padding=1 if scale_shift else 0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
-        num_class_embeds=classes + null or None,
-    )
+    common: dict[str, Any] = {
+        "sample_size": size,
+        "in_channels": channels + extra,
+        "out_channels": outputs * channels,
+        "block_out_channels": widths,
+        "layers_per_block": blocks,
+        "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
+        "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        "dropout": dropout,
+        "norm_num_groups": groups,
+        "norm_eps": 1e-6,
+        "downsample_padding": 1 if scale_shift else 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+    }
+    if tokens:
+        network: Any = UNet2DConditionModel(**common, cross_attention_dim=tokens, attention_head_dim=heads)
+    else:
+        network = UNet2DModel(
+            **common,
+            attention_head_dim=widths[-1] // heads if heads > 1 else None,
+            attn_norm_num_groups=groups,
+            num_class_embeds=classes + null or None,
+        )
     if not scale_shift:
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -221,7 +242,8 @@ def ddpm_unet(
         elif isinstance(module, Attention):
             assert module.to_out is not None
             _zero(module.to_out[0])  # type: ignore[arg-type]
-    return FromDiffusers(network, multiple=multiple, null=null)
+    name = "encoder_hidden_states" if tokens else "class_labels"
+    return FromDiffusers(network, name, multiple, null)
 
 
 def _padding(side: int, multiple: int) -> int:

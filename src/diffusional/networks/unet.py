@@ -28,6 +28,7 @@ class UNet(nn.Module):
         condition_dim: number of columns of a condition (B, condition_dim) of numbers.
         classes: number of classes, for a condition of labels (B,).
         null: whether the condition may be missing, in all rows (None) or in some (`conditions.dropped`), as for guidance.
+        extra: number of input channels after those of the data, such as an image as condition (`ConditionAdapter`).
 
     Raises DiffusionalError for other widths, and for a condition that is missing, unexpected or of another kind.
 
@@ -45,6 +46,7 @@ class UNet(nn.Module):
         condition_dim: int = 0,
         classes: int = 0,
         null: bool = False,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         if not widths or any(w % 8 for w in widths):
@@ -52,7 +54,7 @@ class UNet(nn.Module):
         self.recompute = False  # activation checkpointing of the residual blocks
         self.embedding = LogSNREmbedding(128, condition_dim, classes=classes, null=null)
         self.requires_condition = bool(condition_dim or classes) and not null
-        self.first = nn.Conv2d(channels + 2, widths[0], 3, padding=1)
+        self.first = nn.Conv2d(channels + extra + 2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for fine, coarse in pairwise(widths):

@@ -36,6 +36,7 @@ class VDMUNet(nn.Module):
         classes: number of classes, for a condition of labels (B,), which is concatenated with it as one-hot vectors.
         null: whether the condition may be missing, in all rows (None) or in some (`conditions.dropped`), as for guidance: its columns
             are then 0, and that of one more column is 1.
+        extra: number of input channels after those of the data, such as an image as condition (`ConditionAdapter`).
         gamma_min: γ at t = 0, of the least noisy latent.
         gamma_max: γ at t = 1, of the noisiest latent.
         fourier: n of the Fourier features sin(2^n · 2πz), cos(2^n · 2πz), counted as in the released code; the paper writes
@@ -67,6 +68,7 @@ class VDMUNet(nn.Module):
         adds_input: bool = True,
         classes: int = 0,
         null: bool = False,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         if width < 8 or width % 8:
@@ -75,13 +77,13 @@ class VDMUNet(nn.Module):
             raise DiffusionalError(f"expected gamma_min < gamma_max, got {gamma_min} and {gamma_max}")
         self.recompute = False  # activation checkpointing of the residual blocks
         check_kinds(condition_dim, classes, null)
-        self.classes, self.null = classes, null
+        self.classes, self.null, self.channels = classes, null, channels
         self.requires_condition = bool(condition_dim or classes) and not null
         self.width, self.condition_dim, self.fourier, self.adds_input = width, condition_dim, fourier, adds_input
         self.gamma_min, self.gamma_max = gamma_min, gamma_max
         self.dense0 = nn.Linear(width + condition_dim + classes + null, 4 * width)
         self.dense1 = nn.Linear(4 * width, 4 * width)
-        self.conv_in = nn.Conv2d(channels * (1 + 2 * len(fourier)), width, 3, padding=1)
+        self.conv_in = nn.Conv2d(channels * (1 + 2 * len(fourier)) + extra, width, 3, padding=1)
         self.down = nn.ModuleList(_Block(width, width, dropout, attention) for _ in range(blocks))
         self.middle = nn.ModuleList([_Block(width, width, dropout, True), _Block(width, width, dropout, False)])
         self.up = nn.ModuleList(_Block(2 * width, width, dropout, attention) for _ in range(blocks + 1))
@@ -108,7 +110,9 @@ class VDMUNet(nn.Module):
         if condition is not None:
             embedding = torch.cat([embedding, condition.to(embedding)], dim=1)
         embedding = self.act(self.dense1(self.act(self.dense0(embedding))))
-        h = self.conv_in(torch.cat([z, fourier_features(z, self.fourier)], dim=1) if self.fourier else z)
+        h = self.conv_in(
+            torch.cat([z, fourier_features(z[:, : self.channels], self.fourier)], dim=1) if self.fourier else z
+        )
         skips = [h]
         for block in self.down:
             h = through(block, h, embedding, recompute=self.recompute)
@@ -120,7 +124,7 @@ class VDMUNet(nn.Module):
         h = self.conv_out(self.act(self.norm(h)))
         if not self.adds_input:
             return h
-        channels = z.shape[1]
+        channels, z = self.channels, z[:, : self.channels]
         return torch.cat([z + h[:, :channels], h[:, channels:]], dim=1) if h.shape[1] > channels else z + h
 
     def _columns(self, condition: Tensor | None, items: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from diffusional import schedule as schedules
 from diffusional.binomial import BinomialDiffusion
+from diffusional.condition_form import ConditionForm
 from diffusional.conditions import repeated
 from diffusional.data import Dataset, load
 from diffusional.data.dataset import Source
@@ -25,7 +26,7 @@ from diffusional.models.hvae import HierarchicalVAE
 from diffusional.models.parameterization import Predicts
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, decoder_output
-from diffusional.networks import MLP, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
+from diffusional.networks import MLP, ConditionAdapter, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
 from diffusional.space import Continuous, Discrete, Space
 from diffusional.timesteps import Adaptive, SecondMoment, Stratified, TimestepSampler, Uniform
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig, SystemConfig
@@ -86,12 +87,15 @@ def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
     return schedules.cosine(config.steps)
 
 
-def build_model(config: Config, space: Space, classes: tuple[str, ...] = ()) -> LatentVariableModel:
+def build_model(
+    config: Config, space: Space, classes: tuple[str, ...] = (), form: ConditionForm | None = None
+) -> LatentVariableModel:
     """Build the untrained model of a config over a space.
 
     Args:
         classes: the names of the classes of the data, if `config.data.condition` is given: the networks then require a condition
             of labels (B,), their numbers. They are the `classes` of the model.
+        form: the form of a condition other than labels.
 
     Raises DiffusionalError if config, space and classes do not fit each other.
 
@@ -101,23 +105,34 @@ def build_model(config: Config, space: Space, classes: tuple[str, ...] = ()) -> 
     >>> build_model(Config(data=DataConfig(condition="label")), Discrete((1, 8, 8), 17), ("cat", "dog")).classes
     ('cat', 'dog')
     """
-    if (config.data.condition is None) != (not classes):
+    if form is not None and form.kind == "labels":
+        form = None
+    if (config.data.condition is None) != (not classes and form is None):
         raise DiffusionalError(
             f"data.condition={config.data.condition!r} and {len(classes)} classes were given; expected a condition and the classes "
             "of the data, or neither"
         )
-    if config.condition_dropout and not classes:
+    if form is not None and config.model.kind != "diffusion":
+        raise DiffusionalError(
+            f'a condition of {form} is for model.kind="diffusion", got model.kind="{config.model.kind}", whose networks take class labels '
+            "only; leave the condition out, or use a diffusion model"
+        )
+    if config.condition_dropout and config.data.condition is None:
         raise DiffusionalError(
             f"condition_dropout={config.condition_dropout:g} was given for data without a condition; give the condition of the data, such as "
             'data.condition="label", or leave it out'
         )
+    if form is not None:
+        model = _diffusion(config, space, 0, form)
+        model.condition_form = form
+        return model
     makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial, "gaussian-chain": _gaussian_chain}
     model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
     model.classes = classes
     return model
 
 
-def _diffusion(config: Config, space: Space, classes: int) -> DiffusionModel:
+def _diffusion(config: Config, space: Space, classes: int, form: ConditionForm | None = None) -> DiffusionModel:
     chosen = config.model
     discrete = isinstance(space, Discrete)
     predicts = chosen.predicts or ("levels" if discrete else "v")
@@ -142,7 +157,7 @@ def _diffusion(config: Config, space: Space, classes: int) -> DiffusionModel:
     channels = space.shape[0]
     outputs = output_channels(predicts, chosen.head, channels, space.levels, learns) // channels
     denoiser = Denoiser(
-        _network(config, space, outputs, predicts, forward, classes),
+        _network(config, space, outputs, predicts, forward, classes, form),
         predicts,
         space if isinstance(space, Discrete) else None,
         chosen.head,
@@ -261,12 +276,63 @@ def _network(
     predicts: Predicts | None,
     forward: GaussianDiffusion | None,
     classes: int,
+    form: ConditionForm | None = None,
 ) -> nn.Module:
-    chosen, null = config.model, config.condition_dropout > 0
+    if form is None:
+        return _backbone(config, space, outputs, predicts, forward, classes, config.condition_dropout > 0)
+    null = config.condition_dropout > 0
+    image = len(space.shape) == 3
+    if form.kind == "image" and (not image or config.model.network == "mlp"):
+        raise DiffusionalError(
+            f"an image as condition needs a U-Net over images, got items of shape {space.shape} and model.network="
+            f"{config.model.network or 'mlp'}; use unet, vdm or ddpm, or flatten the condition to numbers"
+        )
+    attention = form.kind == "tokens" and config.model.network == "ddpm"
+    if form.kind == "numbers" and config.model.network == "ddpm":
+        raise DiffusionalError(
+            'model.network="ddpm" takes labels, images and tokens as condition, got numbers; use unet, vdm or mlp'
+        )
+    network = _backbone(
+        config,
+        space,
+        outputs,
+        predicts,
+        forward,
+        null=null and form.kind != "image" and not attention,
+        condition_dim=0 if form.kind == "image" or attention else form.shape[-1],
+        extra=ConditionAdapter.channels(form, null),
+        tokens=form.shape[-1] if attention else 0,
+    )
+    return ConditionAdapter(network, form, null, attention)
+
+
+def _backbone(
+    config: Config,
+    space: Space,
+    outputs: int,
+    predicts: Predicts | None,
+    forward: GaussianDiffusion | None,
+    classes: int = 0,
+    null: bool = False,
+    condition_dim: int = 0,
+    extra: int = 0,
+    tokens: int = 0,
+) -> nn.Module:
+    """Build the network of a config: for labels of `classes`, `condition_dim` numbers, `extra` input channels, or tokens of a width."""
+    chosen = config.model
     image = len(space.shape) == 3
     kind = chosen.network or ("unet" if image else "mlp")
     if kind == "mlp":
-        return MLP(space.shape, outputs, chosen.hidden, chosen.blocks, chosen.dropout, classes=classes, null=null)
+        return MLP(
+            space.shape,
+            outputs,
+            chosen.hidden,
+            chosen.blocks,
+            chosen.dropout,
+            condition_dim,
+            classes=classes,
+            null=null,
+        )
     if not image:
         raise DiffusionalError(f'model.network="{kind}" expects items of shape (C, H, W), got {space.shape}: use mlp')
     if kind != "unet" and forward is None:
@@ -292,6 +358,8 @@ def _network(
             chosen.scale_shift,
             classes,
             null,
+            extra,
+            tokens,
         )
     if kind == "vdm":
         assert forward is not None
@@ -313,10 +381,14 @@ def _network(
             gamma_max=high,
             fourier=(turn - 1, turn),
             adds_input=predicts == "noise",
+            condition_dim=condition_dim,
             classes=classes,
             null=null,
+            extra=extra,
         )
-    return UNet(space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout, classes=classes, null=null)
+    return UNet(
+        space.shape[0], outputs, chosen.widths, chosen.blocks, chosen.dropout, condition_dim, classes, null, extra
+    )
 
 
 def build_sampler(config: Config) -> TimestepSampler:

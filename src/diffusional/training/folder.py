@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, ignoring_condition
+from diffusional.conditions import Condition, concatenated, ignoring_condition
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.comparison import Comparison, compare
@@ -84,11 +84,11 @@ class Run:
 
     def condition(self, split: str = "test") -> Condition | None:
         """Return the condition of each item of a split, such as its class label; None if the model has none. Raises as `data` does."""
-        if not self.record.classes:
+        if not self.record.conditional:
             return None
         parts = SPLITS if split == "all" else (split,)
         dataset = self.data(parts)
-        return torch.cat([dataset.condition_of(part) for part in parts])
+        return concatenated([dataset.condition_of(part) for part in parts])
 
     def plan(
         self, model: LatentVariableModel | None = None, *, seed: int = 0, learning: Learning | None = None
@@ -139,7 +139,7 @@ class Run:
         another model. Models without levels have no plan: if one of the two has none, the other's is its own. The result is None if both
         have none, if the training data are not available, and if only one of the two was trained with labels. Args as for `plan`.
         """
-        if bool(self.record.classes) != bool(other.record.classes):
+        if self.record.conditional != other.record.conditional:
             return None
         mine, theirs = self._kept(model, learning), other._kept(other_model, learning)
         if mine is None or theirs is None:
@@ -212,9 +212,9 @@ class Run:
         x = self.encode(split) if data is None else data
         a, b = self.model, other.model
         if data is None and "condition" not in options:
-            options["condition"] = (self if self.record.classes else other).condition(split)
-        if bool(self.record.classes) != bool(other.record.classes):
-            a, b = (one.model if one.record.classes else ignoring_condition(one.model) for one in (self, other))
+            options["condition"] = (self if self.record.conditional else other).condition(split)
+        if self.record.conditional != other.record.conditional:
+            a, b = (one.model if one.record.conditional else ignoring_condition(one.model) for one in (self, other))
         if "plans" not in options and "reference" not in options:
             options["plans"] = self.paired_plans(other)
         return compare(a, b, x, target_error, unit, **options)

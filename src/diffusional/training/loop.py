@@ -107,7 +107,7 @@ def train(
     config = recorded(config, data)
     set_seed(config.seed)
     # Before the folder is created, so that an invalid config does not leave one behind.
-    model = build_model(config, dataset.space, dataset.classes)
+    model = build_model(config, dataset.space, dataset.classes, dataset.condition_form)
     config = warm_start.begun(config, model, run, resume)
     process_group.refuse_sharding(accelerator, model)
     optimizer = _optimizer(model, config.optimizer)

@@ -39,14 +39,16 @@ def recorded(config: Config, data: Dataset | None) -> Config:
             f"data.condition={config.data.condition!r} was given, but the Dataset {data.name!r} has no condition; load it with "
             "condition=…, or leave data.condition out"
         )
-    if data.condition is not None and not data.classes:
+    try:
+        form = data.condition_form
+    except DiffusionalError as error:
         raise DiffusionalError(
-            f"the Dataset {data.name!r} has a condition but no classes, and the networks of a config take class labels only. For labels, give "
-            "the Dataset classes=…; for other conditions, train a model of your own with model.loss(x, condition=c), as in "
-            "docs/conditions.md; for a model of the items only, use data.without_condition()"
-        )
+            f"the Dataset {data.name!r}: {error}, as in docs/conditions.md; for labels, give the Dataset classes=…; for a model of the items "
+            "only, use data.without_condition()"
+        ) from error
     if data.arguments is None:
-        condition = None if data.condition is None else config.data.condition or "label"
+        kind = "label" if form is None or form.kind == "labels" else form.kind
+        condition = None if form is None else config.data.condition or kind
         return dataclasses.replace(config, data=DataConfig(f"{PYTHON}{data.name}", condition=condition))
     arguments: dict[str, Any] = dict(data.arguments)
     grey = arguments.pop("grey", None)
@@ -89,7 +91,7 @@ def own_data(
             changed = changed or ["the set of classes"]
         elif dataset.condition is not None:
             conditions = [part for part in splits if dataset.condition_hash(part) != record.conditions.get(part)]
-            changed += [f"the labels of {part}" for part in conditions]
+            changed += [f"the {'labels' if dataset.classes else 'condition'} of {part}" for part in conditions]
         if not changed and record.columns and dataset.labels and dataset.labels != record.columns:
             faults.append(
                 f"expected {one} to have the columns {', '.join(record.columns)}, as {record.path} was trained on, got "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusional import space as spaces
+from diffusional.condition_form import ConditionForm
 from diffusional.data.dataset import SPLITS, Dataset, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.files import is_temporary, load_json, load_tensors, save_json
@@ -44,6 +45,7 @@ class RunRecord:
         items: number of items of each split, None for a stream.
         classes: names of the classes whose labels are the condition of the model, in the order of their numbers; empty if it has none.
         conditions: hash of the condition of each split; empty if there is none.
+        form: the form of a condition other than labels.
     """
 
     path: Path
@@ -55,6 +57,12 @@ class RunRecord:
     items: dict[str, int | None] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     conditions: dict[str, str] = field(default_factory=dict)
+    form: ConditionForm | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model takes a condition: labels of classes, or another."""
+        return bool(self.classes) or self.form is not None
 
 
 def describe(dataset: Dataset, seen: Callable[[Tensor], None] | None = None) -> dict[str, Any]:
@@ -74,8 +82,10 @@ def describe(dataset: Dataset, seen: Callable[[Tensor], None] | None = None) -> 
 def _condition_record(dataset: Dataset) -> dict[str, Any]:
     if dataset.condition is None:
         return {}
+    form = dataset.condition_form
     return {
-        "classes": list(dataset.classes),
+        **({"classes": list(dataset.classes)} if dataset.classes else {}),
+        **({"condition_form": form.to_dict()} if form is not None and not dataset.classes else {}),
         "condition_sha256": {split: dataset.condition_hash(split) for split in SPLITS},
     }
 
@@ -122,7 +132,11 @@ def read_run(path: str | Path) -> RunRecord:
         raise DiffusionalError(
             f"{path / DATA}: expected hashes as condition_sha256, got {conditions!r}; was it edited by hand?"
         )
-    return RunRecord(path, config, space, fingerprints, tuple(columns), source, items, tuple(classes), conditions)
+    try:
+        form = ConditionForm.from_dict(data["condition_form"]) if "condition_form" in data else None
+    except DiffusionalError as error:
+        raise DiffusionalError(f"{path / DATA}: {error}") from error
+    return RunRecord(path, config, space, fingerprints, tuple(columns), source, items, tuple(classes), conditions, form)
 
 
 def _of_diffusers(path: Path) -> bool:
@@ -207,7 +221,11 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
         now = describe(dataset)
         changed = [split for split in SPLITS if record.fingerprints.get(split) != now["sha256"][split]]
         labels = now.get("condition_sha256", {})
-        changed += [f"the labels of {split}" for split in SPLITS if record.conditions.get(split) != labels.get(split)]
+        changed += [
+            f"the {_called(dataset)} of {split}"
+            for split in SPLITS
+            if record.conditions.get(split) != labels.get(split)
+        ]
         if list(record.classes) != now.get("classes", []):
             changed.append("the names of the classes")
         if changed:
@@ -222,6 +240,10 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
     if not isinstance(dataset.train, Stream):
         trained.save(path)
     save_json(path / CONFIG, config.to_dict())
+
+
+def _called(dataset: Dataset) -> str:
+    return "labels" if dataset.classes else "condition"
 
 
 def _inherit(origin: Path, trained: Trained) -> None:
@@ -248,7 +270,7 @@ def load(run: str | Path) -> LatentVariableModel:
     record = read_run(run)
     if is_imported(record.path):
         return load_reference(record.path, record.space)
-    model = build_model(record.config, record.space, record.classes)
+    model = build_model(record.config, record.space, record.classes, record.form)
     load_weights(model, record.path / WEIGHTS)
     return model.eval()
 

@@ -1,0 +1,155 @@
+"""The form of a condition: what a network must be built for, and what a run records of it.
+
+labels    integers (N,), numbers of classes with names
+numbers   real numbers (N, n), which networks standardise by the train split
+image     (N, C, H, W), which networks read as further channels of the input, scaled to its size
+tokens    vectors (N, L, W), such as the embeddings of the words of a text, with an optional mask (N, L) of those that are present:
+          a dict of "tokens" and "mask"
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffusional.conditions import Condition, check_condition, check_labels
+from diffusional.errors import DiffusionalError
+
+KINDS = ("labels", "numbers", "image", "tokens")
+
+
+@dataclass(frozen=True)
+class ConditionForm:
+    """The form of a condition.
+
+    Attributes:
+        kind: "labels", "numbers", "image" or "tokens".
+        shape: of one row: () for labels, (n,) numbers, (C, H, W) of images, (L, W) of tokens.
+        classes: number of classes, for labels.
+        masked: whether tokens have a mask.
+        mean, scale: of each of the numbers, in the train split; networks see (c − mean)/scale.
+
+    >>> ConditionForm.of(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+    ConditionForm(kind='numbers', shape=(2,), classes=0, masked=False, mean=(1.0, 1.0), scale=(1.0, 1.0))
+    """
+
+    kind: Literal["labels", "numbers", "image", "tokens"]
+    shape: tuple[int, ...] = ()
+    classes: int = 0
+    masked: bool = False
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, condition: Condition, classes: int = 0) -> "ConditionForm":
+        """Return the form of the condition of train items, standardising numbers by it.
+
+        Raises DiffusionalError for a condition that is none of the four forms.
+        """
+        if classes:
+            return cls("labels", classes=classes)
+        parts = {"tokens": condition} if isinstance(condition, Tensor) else dict(condition)
+        value = parts.get("tokens")
+        masked = "mask" in parts
+        if (
+            value is None
+            or set(parts) - {"tokens", "mask"}
+            or not value.is_floating_point()
+            or value.ndim not in (2, 3, 4)
+        ):
+            raise DiffusionalError(
+                "expected a condition of class labels (with classes), real numbers (N, n), images (N, C, H, W), or tokens (N, L, W), "
+                f'perhaps as {{"tokens": …, "mask": (N, L)}}, got {_described(condition)}; for others, train a model of your own with '
+                "model.loss(x, condition=c)"
+            )
+        if masked and value.ndim != 3:
+            raise DiffusionalError(f"expected tokens of shape (N, L, W) with a mask, got {tuple(value.shape)}")
+        if masked and (parts["mask"].dtype != torch.bool or parts["mask"].shape != value.shape[:2]):
+            raise DiffusionalError(
+                f"expected a mask of type bool and shape {tuple(value.shape[:2])}, one value per token, got {_described(parts['mask'])}"
+            )
+        shape = tuple(value.shape[1:])
+        if value.ndim == 4:
+            return cls("image", shape)
+        if value.ndim == 3:
+            return cls("tokens", shape, masked=masked)
+        exact = value.double()
+        spread = exact.std(0, correction=0)
+        # A constant is only shifted.
+        scale = torch.where(spread > 0, spread, 1.0)
+        return cls("numbers", shape, mean=tuple(exact.mean(0).tolist()), scale=tuple(scale.tolist()))
+
+    def check(self, condition: Any, items: int) -> None:
+        """Check that `condition` has this form, with one row for each of `items`.
+
+        >>> ConditionForm("numbers", (2,)).check(torch.zeros(3, 4), 3)
+        Traceback (most recent call last):
+        diffusional.errors.DiffusionalError: expected a condition of real numbers (3, 2), got float32 of shape (3, 4)
+        """
+        check_condition(condition, items)
+        if self.kind == "labels":
+            check_labels(condition, self.classes)
+            return
+        expected = {"numbers": "real numbers", "image": "images", "tokens": "tokens"}[self.kind]
+        parts = {"tokens": condition} if isinstance(condition, Tensor) else dict(condition or {})
+        names = {"tokens", "mask"} if self.masked else {"tokens"}
+        value = parts.get("tokens")
+        if (
+            set(parts) != names
+            or value is None
+            or not value.is_floating_point()
+            or tuple(value.shape[1:]) != self.shape
+        ):
+            dims = ", ".join(map(str, (items, *self.shape)))
+            form = ', as {"tokens": …, "mask": …}' if self.masked else ""
+            raise DiffusionalError(f"expected a condition of {expected} ({dims}){form}, got {_described(condition)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form as JSON values, without entries that have their defaults."""
+        plain = asdict(ConditionForm(self.kind))
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k == "kind" or v != plain[k]
+        }
+
+    @classmethod
+    def from_dict(cls, record: Any) -> "ConditionForm":
+        """Read what `to_dict` returned. Raises DiffusionalError for anything else.
+
+        >>> form = ConditionForm("image", (1, 4, 4))
+        >>> ConditionForm.from_dict(form.to_dict()) == form
+        True
+        """
+        wrong = DiffusionalError(f"expected the form of a condition, got {record!r}; was it edited by hand?")
+        try:
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+            form = cls(**values)
+            axes = {"labels": 0, "numbers": 1, "image": 3, "tokens": 2}[form.kind]
+            numbers = [*form.mean, *form.scale]
+            sound = (
+                len(form.shape) == axes
+                and all(isinstance(n, int) and n > 0 for n in form.shape)
+                and all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+                and all(one > 0 for one in form.scale)
+                and (form.kind != "numbers" or len(form.mean) == len(form.scale) == form.shape[0])
+            )
+        except (TypeError, AttributeError, KeyError) as error:
+            raise wrong from error
+        if not sound:
+            raise wrong
+        return form
+
+    def __str__(self) -> str:
+        if self.kind == "labels":
+            return f"labels of {self.classes} classes"
+        what = {"numbers": "numbers", "image": "image", "tokens": "tokens"}[self.kind]
+        return f"{what} of shape ({', '.join(map(str, self.shape))}{',' * (len(self.shape) == 1)})"
+
+
+def _described(condition: Any) -> str:
+    if isinstance(condition, Tensor):
+        return f"{str(condition.dtype).removeprefix('torch.')} of shape {tuple(condition.shape)}"
+    if isinstance(condition, Mapping):
+        return "a dict of " + ", ".join(f"{name}: {_described(value)}" for name, value in condition.items())
+    return "none" if condition is None else f"a {type(condition).__name__}"

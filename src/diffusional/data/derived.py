@@ -1,0 +1,91 @@
+"""Conditions that are computed from images: a low resolution of each, for super-resolution, and its visible part, for inpainting.
+
+low-resolution:F   the means of blocks of F × F pixels, (N, C, H/F, W/F), in the model's values
+inpaint            the image with 0 in its hidden centre, a rectangle of half the sides, and a channel that is 1 where it is visible
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, block_rows
+from diffusional.errors import DiffusionalError
+from diffusional.space import Space
+
+_LOW, _INPAINT = "low-resolution", "inpaint"
+
+
+def is_derived(condition: str | None) -> bool:
+    """Return whether a condition is computed from the items.
+
+    >>> is_derived("low-resolution:2"), is_derived("label")
+    (True, False)
+    """
+    return condition is not None and (condition.partition(":")[0] == _LOW or condition == _INPAINT)
+
+
+def derive(condition: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a condition of encoded items x (N, C, H, W), where `shape` is that of an item.
+
+    Raises DiffusionalError for items that are not images, and for a factor that does not divide their sides.
+
+    >>> derive("low-resolution:2", torch.ones(3, 1, 4, 4), (1, 4, 4)).shape
+    torch.Size([3, 1, 2, 2])
+    >>> derive("inpaint", torch.ones(1, 1, 4, 4), (1, 4, 4))[0, 1]
+    tensor([[1., 1., 1., 1.],
+            [1., 0., 0., 1.],
+            [1., 0., 0., 1.],
+            [1., 1., 1., 1.]])
+    """
+    if len(shape) != 3:
+        raise DiffusionalError(f"condition={condition!r} is for images (C, H, W), got items of shape {shape}")
+    height, width = shape[1:]
+    if condition == _INPAINT:
+        visible = torch.ones(1, 1, height, width, dtype=x.dtype, device=x.device)
+        top, left = (height - height // 2) // 2, (width - width // 2) // 2
+        visible[:, :, top : top + height // 2, left : left + width // 2] = 0
+        return torch.cat([x * visible, visible.expand(len(x), -1, -1, -1)], 1)
+    factor = condition.partition(":")[2]
+    if not factor.isdecimal() or int(factor) < 2 or height % int(factor) or width % int(factor):
+        raise DiffusionalError(
+            f"condition={condition!r}: expected {_LOW}:F with a factor F of at least 2 that divides the sides of images of "
+            f"{height}×{width}, such as {_LOW}:2"
+        )
+    return avg_pool2d(x, int(factor))
+
+
+def with_derived(dataset: Dataset, condition: str) -> Dataset:
+    """Return a data set with a condition that is computed from its items.
+
+    Raises DiffusionalError as `derive` does, and for a stream.
+    """
+    if isinstance(dataset.train, Stream):
+        raise DiffusionalError(
+            f"condition={condition!r} is computed from items in memory, got a stream; load the data without streaming"
+        )
+    shape = dataset.space.shape
+    derive(condition, torch.zeros(1, *shape), shape)
+    found = {split: _of_blocks(condition, dataset.blocks(split, block_rows(shape)), shape) for split in SPLITS}
+    source = dataset.source
+    if source is not None:
+        arguments = None if dataset.arguments is None else dict(dataset.arguments) | {"condition": condition}
+        source = Source(source.splits, arguments, found)
+    return replace(dataset, condition=found, source=source)
+
+
+def _of_blocks(condition: str, blocks: Iterable[Tensor], shape: tuple[int, ...]) -> Tensor:
+    return torch.cat([derive(condition, block, shape) for block in blocks])
+
+
+def of_items(condition: str, x: Tensor, space: Space) -> Tensor:
+    """Return the condition of encoded items x (N, *space.shape).
+
+    >>> from diffusional.space import binary
+    >>> of_items("inpaint", torch.ones(2, 1, 4, 4), binary((1, 4, 4))).shape
+    torch.Size([2, 2, 4, 4])
+    """
+    size = block_rows(space.shape)
+    return _of_blocks(condition, x.split(size), space.shape)

@@ -1,0 +1,339 @@
+"""Classification by likelihood: the class whose bound is best, by common noise, with its confidence (MATH (25)).
+
+All classes of an item are visited at the same levels with the same noise. With a_kj the cost of class k at the j-th visit, less ln p(k), and b
+the class with the least mean so far, the paired differences d_kj = a_kj − a_bj have far less noise than the costs. In rounds of growing length,
+a class is dropped when the mean of its differences exceeds t · (their standard error), with t the quantile of Student's t at the
+error 1 − confidence, shared by all classes and rounds (Bonferroni). An item is finished when one class remains, or at `max_visits`.
+
+The confidence of an answer is 1 − Σ_k P(class k is better), by the same distributions: it is about which *bound* is best, not about whether
+the best bound is that of the true class.
+
+The evidence is a lower bound of ln p(x) over the classes. With any distribution r(c) that does not depend on the draws,
+
+    ln p(x) ≥ Σ_c r(c) [ln p(c) + ELBO(x|c) − ln r(c)],                                                       (25)
+
+r is proportional to p(c) e^{ELBO(x|c)} by the draws of the classification, without classes of less than 0.001, or that of a classifier; the
+ELBOs are estimated by new draws. The plug-in ln Σ_c p(c) e^{estimate} is too large by Jensen's inequality, and is not used.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusional.conditions import check_labels
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.common import CommonNoise, difference_plan
+from diffusional.evaluation.evaluation import as_the_network, check_model
+from diffusional.evaluation.plan import SHORTEST, Plan, visited
+from diffusional.evaluation.sweep import mean_of_items
+from diffusional.ledger import Estimate
+from diffusional.models.base import LatentVariableModel, evaluation_mode
+from diffusional.seeds import check_seed
+
+# Visits of the first round, the factor between rounds, and the least probability of r.
+_FIRST, _GROWTH, _LEAST = 4, 1.5, 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """The result of `classify`, for N items and K classes.
+
+    Attributes:
+        label: (N,) numbers of the classes with the best bounds.
+        confidence: (N,) the probability that the bound of this class is the best, given the noise of the draws.
+        nelbo: (N, K) estimates of −ELBO(x|c), nats; for classes that were dropped early from few draws.
+        visits: (N, K) draws of every class.
+        evaluations: (N,) network evaluations of every item, those of the evidence included.
+        evidence: (N,) lower bounds of ln p(x), nats, and their Monte Carlo errors, `evidence_error`; empty if not asked for.
+        classes: names of the classes, if the model has them.
+        pilot: network evaluations of the pilots, for all items together.
+    """
+
+    label: Tensor
+    confidence: Tensor
+    nelbo: Tensor
+    visits: Tensor
+    evaluations: Tensor
+    evidence: Tensor
+    evidence_error: Tensor
+    classes: tuple[str, ...] = ()
+    pilot: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the answers, one for each item; numbers if the model has no names."""
+        return [self.classes[k] if self.classes else str(k) for k in self.label.tolist()]
+
+    def accuracy(self, labels: Tensor) -> tuple[float, float]:
+        """Return the share of items whose answer is `labels` (N,), and its standard error over items.
+
+        Raises DiffusionalError for another number of labels.
+        """
+        if labels.shape != self.label.shape:
+            raise DiffusionalError(f"expected labels of shape {tuple(self.label.shape)}, got {tuple(labels.shape)}")
+        right = (self.label == labels.cpu()).double()
+        return float(right.mean()), math.sqrt(float(right.var(correction=0)) / len(right))
+
+    def evidence_estimate(self) -> Estimate:
+        """Return the mean lower bound of ln p(x), nats. Raises DiffusionalError if it was not asked for."""
+        if not len(self.evidence):
+            raise DiffusionalError(
+                "expected a classification with evidence, got one without; give evidence_visits to df.classify"
+            )
+        total = int(self.evaluations.sum()) + self.pilot
+        return mean_of_items(self.evidence, self.evidence_error.square(), total)
+
+    def __str__(self) -> str:
+        n = len(self.label)
+        each = float(self.evaluations.double().mean())
+        return (
+            f"{n} items, {each:.1f} network evaluations per item, mean confidence {float(self.confidence.mean()):.3f}"
+        )
+
+
+def classify(
+    model: LatentVariableModel,
+    data: Tensor,
+    *,
+    prior: Sequence[float] | Tensor | None = None,
+    classes: int | None = None,
+    confidence: float = 0.95,
+    max_visits: int = 64,
+    evidence_visits: int = 0,
+    r: Tensor | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Classification:
+    """Classify items `data` (N, *space.shape), encoded, by the bounds of a model of classes.
+
+    Args:
+        prior: p(c) of the K classes; uniform by default. The answer is the class with the largest ln p(c) + ELBO(x|c).
+        classes: K, for a model that has no names of classes; by default that of `model.classes`.
+        confidence: classes are dropped, and an item finished, with at most the probability 1 − confidence of an error in which bound is best.
+        max_visits: the largest number of draws of a class of an item.
+        evidence_visits: draws of each remaining class for the lower bound of ln p(x); 0 leaves it out.
+        r: (N, K) a distribution over classes for the evidence, such as that of a classifier; it must not depend on the draws.
+        plan: of the visits; by default one is learned for differences between classes.
+        progress: called with (items finished, N).
+
+    Raises DiffusionalError for a model without levels to visit or without classes, and for arguments out of range.
+
+    >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
+    >>> world = exact.Labelled(torch.ones(2), torch.tensor([[-3.0], [3.0]]), torch.full((2, 1, 1), 0.25))
+    >>> process = GaussianDiffusion(schedule.log_snr_linear(-9.0, 9.0))
+    >>> decoder = likelihood.GaussianLikelihood(Continuous((1,)), assisted=False)
+    >>> model = DiffusionModel(process, world.conditional_denoiser(), decoder)
+    >>> x, c = world.sample_labelled(20, torch.Generator().manual_seed(0))
+    >>> classify(model, x, classes=2).accuracy(c)
+    (1.0, 0.0)
+    """
+    check_model(model)
+    chain = visited(model)
+    k = len(model.classes) or classes or 0
+    if k < 2 or (classes is not None and classes != k):
+        raise DiffusionalError(
+            f"expected a model of at least 2 classes, got {len(model.classes)} names of classes and classes={classes}; give the number of "
+            "classes of a model that has no names"
+        )
+    if not 0.5 < confidence < 1:
+        raise DiffusionalError(f"expected confidence to be a number above 0.5 and below 1, got {confidence}")
+    if max_visits < _FIRST or evidence_visits < 0 or evidence_visits == 1:
+        raise DiffusionalError(
+            f"expected max_visits of at least {_FIRST}, and evidence_visits of 0 or at least 2, got {max_visits} and {evidence_visits}"
+        )
+    model.space.check(data)
+    check_seed(seed)
+    log_prior = log_prior_of(prior, k)
+    if r is not None:
+        _check_r(r, len(data), k, evidence_visits)
+    data, pilot = as_the_network(model, data), 0
+    with evaluation_mode(model):
+        if plan is None:
+            pairs = np.random.default_rng(seed).permuted(np.tile(np.arange(k), (len(data), 1)), axis=1)
+            one, other = torch.from_numpy(pairs[:, 0].copy()), torch.from_numpy(pairs[:, 1].copy())
+            plan = difference_plan(chain, data, lambda rows: one[rows], lambda rows: other[rows], seed)
+            pilot = int(plan.provenance["evaluations"])
+        noise = CommonNoise(chain, plan, data, seed, "classify")
+        race = _Race(noise, log_prior, confidence, max_visits)
+        race.run(progress)
+        label, certain = race.answer()
+        mean = race.means()
+        evaluations = race.count.sum(1)
+        evidence, error = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+        if evidence_visits:
+            fitted = Plan.fit(chain, data, SHORTEST, seed, condition=label)
+            pilot += int(fitted.provenance["evaluations"])
+            weights = _weights(mean) if r is None else r.double().cpu()
+            later = CommonNoise(chain, fitted, data, seed, "evidence")
+            evidence, error, drawn = _evidence(later, weights, log_prior, evidence_visits)
+            evaluations = evaluations + drawn
+    nelbo = noise.known()[:, None] + mean + log_prior
+    return Classification(label, certain, nelbo, race.count, evaluations, evidence, error, model.classes, pilot)
+
+
+def log_prior_of(prior: Sequence[float] | Tensor | None, k: int) -> Tensor:
+    """Return ln p(c) (K,) of the probabilities of K classes, uniform by default. Raises DiffusionalError for others.
+
+    >>> log_prior_of([0.5, 0.5], 2).exp()
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    if prior is None:
+        return torch.full((k,), -math.log(k), dtype=torch.float64)
+    p = torch.as_tensor(prior, dtype=torch.float64).cpu()
+    if (
+        p.shape != (k,)
+        or not bool((p > 0).all())
+        or not bool(torch.isfinite(p).all())
+        or abs(float(p.sum()) - 1) > 1e-6
+    ):
+        raise DiffusionalError(f"expected prior to be {k} positive probabilities that sum to 1, got {p.tolist()}")
+    return p.log()
+
+
+def _check_r(r: Tensor, items: int, k: int, visits: int) -> None:
+    sound = r.shape == (items, k) and bool((r >= 0).all()) and bool(((r.double().sum(1) - 1).abs() < 1e-6).all())
+    if not sound:
+        raise DiffusionalError(
+            f"expected r to be distributions over classes, of shape ({items}, {k}), whose rows sum to 1, got shape {tuple(r.shape)}"
+        )
+    if not visits:
+        raise DiffusionalError(
+            "r was given without evidence_visits, the draws of the evidence; give both, or leave r out"
+        )
+
+
+class _Race:
+    """The draws of all classes of all items: a class is visited until it is dropped."""
+
+    def __init__(self, noise: CommonNoise, log_prior: Tensor, confidence: float, most: int) -> None:
+        n, k = len(noise.data), len(log_prior)
+        self.noise, self.log_prior, self.most = noise, log_prior, most
+        rounds, visits = 1, _FIRST
+        while visits < most:
+            visits, rounds = math.ceil(_GROWTH * visits), rounds + 1
+        # The error of each test: of one class in one round.
+        self.tail = (1 - confidence) / ((k - 1) * rounds)
+        self.count = torch.zeros(n, k, dtype=torch.long)
+        self.active = torch.ones(n, k, dtype=torch.bool)
+        self.values = torch.zeros(n, k, 0, dtype=torch.float64)
+
+    def run(self, progress: Callable[[int, int], None] | None) -> None:
+        n, visits, before = len(self.active), min(_FIRST, self.most), 0
+        while True:
+            racing = (self.active.sum(1) > 1).nonzero()[:, 0]
+            if len(racing):
+                self._draw(racing, before, visits)
+                self._drop(racing)
+            if progress is not None:
+                progress(n - int((self.active.sum(1) > 1).sum()), n)
+            if visits >= self.most or not len(racing):
+                return
+            before, visits = visits, min(self.most, math.ceil(_GROWTH * visits))
+
+    def _draw(self, items: Tensor, before: int, visits: int) -> None:
+        """Draw visits `before` … `visits` − 1 of the classes of `items` that have not been dropped."""
+        grown = torch.zeros(*self.count.shape, visits, dtype=torch.float64)
+        grown[:, :, : self.values.shape[2]] = self.values
+        self.values = grown
+        new = visits - before
+        item, draw = items.repeat_interleave(new), torch.arange(before, visits).repeat(len(items))
+        row, label = self.active[item].nonzero().unbind(1)
+        costs = self.noise.costs(item, draw, row, lambda which: label[which])
+        bad = ~torch.isfinite(costs)
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            raise DiffusionalError(
+                f"item {int(item[row[at]])} has a cost that is not finite for class {int(label[at])}; nothing was left out"
+            )
+        self.values[item[row], label, draw[row]] = costs
+        self.count[items] += new * self.active[items].long()
+
+    def means(self) -> Tensor:
+        """Return the mean (N, K) of every class's costs, less ln p(c)."""
+        return self.values.sum(2) / self.count.clamp(min=1) - self.log_prior
+
+    def _differences(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the best class (n,) of items, and of the differences of all classes from it the means, standard errors and degrees of freedom
+        (n, K), by the draws that both have.
+        """
+        open_ = torch.where(self.active[items], self.means()[items], math.inf)
+        best = open_.argmin(1)
+        count = self.count[items]
+        values = self.values[items]
+        theirs = values.gather(1, best[:, None, None].expand(-1, 1, values.shape[2]))
+        filled = (torch.arange(values.shape[2]) < count[:, :, None]).double()
+        apart = (values - theirs) * filled
+        mean = apart.sum(2) / count
+        spread = ((apart - mean[:, :, None]).square() * filled).sum(2) / (count - 1)
+        offset = self.log_prior[best][:, None] - self.log_prior
+        return best, mean + offset, (spread / count).sqrt(), (count - 1).double()
+
+    def _drop(self, items: Tensor) -> None:
+        best, mean, error, freedom = self._differences(items)
+        worse = _tail(mean, error, freedom) < self.tail
+        worse[torch.arange(len(items)), best] = False
+        self.active[items] &= ~worse
+
+    def answer(self) -> tuple[Tensor, Tensor]:
+        """Return the best class (N,) of every item, and the confidence in it (N,)."""
+        best, mean, error, freedom = self._differences(torch.arange(len(self.active)))
+        doubt = _tail(mean, error, freedom)
+        doubt[torch.arange(len(best)), best] = 0
+        return best, (1 - doubt.sum(1)).clamp(min=0)
+
+
+def _tail(mean: Tensor, error: Tensor, freedom: Tensor) -> Tensor:
+    """Return the probability that a true difference is below 0, from its estimate, by Student's t; ½ for differences that are 0."""
+    from scipy.stats import t
+
+    ratio = torch.where(error > 0, mean / error.clamp(min=1e-300), mean.sign() * math.inf).nan_to_num(nan=0.0)
+    return torch.from_numpy(np.asarray(t.sf(ratio.numpy(), freedom.numpy())))
+
+
+def _weights(mean: Tensor) -> Tensor:
+    """Return r(c) (N, K) ∝ p(c) e^{ELBO(x|c)} from estimates −ELBO − ln p(c), without classes of a small probability."""
+    r = torch.softmax(-mean, 1)
+    r = torch.where(r < _LEAST, 0.0, r)
+    return r / r.sum(1, keepdim=True)
+
+
+def _evidence(noise: CommonNoise, r: Tensor, log_prior: Tensor, visits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Σ_c r(c) [ln p(c) + ELBO(x|c) − ln r(c)] (N,) by new draws, its errors, and the network evaluations (N,)."""
+    n = len(r)
+    used = r > 0
+    item, draw = torch.arange(n).repeat_interleave(visits), torch.arange(visits).repeat(n)
+    row, label = used[item].nonzero().unbind(1)
+    costs = noise.costs(item, draw, row, lambda which: label[which])
+    check_labels(label, len(log_prior))
+    # By draw, the expectation over r: common noise makes its spread that of one class.
+    by_draw = (
+        torch.zeros(n * visits, dtype=torch.float64).index_add_(0, row, r[item[row], label] * costs).view(n, visits)
+    )
+    entropy = torch.where(used, r * (log_prior - r.clamp(min=1e-300).log()), 0.0).sum(1)
+    error = (by_draw.var(1) / visits).sqrt()
+    return entropy - noise.known() - by_draw.mean(1), error, visits * used.sum(1)
+
+
+def summary(result: Classification, labels: Tensor | None = None) -> dict[str, Any]:
+    """Return what a record holds of a classification, as JSON values; with the true labels (N,) its accuracy too."""
+    out: dict[str, Any] = {
+        "items": len(result.label),
+        "classes": list(result.classes),
+        "counts": result.label.bincount(minlength=result.nelbo.shape[1]).tolist(),
+        "mean_confidence": float(result.confidence.mean()),
+        "evaluations_per_item": float(result.evaluations.double().mean()),
+        "network_evaluations": int(result.evaluations.sum()) + result.pilot,
+        "pilot": result.pilot,
+    }
+    if labels is not None:
+        value, error = result.accuracy(labels)
+        out["accuracy"] = {"value": value, "error": error}
+    if len(result.evidence):
+        out["evidence_nats"] = result.evidence_estimate().to_dict()
+    return out
