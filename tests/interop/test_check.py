@@ -165,19 +165,29 @@ def test_the_short_form_finds_nothing_where_nothing_is_wrong() -> None:
     assert found.line().startswith(f"nothing found in {found.network_evaluations:,}")
 
 
-def test_no_reading_is_called_again_on_all_items_but_the_declared_one() -> None:
+def test_the_network_is_called_once_for_every_row() -> None:
+    """Rounds reuse the outputs of earlier ones, readings with the same input share a call, and no call is larger than the declared one."""
     calls: list[int] = []
+    rows: dict[bytes, int] = {}
 
     class Counted(nn.Module):
         def forward(self, z: Tensor, time: Tensor) -> Tensor:
             calls.append(len(z))
+            for row in torch.cat([z.flatten(1), time[:, None]], 1).numpy():
+                rows[row.tobytes()] = rows.get(row.tobytes(), 0) + 1
             return NETWORK(z, time)
 
-    found = check_denoiser(model(Counted(), of=COSINE), pictures(), items=8, levels=7, search="short")
-    assert found.best.clock == "the linear schedule's index"
-    assert found.network_evaluations == sum(calls)
-    # The three readings that the first round leaves, and the declared one, twice, to see whether the network is random.
-    assert calls.count(8 * len(found.gamma)) == 3 + 2
+    for search in ("short", True):
+        calls.clear()
+        rows.clear()
+        found = check_denoiser(model(Counted(), of=COSINE), pictures(), items=8, levels=7, search=search)
+        assert found.best.clock == "the linear schedule's index"
+        assert found.network_evaluations == sum(calls)
+        # Twice: the declared reading on a quarter of the items, to see whether the network is random, and where two clocks agree by chance.
+        twice = sum(rows.values()) - len(rows)
+        assert 2 * len(found.gamma) <= twice < 2 * len(found.gamma) + len(rows) / 20
+        assert max(calls) <= 8 * len(found.gamma)
+        assert len(calls) < len(rows) / 8
 
 
 @pytest.mark.parametrize("output", ["noise", "data", "v", "score"])
@@ -245,6 +255,117 @@ def test_an_untrained_network_fits_no_reading() -> None:
         assert "untrained" in finding
 
 
+def flow_gamma(time: Tensor) -> Tensor:
+    return 2 * torch.logit(time.double().clamp(1e-6, 1 - 1e-6))
+
+
+VARIANCES = torch.tensor([0.9, 0.01], dtype=torch.float64).repeat_interleave(128)
+
+
+class Brittle(nn.Module):
+    """The optimal x̂ for independent values with these variances, as long as the input has the usual size.
+
+    The input of what is inside is (α + σ)^power times the z/(α + σ) of its training, and x̂ is formed from its output and z outside.
+    """
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, z: Tensor, time: Tensor) -> Tensor:
+        gamma = flow_gamma(time)[:, None]
+        alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
+        seen = z * (alpha + sigma) ** (self.power - 1)
+        usual = (alpha.square() * VARIANCES.mean() + sigma.square()) / (alpha + sigma).square()
+        unusual = ((seen.square().mean(1, keepdim=True) / usual).log().abs() - 0.2).clamp(min=0.0)
+        wave = torch.sin(40 * seen.cumsum(1))
+        known = alpha * VARIANCES / (alpha.square() * VARIANCES + sigma.square())
+        return (known * z + 2.0 * sigma * unusual * wave).to(z.dtype)
+
+
+def test_an_input_that_is_scaled_wrongly_inside_the_network_is_found() -> None:
+    """No reading undoes it, since the output has been combined with z."""
+    x = VARIANCES.sqrt() * torch.randn(16, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def found(power: float) -> tuple[str, ...]:
+        denoiser = Denoiser(Brittle(power), "data", time=lambda log_snr: torch.sigmoid(-0.5 * log_snr))
+        decoder = likelihood.GaussianLikelihood(Continuous((256,)))
+        return check_denoiser(DiffusionModel(GaussianDiffusion(LINEAR), denoiser, decoder), x).findings
+
+    (finding,) = found(1.0)
+    assert "multiplied by 1/(α + σ)" in finding
+    assert found(0.0) == ()
+
+
+def test_a_reading_does_not_win_because_it_is_worse_than_z_in_fewer_places() -> None:
+    """A network of x whose error does not fall with the noise is a bad estimate of the noise there, and readings mixed with z are less bad."""
+
+    class Rough(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            wave = torch.sin(40 * z.flatten(1) @ torch.ones(12, 12, dtype=z.dtype).triu()).reshape(z.shape)
+            return Trained("data", by_index(COSINE))(z, time) + 0.15 * wave
+
+    found = check_denoiser(model(Rough(), "data", COSINE), pictures())
+    assert float(found.squared_error[0]) > 1  # worse than no prediction
+    assert found.findings == ()
+
+
+def test_a_wrong_slope_counts_where_it_costs() -> None:
+    class Shrunk(nn.Module):
+        """Velocities that are 0.6 of the right ones at noise levels in a range."""
+
+        def __init__(self, low: float, high: float) -> None:
+            super().__init__()
+            self.low, self.high = low, high
+
+        def forward(self, seen: Tensor, time: Tensor) -> Tensor:
+            gamma = align(flow_gamma(time), seen)
+            inside = (gamma > self.low) & (gamma < self.high)
+            net = Trained("EDM's F, σ_data = 0.5", flow_gamma, scale=EDM_INPUT)
+            return torch.where(inside, 0.6, 1.0).to(seen.dtype) * net(seen, time)
+
+    def found(low: float, high: float) -> tuple[str, ...]:
+        denoiser = df.wrap.edm(Shrunk(low, high), time="t")
+        diffusion = DiffusionModel(GaussianDiffusion(LINEAR), denoiser, likelihood.DiscretizedGaussian(PIXELS))
+        return check_denoiser(diffusion, pictures()).findings
+
+    assert found(5.0, 6.0) == ()
+    assert "slopes of 1.6" in found(-3.0, 1.0)[0]
+
+
+def test_a_network_that_hardly_depends_on_its_time_is_noted() -> None:
+    class Timeless(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            return Trained("data", by_index(COSINE))(z, torch.full_like(time, 400))
+
+    dull, plain = (
+        check_denoiser(model(net, "data", COSINE), pictures())
+        for net in (Timeless(), Trained("data", by_index(COSINE)))
+    )
+    assert dull.findings == plain.findings == ()
+    assert "time input" in dull.notes[0]
+    assert len(dull.notes) == 2
+    assert len(plain.notes) == 1
+    assert "off by one step" in plain.notes[0]
+    assert all(note in str(dull) for note in dull.notes)
+    assert dull.to_json()["notes"] == list(dull.notes)
+    # Where something was found, nothing is left to say.
+    assert check_denoiser(*FAULTS["output"][:2]).notes == ()
+
+
+def test_readings_that_the_network_refuses_do_not_spoil_those_of_the_same_call() -> None:
+    class Picky(nn.Module):
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            if bool((z.abs() > 5).any()) or time.dtype.is_floating_point:
+                raise ValueError("out of range")
+            return NETWORK(z, time)
+
+    found = check_denoiser(model(Picky(), "v", of=COSINE), pictures())
+    expected = FAULTS["two at once"][2]
+    assert names_of(found.best, expected) == expected
+    assert set(found.declared.differences(found.best)) == set(expected)
+
+
 def test_a_network_that_is_random_is_reported() -> None:
     class Dropout(nn.Module):
         def forward(self, z: Tensor, time: Tensor) -> Tensor:
@@ -262,7 +383,8 @@ def test_slopes_and_errors_of_the_declared_reading() -> None:
     plain, doubled = (check_denoiser(model(net), pictures(), search=False) for net in (NETWORK, Doubled()))
     torch.testing.assert_close(doubled.slope, plain.slope / 2)
     assert bool(((plain.slope - 1).abs() < 0.2).all())
-    assert plain.network_evaluations == 2 * len(plain.gamma) * 16  # twice, to see whether the network is random
+    # On a quarter of the items once more, to see whether the network is random, and once with the times in reversed order.
+    assert plain.network_evaluations == (1 + 1 / 4 + 1 / 4) * len(plain.gamma) * 16
     # ‖ε − ε̂‖²/D from the model's own prediction, at the same noise.
     x = pictures()[:16]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

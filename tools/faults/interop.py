@@ -55,8 +55,8 @@ FAULTS = [
     fault(
         "interop/check.py",
         "sign of z in the implied noise",
-        "alphas * self.output - a * self.z",
-        "alphas * self.output + a * self.z",
+        "+ 2 * q * self.ez + p * p",
+        "- 2 * q * self.ez + p * p",
         "interop/test_check.py::test_nothing_is_found_where_nothing_is_wrong",
     ),
     fault(
@@ -72,6 +72,41 @@ FAULTS = [
         "((n - 1) / n * (without",
         "(n * n * (n - 1) / n * (without",
         "interop/test_check.py::test_finds_the_declarations_that_are_wrong",
+    ),
+    fault(
+        "interop/check.py",
+        "errors above those of z compared",
+        "torch.where(own.mean(-1, keepdim=True) < by_z.mean(-1, keepdim=True), own, by_z)",
+        "own",
+        "interop/test_check.py::test_a_reading_does_not_win_because_it_is_worse_than_z_in_fewer_places",
+    ),
+    fault(
+        "interop/check.py",
+        "the wrong multiple of z beside the output",
+        "q = (ez - p * oz) / zz",
+        "q = (ez + p * oz) / zz",
+        "interop/test_check.py::test_an_input_that_is_scaled_wrongly_inside_the_network_is_found",
+    ),
+    fault(
+        "interop/check.py",
+        "a slope wrong wherever it differs from 1",
+        "& (gain > _GAIN)",
+        "& (gain > -1)",
+        "interop/test_check.py::test_a_wrong_slope_counts_where_it_costs",
+    ),
+    fault(
+        "interop/check.py",
+        "times in their own order",
+        "how.time(gamma).flip(0)",
+        "how.time(gamma)",
+        "interop/test_check.py::test_a_network_that_hardly_depends_on_its_time_is_noted",
+    ),
+    fault(
+        "interop/check.py",
+        "a call refused for all of its readings",
+        "if len(group) > 1:",
+        "if len(group) > 9999:",
+        "interop/test_check.py::test_readings_that_the_network_refuses_do_not_spoil_those_of_the_same_call",
     ),
     fault(
         "interop/adapter.py",
