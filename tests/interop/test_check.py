@@ -298,39 +298,41 @@ def test_an_input_that_is_scaled_wrongly_inside_the_network_is_found() -> None:
 
 
 def test_a_reading_does_not_win_because_it_is_worse_than_z_in_fewer_places() -> None:
-    """A network of x whose error does not fall with the noise is a bad estimate of the noise there, and readings mixed with z are less bad."""
+    """A network of x whose error does not fall with the noise is a bad estimate of the noise, and readings mixed with z are less bad."""
 
     class Rough(nn.Module):
         def forward(self, z: Tensor, time: Tensor) -> Tensor:
             wave = torch.sin(40 * z.flatten(1) @ torch.ones(12, 12, dtype=z.dtype).triu()).reshape(z.shape)
-            return Trained("data", by_index(COSINE))(z, time) + 0.15 * wave
+            return Trained("data", by_index(COSINE))(z, time) + 0.6 * wave
 
     found = check_denoiser(model(Rough(), "data", COSINE), pictures())
     assert float(found.squared_error[0]) > 1  # worse than no prediction
-    assert found.findings == ()
+    (finding,) = found.findings
+    assert "badly trained" in finding
+    assert "another reading" not in finding
 
 
 def test_a_wrong_slope_counts_where_it_costs() -> None:
     class Shrunk(nn.Module):
-        """Velocities that are 0.6 of the right ones at noise levels in a range."""
+        """EDM's F times a factor at noise levels in a range."""
 
-        def __init__(self, low: float, high: float) -> None:
+        def __init__(self, factor: float, low: float, high: float) -> None:
             super().__init__()
-            self.low, self.high = low, high
+            self.factor, self.low, self.high = factor, low, high
 
         def forward(self, seen: Tensor, time: Tensor) -> Tensor:
             gamma = align(flow_gamma(time), seen)
             inside = (gamma > self.low) & (gamma < self.high)
             net = Trained("EDM's F, σ_data = 0.5", flow_gamma, scale=EDM_INPUT)
-            return torch.where(inside, 0.6, 1.0).to(seen.dtype) * net(seen, time)
+            return torch.where(inside, self.factor, 1.0).to(seen.dtype) * net(seen, time)
 
-    def found(low: float, high: float) -> tuple[str, ...]:
-        denoiser = df.wrap.edm(Shrunk(low, high), time="t")
+    def found(*shrunk: float) -> tuple[str, ...]:
+        denoiser = df.wrap.edm(Shrunk(*shrunk), time="t")
         diffusion = DiffusionModel(GaussianDiffusion(LINEAR), denoiser, likelihood.DiscretizedGaussian(PIXELS))
-        return check_denoiser(diffusion, pictures()).findings
+        return check_denoiser(diffusion, pictures(n=64), items=64).findings
 
-    assert found(5.0, 6.0) == ()
-    assert "slopes of 1.6" in found(-3.0, 1.0)[0]
+    assert found(0.75, 0.0, 6.0) == ()
+    assert "slopes of 1.66" in found(0.6, -3.0, 1.0)[0]
 
 
 def test_a_network_that_hardly_depends_on_its_time_is_noted() -> None:

@@ -102,13 +102,6 @@ FAULTS = [
         "interop/test_check.py::test_a_network_that_hardly_depends_on_its_time_is_noted",
     ),
     fault(
-        "interop/check.py",
-        "a call refused for all of its readings",
-        "if len(group) > 1:",
-        "if len(group) > 9999:",
-        "interop/test_check.py::test_readings_that_the_network_refuses_do_not_spoil_those_of_the_same_call",
-    ),
-    fault(
         "interop/adapter.py",
         "1/(B α + A σ) for 1/(B α − A σ)",
         "q = 1 / (b * al - a * si)",

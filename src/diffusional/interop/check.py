@@ -623,7 +623,7 @@ def _rescaled(network: _Network, first: _Call) -> tuple[tuple[str, ...], tuple[s
     """Return what is wrong with the scaling of the input whatever the output is, and what to do about it.
 
     The code round a network may combine its output with z, so that no output of the table is right once the input is wrong. But the network
-    estimates the noise best from the input that it knows, by the best combination of its output and z.
+    estimates the noise best from the input of its training, by the best combination of its output and z.
     """
     levels = (network.gamma.cpu() <= _SCALED).nonzero().flatten()[::2]
     items = max(2, len(network.x) // 2)
