@@ -8,14 +8,14 @@ from diffusional.cli.console import Result, device, working
 def run(command: Check) -> Result:
     """Check a run or a checkpoint on the first items of its data."""
     from diffusional.conditions import rows_of
-    from diffusional.interop.check import check_denoiser
+    from diffusional.interop.check import check_denoiser, enough
 
     run, bare = opened(command.run, command)
     model = run.model.to(device())
     if bare:
         show_origin(model, command.run)
     chosen = items_of(command, run.record, bare)
-    count = min(command.items, len(chosen.x))
+    count = enough(command.items, chosen.x)
     first = rows_of(chosen.condition, slice(0, count))
     with working("searching for the reading that fits the network"):
         found = check_denoiser(

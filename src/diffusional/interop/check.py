@@ -56,6 +56,8 @@ _IDLE = 0.05
 _ROUNDS = ((1, 3, 0.25), (2, 4, 0.25), (6, 7, 0.25))
 _FEWEST = 4
 _VALUES = 32
+# Values of all items together.
+_ENOUGH = 128
 # A mean squared error below this is as good as none: networks in float32 cannot do better.
 _LEAST = 1e-12
 # A wrong clock may not be found if times in reversed order change the score by less than this.
@@ -485,7 +487,7 @@ def check_denoiser(
         model: a Gaussian diffusion model.
         data: (N, *space.shape), encoded, N ≥ 2, of the kind that the network was trained on; the first `items` are used.
         condition: (N, …) for conditional models.
-        items, levels: number of items and of noise levels of the last round of the search.
+        items, levels: number of items and of noise levels of the last round of the search. Items of few values are more: 128 values at least.
         seed: of the noise.
         search: "short" tries the readings that differ from the declared one in one way (any output with each of them), in about a thousand
             network evaluations: two mistakes at once are reported, but not named. If False, only the slopes of the declared reading are
@@ -516,7 +518,7 @@ def check_denoiser(
     if not isinstance(search, bool) and search != "short":
         raise DiffusionalError(f'expected search to be True, False or "short", got {search!r}')
     device, declared = device_of(model, data), process.schedule  # type: ignore[union-attr]
-    x = data[:items].to(device)
+    x = data[: enough(items, data)].to(device)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
     gamma = _gammas(declared, model.space, levels).to(device)
     with torch.inference_mode(), evaluation_mode(model):
@@ -528,6 +530,15 @@ def check_denoiser(
             others = [how for how in others if len(first.reading("").differences(how.reading(""))) == 1]
             return _searched(network, first, others, _SHORT_ROUNDS, _SHORT_FEWEST)
         return _searched(network, first, others)
+
+
+def enough(items: int, data: Tensor) -> int:
+    """Return how many of the items of data (N, *dims) are checked: those asked for, or more if they have few values.
+
+    >>> enough(16, torch.zeros(100, 2)), enough(16, torch.zeros(100, 1, 8, 8)), enough(16, torch.zeros(30, 2))
+    (64, 16, 30)
+    """
+    return min(len(data), max(items, math.ceil(_ENOUGH / max(1, data[0].numel()))))
 
 
 def _denoiser(model: LatentVariableModel) -> Denoiser:
