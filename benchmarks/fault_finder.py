@@ -15,7 +15,6 @@ writes benchmarks/results/fault_finder.json from everything that is there.
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ import diffusional as df
 from diffusional import likelihood, schedule
 from diffusional.interop.adapter import Adapter, Output, value_at
 from diffusional.interop.check import OUTPUTS, Diagnosis
-from diffusional.interop.schedulers import FlowTime, SigmaTime, edm_scale, flow_scale, ve_scale
+from diffusional.interop.clocks import FlowTime, SigmaTime, edm_scale, flow_scale, ve_scale
 from diffusional.networks import UNet
 from diffusional.shapes import align
 
@@ -377,7 +376,6 @@ def merged(directory: Path, seeds: int) -> dict[str, Any]:
                             "reading": sum("another reading" in " ".join(one["findings"]) for one in found),
                             "clock may not be found": sum("time input" in " ".join(one["notes"]) for one in found),
                             "score": statistics.mean(one["score"] for one in found),
-                            "evaluations": statistics.mean(one.get("network_evaluations", math.nan) for one in found),
                         }
                     )
     return {"rows": rows, "networks": seeds, "seconds": seconds, **machine()}

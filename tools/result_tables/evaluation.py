@@ -56,22 +56,30 @@ def _of_trials(case: dict[str, Any]) -> bool:
 
 
 def fault_finder() -> str:
-    """Of every planted fault and kind of network, the trials in which it was named exactly and in which something was found."""
+    """For every network and planted fault, the trials in which it was named exactly and in which something was found."""
     rows = record("fault_finder.json")["rows"]
-    kinds = list(dict.fromkeys((row["kind"], row["training"]) for row in rows))
+    networks = list(dict.fromkeys((row["network"], row["kind"], row["training"], row["trials"]) for row in rows))
     faults = list(dict.fromkeys(row["fault"] for row in rows))
-    cells = {(row["fault"], row["kind"], row["training"]): row for row in rows}
+    faults = ["none", *sorted(set(faults) - {"none"}, key=faults.index)]
+    cells = {(row["fault"], row["network"], row["kind"], row["training"]): row for row in rows}
 
-    def cell(fault: str, kind: tuple[str, str]) -> str:
-        row = cells.get((fault, *kind))
+    def cell(fault: str, network: tuple[str, str, str, int]) -> str:
+        row = cells.get((fault, *network[:3]))
         if row is None:
             return ""
         found = f"{row['detected']}"
         return found if row["named"] is None or fault == "none" else f"{row['named']}, {found}"
 
     return markdown(
-        ["planted", *(f"{kind}, {training} trained" for kind, training in kinds)],
-        [[fault, *(cell(fault, kind) for kind in kinds)] for fault in faults],
+        ["network", "trials", *faults],
+        [
+            [
+                f"{name} of {kind}, {training}",
+                f"{trials}",
+                *(cell(fault, (name, kind, training, trials)) for fault in faults),
+            ]
+            for name, kind, training, trials in networks
+        ],
     )
 
 
