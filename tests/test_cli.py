@@ -604,8 +604,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "expected data.size to be at least 1 pixel, got 0",
     ),
     "a picture of another kind": (
-        lambda f: ["data", f / "tiny.npy", "--levels", 5, "--figure", f / "a.pdf"],
-        "expected a .png file for --figure, got TMP/a.pdf",
+        lambda f: ["data", f / "tiny.npy", "--levels", 5, "--figure", f / "a.gif"],
+        "expected a .png, .svg or .pdf file for --figure, got TMP/a.gif",
     ),
     "a picture in a missing folder": (
         lambda f: ["data", f / "tiny.npy", "--figure", f / "nowhere/a.png"],

@@ -2,7 +2,7 @@
 
 A data set of one name can exist in versions whose bounds differ: a model of ImageNet-32 has 3.43 bits/dim on the images of Chrabaszcz et al.
 and 3.69 on those of van den Oord et al. A fingerprint identifies items exactly, in their order. Where the files were not at hand to compute
-one, shape and count are weaker evidence, and the record says so.
+one, shape and count are weaker evidence, which the record states.
 
 Two hashes of the same items are in use: the fingerprint of a split (`Dataset.fingerprint`), and `data_sha256` of an evaluation.
 """
