@@ -38,6 +38,7 @@ _NAMES = {
     "Chain": "models.chain",
     "ChainTail": "models.tail",
     "Composite": "models.composite",
+    "CompositeConfig": "training.composite_config",
     "DirectModel": "models.direct",
     "FrozenEncoder": "models.composite",
     "FrozenPosterior": "models.composite",
@@ -82,6 +83,7 @@ _NAMES = {
     "push": "training.hub",
     "score": "evaluation.score",
     "train": "training.loop",
+    "train_composite": "training.composites",
     "wrap": "interop.wrap",
 }
 

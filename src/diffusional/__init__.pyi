@@ -56,6 +56,8 @@ from diffusional.models.tail import ChainTail as ChainTail
 from diffusional.models.vae import VAE as VAE
 from diffusional.space import Continuous as Continuous
 from diffusional.space import Discrete as Discrete
+from diffusional.training.composite_config import CompositeConfig as CompositeConfig
+from diffusional.training.composites import train_composite as train_composite
 from diffusional.training.config import Config as Config
 from diffusional.training.export import export as export
 from diffusional.training.folder import Run as Run

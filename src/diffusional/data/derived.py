@@ -1,6 +1,7 @@
 """Conditions that are computed from images: a low resolution of each, for super-resolution, and its visible part, for inpainting.
 
 low-resolution:F   the means of blocks of F × F pixels, (N, C, H/F, W/F), in the model's values
+quantised:F        the same, rounded to the levels of the images: the variable of the stage below in a cascade, MATH (29)
 inpaint            the image with 0 in its hidden centre, a rectangle of half the sides, and a channel that is 1 where it is visible
 """
 
@@ -13,9 +14,10 @@ from torch.nn.functional import avg_pool2d
 
 from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, block_rows
 from diffusional.errors import DiffusionalError
+from diffusional.models.composite import Downscale
 from diffusional.space import Space
 
-_LOW, _INPAINT = "low-resolution", "inpaint"
+_LOW, _QUANTISED, _INPAINT = "low-resolution", "quantised", "inpaint"
 
 
 def is_derived(condition: str | None) -> bool:
@@ -24,22 +26,24 @@ def is_derived(condition: str | None) -> bool:
     >>> is_derived("low-resolution:2"), is_derived("label")
     (True, False)
     """
-    return condition is not None and (condition.partition(":")[0] == _LOW or condition == _INPAINT)
+    return condition is not None and (condition.partition(":")[0] in (_LOW, _QUANTISED) or condition == _INPAINT)
 
 
-def derive(condition: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a condition of encoded items x (N, C, H, W), where `shape` is that of an item.
+def derive(condition: str, x: Tensor, space: Space) -> Tensor:
+    """Return a condition of encoded items x (N, C, H, W) of a space.
 
     Raises DiffusionalError for items that are not images, and for a factor that does not divide their sides.
 
-    >>> derive("low-resolution:2", torch.ones(3, 1, 4, 4), (1, 4, 4)).shape
+    >>> from diffusional.space import binary
+    >>> derive("low-resolution:2", torch.ones(3, 1, 4, 4), binary((1, 4, 4))).shape
     torch.Size([3, 1, 2, 2])
-    >>> derive("inpaint", torch.ones(1, 1, 4, 4), (1, 4, 4))[0, 1]
+    >>> derive("inpaint", torch.ones(1, 1, 4, 4), binary((1, 4, 4)))[0, 1]
     tensor([[1., 1., 1., 1.],
             [1., 0., 0., 1.],
             [1., 0., 0., 1.],
             [1., 1., 1., 1.]])
     """
+    shape = space.shape
     if len(shape) != 3:
         raise DiffusionalError(f"condition={condition!r} is for images (C, H, W), got items of shape {shape}")
     height, width = shape[1:]
@@ -48,12 +52,14 @@ def derive(condition: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         top, left = (height - height // 2) // 2, (width - width // 2) // 2
         visible[:, :, top : top + height // 2, left : left + width // 2] = 0
         return torch.cat([x * visible, visible.expand(len(x), -1, -1, -1)], 1)
-    factor = condition.partition(":")[2]
+    name, _, factor = condition.partition(":")
     if not factor.isdecimal() or int(factor) < 2 or height % int(factor) or width % int(factor):
         raise DiffusionalError(
-            f"condition={condition!r}: expected {_LOW}:F with a factor F of at least 2 that divides the sides of images of "
-            f"{height}×{width}, such as {_LOW}:2"
+            f"condition={condition!r}: expected {name}:F with a factor F of at least 2 that divides the sides of images of "
+            f"{height}×{width}, such as {name}:2"
         )
+    if name == _QUANTISED:
+        return Downscale(space, int(factor))(x)
     return avg_pool2d(x, int(factor))
 
 
@@ -66,9 +72,10 @@ def with_derived(dataset: Dataset, condition: str) -> Dataset:
         raise DiffusionalError(
             f"condition={condition!r} is computed from items in memory, got a stream; load the data without streaming"
         )
-    shape = dataset.space.shape
-    derive(condition, torch.zeros(1, *shape), shape)
-    found = {split: _of_blocks(condition, dataset.blocks(split, block_rows(shape)), shape) for split in SPLITS}
+    space = dataset.space
+    derive(condition, torch.zeros(1, *space.shape), space)
+    size = block_rows(space.shape)
+    found = {split: _of_blocks(condition, dataset.blocks(split, size), space) for split in SPLITS}
     source = dataset.source
     if source is not None:
         arguments = None if dataset.arguments is None else dict(dataset.arguments) | {"condition": condition}
@@ -76,8 +83,8 @@ def with_derived(dataset: Dataset, condition: str) -> Dataset:
     return replace(dataset, condition=found, source=source)
 
 
-def _of_blocks(condition: str, blocks: Iterable[Tensor], shape: tuple[int, ...]) -> Tensor:
-    return torch.cat([derive(condition, block, shape) for block in blocks])
+def _of_blocks(condition: str, blocks: Iterable[Tensor], space: Space) -> Tensor:
+    return torch.cat([derive(condition, block, space) for block in blocks])
 
 
 def of_items(condition: str, x: Tensor, space: Space) -> Tensor:
@@ -88,4 +95,4 @@ def of_items(condition: str, x: Tensor, space: Space) -> Tensor:
     torch.Size([2, 2, 4, 4])
     """
     size = block_rows(space.shape)
-    return _of_blocks(condition, x.split(size), space.shape)
+    return _of_blocks(condition, x.split(size), space)

@@ -166,9 +166,10 @@ class Composite(LatentVariableModel):
 
     def _with(self, name: str, key: str, value: Tensor, condition: Condition | None) -> Condition:
         """Return the condition of a stage: `value` under `key`, and c, if the stage takes it."""
-        own = self._own(name, condition)
+        own, model = self._own(name, condition), self.stages[name]
         if own is None:
-            return {key: value}
+            # The network of a config takes one tensor.
+            return {key: value} if getattr(model, "condition_form", None) is None else value
         named = {"condition": own} if isinstance(own, Tensor) else dict(own)
         if key in named:
             raise DiffusionalError(

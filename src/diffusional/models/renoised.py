@@ -62,7 +62,7 @@ class Renoised(LatentVariableModel):
             )
         self.model, self.gamma, self.shape, self.key = model, float(gamma), tuple(shape), key
         self.rescaled, self.gives_level = rescaled, gives_level
-        self.classes = model.classes
+        self.classes, self.condition_form = model.classes, model.condition_form
 
     @property
     def space(self) -> Space:
@@ -128,8 +128,11 @@ class Renoised(LatentVariableModel):
         """Return the condition of `model` for a ỹ (B, *shape) that is already noised, such as the z_s of another diffusion."""
         if self.rescaled:
             noised = noised / alpha(torch.tensor(self.gamma, dtype=torch.float64)).to(noised)
-        if not isinstance(condition, Mapping) and not self.gives_level:
-            return noised
+        others = isinstance(condition, Mapping) and len(condition) > 1
+        if not self.gives_level and (
+            not isinstance(condition, Mapping) or (self.condition_form is not None and not others)
+        ):
+            return noised  # the network of a config takes one tensor
         out = dict(condition) if isinstance(condition, Mapping) else {}
         out[self.key] = noised
         if self.gives_level:

@@ -1,5 +1,6 @@
 """Training: `train(config, run)` trains a model in a run folder, and `load_run(run)` opens the folder.
 
+    df.CompositeConfig and train_composite, for systems of several stages
     df.Config, and its parts DataConfig, ScheduleConfig, ModelConfig, LatentConfig, OptimizerConfig, SystemConfig
     train, load (the model of a run), load_run (the run itself: Run), recipes (tested configs)
 
@@ -10,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from diffusional.training import config, recipes
+from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.config import (
     Config,
     DataConfig,
@@ -21,11 +23,13 @@ from diffusional.training.config import (
 )
 
 if TYPE_CHECKING:
+    from diffusional.training.composites import train_composite
     from diffusional.training.folder import Run, load_run
     from diffusional.training.loop import train
     from diffusional.training.run import load
 
 __all__ = [
+    "CompositeConfig",
     "Config",
     "DataConfig",
     "LatentConfig",
@@ -39,9 +43,16 @@ __all__ = [
     "load_run",
     "recipes",
     "train",
+    "train_composite",
 ]
 
-_LATER = {"Run": "folder", "load": "run", "load_run": "folder", "train": "loop"}
+_LATER = {
+    "Run": "folder",
+    "load": "run",
+    "load_run": "folder",
+    "train": "loop",
+    "train_composite": "composites",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,18 +12,21 @@ from diffusional.binomial import BinomialDiffusion
 from diffusional.condition_form import ConditionForm
 from diffusional.conditions import repeated
 from diffusional.data import Dataset, load
-from diffusional.data.dataset import Source
+from diffusional.data.dataset import SPLITS, Source, Stream
+from diffusional.data.derived import is_derived, with_derived
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.binomial import BinomialDiffusionModel
+from diffusional.models.composite import Downscale
 from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.gaussian_chain import GaussianChain
 from diffusional.models.hvae import HierarchicalVAE
 from diffusional.models.parameterization import Predicts
+from diffusional.models.renoised import Renoised
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, decoder_output
 from diffusional.networks import MLP, ConditionAdapter, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
@@ -38,6 +41,7 @@ def build_dataset(config: DataConfig) -> Dataset:
     >>> len(build_dataset(DataConfig(warps=1)).train)
     2000
     """
+    derived = config.condition if config.downscale and is_derived(config.condition) else None
     dataset = load(
         config.name,
         levels=config.levels,
@@ -51,10 +55,49 @@ def build_dataset(config: DataConfig) -> Dataset:
         column=config.column,
         streaming=config.streaming,
         holdout=config.holdout,
-        condition=config.condition,
+        condition=None if derived else config.condition,
     )
-    if not config.warps:
-        return dataset
+    if config.warps:
+        dataset = _warped(dataset, config)
+    if config.downscale:
+        dataset = _downscaled(dataset, config.downscale)
+    return dataset if derived is None else with_derived(dataset, derived)
+
+
+def _downscaled(dataset: Dataset, factors: tuple[int, ...]) -> Dataset:
+    """Return the data set of images whose sides are divided by some factors, one after the other."""
+    if isinstance(dataset.train, Stream):
+        raise DiffusionalError(
+            f"data.downscale={factors} is for items in memory, got a stream; load the data without streaming"
+        )
+    downs = successive(dataset.space, factors)
+    space = downs[-1].low
+    splits = {split: torch.cat([_down(downs, block) for block in dataset.blocks(split, 4096)]) for split in SPLITS}
+    source = dataset.source
+    if source is not None:
+        origins = {split: (splits[split], source.splits[split][1]) for split in SPLITS}
+        arguments = None if source.arguments is None else dict(source.arguments) | {"downscale": factors}
+        source = Source(origins, arguments, source.condition)
+    return dataclasses.replace(dataset, space=space, **splits, source=source)
+
+
+def successive(space: Space, factors: tuple[int, ...]) -> list[Downscale]:
+    """Return the functions that divide the sides of images by some factors, one after the other."""
+    downs: list[Downscale] = []
+    for factor in factors:
+        downs.append(Downscale(downs[-1].low if downs else space, factor))
+    return downs
+
+
+def _down(downs: list[Downscale], x: torch.Tensor) -> torch.Tensor:
+    """Return raw values of encoded images x, downscaled."""
+    for down in downs:
+        x = down(x)
+    return downs[-1].low.decode(x)
+
+
+def _warped(dataset: Dataset, config: DataConfig) -> Dataset:
+    """Return the data set with warped copies in the train split."""
     originals = dataset.tensor("train")
     copies = warped(originals, config.warps, config.split_seed).to(originals)
     train = torch.cat([originals.repeat(config.warps, 1, 1, 1), copies])
@@ -122,10 +165,15 @@ def build_model(
             f"condition_dropout={config.condition_dropout:g} was given for data without a condition; give the condition of the data, such as "
             'data.condition="label", or leave it out'
         )
+    noise = config.model.condition_noise
+    if noise is not None and (form is None or form.kind not in ("numbers", "image")):
+        raise DiffusionalError(
+            f"expected a condition of images or numbers for model.condition_noise={noise:g}, got {form or 'none'}; leave it out"
+        )
     if form is not None:
         model = _diffusion(config, space, 0, form)
         model.condition_form = form
-        return model
+        return model if noise is None else Renoised(model, noise, form.shape)
     makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial, "gaussian-chain": _gaussian_chain}
     model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
     model.classes = classes
@@ -424,4 +472,4 @@ def prepare_networks(model: LatentVariableModel, system: SystemConfig, device: t
 
 
 # Attributes of models that are their networks.
-_NETWORKS = re.compile(r"(chain\.)?denoiser\.module|network|networks\.\d+|encoder|decoder(\.module)?|ladder")
+_NETWORKS = re.compile(r"((chain|model)\.)?denoiser\.module|network|networks\.\d+|encoder|decoder(\.module)?|ladder")

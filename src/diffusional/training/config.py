@@ -76,6 +76,15 @@ class DataConfig:
     condition: str | None = None
     """Condition the model on class labels: "label" for the labels that belong to the data, or the name of a column or key."""
 
+    downscale: tuple[int, ...] = ()
+    """Train on images whose sides are divided by these factors, one after the other, and whose levels are rounded: a stage of a cascade."""
+    encoder: str | None = None
+    """Train on the latents of the VAE in this run folder, instead of the items."""
+    encoder_draws: int = 0
+    """Number of draws of each training item's latent from the VAE's q(z|x). With 0 the latents are the means of q(z|x)."""
+    encoder_sha256: str | None = None
+    """SHA-256 of the VAE's weights; if given, the weights must have it."""
+
     def __post_init__(self) -> None:
         _check_words("data", self)
         _require("data", self, "warps", lambda v: v >= 0, "0 or more")
@@ -84,6 +93,13 @@ class DataConfig:
         _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one or more names")
         _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
         _require("data", self, "condition", lambda v: v != "", "a name")
+        _require("data", self, "downscale", lambda v: all(f >= 2 for f in v), "factors of at least 2")
+        _require("data", self, "encoder", lambda v: v != "", "a run folder")
+        _require("data", self, "encoder_draws", lambda v: v >= 0, "0 or more")
+        if self.encoder_draws and self.encoder is None:
+            raise DiffusionalError(
+                f"data.encoder_draws={self.encoder_draws} was given without data.encoder, the run of the VAE; give both, or leave it out"
+            )
         if self.warps and self.name != "digits":
             raise DiffusionalError(
                 f"data.warps is only for the embedded digits, got data.warps={self.warps} for {self.name}: leave it out"
@@ -151,6 +167,9 @@ class ModelConfig:
     """Whether the noise level scales and shifts the norms of ddpm's U-Net, instead of only shifting them."""
     dropout: float = 0.2
     """The fraction of activations that are set to 0 in training."""
+    condition_noise: float | None = None
+    """γ = −log SNR of noise that is added to a condition of images or numbers, drawn anew at every step: the next stage of a system is
+    trained with what the stage before it hands over."""
     shared: bool = False
     """Use a single network for all steps of a gaussian-chain. By default each step has its own."""
 

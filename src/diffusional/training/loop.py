@@ -30,7 +30,7 @@ from diffusional.timesteps import LEARNING
 from diffusional.training import checkpoint, process_group, warm_start
 from diffusional.training.average import WeightAverage
 from diffusional.training.batches import BatchLoader
-from diffusional.training.build import build_dataset, build_model, build_sampler, prepare_networks
+from diffusional.training.build import build_model, build_sampler, prepare_networks
 from diffusional.training.config import Config, OptimizerConfig
 from diffusional.training.diagnosis import diagnose, diagnose_gradient, diagnose_weights
 from diffusional.training.metrics_logger import MetricsLogger
@@ -38,6 +38,7 @@ from diffusional.training.objective import Objective, validate
 from diffusional.training.own import recorded
 from diffusional.training.run import CHECKPOINTS, CONFIG, PROFILE, WEIGHTS, begin, load
 from diffusional.training.seeds import seed_of
+from diffusional.training.stage_data import dataset_of
 from diffusional.training.stopping import Stopping
 from diffusional.training.stopwatch import Stopwatch
 
@@ -103,7 +104,7 @@ def train(
     console = console or Console(stderr=True)
     accelerator = process_group.accelerator()
     share = _share(config, accelerator)
-    dataset = data or build_dataset(config.data)
+    dataset = data or dataset_of(config.data, run)
     config = recorded(config, data)
     set_seed(config.seed)
     # Before the folder is created, so that an invalid config does not leave one behind.

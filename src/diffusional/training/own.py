@@ -11,8 +11,8 @@ from diffusional.conditions import Condition
 from diffusional.data import PYTHON, Dataset
 from diffusional.data.dataset import Stream
 from diffusional.errors import DiffusionalError
-from diffusional.training.build import build_dataset
 from diffusional.training.config import Config, DataConfig
+from diffusional.training.stage_data import dataset_of
 from diffusional.training.trained import TRAINED, Trained
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def own_data(
     faults = []
     for one in names:
         try:
-            dataset = build_dataset(dataclasses.replace(own, name=one))
+            dataset = dataset_of(dataclasses.replace(own, name=one), record.path)
         except (DiffusionalError, OSError) as error:
             faults.append(str(error))
             continue

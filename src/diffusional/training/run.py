@@ -17,11 +17,13 @@ from diffusional import space as spaces
 from diffusional.condition_form import ConditionForm
 from diffusional.data.dataset import SPLITS, Dataset, Stream
 from diffusional.errors import DiffusionalError
-from diffusional.files import is_temporary, load_json, load_tensors, save_json
+from diffusional.files import is_temporary, load_json, load_tensors, save_json, sha256
 from diffusional.interop.imported import is_imported, load_reference
 from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
+from diffusional.training.assembled import assembled
 from diffusional.training.build import build_model
+from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.config import Config, beside_data, differences, matter
 from diffusional.training.trained import TRAINED, Trained
 
@@ -32,6 +34,8 @@ CONFIG, DATA, WEIGHTS, CHECKPOINTS, PROFILE = (
     "checkpoints",
     "profile.json",
 )
+# Of a system of several stages: the file of its config, the folder of its stages' runs, and the entry with the hash of a frozen encoder.
+COMPOSITE, STAGES, ENCODER_HASH = "composite.json", "stages", "encoder_sha256"
 
 
 @dataclass(frozen=True)
@@ -270,9 +274,46 @@ def load(run: str | Path) -> LatentVariableModel:
     record = read_run(run)
     if is_imported(record.path):
         return load_reference(record.path, record.space)
+    if (record.path / COMPOSITE).exists():
+        return _load_composite(record)
     model = build_model(record.config, record.space, record.classes, record.form)
     load_weights(model, record.path / WEIGHTS)
     return model.eval()
+
+
+def composite_of(run: Path) -> tuple[CompositeConfig, str | None]:
+    """Return the config of a system's folder, and the hash of its frozen encoder's weights, None if it has none yet."""
+    record = load_json(run / COMPOSITE)
+    digest = record.pop(ENCODER_HASH, None)
+    try:
+        config = CompositeConfig.from_dict(record)
+    except DiffusionalError as error:
+        raise DiffusionalError(f"{run / COMPOSITE}: {error}") from error
+    if not isinstance(digest, str | None):
+        raise DiffusionalError(
+            f"{run / COMPOSITE}: expected a hash as {ENCODER_HASH}, got {digest!r}; was it edited by hand?"
+        )
+    return config, digest
+
+
+def _load_composite(record: RunRecord) -> LatentVariableModel:
+    """Load the models of all stages, and assemble them. Raises DiffusionalError for an encoder that has changed, and as `load` does."""
+    config, digest = composite_of(record.path)
+    folders = {name: record.path / STAGES / name for name in config.stages}
+    if missing := [name for name, folder in folders.items() if not (folder / WEIGHTS).exists()]:
+        raise DiffusionalError(
+            f"{record.path}: stage {missing[0]!r} has not been trained; continue the training with --resume, or put its run into "
+            f"{folders[missing[0]]}"
+        )
+    if config.kind != "cascade":
+        first = next(iter(folders))
+        got = sha256(folders[first] / WEIGHTS)
+        if digest is not None and got != digest:
+            raise DiffusionalError(
+                f"the encoder in {folders[first]} has changed since the stages after it were trained: expected weights of SHA-256 "
+                f"{digest[:12]}…, got {got[:12]}…. Restore its weights, or train the system again"
+            )
+    return assembled(config, {name: load(folder) for name, folder in folders.items()}, record.space).eval()
 
 
 def load_weights(model: LatentVariableModel, path: Path) -> None:

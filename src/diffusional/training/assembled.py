@@ -1,0 +1,62 @@
+"""A system of several stages from its config and the trained models of its stages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffusional.errors import DiffusionalError
+from diffusional.models.base import LatentVariableModel
+from diffusional.models.composite import Cascade, Composite, FrozenEncoder, FrozenPosterior
+from diffusional.models.direct import DirectModel
+from diffusional.space import Space
+from diffusional.training.build import successive
+from diffusional.training.composite_config import CompositeConfig
+
+
+class EncoderMean(nn.Module):
+    """The mean of a VAE's q(y|x), from its encoder's output (B, 2C, *rest): a deterministic encoder."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).chunk(2, 1)[0]
+
+
+def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel], space: Space) -> Composite:
+    """Return the composite model of a config.
+
+    Args:
+        stages: the models of the stages' runs by name.
+        space: of x.
+
+    Raises DiffusionalError if stages do not meet.
+    """
+    first = next(iter(stages)) if config.kind == "cascade" else "prior"
+    conditional = [] if config.data.condition is None else [first]
+    if config.kind == "cascade":
+        names = list(stages)
+        if stages[names[-1]].space != space:
+            raise DiffusionalError(
+                f"stages do not meet: the last stage, {names[-1]!r}, is a model over {stages[names[-1]].space}, and the items are {space}"
+            )
+        downs = []
+        for i, name in enumerate(names[:-1]):
+            steps = successive(space, tuple(reversed(config.factors[i:])))
+            if steps[-1].low != stages[name].space:
+                raise DiffusionalError(
+                    f"stages do not meet: stage {name!r} is a model over {stages[name].space}, and factors={list(config.factors)} make items "
+                    f"{steps[-1].low} of {space}. Replace the stage, or correct factors in composite.json"
+                )
+            downs.append(nn.Sequential(*steps))
+        return Cascade(stages, downs, renoise=config.renoise, handover=config.handover, conditional=conditional)
+    vae: Any = stages["autoencoder" if config.kind == "latent" else "encoder"]
+    prior: Any = stages["prior"]
+    if config.kind == "latent":
+        decoder = DirectModel(vae.decoder, vae.likelihood, vae.predicts, vae.head)
+        return FrozenPosterior(vae.encoder, prior, decoder, conditional=conditional)
+    last: Any = stages["decoder"]
+    level, key = config.handover or 1, getattr(last, "key", "latent")
+    return FrozenEncoder(EncoderMean(vae.encoder), prior, last, level=level, conditional=conditional, key=key)

@@ -1,0 +1,105 @@
+"""The data of a config, whatever they are: items, or the latents of a frozen encoder, which another run holds.
+
+    data.encoder=RUN               the items are latents of the VAE in RUN: means of q(y|x), or draws of it
+    data.condition=encoder:RUN     the condition of each item is the mean of q(y|x)
+
+A path that is not absolute is relative to the folder of the run that is trained, so that a system can be moved as a whole.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusional.conditions import repeated
+from diffusional.data.dataset import SPLITS, Dataset, Source, Stream
+from diffusional.errors import DiffusionalError
+from diffusional.files import sha256
+from diffusional.models.base import evaluation_mode
+from diffusional.models.vae import VAE
+from diffusional.space import Continuous
+from diffusional.training.build import build_dataset
+from diffusional.training.config import DataConfig
+from diffusional.training.run import WEIGHTS, load
+
+_MARK = "encoder:"
+# Items of one call of the encoder.
+_ROWS = 1024
+
+
+def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
+    """Return the data of a config.
+
+    Args:
+        folder: the folder of the run, for the path of an encoder that is relative to it.
+
+    Raises DiffusionalError for a run without a VAE, one that was trained on other items, and weights that are not those of
+    `data.encoder_sha256`.
+    """
+    condition = config.condition or ""
+    if config.encoder is None and not condition.startswith(_MARK):
+        return build_dataset(config)
+    path = condition.removeprefix(_MARK) if condition.startswith(_MARK) else config.encoder
+    assert path is not None
+    plain = dataclasses.replace(config, encoder=None, encoder_draws=0, encoder_sha256=None)
+    if condition.startswith(_MARK):
+        plain = dataclasses.replace(plain, condition=None)
+    dataset = build_dataset(plain)
+    vae = encoder_of(path, folder, config.encoder_sha256)
+    if vae.space != dataset.space:
+        raise DiffusionalError(
+            f"stages do not meet: the encoder in {path} is for {vae.space}, and the items are {dataset.space}"
+        )
+    if isinstance(dataset.train, Stream):
+        raise DiffusionalError("an encoder needs items in memory, got a stream; load the data without streaming")
+    if config.encoder is None:
+        found = {split: _latents(vae, dataset, split, 0) for split in SPLITS}
+        return _with(dataset, config, condition=found)
+    draws = config.encoder_draws
+    splits = {split: _latents(vae, dataset, split, draws if split == "train" else min(draws, 1)) for split in SPLITS}
+    labels = dataset.condition
+    if labels is not None and draws > 1:
+        labels = dict(labels) | {"train": repeated(labels["train"], draws)}
+    return _with(dataset, config, space=Continuous(tuple(splits["train"].shape[1:])), condition=labels, **splits)
+
+
+def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> VAE:
+    """Return the VAE of a run, whose encoder is frozen. Raises DiffusionalError for another model, or other weights than `expected`."""
+    run = Path(path) if folder is None or Path(path).is_absolute() else folder / path
+    model: Any = load(run)
+    if model.learned_posterior() is None or not hasattr(model, "posterior"):
+        raise DiffusionalError(
+            f"expected a run of a VAE in {run}, whose encoder is frozen, got a {type(model).__name__}"
+        )
+    got = sha256(run / WEIGHTS)
+    if expected is not None and got != expected:
+        raise DiffusionalError(
+            f"the encoder in {run} has changed since it was used: expected weights of SHA-256 {expected[:12]}…, got {got[:12]}…. Restore its "
+            "weights, or train the stages that use it again"
+        )
+    return model.requires_grad_(False)
+
+
+def _latents(vae: VAE, dataset: Dataset, split: str, draws: int) -> Tensor:
+    """Return the means of q(y|x) of a split, or draws of it, all items of the first draw first; float32."""
+    found: list[list[Tensor]] = [[] for _ in range(max(draws, 1))]
+    generator = torch.Generator().manual_seed(0)
+    with evaluation_mode(vae), torch.no_grad():
+        for block in dataset.blocks(split, _ROWS):
+            q = vae.posterior(block)
+            for part in found:
+                part.append((q.sample(generator) if draws else q.mean).float())
+    return torch.cat([torch.cat(part) for part in found])
+
+
+def _with(dataset: Dataset, config: DataConfig, **changes: object) -> Dataset:
+    """Return a data set with other splits or conditions, whose arguments are those of the config."""
+    source = dataset.source
+    if source is not None and source.arguments is not None:
+        own = {"condition": config.condition, "encoder": config.encoder, "encoder_draws": config.encoder_draws}
+        arguments = dict(source.arguments) | own | {"encoder_sha256": config.encoder_sha256}
+        splits = {split: (changes.get(split, source.splits[split][0]), source.splits[split][1]) for split in SPLITS}
+        source = Source(splits, arguments)
+    return dataclasses.replace(dataset, source=source, **changes)
