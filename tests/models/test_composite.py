@@ -303,6 +303,26 @@ def test_continuous_time(name: str) -> None:
     assert result.level_edges.is_floating_point()
 
 
+def test_a_visit_has_noise_of_its_own_for_the_variable_and_for_the_level() -> None:
+    model = frozen_posterior()[0].double()
+    chain, prior = model.visited(), model.stages["prior"]
+    (first,) = (int(section.first) for section in chain.sections() if section.term == "prior.kl")
+    noise = torch.randn(5, *chain.visit_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, t = MEAN.expand(5, -1), torch.tensor([1, 2, 3, 1, 2])
+    y = model.posterior(x).sample(noise=noise[:, :Y])
+    expected = prior.level_kl(y, t, noise[:, Y : 2 * Y])
+    torch.testing.assert_close(chain.level_kl(x, first + t - 1, noise), expected)
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 5, 8])
+def test_no_cell_has_levels_of_two_stages(cells: int) -> None:
+    for model in (frozen_encoder(1)[0], frozen_encoder(1)[0].regrid(None)):
+        chain = model.visited()
+        starts = {section.first for section in chain.sections()}
+        assert len(starts) == 3
+        assert starts <= set(df.Plan.uniform(model, cells).edges.tolist())
+
+
 def test_the_provenance_has_the_stages() -> None:
     model, _, _ = frozen_encoder(3)
     x = MEAN.expand(4, -1) + torch.arange(4)[:, None]

@@ -995,7 +995,7 @@ FAULTS = [
         "cells with levels of two stages",
         "torch.cat([torch.tensor([0]), inner, bounds, torch.tensor([n])])",
         "torch.cat([torch.tensor([0]), inner, torch.tensor([n])])",
-        "models/test_composite.py::test_continuous_time[cascade]",
+        "models/test_composite.py::test_no_cell_has_levels_of_two_stages",
     ),
     fault(
         "evaluation/classify.py",

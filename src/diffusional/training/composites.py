@@ -6,6 +6,7 @@ stages/NAME/              the run of each stage, which can be trained, evaluated
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def noised(config: CompositeConfig) -> dict[str, Config]:
     """
     found = config.of_stages()
     names = list(found)
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in pairwise(names):
         if config.kind == "cascade":
             level, gamma = config.handover, config.renoise
         else:

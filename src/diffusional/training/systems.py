@@ -1,0 +1,143 @@
+"""Tested configs of systems of several stages, for `diffusional train RUN --composite NAME`. Does not import torch.
+
+Each is a small version of a system from the literature: the shape of the system is theirs, the networks and schedules are ours. The source of
+each choice is beside it.
+"""
+
+from collections.abc import Callable, Mapping
+
+from diffusional.training.composite_config import CompositeConfig
+from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+
+_MNIST = DataConfig(levels=256, condition="label")
+
+
+def _stage(widths: tuple[int, ...], steps: int, lr: float = 2e-3, batch: int = 64) -> Config:
+    """Return the config of a diffusion of images by one U-Net, in continuous time with a levels head (our choice, docs/results)."""
+    return Config(
+        model=ModelConfig(predicts="levels", head="logistic", widths=widths, blocks=1, dropout=0.0),
+        optimizer=OptimizerConfig(lr=lr, warmup=100),
+        steps=steps,
+        batch=batch,
+        validate_every=max(1, steps // 2),
+        checkpoint_every=500,
+    )
+
+
+def imagen_small() -> CompositeConfig:
+    """Return a cascade of three diffusions, label → 7×7 → 14×14 → 28×28, for 8-bit MNIST: --data.name is the folder of its files.
+
+    Imagen (Saharia et al. 2022) is a cascade 64 → 256 → 1024 (§2.4), whose upsamplers get the low resolution as further input channels, noised
+    (§2.2, noise-conditioning augmentation). Deviates: a label instead of a text embedding, which only the first stage gets; a quantised low
+    resolution without noise, MATH (29), since augmentation with a finished low resolution pays twice for what the noise hides (set renoise for
+    Imagen's sampler, or handover for (29b)); the mean of blocks instead of bilinear downscaling; no guidance and no dynamic thresholding.
+
+    >>> list(imagen_small().stages), imagen_small().factors
+    (['base', 'middle', 'last'], (2, 2))
+    """
+    return CompositeConfig(
+        "cascade",
+        {
+            "base": _stage((16, 32), 3000),
+            # Efficient U-Nets (App. B.1) have more of their parameters at low resolutions.
+            "middle": _stage((16, 32), 2500),
+            "last": _stage((16, 32, 64), 2000, batch=32),
+        },
+        _MNIST,
+        # Two steps of super-resolution (§2.4); ours are by two, theirs by four.
+        (2, 2),
+    )
+
+
+def latent_small() -> CompositeConfig:
+    """Return a latent diffusion: a VAE that is trained first and then frozen, and a diffusion of its latent given the label, for 8-bit MNIST.
+
+    Latent diffusion (Rombach et al. 2022) trains the autoencoder first (§3.1), then a diffusion of its latent with the autoencoder fixed (§3.2).
+    Deviates: a vector instead of a grid as latent and residual layers instead of convolutions; the full KL instead of a weight of 1e-6 on it
+    (App. G), and a decoder that is a distribution over the levels instead of L1, perceptual and adversarial losses, so that the system has a
+    bound; labels are added to the embedding of the noise level, not by cross-attention.
+
+    >>> latent_small().stages["prior"].schedule.steps
+    1000
+    """
+    return CompositeConfig(
+        "latent",
+        {
+            "autoencoder": Config(
+                model=ModelConfig(kind="vae", hidden=512, blocks=2, dropout=0.0),
+                latent=LatentConfig(sizes=(32,), warmup=0.2),
+                optimizer=OptimizerConfig(lr=1e-3, warmup=100),
+                steps=6000,
+                validate_every=3000,
+                checkpoint_every=1000,
+            ),
+            "prior": _prior(6000),
+        },
+        _MNIST,
+    )
+
+
+def _prior(steps: int) -> Config:
+    return Config(
+        # T = 1000 (Rombach et al. 2022, Tables 12–15; Ramesh et al. 2022, App. C), linear in log-SNR.
+        schedule=ScheduleConfig(gamma_min=-7.0, gamma_max=9.0, steps=1000),
+        model=ModelConfig(network="mlp", predicts="v", hidden=256, blocks=3, dropout=0.0),
+        optimizer=OptimizerConfig(lr=1e-3, warmup=100),
+        steps=steps,
+        validate_every=steps // 2,
+        checkpoint_every=1000,
+    )
+
+
+def unclip_small() -> CompositeConfig:
+    """Return the shape of unCLIP: a frozen encoder, a diffusion prior of its embedding given the label, and a diffusion decoder given z_1, for
+    8-bit MNIST.
+
+    unCLIP (Ramesh et al. 2022) has a frozen CLIP encoder, a diffusion prior P(z_i|y) (§2.2) and a diffusion decoder P(x|z_i, y) (§2.1).
+    Deviates: the embedding is the mean of a VAE's q(y|x), not CLIP's; a label instead of a caption, which the decoder does not get; the prior
+    is an MLP that predicts v, not a transformer that predicts z_i; the decoder gets z_1, the least noisy latent of the prior, so that the system
+    has a bound, MATH (28); no upsamplers and no guidance.
+
+    >>> list(unclip_small().stages)
+    ['encoder', 'prior', 'decoder']
+    """
+    encoder = Config(
+        model=ModelConfig(kind="vae", hidden=256, blocks=2, dropout=0.0),
+        latent=LatentConfig(sizes=(16,), warmup=0.2),
+        optimizer=OptimizerConfig(lr=1e-3, warmup=100),
+        steps=3000,
+        validate_every=1500,
+        checkpoint_every=1000,
+    )
+    return CompositeConfig(
+        "unclip", {"encoder": encoder, "prior": _prior(4000), "decoder": _stage((16, 32, 64), 2500, batch=32)}, _MNIST
+    )
+
+
+def digits_cascade() -> CompositeConfig:
+    """Return a cascade of the embedded digits, 4×4 → 8×8 with 17 levels each: a few minutes on two cores.
+
+    >>> digits_cascade().data.name
+    'digits'
+    """
+
+    def stage(widths: tuple[int, ...], steps: int) -> Config:
+        return Config(
+            model=ModelConfig(widths=widths, dropout=0.05),
+            optimizer=OptimizerConfig(lr=5e-3, weight_decay=0.3, warmup=100),
+            steps=steps,
+            validate_every=200,
+            checkpoint_every=600,
+        )
+
+    return CompositeConfig(
+        "cascade", {"base": stage((16, 32), 800), "upsampler": stage((16, 48), 1000)}, DataConfig(warps=15), (2,)
+    )
+
+
+SYSTEMS: Mapping[str, Callable[[], CompositeConfig]] = {
+    "imagen-small": imagen_small,
+    "latent-small": latent_small,
+    "unclip-small": unclip_small,
+    "digits-cascade": digits_cascade,
+}
