@@ -141,6 +141,14 @@ class Train:
             help="Read the config from a JSON or TOML file, such as the config.json of a run. Other options override its values.",
         ),
     ] = None
+    composite: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="NAME|FILE",
+            help="Train a system of several stages, each in RUN/stages/NAME: imagen-small, latent-small, unclip-small, digits-cascade, or the JSON "
+            "file of its config. Of the options of the config only --data.* apply.",
+        ),
+    ] = None
     resume: bool = False
     """Continue the run in the folder with its own config. Use --steps N to continue beyond its end."""
     profile: bool = False

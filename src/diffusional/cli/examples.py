@@ -9,6 +9,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional train runs/vae --preset digits-vae --steps 500 --optimizer.lr 0.001",
         "diffusional train runs/mine --data.name images.npy --data.levels 256",
         "diffusional train runs/digits --resume --steps 4000",
+        "diffusional train runs/cascade --composite digits-cascade",
         "diffusional train runs/tuned --from runs/digits --optimizer.lr 0.0005",
     ),
     "evaluate": (

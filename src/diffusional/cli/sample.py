@@ -23,6 +23,7 @@ def run(command: Sample) -> Result:
     import torch
 
     from diffusional.conditions import by_name, moved, rows_of
+    from diffusional.models.composite import Composite
     from diffusional.report.figures import grid
     from diffusional.space import Discrete
     from diffusional.training.run import load, read_run
@@ -61,12 +62,17 @@ def run(command: Sample) -> Result:
     with working(f"drawing {command.n} samples"):
         # The activations of all samples may not fit into memory; n < 1 is refused by the model.
         starts = range(0, command.n, _BATCH) if command.n > 0 else [0]
-        drawn = []
+        drawn: list[dict[str, Any]] = []
         for start in starts:
             some = rows_of(condition, slice(start, start + _BATCH))
             n = min(_BATCH, command.n - start)
-            drawn.append(model.sample(n, generator, moved(some, place), **options).cpu())
-        x = torch.cat(drawn)
+            if isinstance(model, Composite):
+                drawn.append(model.sample_stages(n, generator, moved(some, place)))
+            else:
+                drawn.append({"x": model.sample(n, generator, moved(some, place), **options)})
+        every = {name: torch.cat([one[name].cpu() for one in drawn]) for name in drawn[0]}
+        *stages, last = every
+        x = every[last]
     broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
     if broken:
         raise DiffusionalError(
@@ -92,6 +98,8 @@ def run(command: Sample) -> Result:
             title += f", guidance {command.guidance:g}"
         beside = written[0].with_suffix(".png")
         written.append(_written(beside, lambda path: grid(path, x.numpy(), title, low=low, high=high)))
+    if stages:
+        written += _stages(written[0], model, {name: every[name] for name in stages})
     files = [str(path) for path in written]
     result = {
         "samples": files,
@@ -100,10 +108,37 @@ def run(command: Sample) -> Result:
         "seed": command.seed,
         **_guidance(command),
         "shape": list(raw.shape),
+        **({"stages": stages} if stages else {}),
         **({"columns": list(columns)} if columns else {}),
         **({"labels": names} if names is not None else {}),
     }
     return Result(result, [f"{command.n} samples in {' and '.join(files)}"])
+
+
+def _stages(out: Path, model: Any, every: "dict[str, Any]") -> list[Path]:
+    """Write the variables of the stages before the last beside the samples: NAME.stages.npz, and a picture of every stage of images."""
+    import numpy as np
+
+    from diffusional.report.figures import grid
+    from diffusional.space import Discrete
+
+    arrays, pictures = {}, []
+    for name, values in every.items():
+        space = model.stages[name].space
+        # A latent that is handed over is real, whatever the space of its stage is.
+        whole = isinstance(space, Discrete) and getattr(model, "handover", None) is None
+        arrays[name] = (space.decode(values) if whole else values).numpy()
+        if whole and len(space.shape) == 3:
+            pictures.append((name, values.numpy(), space))
+    beside = out.with_name(f"{out.stem}.stages.npz")
+    written = [_written(beside, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
+    for name, values, space in pictures:
+        target = out.with_name(f"{out.stem}.{name}.png")
+        title = f"{len(values)} samples of {name}"
+        written.append(
+            _written(target, lambda path, v=values, t=title, s=space: grid(path, v, t, low=s.low, high=s.high))
+        )
+    return written
 
 
 def _guidance(command: Sample) -> dict[str, Any]:

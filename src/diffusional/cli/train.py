@@ -1,15 +1,22 @@
 """`diffusional train`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Train
 from diffusional.cli.console import Result, console
+from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
     from diffusional.training.checkpoint import Progress
+    from diffusional.training.config import DataConfig
 
 
 def run(command: Train) -> Result:
+    from diffusional.training.run import COMPOSITE
+
+    if command.composite is not None or (command.resume and (command.run / COMPOSITE).exists()):
+        return _composite(command)
     from diffusional.files import load_json
     from diffusional.ledger import per_unit
     from diffusional.report.tables import profile_table
@@ -40,6 +47,67 @@ def run(command: Train) -> Result:
         "data_sha256": record.fingerprints,
     }
     return Result(out, shown)
+
+
+def _composite(command: Train) -> Result:
+    """Train a system of several stages."""
+    from dataclasses import replace
+
+    from diffusional.ledger import per_unit
+    from diffusional.training.checkpoint import restore_progress
+    from diffusional.training.composite_config import CompositeConfig
+    from diffusional.training.composites import train_composite
+    from diffusional.training.config import Config, DataConfig
+    from diffusional.training.run import CHECKPOINTS, COMPOSITE, STAGES, composite_of
+    from diffusional.training.systems import SYSTEMS
+
+    name = command.composite
+    if (
+        replace(command.config, data=DataConfig()) != Config()
+        or command.preset
+        or command.config_file
+        or command.profile
+    ):
+        raise DiffusionalError(
+            "of the options of a config only --data.* apply to a system of several stages, whose stages have configs of their own; leave the others "
+            f"out, or change them in a copy of {COMPOSITE} and give that file as --composite"
+        )
+    if name is None:
+        config = composite_of(command.run)[0]
+    elif name in SYSTEMS:
+        config = SYSTEMS[name]()
+    elif Path(name).suffix == ".json":
+        config = CompositeConfig.load(Path(name).expanduser())
+    else:
+        raise DiffusionalError(
+            f"--composite {name}: expected one of {', '.join(SYSTEMS)}, or a .json file such as the {COMPOSITE} of a run"
+        )
+    if name is not None and command.config.data != DataConfig():
+        config = replace(config, data=_merged(config.data, command.config.data))
+    model: Any = train_composite(config, command.run, resume=command.resume, console=console(stderr=True))
+    bit, stages, shown = per_unit("bits/dim", model.space.dimensions), {}, list[Any]()
+    for stage in config.stages:
+        progress = restore_progress(command.run / STAGES / stage / CHECKPOINTS)
+        stages[stage] = {"nats": progress.best, "bits/dim of x": progress.best / bit, "steps": progress.step}
+        shown.append(
+            f"{stage}: best validation bound {progress.best:.2f} nats, {progress.best / bit:.4f} bits/dim of x"
+        )
+    shown.append(
+        f"{command.run}: a system of {len(stages)} stages; evaluate it with `diffusional evaluate {command.run}`"
+    )
+    return Result({"run": str(command.run), "kind": config.kind, "stages": stages}, shown)
+
+
+def _merged(own: "DataConfig", given: "DataConfig") -> "DataConfig":
+    """Return the data of a system with those options that were given."""
+    import dataclasses
+
+    plain = type(given)()
+    changed = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    changed = {name: value for name, value in changed.items() if value != getattr(plain, name)}
+    if "name" in changed and changed["name"] != "digits":
+        changed.setdefault("warps", 0)
+    return dataclasses.replace(own, **changed)
 
 
 def _early(command: Train, progress: "Progress") -> str:

@@ -46,8 +46,6 @@ class CompositeConfig:
     handover: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise DiffusionalError(f"expected kind to be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         names = tuple(self.stages)
         if self.kind == "cascade":
             if len(names) < 2 or len(self.factors) != len(names) - 1 or any(f < 2 for f in self.factors):
@@ -142,6 +140,8 @@ class CompositeConfig:
         if handover is not None and not _whole(handover):
             raise DiffusionalError(f"expected handover to be an integer or null, got {handover!r}")
         kind: Any = record.get("kind")
+        if kind not in get_args(Kind):
+            raise DiffusionalError(f"expected kind to be one of {', '.join(get_args(Kind))}, got {kind!r}")
         return CompositeConfig(
             kind, stages, data, tuple(factors), None if renoise is None else float(renoise), handover
         )

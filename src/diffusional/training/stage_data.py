@@ -7,6 +7,7 @@ A path that is not absolute is relative to the folder of the run that is trained
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
 
 def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> VAE:
     """Return the VAE of a run, whose encoder is frozen. Raises DiffusionalError for another model, or other weights than `expected`."""
-    run = Path(path) if folder is None or Path(path).is_absolute() else folder / path
+    # Without "..", since the folder of a run that is about to be trained does not exist yet.
+    run = Path(path) if folder is None else Path(os.path.normpath(folder / path))
     model: Any = load(run)
     if model.learned_posterior() is None or not hasattr(model, "posterior"):
         raise DiffusionalError(

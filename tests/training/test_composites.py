@@ -1,0 +1,239 @@
+"""Systems of several stages as run folders: trained stage by stage, resumed, replaced, evaluated and sampled."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import diffusional as df
+from diffusional.cli import main
+from diffusional.files import load_tensors
+from diffusional.training.composite_config import CompositeConfig
+from diffusional.training.composites import noised, train_composite
+from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig
+from diffusional.training.systems import SYSTEMS
+
+QUIET = Console(quiet=True)
+SCHEDULE = ScheduleConfig(gamma_min=-6.0, gamma_max=6.0, steps=6)
+SMALL = Config(
+    model=ModelConfig(widths=(8, 8), blocks=1),
+    schedule=SCHEDULE,
+    steps=4,
+    batch=16,
+    validate_every=4,
+    checkpoint_every=2,
+)
+VAE = replace(
+    SMALL, model=ModelConfig(kind="vae", hidden=8, blocks=1), schedule=ScheduleConfig(), latent=LatentConfig(sizes=(3,))
+)
+PRIOR = replace(SMALL, model=ModelConfig(network="mlp", predicts="v", hidden=8, blocks=1))
+LABELS = DataConfig(condition="label")
+CONFIGS = {
+    "cascade": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, LABELS, (2,)),
+    "three": CompositeConfig("cascade", {"a": SMALL, "b": SMALL, "c": SMALL}, DataConfig(), (2, 2)),
+    "renoised": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, DataConfig(), (2,), renoise=-1.0),
+    "handed over": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, DataConfig(), (2,), handover=3),
+    "latent": CompositeConfig("latent", {"autoencoder": VAE, "prior": PRIOR}, LABELS),
+    "unclip": CompositeConfig("unclip", {"encoder": VAE, "prior": PRIOR, "decoder": SMALL}, LABELS),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of every kind, which tests must not change."""
+    folder = tmp_path_factory.mktemp("systems")
+    for name, config in CONFIGS.items():
+        train_composite(config, folder / name, console=QUIET)
+    return {name: folder / name for name in CONFIGS}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_system_is_a_run_like_any_other(name: str, runs: dict[str, Path]) -> None:
+    config, run = CONFIGS[name], df.load_run(runs[name])
+    kinds = {"latent": df.FrozenPosterior, "unclip": df.FrozenEncoder}
+    assert type(run.model) is kinds.get(config.kind, df.Cascade)
+    assert run.space.shape == (1, 8, 8)
+    result = run.evaluate(visits=2, plan=df.Plan.uniform(run.model), audit=False)
+    assert result.nelbo.n == 447
+    stages = {term.partition(".")[0] for term in result.terms}
+    assert stages == set(run.model.stages)
+    assert result.nelbo.value == pytest.approx(sum(term.value for term in result.terms.values()))
+
+
+@pytest.mark.parametrize("name", ["cascade", "renoised", "unclip"])
+def test_each_stage_is_a_run_of_its_own(name: str, runs: dict[str, Path]) -> None:
+    """It is evaluated by itself, on its own variable given that of the stage before it, and its bound is its part of the joint one."""
+    config = CONFIGS[name]
+    whole = df.load_run(runs[name]).evaluate(visits=40, plan=df.Plan.uniform(df.load(runs[name])), audit=False)
+    for stage in config.stages if config.kind == "cascade" else ["decoder"]:
+        run = df.load_run(runs[name] / "stages" / stage)
+        assert bool(run.record.form) == (stage in ("upsampler", "decoder"))
+        own = run.evaluate(visits=40, plan=df.Plan.uniform(run.model), audit=False)
+        joint = sum(term.value for key, term in whole.terms.items() if key.startswith(f"{stage}."))
+        error = sum(term.error for key, term in whole.terms.items() if key.startswith(f"{stage}.")) + own.nelbo.error
+        assert abs(own.nelbo.value - joint) < 5 * error
+
+
+def test_the_variables_of_a_cascade_are_those_of_its_stages(runs: dict[str, Path]) -> None:
+    model, x = df.load(runs["three"]), df.load_run(runs["three"]).encode("test")[:20]
+    for i, (name, below) in enumerate([("a", None), ("b", "a"), ("c", "b")]):
+        run = df.load_run(runs["three"] / "stages" / name)
+        items = run.encode("test")[:20]
+        assert items.equal(model.variable(name, x))
+        if below is not None:
+            assert run.condition("test")[:20].equal(model.variable(below, x))
+        assert run.space.shape == (1, 2 ** (i + 1), 2 ** (i + 1))
+
+
+def _weights(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {stage.name: load_tensors(stage / "model.safetensors") for stage in sorted((run / "stages").iterdir())}
+
+
+def test_an_interrupted_system_is_resumed_to_the_same_bits(runs: dict[str, Path], tmp_path: Path) -> None:
+    run, config = tmp_path / "run", CONFIGS["unclip"]
+    calls = []
+
+    class Ended(Exception):
+        pass
+
+    import diffusional.training.composites as composites
+
+    train = composites.train
+
+    def ending(own: Config, folder: Path, **options: object) -> object:
+        calls.append(folder.name)
+        if folder.name == "prior":
+            train(replace(own, steps=2), folder, **options)  # half of the stage, as if it had been killed then
+            raise Ended
+        return train(own, folder, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(composites, "train", ending)
+        with pytest.raises(Ended):
+            train_composite(config, run, console=QUIET)
+    with pytest.raises(df.DiffusionalError, match=r"stage 'prior'|stage 'decoder'"):
+        df.load(run)
+    with pytest.raises(df.DiffusionalError, match="already holds a run"):
+        train_composite(config, run, console=QUIET)
+    with pytest.warns(UserWarning, match="learning rate"):
+        train_composite(config, run, resume=True, console=QUIET)
+    assert calls == ["encoder", "prior"]
+    ours, whole = _weights(run), _weights(runs["unclip"])
+    assert ours.keys() == whole.keys()
+    for stage in ("encoder", "decoder"):
+        assert all(ours[stage][name].equal(value) for name, value in whole[stage].items())
+
+
+def test_another_system_is_not_resumed(runs: dict[str, Path]) -> None:
+    with pytest.raises(df.DiffusionalError, match=r"renoise: -1\.0 → None"):
+        train_composite(replace(CONFIGS["renoised"], renoise=None), runs["renoised"], resume=True, console=QUIET)
+
+
+def test_a_changed_encoder_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["latent"], tmp_path / "moved")
+    df.load(run)  # the folder may be moved as a whole
+    df.load_run(run / "stages" / "prior").encode("test")
+    other = tmp_path / "other"
+    df.train(replace(VAE, seed=1), other, console=QUIET)
+    shutil.copy(other / "model.safetensors", run / "stages" / "autoencoder" / "model.safetensors")
+    with pytest.raises(df.DiffusionalError, match=r"encoder.*changed"):
+        df.load(run)
+    with pytest.raises(df.DiffusionalError, match=r"encoder.*changed"):
+        df.load_run(run / "stages" / "prior").encode("test")
+
+
+def test_a_stage_is_replaced(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["cascade"], tmp_path / "run")
+    stage = run / "stages" / "upsampler"
+    config = df.load_run(stage).config
+    shutil.rmtree(stage)
+    with pytest.raises(df.DiffusionalError, match="'upsampler' has not been trained"):
+        df.load(run)
+    df.train(replace(config, model=ModelConfig(widths=(16,), blocks=1)), stage, console=QUIET)
+    assert df.load(run).stages["upsampler"].denoiser.module.network.first.out_channels == 16
+
+
+def test_stages_that_do_not_meet_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["cascade"], tmp_path / "run")
+    shutil.rmtree(run / "stages" / "base")
+    shutil.copytree(runs["three"] / "stages" / "a", run / "stages" / "base")  # of 2×2 pixels
+    with pytest.raises(df.DiffusionalError, match=r"meet.*'base'.*factors"):
+        df.load(run)
+    record = json.loads((run / "composite.json").read_text())
+    (run / "composite.json").write_text(json.dumps(record | {"factors": "two"}))
+    with pytest.raises(df.DiffusionalError, match=r"composite.json.*factors"):
+        df.load(run)
+
+
+def test_the_noise_levels_of_links_are_those_of_the_stages(runs: dict[str, Path]) -> None:
+    gammas = torch.linspace(-6, 6, 6)
+    assert noised(CONFIGS["handed over"])["upsampler"].model.condition_noise == pytest.approx(float(gammas[2]))
+    assert noised(CONFIGS["unclip"])["decoder"].model.condition_noise == pytest.approx(-6.0)
+    assert noised(CONFIGS["renoised"])["upsampler"].model.condition_noise == -1.0
+    assert noised(CONFIGS["cascade"])["upsampler"].model.condition_noise is None
+    with pytest.raises(df.DiffusionalError, match="handover from 1 to 5"):
+        noised(replace(CONFIGS["handed over"], handover=6))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"factors": (2, 2)}, r"factors=\[2, 2\]"),
+        ({"renoise": 0.0, "handover": 1}, "renoise=0 and handover=1"),
+        ({"kind": "latent", "factors": ()}, "autoencoder, prior"),
+        ({"data": DataConfig(downscale=(2,))}, "data.downscale"),
+        ({"stages": {"a b": SMALL, "c": SMALL}}, "a b"),
+    ],
+)
+def test_configs_that_are_refused(change: dict[str, object], named: str) -> None:
+    with pytest.raises(df.DiffusionalError, match=named):
+        replace(CONFIGS["cascade"], **change)
+
+
+def test_records_that_are_refused() -> None:
+    record = CONFIGS["cascade"].to_dict()
+    for change, named in (
+        ({"sides": 1}, "sides"),
+        ({"kind": "other"}, "kind.*other"),
+        ({"handover": 1.5}, "handover"),
+        ({"format": 2}, "format"),
+        ({"stages": {"base": {"data": {}}}}, "base.*data"),
+    ):
+        with pytest.raises(df.DiffusionalError, match=named):
+            CompositeConfig.from_dict(record | change)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_presets_are_read_back(name: str) -> None:
+    config = SYSTEMS[name]()
+    assert CompositeConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = tmp_path / "small.json", tmp_path / "run"
+    file.write_text(json.dumps(CONFIGS["cascade"].to_dict()))
+    main(["train", str(run), "--composite", str(file), "--json", str(tmp_path / "trained.json")])
+    assert set(json.loads((tmp_path / "trained.json").read_text())["stages"]) == {"base", "upsampler"}
+    main(["train", str(run), "--resume"])  # nothing is left to do
+    main(["evaluate", str(run), "--visits", "2", "--json", str(tmp_path / "bound.json")])
+    assert "upsampler.kl" in json.loads((tmp_path / "bound.json").read_text())["terms"]
+    main(["sample", str(run), "--n", "3", "--condition", "7"])
+    files = sorted(path.name for path in run.glob("samples*"))
+    assert files == ["samples.base.png", "samples.npz", "samples.png", "samples.stages.npz"]
+    low = np.load(run / "samples.stages.npz")["base"]
+    assert low.shape == (3, 1, 4, 4)
+    assert low.dtype.kind == "i"
+    for wrong, said in (
+        (["--composite", "imagen-big"], "imagen-big"),
+        (["--composite", str(file), "--steps", "7"], "--data"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", str(tmp_path / "new"), *wrong])
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
