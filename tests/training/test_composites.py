@@ -1,9 +1,12 @@
 """Systems of several stages as run folders: trained stage by stage, resumed, replaced, evaluated and sampled."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from rich.console import Console
 
 import diffusional as df
 from diffusional.cli import main
+from diffusional.errors import Interrupted
 from diffusional.files import load_tensors
+from diffusional.training import composites
 from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.composites import noised, train_composite
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig
@@ -31,7 +36,7 @@ SMALL = Config(
 VAE = replace(
     SMALL, model=ModelConfig(kind="vae", hidden=8, blocks=1), schedule=ScheduleConfig(), latent=LatentConfig(sizes=(3,))
 )
-PRIOR = replace(SMALL, model=ModelConfig(network="mlp", predicts="v", hidden=8, blocks=1))
+PRIOR = replace(SMALL, validate_every=2, model=ModelConfig(network="mlp", predicts="v", hidden=8, blocks=1))
 LABELS = DataConfig(condition="label")
 CONFIGS = {
     "cascade": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, LABELS, (2,)),
@@ -69,11 +74,11 @@ def test_a_system_is_a_run_like_any_other(name: str, runs: dict[str, Path]) -> N
 def test_each_stage_is_a_run_of_its_own(name: str, runs: dict[str, Path]) -> None:
     """It is evaluated by itself, on its own variable given that of the stage before it, and its bound is its part of the joint one."""
     config = CONFIGS[name]
-    whole = df.load_run(runs[name]).evaluate(visits=40, plan=df.Plan.uniform(df.load(runs[name])), audit=False)
+    whole = df.load_run(runs[name]).evaluate(visits=16, plan=df.Plan.uniform(df.load(runs[name])), audit=False)
     for stage in config.stages if config.kind == "cascade" else ["decoder"]:
         run = df.load_run(runs[name] / "stages" / stage)
         assert bool(run.record.form) == (stage in ("upsampler", "decoder"))
-        own = run.evaluate(visits=40, plan=df.Plan.uniform(run.model), audit=False)
+        own = run.evaluate(visits=16, plan=df.Plan.uniform(run.model), audit=False)
         joint = sum(term.value for key, term in whole.terms.items() if key.startswith(f"{stage}."))
         error = sum(term.error for key, term in whole.terms.items() if key.startswith(f"{stage}.")) + own.nelbo.error
         assert abs(own.nelbo.value - joint) < 5 * error
@@ -94,39 +99,35 @@ def _weights(run: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {stage.name: load_tensors(stage / "model.safetensors") for stage in sorted((run / "stages").iterdir())}
 
 
-def test_an_interrupted_system_is_resumed_to_the_same_bits(runs: dict[str, Path], tmp_path: Path) -> None:
-    run, config = tmp_path / "run", CONFIGS["unclip"]
-    calls = []
-
-    class Ended(Exception):
-        pass
-
-    import diffusional.training.composites as composites
-
+def test_an_interrupted_system_is_resumed_to_the_same_bits(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prior is interrupted in the middle, by a signal at its first validation."""
+    run, config, trained = tmp_path / "run", CONFIGS["unclip"], []
     train = composites.train
 
-    def ending(own: Config, folder: Path, **options: object) -> object:
-        calls.append(folder.name)
-        if folder.name == "prior":
-            train(replace(own, steps=2), folder, **options)  # half of the stage, as if it had been killed then
-            raise Ended
-        return train(own, folder, **options)
+    def interrupted(own: Config, folder: Path, **options: Any) -> df.LatentVariableModel:
+        trained.append(folder.name)
+        watch = (
+            (lambda step, model: os.kill(os.getpid(), signal.SIGINT) if step == 2 else None)
+            if len(trained) == 2
+            else None
+        )
+        return train(own, folder, watch=watch, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(composites, "train", ending)
-        with pytest.raises(Ended):
-            train_composite(config, run, console=QUIET)
-    with pytest.raises(df.DiffusionalError, match=r"stage 'prior'|stage 'decoder'"):
+    monkeypatch.setattr(composites, "train", interrupted)
+    with pytest.raises(Interrupted, match="step 2 of 4"):
+        train_composite(config, run, console=QUIET)
+    with pytest.raises(df.DiffusionalError, match=r"stage 'decoder' has not been trained"):
         df.load(run)
     with pytest.raises(df.DiffusionalError, match="already holds a run"):
         train_composite(config, run, console=QUIET)
-    with pytest.warns(UserWarning, match="learning rate"):
-        train_composite(config, run, resume=True, console=QUIET)
-    assert calls == ["encoder", "prior"]
+    train_composite(config, run, resume=True, console=QUIET)
+    assert trained == ["encoder", "prior", "encoder", "prior", "decoder"]
     ours, whole = _weights(run), _weights(runs["unclip"])
     assert ours.keys() == whole.keys()
-    for stage in ("encoder", "decoder"):
-        assert all(ours[stage][name].equal(value) for name, value in whole[stage].items())
+    for stage, weights in whole.items():
+        assert all(ours[stage][name].equal(value) for name, value in weights.items())
 
 
 def test_another_system_is_not_resumed(runs: dict[str, Path]) -> None:

@@ -6,7 +6,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("diffusional demo", "diffusional demo --quick --out runs/quick"),
     "train": (
         "diffusional train runs/digits --preset digits",
-        "diffusional train runs/vae --preset digits-vae --steps 500 --optimizer.lr 0.001",
         "diffusional train runs/mine --data.name images.npy --data.levels 256",
         "diffusional train runs/digits --resume --steps 4000",
         "diffusional train runs/cascade --composite digits-cascade",
