@@ -1,6 +1,7 @@
 """Backbones: one MLP, one small residual U-Net, VDM's U-Net and the autoencoders' networks of ours; diffusers' for the rest."""
 
 from diffusional.networks.autoencoder import Decoder, Ladder, ResidualMLP
+from diffusional.networks.autoencoder_kl import KLDecoder, KLEncoder
 from diffusional.networks.conditioning import ConditionAdapter
 from diffusional.networks.diffusers import FromDiffusers, ddpm_unet
 from diffusional.networks.mlp import MLP
@@ -12,6 +13,8 @@ __all__ = [
     "ConditionAdapter",
     "Decoder",
     "FromDiffusers",
+    "KLDecoder",
+    "KLEncoder",
     "Ladder",
     "ResidualMLP",
     "UNet",
