@@ -34,7 +34,7 @@ CONFIG, DATA, WEIGHTS, CHECKPOINTS, PROFILE = (
     "checkpoints",
     "profile.json",
 )
-# Of a system of several stages: the file of its config, the folder of its stages' runs, and the entry with the hash of a frozen encoder.
+# In the folder of a system of several stages: the file of its config, the folder of its stages' runs, and the entry with the hash of a frozen encoder.
 COMPOSITE, STAGES, ENCODER_HASH = "composite.json", "stages", "encoder_sha256"
 
 
