@@ -178,4 +178,18 @@ FAULTS = [
         "fourier_features(z[:, -self.channels :], self.fourier)",
         "networks/test_conditioning.py::test_the_data_s_channels_come_first",
     ),
+    fault(
+        "networks/autoencoder_kl.py",
+        "the spread of a latent that is not scaled",
+        "0.5 * log_variance.clamp(-30.0, 20.0) + math.log(self.scale)",
+        "0.5 * log_variance.clamp(-30.0, 20.0)",
+        "networks/test_autoencoder_kl.py::test_its_latents_are_those_of_pipelines",
+    ),
+    fault(
+        "networks/autoencoder_kl.py",
+        "sign of the shift of a latent",
+        "mean = self.scale * (mean - self.shift)",
+        "mean = self.scale * (mean + self.shift)",
+        "networks/test_autoencoder_kl.py::test_its_latents_are_those_of_pipelines",
+    ),
 ]
