@@ -83,6 +83,54 @@ def fault_finder() -> str:
     )
 
 
+# Data sets, models and scores of the table of outliers: key of the record, name.
+_OUTLIER_SETS = (("digits", "digits"), ("mnist", "MNIST"), ("cifar10", "CIFAR-10"))
+_OUTLIER_COLUMNS = (
+    ("diffusion", "nelbo", "diffusion: NELBO"),
+    ("diffusion", "typicality", "typicality"),
+    ("diffusion", "profile", "profile"),
+    ("gaussian", "nelbo", "Gaussian: −ln p"),
+    ("gaussian", "typicality", "typicality"),
+    ("mixture", "nelbo", "mixture: −ln p"),
+    ("mixture", "typicality", "typicality"),
+)
+
+
+def outliers() -> str:
+    """For every kind of outliers, the AUROC of each score of each model, with its standard error in the last two digits."""
+    sets = record("outliers.json")["sets"]
+    rows = []
+    for key, name in _OUTLIER_SETS:
+        models = sets.get(key, {}).get("models", {})
+        for kind in models.get("diffusion", {}).get("outliers", {}):
+            cells = [f"{name}, {kind}"]
+            for model, score, _ in _OUTLIER_COLUMNS:
+                area = models[model]["outliers"][kind]["auroc"][score] if model in models else None
+                cells.append("" if area is None else f"{area['value']:.3f} ± {area['error']:.3f}")
+            rows.append(cells)
+    return markdown(["outliers", *(name for _, _, name in _OUTLIER_COLUMNS)], rows)
+
+
+def outlier_costs() -> str:
+    """For every kind of outliers, the mean costs of the ordinary items and of the outliers, bits/dim, and the error of a single item."""
+    sets = record("outliers.json")["sets"]
+    rows = []
+    for key, name in _OUTLIER_SETS:
+        models = sets.get(key, {}).get("models", {})
+        if "diffusion" not in models:
+            continue
+        kinds = list(models["diffusion"]["outliers"])
+        for kind in (None, *kinds):
+            cells = [f"{name}, {kind or 'ordinary items'}"]
+            for model in ("diffusion", "gaussian", "mixture"):
+                own = models.get(model)
+                bits = None if own is None else (own if kind is None else own["outliers"][kind])["bits"]
+                cells.append("" if bits is None else f"{bits:.3f}")
+            of = models["diffusion"] if kind is None else models["diffusion"]["outliers"][kind]
+            rows.append([*cells, f"{of['item_error_bits']:.3f}"])
+    return markdown(["items", "diffusion", "Gaussian", "mixture", "± of one item"], rows)
+
+
 # Rows of the digits' table of costs: key of the record, name.
 _ESTIMATORS = (
     ("(b) uniform t", "uniform t"),
