@@ -294,3 +294,39 @@ def fault_finder(axes: Axes) -> str:
         f"The check found {found:.0f} % of the faults of well-trained networks that have a name and named {named:.0f} % "
         f"(means of the cells); it raised {false} false alarms in {right} checks."
     )
+
+
+@figure(4.4, columns=2, width_ratios=(3, 2), sharey=True)
+def outliers(diffusion: Axes, others: Axes) -> str:
+    """The AUROC of every kind of outliers by each score of the diffusion model, and by the baselines."""
+    sets = record("outliers.json")["sets"]
+    names = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+    kinds = [(key, kind) for key in names if key in sets for kind in sets[key]["models"]["diffusion"]["outliers"]]
+    y = rows(diffusion, [f"{names[key]}, {kind}" for key, kind in kinds])
+
+    def draw(axes: Axes, model: str, score: str, colour: str, marker: str, shift: float, label: str) -> None:
+        found = [sets[key]["models"][model]["outliers"][kind]["auroc"][score] for key, kind in kinds]
+        values, errors = ([area[part] for area in found] for part in ("value", "error"))
+        dots(axes, values, y + shift, [2 * error for error in errors], colour=colour, fmt=marker, label=label)
+
+    draw(diffusion, "diffusion", "nelbo", style.BLUE, "o", -0.2, "NELBO")
+    draw(diffusion, "diffusion", "typicality", style.VERMILION, "s", 0.0, "typicality")
+    draw(diffusion, "diffusion", "profile", style.GREEN, "D", 0.2, "profile")
+    draw(others, "gaussian", "nelbo", style.PURPLE, "o", -0.1, "Gaussian")
+    draw(others, "mixture", "nelbo", style.ORANGE, "s", 0.1, "mixture")
+    for axes, title in ((diffusion, "diffusion model"), (others, "baselines, by −ln p")):
+        axes.axvline(0.5, color=style.MUTED, lw=1, ls=(0, (4, 3)))
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_title(title, loc="left", pad=22)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handlelength=1, columnspacing=1)
+    others.tick_params(labelleft=False)
+    diffusion.set_xlabel("AUROC ± 2 standard errors (0.5 is chance)")
+    failed = [
+        f"{names[key]}, {kind}"
+        for key, kind in kinds
+        if sets[key]["models"]["diffusion"]["outliers"][kind]["auroc"]["nelbo"]["value"] < 0.6
+    ]
+    return (
+        f"By NELBO, the diffusion models find {len(kinds) - len(failed)} of {len(kinds)} kinds of outliers with an AUROC of at least 0.6. "
+        f"The exceptions: {'; '.join(failed) or 'none'}."
+    )

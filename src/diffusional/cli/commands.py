@@ -339,8 +339,8 @@ class Score:
         Path | None,
         tyro.conf.arg(
             metavar="FILE",
-            help="A .npz file for the cost of every position (pixel, column) of the listed items, in nats, with its error; or a .png file "
-            "that draws them (images only). It takes 64 network evaluations, or those of --visits if they are more, of each listed item.",
+            help="A .npz file for the cost of every position (pixel, column) of the listed items, in nats, with its error; or a .png, .svg "
+            "or .pdf file that draws them (images only). It takes 64 network evaluations, or those of --visits if they are more, of each listed item.",
         ),
     ] = None
     variance: CheckpointVariance = None

@@ -124,8 +124,10 @@ def run(command: Score) -> Result:
 
 
 def _check_maps(command: Score, model: "LatentVariableModel") -> None:
+    from diffusional.report.style import FORMATS
+
     assert command.maps is not None
-    if command.maps.suffix == ".png":
+    if command.maps.suffix.lower() in FORMATS:
         check_figure("--maps", command.maps)
         if len(model.space.shape) != 3:
             raise DiffusionalError(
@@ -135,7 +137,7 @@ def _check_maps(command: Score, model: "LatentVariableModel") -> None:
         inputs = [Path(one).expanduser() for one in (command.data, command.reference, command.outliers) if one]
         check_target("--maps", command.maps, inputs)
     else:
-        raise DiffusionalError(f"expected a .npz or .png file for --maps, got {command.maps}")
+        raise DiffusionalError(f"expected a .npz file, or a .png, .svg or .pdf file, for --maps, got {command.maps}")
     if model.visited() is not model:
         raise DiffusionalError(
             f"--maps is not available for {command.run}: the latents of a {type(model).__name__} are not positions of an item; leave it out"
