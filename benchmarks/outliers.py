@@ -59,11 +59,11 @@ BITS = math.log(2.0)
 # Candidates of the mixture: components and the kind of their covariance, in 64, 784 and 3,072 dimensions.
 MIXTURES = {
     "digits": ((5, "full"), (10, "full"), (10, "tied"), (30, "diag")),
-    "mnist": ((2, "full"), (10, "tied"), (50, "diag")),
-    "cifar10": ((5, "tied"), (50, "diag")),
+    "mnist": ((10, "tied"), (50, "diag")),
+    "cifar10": ((50, "diag"),),
 }
 # The most training items that the mixture is fitted to.
-FITTED = 10_000
+FITTED = 5_000
 
 
 def printed(characters: str, n: int, side: int, levels: int, seed: int) -> Tensor:
@@ -230,7 +230,7 @@ def by_densities(
     started, tried, best = time.monotonic(), {}, None
     for components, kind in MIXTURES[name]:
         # The covariance gets the variance of one level, so that a component without variance at a position remains a density.
-        one = GaussianMixture(components, covariance_type=kind, reg_covar=1.0, max_iter=30, random_state=seed)
+        one = GaussianMixture(components, covariance_type=kind, reg_covar=1.0, max_iter=15, random_state=seed)
         import warnings
 
         with warnings.catch_warnings():

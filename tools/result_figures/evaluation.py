@@ -305,7 +305,9 @@ def outliers(diffusion: Axes, others: Axes) -> str:
     y = rows(diffusion, [f"{names[key]}, {kind}" for key, kind in kinds])
 
     def draw(axes: Axes, model: str, score: str, colour: str, marker: str, shift: float, label: str) -> None:
-        found = [sets[key]["models"][model]["outliers"][kind]["auroc"][score] for key, kind in kinds]
+        none = {"value": np.nan, "error": np.nan}
+        models = [sets[key]["models"].get(model, {}).get("outliers", {}).get(kind) for key, kind in kinds]
+        found = [none if one is None else one["auroc"][score] for one in models]
         values, errors = ([area[part] for area in found] for part in ("value", "error"))
         dots(axes, values, y + shift, [2 * error for error in errors], colour=colour, fmt=marker, label=label)
 
