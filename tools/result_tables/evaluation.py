@@ -102,7 +102,7 @@ def outliers() -> str:
     rows = []
     for key, name in _OUTLIER_SETS:
         models = sets.get(key, {}).get("models", {})
-        for kind in models.get("diffusion", {}).get("outliers", {}):
+        for kind in next(iter(models.values()), {}).get("outliers", {}):
             cells = [f"{name}, {kind}"]
             for model, score, _ in _OUTLIER_COLUMNS:
                 area = models[model]["outliers"][kind]["auroc"][score] if model in models else None
@@ -117,17 +117,16 @@ def outlier_costs() -> str:
     rows = []
     for key, name in _OUTLIER_SETS:
         models = sets.get(key, {}).get("models", {})
-        if "diffusion" not in models:
-            continue
-        kinds = list(models["diffusion"]["outliers"])
+        kinds = list(next(iter(models.values()), {}).get("outliers", {}))
         for kind in (None, *kinds):
             cells = [f"{name}, {kind or 'ordinary items'}"]
             for model in ("diffusion", "gaussian", "mixture"):
                 own = models.get(model)
                 bits = None if own is None else (own if kind is None else own["outliers"][kind])["bits"]
                 cells.append("" if bits is None else f"{bits:.3f}")
-            of = models["diffusion"] if kind is None else models["diffusion"]["outliers"][kind]
-            rows.append([*cells, f"{of['item_error_bits']:.3f}"])
+            of = models.get("diffusion")
+            of = of if of is None or kind is None else of["outliers"][kind]
+            rows.append([*cells, "" if of is None else f"{of['item_error_bits']:.3f}"])
     return markdown(["items", "diffusion", "Gaussian", "mixture", "± of one item"], rows)
 
 
