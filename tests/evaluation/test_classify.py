@@ -61,6 +61,9 @@ def test_classes_are_dropped_and_hard_items_get_more_visits() -> None:
     assert result.evaluations[easy].double().mean() < 0.7 * result.evaluations[hard].double().mean()
     assert result.evaluations.double().mean() < 0.5 * 3 * 64
     assert float(result.confidence[easy].min()) > 0.9
+    # The doubt about a class that was dropped early is that of the draws that it shares with the best.
+    finished = result.visits.amax(1) < 64
+    assert float(result.confidence[finished].min()) > 0.9
     # A class that was dropped has fewer draws than the best.
     assert bool((result.visits.amax(1) > result.visits.amin(1)).any())
 
@@ -224,16 +227,24 @@ def test_the_evidence_has_draws_of_its_own() -> None:
     model = model_of(here)
     x, c = here.sample_labelled(50, torch.Generator().manual_seed(0))
     plan = df.Plan.fit(model, x, 500, 0, condition=c)
-    seen = []
+    seen: list[bytes] = []
     original = CommonNoise._drawn
 
     def spy(self: Any, item: Tensor, draw: Tensor) -> Any:
-        out = original(self, item, draw)
-        seen.append((len(seen), out[0].level))
-        return out
+        # The streams of different purposes are independent (evaluation/noise.py).
+        seen.append(self.purpose)
+        return original(self, item, draw)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CommonNoise, "_drawn", spy)
         classify(model, x, classes=3, plan=plan, max_visits=4, evidence_visits=4)
-    assert len(seen) == 2
-    assert not torch.isin(seen[0][1], seen[1][1]).any()
+    assert len(seen) == len(set(seen)) == 2
+
+
+def test_classes_that_do_not_differ_are_told_apart_by_the_prior() -> None:
+    here = world()
+    denoiser = df.Denoiser(lambda z, log_snr, c: 0 * z, "data")
+    model = df.DiffusionModel(model_of(here).process, denoiser, model_of(here).likelihood)
+    result = classify(model, torch.zeros(3, 2), classes=3, prior=[0.2, 0.5, 0.3], max_visits=8)
+    assert result.label.tolist() == [1, 1, 1]
+    assert result.confidence.tolist() == [1.0, 1.0, 1.0]
