@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import Evaluation, Plan, Progress, evaluate, task, visit_records
 from diffusional.evaluation.evaluation import Task
+from diffusional.evaluation.plan import Met
 from diffusional.evaluation.visit_records import VisitRecords
 
 LOW, HIGH = -5.0, 5.0
@@ -599,19 +601,62 @@ def test_what_a_plan_expects_of_a_part_of_the_items() -> None:
     assert draws.expected_variance(8.0) == pytest.approx(8 / (20 * 2))
 
 
+def without_spread(plan: Plan, model: df.DiffusionModel, items: int, each: int) -> Task:
+    """An evaluation whose draws, `each` of some of 400 items, all cost what the plan subtracts: they have met nothing rare."""
+    task = Task(VisitRecords(model, plan, levels(400)), 0, None)
+    task.draws.extend(task.draws.order[:items], torch.full((items,), each))
+    for costs in task.draws._costs.values():
+        costs.zero_()
+    return task
+
+
 def test_the_rule_that_stops_heeds_the_plan() -> None:
     """Costs without spread have the plan's variance as 256 degrees of freedom; an error above it stays."""
     model = discrete()
     plan = plan_for(model)
-    task = Task(VisitRecords(model, plan, levels(100)), 0, None)
-    task.draws.extend(task.draws.order[:20], torch.full((20,), 3))
-    task.draws._costs["kl"].zero_()
-    task.draws._costs["reconstruction"].zero_()
+    task = without_spread(plan, model, 300, 3)
+    assert 900 * plan.freedom_of_a_draw > 30
     seen = task.draws.nelbo().error
-    expected = plan.draw_variance / (20 * 3)
-    blend = (256 * expected + 40 * seen**2) / (256 + 40)
+    expected = plan.draw_variance / (300 * 3)
+    blend = (256 * expected + 600 * seen**2) / (256 + 600)
     assert blend > seen**2
     assert task._cautious().error == pytest.approx(math.sqrt(blend))
+
+
+def with_rare_costs(plan: Plan) -> Plan:
+    """The plan from a pilot in which one visit in a hundred, in every cell, costs 500 nats when weighted, and the others nothing."""
+    cells = (plan.mass > 0).nonzero().squeeze(1)
+    cell, rare = cells.repeat(1000), torch.arange(1000).repeat_interleave(len(cells)) < 10
+    size = 500 * plan.mass / plan.width
+    return replace(plan, met=Met(cell, cell, torch.where(rare, size[cell], 0.0)), scale=0.1 * size)
+
+
+@pytest.mark.parametrize("decoder", [likelihood.DiscretizedGaussian, likelihood.LevelPosterior])
+def test_draws_that_could_not_have_met_rare_costs_do_not_end_an_evaluation(decoder: Any) -> None:
+    """600 draws meet six rare costs, which is too few to know their variance by: whatever was drawn, the plan's expectation counts, and
+    its own error is added. From 1,000 draws on the draws count too.
+    """
+    model = discrete(decoder=decoder)
+    plan = with_rare_costs(plan_for(model))
+    assert plan.draw_variance == pytest.approx(0.01 * 500**2)
+    assert plan.freedom_of_a_draw == pytest.approx(3 * 0.01)
+    # As many as there are rare costs, if they were equally frequent in the evaluation: 3 (Σ π)²/Σ (π²/10).
+    assert plan.pilot_freedom == pytest.approx(30 / float(plan.mass.square().sum()))
+    few, many = without_spread(plan, model, 300, 2), without_spread(plan, model, 350, 3)
+    assert few._cautious().error == pytest.approx(math.sqrt(2500 / 600 * (1 + math.sqrt(2 / plan.pilot_freedom))))
+    assert many._cautious().error == pytest.approx(math.sqrt(256 * 2500 / 1050 / (256 + 700)), rel=0.01)
+
+
+def test_an_evaluation_goes_on_until_its_draws_could_have_met_rare_costs() -> None:
+    """The network has no rare costs, so that the draws' own error is below the target after the first look, with any seed."""
+    model, x = discrete(), levels(1000)
+    plan = with_rare_costs(plan_for(model))
+    for target, least, most in ((1.9, 700, 950), (1.2, 1000, 1200)):
+        for seed in range(2):
+            result = evaluate(model, x, target_error=target, unit="nats", plan=plan, audit=False, seed=seed)
+            assert result.reached
+            # 2500 (1 + u)/target² draws by the plan's expectation, or 1,000, from which on their own error counts.
+            assert least < result.nelbo.network_evaluations < most
 
 
 def test_items_that_stop_by_their_own_errors_are_said_to_bias_the_mean() -> None:

@@ -641,6 +641,27 @@ FAULTS = [
         "evaluation/test_honest_errors.py::test_few_draws_of_outliers_do_not_end_an_evaluation",
     ),
     fault(
+        "evaluation/visit_records.py",
+        "an evaluation ends by the error of draws that could not meet rare costs",
+        "if self.trusted(of_a_draw) < 1:",
+        "if self.trusted(of_a_draw) < 0:",
+        "evaluation/test_evaluate.py::test_draws_that_could_not_have_met_rare_costs_do_not_end_an_evaluation",
+    ),
+    fault(
+        "evaluation/plan.py",
+        "the degrees of freedom of a draw without the weight of its cost",
+        "squares = (weight * left).square()",
+        "squares = left.square()",
+        "evaluation/test_evaluate.py::test_draws_that_could_not_have_met_rare_costs_do_not_end_an_evaluation",
+    ),
+    fault(
+        "evaluation/task.py",
+        "a round that goes beyond where the draws' own error is trusted",
+        "factor = factor.clamp(max=1 / trusted)",
+        "factor = factor.clamp(max=4 / trusted)",
+        "evaluation/test_evaluate.py::test_an_evaluation_goes_on_until_its_draws_could_have_met_rare_costs",
+    ),
+    fault(
         "evaluation/task.py",
         "a target's unit taken twice",
         "draws.values, target.error * nats",

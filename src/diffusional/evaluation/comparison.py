@@ -156,21 +156,23 @@ def _compared(tasks: list[Task], target: float, audit: bool, every_item: bool) -
     # every level, and the pilots.
     audits = [task.audited for task in tasks if task.audited is not None]
     by_audits = audits[0].paired_variance(audits[1]) if len(audits) == 2 else 0.0
-    by_pilots = one.plan.paired_variance(other.plan)
+    by_pilots, of_pilots = one.plan.paired_variance(other.plan), one.plan.paired_freedom(other.plan)
+    of_a_draw = one.plan.paired_freedom_of_a_draw(other.plan)
 
     def cautious() -> Estimate:
         seen = _difference(one, other, sum(task.spent for task in tasks))
         least = math.sqrt(one.expected_variance(by_audits))
-        return one.cautious(replace(seen, error=max(seen.error, least)), by_pilots)
+        return one.cautious(replace(seen, error=max(seen.error, least)), by_pilots, of_pilots, of_a_draw)
 
     options = {"items": len(one.data)} if every_item else {}
-    enough = tasks[0].to_error([one, other], cautious, lambda: _paired(one, other), target, **options)
+    enough = tasks[0].to_error(
+        [one, other], cautious, lambda: _paired(one, other), target, of_a_draw=of_a_draw, **options
+    )
     results = [task.result([]) for task in tasks]
     difference = cautious()
     caveats += [f"{name}: {text}" for name, result in zip("AB", results, strict=True) for text in result.caveats]
     freedom = one.freedom_of(*_paired(one, other))
     caveats += few_draws(freedom, difference.error)
-    of_pilots = one.plan.paired_freedom(other.plan)
     if by_pilots > 0 and of_pilots < LEAST_FREEDOM:
         caveats.append(
             f"the difference that the pilots met rests on few of their visits ({of_pilots:.0f} degrees of freedom): the models differ by "

@@ -313,6 +313,21 @@ class Plan:
         """The expected variance of one visit, nats² per item: Σ_c (n_c s_c)²/π_c."""
         return self._of_one_visit(self.scale.square())
 
+    @property
+    def pilot_freedom(self) -> float:
+        """The degrees of freedom of `draw_variance`, from the spread of the pilot's squared residuals: few if a few visits dominate it, infinite
+        for a plan without a record of its pilot.
+        """
+        return self._pilot_freedom(self.met.left)
+
+    @property
+    def freedom_of_a_draw(self) -> float:
+        """The degrees of freedom that each draw adds to the variance of draws, as the pilot expects: 3 (E q)²/E q², with q the square of a
+        draw. It is 1 for normal draws, about 3 p if a part p of the draws dominates the variance, and infinite for a plan without a record
+        of its pilot.
+        """
+        return self._freedom_of_a_draw(self.met.left)
+
     def paired_variance(self, other: "Plan") -> float:
         """Return the expected variance, nats² per item, of the difference of two models' costs at one visit.
 
@@ -335,12 +350,34 @@ class Plan:
         """Return the degrees of freedom of `paired_variance`, from the spread of the pilots' squared differences: few if a few visits
         dominate that variance, infinite if the pilots did not make the same visits.
         """
-        apart = self._apart(other)
-        if not len(apart):
+        return self._pilot_freedom(self._apart(other))
+
+    def paired_freedom_of_a_draw(self, other: "Plan") -> float:
+        """Return the degrees of freedom that each pair of draws adds to the variance of their differences, as `freedom_of_a_draw`."""
+        return self._freedom_of_a_draw(self._apart(other))
+
+    def _pilot_freedom(self, left: Tensor) -> float:
+        """Return the degrees of freedom of the variance of one visit, as estimated from the residuals `left` (P,) of the pilot's visits."""
+        if not len(left):
             return math.inf
-        count = torch.bincount(self.met.cell, minlength=self.cells + 1).clamp(min=1)
-        weight = self.width.square() / (self.mass.clamp(min=1e-12) * count)
-        return sharing(weight[self.met.cell] * apart.square())
+        chance, weight = self._chances()
+        return sharing(chance * (weight * left).square())
+
+    def _freedom_of_a_draw(self, left: Tensor) -> float:
+        """Return 3 (E q)²/E q² of the squares q of draws, from the residuals `left` (P,) of the pilot's visits."""
+        if not len(left):
+            return math.inf
+        chance, weight = self._chances()
+        squares = (weight * left).square()
+        fourth = float((chance * squares.square()).sum())
+        return 3 * float((chance * squares).sum()) ** 2 / fourth if fourth > 0 else math.inf
+
+    def _chances(self) -> tuple[Tensor, Tensor]:
+        """Return, for each of the pilot's visits, its share (P,) of the visits of an evaluation, and the weight n_c/π_c (P,) of its cost there."""
+        cell = self.met.cell
+        count = torch.bincount(cell, minlength=self.cells + 1).clamp(min=1)
+        mass = self.mass.clamp(min=1e-12)
+        return (mass / count)[cell], (self.width / mass)[cell]
 
     def _apart(self, other: "Plan") -> Tensor:
         """Return the differences (P,) of the residuals of both pilots at the same visits; empty if the visits differ."""

@@ -123,7 +123,9 @@ class Task:
             enough = bool((draws.count >= target.visits).all())
         elif target.error is not None:
             first = n if target.every_item else _FIRST_ITEMS
-            enough = self.to_error([draws], self._cautious, draws.values, target.error * nats, first)
+            enough = self.to_error(
+                [draws], self._cautious, draws.values, target.error * nats, first, draws.plan.freedom_of_a_draw
+            )
         else:
             assert target.item_error is not None
             enough = self._to_item_error(target.item_error * nats)
@@ -143,11 +145,13 @@ class Task:
         values: Callable[[], tuple[Tensor, Tensor]],
         target: float,
         items: int = _FIRST_ITEMS,
+        of_a_draw: float = math.inf,
     ) -> bool:
         """Extend all of `every` equally, in rounds, until the estimate's error is at most `target` (nats), or
         `max_evaluations` are spent.
 
-        `values` returns the draws (n, J) of the visited items from which the estimate is made, and a mask of those that exist.
+        `values` returns the draws (n, J) of the visited items from which the estimate is made, and a mask of those that exist. `of_a_draw` is
+        the number of degrees of freedom that each is expected to add to their variance (`Plan.freedom_of_a_draw`).
         """
         draws, strata = every[0], every[0].strata
         picked = strata.first(items)
@@ -180,6 +184,10 @@ class Task:
                 factor = ranks.agreed(
                     strata.growth(visited, variance, mean, draws.count[visited], (now.error / target) ** 2, least)
                 )
+                trusted = draws.trusted(of_a_draw)
+                if trusted < 1:
+                    # No further than to where the error of the draws themselves is trusted.
+                    factor = factor.clamp(max=1 / trusted)
             # Strata that are visited as a whole get more draws per item, the others more items.
             whole = picked == strata.sizes
             each = torch.where(whole, grown(each, 1.02 * factor), each)
@@ -202,7 +210,8 @@ class Task:
         draws = self.draws
         if not draws.plan.learned:
             return draws.nelbo()
-        return draws.cautious(draws.nelbo(), draws.plan.draw_variance)
+        plan = draws.plan
+        return draws.cautious(draws.nelbo(), plan.draw_variance, plan.pilot_freedom, plan.freedom_of_a_draw)
 
     def _to_item_error(self, target: float) -> bool:
         """Draw from each item until its own error is at most `target`. The draws of an item depend only on the item."""

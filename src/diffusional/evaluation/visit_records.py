@@ -51,6 +51,8 @@ _FIXED = 64
 _PRIOR_DRAWS = 4
 # Degrees of freedom of the plan's expectation if the observed error is smaller.
 _PLAN_FREEDOM = 256
+# Expected degrees of freedom of an error from which on it can end an evaluation: twice those without a caveat (averages.LEAST_FREEDOM).
+_TRUSTED = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,15 +349,32 @@ class VisitRecords:
         weight = self.strata.weights(items)
         return visit * float((weight.square() / self.count[items].double()).sum()) / len(self.data) ** 2
 
-    def cautious(self, seen: Estimate, visit: float) -> Estimate:
+    def cautious(self, seen: Estimate, visit: float, pilot: float = math.inf, of_a_draw: float = math.inf) -> Estimate:
         """Return `seen` with the error for a stopping rule, if one visit is expected to have the variance `visit`, nats².
 
         Draws that met no rare cost give both a low estimate and a low error, so stopping at a low error would favour them. The
         pilot's expectation does not depend on these draws. If it is larger, it is blended in with _PLAN_FREEDOM degrees of freedom.
+
+        The draws' own error is not used at all until the pilot expects it to have _TRUSTED degrees of freedom. Their actual degrees of freedom
+        are no evidence: draws that met none of the costs that dominate the variance look like many alike. Until then the error is the
+        pilot's expectation plus its own standard error.
+
+        Args:
+            seen: the estimate, with the error from the draws.
+            visit: the expected variance of one visit, nats².
+            pilot: the degrees of freedom of `visit`.
+            of_a_draw: the degrees of freedom that each draw is expected to add to the variance of draws.
         """
+        expected = self.expected_variance(visit)
+        if self.trusted(of_a_draw) < 1:
+            return replace(seen, error=max(seen.error, math.sqrt(expected * (1 + math.sqrt(2 / pilot)))))
         freedom = float((self.count[self.visited()] - 1).sum())
-        blend = (_PLAN_FREEDOM * self.expected_variance(visit) + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
+        blend = (_PLAN_FREEDOM * expected + freedom * seen.error**2) / (_PLAN_FREEDOM + freedom)
         return replace(seen, error=max(seen.error, math.sqrt(blend)))
+
+    def trusted(self, of_a_draw: float) -> float:
+        """Return the expected degrees of freedom of the variance of the draws, over those from which on it is trusted."""
+        return of_a_draw / self.expected_variance(1.0) / _TRUSTED
 
     def nelbo(self) -> Estimate:
         """Return the mean NELBO of the data set in nats, with both errors."""
