@@ -182,11 +182,11 @@ def test_what_audits_say_of_a_difference(x: Tensor, pair: tuple[df.DiffusionMode
     """One nat at one level of probability π adds 1/π to the variance of a visit of both."""
     a, b = pair
     plan = Plan.fit(a, x)
-    ours, theirs = (Audit.of(VisitRecords(m, plan, x, 0)) for m in pair)
+    ours, theirs = (Audit.planned(VisitRecords(m, plan, x, 0)).run() for m in pair)
     cell = int(torch.searchsorted(plan.edges, b.level, right=True))
     inverse = float((plan.edges[cell] - plan.edges[cell - 1]) / plan.mass[cell])
     assert ours.paired_variance(theirs) == pytest.approx(inverse, rel=1e-5)
-    assert ours.paired_variance(Audit.of(VisitRecords(b, Plan.fit(a, x, seed=1), x, 0))) == 0
+    assert ours.paired_variance(Audit.planned(VisitRecords(b, Plan.fit(a, x, seed=1), x, 0)).run()) == 0
 
 
 def test_a_difference_that_rests_on_few_draws_is_said(x: Tensor, pair: tuple[df.DiffusionModel, OneMore]) -> None:

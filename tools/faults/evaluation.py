@@ -559,8 +559,8 @@ FAULTS = [
     fault(
         "evaluation/plan.py",
         "the pilots' differences not weighted by their cells",
-        "sharing(weight[self.met.cell] * apart.square())",
-        "sharing(apart.square())",
+        "sharing(chance * (weight * left).square())",
+        "sharing(left.square())",
         "evaluation/test_plan.py::test_a_second_model_sees_what_the_first_one_saw",
     ),
     fault(

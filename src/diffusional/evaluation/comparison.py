@@ -150,13 +150,17 @@ def _compared(tasks: list[Task], target: float, audit: bool, every_item: bool) -
     known = {f"{name}: {column}": v for name, d in (("A", one), ("B", other)) for column, v in d.columns().items()}
     one.strata = other.strata = Strata.by_extremeness(known, one.order)
     caveats = [
-        f"{name}: {text}" for name, task in zip("AB", tasks, strict=True) if audit for text in task.audit(target)
+        f"{name}: {text}"
+        for name, task in zip("AB", tasks, strict=True)
+        if audit
+        for text in task.audit(target, paired=True)
     ]
     # Costs that two models share cancel, and the rest may be rare: the error is at least the one expected from the audits, which visited
     # every level, and the pilots.
     audits = [task.audited for task in tasks if task.audited is not None]
     by_audits = audits[0].paired_variance(audits[1]) if len(audits) == 2 else 0.0
-    by_pilots, of_pilots = one.plan.paired_variance(other.plan), one.plan.paired_freedom(other.plan)
+    by_pilots = one.plan.paired_variance(other.plan)
+    of_pilots = one.plan.paired_freedom(other.plan)
     of_a_draw = one.plan.paired_freedom_of_a_draw(other.plan)
 
     def cautious() -> Estimate:

@@ -109,7 +109,7 @@ class Task:
 
     @property
     def _audits(self) -> int:
-        return 0 if self.audited is None else len(self.audited.left)
+        return 0 if self.audited is None else len(self.audited)
 
     def run(self, target: Target, audit: bool) -> Evaluation:
         """Draw until the target is reached, and return the record."""
@@ -281,26 +281,31 @@ class Task:
             Progress(now, self.spent, expected if self.max_evaluations is None else min(expected, self.max_evaluations))
         )
 
-    def audit(self, target: float | None) -> list[str]:
-        """Return a sentence for each cost that a learned plan does not expect, and that matters for `target`, nats."""
-        model = self.draws.model
-        if not self.draws.plan.learned:
+    def audit(self, target: float | None, paired: bool = False) -> list[str]:
+        """Return a sentence for each cost that a learned plan does not expect, and that matters for `target`, nats. If the audit is `paired`
+        with another model's, no level is left out.
+        """
+        model, plan = self.draws.model, self.draws.plan
+        if not plan.learned:
             return [NO_AUDIT]
-        count = Audit.size(model)
-        if self.max_evaluations is not None and self.spent + count > self.max_evaluations:
+        matters = 0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions))
+        start, data = time.monotonic(), ("data_sha256", "condition_sha256")
+        same = all(plan.provenance.get(key) == self._about.get(key) for key in data)
+        audit = Audit.planned(self.draws, None if paired else matters, same)
+        count, spent = len(audit), self.spent
+        if self.max_evaluations is not None and spent + count > self.max_evaluations:
             return [
                 f"max_evaluations={self.max_evaluations} left none for the audit of the levels, which takes {count}"
             ]
-        spent, start = self.spent, time.monotonic()
 
         def after(done: int) -> None:
             if self.watch is not None:
                 self.watch(Progress(None, spent + done, spent + count, "audit"))
 
         after(0)
-        self.audited = Audit.of(self.draws, after)
+        self.audited = audit.run(after)
         self.seconds["audit"] = time.monotonic() - start
-        return self.audited.unexpected(0.5 * (target or 0.01 * per_unit("bits/dim", model.space.dimensions)))
+        return self.audited.unexpected(matters)
 
     def _vouched(self, seen: Estimate) -> Estimate:
         """Return the estimate, with the plan's expectation in its error if that is more than _SURPRISE times the variance seen."""
@@ -348,6 +353,8 @@ class Task:
             "evaluations": {"pilot": self.pilot, "audit": self._audits, "draws": draws.evaluations},
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
+        if self.audited is not None:
+            about["audit"] = self.audited.to_json()
         return Evaluation(
             nelbo=nelbo,
             terms=terms,

@@ -139,6 +139,13 @@ class Adapter(Denoiser):
         super().__init__(module, kind, time=time, learns_variance=learns is not None)
         self.output, self.scale, self.learns, self.rule = output, scale, learns, rule
 
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """The range that the rule for x̂ leaves it; None without a rule."""
+        if isinstance(self.rule, Clip):
+            return self.rule.low, self.rule.high
+        return None if self.rule is None else (-1.0, 1.0)
+
     def to_identity(self) -> dict[str, Any]:
         """Return what is done to x̂, which no tensor of the model records."""
         return {} if self.rule is None else {"rule": str(self.rule)}

@@ -303,6 +303,13 @@ class Chain(LatentVariableModel):
         """Return the part of KL_t (V,) that no noise changes, at levels (V,): by default 0. It needs no network evaluation."""
         return torch.zeros(len(level), dtype=torch.float64)
 
+    def cost_bound(self, level: PerItem) -> PerItem | None:
+        """Return the most (V,) that KL_t − `level_constants` can be at levels (V,), for any item of the space, any noise and any weights of the
+        network, if it is at least 0 everywhere; or None if no such bound is known, which is the default. An evaluation does not look for
+        unexpected costs at levels where they cannot matter.
+        """
+        return None
+
     @property
     def affine(self) -> AffineCosts | None:
         """The chain itself if its costs are affine in the squared error of the noise, so that controls exist; by default None."""

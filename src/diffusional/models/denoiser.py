@@ -97,6 +97,16 @@ class Denoiser(nn.Module):
         self.time = time
         self.learns_variance = learns_variance
 
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """The range that x̂ cannot leave at any position, whatever the network returns; None if there is none. It is known for a network that
+        predicts levels, and for one whose x̂ is clipped.
+        """
+        if self.predicts == "levels":
+            assert self.space is not None
+            return self.space.low, self.space.high
+        return (self.module.low, self.module.high) if isinstance(self.module, _Clipped) else None
+
     def to_identity(self) -> dict[str, Any]:
         """Return what the prediction depends on besides the tensors of the model, as JSON values: by default nothing."""
         return {}

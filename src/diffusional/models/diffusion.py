@@ -301,6 +301,19 @@ class DiffusionModel(Chain):
         """Return the part of KL_t (V,) that comes from the variance of p, MATH (10); it needs no network evaluation."""
         return self.kl_from(torch.zeros(len(level), dtype=torch.float64), level)
 
+    def cost_bound(self, level: PerItem) -> PerItem | None:
+        """Return slope_t SNR_t D r² (V,), nats, for a network whose x̂ cannot leave the range of the data, r wide; otherwise None.
+
+        ‖ε − ε̂‖² = SNR_t ‖x − x̂‖², MATH (5), and KL_t = constant_t + slope_t ‖ε − ε̂‖², MATH (10), whatever the variance of p is, unless the
+        network chooses it. For the posterior's variance the bound is ½ (SNR_s − SNR_t) D r², with s one step below t.
+        """
+        inside, space = self.denoiser.data_range, self.space
+        if inside is None or self.variance == "learned" or not isinstance(space, Discrete):
+            return None
+        reach = max(inside[1], space.high) - min(inside[0], space.low)
+        snr = torch.exp(-self.noisy_gamma(level).detach().double())
+        return self.kl_from(snr * space.dimensions * reach**2, level).detach() - self.level_constants(level).detach()
+
     def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
         """Return KL_t (B,) from the squared error of the noise, MATH (10)."""
         gamma = self.noisy_gamma(level)
