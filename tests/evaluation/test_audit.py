@@ -205,16 +205,19 @@ def test_the_pilot_s_visits_of_the_same_items_count_for_the_audit() -> None:
     x, others = (SPACE.encode(torch.randint(0, 3, (80, 4), generator=generator(seed))) for seed in (3, 4))
     plan = df.Plan.fit(model, x, 300, cells=8)
     seen = plan.met.level[plan.met.cell > 0].unique()
-    result = df.evaluate(model, x, visits=2, plan=plan)
-    audit = result.provenance["audit"]
-    assert audit["visits"] == result.provenance["evaluations"]["audit"]
-    assert 100 < audit["met_by_pilot"] <= len(seen)
-    assert audit["visits"] + audit["met_by_pilot"] + audit["bounded"] == 299
-    assert not bool(
-        torch.isin(Audit.planned(VisitRecords(model, plan, x), 1e-9, same_items=True).visits.level, seen).any()
-    )
-    other = df.evaluate(model, others, visits=2, plan=plan).provenance["audit"]
-    assert other["met_by_pilot"] == 0
+    kept = Audit.planned(VisitRecords(model, plan, x), 1e-9, same_items=True)
+    assert not bool(torch.isin(kept.visits.level, seen).any())
+    assert len(kept) + kept.met + kept.bounded == 299
+    assert 100 < kept.met <= len(seen)
+    own = {
+        name: df.evaluate(model, x, item_error=3.0, unit="nats", **given).provenance
+        for name, given in (("none", {}), ("of others", {"reference": others}), ("given", {"plan": plan}))
+    }
+    for name, record in own.items():
+        audit = record["audit"]
+        assert audit["visits"] == record["evaluations"]["audit"]
+        assert audit["visits"] + audit["met_by_pilot"] + audit["bounded"] == 299
+        assert (audit["met_by_pilot"] > 0) == (name == "none")
     # Two models are compared at all levels.
     both = df.compare(model, model, x, 10.0, "nats", plans=(plan, plan))
     assert both.a.provenance["audit"] == {"visits": 299, "bounded": 0, "met_by_pilot": 0, "bounded_most_nats": 0.0}

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,3 +229,29 @@ def test_rare_contexts_that_the_pilot_missed_do_not_move_a_score_by_more_than_th
     sweep = df.evaluate(model(), x, draws=8)
     assert result.per_item["error"][0] < 0.2 * sweep.per_item["nelbo"][0]
     close(result.per_item["nelbo"][0], sweep.per_item["nelbo"][0], rtol=0.3)
+
+
+def test_an_evaluation_tries_the_context_where_it_saves_evaluations() -> None:
+    chain, x = model(), data()
+    network = chain.denoiser.module
+    assert isinstance(network, Neighbours)
+
+    def found(**options: Any) -> tuple[int, list[str], dict[str, int]]:
+        """Return the evaluations, the controls of the plan, and the network's rows of an evaluation."""
+        network.seen = 0
+        result = df.evaluate(chain, x, unit="nats", seed=1, audit=False, **options)
+        spent = result.provenance["evaluations"]
+        assert network.seen == result.nelbo.network_evaluations == sum(spent.values())
+        return sum(spent.values()), result.provenance["plan"]["controls"], spent
+
+    total, controls, spent = found(item_error=0.5)
+    assert "context" in controls
+    # The first pilot, which ended there, and the second one with the contexts of all items.
+    assert spent["pilot"] == 500 + 1000 + len(x)
+    # A plan without it takes more.
+    without = Plan.fit(chain, x, 1500, seed=1)
+    assert total < found(item_error=0.5, plan=without)[0] + 1500
+    # Nobody asked for more evaluations than these, or the target is too loose.
+    for options in ({"visits": 8}, {"target_error": 0.2}, {"item_error": 0.5, "max_evaluations": 100_000}):
+        assert "context" not in found(**options)[1]
+    assert found(item_error=0.5)[0] == total

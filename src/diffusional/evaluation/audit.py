@@ -9,8 +9,8 @@ Two kinds of visits are left out, since the network could not change their outco
 
     bounded   If the chain bounds the cost of a level, 0 ≤ cost ≤ B (`Chain.cost_bound`), the residual of a visit lies between −g and B − g,
               and g needs no network. If neither end would be listed, nor would the residual.
-    met       If the pilot visited these items, and a level at least as often as the audit would, the plan's expectation includes what is
-              found there.
+    met       If the evaluation began with a pilot on its own items, and this visited a level at least as often as the audit would, the
+              plan's expectation includes what is found there.
 
 All others are visited: about as many evaluations as the full sweep of one image, or fewer.
 """
@@ -72,8 +72,8 @@ class Audit:
     def planned(cls, draws: VisitRecords, matters: float | None = None, same_items: bool = False) -> "Audit":
         """Return the audit of the plan of `draws`, for its model and data, before its visits.
 
-        With `matters`, a sum in nats, visits are left out that could not find a cost that changes the sum by more; with `same_items`, which says
-        that the pilot visited these items, those of levels that the pilot visited as often.
+        With `matters`, a sum in nats, visits are left out that could not find a cost that changes the sum by more; with `same_items`, for a plan
+        whose pilot visited this model on these items, those of levels that the pilot visited as often.
         """
         model, plan, count = draws.model, draws.plan, cls.size(draws.model)
         # Neither the visits nor the items depend on the order of the data.

@@ -11,7 +11,8 @@ sum over the levels is known without a draw. The multiples are found by regressi
     own          functions of the noise that the chain's family offers, such as a binomial one (`Chain.noise_moments`)
     context      ‖ε − ε̂_c‖² with the distributions that a levels head predicts for the item without noise             (context.py)
 
-`context` needs one network evaluation for every item and is used only if it is asked for. None of the others needs one, and each takes O(D) or O(D log D) operations a visit on the model's device.
+`context` needs one network evaluation for every item, and is tried only where it may save more (evaluation.py). None of the others needs
+one, and each takes O(D) or O(D log D) operations a visit on the model's device.
 """
 
 from dataclasses import dataclass

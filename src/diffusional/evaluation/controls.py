@@ -1,5 +1,7 @@
 """Which control variates a chain has, fitted to reference items or restored from a file."""
 
+import math
+
 from torch import Tensor
 
 from diffusional.errors import DiffusionalError
@@ -13,7 +15,7 @@ from diffusional.models.chain import Chain
 from diffusional.space import Discrete
 
 NAMES = ("wiener", "histogram", "moments", "own")
-# Those that take network evaluations, and so are used only if they are named.
+# Those that take network evaluations, so that a plan has them only if they are named.
 FURTHER = ("context",)
 
 
@@ -46,14 +48,15 @@ def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Contr
             fitted.append(Histogram.fit(x, space))
         if name == "moments":
             fitted.append(Moments(space))
-        if (
-            name == "context"
-            and chain.predicts_levels
-            and isinstance(space, Discrete)
-            and space.levels <= MOST_OF_CONTEXT
-        ):
+        if name == "context" and isinstance(space, Discrete) and has_context(chain):
             fitted.append(Context(space))
     return tuple(fitted)
+
+
+def has_context(chain: Chain) -> bool:
+    """Return whether the chain has the control `context`: a network that predicts distributions over at most 32 levels."""
+    space = chain.space
+    return chain.affine is not None and chain.predicts_levels and (space.levels or math.inf) <= MOST_OF_CONTEXT
 
 
 def restored(name: str, chain: Chain, state: dict[str, Tensor]) -> Control:

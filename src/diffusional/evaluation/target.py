@@ -96,7 +96,7 @@ class Visits:
 
     Attributes:
         plan: a plan from `Plan.fit` or `Plan.load`. By default a pilot learns one, whose evaluations are counted: 500, or more if the target
-            requires many.
+            requires many. A second pilot tries the control `context` of a levels head where it may save evaluations.
         reference: the pilot's data (M, *space.shape), normally training data. Defaults to the evaluated data.
         audit: visit every level once (at most 2,048) to look for costs that a learned plan does not expect.
         records: a file for the draws. If it has draws of this evaluation, the evaluation continues from them. If it is a folder, the
