@@ -11,8 +11,9 @@ from battery import close, generator, randn
 from diffusional import likelihood, schedule
 from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.visit_records import VisitRecords
-from diffusional.interop.adapter import DATA, Adapter, Clip, Threshold
+from diffusional.interop.adapter import DATA, Adapter
 from diffusional.models.denoiser import clipped
+from diffusional.models.rules import Clip, Threshold
 
 # Visits at most.
 MOST = 2048
@@ -174,6 +175,10 @@ def test_no_bound_is_known_if_the_network_can_leave_the_range_or_choose_the_vari
     assert df.DiffusionModel(forward, head, likelihood.NetworkLevels(SPACE)).cost_bound(level) is not None
     for rule, reach in ((Clip(-2.0, 0.5), (-2.0, 0.5)), (Threshold(0.9, 3.0), (-1.0, 1.0)), (None, None)):
         assert Adapter(lambda z, t: z, DATA, lambda log_snr: log_snr, rule=rule).data_range == reach
+    # Guidance leads out of any range, also of levels.
+    either = df.Denoiser(lambda z, log_snr, condition=None: torch.zeros(len(z), 12), "levels", space=SPACE)
+    assert [df.Guided(either, weight).data_range for weight in (1.0, 2.0)] == [(-1.0, 1.0), None]
+    assert df.Guided(either, 2.0, threshold=0.9).data_range == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize("steps", [40, 300, None])

@@ -692,8 +692,8 @@ FAULTS = [
     fault(
         "evaluation/audit.py",
         "a visit that stands for several levels counted as one",
-        "share = self.each * self.left",
-        "share = self.left",
+        "(self.each * left.abs() > matters)",
+        "(left.abs() > matters)",
         "evaluation/test_audit.py::test_a_cost_counts_for_all_the_levels_that_its_visit_stands_for",
     ),
     fault(
@@ -727,8 +727,8 @@ FAULTS = [
     fault(
         "evaluation/audit.py",
         "an audit that finds nothing",
-        "(self.left.abs() > _OUT",
-        "(self.left.abs() > 1e9 * _OUT",
+        "(left.abs() > _OUT",
+        "(left.abs() > 1e9 * _OUT",
         "evaluation/test_evaluate.py::test_a_level_that_the_pilot_has_not_seen_is_named",
     ),
     fault(

@@ -999,4 +999,18 @@ FAULTS = [
         "x.double().square().flatten(1).mean(1).reshape(-1, *(1,) * (x.ndim - 1)) / variance + of_variance",
         "evaluation/test_maps.py::test_every_position_has_its_own_cost",
     ),
+    fault(
+        "models/diffusion.py",
+        "the bound of a level's cost for one position",
+        "snr * space.dimensions * reach**2",
+        "snr * reach**2",
+        "evaluation/test_audit.py::test_the_bound_of_a_level_s_cost_is_that_of_the_farthest_denoiser",
+    ),
+    fault(
+        "models/guidance.py",
+        "guidance is taken to stay in the range of the data",
+        "return self.denoiser.data_range if self.weight == 1 else None",
+        "return self.denoiser.data_range",
+        "evaluation/test_audit.py::test_no_bound_is_known_if_the_network_can_leave_the_range_or_choose_the_variance",
+    ),
 ]

@@ -142,9 +142,7 @@ class Adapter(Denoiser):
     @property
     def data_range(self) -> tuple[float, float] | None:
         """The range that the rule for x̂ leaves it; None without a rule."""
-        if isinstance(self.rule, Clip):
-            return self.rule.low, self.rule.high
-        return None if self.rule is None else (-1.0, 1.0)
+        return None if self.rule is None else self.rule.range
 
     def to_identity(self) -> dict[str, Any]:
         """Return what is done to x̂, which no tensor of the model records."""

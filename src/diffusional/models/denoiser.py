@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
         if self.predicts == "levels":
             assert self.space is not None
             return self.space.low, self.space.high
-        return (self.module.low, self.module.high) if isinstance(self.module, _Clipped) else None
+        return self.module.rule.range if isinstance(self.module, _Clipped) else None
 
     def to_identity(self) -> dict[str, Any]:
         """Return what the prediction depends on besides the tensors of the model, as JSON values: by default nothing."""

@@ -101,6 +101,13 @@ class Guided(Denoiser):
         """The network of the guided denoiser."""
         return self.denoiser.module
 
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """The range of the rule for x̂_w; without one that of the denoiser for w = 1, and otherwise None: w > 1 leads out of any range."""
+        if self.rule is not None:
+            return self.rule.range
+        return self.denoiser.data_range if self.weight == 1 else None
+
     def to_identity(self) -> dict[str, Any]:
         """Return w and the options that change the prediction; {} for w = 1 without options, which is the denoiser itself."""
         options = {"rescale": self.rescale} if self.rescale and self.weight != 1 else {}

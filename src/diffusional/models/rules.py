@@ -17,6 +17,11 @@ class Clip:
     low: float
     high: float
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The range of what it returns."""
+        return self.low, self.high
+
     def __call__(self, x: Tensor) -> Tensor:
         return x.clamp(self.low, self.high)
 
@@ -35,6 +40,11 @@ class Threshold:
 
     ratio: float
     most: float
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The range of what it returns."""
+        return -1.0, 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
