@@ -77,6 +77,10 @@ def test_check_names_the_item_off_the_levels(off: float) -> None:
     x[2, 0, 1, 1] += off * space.width
     with pytest.raises(DiffusionalError, match=r"17 levels from -1 to 1, got -0\.(62|59|56)\S* in item 2"):
         space.check(x)
+    # Also beyond the first block.
+    many = torch.cat([space.encode(torch.zeros(5000, 1, 8, 8, dtype=torch.uint8)), x])
+    with pytest.raises(DiffusionalError, match="item 5002"):
+        space.check(many)
     x[2, 0, 1, 1] = 1 + space.width  # one level beyond
     with pytest.raises(DiffusionalError, match="item 2"):
         space.check(x)

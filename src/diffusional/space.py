@@ -30,6 +30,8 @@ _APART, _FAR = 10.0, 100.0
 _ORDINARY, _SPREAD = 3.0, 5.0
 # The least number of items for judging a spread or moderate distances; the largest number of items that are examined.
 _ENOUGH, _LOOKED_AT = 16, 1000
+# Items that are checked at once.
+_BLOCK = 4096
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -116,15 +118,18 @@ class Discrete:
                 f"expected items in float32, got {x.dtype}, which cannot represent {self.levels} distinct levels from {self.low:g} to "
                 f"{self.high:g}"
             )
-        place = self._place(x)
-        nearest = torch.round(place).clamp_(0, self.levels - 1)
-        bad = ~((place - nearest).abs_() <= max(0.01, rounded)).flatten(1)
-        if bad.any():
-            item = int(bad.any(1).nonzero()[0])
-            raise DiffusionalError(
-                f"expected values on the {self.levels} levels from {self.low:g} to {self.high:g}, got "
-                f"{float(x[item].flatten()[bad[item]][0]):g} in item {item}; encode raw data with space.encode(raw)"
-            )
+        # In blocks of items, so that a large set needs no memory for copies of its own size.
+        for start in range(0, len(x), _BLOCK):
+            place = self._place(x[start : start + _BLOCK])
+            nearest = torch.round(place).clamp_(0, self.levels - 1)
+            bad = ~((place - nearest).abs_() <= max(0.01, rounded)).flatten(1)
+            if bad.any():
+                row = int(bad.any(1).nonzero()[0])
+                item = start + row
+                raise DiffusionalError(
+                    f"expected values on the {self.levels} levels from {self.low:g} to {self.high:g}, got "
+                    f"{float(x[item].flatten()[bad[row]][0]):g} in item {item}; encode raw data with space.encode(raw)"
+                )
 
     def doubts(self, x: Tensor) -> list[str]:
         """Return an empty list: all items that `check` accepts are on the levels."""

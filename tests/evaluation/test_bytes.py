@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import diffusional as df
-from diffusional import likelihood, schedule
-from diffusional.evaluation import Plan
+from diffusional import likelihood, schedule, space
+from diffusional.evaluation import Plan, noise, provenance, visit_records
 from diffusional.evaluation.visit_records import VisitRecords
 
 SPACE = df.Discrete((1, 8, 8), levels=16)
@@ -59,8 +59,14 @@ def sets() -> tuple[df.DiffusionModel, Plan, dict[int, Tensor]]:
 
 
 @pytest.mark.parametrize(("peak", "limit"), [(peak_of_tensors, TENSORS), (peak_of_objects, OBJECTS)])
-def test_an_item_takes_few_bytes(sets: Any, peak: Callable[[Callable[[], Any]], int], limit: int) -> None:
-    """From the difference of two sets, so that what does not depend on their size, such as a batch, does not count."""
+def test_an_item_takes_few_bytes(
+    sets: Any, peak: Callable[[Callable[[], Any]], int], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the difference of two sets, so that what does not depend on their size does not count. Blocks are small, so that what a block
+    takes does not hide what all items take.
+    """
+    for module in (space, noise, provenance, visit_records):
+        monkeypatch.setattr(module, "_BLOCK", 512)
     one, plan, data = sets
 
     def work(n: int) -> Callable[[], Any]:

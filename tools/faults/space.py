@@ -5,6 +5,13 @@ from faults.row import fault
 FAULTS = [
     fault(
         "space.py",
+        "an item's number in its block",
+        "item = start + row",
+        "item = row",
+        "test_space.py::test_check_names_the_item_off_the_levels",
+    ),
+    fault(
+        "space.py",
         "bin width over K for K − 1",
         "(self.high - self.low) / (self.levels - 1)",
         "(self.high - self.low) / self.levels",
