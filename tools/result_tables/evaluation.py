@@ -130,6 +130,28 @@ def outlier_costs() -> str:
     return markdown(["items", "diffusion", "Gaussian", "mixture", "± of one item"], rows)
 
 
+def foreign_terms() -> str:
+    """Of every data set, prediction and variance type, the largest relative difference of a term from the scheduler's own step."""
+    rows = record("foreign_terms.json")["rows"]
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    cells = {(row["data"], row["prediction"], row["variance"]): row for row in rows}
+
+    def cell(*key: str) -> str:
+        row = cells.get(key)  # type: ignore[call-overload]
+        if row is None:
+            return ""
+        found = [row[name] for name in ("kl", "prior", "reconstruction")]
+        return f"{max(one for one in found if one is not None):.0e}" + ("*" if None in found else "")
+
+    return markdown(
+        ["prediction_type", "variance_type", *data],
+        [
+            [prediction, variance, *(cell(name, prediction, variance) for name in data)]
+            for prediction, variance in dict.fromkeys((row["prediction"], row["variance"]) for row in rows)
+        ],
+    )
+
+
 # Rows of the digits' table of costs: key of the record, name.
 _ESTIMATORS = (
     ("(b) uniform t", "uniform t"),
