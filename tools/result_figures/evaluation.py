@@ -106,7 +106,7 @@ _DIGITS = (
     ("importance + constants + Wiener", "+ Wiener's filter"),
     ("plan: importance + constants + all controls", "all controls: the plan"),
 )
-_MNIST = (*_DIGITS[:2], ("plan: importance + constants + both", "the plan"))
+_MNIST = (*_DIGITS[:2], ("plan: importance + constants + all controls", "the plan"))
 
 
 def _cost_to_error(

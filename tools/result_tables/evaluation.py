@@ -193,15 +193,25 @@ def cost_to_error_mnist() -> str:
         row = data["rows"][key]
         rows.append([name, evaluations(row["K for ±0.01"]), f"{row['per_item_error_at_64']:.3f}"])
     rows.append(["full sweep", *_sweep(data["rows"]["(a) full sweep"])])
-    plan = data["rows"]["plan: importance + constants + both"]
-    ((pilot, with_pilot),) = summary["K for ±0.01 with pilot"].items()
-    audited = with_pilot + summary["audit per item"]
-    cost = (
-        f"**{evaluations(plan['K for ±0.01'])}** "
-        f"({two_digits(with_pilot)} with its pilot of {int(pilot):,}, {two_digits(audited)} with the audit)"
-    )
+    plan = data["rows"]["plan: importance + constants + all controls"]
+    pilots = summary["K for ±0.01 with pilot"]
+    with_pilots = ", ".join(f"{two_digits(pilots[key])} with its pilot of {int(key):,}" for key in sorted(pilots, key=int))
+    cost = f"**{evaluations(plan['K for ±0.01'])}** ({with_pilots})"
     rows.append(["**the plan**", cost, f"**{plan['per_item_error_at_64']:.3f}**"])
     return markdown(["estimator", "K for ± 0.01 per item", "one item's error at 64"], rows)
+
+
+def cost_to_error_whole() -> str:
+    """Whole evaluations of MNIST's test images to ± 0.01 bits/dim, pilot and audit included."""
+    data, rows = record("cost_to_error-mnist.json"), []
+    names = {"one evaluation to ±0.01": "training images", "one evaluation to ±0.01, pilot on its items": "the test images"}
+    for key, name in names.items():
+        one = data[key]
+        spent, nelbo = one["evaluations"], one["nelbo"]
+        error = f"{nelbo['value']:.4f} ± {nelbo['error']:.4f} (items ± {nelbo['item_error']:.4f})"
+        counts = [f"{spent[part]:,}" for part in ("pilot", "audit", "draws")]
+        rows.append([name, *counts, f"**{sum(spent.values()):,}**", error])
+    return markdown(["pilot on", "pilot", "audit", "draws", "in all", "bits/dim"], rows)
 
 
 def _sweep(row: dict[str, Any]) -> list[str]:
