@@ -195,7 +195,9 @@ def cost_to_error_mnist() -> str:
     rows.append(["full sweep", *_sweep(data["rows"]["(a) full sweep"])])
     plan = data["rows"]["plan: importance + constants + all controls"]
     pilots = summary["K for ±0.01 with pilot"]
-    with_pilots = ", ".join(f"{two_digits(pilots[key])} with its pilot of {int(key):,}" for key in sorted(pilots, key=int))
+    with_pilots = ", ".join(
+        f"{two_digits(pilots[key])} with its pilot of {int(key):,}" for key in sorted(pilots, key=int)
+    )
     cost = f"**{evaluations(plan['K for ±0.01'])}** ({with_pilots})"
     rows.append(["**the plan**", cost, f"**{plan['per_item_error_at_64']:.3f}**"])
     return markdown(["estimator", "K for ± 0.01 per item", "one item's error at 64"], rows)
@@ -204,7 +206,10 @@ def cost_to_error_mnist() -> str:
 def cost_to_error_whole() -> str:
     """Whole evaluations of MNIST's test images to ± 0.01 bits/dim, pilot and audit included."""
     data, rows = record("cost_to_error-mnist.json"), []
-    names = {"one evaluation to ±0.01": "training images", "one evaluation to ±0.01, pilot on its items": "the test images"}
+    names = {
+        "one evaluation to ±0.01": "training images",
+        "one evaluation to ±0.01, pilot on its items": "the test images",
+    }
     for key, name in names.items():
         one = data[key]
         spent, nelbo = one["evaluations"], one["nelbo"]

@@ -154,7 +154,7 @@ def plan_for(
             "Plan.fit"
         )
     draws, items = within(target.draws(n, chain.space.dimensions), limit), data if reference is None else reference
-    # A fixed number of visits costs what it says, and a limit may leave no evaluations for a second pilot.
+    # A fixed number of visits is the cost that the user chose, and a limit may leave no evaluations for a second pilot.
     possible = target.visits is None and limit is None and has_context(chain) and _fits(chain, n)
     promising = False
 

@@ -356,7 +356,7 @@ class VisitRecords:
         pilot's expectation does not depend on these draws. If it is larger, it is blended in with _PLAN_FREEDOM degrees of freedom.
 
         The draws' own error is not used at all until the pilot expects it to have _TRUSTED degrees of freedom. Their actual degrees of freedom
-        are no evidence: draws that met none of the costs that dominate the variance look like many alike. Until then the error is the
+        prove nothing: draws that met none of the costs that dominate the variance look like many alike. Until then the error is the
         pilot's expectation plus its own standard error.
 
         Args:
