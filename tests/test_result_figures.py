@@ -77,8 +77,8 @@ def _texts(axes: Any) -> list[Any]:
     texts = [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
     for axis in (axes.xaxis, axes.yaxis):
         low, high = sorted(axis.get_view_interval())
-        ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-        texts += [label for place, label in ticks if low <= place <= high]
+        ticks = zip(axis.get_majorticklocs(), axis.get_major_ticks(), strict=True)
+        texts += [tick.label1 for place, tick in ticks if low <= place <= high]
     if axes.get_legend():
         texts += axes.get_legend().get_texts()
     return texts + [text for child in axes.child_axes for text in _texts(child)]

@@ -327,6 +327,7 @@ def outliers(diffusion: Axes, others: Axes) -> str:
         )
     others.tick_params(labelleft=False)
     diffusion.set_xlabel("AUROC ± 2 standard errors (0.5 is chance)")
+    others.set_xlabel("AUROC ± 2 standard errors")
     failed = [
         f"{names[key]}, {kind}"
         for key, kind in kinds
