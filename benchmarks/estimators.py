@@ -163,10 +163,11 @@ def _level_means(plan: Plan, draws: Visited, levels: int) -> Tensor:
 
 
 def evaluations(model: Chain, found: dict[str, Any], items: int, target: float) -> dict[str, dict[str, float]]:
-    """Return K, the evaluations per item of a set of `items` for an error of `target` bits/dim, and its standard error, by estimator.
+    """Return K, the evaluations per item of a set of `items` for an error of `target` bits/dim, its standard error, and the "evaluations" of
+    the whole set, by estimator.
 
-    Of the sweep there are "K", as if each item were swept as often as the error of its noise needs, and "swept items" (n), whose own choice
-    has this error as well: (Var items (1 − n/N) + Var sweep)/n = target².
+    If each item is evaluated less than once (or swept less than once), n of them are chosen at random, whose choice has an error as well:
+    (Var items (1 − n/N) + Var evaluation)/n = target². The plan's residuals differ less, and its own evaluations choose the items otherwise.
     """
     aim = (target * per_unit("bits/dim", model.space.dimensions)) ** 2
     out = {}
@@ -174,7 +175,8 @@ def evaluations(model: Chain, found: dict[str, Any], items: int, target: float) 
         if isinstance(one, dict):
             sweeps = (model.timesteps or 0) if name == SWEEP else 1
             scale = sweeps / items / aim
-            out[name] = {"K": scale * one["variance"], "error": scale * one["error"]}
-    swept = math.ceil((found["items"] + found[SWEEP]["variance"]) / (aim + found["items"] / items))
-    out[SWEEP]["swept items"] = min(items, max(1, swept))
+            k = scale * one["variance"]
+            some = (found["items"] + one["variance"]) / (aim + found["items"] / items)
+            whole = k * items if k >= sweeps else sweeps * min(items, max(1, math.ceil(some)))
+            out[name] = {"K": k, "error": scale * one["error"], "evaluations": whole}
     return out

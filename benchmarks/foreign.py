@@ -120,11 +120,13 @@ def variance_loss(scheduler: DDPMScheduler, error: Tensor, fraction: Tensor, t: 
     return kl.mean() / 0.6931471805599453
 
 
-def network(kind: str, x: Tensor, folder: Path, steps: int, widths: tuple[int, ...], batch: int = 128) -> Any:
+def network(
+    kind: str, x: Tensor, folder: Path, steps: int, widths: tuple[int, ...], batch: int = 128, levels: int = 256
+) -> Any:
     """Return the model of a network of `NETWORKS`, which is trained first if it is not in its folder."""
     if not (folder / "model_index.json").exists():
         train(kind, x, folder, steps, widths, batch)
-    return df.load_checkpoint(folder)
+    return df.load_checkpoint(folder, levels=levels)
 
 
 def measured(model: Any, reference: Tensor, x: Tensor, options: argparse.Namespace) -> dict[str, Any]:

@@ -304,16 +304,74 @@ def seconds() -> str:
     rows = []
     for key, kind in _SHAPES:
         row = record("seconds.json")["rows"][key]
-        pilot = row["pilot"]
+        pilot, network = row["pilot"], row["DDPM's U-Net"]
         rows.append(
             [
                 f"{' × '.join(map(str, row['shape']))}, {kind}",
                 f"{two_digits(pilot['seconds outside the network'])} for {pilot['evaluations']:,} evaluations",
                 two_digits(row["draws"]["milliseconds outside the network, each"]),
+                two_digits(1000 * network["seconds a visit"]),
+                f"{100 * network['seconds outside the network over its own, pilot included']:.1f} %",
             ]
         )
-    header = ["shape", "pilot, seconds outside the network", "a visit, milliseconds outside the network"]
+    header = [
+        "shape",
+        "pilot, seconds outside the network",
+        "a visit, ms outside the network",
+        "DDPM's U-Net, ms a visit",
+        "outside over network, pilot included",
+    ]
     return markdown(header, rows)
+
+
+# Networks of benchmarks/seconds.py: key of the record, name.
+_NETWORKS = {
+    "levels head": "levels head",
+    "eps-linear": "U-Net, ε",
+    "v-linear": "U-Net, v",
+    "eps-learned": "U-Net, ε and variance",
+}
+_SETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10 subset"}
+
+
+def estimators() -> str:
+    """Evaluations and seconds of whole evaluations to ± 0.01 bits/dim by several estimators."""
+    rows = [
+        [name, *(_evaluations_and_seconds(row["estimators"][key]) for key, _ in _OTHERS)]
+        for name, row in _of_networks()
+    ]
+    return markdown(["", *(name for _, name in _OTHERS)], rows)
+
+
+def seconds_each() -> str:
+    """Milliseconds of one evaluation: the network alone, a KL at a random t, and a visit under a plan."""
+    rows = [
+        [name, f"{row['bits/dim']:.2f}", *(two_digits(1000 * row["seconds an evaluation"][key]) for key in _EACH)]
+        for name, row in _of_networks()
+    ]
+    return markdown(["", "bits/dim", *(f"{name}, ms" for name in _EACH.values())], rows)
+
+
+_EACH = {"network": "the network alone", "random t": "a KL at a random t", "plan": "a visit of the plan"}
+
+
+def _of_networks() -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of all sets and networks of the record by name."""
+    sets, rows = record("seconds.json")["estimators"], []
+    for data, called in _SETS.items():
+        own = sets[data]["networks"] if data in sets else {}
+        rows += [(f"{called}, {name}", own[key]) for key, name in _NETWORKS.items() if key in own]
+    return rows
+
+
+def _evaluations_and_seconds(row: dict[str, Any]) -> str:
+    """Return the evaluations of an estimator, to three digits, and its seconds.
+
+    >>> _evaluations_and_seconds({"evaluations": 1734521.5, "seconds": 3331.7})
+    '1,730,000, 3,300 s'
+    """
+    number, taken = float(f"{row['evaluations']:.3g}"), float(f"{row['seconds']:.2g}")
+    return f"{number:,.0f}, {taken:,.0f} s" if taken >= 10 else f"{number:,.0f}, {two_digits(taken)} s"
 
 
 def rare_levels() -> str:
