@@ -310,7 +310,7 @@ def seconds() -> str:
                 f"{' × '.join(map(str, row['shape']))}, {kind}",
                 f"{two_digits(pilot['seconds outside the network'])} for {pilot['evaluations']:,} evaluations",
                 two_digits(row["draws"]["milliseconds outside the network, each"]),
-                two_digits(1000 * network["seconds a visit"]),
+                f"{1000 * network['seconds a visit']:,.0f}",
                 f"{100 * network['seconds outside the network over its own, pilot included']:.1f} %",
             ]
         )
