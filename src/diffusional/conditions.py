@@ -433,3 +433,24 @@ def row_digests(condition: Condition) -> list[bytes]:
             digest.update(f"{name}:{row.nbytes};".encode())
             digest.update(row.tobytes())
     return [digest.digest() for digest in hashes]
+
+
+def once_each(
+    known: dict[bytes, tuple[Tensor, ...]], keys: Sequence[bytes], compute: Callable[[Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Return rows (B, …) by the keys of B items, such as `row_digests`. Those that are not `known` are computed once, and kept there.
+
+    Args:
+        known: the rows of items so far, by key, to which new ones are added.
+        keys: of the B items.
+        compute: returns the rows of some of them, an index (n,).
+
+    >>> known = {}
+    >>> once_each(known, [b"a", b"b", b"a"], lambda rows: (10 * rows,))
+    (tensor([20, 10, 20]),)
+    """
+    where = {key: i for i, key in enumerate(keys) if key not in known}
+    if where:
+        found = compute(torch.tensor(list(where.values())))
+        known.update(zip(where, zip(*found, strict=True), strict=True))
+    return tuple(map(torch.stack, zip(*(known[key] for key in keys), strict=True)))

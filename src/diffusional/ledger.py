@@ -394,8 +394,18 @@ class Costs:
 
     def total(self) -> Tensor:
         """Return the sum of the named costs (N,)."""
-        first, *rest = self.terms.values()
-        return sum(rest, first)
+        return total_of(self.terms)
+
+
+def total_of(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum (V,) of costs by name, at least one.
+
+    >>> import torch
+    >>> total_of({"kl": torch.ones(2), "reconstruction": torch.ones(2)})
+    tensor([2., 2.])
+    """
+    first, *others = parts.values()
+    return sum(others, first)
 
 
 @dataclass(frozen=True)

@@ -228,15 +228,15 @@ def test_the_evidence_has_draws_of_its_own() -> None:
     x, c = here.sample_labelled(50, torch.Generator().manual_seed(0))
     plan = df.Plan.fit(model, x, 500, 0, condition=c)
     seen: list[bytes] = []
-    original = CommonNoise._drawn
+    original = df.Plan.draw
 
-    def spy(self: Any, item: Tensor, draw: Tensor) -> Any:
+    def spy(self: Any, keys: Any, item: Tensor, draw: Tensor, purpose: bytes) -> Any:
         # The streams of different purposes are independent (evaluation/noise.py).
-        seen.append(self.purpose)
-        return original(self, item, draw)
+        seen.append(purpose)
+        return original(self, keys, item, draw, purpose)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CommonNoise, "_drawn", spy)
+        patch.setattr(df.Plan, "draw", spy)
         classify(model, x, classes=3, plan=plan, max_visits=4, evidence_visits=4)
     assert len(seen) == len(set(seen)) == 2
 

@@ -452,10 +452,10 @@ FAULTS = [
         "evaluation/test_visit_records.py::test_the_survey_is_two_stage_sampling",
     ),
     fault(
-        "evaluation/visit_records.py",
+        "evaluation/plan.py",
         "the same noise at every visit",
-        'stream(self.keys[i], j, b"visit")',
-        'stream(self.keys[i], 0, b"visit")',
+        "stream(keys[i], j, purpose)",
+        "stream(keys[i], 0, purpose)",
         "evaluation/test_visit_records.py::test_a_visit_is_what_the_key_says",
     ),
     fault(

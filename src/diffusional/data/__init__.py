@@ -108,25 +108,11 @@ def load(
         ...
     diffusional.errors.DiffusionalError: size=32 was given for digits, but it is for images and the Hub; leave it out
     """
+    given: dict[str, Any] = {"size": size, "fit": fit, "grey": grey, "columns": columns, "decimal": decimal}
+    given |= {"column": column, "streaming": streaming, "holdout": holdout}
     if is_derived(condition):
         assert condition is not None
-        dataset = load(
-            name_or_path,
-            levels,
-            split,
-            seed,
-            size=size,
-            fit=fit,
-            grey=grey,
-            columns=columns,
-            decimal=decimal,
-            column=column,
-            streaming=streaming,
-            holdout=holdout,
-        )
-        return with_derived(dataset, condition)
-    given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "decimal": decimal, "column": column}
-    given |= {"streaming": streaming, "holdout": holdout}
+        return with_derived(load(name_or_path, levels, split, seed, **given), condition)
     name = str(name_or_path)
     if name_or_path == "digits":
         _refuse_others(given, "digits")

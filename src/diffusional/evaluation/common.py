@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
-from diffusional.evaluation.noise import item_keys, normal, stream
+from diffusional.evaluation.noise import item_keys, normal
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen
-from diffusional.evaluation.visits import LevelVisits, slopes, total_of, visit_parts
+from diffusional.evaluation.visits import LevelVisits, slopes, visit_parts
 from diffusional.forward import diffuse
-from diffusional.ledger import sharing
+from diffusional.ledger import sharing, total_of
 from diffusional.models.base import device_of
 from diffusional.models.chain import Chain
 from diffusional.shapes import align
@@ -81,7 +81,7 @@ class CommonNoise:
 
     def visits(self, item: Tensor, draw: Tensor) -> LevelVisits:
         """Return the levels of the visits (P,)."""
-        return self._drawn(item, draw)[0]
+        return self.plan.draw(self.keys, item, draw, self.purpose)[0]
 
     @torch.inference_mode()
     def position_gains(self, item: Tensor, draw: Tensor, condition: Condition) -> Tensor:
@@ -93,7 +93,7 @@ class CommonNoise:
         both = chain.two_predictions().both
         out = torch.zeros(len(item), *chain.space.shape, dtype=torch.float64)
         for some in torch.arange(len(item)).split(_BLOCK):
-            visits, streams = self._drawn(item[some], draw[some])
+            visits, streams = self.plan.draw(self.keys, item[some], draw[some], self.purpose)
             noise = normal(streams, chain.visit_shape).to(self.device, self.data.dtype)
             x = self.data[item[some]].to(self.device)
             gamma = chain.noisy_gamma(visits.level.to(self.device))
@@ -106,14 +106,9 @@ class CommonNoise:
         self.evaluations += 2 * len(item)
         return out
 
-    def _drawn(self, item: Tensor, draw: Tensor) -> tuple[LevelVisits, list[np.random.Generator]]:
-        """Return the visits (P,), and the streams from which their noise is drawn next."""
-        streams = [stream(self.keys[i], j, self.purpose) for i, j in zip(item.tolist(), draw.tolist(), strict=True)]
-        return self.plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64)), streams
-
     def _block(self, item: Tensor, draw: Tensor, row: Tensor, condition: Condition | None) -> Tensor:
         chain, plan = self.chain, self.plan
-        visits, streams = self._drawn(item, draw)
+        visits, streams = plan.draw(self.keys, item, draw, self.purpose)
         noise = normal(streams, chain.visit_shape).to(self.device, self.data.dtype)
         x = self.data[item].to(self.device)
         less = plan.subtracted(chain, x, visits, noise).cpu()

@@ -23,7 +23,7 @@ from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.evaluation import as_the_network, check_model
-from diffusional.evaluation.noise import normal, stream
+from diffusional.evaluation.noise import normal
 from diffusional.evaluation.plan import SHORTEST, Plan, visited
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.visit_records import VisitRecords
@@ -187,8 +187,7 @@ class _Draws:
         """Draw for items `rows` (n,) what `VisitRecords` draws for them: the same noise at the same levels."""
         records, model, plan = self.records, self.model, self.records.plan
         row, column = rows.repeat_interleave(self.visits), torch.arange(self.visits).repeat(len(rows))
-        streams = [stream(records.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
-        chosen = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
+        chosen, streams = plan.draw(records.keys, row, column)
         noise = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
         x = records.data[row].to(records.device)
         c, context = moved(rows_of(records.condition, row), records.device), records.context_of(row)

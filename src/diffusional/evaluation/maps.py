@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.evaluation import as_the_network, check_model
-from diffusional.evaluation.noise import normal, stream
+from diffusional.evaluation.noise import normal
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.score import plan_of_scores
 from diffusional.evaluation.visit_records import VisitRecords
@@ -168,8 +168,7 @@ def _visit_maps(records: VisitRecords, row: Tensor, column: Tensor) -> dict[str,
     evenly over the D positions.
     """
     model, plan, d = records.model, records.plan, records.model.space.dimensions
-    streams = [stream(records.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
-    visits = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
+    visits, streams = plan.draw(records.keys, row, column)
     x = records.data[row].to(records.device)
     noise = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
     c, context = moved(rows_of(records.condition, row), records.device), records.context_of(row)
@@ -182,11 +181,7 @@ def _visit_maps(records: VisitRecords, row: Tensor, column: Tensor) -> dict[str,
     if not model.decoder_uses_network:
         # Every visit has a draw of the decoder's cost.
         other = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
-        at_first = LevelVisits(
-            torch.zeros(len(row), dtype=torch.long),
-            torch.ones(len(row), dtype=torch.long),
-            torch.ones(len(row), dtype=torch.float64),
-        )
+        at_first = LevelVisits.of_decoder(len(row))
         decoder = _by_position(model, x, at_first, other, c)
         decoder = decoder - align(plan.subtracted(model, x, at_first, other, context) / d, decoder)
     return {"kl": torch.where(align(first, costs).bool(), 0.0, weighted), "reconstruction": decoder}

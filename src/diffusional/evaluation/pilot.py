@@ -27,11 +27,11 @@ from diffusional.evaluation.visits import (
     contexts,
     look_costs,
     slopes,
-    total_of,
     visit_costs,
     visit_features,
 )
 from diffusional.evaluation.wiener import Wiener
+from diffusional.ledger import total_of
 from diffusional.models.base import device_of
 from diffusional.models.chain import AffineCosts, Chain
 

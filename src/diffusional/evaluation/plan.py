@@ -24,11 +24,12 @@ Sources: Nichol & Dhariwal 2021, §3.3 (importance-sampled levels); Owen, Monte 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.control import Control, width_of
 from diffusional.evaluation.controls import NAMES, restored
+from diffusional.evaluation.noise import stream
 from diffusional.evaluation.provenance import tensor_hash
 from diffusional.evaluation.visits import FIRST_SLOPE, LevelVisits, constants, quadrature, visit_costs, visit_features
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
@@ -231,6 +233,13 @@ class Plan:
         level, weight = self._levels(cell, within)
         return LevelVisits(cell, level, weight / self.mass[cell])
 
+    def draw(
+        self, keys: Sequence[bytes], item: Tensor, draw: Tensor, purpose: bytes = b"visit"
+    ) -> tuple[LevelVisits, list[np.random.Generator]]:
+        """Return the visits (V,) of draws `draw` (V,) of items `item` (V,), and their streams, from which their noise is drawn next."""
+        streams = [stream(keys[i], j, purpose) for i, j in zip(item.tolist(), draw.tolist(), strict=True)]
+        return self.at(torch.tensor([g.random() for g in streams], dtype=torch.float64)), streams
+
     def _levels(self, cell: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
         """Return a level at `within` [0, 1) of each cell, and the cell's measure: its number of levels, or its length in u."""
         at = (cell - 1).clamp(min=0)
@@ -264,9 +273,7 @@ class Plan:
 
     def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """Return −ln p(x|z_1) − g (V,) for a decoder without network, of which every visit has a draw."""
-        zero = torch.zeros(len(x), dtype=torch.long)
-        visits = LevelVisits(zero, zero + 1, torch.ones(len(x), dtype=torch.float64))
-        return self.residuals(model, x, visits, noise, None, context)
+        return self.residuals(model, x, LevelVisits.of_decoder(len(x)), noise, None, context)
 
     def _subtracted(self, cell: Tensor, expected: Tensor, drawn: Tensor) -> Tensor:
         """Return g (V,) from the controls' functions (V, E) and (V, F), `visit_features`."""

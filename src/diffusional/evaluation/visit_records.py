@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,9 +31,9 @@ from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen, tensor_hash
 from diffusional.evaluation.strata import Strata
-from diffusional.evaluation.visits import LevelVisits, contexts, total_of, visit_parts
+from diffusional.evaluation.visits import contexts, visit_parts
 from diffusional.files import load_tensors, save_tensors
-from diffusional.ledger import Estimate, sharing
+from diffusional.ledger import Estimate, sharing, total_of
 from diffusional.models.base import device_of
 from diffusional.models.chain import Chain, batch_rows, cost_of
 from diffusional.space import Discrete
@@ -257,7 +256,7 @@ class VisitRecords:
 
     def _in_batches(self, row: Tensor, column: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Evaluate in batches of _FIXED visits, either all of the decoder or none, so that every product has the same shape."""
-        cell = self._visits(row, column)[1].cell
+        cell = self.plan.draw(self.keys, row, column)[0].cell
         out = {name: torch.zeros(len(row), dtype=torch.float64) for name in self._costs}
         for chosen in ((cell == 0).nonzero().squeeze(1), (cell > 0).nonzero().squeeze(1)):
             for rows in chosen.split(_FIXED) if len(chosen) else ():
@@ -266,14 +265,9 @@ class VisitRecords:
                     out[name][rows] = values[: len(rows)]
         return out, cell
 
-    def _visits(self, row: Tensor, column: Tensor) -> tuple[list[np.random.Generator], LevelVisits]:
-        """Return the streams of visits, after the number that chose the level, and the visits."""
-        streams = [stream(self.keys[i], j, b"visit") for i, j in zip(row.tolist(), column.tolist(), strict=True)]
-        return streams, self.plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
-
     def _evaluated(self, row: Tensor, column: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         model, plan = self.model, self.plan
-        streams, visits = self._visits(row, column)
+        visits, streams = plan.draw(self.keys, row, column)
         noise = normal(streams, model.visit_shape).to(self.device, self.data.dtype)
         x = self.data[row].to(self.device)
         c = moved(rows_of(self.condition, row), self.device)

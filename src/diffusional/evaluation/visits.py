@@ -5,7 +5,6 @@ are part of what is known without the network (`quadrature`).
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, rows_of
 from diffusional.evaluation.control import Control, Look
 from diffusional.evaluation.histogram import TABLE_STEP
+from diffusional.ledger import total_of
 from diffusional.models.chain import AffineCosts, Chain, batch_rows
 
 # Gauss–Legendre nodes for each piece of a cell in continuous time.
@@ -37,6 +37,12 @@ class LevelVisits:
     cell: Tensor
     level: Tensor
     weight: Tensor
+
+    @classmethod
+    def of_decoder(cls, n: int) -> "LevelVisits":
+        """Return n visits of the decoder, each of weight 1."""
+        zero = torch.zeros(n, dtype=torch.long)
+        return cls(zero, zero + 1, torch.ones(n, dtype=torch.float64))
 
     def __getitem__(self, rows: Tensor) -> "LevelVisits":
         """Return the visits with the given indices, or those that a mask selects."""
@@ -115,16 +121,6 @@ def constants(model: Chain, edges: Tensor) -> Tensor:
 def visit_costs(model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None) -> Tensor:
     """Return the cost of every visit (V,), float64 on the CPU: the sum of its `visit_parts`."""
     return total_of(visit_parts(model, x, visits, noise, condition))
-
-
-def total_of(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum (V,) of costs by name, at least one.
-
-    >>> total_of({"kl": torch.ones(2), "reconstruction": torch.ones(2)})
-    tensor([2., 2.])
-    """
-    first, *others = parts.values()
-    return sum(others, first)
 
 
 def visit_parts(

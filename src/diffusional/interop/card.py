@@ -34,12 +34,7 @@ def model_card(
     assert isinstance(space, Discrete)
     shape = "×".join(map(str, space.shape))
     lines = [
-        "---",
-        _metadata(name, evaluation),
-        "---",
-        "",
-        f"# {name}",
-        "",
+        *_opening(name, _metadata(name, evaluation)),
         f"A diffusion model of {shape} images with {space.levels} levels, T = {model.steps} latents, exported by "
         "[diffusional](https://pypi.org/project/diffusional). Its files are a pipeline of diffusers:",
         "",
@@ -54,13 +49,9 @@ def model_card(
         f"`{settings['variance_type']}`. The last step of the pipeline is the mean of p(x|z_1), not a draw.",
         "",
     ]
-    lines += _trained_on(trained_on)
-    lines += ["## Bound on the likelihood", ""]
-    if evaluation is None:
-        lines += ["This model was exported without an evaluation."]
-    else:
-        lines += _bound(evaluation)
     lines += [
+        *_trained_on(trained_on),
+        *_bound(evaluation, "This model was exported"),
         "",
         "To evaluate it (`diffusional.json` has the levels of the data and the decoder):",
         "",
@@ -82,12 +73,7 @@ def custom_card(
     shape, names = "×".join(map(str, space.shape)), sampling["id2label"]
     call = f'class_labels=["{names[0]}"]' if names else "batch_size=4"
     lines = [
-        "---",
-        _metadata(name, evaluation),
-        "---",
-        "",
-        f"# {name}",
-        "",
+        *_opening(name, _metadata(name, evaluation)),
         f"A diffusion model of {shape} images with {space.levels} levels, T = {model.steps or '∞'} latents, exported by "
         "[diffusional](https://pypi.org/project/diffusional). No scheduler of diffusers expresses it: `pipeline.py` in this folder samples it, "
         "and needs only torch and diffusers. Read that file before you run it.",
@@ -105,9 +91,7 @@ def custom_card(
     ]
     if names:
         lines += [f"Classes: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}.", ""]
-    lines += _trained_on(trained_on)
-    lines += ["## Bound on the likelihood", ""]
-    lines += ["This model was exported without an evaluation."] if evaluation is None else _bound(evaluation)
+    lines += [*_trained_on(trained_on), *_bound(evaluation, "This model was exported")]
     return "\n".join([*lines, "", "`diffusional` evaluates the run that it was exported from, not this folder.", ""])
 
 
@@ -136,12 +120,7 @@ def run_card(
     latents = "" if model.visited() is None else f", T = {model.steps or '∞'} latents"
     weights = sum(p.numel() for p in model.parameters())
     lines = [
-        "---",
-        _metadata(name, evaluation, library="diffusional", task=None),
-        "---",
-        "",
-        f"# {name}",
-        "",
+        *_opening(name, _metadata(name, evaluation, library="diffusional", task=None)),
         f"A {kind} of items of {'×'.join(map(str, space.shape))} with {levels}{latents}, {weights:,} weights, trained by "
         "[diffusional](https://pypi.org/project/diffusional). Its files are a run:",
         "",
@@ -155,9 +134,7 @@ def run_card(
         "```",
         "",
         *_trained_on(trained_on),
-        "## Bound on the likelihood",
-        "",
-        *(["This run was pushed without an evaluation."] if evaluation is None else _bound(evaluation)),
+        *_bound(evaluation, "This run was pushed"),
         "",
         "## Config",
         "",
@@ -167,6 +144,11 @@ def run_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _opening(name: str, metadata: str) -> list[str]:
+    """Return the metadata and the title of a card."""
+    return ["---", metadata, "---", "", f"# {name}", ""]
 
 
 def _trained_on(data: Mapping[str, Any] | None) -> list[str]:
@@ -226,7 +208,11 @@ def _metadata(name: str, evaluation: Evaluation | None, library: str = "diffuser
     return card.to_yaml()
 
 
-def _bound(evaluation: Evaluation) -> list[str]:
+def _bound(evaluation: Evaluation | None, done: str) -> list[str]:
+    """Return the section about the bound; without an evaluation it states that `done` was without one."""
+    title = ["## Bound on the likelihood", ""]
+    if evaluation is None:
+        return [*title, f"{done} without an evaluation."]
     about, provenance, d = evaluation.about, evaluation.provenance, evaluation.dimensions
     bound = evaluation.nelbo.to("bits/dim", d)
     where = ", ".join(filter(None, (_named(about), about.get("split"))))
@@ -253,7 +239,7 @@ def _bound(evaluation: Evaluation) -> list[str]:
     if about.get("trained_on"):
         facts.append(f"**{about['trained_on']} of the items were also trained on**")
     facts += [f"caveat: {text}" for text in evaluation.caveats]
-    return [*lines, "", *(f"- {fact}" for fact in facts)]
+    return [*title, *lines, "", *(f"- {fact}" for fact in facts)]
 
 
 def _version(provenance: Mapping[str, Any]) -> str | None:

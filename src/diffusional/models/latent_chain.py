@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, row_digests, rows_of
+from diffusional.conditions import Condition, once_each, row_digests, rows_of
 from diffusional.gaussian import Gaussian
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
@@ -92,12 +92,12 @@ class LatentChain(Chain):
         keys = row_digests(x)
         if condition is not None:
             keys = [one + other for one, other in zip(keys, row_digests(condition), strict=True)]
-        where = {key: i for i, key in enumerate(keys) if key not in self._encoded}
-        if where:
-            rows = torch.tensor(list(where.values()), device=x.device)
-            found = self.model.kept(x[rows], rows_of(condition, rows))
-            self._encoded.update(zip(where, zip(*found, strict=True), strict=True))
-        return tuple(map(torch.stack, zip(*(self._encoded[key] for key in keys), strict=True)))
+
+        def encoded(rows: Tensor) -> tuple[Tensor, ...]:
+            at = rows.to(x.device)
+            return self.model.kept(x[at], rows_of(condition, at))
+
+        return once_each(self._encoded, keys, encoded)
 
     def _top(self, x: Tensor, noise: Tensor, condition: Condition | None) -> tuple[Gaussian, Tensor]:
         """Return q(z_L|x) and a draw of z_L (B, *shape). This evaluates no network besides the encoder."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, row_digests, rows_of
+from diffusional.conditions import Condition, once_each, row_digests, rows_of
+from diffusional.ledger import total_of
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain, Section
 from diffusional.models.renoised import terms_of
@@ -62,8 +63,7 @@ def _parts(stage: str, model: LatentVariableModel) -> list[_Part]:
     size, shape = math.prod(chain.visit_shape), chain.visit_shape
 
     def decoded(x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
-        costs = chain.decoder_costs(x, noise[:, :size].reshape(-1, *shape), condition)
-        return sum(list(costs.values())[1:], next(iter(costs.values()))).double()
+        return total_of(chain.decoder_costs(x, noise[:, :size].reshape(-1, *shape), condition)).double()
 
     def kl(x: Tensor, level: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
         return chain.level_kl(x, level, noise[:, :size].reshape(-1, *shape), condition)
@@ -180,12 +180,7 @@ class StageChain(Chain):
         if not self.model.encodes:
             return ()
         keys = row_digests(x)
-        where = {key: i for i, key in enumerate(keys) if key not in self._encoded}
-        if where:
-            rows = torch.tensor(list(where.values()), device=x.device)
-            found = self.model.encoded(x[rows])
-            self._encoded.update(zip(where, zip(*found, strict=True), strict=True))
-        return tuple(map(torch.stack, zip(*(self._encoded[key] for key in keys), strict=True)))
+        return once_each(self._encoded, keys, lambda rows: self.model.encoded(x[rows.to(x.device)]))
 
     def level_constants(self, level: PerItem) -> PerItem:
         out = torch.zeros(len(level), dtype=torch.float64, device=level.device)
@@ -277,8 +272,7 @@ class StageChain(Chain):
             drawn = own[:, : math.prod(chain.visit_shape)].reshape(-1, *chain.visit_shape)
             found |= {f"{name}.{term}": value for term, value in chain.beside(item, drawn, c).items()}
             if chain.decodes and not chain.decoder_uses_network:
-                costs = chain.decoder_costs(item, drawn, c)
-                found[f"{name}.reconstruction"] = sum(list(costs.values())[1:], next(iter(costs.values())))
+                found[f"{name}.reconstruction"] = total_of(chain.decoder_costs(item, drawn, c))
             if not self.model.fixed(name):
                 found[f"{name}.prior"] = chain.prior(item)
         return {name: found[name].double() for name in self.further}
