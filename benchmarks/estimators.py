@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from diffusional.evaluation import Plan
-from diffusional.evaluation.noise import normal, stream
+from diffusional.evaluation.noise import normal
 from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.visits import LevelVisits, network_rows, visit_features, visit_parts
 from diffusional.ledger import per_unit
@@ -74,8 +74,7 @@ def visited(model: Chain, plan: Plan, x: Tensor, each: int, pairs: int, seed: in
     assert base.seen is None  # of VAEs only
     columns = []
     for j in range(each):
-        streams = [stream(key, j, b"visit") for key in base.keys]
-        visits = plan.at(torch.tensor([g.random() for g in streams], dtype=torch.float64))
+        visits, streams = plan.draw(base.keys, torch.arange(len(x)), torch.full((len(x),), j))
         noise = normal(streams, model.visit_shape).to(x.dtype)
         cost, subtracted = _costs(model, plan, x, visits, noise)
         weighted = visits.weight * (cost - subtracted)

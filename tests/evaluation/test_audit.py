@@ -66,6 +66,17 @@ def test_beyond_2049_latents_the_visits_are_spread_evenly_over_all_levels(steps:
     assert found.each * MOST == levels
 
 
+@pytest.mark.parametrize("steps", [40, None])
+def test_what_the_plan_expects_of_a_level_is_subtracted_from_its_cost(steps: int | None) -> None:
+    """Residuals are costs less the plan's expectation: a constant of a cell more is as much less at its levels."""
+    model, x = model_of(steps), randn(50, 3)
+    plan = df.Plan.uniform(model)
+    more = torch.arange(1.0, len(plan.constant) + 1, dtype=torch.float64)
+    other = replace(plan, constant=plan.constant + more)
+    one, less = (Audit.planned(VisitRecords(model, which, x, 0)).run() for which in (plan, other))
+    close(less.left, one.left - more[one.visits.cell], rtol=1e-12)
+
+
 def test_in_continuous_time_the_visits_are_spread_evenly_over_u() -> None:
     found = audited(model_of(None))
     u = found.visits.level.sort().values

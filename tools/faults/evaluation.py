@@ -404,10 +404,17 @@ FAULTS = [
     ),
     fault(
         "evaluation/plan.py",
-        "control added for subtracted in an audit",
+        "control added for subtracted in a draw of a decoder without network",
         "condition) - self.subtracted(",
         "condition) + self.subtracted(",
-        "evaluation/test_binomial.py::test_a_target_error_is_reached_at_the_truth",
+        "evaluation/test_plan.py::test_a_decoder_that_needs_no_network_is_drawn_beside",
+    ),
+    fault(
+        "evaluation/audit.py",
+        "control added for subtracted in an audit",
+        "costs.cpu() - self.subtracted[rows]",
+        "costs.cpu() + self.subtracted[rows]",
+        "evaluation/test_audit.py::test_what_the_plan_expects_of_a_level_is_subtracted_from_its_cost",
     ),
     fault(
         "evaluation/visit_records.py",
