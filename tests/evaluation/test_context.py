@@ -17,7 +17,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.context import Context
 from diffusional.evaluation.control import Look
 from diffusional.evaluation.controls import NAMES, fit_controls
-from diffusional.evaluation.histogram import NODES, REACH, hat_weights
+from diffusional.evaluation.interpolated import NODES, REACH, hat_weights
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.visit_records import VisitRecords
 

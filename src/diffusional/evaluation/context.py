@@ -7,8 +7,7 @@ nearly all other positions. With these priors,
     x̂(z) = Σ_k x_k p_k N(z; α x_k, σ²) / Σ_k p_k N(z; α x_k, σ²)
 
 is a denoiser of independent positions, like the histogram control's, but with a distribution for every position of every item. Its squared
-error h(ε) = (α²/σ²) (x − x̂(α x + σ ε))² is evaluated at 49 values of ε with straight lines between them, at γ rounded to a quarter, so that
-E_ε h = Σ_j ω_j h(ε_j) exactly (histogram.py). For the reconstruction h is 2 (−ln p(x|z_1)), whose slope is ½. The function of item and level is
+error h(ε) = (α²/σ²) (x − x̂(α x + σ ε))² is a table (interpolated.py), so that its expectation is exact. For the reconstruction h is 2 (−ln p(x|z_1)), whose slope is ½. The function of item and level is
 E_ε h by fewer nodes, at integer γ with straight lines between them.
 
 The priors depend on the item, its condition and the network, and not on the noise of the draws. So the draws of an item remain independent,
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor
 
 from diffusional.evaluation.control import Look
-from diffusional.evaluation.histogram import NODES, REACH, TABLE_STEP, hat_weights, signal
+from diffusional.evaluation.histogram import signal
+from diffusional.evaluation.interpolated import by_table, nodes, places, rounded
 from diffusional.space import Discrete, Space
 
 # The most levels: beyond, the control takes longer than a network's evaluation.
@@ -52,8 +52,7 @@ class Context:
 
     def __init__(self, space: Discrete) -> None:
         self.space = space
-        self.nodes = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
-        self.weights = hat_weights(self.nodes)
+        self.nodes, self.weights = nodes()
 
     @classmethod
     def from_state(cls, space: Space, state: dict[str, Tensor]) -> "Context":
@@ -100,16 +99,10 @@ class Context:
     def at(self, look: Look) -> tuple[Tensor, Tensor]:
         assert look.context is not None
         relative = self._relative(look.x, look.context).unflatten(1, (len(look.x), -1))
-        place = ((look.noise.double().flatten(1) + REACH) * ((NODES - 1) / (2 * REACH))).clamp(0, NODES - 1)
-        before = place.long().clamp(max=NODES - 2)
-        share, weights = place - before, self.weights.to(place.device)
-        expected, drawn = torch.zeros(2, len(place), dtype=torch.float64, device=place.device)
-        # One table for all visits near each other in γ, and one for the reconstruction.
-        tables = torch.where(look.first, torch.iinfo(torch.long).max, (look.gammas / TABLE_STEP).round().long())
-        for table in tables.unique().tolist():
-            some = (tables == table).nonzero().squeeze(1)
-            first = bool(look.first[some[0]])
-            gamma = float(look.gammas[some[0]]) if first else table * TABLE_STEP
+        before, share = places(look.noise.double().flatten(1))
+        weights = self.weights.to(before.device)
+        expected, drawn = torch.zeros(2, len(before), dtype=torch.float64, device=before.device)
+        for some, gamma, first in by_table(look):
             positions = relative[:, some].flatten(1)
             at, part = before[some].flatten()[None], share[some].flatten()
             found = torch.zeros_like(part)
@@ -126,8 +119,8 @@ class Context:
     ) -> Tensor:
         assert context is not None
         by_knot: dict[float, Tensor] = {}
-        for one, column in zip(gamma.tolist(), weight.double().cpu().T, strict=True):
-            for knot, share in _knots(one if first else round(one / TABLE_STEP) * TABLE_STEP, first):
+        for one, column in zip(rounded(gamma, first).tolist(), weight.double().cpu().T, strict=True):
+            for knot, share in _knots(one, first):
                 by_knot[knot] = by_knot.get(knot, 0.0) + share * column
         relative, out = self._relative(x, context), torch.zeros(len(x), len(weight), dtype=torch.float64)
         for knot, column in by_knot.items():

@@ -2,9 +2,8 @@
 
     x̂(z) = Σ_k x_k p(k) N(z; α x_k, σ²) / Σ_k p(k) N(z; α x_k, σ²)
 
-Its squared error at a position is a function of the level k there and of ε, h(k, ε) = (α²/σ²) (x_k − x̂(α x_k + σ ε))². A table holds h at
-49 values of ε, straight lines between them, at γ rounded to a quarter. The control is the interpolated table, not the denoiser, so that E_ε h
-is exactly Σ_j ω_j h(k, ε_j), with ω_j the normal expectations of the interpolating hat functions. Positions share four histograms, by
+Its squared error at a position is a function of the level k there and of ε, h(k, ε) = (α²/σ²) (x_k − x̂(α x_k + σ ε))². The control is a table of h
+(interpolated.py), not the denoiser, so that its expectation is exact. Positions share four histograms, by
 their mean level; more of them do not help together with moments of the noise. For the reconstruction the tables hold 2 (−ln p(k|z)) at γ_1 instead,
 whose slope is ½.
 """
@@ -16,13 +15,12 @@ from torch import Tensor
 
 from diffusional.baselines import FactorizedCategorical
 from diffusional.evaluation.control import Look
+from diffusional.evaluation.interpolated import NODES, by_table, nodes, places, rounded
 from diffusional.forward import alpha, sigma
 from diffusional.space import Discrete, Space
 
-# The distance of two tables in γ.
-TABLE_STEP = 0.25
-# Shared histograms and their smoothing; nodes in ε, from −6 to 6.
-_GROUPS, _SMOOTHING, NODES, REACH = 4, 0.1, 49, 6.0
+# Shared histograms and their smoothing.
+_GROUPS, _SMOOTHING = 4, 0.1
 # Distance of nodes in z, in σ, from which a table is interpolated.
 _FINE = 0.125
 # Levels from which on tables would be large.
@@ -48,8 +46,7 @@ class Histogram:
 
     def __init__(self, space: Discrete, probs: Tensor, group: Tensor) -> None:
         self.space, self.probs, self.group = space, probs.double(), group
-        self.nodes = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
-        self.weights = hat_weights(self.nodes)
+        self.nodes, self.weights = nodes()
         self._tables: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -72,8 +69,7 @@ class Histogram:
         return {"probs": self.probs, "group": self.group}
 
     def _tables_at(self, gamma: float, first: bool) -> tuple[Tensor, Tensor]:
-        """Return h (M · K, nodes) and its expectations over ε (M · K,), of the table nearest to γ, or with `first` of the one at γ."""
-        gamma = gamma if first else round(gamma / TABLE_STEP) * TABLE_STEP
+        """Return h (M · K, nodes) and its expectations over ε (M · K,), of the table at γ."""
         if (gamma, first) not in self._tables:
             table = self._log_loss(gamma) if first else self._squared_error(gamma)
             table = table.view(-1, len(self.nodes))
@@ -126,17 +122,12 @@ class Histogram:
         return self.space.index(x).flatten(1) + self.group.to(x.device) * self.space.levels
 
     def at(self, look: Look) -> tuple[Tensor, Tensor]:
-        rows, noise = self._rows(look.x), look.noise.double().flatten(1)
-        place = ((noise + REACH) * ((NODES - 1) / (2 * REACH))).clamp(0, NODES - 1)
-        before = place.long().clamp(max=NODES - 2)
-        share, at = place - before, rows * NODES + before
-        # One table for all visits near each other in γ, and one for the reconstruction.
-        knots = torch.where(look.first, torch.iinfo(torch.long).max, (look.gammas / TABLE_STEP).round().long())
+        rows = self._rows(look.x)
+        before, share = places(look.noise.double().flatten(1))
+        at = rows * NODES + before
         drawn, expected = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
-        for knot in knots.unique():
-            some = (knots == knot).nonzero().squeeze(1)
-            pair = self._tables_at(float(look.gammas[some[0]]), bool(look.first[some[0]]))
-            table, mean = (value.to(rows.device) for value in pair)
+        for some, gamma, first in by_table(look):
+            table, mean = (value.to(rows.device) for value in self._tables_at(gamma, first))
             flat, known = table.flatten(), mean[rows[some]].sum(1)
             found = torch.lerp(flat[at[some]], flat[at[some] + 1], share[some]).sum(1)
             expected[some], drawn[some] = known, found - known
@@ -151,9 +142,7 @@ class Histogram:
     def totals(
         self, x: Tensor, gamma: Tensor, weight: Tensor, first: bool = False, context: Tensor | None = None
     ) -> Tensor:
-        distinct, inverse = (gamma.cpu() if first else (gamma.cpu() / TABLE_STEP).round() * TABLE_STEP).unique(
-            return_inverse=True
-        )
+        distinct, inverse = rounded(gamma.cpu(), first).unique(return_inverse=True)
         by_table = torch.zeros(len(weight), len(distinct), dtype=torch.float64)
         by_table.index_add_(1, inverse, weight.double().cpu())
         means = torch.stack([self._tables_at(g, first)[1] for g in distinct.tolist()])
@@ -162,7 +151,7 @@ class Histogram:
     def variance(self, x: Tensor, gamma: Tensor, first: bool = False, context: Tensor | None = None) -> Tensor:
         # Positions are independent, so that variances add up. The weights overestimate the square of an interpolated function slightly.
         counts, out = self._counts(x).mean(0).cpu(), []
-        for g in gamma.tolist():
+        for g in rounded(gamma, first).tolist():
             table, mean = self._tables_at(g, first)
             out.append(counts @ (table.square() @ self.weights - mean.square()))
         return torch.stack(out)[:, None].clamp(min=0)
@@ -172,22 +161,3 @@ def signal(gamma: float) -> tuple[float, float]:
     """Return α and σ at γ."""
     g = torch.tensor(gamma, dtype=torch.float64)
     return float(alpha(g)), float(sigma(g))
-
-
-def hat_weights(nodes: Tensor) -> Tensor:
-    """Return E of the hat functions at increasing nodes (J,) over N(0, 1), the outermost being constant beyond the ends: the expectation of
-    a function that is linear between the nodes is its values times these.
-
-    >>> hat_weights(torch.tensor([-1.0, 0.0, 1.0]).double())                      # E min(|ε|, 1) = 0.6313 is the sum of the outer two
-    tensor([0.3156, 0.3687, 0.3156], dtype=torch.float64)
-    """
-    step = nodes[1:] - nodes[:-1]
-    tail = torch.special.ndtr(-nodes)
-    density = torch.exp(-0.5 * nodes.square()) / math.sqrt(2 * math.pi)
-    mass, first = tail[:-1] - tail[1:], density[:-1] - density[1:]
-    right = (first - nodes[:-1] * mass) / step
-    outer = torch.stack([1 - tail[0], tail[-1]])
-    inner = torch.nn.functional.pad(right, (1, 0)) + torch.nn.functional.pad(mass - right, (0, 1))
-    inner[0] += outer[0]
-    inner[-1] += outer[1]
-    return inner

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, rows_of
 from diffusional.evaluation.control import Control, Look
-from diffusional.evaluation.histogram import TABLE_STEP
+from diffusional.evaluation.interpolated import TABLE_STEP
 from diffusional.ledger import total_of
 from diffusional.models.chain import AffineCosts, Chain, batch_rows
 
