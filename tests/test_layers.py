@@ -56,6 +56,7 @@ FLOORS = (
     "models.likelihood",
     "models.chain",
     "models.tail",
+    "models.visited_chain",
     "models.renoised",
     "models.stage_chain",
     "models.diffusion",

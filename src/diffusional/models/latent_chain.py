@@ -19,29 +19,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, once_each, row_digests, rows_of
+from diffusional.conditions import Condition
 from diffusional.gaussian import Gaussian
-from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
+from diffusional.models.visited_chain import VisitedChain
 from diffusional.shapes import Batch, PerItem
-from diffusional.space import Space
 
 if TYPE_CHECKING:
     from diffusional.models.vae import Autoencoder
 
 
-class LatentChain(Chain):
+class LatentChain(VisitedChain):
     """The chain of an autoencoder's prior as a chain of costs of x (B, *space.shape). Its noise (B, n + n_L) is the ε of z_1 … z_L, and then
     that of the level. `Autoencoder.visited` makes it.
     """
 
     def __init__(self, model: "Autoencoder") -> None:
-        super().__init__()
         assert model.chain is not None
-        # Not registered: the tensors are the model's own.
-        object.__setattr__(self, "model", model)
-        object.__setattr__(self, "over", model.chain)
-        self._encoded = {}
+        super().__init__(model, model.chain)
         self._own = sum(model.latents)
         self.layer_parts = tuple(f"kl_{layer}" for layer in range(1, len(model.latents)))
         self.looked = ("reconstruction", *self.layer_parts)
@@ -49,55 +44,23 @@ class LatentChain(Chain):
         self.decoder_parts = self.looked + first if model.chain.decoder_uses_network else self.looked
         self.further = tuple(name for name in ("prior", *first, "encoder_entropy") if name not in self.decoder_parts)
 
-    model: "Autoencoder"
-    over: Chain
-    _encoded: dict[bytes, tuple[Tensor, ...]]
-
-    def whole(self) -> LatentVariableModel:
-        return self.model
-
-    @property
-    def space(self) -> Space:
-        return self.model.space
-
-    @property
-    def steps(self) -> int | None:
-        return self.over.steps
+    model: "Autoencoder"  # pyright: ignore[reportIncompatibleVariableOverride]
+    over: Chain  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def visit_shape(self) -> tuple[int, ...]:
         return (self._own + math.prod(self.model.prior.shape),)
 
-    def noise_levels(self) -> Tensor:
-        return self.over.noise_levels()
-
-    def gamma_at(self, edges: Tensor) -> Tensor | None:
-        return self.over.gamma_at(edges)
-
     def identity(self) -> list[Any]:
         return [type(self.model).__name__, self.model.predicts, self.model.head, *self.over.identity()]
-
-    def level_constants(self, level: PerItem) -> PerItem:
-        return self.over.level_constants(level)
 
     def prior(self, x: Batch) -> PerItem:
         """Return 0 (B,), since KL_T depends on z_L, and is among the costs of `beside`."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
-    def extra(self, x: Tensor) -> dict[str, Tensor]:
-        return self.model.extra(x)
-
     def _kept(self, x: Tensor, condition: Condition | None) -> tuple[Tensor, ...]:
-        """Return the encoder's output for every row (`Autoencoder.kept`). Each item is encoded once, however often it is visited."""
-        keys = row_digests(x)
-        if condition is not None:
-            keys = [one + other for one, other in zip(keys, row_digests(condition), strict=True)]
-
-        def encoded(rows: Tensor) -> tuple[Tensor, ...]:
-            at = rows.to(x.device)
-            return self.model.kept(x[at], rows_of(condition, at))
-
-        return once_each(self._encoded, keys, encoded)
+        """Return the encoder's output for every row (`Autoencoder.kept`)."""
+        return self._once(x, condition, self.model.kept)
 
     def _top(self, x: Tensor, noise: Tensor, condition: Condition | None) -> tuple[Gaussian, Tensor]:
         """Return q(z_L|x) and a draw of z_L (B, *shape). This evaluates no network besides the encoder."""

@@ -19,6 +19,7 @@ from diffusional.forward import alpha, sigma
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
+from diffusional.models.visited_chain import VisitedChain
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
 from diffusional.timesteps import TimestepSampler
@@ -178,30 +179,16 @@ class Renoised(LatentVariableModel):
         return self.model.sample(n, generator, self.noised(condition, drawn))
 
 
-class RenoisedChain(Chain):
+class RenoisedChain(VisitedChain):
     """The levels of the model of a `Renoised`, as costs of x given y: the noise of a visit is ε of ỹ, then that of the level."""
 
     def __init__(self, model: Renoised, over: Chain) -> None:
-        super().__init__()
-        # Not registered: the tensors are the model's own.
-        object.__setattr__(self, "model", model)
-        object.__setattr__(self, "over", over)
+        super().__init__(model, over)
         self.decoder_parts, self.layer_parts = over.decoder_parts, over.layer_parts
         self.looked, self.further = over.looked, over.further
 
-    model: Renoised
-    over: Chain
-
-    def whole(self) -> LatentVariableModel:
-        return self.model
-
-    @property
-    def space(self) -> Space:
-        return self.model.space
-
-    @property
-    def steps(self) -> int | None:
-        return self.over.steps
+    model: Renoised  # pyright: ignore[reportIncompatibleVariableOverride]
+    over: Chain  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def decodes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -215,24 +202,12 @@ class RenoisedChain(Chain):
     def visit_shape(self) -> tuple[int, ...]:
         return (self.model.drawn + math.prod(self.over.visit_shape),)
 
-    def noise_levels(self) -> Tensor:
-        return self.over.noise_levels()
-
-    def gamma_at(self, edges: Tensor) -> Tensor | None:
-        return self.over.gamma_at(edges)
-
     def identity(self) -> list[Any]:
         model = self.model
         return [type(model).__name__, model.gamma, model.key, model.rescaled, model.gives_level, *self.over.identity()]
 
-    def level_constants(self, level: PerItem) -> PerItem:
-        return self.over.level_constants(level)
-
     def prior(self, x: Batch) -> PerItem:
         return self.over.prior(x)
-
-    def extra(self, x: Tensor) -> dict[str, Tensor]:
-        return self.over.extra(x)
 
     def _parted(self, noise: Tensor, condition: Condition | None) -> tuple[Tensor, Condition | None]:
         """Return the noise of the level and the condition with ỹ. A decoder without network is drawn without a condition."""

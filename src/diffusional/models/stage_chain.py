@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, once_each, row_digests, rows_of
+from diffusional.conditions import Condition, rows_of
 from diffusional.ledger import total_of
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain, Section
 from diffusional.models.renoised import terms_of
+from diffusional.models.visited_chain import VisitedChain
 from diffusional.shapes import Batch, PerItem
-from diffusional.space import Space
 
 if TYPE_CHECKING:
     from diffusional.models.composite import Composite
@@ -74,14 +74,11 @@ def _parts(stage: str, model: LatentVariableModel) -> list[_Part]:
     return found
 
 
-class StageChain(Chain):
+class StageChain(VisitedChain):
     """The chain that `Composite.visited` returns. Its noise (B, n) is that of the stages' variables, then that of the level."""
 
     def __init__(self, model: "Composite") -> None:
-        super().__init__()
-        # Not registered: the tensors are the model's own.
-        object.__setattr__(self, "model", model)
-        self._encoded: dict[bytes, tuple[Tensor, ...]] = {}
+        super().__init__(model)
         parts = [part for name, stage in model.models() for part in _parts(name, stage)]
         counts = [part.levels for part in parts]
         object.__setattr__(self, "_all", parts)
@@ -95,15 +92,8 @@ class StageChain(Chain):
         # In the order of `beside`.
         self.further = tuple(self._names())
 
-    model: "Composite"
+    model: "Composite"  # pyright: ignore[reportIncompatibleVariableOverride]
     _all: list[_Part]
-
-    def whole(self) -> LatentVariableModel:
-        return self.model
-
-    @property
-    def space(self) -> Space:
-        return self.model.space
 
     @property
     def steps(self) -> int | None:
@@ -175,12 +165,9 @@ class StageChain(Chain):
         part = scaled.long().clamp(max=len(self._all) - 1)
         return part, (scaled - part).clamp(0, 1)
 
-    def _kept(self, x: Tensor, condition: Condition | None) -> tuple[Tensor, ...]:
-        """Return the output of the encoder for every row (`Composite.encoded`); each item is encoded once, however often it is visited."""
-        if not self.model.encodes:
-            return ()
-        keys = row_digests(x)
-        return once_each(self._encoded, keys, lambda rows: self.model.encoded(x[rows.to(x.device)]))
+    def _kept(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the output of the encoder for every row (`Composite.encoded`), which takes no condition."""
+        return self._once(x, None, lambda some, _: self.model.encoded(some)) if self.model.encodes else ()
 
     def level_constants(self, level: PerItem) -> PerItem:
         out = torch.zeros(len(level), dtype=torch.float64, device=level.device)
@@ -210,7 +197,7 @@ class StageChain(Chain):
             if not len(rows):
                 continue
             some, drawn = x[rows], noise[rows]
-            c, kept = rows_of(condition, rows), self._kept(some, condition)
+            c, kept = rows_of(condition, rows), self._kept(some)
             item, given = self.model.given(part.stage, some, drawn[:, : self.model.drawn], c, kept)
             own, factor = self._level(part, at[rows])
             out[rows] = factor * part.cost(item, own, drawn[:, self.model.drawn :], given).to(out)
@@ -239,7 +226,7 @@ class StageChain(Chain):
 
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         """Return KL_T of every stage whose variable is a function of x, and log-Jacobians, by name: exact."""
-        found, kept = {}, self._kept(x, None)
+        found, kept = {}, self._kept(x)
         for name, stage in self.model.models():
             chain = stage.visited()
             item = self.model.variable(name, x, kept) if self.model.fixed(name) else x
@@ -261,7 +248,7 @@ class StageChain(Chain):
         """Return draws of the costs in `further`: those that take no network evaluation but depend on the noise."""
         if not self.further:
             return {}
-        shared, own, kept = noise[:, : self.model.drawn], noise[:, self.model.drawn :], self._kept(x, condition)
+        shared, own, kept = noise[:, : self.model.drawn], noise[:, self.model.drawn :], self._kept(x)
         found = self.model.beside(x, shared, kept)
         for name, stage in self.model.models():
             chain = stage.visited()

@@ -1,0 +1,270 @@
+"""What all composite models share: the joint ledger of their stages, losses, and sampling stage by stage."""
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusional.conditions import Condition, check_condition
+from diffusional.errors import DiffusionalError
+from diffusional.ledger import Costs, Ledger
+from diffusional.models.base import LatentVariableModel
+from diffusional.models.chain import Chain
+from diffusional.models.renoised import identity_of, terms_of
+from diffusional.models.stage_chain import StageChain
+from diffusional.shapes import Batch
+from diffusional.space import Space
+from diffusional.timesteps import TimestepSampler
+
+
+class Composite(LatentVariableModel):
+    """Several stages with a joint bound. Use one of its subclasses, or define `variable` or `beside`, and `given` and `generate`.
+
+    Attributes:
+        stages: the models by name, in the order in which they are sampled; the last is a model of x.
+
+    Shapes: x (B, *space.shape), encoded. The ledger is that of `Ledger.join`: its terms are "stage.term".
+    """
+
+    drawn: int = 0
+    """Number of standard normal numbers per item from which the stages' variables are drawn; 0 if they are functions of x."""
+
+    encodes: bool = False
+    """Whether there is an encoder, whose output an evaluation keeps for every item."""
+
+    further: tuple[str, ...] = ()
+    """Names of the costs that `beside` returns."""
+
+    def __init__(self, stages: Mapping[str, LatentVariableModel], conditional: Collection[str] | None = None) -> None:
+        super().__init__()
+        if len(stages) < 2:
+            raise DiffusionalError(f"expected at least two stages, got {', '.join(stages) or 'none'}")
+        for name, stage in stages.items():
+            if not isinstance(name, str) or not name.isidentifier():
+                raise DiffusionalError(
+                    f"expected the name of a stage to be a word such as 'base', got {name!r}; rename it"
+                )
+            if isinstance(stage, Composite) or not isinstance(stage, LatentVariableModel):
+                raise DiffusionalError(
+                    f"expected stage {name!r} to be a model such as a DiffusionModel or a VAE, got a {type(stage).__name__}"
+                    f"{'; list its stages' if isinstance(stage, Composite) else ''}"
+                )
+        unknown = [name for name in conditional or () if name not in stages]
+        if unknown:
+            raise DiffusionalError(
+                f"expected conditional to name stages among {', '.join(stages)}, got {', '.join(map(str, unknown))}"
+            )
+        self.stages = nn.ModuleDict(stages)
+        self.conditional = tuple(stages) if conditional is None else tuple(conditional)
+        self.classes = next((model.classes for model in stages.values() if model.classes), ())
+
+    @property
+    def last(self) -> LatentVariableModel:
+        """The stage that is a model of x."""
+        *_, model = self.stages.values()
+        assert isinstance(model, LatentVariableModel)
+        return model
+
+    @property
+    def space(self) -> Space:
+        return self.last.space
+
+    # What a subclass defines.
+
+    def fixed(self, name: str) -> bool:
+        """Return whether a stage's variable is a function of x, so that its KL_T is known exactly; by default it is."""
+        return True
+
+    def encoded(self, x: Batch) -> tuple[Tensor, ...]:
+        """Return the encoder's output for items x, tensors (B, …), from which `variable` and `given` follow; by default none."""
+        return ()
+
+    def variable(self, name: str, x: Batch, kept: tuple[Tensor, ...] = ()) -> Tensor:
+        """Return the variable of a stage whose variable is a function of x, for `kept` = `encoded(x)`: by default x itself."""
+        return x
+
+    @abstractmethod
+    def given(
+        self, name: str, x: Batch, noise: Tensor, condition: Condition | None, kept: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Condition | None]:
+        """Return a stage's items and its condition, for `noise` (B, `drawn`) and `kept` = `encoded(x)`."""
+
+    def beside(self, x: Batch, noise: Tensor, kept: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Return further costs (B,) by the names in `further`, such as "prior.encoder_entropy"; by default {}."""
+        return {}
+
+    @abstractmethod
+    def generate(
+        self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, samples of the stage's variable) for every stage, in order; the last are samples x."""
+
+    # Conditions of stages.
+
+    def _with(self, name: str, key: str, value: Tensor, condition: Condition | None) -> Condition:
+        """Return the condition of a stage: `value` under `key`, and c, if the stage takes it."""
+        own, model = self._own(name, condition), self.stages[name]
+        if own is None:
+            # The network of a config takes one tensor.
+            return {key: value} if getattr(model, "condition_form", None) is None else value
+        named = {"condition": own} if isinstance(own, Tensor) else dict(own)
+        if key in named:
+            raise DiffusionalError(
+                f"expected a condition without the entry {key!r}, under which stage {name!r} gets the variable of the stage before it; rename "
+                "the entry"
+            )
+        return {key: value, **named}
+
+    def _own(self, name: str, condition: Condition | None) -> Condition | None:
+        return condition if name in self.conditional else None
+
+    def _checked(self, x: Tensor, condition: Condition | None) -> None:
+        self.space.check(x)
+        check_condition(condition, len(x))
+        if condition is not None and not self.conditional:
+            raise DiffusionalError(
+                f"a condition was given, but no stage of this {type(self).__name__} takes one; leave the condition out"
+            )
+
+    # The bound.
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """(n,): the noise of the stages' variables, then that of every stage in order."""
+        return (self.drawn + sum(self._numbers(model) for model in self.stages.values()),)
+
+    @staticmethod
+    def _numbers(model: nn.Module) -> int:
+        assert isinstance(model, LatentVariableModel)
+        return int(torch.Size(model.noise_shape).numel())
+
+    @property
+    def evaluations(self) -> int:
+        """Number of network evaluations of one draw of `terms`, without the encoder's."""
+        return sum(model.evaluations for model in self.stages.values())  # type: ignore[misc]
+
+    def visited(self) -> Chain:
+        """Return the levels of all stages, one after the other: every visit evaluates one network of one stage once."""
+        return StageChain(self)
+
+    def extra(self, x: Tensor) -> dict[str, Tensor]:
+        """Return {}: further costs are those of the stages."""
+        return {}
+
+    def _joined(self, ledgers: Mapping[str, Ledger], beside: Mapping[str, Tensor]) -> Ledger:
+        """Join the ledgers of the stages in the units of x, MATH (30)."""
+        whole = {}
+        for name, ledger in ledgers.items():
+            own = {full.partition(".")[2]: cost for full, cost in beside.items() if full.partition(".")[0] == name}
+            extra = {**ledger.extra, **own}
+            whole[name] = Ledger(ledger.reconstruction, ledger.kl, ledger.prior, ledger.dimensions, extra)
+        return Ledger.join(whole, self.space.dimensions)
+
+    def terms(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Ledger:
+        """Return the joint ledger with one draw of every cost, from `noise` (B, *noise_shape). All stages in discrete time only."""
+        self._checked(x, condition)
+        if noise.shape != (len(x), *self.noise_shape):
+            raise DiffusionalError(f"expected noise of shape {(len(x), *self.noise_shape)}, got {tuple(noise.shape)}")
+        shared, kept, begin = noise[:, : self.drawn], self.encoded(x), self.drawn
+        ledgers = {}
+        for name, model in self.models():
+            numbers = self._numbers(model)
+            item, c = self.given(name, x, shared, condition, kept)
+            ledgers[name] = terms_of(model, item, noise[:, begin : begin + numbers], c)
+            begin += numbers
+        return self._joined(ledgers, self.beside(x, shared, kept))
+
+    def elbo(self, x: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Ledger:
+        """Return the joint ledger with one draw of every cost."""
+        self._checked(x, condition)
+        shared, kept = x.new_empty(len(x), self.drawn).normal_(generator=generator), self.encoded(x)
+        ledgers = {}
+        for name, model in self.models():
+            item, c = self.given(name, x, shared, condition, kept)
+            ledgers[name] = model.elbo(item, generator, c)
+        return self._joined(ledgers, self.beside(x, shared, kept))
+
+    def models(self) -> Iterator[tuple[str, LatentVariableModel]]:
+        """Yield the name and the model of every stage, in order."""
+        for name, model in self.stages.items():
+            assert isinstance(model, LatentVariableModel)
+            yield name, model
+
+    # Training: the stages at once. Each can also be trained by itself, which is what a run does.
+
+    def draw(
+        self,
+        x: Tensor,
+        sampler: TimestepSampler | None = None,
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the noise of the stages' variables, "noise", and what each stage draws as "stage.…", with stratified levels."""
+        n = len(x) if n is None else n
+        out = {"noise": x.new_empty(n, self.drawn).normal_(generator=generator)}
+        for name, model in self.models():
+            like = x.new_empty(1, *model.space.shape)
+            out |= {f"{name}.{key}": value for key, value in model.draw(like, None, generator, n).items()}
+        return out
+
+    def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
+        """Return the costs of all stages by "stage.term", at one network evaluation of each."""
+        kept, terms = self.encoded(x), dict[str, Tensor]()
+        for name, model in self.models():
+            item, c = self.given(name, x, draws["noise"], condition, kept)
+            mark = f"{name}."
+            own = {key.removeprefix(mark): value for key, value in draws.items() if key.startswith(mark)}
+            terms |= {f"{name}.{term}": cost for term, cost in model.costs(item, own, c).terms.items()}
+        none = torch.zeros(0)
+        return Costs(terms | self.beside(x, draws["noise"], kept), none, none)
+
+    def identity(self) -> list[Any]:
+        """Return what the costs depend on besides the tensors of the stages, as JSON values."""
+        return [
+            type(self).__name__,
+            list(self.conditional),
+            *([name, *identity_of(model)] for name, model in self.models()),
+        ]
+
+    def described(self) -> dict[str, Any]:
+        """Return "stages" of the provenance: T, dimensions and levels of every stage by name."""
+        about = {
+            name: {"model": type(model).__name__, "latents": model.steps, "space": model.space.to_dict()}
+            for name, model in self.models()
+        }
+        return {"stages": about}
+
+    # Sampling.
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
+        """Return n samples x (n, *space.shape) of the joint model."""
+        *_, (_, x) = self.generate(n, generator, condition)
+        return x
+
+    def sample_stages(
+        self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None
+    ) -> dict[str, Tensor]:
+        """Return n samples of every stage's variable by name, row by row from the same draw; the last are samples x.
+
+        Of a stage that hands over a latent, these are its z_s.
+        """
+        with torch.no_grad():
+            return dict(self.generate(n, generator, condition))
+
+    def _check_sampled(self, n: int, condition: Condition | None) -> None:
+        if n < 1:
+            raise DiffusionalError(f"expected n to be at least 1, got {n}")
+        check_condition(condition, n)
+
+    def _meets(self, name: str, value: Tensor, space: Space, what: str) -> None:
+        """Raise DiffusionalError unless a variable of some items, `value`, is one of the stage's items."""
+        try:
+            space.check(value)
+        except DiffusionalError as error:
+            raise DiffusionalError(
+                f"stages do not meet: {what} must be items of stage {name!r}, a model over {space}, but {error}. Give stages and functions "
+                "whose shapes and levels agree"
+            ) from error
