@@ -5,6 +5,8 @@ composite.json            the kind of system, its stages and how they are linked
 stages/NAME/              the run of each stage, which can be trained, evaluated and replaced by itself
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,13 +28,17 @@ with needed_for("training"):
 
 
 def train_composite(
-    config: CompositeConfig, run: str | Path, resume: bool = False, console: Console | None = None
+    config: CompositeConfig,
+    run: str | Path,
+    resume: bool = False,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> LatentVariableModel:
     """Train the stages of a system one after the other, each in a run of its own; returns the system, as `df.load(run)` does.
 
     Stages that are trained already are left as they are, so that `resume` continues with the stage that was interrupted, to the same bits.
     A stage that was replaced, by another run of the same kind, is used as it is; other stages are not trained again. The config of a stage
-    may differ in the options that may differ when a run is resumed, such as `steps`.
+    may differ in the options that may differ when a run is resumed, such as `steps`. `clock` is that of `train`.
 
     Raises DiffusionalError as `train` does, for a system that was begun with other stages or links, for stages that do not meet, and for an
     encoder whose weights are not those that the later stages were trained with.
@@ -56,7 +62,7 @@ def train_composite(
             folder.parent.mkdir(exist_ok=True)
             if own.data.encoder is not None:
                 own = replace(own, data=replace(own.data, encoder_sha256=_encoder_hash(config, run)))
-            train(own, folder, resume=(folder / "config.json").exists(), console=console)
+            train(own, folder, resume=(folder / "config.json").exists(), console=console, clock=clock)
         if config.kind != "cascade":
             _encoder_hash(config, run)
     return load(run)
