@@ -27,7 +27,7 @@ import diffusional as df
 from diffusional.information.pointwise import bounded
 from diffusional.training import metrics_logger
 from diffusional.training.composite_config import CompositeConfig
-from diffusional.training.composites import noised, train_composite
+from diffusional.training.composites import train_composite
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 LEVELS, SIDE = 16, 16

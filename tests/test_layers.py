@@ -66,6 +66,7 @@ FLOORS = (
     "models.vae",
     "models.hvae",
     "models.direct",
+    "models.contrastive",
     "models.composite",
     "models.gaussian_chain",
     "exact",

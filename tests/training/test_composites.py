@@ -36,6 +36,7 @@ SMALL = Config(
 VAE = replace(
     SMALL, model=ModelConfig(kind="vae", hidden=8, blocks=1), schedule=ScheduleConfig(), latent=LatentConfig(sizes=(3,))
 )
+CONTRASTIVE = replace(VAE, model=ModelConfig(kind="contrastive", hidden=8, blocks=1))
 PRIOR = replace(SMALL, validate_every=2, model=ModelConfig(network="mlp", predicts="v", hidden=8, blocks=1))
 LABELS = DataConfig(condition="label")
 CONFIGS = {
@@ -45,6 +46,7 @@ CONFIGS = {
     "handed over": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, DataConfig(), (2,), handover=3),
     "latent": CompositeConfig("latent", {"autoencoder": VAE, "prior": PRIOR}, LABELS),
     "unclip": CompositeConfig("unclip", {"encoder": VAE, "prior": PRIOR, "decoder": SMALL}, LABELS),
+    "contrastive": CompositeConfig("unclip", {"encoder": CONTRASTIVE, "prior": PRIOR, "decoder": SMALL}, LABELS),
 }
 
 
@@ -60,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_system_is_a_run_like_any_other(name: str, runs: dict[str, Path]) -> None:
     config, run = CONFIGS[name], df.load_run(runs[name])
-    kinds = {"latent": df.FrozenPosterior, "unclip": df.FrozenEncoder}
+    kinds = {"latent": df.FrozenPosterior, "unclip": df.FrozenEncoder, "contrastive": df.FrozenEncoder}
     assert type(run.model) is kinds.get(config.kind, df.Cascade)
     assert run.space.shape == (1, 8, 8)
     result = run.evaluate(visits=2, plan=df.Plan.uniform(run.model), audit=False)
@@ -70,7 +72,7 @@ def test_a_system_is_a_run_like_any_other(name: str, runs: dict[str, Path]) -> N
     assert result.nelbo.value == pytest.approx(sum(term.value for term in result.terms.values()))
 
 
-@pytest.mark.parametrize("name", ["cascade", "renoised", "unclip"])
+@pytest.mark.parametrize("name", ["cascade", "renoised", "unclip", "contrastive"])
 def test_each_stage_is_a_run_of_its_own(name: str, runs: dict[str, Path]) -> None:
     """It is evaluated by itself, on its own variable given that of the stage before it, and its bound is its part of the joint one."""
     config = CONFIGS[name]
@@ -169,6 +171,41 @@ def test_stages_that_do_not_meet_are_refused(runs: dict[str, Path], tmp_path: Pa
     (run / "composite.json").write_text(json.dumps(record | {"factors": "two"}))
     with pytest.raises(df.DiffusionalError, match=r"composite.json.*factors"):
         df.load(run)
+
+
+def test_a_contrastive_encoder_is_trained_on_pairs_and_evaluated_only_as_a_stage(runs: dict[str, Path]) -> None:
+    encoder = df.load_run(runs["contrastive"] / "stages" / "encoder")
+    assert encoder.config.data.condition == "label"
+    x = encoder.encode("test")[:20]
+    model: Any = df.load(runs["contrastive"])
+    # The prior's items and the condition of the decoder are its features.
+    prior = df.load_run(runs["contrastive"] / "stages" / "prior")
+    assert torch.allclose(prior.encode("test")[:20], model.variable("prior", x, model.encoded(x)))
+    assert torch.allclose(model.encoded(x)[0].square().sum(1), torch.full((20,), 3.0))
+    decoder = df.load_run(runs["contrastive"] / "stages" / "decoder")
+    assert torch.allclose(decoder.condition("test")[:20], model.encoded(x)[0])
+    with pytest.raises(df.DiffusionalError, match=r"no p\(x\)"):
+        encoder.evaluate()
+    log = [json.loads(line) for line in (encoder.path / "metrics.jsonl").read_text().splitlines()]
+    # In nats, among other groups of 16 pairs.
+    own: Any = encoder.model
+    loss = own.loss(encoder.encode("validation"), condition=encoder.condition("validation")).item()
+    assert next(line["validation"] for line in log if "validation" in line) == pytest.approx(loss, rel=0.1)
+    assert not any("loss" in line for line in log)
+
+
+def test_a_contrastive_encoder_needs_a_condition_and_only_its_own_options() -> None:
+    with pytest.raises(df.DiffusionalError, match=r"contrastive.*condition"):
+        replace(CONFIGS["contrastive"], data=DataConfig())
+    with pytest.raises(df.DiffusionalError, match="'vae'"):
+        CompositeConfig("latent", {"autoencoder": CONTRASTIVE, "prior": PRIOR}, LABELS)
+    with pytest.raises(df.DiffusionalError, match=r"contrastive.*warmup"):
+        replace(CONTRASTIVE, latent=LatentConfig(sizes=(3,), warmup=0.5))
+    with pytest.raises(df.DiffusionalError, match=r"contrastive.*mlp"):
+        replace(CONTRASTIVE, model=ModelConfig(kind="contrastive", network="mlp"))
+    with pytest.raises(df.DiffusionalError, match=r"contrastive.*data\.condition"):
+        df.train(CONTRASTIVE, "never-made", console=QUIET)
+    assert not Path("never-made").exists()
 
 
 def test_the_noise_levels_of_links_are_those_of_the_stages(runs: dict[str, Path]) -> None:

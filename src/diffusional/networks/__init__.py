@@ -2,6 +2,7 @@
 
 from diffusional.networks.autoencoder import Decoder, Ladder, ResidualMLP
 from diffusional.networks.autoencoder_kl import KLDecoder, KLEncoder
+from diffusional.networks.condition_tower import ConditionTower
 from diffusional.networks.conditioning import ConditionAdapter
 from diffusional.networks.diffusers import FromDiffusers, ddpm_unet
 from diffusional.networks.mlp import MLP
@@ -11,6 +12,7 @@ from diffusional.networks.vdm import VDMUNet
 __all__ = [
     "MLP",
     "ConditionAdapter",
+    "ConditionTower",
     "Decoder",
     "FromDiffusers",
     "KLDecoder",

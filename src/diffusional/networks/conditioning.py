@@ -80,7 +80,7 @@ class ConditionAdapter(nn.Module):
         elif self.attention:
             prepared = self._tokens(condition, len(z), z)
         else:
-            prepared = None if condition is None else self._pooled(condition)
+            prepared = None if condition is None else pooled(condition)
         return self.network(z, log_snr, prepared)
 
     def _check(self, condition: Condition, items: int) -> None:
@@ -105,14 +105,6 @@ class ConditionAdapter(nn.Module):
         missing = missing_rows(condition)[:, None, None, None]
         return torch.cat([image.masked_fill(missing, 0), missing.to(z).expand(-1, 1, *z.shape[2:])], 1)
 
-    def _pooled(self, condition: Condition) -> Tensor:
-        """Return the mean (B, W) of the tokens that are present; NaN in missing rows, and 0 in rows whose tokens are all padding."""
-        tokens, mask = _parts(condition)
-        missing = missing_rows(tokens)
-        values = torch.where(mask[:, :, None], tokens, 0)
-        pooled = values.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return pooled.masked_fill(missing[:, None], torch.nan)
-
     def _tokens(self, condition: Condition | None, items: int, z: Tensor) -> dict[str, Tensor]:
         """Return tokens and mask, in which the learned null token alone takes the place of missing ones."""  # vocabulary: allow
         if condition is None:
@@ -126,6 +118,19 @@ class ConditionAdapter(nn.Module):
         tokens = torch.where(missing[:, None, None], self.null_token, tokens)
         first = torch.arange(tokens.shape[1], device=z.device) == 0
         return {"tokens": tokens, "mask": torch.where(missing[:, None], first, mask)}
+
+
+def pooled(condition: Condition) -> Tensor:
+    """Return the mean (B, W) of the tokens that are present; NaN in missing rows, and 0 in rows whose tokens are all padding.
+
+    >>> pooled({"tokens": torch.tensor([[[2.0], [4.0], [9.0]]]), "mask": torch.tensor([[True, True, False]])})
+    tensor([[3.]])
+    """
+    tokens, mask = _parts(condition)
+    missing = missing_rows(tokens)
+    values = torch.where(mask[:, :, None], tokens, 0)
+    mean = values.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    return mean.masked_fill(missing[:, None], torch.nan)
 
 
 def _parts(condition: Condition) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,22 @@ from torch import Tensor, nn
 from diffusional.errors import DiffusionalError
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.composite import Cascade, Composite, FrozenEncoder, FrozenPosterior
+from diffusional.models.contrastive import ContrastiveEncoder, features
 from diffusional.models.direct import DirectModel
 from diffusional.space import Space
 from diffusional.training.build import successive
 from diffusional.training.composite_config import CompositeConfig
+
+
+class Features(nn.Module):
+    """The features of a contrastive encoder: a deterministic encoder (B, *space.shape) → (B, n). Its other half is left out."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return features(self.encoder(x))
 
 
 class EncoderMean(nn.Module):
@@ -34,8 +46,8 @@ def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel]
 
     Raises DiffusionalError if stages do not meet.
     """
-    first = next(iter(stages)) if config.kind == "cascade" else "prior"
-    conditional = [] if config.data.condition is None else [first]
+    conditioned = next(iter(stages)) if config.kind == "cascade" else "prior"
+    conditional = [] if config.data.condition is None else [conditioned]
     if config.kind == "cascade":
         names = list(stages)
         if stages[names[-1]].space != space:
@@ -52,11 +64,12 @@ def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel]
                 )
             downs.append(nn.Sequential(*steps))
         return Cascade(stages, downs, renoise=config.renoise, handover=config.handover, conditional=conditional)
-    vae: Any = stages["autoencoder" if config.kind == "latent" else "encoder"]
+    first: Any = stages["autoencoder" if config.kind == "latent" else "encoder"]
     prior: Any = stages["prior"]
     if config.kind == "latent":
-        decoder = DirectModel(vae.decoder, vae.likelihood, vae.predicts, vae.head)
-        return FrozenPosterior(vae.encoder, prior, decoder, conditional=conditional)
+        decoder = DirectModel(first.decoder, first.likelihood, first.predicts, first.head)
+        return FrozenPosterior(first.encoder, prior, decoder, conditional=conditional)
     last: Any = stages["decoder"]
     level, key = config.handover or 1, getattr(last, "key", "latent")
-    return FrozenEncoder(EncoderMean(vae.encoder), prior, last, level=level, conditional=conditional, key=key)
+    frozen = Features if isinstance(first, ContrastiveEncoder) else EncoderMean
+    return FrozenEncoder(frozen(first.encoder), prior, last, level=level, conditional=conditional, key=key)

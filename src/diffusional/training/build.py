@@ -21,6 +21,7 @@ from diffusional.models import likelihood as likelihoods
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.binomial import BinomialDiffusionModel
 from diffusional.models.composite import Downscale
+from diffusional.models.contrastive import ContrastiveEncoder
 from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.gaussian_chain import GaussianChain
@@ -29,7 +30,17 @@ from diffusional.models.parameterization import Predicts
 from diffusional.models.renoised import Renoised
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, decoder_output
-from diffusional.networks import MLP, ConditionAdapter, Decoder, Ladder, ResidualMLP, UNet, VDMUNet, ddpm_unet
+from diffusional.networks import (
+    MLP,
+    ConditionAdapter,
+    ConditionTower,
+    Decoder,
+    Ladder,
+    ResidualMLP,
+    UNet,
+    VDMUNet,
+    ddpm_unet,
+)
 from diffusional.space import Continuous, Discrete, Space
 from diffusional.timesteps import Adaptive, SecondMoment, Stratified, TimestepSampler, Uniform
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig, SystemConfig
@@ -155,6 +166,8 @@ def build_model(
             f"data.condition={config.data.condition!r} and {len(classes)} classes were given; expected a condition and the classes "
             "of the data, or neither"
         )
+    if config.model.kind == "contrastive":
+        return _contrastive(config, space, classes, form)
     if form is not None and config.model.kind != "diffusion":
         raise DiffusionalError(
             f'a condition of {form} is for model.kind="diffusion", got model.kind="{config.model.kind}", whose networks take class labels '
@@ -177,6 +190,24 @@ def build_model(
     makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial, "gaussian-chain": _gaussian_chain}
     model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
     model.classes = classes
+    return model
+
+
+def _contrastive(
+    config: Config, space: Space, classes: tuple[str, ...], form: ConditionForm | None
+) -> ContrastiveEncoder:
+    """Build an encoder of items and one of their conditions, each of residual layers."""
+    if not classes and form is None:
+        raise DiffusionalError(
+            'expected a condition for model.kind="contrastive", whose encoder is trained on pairs of items and conditions, got none; give '
+            'data.condition, such as "label"'
+        )
+    chosen = config.model
+    (n,) = config.latent.sizes
+    sizes = (n, chosen.hidden, chosen.blocks, chosen.dropout)
+    tower = ConditionTower(form or ConditionForm("labels", classes=len(classes)), *sizes)
+    model = ContrastiveEncoder(ResidualMLP(space.shape, *sizes), tower, space, config.batch)
+    model.classes, model.condition_form = classes, form
     return model
 
 

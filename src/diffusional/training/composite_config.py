@@ -22,11 +22,11 @@ class CompositeConfig:
     """All options that determine a system. Each stage is trained by a `Config` of its own, whose `data` follow from those of the system.
 
     Attributes:
-        kind: "cascade" (`Cascade`), "latent" (`FrozenPosterior` with a VAE's encoder and decoder), or "unclip" (`FrozenEncoder` with the means of
-            a VAE's encoder).
+        kind: "cascade" (`Cascade`), "latent" (`FrozenPosterior` with a VAE's encoder and decoder), or "unclip" (`FrozenEncoder` with a
+            contrastive encoder, or with the means of a VAE's encoder).
         stages: the config of every stage by name, in the order of training. A cascade's are from the lowest resolution to x; those of
             "latent" are autoencoder and prior, those of "unclip" encoder, prior and decoder.
-        data: the data of the system. A condition goes to the first stage of a cascade, or to the prior.
+        data: the data of the system. A condition goes to the first stage of a cascade, or to the prior, and to a contrastive encoder's training.
         factors: for a cascade, the ratio of the sides of each stage to those of the stage before it, one number fewer than stages.
         renoise: γ of the noise on the condition of the stages after the first (MATH (29a)), or None.
         handover: the latent z_s at which the stages before the last stop (MATH (29b)), or None; for "unclip" 1 unless it is given.
@@ -69,10 +69,16 @@ class CompositeConfig:
                     f"factors, renoise and handover are for cascades, got factors={list(self.factors)}, renoise={self.renoise} and "
                     f"handover={self.handover} for kind={self.kind!r}; leave them out"
                 )
-            if self.stages[names[0]].model.kind != "vae":
+            kinds = ("vae",) if self.kind == "latent" else ("vae", "contrastive")
+            if self.stages[names[0]].model.kind not in kinds:
                 raise DiffusionalError(
-                    f'expected model.kind="vae" for stage {names[0]!r}, whose encoder is frozen, got '
+                    f"expected model.kind={' or '.join(map(repr, kinds))} for stage {names[0]!r}, whose encoder is frozen, got "
                     f"{self.stages[names[0]].model.kind!r}"
+                )
+            if self.stages[names[0]].model.kind == "contrastive" and self.data.condition is None:
+                raise DiffusionalError(
+                    f'expected a condition for model.kind="contrastive" of stage {names[0]!r}, which is trained on items and their '
+                    'conditions, got none; give data.condition, such as "label"'
                 )
             if self.stages["prior"].model.kind != "diffusion":
                 raise DiffusionalError(
@@ -96,7 +102,7 @@ class CompositeConfig:
                 condition = own if i == 0 else f"quantised:{self.factors[i - 1]}"
                 data = replace(plain, condition=condition, downscale=tuple(reversed(self.factors[i:])))
             elif i == 0:
-                data = plain
+                data = self.data if stage.model.kind == "contrastive" else plain
             elif name == "prior":
                 run = encoder.format(name=names[0])
                 draws = 8 if self.kind == "latent" else 0

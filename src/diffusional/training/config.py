@@ -135,10 +135,17 @@ class ModelConfig:
     """The model and its network."""
 
     kind: Literal[
-        "diffusion", "binomial-diffusion", "gaussian-chain", "vae", "hierarchical-vae", "vae-diffusion-prior"
+        "diffusion",
+        "binomial-diffusion",
+        "gaussian-chain",
+        "vae",
+        "hierarchical-vae",
+        "vae-diffusion-prior",
+        "contrastive",
     ] = "diffusion"
     """The kind of model. binomial-diffusion is a diffusion of binary data. gaussian-chain has few steps (schedule.steps), each with a free
-    mean and variance. vae-diffusion-prior is a VAE with a diffusion model as the prior of its latent."""
+    mean and variance. vae-diffusion-prior is a VAE with a diffusion model as the prior of its latent. contrastive is no model of x but an encoder for one: it is
+    trained on items and their conditions by the loss of CLIP, with latent.sizes as its dimensions."""
     network: Literal["unet", "mlp", "ddpm", "vdm"] | None = None
     """The network. Defaults to unet for images and mlp for other data, and to mlp for a gaussian-chain. ddpm is the U-Net of DDPM, from
     diffusers; vdm is a U-Net without downsampling."""
@@ -357,6 +364,8 @@ class Config:
                 f'expected schedule.steps, such as 500, and no latent.free_bits for model.kind="{kind}", whose KL divergence is estimated at '
                 f"one level, got schedule.steps={self.schedule.steps} and latent.free_bits={self.latent.free_bits}"
             )
+        if kind == "contrastive":
+            _check_contrastive(self)
         if kind == "gaussian-chain":
             _check_gaussian_chain(self)
         elif model.shared:
@@ -435,6 +444,21 @@ def _check_gaussian_chain(config: Config) -> None:
         raise DiffusionalError(
             f'of the latent options, only latent.decoder_variance applies to model.kind="{kind}", got latent={latent}; leave the others '
             "out: the latents of a chain have the shape of the data"
+        )
+
+
+def _check_contrastive(config: Config) -> None:
+    """Raise DiffusionalError for options that a contrastive encoder does not have."""
+    model, latent = config.model, config.latent
+    if latent != LatentConfig(latent.sizes) or config.batch < 2:
+        raise DiffusionalError(
+            f'expected only latent.sizes of the latent options and a batch of at least 2 for model.kind="contrastive", got latent={latent} and '
+            f"batch={config.batch}"
+        )
+    if (model.network, model.predicts, model.likelihood) != (None, None, None):
+        raise DiffusionalError(
+            'model.network, predicts and likelihood do not apply to model.kind="contrastive", got '
+            f"{model.network}, {model.predicts} and {model.likelihood}; leave them out"
         )
 
 

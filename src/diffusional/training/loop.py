@@ -182,8 +182,9 @@ class _Trainer:
     ) -> None:
         """Take steps, validate and save checkpoints until the run has ended or is interrupted."""
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
-        unit = per_unit("bits/dim", self.dataset.space.dimensions)
-        # L_simple and L_hybrid are already per dimension, and are not bounds: they have no unit.
+        contrastive = config.model.kind == "contrastive"
+        unit = 1.0 if contrastive else per_unit("bits/dim", self.dataset.space.dimensions)
+        # L_simple and L_hybrid are already per dimension, and are not bounds: they have no unit. A contrastive loss is in nats.
         scale = unit if config.objective == "elbo" else 1.0
         clock = _Clock(progress.seconds, now)
         if watch is not None and progress.step == 0:

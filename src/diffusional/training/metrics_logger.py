@@ -55,6 +55,10 @@ class MetricsLogger:
             "elbo": ("loss", "bits/dim"),
         }
         self.key, self.label = named[config.objective]
+        # The unit of validations: bounds, or the loss of a contrastive encoder.
+        self.unit = "nats, contrastive" if config.model.kind == "contrastive" else "bits/dim"
+        if config.model.kind == "contrastive":
+            self.key, self.label = "contrastive_loss", self.unit
         self.validated = False
         columns = (
             TextColumn("training"),
@@ -120,10 +124,10 @@ class MetricsLogger:
         self._report(f"validating: {done:,} of {total:,} batches done")
 
     def validation(self, bound: float, best: float) -> None:
-        """Record a validation bound in bits/dim."""
+        """Record a validation bound in bits/dim, or the loss of a contrastive encoder in nats."""
         self.validated = True
         self._write({"validation": bound})
-        self._show(f"{bound:.3f} bits/dim (validation; best {best:.3f})")
+        self._show(f"{bound:.3f} {self.unit} (validation; best {best:.3f})")
 
     def _show(self, bound: str) -> None:
         self.bound = bound

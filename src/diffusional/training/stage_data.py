@@ -1,7 +1,7 @@
 """The data of a config, whatever they are: items, or the latents of a frozen encoder, which another run holds.
 
-    data.encoder=RUN               the items are latents of the VAE in RUN: means of q(y|x), or draws of it
-    data.condition=encoder:RUN     the condition of each item is the mean of q(y|x)
+    data.encoder=RUN               the items are latents of the VAE in RUN: means of q(y|x), or draws of it; or a contrastive encoder's features
+    data.condition=encoder:RUN     the condition of each item is the mean of q(y|x), or the features
 
 A path that is not absolute is relative to the folder of the run that is trained, so that a system can be moved as a whole.
 """
@@ -19,6 +19,7 @@ from diffusional.data.dataset import SPLITS, Dataset, Source, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.files import sha256
 from diffusional.models.base import evaluation_mode
+from diffusional.models.contrastive import ContrastiveEncoder
 from diffusional.models.vae import VAE
 from diffusional.space import Continuous
 from diffusional.training.build import build_dataset
@@ -48,32 +49,37 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
     if condition.startswith(_MARK):
         plain = dataclasses.replace(plain, condition=None)
     dataset = build_dataset(plain)
-    vae = encoder_of(path, folder, config.encoder_sha256)
-    if vae.space != dataset.space:
+    encoder = encoder_of(path, folder, config.encoder_sha256)
+    if encoder.space != dataset.space:
         raise DiffusionalError(
-            f"stages do not meet: the encoder in {path} is for {vae.space}, and the items are {dataset.space}"
+            f"stages do not meet: the encoder in {path} is for {encoder.space}, and the items are {dataset.space}"
         )
     if isinstance(dataset.train, Stream):
         raise DiffusionalError("an encoder needs items in memory, got a stream; load the data without streaming")
     if config.encoder is None:
-        found = {split: _latents(vae, dataset, split, 0) for split in SPLITS}
+        found = {split: _latents(encoder, dataset, split, 0) for split in SPLITS}
         return _with(dataset, config, condition=found)
     draws = config.encoder_draws
-    splits = {split: _latents(vae, dataset, split, draws if split == "train" else min(draws, 1)) for split in SPLITS}
+    splits = {
+        split: _latents(encoder, dataset, split, draws if split == "train" else min(draws, 1)) for split in SPLITS
+    }
     labels = dataset.condition
     if labels is not None and draws > 1:
         labels = dict(labels) | {"train": repeated(labels["train"], draws)}
     return _with(dataset, config, space=Continuous(tuple(splits["train"].shape[1:])), condition=labels, **splits)
 
 
-def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> VAE:
-    """Return the VAE of a run, whose encoder is frozen. Raises DiffusionalError for another model, or other weights than `expected`."""
+def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> VAE | ContrastiveEncoder:
+    """Return the model of a run, a VAE or a contrastive encoder, frozen.
+
+    Raises DiffusionalError for another model, or other weights than `expected`.
+    """
     # Without "..", since the folder of a run that is about to be trained does not exist yet.
     run = Path(path) if folder is None else Path(os.path.normpath(folder / path))
     model: Any = load(run)
-    if model.learned_posterior() is None or not hasattr(model, "posterior"):
+    if not isinstance(model, VAE | ContrastiveEncoder):
         raise DiffusionalError(
-            f"expected a run of a VAE in {run}, whose encoder is frozen, got a {type(model).__name__}"
+            f"expected a run of a VAE or a contrastive encoder in {run}, whose encoder is frozen, got a {type(model).__name__}"
         )
     got = sha256(run / WEIGHTS)
     if expected is not None and got != expected:
@@ -84,13 +90,23 @@ def encoder_of(path: str, folder: Path | None = None, expected: str | None = Non
     return model.requires_grad_(False)
 
 
-def _latents(vae: VAE, dataset: Dataset, split: str, draws: int) -> Tensor:
-    """Return the means of q(y|x) of a split, or draws of it, all items of the first draw first; float32."""
+def _latents(encoder: VAE | ContrastiveEncoder, dataset: Dataset, split: str, draws: int) -> Tensor:
+    """Return the features or means of q(y|x) of a split, or draws of it, all items of the first draw first; float32.
+
+    Raises DiffusionalError for draws of an encoder without q(y|x).
+    """
+    if draws and not isinstance(encoder, VAE):
+        raise DiffusionalError(
+            f"data.encoder_draws={draws} was given for a {type(encoder).__name__}, which is deterministic; leave it out"
+        )
     found: list[list[Tensor]] = [[] for _ in range(max(draws, 1))]
     generator = torch.Generator().manual_seed(0)
-    with evaluation_mode(vae), torch.no_grad():
+    with evaluation_mode(encoder), torch.no_grad():
         for block in dataset.blocks(split, _ROWS):
-            q = vae.posterior(block)
+            if not isinstance(encoder, VAE):
+                found[0].append(encoder.features(block).float())
+                continue
+            q = encoder.posterior(block)
             for part in found:
                 part.append((q.sample(generator) if draws else q.mean).float())
     return torch.cat([torch.cat(part) for part in found])

@@ -90,28 +90,34 @@ def _prior(steps: int) -> Config:
 
 
 def unclip_small() -> CompositeConfig:
-    """Return the shape of unCLIP: a frozen encoder, a diffusion prior of its embedding given the label, and a diffusion decoder given z_1, for
-    8-bit MNIST.
+    """Return the shape of unCLIP: a contrastive encoder that is trained first and then frozen, a diffusion prior of its embedding given the
+    label, and a diffusion decoder given a latent of the prior, for 8-bit MNIST.
 
-    unCLIP (Ramesh et al. 2022) has a frozen CLIP encoder, a diffusion prior P(z_i|y) (§2.2) and a diffusion decoder P(x|z_i, y) (§2.1).
-    Deviates: the embedding is the mean of a VAE's q(y|x), not CLIP's; a label instead of a caption, which the decoder does not get; the prior
-    is an MLP that predicts v, not a transformer that predicts z_i; the decoder gets z_1, the least noisy latent of the prior, so that the system
-    has a bound, MATH (28); no upsamplers and no guidance.
+    unCLIP (Ramesh et al. 2022) has a frozen CLIP encoder, a diffusion prior P(z_i|y) (§2.2) and a diffusion decoder P(x|z_i, y) (§2.1). The
+    encoder is trained by CLIP's symmetric loss (Radford et al. 2021, Fig. 3), with its temperature 0.07 and the limit of 100 on its inverse
+    (§2.5).
+    Deviates: pairs of images and labels instead of captions (--data.condition names another condition), which the decoder does not get; residual
+    layers instead of vision and text transformers, with 16 instead of 319 dimensions (§2.2: principal components of CLIP's); the embedding has
+    length √n, so that its numbers are of order one; the prior is an MLP that predicts v, not a transformer that predicts z_i; the decoder gets a
+    latent of the prior with γ = −1 and not z_i, so that the system has a bound, MATH (28), which is lower there than at z_1 (docs/results);
+    no upsamplers and no guidance.
 
     >>> list(unclip_small().stages)
     ['encoder', 'prior', 'decoder']
     """
     encoder = Config(
-        model=ModelConfig(kind="vae", hidden=256, blocks=2, dropout=0.0),
-        latent=LatentConfig(sizes=(16,), warmup=0.2),
+        model=ModelConfig(kind="contrastive", hidden=256, blocks=2, dropout=0.1),
+        latent=LatentConfig(sizes=(16,)),
         optimizer=OptimizerConfig(lr=1e-3, warmup=100),
         steps=3000,
-        validate_every=1500,
+        # CLIP's batches have 32,768 pairs (§2.5).
+        batch=256,
+        validate_every=500,
         checkpoint_every=1000,
     )
-    return CompositeConfig(
-        "unclip", {"encoder": encoder, "prior": _prior(4000), "decoder": _stage((16, 32, 64), 2500, batch=32)}, _MNIST
-    )
+    # γ_t of the prior rises by 16/999 a step, from −7 to −1.
+    stages = {"encoder": encoder, "prior": _prior(4000), "decoder": _stage((16, 32, 64), 2500, batch=32)}
+    return CompositeConfig("unclip", stages, _MNIST, handover=376)
 
 
 def digits_cascade() -> CompositeConfig:
