@@ -85,6 +85,16 @@ def mlp() -> Config:
     )
 
 
+def contrastive() -> Config:
+    """Return the config of a contrastive encoder."""
+    return Config(
+        model=ModelConfig(kind="contrastive", hidden=256, blocks=2, dropout=0.1),
+        latent=LatentConfig(sizes=(16,)),
+        optimizer=OptimizerConfig(lr=1e-3, warmup=100),
+        batch=256,
+    )
+
+
 def vae(dims: int, hidden: int) -> Config:
     """Return the config of a VAE whose encoder is frozen later."""
     return Config(
@@ -101,7 +111,7 @@ def stages(system: str) -> dict[str, Config]:
     if system == "latent":
         return {"autoencoder": vae(32, 512), "prior": mlp()}
     if system == "unclip":
-        return {"encoder": vae(16, 256), "prior": mlp(), "decoder": unet()}
+        return {"encoder": contrastive(), "prior": mlp(), "decoder": unet()}
     return {"model": unet(condition_dropout=0.0 if system == "unconditional" else 0.1)}
 
 
