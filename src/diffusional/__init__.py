@@ -40,6 +40,7 @@ _NAMES = {
     "Composite": "models.composite",
     "CompositeConfig": "training.composite_config",
     "DirectModel": "models.direct",
+    "ContrastiveEncoder": "models.contrastive",
     "FrozenEncoder": "models.composite",
     "FrozenPosterior": "models.composite",
     "GaussianChain": "models.gaussian_chain",

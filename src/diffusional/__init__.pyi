@@ -42,6 +42,7 @@ from diffusional.models.binomial import BinomialDiffusionModel as BinomialDiffus
 from diffusional.models.chain import Chain as Chain
 from diffusional.models.composite import Cascade as Cascade
 from diffusional.models.composite import Composite as Composite
+from diffusional.models.contrastive import ContrastiveEncoder as ContrastiveEncoder
 from diffusional.models.composite import FrozenEncoder as FrozenEncoder
 from diffusional.models.composite import FrozenPosterior as FrozenPosterior
 from diffusional.models.denoiser import Denoiser as Denoiser

@@ -21,6 +21,7 @@ from diffusional.training import composites
 from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.composites import noised, train_composite
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig
+from diffusional.training.stage_data import dataset_of
 from diffusional.training.systems import SYSTEMS
 
 QUIET = Console(quiet=True)
@@ -192,6 +193,12 @@ def test_a_contrastive_encoder_is_trained_on_pairs_and_evaluated_only_as_a_stage
     loss = own.loss(encoder.encode("validation"), condition=encoder.condition("validation")).item()
     assert next(line["validation"] for line in log if "validation" in line) == pytest.approx(loss, rel=0.1)
     assert not any("loss" in line for line in log)
+
+
+def test_draws_of_a_contrastive_encoder_are_refused(runs: dict[str, Path]) -> None:
+    encoder = str(runs["contrastive"] / "stages" / "encoder")
+    with pytest.raises(df.DiffusionalError, match=r"encoder_draws=2.*ContrastiveEncoder"):
+        dataset_of(DataConfig(encoder=encoder, encoder_draws=2))
 
 
 def test_a_contrastive_encoder_needs_a_condition_and_only_its_own_options() -> None:

@@ -1013,4 +1013,18 @@ FAULTS = [
         "return self.denoiser.data_range",
         "evaluation/test_audit.py::test_no_bound_is_known_if_the_network_can_leave_the_range_or_choose_the_variance",
     ),
+    fault(
+        "models/contrastive.py",
+        "the loss over conditions counted, that over items left out",
+        "-0.5 * (s.log_softmax(1).diagonal() + s.log_softmax(0).diagonal())",
+        "-s.log_softmax(1).diagonal()",
+        "models/test_contrastive.py::test_the_loss_is_that_of_clip",
+    ),
+    fault(
+        "models/contrastive.py",
+        "the inverse temperature without its limit",
+        "self.log_scale.exp().clamp(max=_MOST)",
+        "self.log_scale.exp()",
+        "models/test_contrastive.py::test_the_scale_is_limited",
+    ),
 ]

@@ -206,4 +206,11 @@ FAULTS = [
         "if digest is None and got != digest:",
         "training/test_composites.py::test_a_changed_encoder_is_refused",
     ),
+    fault(
+        "training/loop.py",
+        "a contrastive loss divided by the dimensions of x",
+        "unit = 1.0 if contrastive else",
+        "unit = 1.0 if False else",
+        "training/test_composites.py::test_a_contrastive_encoder_is_trained_on_pairs_and_evaluated_only_as_a_stage",
+    ),
 ]

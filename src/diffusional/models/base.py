@@ -155,6 +155,10 @@ class LatentVariableModel(nn.Module, ABC):
         """Return the model itself if its posterior q(z|x) is learned; by default None: the posterior is fixed."""
         return None
 
+    def deterministic_encoder(self) -> nn.Module | None:
+        """Return a module from x (B, *space.shape) to f(x) (B, n) that can be frozen, for `FrozenEncoder`; by default None: there is none."""
+        return None
+
     def guided(
         self, weight: float, threshold: Any = None, rescale: float = 0.0, null: Any = None
     ) -> "LatentVariableModel":

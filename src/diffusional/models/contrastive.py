@@ -51,15 +51,19 @@ class ContrastiveEncoder(LatentVariableModel):
 
     def __init__(self, encoder: nn.Module, tower: nn.Module, space: Space, group: int = 128) -> None:
         super().__init__()
+        self._space = space
         if isinstance(group, bool) or not isinstance(group, int) or group < 2:
             raise DiffusionalError(f"expected group to be an integer of at least 2, got {group!r}")
         self.encoder, self.tower, self.group = encoder, tower, group
-        self.space = space
         self.log_scale = nn.Parameter(torch.tensor(math.log(_START)))
 
     def features(self, x: Tensor) -> Tensor:
         """Return the embeddings (B, n) of items, of length √n, so that their numbers are of order one: a deterministic encoder of x."""
         return features(self.encoder(x))
+
+    def deterministic_encoder(self) -> nn.Module:
+        """Return the module from x to `features`."""
+        return Features(self.encoder)
 
     def embedded(self, condition: Condition) -> Tensor:
         """Return the embeddings (B, n) of conditions, of length √n."""
@@ -69,6 +73,10 @@ class ContrastiveEncoder(LatentVariableModel):
         """Return s (B, B'), the similarity of every item to every condition over the temperature, nats."""
         u, v = self.features(x), self.embedded(condition)
         return self.log_scale.exp().clamp(max=_MOST) * u @ v.T / u.shape[1]
+
+    @property
+    def space(self) -> Space:
+        return self._space
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -120,6 +128,17 @@ class ContrastiveEncoder(LatentVariableModel):
 
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
         raise self._refused()
+
+
+class Features(nn.Module):
+    """The features (B, n) of items from an encoder's output, without the encoder of conditions."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return features(self.encoder(x))
 
 
 def features(output: Tensor) -> Tensor:

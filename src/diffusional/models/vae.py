@@ -85,6 +85,17 @@ def _total(values: Iterable[Tensor]) -> Tensor:
     return torch.stack([v.double() for v in values]).sum(0)
 
 
+class EncoderMean(nn.Module):
+    """The mean of q(y|x), from an encoder's output (B, 2C, *rest): a deterministic encoder."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).chunk(2, 1)[0]
+
+
 class Autoencoder(LatentVariableModel):
     """A model with a learned posterior over L latent vectors; `latents` are their dimensions, the one next to x first.
 
@@ -366,6 +377,10 @@ class VAE(Autoencoder):
             self.head,
             self.prior.regrid(steps),
         )
+
+    def deterministic_encoder(self) -> nn.Module:
+        """Return the mean of q(z|x), for a VAE without a condition."""
+        return EncoderMean(self.encoder)
 
     def posterior(self, x: Batch, condition: Condition | None = None) -> Gaussian:
         """Return q(z|x) = N(μ(x), σ(x)²), (B, *latents), with ln σ clamped to [−15, 10].

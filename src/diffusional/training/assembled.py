@@ -3,38 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffusional.errors import DiffusionalError
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.composite import Cascade, Composite, FrozenEncoder, FrozenPosterior
-from diffusional.models.contrastive import ContrastiveEncoder, features
 from diffusional.models.direct import DirectModel
 from diffusional.space import Space
 from diffusional.training.build import successive
 from diffusional.training.composite_config import CompositeConfig
-
-
-class Features(nn.Module):
-    """The features of a contrastive encoder: a deterministic encoder (B, *space.shape) → (B, n). Its other half is left out."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return features(self.encoder(x))
-
-
-class EncoderMean(nn.Module):
-    """The mean of a VAE's q(y|x), from its encoder's output (B, 2C, *rest): a deterministic encoder."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(x).chunk(2, 1)[0]
 
 
 def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel], space: Space) -> Composite:
@@ -71,5 +48,4 @@ def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel]
         return FrozenPosterior(first.encoder, prior, decoder, conditional=conditional)
     last: Any = stages["decoder"]
     level, key = config.handover or 1, getattr(last, "key", "latent")
-    frozen = Features if isinstance(first, ContrastiveEncoder) else EncoderMean
-    return FrozenEncoder(frozen(first.encoder), prior, last, level=level, conditional=conditional, key=key)
+    return FrozenEncoder(first.deterministic_encoder(), prior, last, level=level, conditional=conditional, key=key)

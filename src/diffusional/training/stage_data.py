@@ -18,9 +18,7 @@ from diffusional.conditions import repeated
 from diffusional.data.dataset import SPLITS, Dataset, Source, Stream
 from diffusional.errors import DiffusionalError
 from diffusional.files import sha256
-from diffusional.models.base import evaluation_mode
-from diffusional.models.contrastive import ContrastiveEncoder
-from diffusional.models.vae import VAE
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.space import Continuous
 from diffusional.training.build import build_dataset
 from diffusional.training.config import DataConfig
@@ -69,7 +67,7 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
     return _with(dataset, config, space=Continuous(tuple(splits["train"].shape[1:])), condition=labels, **splits)
 
 
-def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> VAE | ContrastiveEncoder:
+def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> LatentVariableModel:
     """Return the model of a run, a VAE or a contrastive encoder, frozen.
 
     Raises DiffusionalError for another model, or other weights than `expected`.
@@ -77,7 +75,7 @@ def encoder_of(path: str, folder: Path | None = None, expected: str | None = Non
     # Without "..", since the folder of a run that is about to be trained does not exist yet.
     run = Path(path) if folder is None else Path(os.path.normpath(folder / path))
     model: Any = load(run)
-    if not isinstance(model, VAE | ContrastiveEncoder):
+    if model.deterministic_encoder() is None:
         raise DiffusionalError(
             f"expected a run of a VAE or a contrastive encoder in {run}, whose encoder is frozen, got a {type(model).__name__}"
         )
@@ -90,25 +88,26 @@ def encoder_of(path: str, folder: Path | None = None, expected: str | None = Non
     return model.requires_grad_(False)
 
 
-def _latents(encoder: VAE | ContrastiveEncoder, dataset: Dataset, split: str, draws: int) -> Tensor:
+def _latents(model: Any, dataset: Dataset, split: str, draws: int) -> Tensor:
     """Return the features or means of q(y|x) of a split, or draws of it, all items of the first draw first; float32.
 
     Raises DiffusionalError for draws of an encoder without q(y|x).
     """
-    if draws and not isinstance(encoder, VAE):
+    if draws and model.learned_posterior() is None:
         raise DiffusionalError(
-            f"data.encoder_draws={draws} was given for a {type(encoder).__name__}, which is deterministic; leave it out"
+            f"data.encoder_draws={draws} was given for a {type(model).__name__}, which is deterministic; leave it out"
         )
     found: list[list[Tensor]] = [[] for _ in range(max(draws, 1))]
     generator = torch.Generator().manual_seed(0)
-    with evaluation_mode(encoder), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
+        encoder = model.deterministic_encoder()
         for block in dataset.blocks(split, _ROWS):
-            if not isinstance(encoder, VAE):
-                found[0].append(encoder.features(block).float())
+            if not draws:
+                found[0].append(encoder(block).float())
                 continue
-            q = encoder.posterior(block)
+            q = model.posterior(block)
             for part in found:
-                part.append((q.sample(generator) if draws else q.mean).float())
+                part.append(q.sample(generator).float())
     return torch.cat([torch.cat(part) for part in found])
 
 
