@@ -704,7 +704,7 @@ MISTYPED = {
     ("train", "new", "--sampler", "random"): "invalid --sampler random: expected one of stratified, adaptive, uniform, "
     "second-moment. See diffusional train --help",
     ("train", "new", "--model.kind", "vea"): "invalid --model.kind vea: did you mean vae? Expected one of diffusion, "
-    "binomial-diffusion, gaussian-chain, vae, hierarchical-vae, vae-diffusion-prior. See diffusional train --help",
+    "binomial-diffusion, gaussian-chain, vae, hierarchical-vae, vae-diffusion-prior, contrastive. See diffusional train --help",
     ("train", "new", "--preset", "digit"): "invalid --preset digit: did you mean digits? Expected one of digits, digits-vae, "
     "digits-hierarchical-vae, digits-diffusion-prior, essay, essay-tuned, laptop, images, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
     ("train", "new", "--preset"): "--preset: expected one of digits, digits-vae, digits-hierarchical-vae, "
