@@ -31,6 +31,12 @@ _MODULES = {
     "training": "training",
 }
 _NAMES = {
+    "Absorbing": "absorbing",
+    "MaskedDiffusion": "models.masked",
+    "OneAtATime": "absorbing",
+    "SequenceWorld": "sequences",
+    "UniformDiffusion": "models.redrawn",
+    "UniformNoise": "redrawn",
     "BinomialDiffusion": "binomial",
     "BinomialDiffusionModel": "models.binomial",
     "Categorical": "categorical",

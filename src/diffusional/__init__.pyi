@@ -11,6 +11,8 @@ from diffusional import schedule as schedule
 from diffusional import space as space
 from diffusional import timesteps as timesteps
 from diffusional import training as training
+from diffusional.absorbing import Absorbing as Absorbing
+from diffusional.absorbing import OneAtATime as OneAtATime
 from diffusional.bernoulli import Bits as Bits
 from diffusional.binomial import BinomialDiffusion as BinomialDiffusion
 from diffusional.errors import DiffusionalError as DiffusionalError
@@ -51,10 +53,14 @@ from diffusional.models.direct import DirectModel as DirectModel
 from diffusional.models.gaussian_chain import GaussianChain as GaussianChain
 from diffusional.models.guidance import Guided as Guided
 from diffusional.models.hvae import HierarchicalVAE as HierarchicalVAE
+from diffusional.models.masked import MaskedDiffusion as MaskedDiffusion
 from diffusional.models.prior import Prior as Prior
+from diffusional.models.redrawn import UniformDiffusion as UniformDiffusion
 from diffusional.models.renoised import Renoised as Renoised
 from diffusional.models.tail import ChainTail as ChainTail
 from diffusional.models.vae import VAE as VAE
+from diffusional.redrawn import UniformNoise as UniformNoise
+from diffusional.sequences import SequenceWorld as SequenceWorld
 from diffusional.space import Continuous as Continuous
 from diffusional.space import Discrete as Discrete
 from diffusional.training.composite_config import CompositeConfig as CompositeConfig

@@ -32,6 +32,8 @@ _ORDINARY, _SPREAD = 3.0, 5.0
 _ENOUGH, _LOOKED_AT = 16, 1000
 # Items that are checked at once.
 _BLOCK = 4096
+# The integers that float32 represents exactly.
+_MOST_CATEGORIES = 2**24
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -61,6 +63,11 @@ class Discrete:
             raise DiffusionalError(f"expected levels to be at least 2 for discrete data, got {self.levels}")
         if not self.low < self.high:
             raise DiffusionalError(f"expected low < high, got low={self.low} and high={self.high}")
+
+    @property
+    def ordered(self) -> bool:
+        """Whether neighbouring levels are alike, so that noise may move a value to a neighbour."""
+        return True
 
     @property
     def dimensions(self) -> int:
@@ -165,6 +172,70 @@ def binary(shape: tuple[int, ...]) -> Discrete:
     2
     """
     return Discrete(shape, levels=2)
+
+
+@dataclass(frozen=True, init=False)
+class Categorical(Discrete):
+    """Sequences of `length` positions, each with one of K unordered categories 0 … K − 1, such as the tokens of a text.
+
+    The model's value of a category is its number, so that x (B, length) has the values 0.0 … K − 1. A mask is not a category: latents of a
+    masked diffusion have the value K at masked positions, which data never have.
+
+    Args:
+        length: L, the number of positions of one item.
+        categories: K, at least 2.
+        alphabet: what the categories are, such as "text8" or the hash of a tokenizer. Spaces of different alphabets are not equal, so that
+            data in one alphabet are refused by a model of another.
+
+    Raises DiffusionalError for a length below 1, fewer than two categories, and more than 2²⁴, which float32 cannot number.
+
+    >>> space = Categorical(length=4, categories=27)
+    >>> space.encode(torch.tensor([[0, 26, 3, 3]]))
+    tensor([[ 0., 26.,  3.,  3.]])
+    """
+
+    alphabet: str | None = None
+
+    def __init__(self, length: int, categories: int, alphabet: str | None = None) -> None:
+        for name, value in (("length", length), ("categories", categories)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise DiffusionalError(f"expected {name} to be an integer, got {value!r}")
+        if categories > _MOST_CATEGORIES:
+            raise DiffusionalError(f"expected categories to be at most {_MOST_CATEGORIES}, got {categories}")
+        fields = {"shape": (length,), "levels": categories, "low": 0.0, "high": categories - 1.0, "alphabet": alphabet}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    @property
+    def ordered(self) -> bool:
+        """False: no two categories are closer to each other than any others."""
+        return False
+
+    def encode(self, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Convert tokens (B, length), of an integer dtype, to model values. Raises DiffusionalError for other shapes, types and tokens."""
+        _check_items(raw, self.shape)
+        if raw.dtype.is_floating_point or raw.dtype.is_complex or raw.dtype == torch.bool:
+            raise DiffusionalError(
+                f"expected integers 0 … {self.levels - 1}, the numbers of {self.levels} categories, got values of type {raw.dtype}"
+            )
+        wrong = ((raw < 0) | (raw >= self.levels)).any(1)
+        if bool(wrong.any()):
+            item = int(wrong.nonzero()[0])
+            token = int(raw[item][(raw[item] < 0) | (raw[item] >= self.levels)][0])
+            mask = (
+                ", which is the mask of a masked diffusion and never part of the data" if token == self.levels else ""
+            )
+            raise DiffusionalError(
+                f"expected tokens 0 … {self.levels - 1}, the {self.levels} categories of the space, got {token} in item {item}{mask}; use the "
+                "alphabet or tokenizer that the model was trained with"
+            )
+        return raw.to(dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready description; `from_dict` reads it back."""
+        named = {} if self.alphabet is None else {"alphabet": self.alphabet}
+        return {"kind": "categorical", "length": self.shape[0], "categories": self.levels, **named}
 
 
 @dataclass(frozen=True)
@@ -376,7 +447,7 @@ def from_dict(record: dict[str, Any]) -> Space:
     """
     record = dict(record)
     kind = record.pop("kind", None)
-    known = {"discrete": Discrete, "continuous": Continuous}
+    known = {"discrete": Discrete, "continuous": Continuous, "categorical": Categorical}
     if kind not in known:
         raise DiffusionalError(f"expected the kind of a space to be one of {', '.join(known)}, got {kind!r}")
     try:

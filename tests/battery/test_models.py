@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import diffusional as df
 from battery import F64, generator, randn
 from diffusional import likelihood, schedule, space
+from diffusional.absorbing import Absorbing
 from diffusional.evaluation import Plan
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.chain import Chain
@@ -76,6 +77,23 @@ def latent_chain(assisted: bool = False) -> df.DiffusionModel:
     return df.DiffusionModel(df.GaussianDiffusion(NOISE), df.Denoiser(Net(D, 5), "data"), decoder)
 
 
+class Tokens(nn.Module):
+    """Random logits (B, D, K) of tokens, which may be masks."""
+
+    def __init__(self, categories: int) -> None:
+        super().__init__()
+        self.categories = categories
+        self.net = Net(D * categories, 7, 2.0, D * (categories + 1))
+
+    def forward(self, tokens: Tensor, log_snr: Tensor | None = None) -> Tensor:
+        seen = nn.functional.one_hot(tokens, self.categories + 1).to(self.net.first).flatten(1)
+        return self.net(seen, log_snr).view(-1, D, self.categories)
+
+
+def masked(process: df.Absorbing | None = None) -> df.MaskedDiffusion:
+    return df.MaskedDiffusion(Tokens(3), space.Categorical(D, 3), process)
+
+
 def vae(prior: Chain | df.Prior | None = None) -> df.VAE:
     return df.VAE(Net(2 * D, 2), Net(2 * D, 3, 2.0), likelihood.NetworkLevels(BITS), D, prior=prior)
 
@@ -131,6 +149,11 @@ MODELS: dict[str, Callable[[], LatentVariableModel]] = {
     "masked bits": lambda: fitted(MaskedBits, 20),
     "the essay's chain": lambda: fitted(EssayChain, 120),
     "multinomial, not Markov": lambda: fitted(lambda: MultinomialModel(df.Discrete((D,), 3), T), 20),
+    "masked, one at a time": lambda: masked(),
+    "masked, absorbing": lambda: masked(Absorbing(3, T, (0.6, 0.4, 0.2, 0.0))),
+    "redrawn uniformly": lambda: df.UniformDiffusion(
+        Tokens(3), space.Categorical(D, 3), df.UniformNoise(3, T, (0.7, 0.5, 0.3, 0.1))
+    ),
     "VAE": vae,
     "VAE, own prior": lambda: vae(Wide()),
     "VAE, chain": lambda: vae(latent_chain()),

@@ -22,6 +22,9 @@ PROCESSES: dict[str, Callable[[], Any]] = {
     "not Markov": lambda: df.NonMarkovDiffusion(NOISE, 0.6),
     "binomial": lambda: df.BinomialDiffusion(BETAS),
     "masking": Masking,
+    "masks": lambda: df.Absorbing(2, 5),
+    "masks, one at a time": lambda: df.OneAtATime(2, 5),
+    "redrawn uniformly": lambda: df.UniformNoise(2, 5),
     "multinomial, not Markov": lambda: Multinomial(df.Discrete((D,), 3), 5, keep=0.6),
 }
 every_process = pytest.mark.parametrize("name", PROCESSES)
@@ -62,9 +65,14 @@ def warmed(sampler: timesteps.TimestepSampler) -> timesteps.TimestepSampler:
     return sampler
 
 
-def items(n: int) -> Tensor:
-    """Bits, which every process takes."""
-    return randn(n, D, seed=4).sign()
+# Processes of sequences, whose categories are 0 and 1, and the lengths of their items.
+SEQUENCES = {"masks": D, "masks, one at a time": 5, "redrawn uniformly": D}
+
+
+def items(n: int, name: str = "") -> Tensor:
+    """Bits −1 and 1, or sequences of 0 and 1 for a process of sequences."""
+    bits = randn(n, SEQUENCES.get(name, D), seed=4).sign()
+    return (bits + 1) / 2 if name in SEQUENCES else bits
 
 
 def agree(one: Tensor, other: Tensor) -> None:
@@ -80,7 +88,7 @@ def agree(one: Tensor, other: Tensor) -> None:
 @every_process
 def test_bayes_rule_joins_what_a_process_says(name: str) -> None:
     """q(z_t|x) q(z_{t+1}|z_t, x) = q(z_{t+1}|x) q(z_t|z_{t+1}, x) at any latents that it may draw."""
-    process, x = PROCESSES[name](), items(50)
+    process, x = PROCESSES[name](), items(50, name)
     path = process.sample_path(x, generator(0))
     assert path.shape == (process.steps, *x.shape)
     assert path.dtype == x.dtype
@@ -117,7 +125,7 @@ def test_processes_share_one_walk() -> None:
 
 @every_process
 def test_a_path_has_the_marginals(name: str) -> None:
-    process, x = PROCESSES[name](), items(1).expand(6000, D)
+    process, x = PROCESSES[name](), items(1, name).repeat(6000, 1)
     path = process.sample_path(x, generator(1))
     for t in range(1, process.steps + 1):
         z = process.marginal(x, t).sample(generator(1 + t))
@@ -127,7 +135,7 @@ def test_a_path_has_the_marginals(name: str) -> None:
 
 @every_process
 def test_times_may_differ_from_item_to_item(name: str) -> None:
-    process, x = PROCESSES[name](), items(4)
+    process, x = PROCESSES[name](), items(4, name)
     t = torch.tensor([1, 3, 2, 4])
     z = process.sample_path(x, generator(2))[4]
     for at in (process.marginal, lambda x, t: process.posterior(z[: len(x)], x, t)):

@@ -110,6 +110,10 @@ def _discrete(space: Space, name: str) -> Discrete:
         raise DiffusionalError(
             f"expected a discrete space for {name}, a mass function over levels, got {space}: use GaussianLikelihood"
         )
+    if not space.ordered:
+        raise DiffusionalError(
+            f"expected ordered levels for {name}, got unordered categories, {space}: use df.MaskedDiffusion or df.UniformDiffusion"
+        )
     return space
 
 
