@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import machine, save
+from provenance import commit, machine, save
 from torch import Tensor, nn
 
 import diffusional as df
@@ -782,15 +782,15 @@ def trials() -> dict[str, Callable[[], Case]]:
 
 def measure(name: str, run: Path | None, evaluations: int) -> dict[str, Any]:
     """One case from data to books."""
-    rare_level, start = name.startswith("rare level"), time.process_time()
+    rare_level, is_trial, start = name.startswith("rare level"), name in trials(), time.process_time()
     case = (cases(run) | trials())[name]()
     built = time.process_time()
-    outcomes = repeat(case, evaluations // 4 if rare_level or name in trials() else evaluations)
+    outcomes = repeat(case, evaluations // 4 if rare_level or is_trial else evaluations)
     took = time.process_time() - built
     row = (rare_summary if rare_level else summary)(case, outcomes) | case.notes
     row["milliseconds_per_evaluation"] = round(1e3 * took / len(outcomes.value), 1)
     row["cpu_seconds"] = round(time.process_time() - start, 1)
-    return row
+    return row | {"trial": is_trial, "commit": commit()}
 
 
 def main() -> None:

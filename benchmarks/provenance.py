@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ def machine(threads: int | None = None) -> dict[str, Any]:
         "diffusional": diffusional.__version__,
         "command": " ".join(["python", *sys.argv]),
     }
+
+
+def commit() -> str:
+    """The commit of the source that is measured, marked if the source has changed since."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def save(path: Path, record: dict[str, Any]) -> None:
