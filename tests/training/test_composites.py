@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from rich.console import Console
 
 import diffusional as df
+from battery import HANGS, environment
 from diffusional.cli import main
 from diffusional.errors import Interrupted
 from diffusional.files import load_tensors
@@ -282,3 +285,37 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from diffusional.training.composite_config import CompositeConfig
+from diffusional.training.composites import train_composite
+
+train_composite(CompositeConfig.load(Path(sys.argv[1])), sys.argv[2], console=Console(quiet=True))
+"""
+
+
+def test_two_processes_train_every_stage_together(runs: dict[str, Path], tmp_path: Path) -> None:
+    script, config = tmp_path / "script.py", tmp_path / "system.json"
+    script.write_text(PROCESSES)
+    config.write_text(json.dumps(CONFIGS["latent"].to_dict()))
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(config), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=environment() | {"OMP_NUM_THREADS": "1"},
+        timeout=HANGS,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("autoencoder", "prior"):
+        newest = max((tmp_path / "run" / "stages" / name / "checkpoints").iterdir())
+        assert json.loads((newest / "manifest.json").read_text())["made"]["processes"] == 2, name
+    # The autoencoder takes the steps of one process. The prior's data are its latents, to rounding.
+    ours, theirs = df.load(tmp_path / "run").state_dict(), df.load(runs["latent"]).state_dict()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-2, atol=1e-2)

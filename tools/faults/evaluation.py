@@ -1110,4 +1110,18 @@ FAULTS = [
         "else (condition, False)",
         "evaluation/test_classify.py::test_two_conditions_of_one_model_are_compared_with_a_paired_error",
     ),
+    fault(
+        "evaluation/shares.py",
+        "each process keeps only the values of its own items",
+        "out = {name: ranks.collect(found) for name, found in out.items()}",
+        "out = {name: found + 0 for name, found in out.items()}",
+        "evaluation/test_shares.py::test_two_processes_are_one",
+    ),
+    fault(
+        "evaluation/common.py",
+        "network evaluations of one process for those of all",
+        "return int(ranks.collect(torch.tensor([self.evaluations])))",
+        "return self.evaluations",
+        "evaluation/test_shares.py::test_two_processes_are_one",
+    ),
 ]

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 
 def run(command: Classify) -> Result:
+    """Classify the items on all processes that a launcher started; each item is classified by one of them."""
+    from diffusional.evaluation.ranks import launched
+
+    with launched():
+        return _classify(command)
+
+
+def _classify(command: Classify) -> Result:
     """Classify the items, and report the accuracy if they have labels."""
     import torch
 

@@ -30,7 +30,13 @@ def run(command: Information) -> Result:
     if not command.pointwise and (command.map or command.per_item is not None):
         raise DiffusionalError("--map and --per-item are for --pointwise; give it too, or leave them out")
     if (Path(command.data) / "config.json").is_file():
-        return _pointwise(command) if command.pointwise else _budget(command)
+        if not command.pointwise:
+            return _budget(command)
+        from diffusional.evaluation.ranks import launched
+
+        # Each item is evaluated by one of the processes that a launcher started.
+        with launched():
+            return _pointwise(command)
     if command.pointwise:
         raise DiffusionalError(
             f"--pointwise is for a run with a condition, but {command.data} is not a run folder: leave it out"

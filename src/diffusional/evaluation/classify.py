@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusional.conditions import check_labels
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation import ranks
 from diffusional.evaluation.common import CommonNoise, difference_plan
 from diffusional.evaluation.evaluation import as_the_network, check_model
 from diffusional.evaluation.plan import SHORTEST, Plan, visited
+from diffusional.evaluation.shares import shared
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -241,17 +242,17 @@ class _Race:
         grown = torch.zeros(*self.count.shape, visits, dtype=torch.float64)
         grown[:, :, : self.values.shape[2]] = self.values
         self.values = grown
-        new = visits - before
-        item, draw = items.repeat_interleave(new), torch.arange(before, visits).repeat(len(items))
-        row, label = self.active[item].nonzero().unbind(1)
-        costs = self.noise.costs(item, draw, row, lambda which: label[which])
-        bad = ~torch.isfinite(costs)
-        if bool(bad.any()):
-            at = int(bad.nonzero()[0])
-            raise DiffusionalError(
-                f"item {int(item[row[at]])} has a cost that is not finite for class {int(label[at])}; nothing was left out"
-            )
-        self.values[item[row], label, draw[row]] = costs
+        new, k = visits - before, self.active.shape[1]
+
+        def costs(rows: Tensor) -> dict[str, Tensor]:
+            item, draw = rows.repeat_interleave(new), torch.arange(before, visits).repeat(len(rows))
+            row, label = self.active[item].nonzero().unbind(1)
+            out = torch.zeros(len(rows), k, new, dtype=torch.float64)
+            out[row // new, label, row % new] = self.noise.costs(item, draw, row, lambda which: label[which])
+            return {"costs": out}
+
+        found = shared(items, {"costs": (k, new)}, costs, about=lambda place: f" for class {place[0]}")
+        self.values[items, :, before:] = found["costs"]
         self.count[items] += new * self.active[items].long()
 
     def means(self) -> Tensor:
@@ -278,7 +279,8 @@ class _Race:
         best, mean, error, freedom = self._differences(items)
         worse = _tail(mean, error, freedom) < self.tail
         worse[torch.arange(len(items)), best] = False
-        self.active[items] &= ~worse
+        # Equal in all processes, whatever the last bits of their libraries: it decides which draws follow.
+        self.active[items] &= ~ranks.agreed(worse.long()).bool()
 
     def answer(self) -> tuple[Tensor, Tensor]:
         """Return the best class (N,) of every item, and the confidence in it (N,)."""
@@ -307,14 +309,16 @@ def _evidence(noise: CommonNoise, r: Tensor, log_prior: Tensor, visits: int) -> 
     """Return Σ_c r(c) [ln p(c) + ELBO(x|c) − ln r(c)] (N,) by new draws, its errors, and the network evaluations (N,)."""
     n = len(r)
     used = r > 0
-    item, draw = torch.arange(n).repeat_interleave(visits), torch.arange(visits).repeat(n)
-    row, label = used[item].nonzero().unbind(1)
-    costs = noise.costs(item, draw, row, lambda which: label[which])
-    check_labels(label, len(log_prior))
-    # By draw, the expectation over r: common noise makes its spread that of one class.
-    by_draw = (
-        torch.zeros(n * visits, dtype=torch.float64).index_add_(0, row, r[item[row], label] * costs).view(n, visits)
-    )
+
+    def expected(rows: Tensor) -> dict[str, Tensor]:
+        """Return by draw the expectation over r: common noise makes its spread that of one class."""
+        item, draw = rows.repeat_interleave(visits), torch.arange(visits).repeat(len(rows))
+        row, label = used[item].nonzero().unbind(1)
+        costs = noise.costs(item, draw, row, lambda which: label[which])
+        sums = torch.zeros(len(item), dtype=torch.float64).index_add_(0, row, r[item[row], label] * costs)
+        return {"costs": sums.view(-1, visits)}
+
+    by_draw = shared(torch.arange(n), {"costs": (visits,)}, expected)["costs"]
     entropy = torch.where(used, r * (log_prior - r.clamp(min=1e-300).log()), 0.0).sum(1)
     error = (by_draw.var(1) / visits).sqrt()
     return entropy - noise.known() - by_draw.mean(1), error, visits * used.sum(1)

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
+from diffusional.evaluation import ranks
 from diffusional.evaluation.noise import item_keys, normal
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen
+from diffusional.evaluation.shares import shared
 from diffusional.evaluation.visits import LevelVisits, slopes, visit_parts
 from diffusional.forward import diffuse
 from diffusional.ledger import sharing, total_of
@@ -67,7 +69,7 @@ class CommonNoise:
             row: (R,) the visit of each cost, in ascending order: several costs at one visit have different conditions.
             condition: returns the conditions of some of the R costs (an index), or None.
 
-        Each cost takes one network evaluation.
+        Each cost takes one network evaluation, of this process: callers share the items (`shares.shared`).
         """
         out = torch.zeros(len(row), dtype=torch.float64)
         for start in range(0, len(item), _BLOCK):
@@ -78,6 +80,10 @@ class CommonNoise:
                 out[low:high] = self._block(item[some], draw[some], row[low:high] - start, condition(which))
         self.evaluations += len(row)
         return out
+
+    def all_evaluations(self) -> int:
+        """Return the number of network evaluations of all processes so far. All of them must call it."""
+        return int(ranks.collect(torch.tensor([self.evaluations])))
 
     def visits(self, item: Tensor, draw: Tensor) -> LevelVisits:
         """Return the levels of the visits (P,)."""
@@ -152,9 +158,15 @@ def difference_plan(
     generator = np.random.default_rng(seed)
     item = torch.from_numpy(generator.integers(len(data), size=evaluations))
     draw = torch.arange(evaluations)
-    first, second = (noise.costs(item, draw, draw, lambda rows, c=c: c(item[rows])) for c in (one, other))
+
+    def both(draws: Tensor) -> dict[str, Tensor]:
+        rows, every = item[draws], torch.arange(len(draws))
+        costs = [noise.costs(rows, draws, every, lambda which, c=c: c(rows[which])) for c in (one, other)]
+        return {"first": costs[0], "second": costs[1]}
+
+    found = shared(draw, {"first": (), "second": ()}, both)
     visits = noise.visits(item, draw)
-    apart = ((first - second) / visits.weight).square()
+    apart = ((found["first"] - found["second"]) / visits.weight).square()
     return _for_differences(plan, visits, apart, 2 * evaluations)
 
 

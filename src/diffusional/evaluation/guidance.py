@@ -21,10 +21,10 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import ranks
 from diffusional.evaluation.evaluation import as_the_network, check_model
 from diffusional.evaluation.noise import normal
 from diffusional.evaluation.plan import SHORTEST, Plan, visited
+from diffusional.evaluation.shares import shared
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.visits import LevelVisits, network_rows, slopes
@@ -170,20 +170,17 @@ class _Draws:
         self.weights = torch.tensor([*weights, 0.0, 1.0], dtype=torch.float64)
         n, w = len(records.data), len(self.weights)
         # The coefficients of 1, w and w² in the KL of each draw, and the decoder's cost for each w.
-        self.kl, self.decoder = torch.zeros(n, visits, 3).double(), torch.zeros(n, visits, w).double()
-        mine = ranks.share(n)
-        step, done = max(1, _BLOCK // visits), 0
-        for rows in mine.split(step) if len(mine) else ():
-            self._visit(rows)
-            done += len(rows) * visits
-            if progress is not None:
-                progress(done, n * visits)
-        self.kl, self.decoder = ranks.collect(self.kl), ranks.collect(self.decoder)
-        bad = ~torch.isfinite(self.kl.sum((1, 2)) + self.decoder.sum((1, 2)))
-        if bool(bad.any()):
-            raise DiffusionalError(f"item {int(bad.nonzero()[0])} has a cost that is not finite for one of the weights")
+        found = shared(
+            torch.arange(n),
+            {"kl": (visits, 3), "decoder": (visits, w)},
+            self._visit,
+            block=max(1, _BLOCK // visits),
+            progress=None if progress is None else lambda done, every: progress(done * visits, every * visits),
+            about=lambda place: " for one of the weights",
+        )
+        self.kl, self.decoder = found["kl"], found["decoder"]
 
-    def _visit(self, rows: Tensor) -> None:
+    def _visit(self, rows: Tensor) -> dict[str, Tensor]:
         """Draw for items `rows` (n,) what `VisitRecords` draws for them: the same noise at the same levels."""
         records, model, plan = self.records, self.model, self.records.plan
         row, column = rows.repeat_interleave(self.visits), torch.arange(self.visits).repeat(len(rows))
@@ -199,8 +196,8 @@ class _Draws:
         if not model.decoder_uses_network:
             other = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
             decoder = plan.decoder_residuals(model, x, other, context)[:, None].expand_as(decoder)
-        self.kl[row, column] = torch.where(first, 0.0, chosen.weight[:, None] * kl)
-        self.decoder[row, column] = decoder
+        kl = torch.where(first, 0.0, chosen.weight[:, None] * kl)
+        return {"kl": kl.view(len(rows), self.visits, -1), "decoder": decoder.reshape(len(rows), self.visits, -1)}
 
     def _costs(self, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
         """Return the coefficients (V, 3) of KL_t, without its constant part, in 1, w, w², and the decoder's costs (V, W)."""

@@ -29,6 +29,7 @@ from diffusional.evaluation.classify import log_prior_of
 from diffusional.evaluation.common import CommonNoise, difference_plan
 from diffusional.evaluation.evaluation import as_the_network, check_model
 from diffusional.evaluation.plan import Plan, visited
+from diffusional.evaluation.shares import shared
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -163,64 +164,57 @@ class _Pointwise:
         # Each item gets the condition of the next one in a random order, so that none keeps its own.
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         self.partner = torch.empty_like(order).scatter_(0, order, order.roll(1)) if shuffle else None
-        self.gains = torch.zeros(n, visits, dtype=torch.float64)
-        self.control = torch.zeros(n, visits, dtype=torch.float64)
-        self.cell = torch.zeros(n, visits, dtype=torch.long)
-        self.map = torch.zeros(n, *chain.space.shape, dtype=torch.float64) if positions else torch.zeros(0)
+        self.shapes: dict[str, tuple[int, ...]] = {"gains": (visits,)}
+        if shuffle:
+            self.shapes["control"] = (visits,)
+        if positions:
+            self.shapes["map"] = chain.space.shape
 
     def run(self, progress: Callable[[int, int], None] | None) -> PointwiseInformation:
-        n = len(self.gains)
-        for rows in torch.arange(n).split(max(1, _BLOCK // self.visits)):
-            self._visit(rows)
-            if progress is not None:
-                progress(int(rows[-1]) + 1, n)
-        return self._result()
+        n, v = len(self.noise.data), self.visits
+        found = shared(torch.arange(n), self.shapes, self._visit, block=max(1, _BLOCK // v), progress=progress)
+        return self._result(found)
 
-    def _visit(self, rows: Tensor) -> None:
+    def _visit(self, rows: Tensor) -> dict[str, Tensor]:
         v = self.visits
         item, draw = rows.repeat_interleave(v), torch.arange(v).repeat(len(rows))
         every = torch.arange(len(item))
         costs = self.noise.costs
         given = costs(item, draw, every, lambda which: rows_of(self.condition, item[which]))
         without = costs(item, draw, every, lambda which: None)
-        gains = without - given
-        bad = ~torch.isfinite(gains)
-        if bool(bad.any()):
-            raise DiffusionalError(
-                f"item {int(item[bad.nonzero()[0, 0]])} has a cost that is not finite; nothing was left out"
-            )
-        self.gains[rows] = gains.view(-1, v)
-        self.cell[rows] = self.noise.visits(item, draw).cell.view(-1, v)
+        out = {"gains": (without - given).view(-1, v)}
         if self.partner is not None:
             partner = self.partner
             other = costs(item, draw, every, lambda which: rows_of(self.condition, partner[item[which]]))
-            self.control[rows] = (without - other).view(-1, v)
+            out["control"] = (without - other).view(-1, v)
         if self.positions:
-            self.map[rows] = (
-                self.noise.position_gains(item, draw, self.condition).view(-1, v, *self.map.shape[1:]).mean(1)
-            )
+            by_position = self.noise.position_gains(item, draw, self.condition)
+            out["map"] = by_position.view(-1, v, *by_position.shape[1:]).mean(1)
+        return out
 
-    def _result(self) -> PointwiseInformation:
-        v, noise = self.visits, self.noise
-        calls = noise.evaluations + self.pilot
+    def _result(self, found: dict[str, Tensor]) -> PointwiseInformation:
+        v, noise, gains = self.visits, self.noise, found["gains"]
+        n = len(gains)
+        calls = noise.all_evaluations() + self.pilot
+        cell = noise.visits(torch.arange(n).repeat_interleave(v), torch.arange(v).repeat(n)).cell.view(n, v)
 
         def mean(values: Tensor) -> Estimate:
             return mean_of_items(values.mean(1), values.var(1) / v, calls)
 
-        by_cell = [mean(torch.where(self.cell == c, self.gains, 0.0)) for c in range(self.plan.cells + 1)]
+        by_cell = [mean(torch.where(cell == c, gains, 0.0)) for c in range(self.plan.cells + 1)]
         decoder, *cells = by_cell
         gamma = self.chain.gamma_at(self.plan.edges)
         return PointwiseInformation(
-            self.gains.mean(1),
-            (self.gains.var(1) / v).sqrt(),
-            mean(self.gains),
-            None if self.partner is None else mean(self.control),
+            gains.mean(1),
+            (gains.var(1) / v).sqrt(),
+            mean(gains),
+            None if self.partner is None else mean(found["control"]),
             torch.tensor([one.value for one in cells], dtype=torch.float64),
             torch.tensor([one.error for one in cells], dtype=torch.float64),
             self.plan.edges,
             torch.zeros(0) if gamma is None else gamma.detach().double().cpu(),
             decoder,
-            self.map,
+            found.get("map", torch.zeros(0)),
             calls,
         )
 
@@ -286,9 +280,14 @@ def bounded(
             other = (labels + 1 + torch.randint(k - 1, (n,), generator=torch.Generator().manual_seed(seed))) % k
             plan = difference_plan(chain, data, lambda rows: labels[rows], lambda rows: other[rows], seed)
         noise = CommonNoise(chain, plan, data, seed, "bounded")
-        item, draw = torch.arange(n).repeat_interleave(visits), torch.arange(visits).repeat(n)
-        row, label = torch.arange(n * visits).repeat_interleave(k), torch.arange(k).repeat(n * visits)
-        costs = noise.costs(item, draw, row, lambda which: label[which]).view(n, visits, k)
+
+        def every_class(rows: Tensor) -> dict[str, Tensor]:
+            m = len(rows)
+            item, draw = rows.repeat_interleave(visits), torch.arange(visits).repeat(m)
+            row, label = torch.arange(m * visits).repeat_interleave(k), torch.arange(k).repeat(m * visits)
+            return {"costs": noise.costs(item, draw, row, lambda which: label[which]).view(m, visits, k)}
+
+        costs = shared(torch.arange(n), {"costs": (visits, k)}, every_class)["costs"]
     # Costs relative to the item's own label: what all classes share cancels, draw by draw.
     own = labels.cpu()[:, None, None].expand(-1, visits, 1)
     apart = costs - costs.gather(2, own)
@@ -304,7 +303,7 @@ def bounded(
     by_draw = (apart * joint.softmax(1)[:, None]).sum(2)
     variance = by_draw.var(1) / visits
     limit = float(-log_prior[labels.cpu()].mean())
-    calls = noise.evaluations
+    calls = noise.all_evaluations()
     return BoundedInformation(
         mean_of_items(least, variance, calls), mean_of_items(most, variance, calls), 0.5 * (least + most), limit
     )

@@ -16,6 +16,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
 from diffusional.files import load_json, save_json, sha256
 from diffusional.models.base import LatentVariableModel
+from diffusional.training import process_group
 from diffusional.training.build import build_schedule
 from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.config import Config
@@ -40,6 +41,8 @@ def train_composite(
     A stage that was replaced, by another run of the same kind, is used as it is; other stages are not trained again. The config of a stage
     may differ in the options that may differ when a run is resumed, such as `steps`. `clock` is that of `train`.
 
+    Under `accelerate launch` or torchrun every process calls this, and all train one stage after the other.
+
     Raises DiffusionalError as `train` does, for a system that was begun with other stages or links, for stages that do not meet, and for an
     encoder whose weights are not those that the later stages were trained with.
 
@@ -55,16 +58,29 @@ def train_composite(
     run = Path(run)
     dataset = dataset_of(config.data)
     plain = Config(data=config.data)
-    with begin(run, plain, dataset, resume):
-        _record(config, run)
+    accelerator = process_group.accelerator()
+    others, main = process_group.ProcessGroup(accelerator), accelerator.is_main_process
+    with begin(run, plain, dataset, resume, main), others.lost_one_named(run / STAGES):
+        others.agree("the config of the system", config.to_dict())
+        fault = None
+        if main:
+            try:
+                _record(config, run)
+            except DiffusionalError as error:
+                fault = error
+            (run / STAGES).mkdir(exist_ok=True)
+        others.raise_together(fault)
         for name, own in noised(config).items():
             folder = run / STAGES / name
-            folder.parent.mkdir(exist_ok=True)
             if own.data.encoder is not None:
-                own = replace(own, data=replace(own.data, encoder_sha256=_encoder_hash(config, run)))
-            train(own, folder, resume=(folder / "config.json").exists(), console=console, clock=clock)
-        if config.kind != "cascade":
+                # The main process records the hash; the others wait for it, and so for the files of the stages before.
+                (digest, *_) = others.objects(_encoder_hash(config, run) if main else None)
+                own = replace(own, data=replace(own.data, encoder_sha256=digest))
+            (begun, *_) = others.objects((folder / "config.json").exists())
+            train(own, folder, resume=begun, console=console, clock=clock)
+        if config.kind != "cascade" and main:
             _encoder_hash(config, run)
+        others.agree("the system that was trained", str(run))
     return load(run)
 
 
