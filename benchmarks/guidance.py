@@ -28,7 +28,7 @@ from torch import Tensor
 import diffusional as df
 from diffusional.information import bounded
 
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
+WEIGHTS = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 
 def diversity(images: Tensor, labels: Tensor) -> float:
@@ -40,8 +40,8 @@ def diversity(images: Tensor, labels: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, items=500)
-    parser.add_argument("--samples", type=int, default=30, help="samples for each class and weight")
-    parser.add_argument("--steps", type=int, default=64, help="T of the chain that is sampled")
+    parser.add_argument("--samples", type=int, default=20, help="samples for each class and weight")
+    parser.add_argument("--steps", type=int, default=40, help="T of the chain that is sampled")
     parser.add_argument("--visits", type=int, default=32, help="draws for each item of the table")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "guidance.json")
     options = parser.parse_args()

@@ -182,7 +182,8 @@ class _Pointwise:
         costs = self.noise.costs
         given = costs(item, draw, every, lambda which: rows_of(self.condition, item[which]))
         without = costs(item, draw, every, lambda which: None)
-        out = {"gains": (without - given).view(-1, v)}
+        gains = without - given
+        out = {"gains": gains.view(-1, v)}
         if self.partner is not None:
             partner = self.partner
             other = costs(item, draw, every, lambda which: rows_of(self.condition, partner[item[which]]))
