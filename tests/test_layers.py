@@ -38,6 +38,7 @@ FLOORS = (
     "grid",
     "space",
     "known_data",
+    "text",
     "schedule",
     "ledger",
     "timesteps",

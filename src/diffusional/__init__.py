@@ -27,6 +27,7 @@ _MODULES = {
     "networks": "networks",
     "schedule": "schedule",
     "space": "space",
+    "text": "text",
     "timesteps": "timesteps",
     "training": "training",
 }

@@ -9,6 +9,7 @@ from diffusional import ledger as ledger
 from diffusional import networks as networks
 from diffusional import schedule as schedule
 from diffusional import space as space
+from diffusional import text as text
 from diffusional import timesteps as timesteps
 from diffusional import training as training
 from diffusional.absorbing import Absorbing as Absorbing

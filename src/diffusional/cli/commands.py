@@ -466,8 +466,8 @@ class Sample:
     condition: Annotated[
         tuple[str, ...] | None,
         tyro.conf.arg(
-            metavar="CLASS",
-            help="Names of classes (or their numbers, unless names are numbers), for a run trained with a condition. Several classes are "
+            metavar="CLASS|TEXT",
+            help="Names of classes (or their numbers, unless names are numbers), or texts, for a run trained with a condition. Several are "
             "used in turn, one for each sample; `all` means every class. --label is the same.",
         ),
     ] = None

@@ -27,7 +27,8 @@ class ChosenItems:
         columns: "source", "row" and "split" of each item, (N,) each; row is −1 where it is not known.
         own: whether these are the data that the run was trained with.
         notes: assumptions that were made, one sentence each.
-        condition: of the items, for a run with a condition. If it is labels (N,), `columns` has their names as "label".
+        condition: of the items, for a run with a condition. If it is labels (N,), `columns` has their names as "label"; if it is texts, `columns` has
+            these as "caption".
     """
 
     name: str
@@ -149,6 +150,7 @@ def _same(record: "RunRecord", data: str) -> "Dataset | None":
 
 def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: str | None) -> ChosenItems:
     """Return items of the run's own data; if these were given by name, with a note on the split that was chosen."""
+    import numpy as np
     import torch
 
     from diffusional.conditions import concatenated
@@ -168,6 +170,8 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     if record.conditional:
         condition = concatenated([dataset.condition_of(part) for part in parts])
     columns |= _names(record, condition)
+    if dataset.text is not None:
+        columns["caption"] = np.array([one for part in parts for one in dataset.captions_of(part)])
     return ChosenItems(data or record.config.data.name, split, x, columns, True, notes, condition)
 
 

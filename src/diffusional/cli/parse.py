@@ -56,7 +56,12 @@ def parse(args: Sequence[str]) -> Command:
 
 # Options that have a second, shorter name, by command.
 _SHORT = {
-    "train": {"--data": "--data.name", "--from": "--init-from", "--condition": "--data.condition"},
+    "train": {
+        "--data": "--data.name",
+        "--from": "--init-from",
+        "--condition": "--data.condition",
+        "--text-encoder": "--data.text-encoder",
+    },
     "sample": {"--label": "--condition"},
     "plot": {"-o": "--out"},
 }

@@ -30,6 +30,9 @@ def run(command: Sample) -> Result:
 
     record = read_run(command.run)
     condition = _condition(command, record)
+    captions = None
+    if record.text is not None and condition is not None:
+        condition, captions = condition
     out = command.out or numbered(command.run / "samples.npz", ".png")
     if out.suffix != ".npz":
         raise DiffusionalError(f"expected an .npz file for --out, got {out}")
@@ -89,6 +92,7 @@ def run(command: Sample) -> Result:
         arrays["labels"] = np.array(names)
     elif condition is not None:
         arrays |= {name: value.numpy() for name, value in by_name(condition).items()}
+        arrays |= {} if captions is None else {"captions": np.array(captions)}
     written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
     if images is not None:
         title, low, high = f"{command.n} samples, {command.method}", images.low, images.high
@@ -111,6 +115,7 @@ def run(command: Sample) -> Result:
         **({"stages": stages} if stages else {}),
         **({"columns": list(columns)} if columns else {}),
         **({"labels": names} if names is not None else {}),
+        **({"captions": captions} if captions is not None else {}),
     }
     return Result(result, [f"{command.n} samples in {' and '.join(files)}"])
 
@@ -157,6 +162,8 @@ def _condition(command: Sample, record: "RunRecord") -> Any:
     from diffusional.data.excerpt import listed
 
     classes = record.classes
+    if record.text is not None:
+        return _texts(command, record)
     if record.form is not None:
         return _other_condition(command, record)
     if not classes:
@@ -204,15 +211,11 @@ def _other_condition(command: Sample, record: "RunRecord") -> Any:
         )
     rows: list[Any] = []
     for word in command.condition:
-        split, _, number = word.partition(":")
+        split = word.partition(":")[0]
         if split in ("train", "validation", "test"):
             condition = own_data(record, (split,)).condition_of(split)
             n = len(next(iter(condition.values())) if isinstance(condition, dict) else condition)
-            if number and not (number.isdecimal() and int(number) < n):
-                raise DiffusionalError(
-                    f"--condition {word}: expected an item of {split} from 0 to {n - 1}, got {number!r}"
-                )
-            rows.append(rows_of(condition, slice(int(number), int(number) + 1) if number else slice(0, command.n)))
+            rows.append(rows_of(condition, _rows(word, n, command.n)))
         elif word.endswith(".npy"):
             try:
                 rows.append(torch.from_numpy(np.load(word, allow_pickle=False)).float())
@@ -235,6 +238,47 @@ def _other_condition(command: Sample, record: "RunRecord") -> Any:
     if n > command.n > 0:
         raise DiffusionalError(f"--condition has {n} rows for {command.n} samples; give --n {n}, or fewer")
     return rows_of(repeated(found, -(-command.n // n)), slice(0, command.n)) if command.n > 0 else found
+
+
+def _rows(word: str, items: int, samples: int) -> slice:
+    """Return the rows that a word such as test or test:5 names, of a split with this number of items: one, or as many as samples."""
+    split, _, number = word.partition(":")
+    if not number:
+        return slice(0, samples)
+    if not (number.isdecimal() and int(number) < items):
+        raise DiffusionalError(f"--condition {word}: expected an item of {split} from 0 to {items - 1}, got {number!r}")
+    return slice(int(number), int(number) + 1)
+
+
+def _texts(command: Sample, record: "RunRecord") -> Any:
+    """Return the condition of the samples of a run that was trained with texts, and the texts; None if guidance makes it unnecessary.
+
+    The texts are given, or those of items of the run's own data, such as `test` or `test:5`.
+    """
+    from diffusional.training.own import own_data
+
+    assert record.text is not None
+    if command.condition is None:
+        if command.guidance == 0:
+            return None
+        raise DiffusionalError(
+            f'{command.run} was trained with captions and requires --condition; expected texts, such as "a thick seven", or an item of its '
+            "data, such as test:5"
+        )
+    texts: list[str] = []
+    for word in command.condition:
+        split, colon, number = word.partition(":")
+        if split in ("train", "validation", "test") and (not colon or number.isdecimal()):
+            captions = own_data(record, (split,)).captions_of(split)
+            texts += captions[_rows(word, len(captions), command.n)]
+        else:
+            texts.append(word)
+    if len(texts) > command.n > 0:
+        raise DiffusionalError(
+            f"--condition has {len(texts)} texts for {command.n} samples; give --n {len(texts)}, or fewer"
+        )
+    every = [texts[i % len(texts)] for i in range(max(command.n, 1))]
+    return record.text.condition(every), every
 
 
 def _written(path: Path, write: "Callable[[Path], Any]") -> Path:

@@ -32,8 +32,10 @@ from diffusional.data.hub import load_hub, read_hub
 from diffusional.data.pictures import Fit, Options
 from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import Fractions, Part, split_at_random
+from diffusional.data.texts import text_source, with_texts, written
 from diffusional.errors import DiffusionalError
 from diffusional.space import Space
+from diffusional.text import Form
 
 __all__ = ["Collection", "Dataset", "from_torch", "load", "read"]
 
@@ -79,6 +81,8 @@ def load(
     streaming: bool = False,
     holdout: int = 1000,
     condition: str | None = None,
+    text_encoder: str | None = None,
+    text_form: Form = "pooled",
 ) -> Dataset:
     """Load the data set "digits", or the data of a file, a folder (`./digits` for a folder of that name) or the Hub.
 
@@ -91,7 +95,8 @@ def load(
     With `condition`, the class labels of the items are their condition (`Dataset.condition` and `Dataset.classes`). It is "label" for
     labels that belong to the data (of digits and MNIST, under a key such as y in an .npz, the folders of images, the only ClassLabel
     column of the Hub), or the name of the column or key of the labels. Of images it may also be "low-resolution:F" or "inpaint"
-    (`data.derived`), which is computed from them.
+    (`data.derived`), which is computed from them. With "caption", the condition is the embeddings of texts (`data.texts`) by
+    `text_encoder`: a vector for each text or, with text_form="tokens", one for each token. "text:ENCODER" is the same with this encoder.
 
     `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` and `decimal` for tables (`data.tables.load_table`), `column`,
     `streaming` and `holdout` for the Hub (`data.hub.load_hub`).
@@ -110,6 +115,19 @@ def load(
     """
     given: dict[str, Any] = {"size": size, "fit": fit, "grey": grey, "columns": columns, "decimal": decimal}
     given |= {"column": column, "streaming": streaming, "holdout": holdout}
+    text = text_source(condition, text_encoder)
+    if text is not None:
+        column, encoder = text
+        dataset = _with_captions(name_or_path, levels, split, seed, given, column)
+        arguments = dict(dataset.arguments or {}) | {"condition": condition}
+        arguments |= {} if text_encoder is None else {"text_encoder": text_encoder}
+        arguments |= {} if text_form == "pooled" else {"text_form": text_form}
+        return with_texts(dataset, encoder, text_form, arguments)
+    if text_form != "pooled":
+        raise DiffusionalError(
+            f"text_form={text_form!r} was given for condition={condition!r}, which is not texts; give condition='caption', or leave the form "
+            "out"
+        )
     if is_derived(condition):
         assert condition is not None
         return with_derived(load(name_or_path, levels, split, seed, **given), condition)
@@ -137,6 +155,21 @@ def load(
     arguments |= {"split": tuple(split), "seed": seed} | given
     arguments |= {} if condition is None else {"condition": condition}
     return dataclasses.replace(dataset, source=dataclasses.replace(dataset.source, arguments=arguments))
+
+
+def _with_captions(
+    name_or_path: str | Path, levels: int | None, split: Fractions, seed: int, given: dict[str, Any], column: str | None
+) -> Dataset:
+    """Return data with their captions, which are not encoded yet."""
+    kind = "digits" if name_or_path == "digits" else _kind(name_or_path)[1]
+    if kind in ("digits", "mnist", "idx"):
+        if column is not None:
+            raise DiffusionalError(
+                f"condition='caption:{column}' was given for {_CALLED[kind]}, which has no columns or keys: its captions are written from the "
+                "labels and the images; give condition='caption'"
+            )
+        return written(load(name_or_path, levels, split, seed, **given, condition=LABEL))
+    raise DiffusionalError(f"{name_or_path}: captions of {_CALLED[kind]} cannot be read")
 
 
 def read(

@@ -23,6 +23,7 @@ from diffusional.conditions import Condition, by_name, check_condition, check_la
 from diffusional.data.origin import Origin
 from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete, Space
+from diffusional.text.record import TextRecord
 
 SPLITS = ("train", "validation", "test")
 _BLOCK = 2**19  # values read at a time: 4 MiB as float64, so that a pass over a split needs little memory
@@ -120,6 +121,21 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
+class Texts:
+    """The texts of the items of a Dataset, and the condition that was computed from them.
+
+    Attributes:
+        captions: a text for each item, by split.
+        record: the encoder of the texts, and the form of the condition; None if there is no condition yet.
+        condition: the embeddings. A Dataset with another condition has no record of an encoder.
+    """
+
+    captions: Mapping[str, tuple[str, ...]]
+    record: TextRecord | None = None
+    condition: Mapping[str, Condition] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Raw values of three splits in one space.
 
@@ -134,6 +150,7 @@ class Dataset:
             `subset` selects rows with their condition. A train split that is a stream is not in it: a `LabelledStream` reads the
             conditions with the items.
         classes: the names of the classes, if the condition is class labels.
+        texts: the texts of which the condition is the embeddings.
 
     Raises DiffusionalError for a split that is empty or whose shape or type is not that of the space, and for a condition that does
     not have one row per item, is not finite, or is not the number of a class. The values of the items are checked when they are
@@ -155,6 +172,7 @@ class Dataset:
     source: Source | None = None
     condition: Mapping[str, Condition] | None = None
     classes: tuple[str, ...] = ()
+    texts: Texts | None = None
 
     def __post_init__(self) -> None:
         discrete = isinstance(self.space, Discrete)
@@ -176,6 +194,11 @@ class Dataset:
                     f"{'discrete' if discrete else 'continuous'} space takes {expected}: convert it first"
                 )
 
+        for split, captions in {} if self.texts is None else self.texts.captions.items():
+            if len(captions) != len(self.items(split)):
+                raise DiffusionalError(
+                    f"{self.name}: the {split} split has {len(captions)} captions for {len(self.items(split))} items; expected one per item"
+                )
         self._check_condition()
 
     def _check_condition(self) -> None:
@@ -254,12 +277,30 @@ class Dataset:
             return self.train.head_condition(n)
         return self.condition_of("train", slice(0, n))
 
+    @property
+    def text(self) -> TextRecord | None:
+        """The text encoder whose embeddings are the condition; None for other conditions."""
+        return None if self.texts is None or self.texts.condition is not self.condition else self.texts.record
+
+    def captions_of(self, split: str) -> tuple[str, ...]:
+        """Return the texts of the items of a split, of which the condition is the embeddings; () if there are none.
+
+        >>> from diffusional import data
+        >>> data.load("digits", condition="caption").captions_of("test")[0]
+        'a thin large three'
+        """
+        self._raw(split)
+        return () if self.texts is None or self.text is None else self.texts.captions[split]
+
     def condition_hash(self, split: str) -> str:
         """Return the SHA-256 of a split's condition in the order of its items, "" if there is none. Of a stream the conditions of the
         first 256 items are hashed, as in its fingerprint.
 
-        Integers are hashed as int64, with the names of the classes, so that labels of other names have another hash.
+        Integers are hashed as int64, with the names of the classes, so that labels of other names have another hash. Of embeddings of
+        texts, the texts and the encoder are hashed, since machines differ in the last bits of embeddings.
         """
+        if self.text is not None:
+            return hashlib.sha256(json.dumps([self.text.to_dict(), self.captions_of(split)]).encode()).hexdigest()
         streamed = isinstance(self._raw(split), Stream)
         condition = self.head_condition(_HEAD) if streamed else self.condition_of(split)
         if condition is None:
@@ -301,7 +342,7 @@ class Dataset:
         if source is not None and source.condition is not None:
             arguments = None if source.arguments is None else dict(source.arguments) | {"condition": None}
             source = Source(source.splits, arguments)
-        return replace(self, condition=None, classes=(), source=source)
+        return replace(self, condition=None, classes=(), source=source, texts=None)
 
     def subset(self, split: str, rows: Tensor | slice) -> "Dataset":
         """Return the Dataset with only some items of a split, in the order of `rows`, with their conditions and origins.
@@ -327,11 +368,15 @@ class Dataset:
             where = np.arange(origin.length)[origin.where]
             where = where[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
             kept[split] = (chosen, replace(origin, where=where))
-        condition = self.condition
+        condition, texts = self.condition, self.texts if self.text is not None else None
         if condition is not None:
             condition = dict(condition) | {split: rows_of(condition[split], rows)}
+        if texts is not None:
+            own = texts.captions[split]
+            picked = tuple(own[row] for row in torch.arange(len(own))[rows].tolist())
+            texts = Texts(dict(texts.captions) | {split: picked}, texts.record, condition)
         source = Source(kept, None, condition) if kept else None
-        return replace(self, **{split: chosen}, condition=condition, source=source)
+        return replace(self, **{split: chosen}, condition=condition, source=source, texts=texts)
 
     def origin(self, split: str) -> Origin | None:
         """Return the file and row of each item of a split; None if they are not known (data made in Python, a stream).

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,10 @@ from diffusional.binomial import BinomialDiffusion
 from diffusional.condition_form import ConditionForm
 from diffusional.conditions import repeated
 from diffusional.data import Dataset, load
+from diffusional.data.classes import LABEL
 from diffusional.data.dataset import SPLITS, Source, Stream
 from diffusional.data.derived import is_derived, with_derived
+from diffusional.data.texts import text_source, with_texts, written
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
@@ -53,6 +56,16 @@ def build_dataset(config: DataConfig) -> Dataset:
     2000
     """
     derived = config.condition if config.downscale and is_derived(config.condition) else None
+    text = text_source(config.condition, config.text_encoder)
+    own: dict[str, Any] = {
+        "condition": config.condition,
+        "text_encoder": config.text_encoder,
+        "text_form": config.text_form,
+    }
+    if derived is not None:
+        own = {"condition": None}
+    elif text is not None and config.warps:
+        own = {"condition": LABEL}
     dataset = load(
         config.name,
         levels=config.levels,
@@ -66,13 +79,24 @@ def build_dataset(config: DataConfig) -> Dataset:
         column=config.column,
         streaming=config.streaming,
         holdout=config.holdout,
-        condition=None if derived else config.condition,
+        **own,
     )
     if config.warps:
         dataset = _warped(dataset, config)
+        if text is not None:
+            # After warping, since captions are written from what is measured on each image.
+            dataset = with_texts(
+                written(dataset), text[1], config.text_form, dict(dataset.arguments or {}) | _chosen(config)
+            )
     if config.downscale:
         dataset = _downscaled(dataset, config.downscale)
     return dataset if derived is None else with_derived(dataset, derived)
+
+
+def _chosen(config: DataConfig) -> dict[str, Any]:
+    """Return the arguments of `load` for a condition of texts."""
+    chosen = {"condition": config.condition, "text_encoder": config.text_encoder, "text_form": config.text_form}
+    return {name: value for name, value in chosen.items() if value not in (None, "pooled")}
 
 
 def _downscaled(dataset: Dataset, factors: tuple[int, ...]) -> Dataset:
@@ -120,7 +144,8 @@ def _warped(dataset: Dataset, config: DataConfig) -> Dataset:
     condition = dataset.condition
     if condition is not None:  # the labels of the originals, repeated like the originals
         condition = dict(condition) | {"train": repeated(condition["train"], 2 * config.warps)}
-    return dataclasses.replace(dataset, train=train, condition=condition, source=Source(splits, arguments))
+    source = Source(splits, arguments, condition)
+    return dataclasses.replace(dataset, train=train, condition=condition, source=source)
 
 
 def build_schedule(config: ScheduleConfig) -> schedules.Schedule:
@@ -369,7 +394,8 @@ def _network(
     attention = form.kind == "tokens" and config.model.network == "ddpm"
     if form.kind == "numbers" and config.model.network == "ddpm":
         raise DiffusionalError(
-            'model.network="ddpm" takes labels, images and tokens as condition, got numbers; use unet, vdm or mlp'
+            'model.network="ddpm" takes labels, images and tokens as condition, got numbers; use unet, vdm or mlp, or for texts '
+            'data.text_form="tokens"'
         )
     network = _backbone(
         config,

@@ -95,18 +95,19 @@ class CompositeConfig:
         Args:
             encoder: where the run of the encoder is, from the run of another stage.
         """
-        names, own, found = list(self.stages), self.data.condition, dict[str, Config]()
-        plain = replace(self.data, condition=None)
+        names, found = list(self.stages), dict[str, Config]()
+        plain = replace(self.data, condition=None, text_encoder=None, text_form="pooled")
+        given = {name: getattr(self.data, name) for name in ("condition", "text_encoder", "text_form")}
         for i, (name, stage) in enumerate(self.stages.items()):
             if self.kind == "cascade":
-                condition = own if i == 0 else f"quantised:{self.factors[i - 1]}"
-                data = replace(plain, condition=condition, downscale=tuple(reversed(self.factors[i:])))
+                condition = given if i == 0 else {"condition": f"quantised:{self.factors[i - 1]}"}
+                data = replace(plain, **condition, downscale=tuple(reversed(self.factors[i:])))
             elif i == 0:
                 data = self.data if stage.model.kind == "contrastive" else plain
             elif name == "prior":
                 run = encoder.format(name=names[0])
                 draws = 8 if self.kind == "latent" else 0
-                data = replace(plain, condition=own, encoder=run, encoder_draws=draws)
+                data = replace(plain, **given, encoder=run, encoder_draws=draws)
             else:
                 data = replace(plain, condition=f"encoder:{encoder.format(name=names[0])}")
             found[name] = replace(stage, data=data)

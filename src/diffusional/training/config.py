@@ -74,7 +74,12 @@ class DataConfig:
     holdout: int = 1000
     """Number of items in each of the validation and test splits of a streamed data set (taken from train if it has no such split)."""
     condition: str | None = None
-    """Condition the model on class labels: "label" for the labels that belong to the data, or the name of a column or key."""
+    """Condition the model: "label" for the class labels that belong to the data, or the name of their column or key; "caption" for texts, or
+    caption:NAME for those of a column or key; text:ENCODER for texts with another encoder."""
+    text_encoder: str | None = None
+    """The frozen encoder of texts: hashed (the default, which needs no download), minilm, or the name or folder of a model of transformers."""
+    text_form: Literal["pooled", "tokens"] = "pooled"
+    """Whether the condition of a text is one vector, or a vector for each of its tokens, for the cross-attention of network="ddpm"."""
 
     downscale: tuple[int, ...] = ()
     """Train on images whose sides are divided by these factors, one after the other, and whose levels are rounded: a stage of a cascade."""
@@ -93,6 +98,7 @@ class DataConfig:
         _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one or more names")
         _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
         _require("data", self, "condition", lambda v: v != "", "a name")
+        _require("data", self, "text_encoder", lambda v: v != "", "a name")
         _require("data", self, "downscale", lambda v: all(f >= 2 for f in v), "factors of at least 2")
         _require("data", self, "encoder", lambda v: v != "", "a run folder")
         _require("data", self, "encoder_draws", lambda v: v >= 0, "0 or more")

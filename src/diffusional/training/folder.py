@@ -1,5 +1,6 @@
 """Access to a run folder: its model, data and plan, and evaluations that use them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +90,15 @@ class Run:
         parts = SPLITS if split == "all" else (split,)
         dataset = self.data(parts)
         return concatenated([dataset.condition_of(part) for part in parts])
+
+    def embed(self, texts: Sequence[str]) -> Condition:
+        """Return texts as a condition, by the text encoder that the run was trained with; one row for each.
+
+        Raises DiffusionalError for a run that was not trained with texts, and for an encoder that has changed or cannot be loaded.
+        """
+        if self.record.text is None:
+            raise DiffusionalError(f"{self.path} was not trained with texts; train a run with condition='caption'")
+        return self.record.text.condition(texts)
 
     def plan(
         self, model: LatentVariableModel | None = None, *, seed: int = 0, learning: Learning | None = None

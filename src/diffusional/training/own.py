@@ -86,6 +86,8 @@ def own_data(
         except (DiffusionalError, OSError) as error:
             faults.append(str(error))
             continue
+        if record.text is not None and dataset.text is not None and dataset.text.encoder == record.text.encoder:
+            record.text.check(dataset.text.sha256)
         changed = [part for part in splits if dataset.fingerprint(part) != record.fingerprints.get(part)]
         if dataset.classes != record.classes:
             changed = changed or ["the set of classes"]

@@ -21,6 +21,7 @@ from diffusional.files import is_temporary, load_json, load_tensors, save_json, 
 from diffusional.interop.imported import is_imported, load_reference
 from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
+from diffusional.text import TextRecord
 from diffusional.training.assembled import assembled
 from diffusional.training.build import build_model
 from diffusional.training.composite_config import CompositeConfig
@@ -50,6 +51,7 @@ class RunRecord:
         classes: names of the classes whose labels are the condition of the model, in the order of their numbers; empty if it has none.
         conditions: hash of the condition of each split; empty if there is none.
         form: the form of a condition other than labels.
+        text: the text encoder whose embeddings are the condition; None for other conditions.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class RunRecord:
     classes: tuple[str, ...] = ()
     conditions: dict[str, str] = field(default_factory=dict)
     form: ConditionForm | None = None
+    text: TextRecord | None = None
 
     @property
     def conditional(self) -> bool:
@@ -90,6 +93,7 @@ def _condition_record(dataset: Dataset) -> dict[str, Any]:
     return {
         **({"classes": list(dataset.classes)} if dataset.classes else {}),
         **({"condition_form": form.to_dict()} if form is not None and not dataset.classes else {}),
+        **({"text": dataset.text.to_dict()} if dataset.text is not None else {}),
         "condition_sha256": {split: dataset.condition_hash(split) for split in SPLITS},
     }
 
@@ -138,9 +142,11 @@ def read_run(path: str | Path) -> RunRecord:
         )
     try:
         form = ConditionForm.from_dict(data["condition_form"]) if "condition_form" in data else None
+        text = TextRecord.from_dict(data["text"]) if "text" in data else None
     except DiffusionalError as error:
         raise DiffusionalError(f"{path / DATA}: {error}") from error
-    return RunRecord(path, config, space, fingerprints, tuple(columns), source, items, tuple(classes), conditions, form)
+    about = (tuple(columns), source, items, tuple(classes), conditions, form, text)
+    return RunRecord(path, config, space, fingerprints, *about)
 
 
 def _of_diffusers(path: Path) -> bool:
@@ -222,6 +228,8 @@ def _claim(path: Path, config: Config, dataset: Dataset, resume: bool) -> None:
                 f"{path} was begun with another config; resume with the same config, or name another folder. Differences "
                 "(run → now): " + "; ".join(changed)
             )
+        if record.text is not None and dataset.text is not None and dataset.text.encoder == record.text.encoder:
+            record.text.check(dataset.text.sha256)
         now = describe(dataset)
         changed = [split for split in SPLITS if record.fingerprints.get(split) != now["sha256"][split]]
         labels = now.get("condition_sha256", {})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import repeated
-from diffusional.data.dataset import SPLITS, Dataset, Source, Stream
+from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, Texts
 from diffusional.errors import DiffusionalError
 from diffusional.files import sha256
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -45,7 +45,7 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
     assert path is not None
     plain = dataclasses.replace(config, encoder=None, encoder_draws=0, encoder_sha256=None)
     if condition.startswith(_MARK):
-        plain = dataclasses.replace(plain, condition=None)
+        plain = dataclasses.replace(plain, condition=None, text_encoder=None, text_form="pooled")
     dataset = build_dataset(plain)
     encoder = encoder_of(path, folder, config.encoder_sha256)
     if encoder.space != dataset.space:
@@ -61,10 +61,14 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
     splits = {
         split: _latents(encoder, dataset, split, draws if split == "train" else min(draws, 1)) for split in SPLITS
     }
-    labels = dataset.condition
+    labels, texts = dataset.condition, dataset.texts if dataset.text is not None else None
     if labels is not None and draws > 1:
         labels = dict(labels) | {"train": repeated(labels["train"], draws)}
-    return _with(dataset, config, space=Continuous(tuple(splits["train"].shape[1:])), condition=labels, **splits)
+        if texts is not None:
+            captions = dict(texts.captions) | {"train": texts.captions["train"] * draws}
+            texts = Texts(captions, texts.record, labels)
+    changes = {"condition": labels, "texts": texts, **splits}
+    return _with(dataset, config, space=Continuous(tuple(splits["train"].shape[1:])), **changes)
 
 
 def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> LatentVariableModel:
@@ -116,6 +120,7 @@ def _with(dataset: Dataset, config: DataConfig, **changes: object) -> Dataset:
     source = dataset.source
     if source is not None and source.arguments is not None:
         own = {"condition": config.condition, "encoder": config.encoder, "encoder_draws": config.encoder_draws}
+        own |= {"text_encoder": config.text_encoder, "text_form": config.text_form}
         arguments = dict(source.arguments) | own | {"encoder_sha256": config.encoder_sha256}
         splits = {split: (changes.get(split, source.splits[split][0]), source.splits[split][1]) for split in SPLITS}
         source = Source(splits, arguments)

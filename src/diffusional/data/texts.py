@@ -1,0 +1,167 @@
+"""Texts as the condition of a data set: where they are from, and their embeddings by a frozen encoder.
+
+    caption              the captions that belong to the data; of digits and MNIST they are written (data/captions.py)
+    caption:NAME         those of a column or key
+    text, text:ENCODER   as caption, with this encoder of texts (diffusional/text)
+
+Each different text is embedded once. Embeddings that take long are stored in the cache, under a hash of the encoder and the texts.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusional.conditions import rows_of
+from diffusional.data.captions import write
+from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, Texts
+from diffusional.data.storage import cache_folder
+from diffusional.errors import DiffusionalError
+from diffusional.files import load_tensors, save_tensors
+from diffusional.space import Discrete, Space
+from diffusional.text import Embeddings, Form, TextEncoder, TextRecord, load_encoder
+
+CAPTION = "caption"
+_TEXT = "text"
+# Images whose captions are written at a time.
+_ROWS = 4096
+
+
+def text_source(condition: str | None, encoder: str | None = None) -> tuple[str | None, str | None] | None:
+    """Return the column or key of texts (None for the default) and the encoder of a condition; None for a condition that is not texts.
+
+    Raises DiffusionalError for a condition that names another encoder than `encoder`, and for an encoder without texts.
+
+    >>> text_source("caption:title"), text_source("text:minilm"), text_source("label")
+    (('title', None), (None, 'minilm'), None)
+    """
+    kind, colon, rest = (condition or "").partition(":")
+    if kind not in (CAPTION, _TEXT) or (colon and not rest):
+        if encoder is not None:
+            raise DiffusionalError(
+                f"text_encoder={encoder!r} was given for condition={condition!r}, which is not texts; give condition='caption', or leave the "
+                "encoder out"
+            )
+        return None
+    if kind == CAPTION:
+        return rest or None, encoder
+    if rest and encoder not in (None, rest):
+        raise DiffusionalError(
+            f"condition={condition!r} and text_encoder={encoder!r} name different encoders; give one of them"
+        )
+    return None, rest or encoder
+
+
+def written(dataset: Dataset) -> Dataset:
+    """Return a data set of images of digits with their labels, with captions instead of the labels.
+
+    Raises DiffusionalError for a stream, and for items that are not grey images of integers.
+    """
+    if isinstance(dataset.train, Stream):
+        raise DiffusionalError(f"{dataset.name}: captions are written for items in memory, got a stream")
+    found = {}
+    for split in SPLITS:
+        raw, numbers = dataset.items(split), dataset.condition_of(split)
+        captions: list[str] = []
+        for start in range(0, len(raw), _ROWS):
+            names = [dataset.classes[number] for number in numbers[start : start + _ROWS].tolist()]
+            captions += of_images(raw[start : start + _ROWS], names, dataset.space, dataset.name)
+        found[split] = tuple(captions)
+    return replace(dataset.without_condition(), texts=Texts(found))
+
+
+def of_images(raw: torch.Tensor, names: Sequence[str], space: Space, name: str) -> list[str]:
+    """Return the captions that are written for raw images (N, 1, H, W) of classes with these names."""
+    if not isinstance(space, Discrete) or len(space.shape) != 3 or space.shape[0] != 1:
+        raise DiffusionalError(
+            f"{name}: captions are written for grey images of integers, (1, H, W), got items of {space}; give captions with the data, or "
+            "leave the condition out"
+        )
+    return write(raw[:, 0].cpu().numpy(), space.levels, names)
+
+
+def with_texts(
+    dataset: Dataset,
+    encoder: str | None = None,
+    form: Form = "pooled",
+    arguments: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Return a data set with captions whose condition is their embeddings.
+
+    Args:
+        encoder: the name of the encoder, for `text.load_encoder`.
+        form: "pooled" for a vector for each text, or "tokens" for a vector for each token, with a mask.
+        arguments: those of `load` that give this data set, if there are any.
+
+    Raises DiffusionalError for an encoder that cannot be loaded, and for texts that are empty or too long.
+    """
+    texts = dataset.texts
+    assert texts is not None
+    chosen = load_encoder(encoder)
+    unique = sorted({one for captions in texts.captions.values() for one in captions})
+    try:
+        embeddings = embedded(chosen, unique)
+    except DiffusionalError as error:
+        raise DiffusionalError(f"{dataset.name}: {_place(texts, str(error))}{error}") from error
+    length = embeddings.mask.shape[1] if form == "tokens" else 0
+    record = TextRecord(chosen.name, chosen.sha256, form, length)
+    every, place = record.of(embeddings, unique), {text: row for row, text in enumerate(unique)}
+    condition: dict[str, Any] = {
+        split: rows_of(every, torch.tensor([place[one] for one in captions]))
+        for split, captions in texts.captions.items()
+    }
+    source = dataset.source
+    if source is not None:
+        source = Source(source.splits, arguments, condition)
+    return replace(dataset, condition=condition, texts=Texts(texts.captions, record, condition), source=source)
+
+
+def _place(texts: Texts, message: str) -> str:
+    """Return the split and item of the first empty caption, for errors; "" if there is none."""
+    for split, captions in texts.captions.items():
+        for item, one in enumerate(captions):
+            if not one.strip():
+                return f"{split} item {item} has an empty caption; "
+    return ""
+
+
+def embedded(encoder: TextEncoder, texts: Sequence[str]) -> Embeddings:
+    """Return the embeddings of texts, from the cache if they are there."""
+    if not encoder.stored:
+        return encoder.encode(texts)
+    key = hashlib.sha256(json.dumps([1, encoder.sha256, list(texts)]).encode()).hexdigest()[:32]
+    path = cache_folder() / "texts" / f"{key}.safetensors"
+    found = _read(path, len(texts))
+    if found is None:
+        found = encoder.encode(texts)
+        _keep(path, found)
+    return found
+
+
+def _read(path: Path, n: int) -> Embeddings | None:
+    """Return stored embeddings of n texts; None if there are none, or the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        held = load_tensors(path)
+        found = Embeddings(held["tokens"], held["mask"], held["pooled"])
+    except (DiffusionalError, KeyError):
+        return None
+    return found if len(found.tokens) == len(found.mask) == len(found.pooled) == n else None
+
+
+def _keep(path: Path, found: Embeddings) -> None:
+    """Store embeddings; a cache that cannot be written is a warning."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, {"tokens": found.tokens, "mask": found.mask, "pooled": found.pooled})
+    except (DiffusionalError, OSError) as error:
+        warnings.warn(
+            f"the embeddings of {len(found.pooled)} texts were not stored ({error}); they will be computed again",
+            stacklevel=4,
+        )
