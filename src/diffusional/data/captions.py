@@ -67,7 +67,7 @@ def measure(images: np.ndarray, levels: int) -> Measures:
     )
     edges = _edges(a)
     on = 4 * a >= levels - 1
-    right, below = (_middle(on.any(axis)) / n for axis, n in ((1, width), (2, height)))
+    right, below = (_middle(np.asarray(on.any(axis))) / n for axis, n in ((1, width), (2, height)))
     inked = a.any((1, 2))
     return Measures(
         _ratio(sx * sy - m * sxy, m * syy - sy * sy),

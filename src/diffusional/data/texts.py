@@ -20,16 +20,20 @@ import torch
 from diffusional.conditions import rows_of
 from diffusional.data.captions import write
 from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, Texts
+from diffusional.data.progress import watched
 from diffusional.data.storage import cache_folder
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_tensors, save_tensors
 from diffusional.space import Discrete, Space
 from diffusional.text import Embeddings, Form, TextEncoder, TextRecord, load_encoder
+from diffusional.text.base import padded
 
 CAPTION = "caption"
 _TEXT = "text"
 # Images whose captions are written at a time.
 _ROWS = 4096
+# Texts that are encoded between two reports of progress.
+_CHUNK = 32
 
 
 def text_source(condition: str | None, encoder: str | None = None) -> tuple[str | None, str | None] | None:
@@ -138,7 +142,12 @@ def embedded(encoder: TextEncoder, texts: Sequence[str]) -> Embeddings:
     path = cache_folder() / "texts" / f"{key}.safetensors"
     found = _read(path, len(texts))
     if found is None:
-        found = encoder.encode(texts)
+        starts = range(0, len(texts), _CHUNK)
+        parts = [encoder.encode(texts[i : i + _CHUNK]) for i in watched(starts, len(starts), "encoding texts")]
+        found = padded(
+            [tokens[mask] for part in parts for tokens, mask in zip(part.tokens, part.mask, strict=True)],
+            [pooled for part in parts for pooled in part.pooled],
+        )
         _keep(path, found)
     return found
 

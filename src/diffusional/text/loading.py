@@ -13,8 +13,8 @@ def load_encoder(name: str | None = None) -> TextEncoder:
     >>> load_encoder().encode(["a thick seven"]).pooled.shape
     torch.Size([1, 128])
     """
-    if name in (None, NAME):
+    if name is None or name == NAME:
         return HashedEncoder()
-    from diffusional.text.pretrained import load_minilm, load_pretrained
+    from diffusional.text.pretrained import MINILM, load_minilm, load_pretrained
 
-    return load_minilm() if name == "minilm" else load_pretrained(name)
+    return load_minilm() if name == MINILM else load_pretrained(name)

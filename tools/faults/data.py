@@ -1,0 +1,41 @@
+"""Faults of data/."""
+
+from faults.row import fault
+
+FAULTS = [
+    fault(
+        "data/captions.py",
+        "a slant of the other sign",
+        "_ratio(sx * sy - m * sxy,",
+        "_ratio(m * sxy - sx * sy,",
+        "data/test_captions.py::test_the_slant_is_that_of_a_line",
+    ),
+    fault(
+        "data/captions.py",
+        "moments in 64 bits",
+        "moment.astype(object)",
+        "moment",
+        "data/test_captions.py::test_large_images_do_not_overflow",
+    ),
+    fault(
+        "data/captions.py",
+        "a stroke with one of its two edges",
+        "_ratio(2 * _PARTS * m,",
+        "_ratio(_PARTS * m,",
+        "data/test_captions.py::test_the_stroke_is_the_width_of_a_line_and_the_position_its_middle",
+    ),
+    fault(
+        "data/dataset.py",
+        "the captions of other items",
+        "torch.arange(len(own))[rows].tolist()",
+        "range(len(chosen))",
+        "data/test_captions.py::test_captions_go_with_their_items",
+    ),
+    fault(
+        "data/texts.py",
+        "embeddings of another encoder from the cache",
+        "json.dumps([1, encoder.sha256, list(texts)])",
+        "json.dumps([1, encoder.name, list(texts)])",
+        "text/test_pretrained.py::test_embeddings_are_computed_once",
+    ),
+]
