@@ -45,9 +45,9 @@ from diffusional.models.binomial import BinomialDiffusionModel as BinomialDiffus
 from diffusional.models.chain import Chain as Chain
 from diffusional.models.composite import Cascade as Cascade
 from diffusional.models.composite import Composite as Composite
-from diffusional.models.contrastive import ContrastiveEncoder as ContrastiveEncoder
 from diffusional.models.composite import FrozenEncoder as FrozenEncoder
 from diffusional.models.composite import FrozenPosterior as FrozenPosterior
+from diffusional.models.contrastive import ContrastiveEncoder as ContrastiveEncoder
 from diffusional.models.denoiser import Denoiser as Denoiser
 from diffusional.models.diffusion import DiffusionModel as DiffusionModel
 from diffusional.models.direct import DirectModel as DirectModel
