@@ -1,11 +1,11 @@
 """Conditional models and systems of several models on MNIST, trained for equal times: one bound each, by stage.
 
-    python benchmarks/systems.py --data MNIST-FOLDER --system cascade --seed 0 --seconds 40 --runs RUNS
+    python benchmarks/systems.py --data MNIST-FOLDER --seconds 20 --runs RUNS
 
 Images have 16 × 16 pixels of 16 levels: means of 2 × 2 pixels of MNIST's images with a margin of two pixels. Every system gets the same
 CPU-seconds of training (one thread), divided among its stages by `SHARES`, with the numbers of steps from the speed of each stage, which is
-measured once. A call trains and evaluates one system of one seed and adds it to the JSON; a system that is there already is left out, and an
-interrupted training is resumed.
+measured once. Each system is added to the JSON when it is trained and evaluated; one that is there already is left out, and an interrupted training is
+resumed.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def assembled(system: str, path: Path, steps: dict[str, int], seed: int) -> Conf
     for name, config in stages(system).items():
         n = steps[name]
         warmup = min(100, max(1, n // 4))
-        own = replace(config, steps=n, seed=seed, validate_every=n, checkpoint_every=500)
+        own = replace(config, steps=n, seed=seed, validate_every=n, checkpoint_every=100)
         of[name] = replace(own, optimizer=replace(config.optimizer, warmup=warmup))
     data = data_of(system, path)
     return replace(of["model"], data=data) if len(of) == 1 else composite(system, of, data)
@@ -157,7 +157,7 @@ def seconds_of(run: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
 
 def speeds(system: str, path: Path, runs: Path) -> dict[str, float]:
     """Return the steps a CPU-second of every stage, from a short training."""
-    run, n = runs / f"speed-{system}", 60
+    run, n = runs / f"speed-{system}", 40
     names = list(SHARES[system])
     trained(system, assembled(system, path, dict.fromkeys(names, n), 0), run)
     found = {}
@@ -209,15 +209,22 @@ def parts(model: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of MNIST's four files")
-    parser.add_argument("--system", choices=list(SHARES), required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=40, help="CPU-seconds of training of a system")
+    parser.add_argument("--system", choices=list(SHARES), nargs="+", default=list(SHARES))
+    parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=20, help="CPU-seconds of training of a system")
     parser.add_argument("--runs", type=Path, default=Path("runs/systems"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "systems_mnist.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for seed in options.seed:
+        for system in options.system:
+            measure(system, seed, options)
+
+
+def measure(system: str, number: int, options: argparse.Namespace) -> None:
+    """Train and evaluate a system of one seed, and add it to the record, unless it is there."""
     record = json.loads(options.out.read_text()) if options.out.exists() else {"speeds": {}, "systems": {}}
-    system, seed = options.system, str(options.seed)
+    seed = str(number)
     of = record["systems"].setdefault(system, {"seeds": {}})
     if seed in of["seeds"]:
         print(system, seed, "is there already")
@@ -230,9 +237,9 @@ def main() -> None:
         name: round(options.seconds * share * record["speeds"][system][name]) for name, share in SHARES[system].items()
     }
     run = options.runs / f"{system}-{seed}"
-    trained(system, assembled(system, path, steps, options.seed), run)
+    trained(system, assembled(system, path, steps, number), run)
     took = {name: lines[-1]["seconds"] for name, lines in seconds_of(run, list(SHARES[system])).items()}
-    found = measured(system, run, options.seed)
+    found = measured(system, run, number)
     record |= {"data": {"side": SIDE, "levels": LEVELS, "test": TEST}, "seconds": options.seconds, "machine": machine()}
     of["seeds"][seed] = {"steps": steps, "training_seconds": took, **found}
     save(options.out, record)

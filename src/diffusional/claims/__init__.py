@@ -1,4 +1,4 @@
-"""The claims of MATH §6, C1 to C9, each tested together with a negative control that must fail: `diffusional claims`.
+"""The claims of MATH §6, C1 to C13, each tested together with a negative control that must fail: `diffusional claims`.
 
 A claim is a function that returns checks (check.py) for a seed; the same function with a broken part as a further argument is the
 control. Worlds, networks and noise are drawn from the seed. The two sides of a comparison are always computed independently: bounds by
@@ -13,7 +13,7 @@ the model; informations, gaps and slacks from separate densities (chains.py, `in
 import time
 from collections.abc import Callable, Iterable
 
-from diffusional.claims import identities, learning
+from diffusional.claims import conditions, identities, learning, systems
 from diffusional.claims.check import Check, Claim, Result
 from diffusional.errors import DiffusionalError
 from diffusional.seeds import check_seed
@@ -74,6 +74,30 @@ CLAIMS = (
         "E ln p(x) − ELBO = E KL[q(z|x) ‖ p(z|x)] = Σ gaps − KL[q(x) ‖ p(x)] ≥ 0",
         identities.c9,
         {"KL_2 dropped": {"dropped": 2}},
+    ),
+    Claim(
+        "C10",
+        "a frozen encoder's I(x; z_1) is constant over training, and the joint NELBO is H(x) + gaps (28)",
+        systems.c10,
+        {"an encoder that trains along": {"along": True}},
+    ),
+    Claim(
+        "C11",
+        "the cross-fitted bound over classes stays below ln p(x) (25)",
+        conditions.c11,
+        {"the plug-in ln Σ p(c) e^estimate": {"plug_in": True}},
+    ),
+    Claim(
+        "C12",
+        "i(x; c) averages to I(x; c) (27)",
+        conditions.c12,
+        {"labels of other items": {"shuffled": True}},
+    ),
+    Claim(
+        "C13",
+        "the bound of a guided chain is valid, and best at w = 1 (26)",
+        conditions.c13,
+        {"guided costs taken for those of the unguided chain": {"called_unguided": True}},
     ),
 )
 

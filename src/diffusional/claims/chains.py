@@ -55,19 +55,30 @@ class Joint:
         decoder_variance: float,
         transition: bool = False,
         eta: float = 1.0,
+        without: exact.Gaussian | None = None,
+        weight: float = 1.0,
     ) -> "Joint":
-        """Return p(x, z_{1:T}) of the denoiser that is optimal for the world `believed`, MATH (2), (5)."""
+        """Return p(x, z_{1:T}) of the denoiser that is optimal for the world `believed`, MATH (2), (5).
+
+        With a world `without`, whose optimal denoiser is x̂_∅, the denoiser is x̂_∅ + w (x̂ − x̂_∅), MATH (26), w = `weight`.
+        """
         total, d = len(gamma) + 1, believed.dimensions
         noise, eye = _blocks(total, d), torch.eye(d, dtype=torch.float64)
-        m = believed.means[0]
-        c = believed.eigenvectors[0] @ torch.diag(believed.eigenvalues[0]) @ believed.eigenvectors[0].T
         alpha2, sigma2 = torch.sigmoid(-gamma), torch.sigmoid(gamma)
+
+        def optimal(world: exact.Gaussian, t: int) -> tuple[Tensor, Tensor]:
+            a2, s2, m = alpha2[t - 1], sigma2[t - 1], world.means[0]
+            c = world.eigenvectors[0] @ torch.diag(world.eigenvalues[0]) @ world.eigenvectors[0].T
+            gain = a2.sqrt() * c @ torch.linalg.inv(a2 * c + s2 * eye)
+            return gain, m - a2.sqrt() * gain @ m
 
         def denoised(t: int) -> tuple[Tensor, Tensor]:
             """Return x̂ = K z + k at z_t."""
-            a2, s2 = alpha2[t - 1], sigma2[t - 1]
-            gain = a2.sqrt() * c @ torch.linalg.inv(a2 * c + s2 * eye)
-            return gain, m - a2.sqrt() * gain @ m
+            gain, shift = optimal(believed, t)
+            if without is None:
+                return gain, shift
+            other, base = optimal(without, t)
+            return other + weight * (gain - other), base + weight * (shift - base)
 
         mean, factor = [torch.zeros(d, dtype=torch.float64)], [noise[-1]]
         for t in range(total - 2, 0, -1):

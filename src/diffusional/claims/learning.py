@@ -132,13 +132,13 @@ def c3(seed: int = 0, kind: Kind = "diffusion", steps: int = 240, kept: int = 6)
     fall = (nelbo[0] - nelbo[-1]) / nelbo[0].mean()
     least = information[int(information.mean(1).argmin())]
     return [
-        _of("the largest drift from initialisation", drift[k] / entropy, tolerance=ROUNDING),
-        _of("the smallest of them is not zero", least / entropy, expected=0.1, at_least=True),
-        _of("the NELBO falls by a tenth", fall, expected=0.1, at_least=True),
+        mean_of("the largest drift from initialisation", drift[k] / entropy, tolerance=ROUNDING),
+        mean_of("the smallest of them is not zero", least / entropy, expected=0.1, at_least=True),
+        mean_of("the NELBO falls by a tenth", fall, expected=0.1, at_least=True),
     ]
 
 
-def _of(
+def mean_of(
     what: str, draws: Tensor, expected: float = 0.0, tolerance: float = MONTE_CARLO, at_least: bool = False
 ) -> Check:
     """Return a check of a mean of draws (n,)."""
