@@ -66,4 +66,32 @@ FAULTS = [
         "- math.log(len(log_q))",
         "test_claims.py::test_informations_of_learned_posteriors",
     ),
+    fault(
+        "claims/chains.py",
+        "guidance from x̂_c instead of x̂_∅",
+        "return other + weight * (gain - other)",
+        "return gain + weight * (gain - other)",
+        "test_claims.py::test_holds_at_another_seed[C13]",
+    ),
+    fault(
+        "claims/conditions.py",
+        "the plug-in called a bound",
+        "options: dict[str, Any] = {",
+        "plug_in, options = True, {",
+        "test_claims.py::test_holds_at_another_seed[C11]",
+    ),
+    fault(
+        "claims/conditions.py",
+        "i(x; c) without its ½",
+        'return 0.5 * torch.einsum("gem,g,e->m"',
+        'return torch.einsum("gem,g,e->m"',
+        "test_claims.py::test_holds_at_another_seed[C12]",
+    ),
+    fault(
+        "claims/systems.py",
+        "a decoder of x given z_2",
+        "factor[0] = decoder.weight @ p.factor[1] + own",
+        "factor[0] = decoder.weight @ p.factor[2] + own",
+        "test_claims.py::test_holds_at_another_seed[C10]",
+    ),
 ]

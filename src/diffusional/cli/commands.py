@@ -565,7 +565,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Claims:
-    """Test nine claims about the bound, with controls. Each of C1 to C9 must hold and its negative control must fail; otherwise the exit
+    """Test claims about the bound, C1 to C13, with controls. Each of them must hold and its negative control must fail; otherwise the exit
     status is 1."""
 
     only: tuple[str, ...] | None = None
