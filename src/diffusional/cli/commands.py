@@ -75,6 +75,13 @@ Rescale = Annotated[
         help="With guidance: the part, from 0 to 1, by which the spread of a prediction is set back to that of the conditional one.",
     ),
 ]
+GuidanceStages = Annotated[
+    tuple[str, ...] | None,
+    tyro.conf.arg(
+        metavar="STAGE",
+        help="With guidance of a system of several stages: the names of the stages that are guided. Defaults to those that take the condition.",
+    ),
+]
 
 # The help of --preset.
 _PRESETS = """A tested config. Other options override its values.
@@ -188,6 +195,7 @@ class Evaluate:
     ] = None
     guidance_threshold: Threshold = None
     guidance_rescale: Rescale = 0.0
+    guidance_stages: GuidanceStages = None
     levels: int | None = None
     """Number of integer levels of the data, which must be that of the run."""
     split: Split = None
@@ -481,6 +489,7 @@ class Sample:
     ] = None
     guidance_threshold: Threshold = None
     guidance_rescale: Rescale = 0.0
+    guidance_stages: GuidanceStages = None
     out: Path | None = None
     """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz. Images are also drawn as
     a .png of the same name."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from diffusional.cli.checkpoints import checked, is_foreign, items_of, opened, show_origin
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, device, first, plainly, say, watching, working
+from diffusional.cli.guidance import guidance_options, guided
 from diffusional.cli.items import SPLITS, ChosenItems, already_trained_on
 from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
@@ -65,7 +66,7 @@ def _evaluate(command: Evaluate) -> Result:
             model = regridded(model, "continuous" if command.steps is None else command.steps)
     weights, unguided = list(command.guidance or ()), model
     if len(weights) == 1:
-        model = model.guided(weights[0], command.guidance_threshold, command.guidance_rescale)
+        model = guided(model, weights[0], command)
     if command.importance_weighted is not None:
         _check_weights(command, model)
     # Labels are those of the run that has classes, if the other has none.
@@ -86,7 +87,7 @@ def _evaluate(command: Evaluate) -> Result:
             )
         if len(weights) > 1:
             return _guidance_table(command, run, model, chosen, about, bare)
-        about["guidance"] = {"weight": weights[0]} | _options(command)
+        about["guidance"] = {"weight": weights[0]} | guidance_options(command)
     plan = None
     if command.plan is not None:
         plan = Plan.load(command.plan, model)
@@ -170,12 +171,6 @@ def _worse_than_uniform(result: "Evaluation", model: "LatentVariableModel") -> l
     ]
 
 
-def _options(command: Evaluate) -> dict[str, float]:
-    """Return the options of guidance that were given, for the record."""
-    options = {"threshold": command.guidance_threshold, "rescale": command.guidance_rescale or None}
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _guidance_table(
     command: Evaluate, run: "Run", model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any], bare: bool
 ) -> Result:
@@ -240,10 +235,11 @@ def _check_evaluate(command: Evaluate) -> None:
 
 def _check_guidance(command: Evaluate) -> None:
     """Raise DiffusionalError for options that do not apply with guidance, or without."""
-    options = _options(command)
+    options = guidance_options(command)
     if command.guidance is None and options:
+        names = " and ".join(f"--guidance-{name}" for name in options)
         raise DiffusionalError(
-            "--guidance-threshold and --guidance-rescale were given without --guidance; give its weight, such as 2"
+            f"{names} was given without --guidance; give its weight, such as 2, or leave {names} out"
         )
     if command.guidance is not None and not command.guidance:
         raise DiffusionalError("--guidance was given without a weight; give one or more, such as 2")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Sample
 from diffusional.cli.console import Result, device, numbered, working
+from diffusional.cli.guidance import guidance_options, guided
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -37,12 +38,7 @@ def run(command: Sample) -> Result:
     if out.suffix != ".npz":
         raise DiffusionalError(f"expected an .npz file for --out, got {out}")
     model = load(command.run)
-    if command.guidance is not None:
-        model = model.guided(command.guidance, command.guidance_threshold, command.guidance_rescale)
-    elif command.guidance_threshold is not None or command.guidance_rescale:
-        raise DiffusionalError(
-            "--guidance-threshold and --guidance-rescale are for guided samples, but --guidance was not given; give its weight, such as 2"
-        )
+    model = guided(model, command.guidance, command)
     images = model.space if len(model.space.shape) == 3 and isinstance(model.space, Discrete) else None
     if os.path.lexists(out):
         raise DiffusionalError(f"--out {out} exists and was not replaced; name another file")
@@ -150,8 +146,7 @@ def _guidance(command: Sample) -> dict[str, Any]:
     """Return the entries of the record about guidance; {} without it."""
     if command.guidance is None:
         return {}
-    options = {"threshold": command.guidance_threshold, "rescale": command.guidance_rescale or None}
-    return {"guidance": {"weight": command.guidance} | {k: v for k, v in options.items() if v is not None}}
+    return {"guidance": {"weight": command.guidance} | guidance_options(command)}
 
 
 def _condition(command: Sample, record: "RunRecord") -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +160,12 @@ class LatentVariableModel(nn.Module, ABC):
         return None
 
     def guided(
-        self, weight: float, threshold: Any = None, rescale: float = 0.0, null: Any = None
+        self,
+        weight: float,
+        threshold: Any = None,
+        rescale: float = 0.0,
+        null: Any = None,
+        kept: Collection[str] = (),
     ) -> "LatentVariableModel":
         """Return the model with classifier-free guidance, MATH (26): see `models.guidance.Guided` for the arguments.
 

@@ -8,7 +8,7 @@ one network evaluation per item.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -130,7 +130,12 @@ class DiffusionModel(Chain):
         return self._like(self.process.regrid(steps), self.denoiser, variance)
 
     def guided(
-        self, weight: float, threshold: float | Rule | None = None, rescale: float = 0.0, null: Any = None
+        self,
+        weight: float,
+        threshold: float | Rule | None = None,
+        rescale: float = 0.0,
+        null: Any = None,
+        kept: Collection[str] = (),
     ) -> "DiffusionModel":
         """Return the model with classifier-free guidance, MATH (26): another chain with the same network and a bound of its own.
 
@@ -151,7 +156,7 @@ class DiffusionModel(Chain):
             raise DiffusionalError(
                 f"expected data with levels in [−1, 1] for threshold={threshold}, got {self.space}; leave it out"
             )
-        return self._like(self.process, Guided(self.denoiser, weight, threshold, rescale, null), self.variance)
+        return self._like(self.process, Guided(self.denoiser, weight, threshold, rescale, null, kept), self.variance)
 
     def check_without_condition(self) -> None:
         """Raise DiffusionalError if the network requires a condition."""

@@ -16,6 +16,7 @@ steps are flawed" (rescaling).
 """
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -48,6 +49,8 @@ class Guided(Denoiser):
             conditional and the guided prediction over an item.
         null: the condition of x̂_∅, as one row without the dimension of items: for networks that were trained with a particular null
             condition, such as the class number K or the embedding of an empty text. By default the network is called without a condition.
+        kept: names of entries of a dict condition that x̂_∅ is given too, such as the low resolution of an upsampler: guidance is by the
+            other entries.
 
     Raises DiffusionalError for a network that requires a condition where no `null` is given, and for values out of range.
 
@@ -63,6 +66,7 @@ class Guided(Denoiser):
         threshold: float | Rule | None = None,
         rescale: float = 0.0,
         null: Any = None,
+        kept: Collection[str] = (),
     ) -> None:
         nn.Module.__init__(self)
         if not isinstance(denoiser, Denoiser):
@@ -83,7 +87,12 @@ class Guided(Denoiser):
                     f"expected threshold to be a quantile above 0 and at most 1, such as 0.995, got {threshold}"
                 )
             threshold = Threshold(float(threshold), math.inf)
-        if weight != 1 and null is None and requires_condition(denoiser.module):
+        if isinstance(kept, str) or (kept and null is not None):
+            raise DiffusionalError(
+                f"expected kept to be names of entries of the condition, without null, got kept={kept!r} and null={null!r}; put the entries "
+                "that stay into null"
+            )
+        if weight != 1 and null is None and not kept and requires_condition(denoiser.module):
             raise DiffusionalError(
                 f"guidance with weight {weight:g} needs predictions without a condition, but the {type(denoiser.module).__name__} "
                 "requires one: it was not trained with condition dropout. Train with condition_dropout, such as 0.1, or give the "
@@ -91,6 +100,7 @@ class Guided(Denoiser):
             )
         self.denoiser = denoiser
         self.weight, self.rescale, self.rule, self.null = float(weight), float(rescale), threshold, null
+        self.kept = tuple(kept)
         levels = denoiser.predicts == "levels"
         self.predicts = denoiser.predicts if levels or threshold is None else "data"
         self.space, self.head, self.time = denoiser.space, denoiser.head, denoiser.time
@@ -112,6 +122,7 @@ class Guided(Denoiser):
         """Return w and the options that change the prediction; {} for w = 1 without options, which is the denoiser itself."""
         options = {"rescale": self.rescale} if self.rescale and self.weight != 1 else {}
         options |= {} if self.rule is None else {"threshold": str(self.rule)}
+        options |= {"kept": list(self.kept)} if self.kept and self.weight != 1 else {}
         return options if self.weight == 1 else {"guidance": self.weight, **options}
 
     def both(self, z: Batch, gamma: Tensor, condition: Condition | None) -> tuple[Prediction, Prediction]:
@@ -123,15 +134,27 @@ class Guided(Denoiser):
             raise DiffusionalError(
                 f"guidance with weight {self.weight:g} requires a condition, but none was given; pass condition=…, one row per item"
             )
-        return self.denoiser(z, gamma, condition), self._without(z, gamma)
+        return self.denoiser(z, gamma, condition), self._without(z, gamma, condition)
 
-    def _without(self, z: Batch, gamma: Tensor) -> Prediction:
+    def _without(self, z: Batch, gamma: Tensor, condition: Condition | None) -> Prediction:
+        if self.kept:
+            return self.denoiser(z, gamma, self._remaining(condition))
         return self.denoiser(z, gamma, None if self.null is None else _rows(self.null, len(z), z.device))
+
+    def _remaining(self, condition: Condition | None) -> Condition:
+        """Return the entries of the condition that x̂_∅ is given too. Raises DiffusionalError if nothing would be left out."""
+        names = list(condition) if isinstance(condition, Mapping) else []
+        if not isinstance(condition, Mapping) or not set(names) - set(self.kept):
+            raise DiffusionalError(
+                f"guidance with weight {self.weight:g} requires a condition besides {', '.join(self.kept)}, got "
+                f"{', '.join(names) or 'no dict'}; pass one, or guide a stage that takes one"
+            )
+        return {name: condition[name] for name in names if name in self.kept}
 
     def forward(self, z: Batch, gamma: Tensor, condition: Condition | None = None) -> Prediction:
         """Return the guided prediction for z (B, *dims) at γ (B,) or ()."""
         if self.weight == 0:
-            return self._ruled(self._without(z, gamma))
+            return self._ruled(self._without(z, gamma, condition))
         if self.weight == 1:
             return self._ruled(self.denoiser(z, gamma, condition))
         given, without = self.both(z, gamma, condition)

@@ -7,7 +7,7 @@ of the decoder of a frozen encoder or of a cascade whose base diffusion stops at
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -96,8 +96,21 @@ class Renoised(LatentVariableModel):
 
     def regrid(self, steps: int | None) -> "Renoised":
         """Return the model with another T of `model`."""
-        other = self.model.regrid(steps)
-        return Renoised(other, self.gamma, self.shape, self.key, self.rescaled, self.gives_level)
+        return self._around(self.model.regrid(steps))
+
+    def guided(
+        self,
+        weight: float,
+        threshold: Any = None,
+        rescale: float = 0.0,
+        null: Any = None,
+        kept: Collection[str] = (),
+    ) -> "Renoised":
+        """Return the same model with guidance of `model`, MATH (26): both of its predictions are given the same ỹ if `kept` has its name."""
+        return self._around(self.model.guided(weight, threshold, rescale, null, kept))
+
+    def _around(self, model: LatentVariableModel) -> "Renoised":
+        return Renoised(model, self.gamma, self.shape, self.key, self.rescaled, self.gives_level)
 
     def visited(self) -> "Chain | None":
         """Return the levels of `model`, visited with a ỹ drawn at every visit; None for a model without levels."""

@@ -4,7 +4,7 @@ For y with posterior q(z_t|y), the costs are Σ_{s≤t<T} KL_t + KL_T = −E ln 
 stage is given z_s and not y. Together with a bound on −ln p(x|z_s) they bound −ln p(x).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
@@ -91,6 +91,19 @@ class ChainTail(Chain):
         other = self.over.regrid(steps)
         assert isinstance(other, Chain)
         return ChainTail(other)
+
+    def guided(
+        self,
+        weight: float,
+        threshold: Any = None,
+        rescale: float = 0.0,
+        null: Any = None,
+        kept: Collection[str] = (),
+    ) -> "ChainTail":
+        """Return the same latents of the guided chain, MATH (26)."""
+        guided = self.over.guided(weight, threshold, rescale, null, kept)
+        assert isinstance(guided, Chain)
+        return ChainTail(guided, self.level)
 
     def noise_levels(self) -> Tensor:
         return self.over.noise_levels()[self.level - 1 :]

@@ -114,8 +114,17 @@ class Cascade(Composite):
             raise DiffusionalError(
                 f"steps={steps} was given, but a cascade that hands latents over has the noise levels of its T; leave steps out"
             )
-        stages = {name: model.regrid(steps) for name, model in self.models()}
-        return Cascade(stages, list(self.downscale), renoise=self.renoise, conditional=self.conditional, key=self.key)
+        return self._like({name: model.regrid(steps) for name, model in self.models()})
+
+    def _like(self, stages: Mapping[str, LatentVariableModel]) -> "Cascade":
+        return Cascade(
+            stages,
+            list(self.downscale),
+            renoise=self.renoise,
+            handover=self.handover,
+            conditional=self.conditional,
+            key=self.key,
+        )
 
     def variable(self, name: str, x: Batch, kept: tuple[Tensor, ...] = ()) -> Tensor:
         place = list(self.stages).index(name)

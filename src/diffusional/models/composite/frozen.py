@@ -136,7 +136,14 @@ class FrozenEncoder(_Encoded):
         tail, decoder = self._tail.regrid(steps), self.last
         assert isinstance(decoder, Renoised)
         other = decoder.regrid(steps) if decoder.visited() is not None else decoder
-        return FrozenEncoder(self.encoder, tail, other, conditional=self.conditional, key=self.key)
+        return self._like({"prior": tail, "decoder": other})
+
+    def _like(self, stages: Mapping[str, LatentVariableModel]) -> "FrozenEncoder":
+        tail = stages["prior"]
+        assert isinstance(tail, ChainTail)
+        return FrozenEncoder(
+            self.encoder, tail, stages["decoder"], level=tail.level, conditional=self.conditional, key=self.key
+        )
 
     def encoded(self, x: Batch) -> tuple[Tensor, ...]:
         return (self._encode(x, 1),)
@@ -235,10 +242,13 @@ class FrozenPosterior(_Encoded):
         """Return the same networks with another T of the prior, and of the decoder if it has one; all tensors are shared."""
         prior, decoder = self.stages["prior"], self.last
         assert isinstance(prior, Chain)
-        other = prior.regrid(steps)
-        assert isinstance(other, Chain)
         decoder = decoder.regrid(steps) if decoder.visited() is not None else decoder
-        return FrozenPosterior(self.encoder, other, decoder, conditional=self.conditional, key=self.key)
+        return self._like({"prior": prior.regrid(steps), "decoder": decoder})
+
+    def _like(self, stages: Mapping[str, LatentVariableModel]) -> "FrozenPosterior":
+        prior = stages["prior"]
+        assert isinstance(prior, Chain)
+        return FrozenPosterior(self.encoder, prior, stages["decoder"], conditional=self.conditional, key=self.key)
 
     def fixed(self, name: str) -> bool:
         return name != "prior"
