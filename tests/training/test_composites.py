@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import diffusional as df
-from battery import HANGS, environment
+from battery import HANGS, command, environment
 from diffusional.cli import main
 from diffusional.errors import Interrupted
 from diffusional.files import load_tensors
@@ -44,7 +44,9 @@ CONTRASTIVE = replace(VAE, model=ModelConfig(kind="contrastive", hidden=8, block
 PRIOR = replace(SMALL, validate_every=2, model=ModelConfig(network="mlp", predicts="v", hidden=8, blocks=1))
 LABELS = DataConfig(condition="label")
 CONFIGS = {
-    "cascade": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, LABELS, (2,)),
+    "cascade": CompositeConfig(
+        "cascade", {"base": replace(SMALL, condition_dropout=0.2), "upsampler": SMALL}, LABELS, (2,)
+    ),
     "three": CompositeConfig("cascade", {"a": SMALL, "b": SMALL, "c": SMALL}, DataConfig(), (2, 2)),
     "renoised": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, DataConfig(), (2,), renoise=-1.0),
     "handed over": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, DataConfig(), (2,), handover=3),
@@ -319,3 +321,84 @@ def test_two_processes_train_every_stage_together(runs: dict[str, Path], tmp_pat
     ours, theirs = df.load(tmp_path / "run").state_dict(), df.load(runs["latent"]).state_dict()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-2, atol=1e-2)
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, dict[str, Any], str]:
+    """Run a command with --json -; its exit status, its record and its messages."""
+    status, out, err = command(capsys, *arguments, "--json", "-")
+    return status, json.loads(out) if status in (0, 3) else {}, err
+
+
+def test_a_system_is_sampled_and_evaluated_with_guidance(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, given = runs["cascade"], ("--guidance", "1e7")  # after four steps, labels hardly matter
+    status, record, err = told(
+        capsys, "sample", run, "--condition", "3", *given, "--n", "2", "--out", tmp_path / "a.npz"
+    )
+    assert status == 0, err
+    assert record["guidance"] == {"weight": 1e7}
+    named = (*given, "--guidance-stages", "base")
+    told(capsys, "sample", run, "--condition", "3", *named, "--n", "2", "--out", tmp_path / "b.npz")
+    told(capsys, "sample", run, "--condition", "3", "--n", "2", "--out", tmp_path / "c.npz")
+    drawn = [np.load(tmp_path / f"{name}.stages.npz")["base"] for name in "abc"]
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] != drawn[2]).any()
+    status, record, err = told(capsys, "evaluate", run, *named, "--visits", "2", "--no-audit", "--no-check")
+    assert status == 0, err
+    assert record["about"]["guidance"] == {"weight": 1e7, "stages": ["base"]}
+    for wrong, said in (
+        (("--guidance-stages", "base"), "without --guidance"),
+        ((*given, "--guidance-stages", "middle"), "middle"),
+    ):
+        status, _, err = told(capsys, "sample", run, "--condition", "3", *wrong)
+        assert status == 2
+        assert said in err
+
+
+def test_a_low_resolution_is_sampled_up(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = runs["cascade"], df.data.load("digits")
+    down = df.composite.Downscale(data.space, 2)
+    raw = down.low.decode(down(data.encode("test")[5:6]))
+    status, record, err = told(capsys, "sample", run, "--upsample", "test:5", "--n", "3", "--out", tmp_path / "a.npz")
+    assert status == 0, err
+    assert np.load(tmp_path / "a.npz")["samples"].shape == (3, 1, 8, 8)
+    assert (np.load(tmp_path / "a.stages.npz")["base"] == raw.expand(3, -1, -1, -1).numpy()).all()
+    assert {Path(name).name for name in record["samples"]} >= {"a.png", "a.base.png"}
+    np.save(tmp_path / "low.npy", raw[0, 0].numpy())
+    told(capsys, "sample", run, "--upsample", tmp_path / "low.npy", "--n", "3", "--out", tmp_path / "b.npz")
+    assert (np.load(tmp_path / "a.npz")["samples"] == np.load(tmp_path / "b.npz")["samples"]).all()
+    np.save(tmp_path / "large.npy", np.zeros((8, 8)))
+    np.save(tmp_path / "bright.npy", np.full((4, 4), 17))
+    for word, said in (
+        ("test:999", "0 to 446"),
+        ("low", "test:5"),
+        (tmp_path / "none.npy", "cannot be read"),
+        (tmp_path / "large.npy", r"(1, 4, 4)"),
+        (tmp_path / "bright.npy", "0 to 16"),
+    ):
+        status, _, err = told(capsys, "sample", run, "--upsample", word, "--out", tmp_path / "c.npz")
+        assert status == 2, word
+        assert said in err, word
+    status, _, err = told(capsys, "sample", run, "--upsample", "test:5", "--condition", "3")
+    assert status == 2
+    assert "--condition" in err
+    status, _, err = told(capsys, "sample", runs["unclip"], "--upsample", "test:5")
+    assert status == 2
+    assert "FrozenEncoder" in err
+
+
+def test_a_system_with_a_frozen_encoder_interpolates_between_two_items(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--interpolate", "test:3", "test:8")
+    status, record, err = told(capsys, "sample", runs["unclip"], *words, "--n", "4", "--out", tmp_path / "a.npz")
+    assert status == 0, err
+    assert record["given"] == "from test:3 to test:8"
+    assert np.load(tmp_path / "a.npz")["samples"].shape == (4, 1, 8, 8)
+    assert (tmp_path / "a.png").exists()
+    status, _, err = told(capsys, "sample", runs["cascade"], *words)
+    assert status == 2
+    assert "Cascade" in err

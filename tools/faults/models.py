@@ -1034,4 +1034,18 @@ FAULTS = [
         "masks = tokens >= 0\n        # Float64",
         "test_masked_worlds.py::test_every_cost_of_a_masked_chain_by_the_sum_over_its_latents",
     ),
+    fault(
+        "models/composite/base.py",
+        "guidance of a stage leaves out the variable of the stage before it",
+        "made[name].guided(weight, threshold, rescale, null, (*link, *kept))",
+        "made[name].guided(weight, threshold, rescale, null, kept)",
+        "models/test_guided_composite.py::test_every_stage_that_takes_the_condition_is_guided_by_it_and_keeps_the_variable",
+    ),
+    fault(
+        "models/composite/frozen.py",
+        "every sample of an interpolation has noise of its own",
+        "generator.manual_seed(seed + 1)",
+        "generator.manual_seed(seed + 1 + i)",
+        "models/test_interpolation.py::test_only_the_embedding_changes_along_an_interpolation",
+    ),
 ]

@@ -490,6 +490,22 @@ class Sample:
     guidance_threshold: Threshold = None
     guidance_rescale: Rescale = 0.0
     guidance_stages: GuidanceStages = None
+    interpolate: Annotated[
+        tuple[str, str] | None,
+        tyro.conf.arg(
+            metavar="ITEM ITEM",
+            help="For a system with a frozen encoder such as unCLIP: n samples for embeddings between those of two items of its data, such as "
+            "test:3 test:8.",
+        ),
+    ] = None
+    upsample: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="ITEM|FILE",
+            help="For a cascade: n samples given one low resolution: that of an item of its data, such as test:5, or the image in an .npy "
+            "file, in raw levels.",
+        ),
+    ] = None
     out: Path | None = None
     """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz. Images are also drawn as
     a .png of the same name."""

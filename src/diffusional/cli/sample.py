@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diffusional.cli.commands import Sample
 from diffusional.cli.console import Result, device, numbered, working
 from diffusional.cli.guidance import guidance_options, guided
+from diffusional.cli.sample_given import check_given, description, sampled_given
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def run(command: Sample) -> Result:
     from diffusional.training.run import load, read_run
 
     record = read_run(command.run)
-    condition = _condition(command, record)
+    given = command.interpolate is not None or command.upsample is not None
+    if given:
+        check_given(command)
+    condition = None if given else _condition(command, record)
     captions = None
     if record.text is not None and condition is not None:
         condition, captions = condition
@@ -65,7 +69,9 @@ def run(command: Sample) -> Result:
         for start in starts:
             some = rows_of(condition, slice(start, start + _BATCH))
             n = min(_BATCH, command.n - start)
-            if isinstance(model, Composite):
+            if given:
+                drawn.append(sampled_given(command, record, model, n, start))
+            elif isinstance(model, Composite):
                 drawn.append(model.sample_stages(n, generator, moved(some, place)))
             else:
                 drawn.append({"x": model.sample(n, generator, moved(some, place), **options)})
@@ -96,6 +102,8 @@ def run(command: Sample) -> Result:
             title += f", {' '.join(command.condition)}"
         if command.guidance is not None:
             title += f", guidance {command.guidance:g}"
+        if given:
+            title += f", {description(command)}"
         beside = written[0].with_suffix(".png")
         written.append(_written(beside, lambda path: grid(path, x.numpy(), title, low=low, high=high)))
     if stages:
@@ -107,6 +115,7 @@ def run(command: Sample) -> Result:
         "method": command.method,
         "seed": command.seed,
         **_guidance(command),
+        **({"given": description(command)} if given else {}),
         "shape": list(raw.shape),
         **({"stages": stages} if stages else {}),
         **({"columns": list(columns)} if columns else {}),

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from diffusional.conditions import Condition
+from diffusional.conditions import Condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.forward import diffuse
 from diffusional.gaussian import Gaussian
@@ -175,6 +175,52 @@ class FrozenEncoder(_Encoded):
         return decoder.model.sample(len(z), generator, decoder.given(z, c))
 
     @torch.no_grad()
+    def interpolate(
+        self, one: Tensor, other: Tensor, n: int = 8, seed: int = 0, condition: Condition | None = None
+    ) -> Tensor:
+        """Return n samples x (n, *space.shape) for embeddings on the arc from f(one) to f(other), as unCLIP's (Ramesh et al. 2022, §3.2).
+
+        All samples have the same noise, that of z_s and that of the decoder, so that only the embedding changes. The first and the last are
+        samples for the two items themselves, not the items.
+
+        Args:
+            one, other: items (*space.shape), encoded.
+            n: number of samples, at least 2.
+            condition: c of the decoder, (n, …), if it takes one.
+
+        Raises DiffusionalError for items that are not of the space, and for n below 2.
+
+        >>> from diffusional import DiffusionModel, GaussianDiffusion, likelihood, schedule
+        >>> from diffusional.exact import Gaussian as World
+        >>> from diffusional.models.direct import DirectModel
+        >>> process = GaussianDiffusion(schedule.log_snr_linear(-5.0, 5.0, steps=4))
+        >>> world = World(torch.zeros(1), torch.eye(1))
+        >>> prior = DiffusionModel(process, world.denoiser(), likelihood.GaussianLikelihood(Continuous((1,))))
+        >>> decoder = DirectModel(nn.Linear(1, 2), likelihood.GaussianLikelihood(Continuous((2,)), variance=0.5))
+        >>> FrozenEncoder(nn.Linear(2, 1), prior, decoder).interpolate(torch.zeros(2), torch.ones(2), n=5).shape
+        torch.Size([5, 2])
+        """
+        if n < 2:
+            raise DiffusionalError(
+                f"expected n to be at least 2, the samples for both ends of an interpolation, got {n}"
+            )
+        ends = torch.stack([one, other])
+        self.space.check(ends)
+        first, last = self._encode(ends, 1)
+        embedding = arc(first, last, n)
+        decoder = self.last
+        assert isinstance(decoder, Renoised)
+        generator = torch.Generator(ends.device).manual_seed(seed)
+        noise = torch.empty_like(embedding[:1]).normal_(generator=generator).expand_as(embedding)
+        z = diffuse(embedding, torch.full((n,), decoder.gamma, dtype=torch.float64), noise)
+        every = []
+        for i in range(n):
+            generator.manual_seed(seed + 1)
+            c = rows_of(condition, slice(i, i + 1))
+            every.append(self.decode(z[i : i + 1], generator, c))
+        return torch.cat(every)
+
+    @torch.no_grad()
     def latents(self, x: Batch, generator: torch.Generator | None = None) -> Tensor:
         """Return z_s ~ q(z_s|x) (B, *shape) of items x: α_s f(x) + σ_s ε."""
         self.space.check(x)
@@ -186,6 +232,24 @@ class FrozenEncoder(_Encoded):
             torch.full((len(x),), decoder.gamma, dtype=torch.float64),
             torch.empty_like(f).normal_(generator=generator),
         )
+
+
+def arc(one: Tensor, other: Tensor, n: int) -> Tensor:
+    """Return n points (n, *shape) on the arc from one tensor (*shape) to another: directions at even angles, with norms between theirs.
+
+    Where the directions are the same or opposite, or a norm is 0, the points are on the line between the two.
+
+    >>> arc(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0]), 3)[1]
+    tensor([2.1213, 2.1213])
+    """
+    share = torch.linspace(0, 1, n, dtype=torch.float64).to(one).reshape(-1, *(1,) * one.ndim)
+    norms = one.norm(), other.norm()
+    cosine = (one * other).sum() / (norms[0] * norms[1]).clamp(min=torch.finfo(one.dtype).tiny)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if not torch.sin(angle) > 1e-6 or not min(norms) > 0:
+        return one + share * (other - one)
+    ends = (torch.sin((1 - share) * angle) / norms[0], torch.sin(share * angle) / norms[1])
+    return (ends[0] * one + ends[1] * other) / torch.sin(angle) * (norms[0] + share * (norms[1] - norms[0]))
 
 
 class FrozenPosterior(_Encoded):

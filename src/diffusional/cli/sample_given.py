@@ -1,0 +1,103 @@
+"""`diffusional sample` with --interpolate and --upsample: samples of a system for given items."""
+
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Sample
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusional.training.run import RunRecord
+
+_SPLITS = ("train", "validation", "test")
+
+
+def check_given(command: Sample) -> None:
+    """Raise DiffusionalError for options that do not apply to samples for given items."""
+    names = [f"--{name}" for name in ("interpolate", "upsample") if getattr(command, name) is not None]
+    if len(names) > 1:
+        raise DiffusionalError(f"expected one of {' and '.join(names)}, got both; leave one out")
+    others = [f"--{name}" for name in ("condition", "guidance") if getattr(command, name) is not None]
+    if others:
+        raise DiffusionalError(
+            f"{' and '.join(others)} cannot be used with {names[0]}: only the first stage of a system that was trained as a run takes a "
+            "condition, and it is not sampled; leave it out"
+        )
+
+
+def description(command: Sample) -> str:
+    """Return what the samples are given, for titles and records."""
+    if command.interpolate is not None:
+        return f"from {command.interpolate[0]} to {command.interpolate[1]}"
+    return f"for the low resolution of {command.upsample}"
+
+
+def sampled_given(command: Sample, record: "RunRecord", model: Any, n: int, start: int) -> "dict[str, Tensor]":
+    """Return samples `start` … `start` + n − 1 by name: "x" along an interpolation, or every stage's variable of an upsampling.
+
+    Raises DiffusionalError for a model that is no such system, and for items that do not exist or do not fit.
+    """
+    import torch
+
+    from diffusional.models.composite import Cascade, FrozenEncoder
+
+    place = next(iter(model.parameters())).device
+    if command.interpolate is not None:
+        if not isinstance(model, FrozenEncoder):
+            raise DiffusionalError(
+                f"--interpolate is for systems with a deterministic frozen encoder, such as unCLIP, but {command.run} has a "
+                f"{type(model).__name__}; leave it out"
+            )
+        ends = [_item(word, record, "--interpolate").to(place) for word in command.interpolate]
+        every = model.interpolate(*ends, n=command.n, seed=command.seed)
+        return {"x": every[start : start + n]}
+    assert command.upsample is not None
+    if not isinstance(model, Cascade):
+        raise DiffusionalError(
+            f"--upsample is for cascades, but {command.run} has a {type(model).__name__}; leave it out"
+        )
+    first, *_, last = list(model.stages)
+    low = _low(command.upsample, record, model).to(place)
+    low = low.expand(n, *low.shape[1:])
+    generator = torch.Generator(place).manual_seed(command.seed + start)
+    return {first: low, last: model.upsample(low, generator)}
+
+
+def _item(word: str, record: "RunRecord", option: str) -> "Tensor":
+    """Return an item of the run's data (*shape), encoded, from a word such as test:5."""
+    from diffusional.training.own import own_data
+
+    split, _, number = word.partition(":")
+    if split not in _SPLITS or not number.isdecimal():
+        raise DiffusionalError(f"{option} {word}: expected an item of the run's data, such as test:5, got {word!r}")
+    data = own_data(record, (split,))
+    items = len(data.items(split))
+    if int(number) >= items:
+        raise DiffusionalError(f"{option} {word}: expected an item of {split} from 0 to {items - 1}, got {number}")
+    return data.encode(split)[int(number)]
+
+
+def _low(word: str, record: "RunRecord", model: Any) -> "Tensor":
+    """Return the low resolution (1, *shape) of the first stage, encoded: of an item, or from an .npy file of raw levels."""
+    import numpy as np
+    import torch
+
+    first = next(iter(model.stages))
+    space = model.stages[first].space
+    if not word.endswith(".npy"):
+        return model.variable(first, _item(word, record, "--upsample")[None])
+    try:
+        raw = np.load(word, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DiffusionalError(f"--upsample {word}: the file cannot be read ({error})") from error
+    if raw.size != space.dimensions or raw.shape[-2:] != space.shape[-2:]:
+        raise DiffusionalError(
+            f"--upsample {word}: expected one image of shape {space.shape}, raw levels from 0 to {space.levels - 1}, got shape {raw.shape}"
+        )
+    index = torch.from_numpy(raw.reshape(1, *space.shape).astype(np.float64))
+    if bool((index != index.round()).any()) or float(index.min()) < 0 or float(index.max()) > space.levels - 1:
+        raise DiffusionalError(
+            f"--upsample {word}: expected raw levels from 0 to {space.levels - 1}, got numbers from {float(index.min()):g} to {float(index.max()):g}"
+        )
+    return space.encode(index.long())
