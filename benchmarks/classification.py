@@ -81,8 +81,8 @@ def published(model: Any, x: Tensor, draws: tuple[int, ...], keep: tuple[int, ..
             label = left[item, rows[:, 1]]
             g = gamma[every[at]]
             predicted = model.denoiser(diffuse(x[item], g, noise[item, at]), g, label)
-            found = predicted.squared_errors(x[item], noise[item, at]) / x[0].numel()
-            errors[item, label, at] = found.double()
+            found = predicted.squared_errors(x[item], noise[item, at])
+            errors[item, label, at] = found.flatten(1).double().mean(1)
         mean = errors.nanmean(2).gather(1, left)
         left = left.gather(1, mean.topk(kept, 1, largest=False).indices)
     return left[:, 0], calls

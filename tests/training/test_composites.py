@@ -346,7 +346,7 @@ def test_a_system_is_sampled_and_evaluated_with_guidance(
     assert (drawn[0] != drawn[2]).any()
     status, record, err = told(capsys, "evaluate", run, *named, "--visits", "2", "--no-audit", "--no-check")
     assert status == 0, err
-    assert record["about"]["guidance"] == {"weight": 1e7, "stages": ["base"]}
+    assert record["guidance"] == {"weight": 1e7, "stages": ["base"]}
     for wrong, said in (
         (("--guidance-stages", "base"), "without --guidance"),
         ((*given, "--guidance-stages", "middle"), "middle"),
