@@ -14,7 +14,10 @@ from diffusional.networks import UNet
 
 T = 1000
 # Widths of the U-Net, training steps, batch.
-RECIPES: dict[str, tuple[tuple[int, ...], int, int]] = {"digits": ((16, 32), 2000, 128), "MNIST": ((16, 32, 32), 1300, 64)}
+RECIPES: dict[str, tuple[tuple[int, ...], int, int]] = {
+    "digits": ((16, 32), 2000, 128),
+    "MNIST": ((16, 32, 32), 1300, 64),
+}
 
 
 def images(name: str, mnist: str, split: str = "test") -> tuple[Tensor, df.Discrete]:
@@ -55,7 +58,9 @@ def train(name: str, made: df.DiffusionModel, mnist: str, report: Callable[[str]
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, i / 100) * 0.5 * (1 + math.cos(math.pi * i / steps))
     )
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    average = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
     start = time.process_time()
     for step in range(steps):
         optimizer.zero_grad()
