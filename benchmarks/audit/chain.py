@@ -318,7 +318,7 @@ def wiener_inflation(reference: Tensor, x: Tensor) -> dict[str, float]:
 def run(name: str, mnist: str, model: df.DiffusionModel, quick: bool = False) -> list[dict[str, Any]]:
     """Return all cases of the chain's faults on a data set."""
     x, reference = images(name, mnist)[0], images(name, mnist, "train")[0][:2000]
-    few, many = (64, 447) if name == "digits" else (24, 512)
+    few, many = (32, 447) if name == "digits" else (24, 512)
     if quick:
         few, many = 4, 16
     error = 0.05 if quick else 0.01 if name == "digits" else 0.02
