@@ -92,7 +92,8 @@ def test_numbers_of_the_index_are_those_of_its_pages() -> None:
 
 def test_every_record_of_results_has_a_page() -> None:
     """Every JSON file of benchmarks/results is linked from a page."""
-    linked = " ".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/results/*.md"))
+    pages = [*ROOT.glob("docs/results/*.md"), *ROOT.glob("docs/audit/*.md")]
+    linked = " ".join(page.read_text(encoding="utf-8") for page in pages)
     names = {path.name for path in ROOT.glob("benchmarks/results/*.json")}
     assert {name for name in names if f"benchmarks/results/{name})" not in linked} == set()
 
@@ -155,7 +156,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_tables_of_results_are_those_of_the_data(results: ModuleType) -> None:
     found = set()
-    for page in ROOT.glob("docs/results/*.md"):
+    for page in results.pages():
         text = page.read_text(encoding="utf-8")
         found |= set(re.findall(r"<!-- table: (\w+) -->", text))
         assert text == results.written(text), f"{page.name} differs from its data: run `make results`"

@@ -1,4 +1,4 @@
-"""Write the tables and figures of docs/results from the JSON of the benchmarks: `make results`.
+"""Write the tables and figures of docs/results and docs/audit from the JSON of the benchmarks: `make results`.
 
     python tools/results.py            # write what differs
     python tools/results.py --check    # exit status 1 if a table or a figure differs from its JSON
@@ -23,7 +23,7 @@ from result_tables import TABLES
 from diffusional.report import style
 
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "docs" / "results"
+FOLDERS = ("results", "audit")
 DRAWINGS = ROOT / "docs" / "figures"
 _TABLE = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)\n?(?:\|.*\n)*")
 _FIGURE = re.compile(r"(<!-- figure: (?P<name>\w+) -->\n)(?:!\[.*\n)?")
@@ -44,6 +44,11 @@ def written(text: str, drawn: dict[str, Drawn] | None = None) -> str:
     return _FIGURE.sub(linked, text)
 
 
+def pages() -> list[Path]:
+    """Return the pages with tables and figures that are written here."""
+    return sorted(page for folder in FOLDERS for page in (ROOT / "docs" / folder).glob("*.md"))
+
+
 def fingerprint(path: Path) -> str:
     """Return the hash of what a file of docs/figures shows, or "" if there is no such file or no hash in it."""
     if not path.exists():
@@ -59,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     different: list[str] = []
     drawn: dict[str, Drawn] = {}
-    for page in sorted(PAGES.glob("*.md")):
+    for page in pages():
         old = page.read_text(encoding="utf-8")
         new = written(old, drawn)
         if new != old:

@@ -13,8 +13,8 @@ bits/dim, with a standard error, and each is derived a second time by another ro
 library's own evaluation with other noise. `agree` means within three standard errors of the difference, or within the
 accuracy of the second route where that is an approximation.
 
-The networks of two data sets are trained first if `--networks` does not have them (6 minutes on one core); the
-measurements take about as long. Parts are merged into the JSON, so that they can be measured one by one.
+The networks of two data sets are trained first if `--networks` does not have them (3 minutes on one core); the
+measurements take about 6. Parts are merged into the JSON, so that they can be measured one by one.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def measured(part: str, name: str, options: argparse.Namespace) -> list[dict[str
     if part == "densities":
         return densities.run(name, mnist)
     if part == "essay":
-        return essay.run(name, mnist, 2 if quick else 200 if name == "digits" else 100)
+        return essay.run(name, mnist, 2 if quick else 200 if name == "digits" else 60)
     if part == "masked":
         return masked.run(name, mnist, *((4, 400) if quick else (40, 20_000)))
     model = trained.model(name, mnist, options.networks)

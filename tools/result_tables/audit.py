@@ -133,7 +133,7 @@ FAULTS: dict[str, Fault] = {
             Source("Kim-Dongjun/Soft-Truncation", "#2", "reports it; the author withdrew the number"),
             Source("Kim-Dongjun/Soft-Truncation", "likelihood.py:271", "corrected: the entropy is subtracted"),
         ),
-        ("tests/test_properties.py::test_no_model_beats_the_entropy", "tests/test_audit.py::test_the_entropy_of_z_1_belongs_to_the_bound"),
+        ("tests/test_properties.py::test_no_model_beats_the_entropy", "tests/battery/test_models.py::test_weights_have_the_mean_p_of_x"),
         "VP-SDE at t = 1e-5",
     ),
     "simple-loss": Fault(
