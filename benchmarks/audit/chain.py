@@ -208,12 +208,13 @@ def priors(name: str, x: Tensor) -> list[dict[str, Any]]:
     return found
 
 
-def levels(name: str, model: df.DiffusionModel, x: Tensor, reference: Tensor, repeats: int, error: float) -> list[dict]:
+def levels(
+    name: str, model: df.DiffusionModel, x: Tensor, others: Tensor, reference: Tensor, repeats: int, error: float
+) -> list[dict[str, Any]]:
     """Return the faults that take all levels: subsets of them, one noise, L_simple, clipping, units."""
     chain, d = chain_of(model), x[0].numel()
     generator = torch.Generator().manual_seed(0)
     sweeps = [chain.sweep(x, generator) for _ in range(repeats)]
-    shared = [chain.sweep(x, generator, shared=True)["plain"].sum(1) for _ in range(repeats)]
     plain = torch.stack([one["plain"] for one in sweeps])  # (R, N, T)
     cut = torch.stack([one["clipped"] for one in sweeps])
     total = plain.mean(0).sum(1) + chain.prior(x)
@@ -242,10 +243,10 @@ def levels(name: str, model: df.DiffusionModel, x: Tensor, reference: Tensor, re
     mse = torch.stack([one["error"] for one in sweeps]).mean((0, 2)) / d
     with torch.no_grad():
         simple = torch.stack([model.simple_loss(x, generator) for _ in range(100)]).double()
-    spread = float(simple.std() / len(simple) ** 0.5) / LN2
+    uncertain = float(simple.std() / len(simple) ** 0.5) / LN2
     found.append(
         case(
-            "simple-loss", name, "", mean(mse, 1 / LN2) - truth, Value(float(simple.mean()) / LN2, spread) - library,
+            "simple-loss", name, "", mean(mse, 1 / LN2) - truth, Value(float(simple.mean()) / LN2, uncertain) - library,
             "the library's L_simple at random levels, less its bound", L_simple=mean(mse),
         )
     )  # fmt: skip
@@ -260,22 +261,14 @@ def levels(name: str, model: df.DiffusionModel, x: Tensor, reference: Tensor, re
             "the library's comparison of both chains", clipped=bits(cut.mean(0).sum(1) + chain.prior(x), d), plain=truth,
         )
     )  # fmt: skip
-    scale = d * LN2
-    independent = plain.sum(2).std(0).square().mean().sqrt() / scale
-    common = torch.stack(shared).std(0).square().mean().sqrt() / scale
-    # The error of a standard deviation that is pooled over items with R − 1 degrees of freedom each.
-    part = 1 / math.sqrt(2 * len(x) * (repeats - 1))
-    inflated = float(common / independent)
-    expected = wiener_inflation(reference, x)
+    first = spread(chain, x, plain.sum(2), generator)
+    again = torch.stack([chain.sweep(others, generator)["plain"].sum(1) for _ in range(repeats)])
+    second = spread(chain, others, again, generator)
     found.append(
-        case(
-            "one-noise", name, "", Value(float(common - independent), part * math.hypot(common, independent)),
-            Value(float(independent) * (expected["exact"] - 1)),
-            "the ratio of both standard deviations in a Gaussian world, in closed form", relative=0.5,
-            independent=float(independent), shared=float(common), ratio=Value(inflated, inflated * part * math.sqrt(2)),
-            gaussian_world=expected,
-        )
+        case("one-noise", name, "the network", first["inflation"], second["inflation"], "other images and noise",
+             independent=first["independent"], shared=first["shared"])
     )  # fmt: skip
+    found.append(gaussian_inflation(name, reference, x))
     nats = truth.value * LN2
     found.append(
         case(
@@ -286,33 +279,52 @@ def levels(name: str, model: df.DiffusionModel, x: Tensor, reference: Tensor, re
     return found
 
 
-def wiener_inflation(reference: Tensor, x: Tensor) -> dict[str, float]:
-    """Return by what factor one noise for all levels raises an item's standard deviation, for Gaussian data of equal covariance.
+def spread(chain: Chain, x: Tensor, totals: Tensor, generator: torch.Generator) -> dict[str, Value]:
+    """Return the standard deviation of an item's sum over all levels (bits/dim) with noise of each level's own, of which `totals` (R, N)
+    are draws in nats, with one noise for all levels, and the difference.
+    """
+    repeats, items = totals.shape
+    one = torch.stack([chain.sweep(x, generator, shared=True)["plain"].sum(1) for _ in range(repeats)])
+    # The error of a standard deviation that is pooled over items with R − 1 degrees of freedom each.
+    part, scale = 1 / math.sqrt(2 * items * (repeats - 1)), x[0].numel() * LN2
+    apart, common = (float(draws.std(0).square().mean().sqrt() / scale) for draws in (totals, one))
+    independent, shared = Value(apart, part * apart), Value(common, part * common)
+    return {"independent": independent, "shared": shared, "inflation": shared - independent}
 
-    With the optimal linear denoiser, ε − ε̂ = a ε + b x for every eigenvector, and KL_t = ½ expm1(γ_t − γ_s) Σ (a ε + b x)², so that the
-    variances are closed forms. `simulated` is the same by draws.
+
+def gaussian_inflation(name: str, reference: Tensor, x: Tensor, draws: int = 32, items: int = 8) -> dict[str, Any]:
+    """Return the same for Gaussian data of equal mean and covariance and the best linear denoiser, simulated and in closed form.
+
+    There ε − ε̂ = a ε + b x for every eigenvector, and KL_t = ½ expm1(γ_t − γ_s) Σ (a ε + b x)².
     """
     flat = reference.double().flatten(1)
     centred = flat - flat.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(flat))
     values = values.clamp(min=1e-6)
-    projected = (x.double().flatten(1) - flat.mean(0)) @ vectors
+    some = (x[:items].double().flatten(1) - flat.mean(0)) @ vectors
     kept = torch.cumprod(1 - betas(), 0).unsqueeze(1)
     gain = kept.sqrt() * values / (kept * values + 1 - kept)  # x̂ = gain · z
     ratio = (kept / (1 - kept)).sqrt()
     a, b = ratio * gain * (1 - kept).sqrt(), ratio * (gain * kept.sqrt() - 1)
     gamma = torch.log((1 - kept) / kept)
-    weight = 0.5 * torch.expm1(gamma[1:] - gamma[:-1])
-    a, b = a[1:], b[1:]
-    squares = projected.square()
-    apart = (weight**2 * (2 * a**4)).sum() + ((4 * weight**2 * a**2 * b**2) @ squares.T).sum(0)
-    common = 2 * (weight * a**2).sum(0).square().sum() + 4 * squares @ (weight * a * b).sum(0).square()
-    exact = float((common.mean() / apart.mean()).sqrt())
-    generator, some = torch.Generator().manual_seed(0), projected[:16]
-    drawn = torch.randn(64, *some.shape, generator=generator, dtype=torch.float64)
-    quadratic, linear = (weight * a**2).sum(0), 2 * (weight * a * b).sum(0)
-    one = (drawn.square() * quadratic + linear * drawn * some).sum(-1)
-    return {"exact": exact, "shared_simulated": float((one.var(0).mean() / common[:16].mean()).sqrt())}
+    weight, a, b = 0.5 * torch.expm1(gamma[1:] - gamma[:-1]), a[1:], b[1:]
+    # Variances of the sums over levels: covariances between levels are 0, or those of one noise.
+    apart = (2 * weight**2 * a**4).sum() + ((4 * weight**2 * a**2 * b**2) @ some.square().T).sum(0)
+    common = 2 * (weight * a**2).sum(0).square().sum() + 4 * some.square() @ (weight * a * b).sum(0).square()
+    scale, generator = x[0].numel() * LN2, torch.Generator().manual_seed(0)
+    exact = Value(float((common.mean().sqrt() - apart.mean().sqrt()) / scale))
+    noise = torch.randn(draws, *some.shape, generator=generator, dtype=torch.float64)
+    one, own = (torch.zeros(draws, items, dtype=torch.float64) for _ in range(2))
+    for w, a_t, b_t in zip(weight, a, b, strict=True):
+        one += w * (a_t * noise + b_t * some).square().sum(-1)
+        new = torch.randn(noise.shape, generator=generator, dtype=torch.float64)
+        own += w * (a_t * new + b_t * some).square().sum(-1)
+    part = 1 / math.sqrt(2 * items * (draws - 1))
+    sds = [float(drawn.std(0).square().mean().sqrt() / scale) for drawn in (one, own)]
+    simulated = Value(sds[0] - sds[1], part * math.hypot(*sds))
+    return case(
+        "one-noise", name, "a Gaussian world", simulated, exact, "closed form", shared=sds[0], independent=sds[1]
+    )
 
 
 def run(name: str, mnist: str, model: df.DiffusionModel, quick: bool = False) -> list[dict[str, Any]]:
@@ -325,5 +337,5 @@ def run(name: str, mnist: str, model: df.DiffusionModel, quick: bool = False) ->
     return [
         *decoders(name, model, x[:many]),
         *priors(name, x[:many]),
-        *levels(name, model, x[:few], reference, 2 if quick else 4 if name == "digits" else 2, error),
+        *levels(name, model, x[:few], x[few : 2 * few], reference, 2 if quick or name == "MNIST" else 4, error),
     ]

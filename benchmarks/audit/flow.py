@@ -17,7 +17,7 @@ from trained import images
 
 import diffusional as df
 
-NODES = 61
+NODES = 41
 
 
 class Flow:
@@ -143,7 +143,7 @@ def run(name: str, mnist: str, model: df.DiffusionModel, quick: bool = False) ->
     x, flow = images(name, mnist)[0], Flow(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    items, probes, exact = (24, 32, 8) if name == "digits" else (12, 32, 1)
+    items, probes, exact = (24, 20, 4) if name == "digits" else (12, 20, 1)
     tolerances = (1e-3, 1e-5)
     if quick:
         items, probes, exact, tolerances = 6, 4, 1, (1e-2,)

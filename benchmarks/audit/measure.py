@@ -45,9 +45,9 @@ def measured(part: str, name: str, options: argparse.Namespace) -> list[dict[str
     if part == "densities":
         return densities.run(name, mnist)
     if part == "essay":
-        return essay.run(name, mnist, 2 if quick else 200 if name == "digits" else 60)
+        return essay.run(name, mnist, 2 if quick else 200 if name == "digits" else 120)
     if part == "masked":
-        return masked.run(name, mnist, *((4, 400) if quick else (40, 20_000)))
+        return masked.run(name, mnist, *((4, 400) if quick else (20, 12_000)))
     model = trained.model(name, mnist, options.networks)
     return (chain if part == "chain" else flow).run(name, mnist, model, quick)
 

@@ -116,6 +116,7 @@ FAULTS: dict[str, Fault] = {
         "One noise for all levels",
         (Source(_MONAI, _INFERER + ":967", "draws the noise once, before the loop over levels"),),
         ("tests/evaluation/test_sweep.py::test_every_level_s_error_in_closed_form",),
+        "the network",
     ),
     "own-level": Fault(
         "Transitions scored at z_t itself",
@@ -239,12 +240,16 @@ def audit_index() -> str:
     for slug, fault in FAULTS.items():
         shown = {}
         for one in _cases(slug):
-            if fault.case is not None and (one["case"] == fault.case or (fault.case and one["case"].startswith(fault.case))):
+            if fault.case is not None and (
+                one["case"] == fault.case or (fault.case and one["case"].startswith(fault.case))
+            ):
                 shown.setdefault(one["data"], _number(one["size"]))
         found = sorted({source.repository for source in fault.sources})
         case = fault.case or ""
         case = "published: 3.43 and 3.69" if fault.case is None else case
-        rows.append([f"[{fault.name}]({slug}.md)", case, shown.get("digits", ""), shown.get("MNIST", ""), ", ".join(found)])
+        rows.append(
+            [f"[{fault.name}]({slug}.md)", case, shown.get("digits", ""), shown.get("MNIST", ""), ", ".join(found)]
+        )
     return markdown(["fault", "case", "digits, bits/dim", "MNIST, bits/dim", "seen in, or reported for"], rows)
 
 
