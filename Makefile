@@ -9,7 +9,7 @@ export OMP_NUM_THREADS_TEST ?= 1
 # Compiled bytecode is kept, also where the environment forbids it: tests start many processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test fast readme results mutants mutants-changed random-mutants digest lint overhead clean
+.PHONY: help demo test fast docs readme results mutants mutants-changed random-mutants digest lint overhead clean
 .DEFAULT_GOAL := demo
 
 help:  ## list these commands
@@ -29,6 +29,10 @@ test: $(READY)  ## run all tests, doctests included
 
 fast: $(READY)  ## run the quick tests of every package, in less than a minute
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TEST) $(BIN)/python -m pytest -q -n auto -m "not slow" $$(grep -v '^#' tests/fast.txt)
+
+# Notebooks run while the pages are built; DIFFUSIONAL_DOCS_RUN=0 leaves that out. Warnings are errors.
+docs: $(READY)  ## build the manual in build/docs, and run its notebooks
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 readme: $(READY)  ## run the README's code, and write its output into the README
 	$(BIN)/python tools/readme.py

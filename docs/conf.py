@@ -1,25 +1,64 @@
 """Sphinx: the manual of diffusional, from the pages of this folder. `make docs` builds it."""
 
 import os
+import re
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
 
 project = "diffusional"
 author = "the diffusional contributors"
 copyright = "the diffusional contributors"
 version = release = version_of("diffusional")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import reference  # noqa: E402
+
+extensions = ["myst_nb"]
 html_theme = "furo"
 html_title = "diffusional"
-exclude_patterns = ["_build", "figures/*.md"]
+html_copy_source = False
+exclude_patterns = ["_build"]
 
-# Pages are Markdown that GitHub shows as well; headings get the anchors that GitHub gives them.
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+# Pages are Markdown that GitHub shows as well, and their headings have the anchors that GitHub gives them.
+myst_enable_extensions = ["dollarmath", "tasklist"]
 myst_heading_anchors = 4
 
 # Notebooks run while the site is built; DIFFUSIONAL_DOCS_RUN=0 leaves that out.
-nb_execution_mode = "off" if os.environ.get("DIFFUSIONAL_DOCS_RUN") == "0" else "cache"
-nb_execution_timeout = 60
+nb_execution_mode = "off" if os.environ.get("DIFFUSIONAL_DOCS_RUN") == "0" else "force"
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
+nb_merge_streams = True
 
-nitpicky = False
+HERE = Path(__file__).parent
+_OUTSIDE = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\.?/[^)\s#]*)(#[^)\s]*)?\)")
+
+
+def without_outside_links(app: Any, name: str, source: list[str]) -> None:
+    """Replace links to folders and to pages outside of docs/, which are not part of the site, by their text and path."""
+    page = HERE / f"{name}.md"
+
+    def replaced(match: re.Match[str]) -> str:
+        target = (page.parent / match[2]).resolve()
+        inside = target.is_relative_to(HERE)
+        if (inside and not target.is_dir()) or (target.is_file() and target.suffix != ".md"):
+            return match[0]
+        path = os.path.relpath(target, HERE.parent)
+        return match[1] if match[1].strip("`") == path else f"{match[1]} (`{path}`)"
+
+    source[0] = _OUTSIDE.sub(replaced, source[0])
+
+
+def with_docstrings(app: Any, name: str, source: list[str]) -> None:
+    """Replace the list of public names by their docstrings."""
+    if name == "reference":
+        source[0] = reference.expanded(source[0])
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register what is done to the source of pages."""
+    app.connect("source-read", without_outside_links)
+    app.connect("source-read", with_docstrings)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

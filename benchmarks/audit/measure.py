@@ -45,7 +45,7 @@ def measured(part: str, name: str, options: argparse.Namespace) -> list[dict[str
     if part == "densities":
         return densities.run(name, mnist)
     if part == "essay":
-        return essay.run(name, mnist, 2 if quick else 200 if name == "digits" else 120)
+        return essay.run(name, mnist, 2 if quick else 100)
     if part == "masked":
         return masked.run(name, mnist, *((4, 400) if quick else (20, 12_000)))
     model = trained.model(name, mnist, options.networks)

@@ -27,7 +27,8 @@ class Value:
 def mean(values: Tensor, factor: float = 1.0) -> Value:
     """Return the mean of values (N, …) over items N with its standard error, times `factor`."""
     items = values.double().flatten(1).mean(1) if values.ndim > 1 else values.double()
-    return Value(float(items.mean()), float(items.std() / len(items) ** 0.5)) * factor
+    error = float(items.std() / len(items) ** 0.5) if len(items) > 1 else 0.0
+    return Value(float(items.mean()), error) * factor
 
 
 def bits(values: Tensor, dimensions: int) -> Value:
