@@ -120,6 +120,9 @@ def test_captions_of_mnist_s_files(mnist: Path) -> None:
     assert mask.sum(1).tolist() == [len(caption.split()) for caption in data.captions_of("test")]
     single = df.data.load(mnist / "train-images-idx3-ubyte", 256, condition="caption")
     assert sum(len(single.captions_of(split)) for split in SPLITS) == 20
+    found = df.data.read(mnist, data.space, condition="caption")
+    assert found.captions[:20] == df.data.read(mnist, data.space, split="train", condition="caption").captions
+    assert found.captions[20:] == data.captions_of("test")
     with pytest.raises(DiffusionalError, match=r"caption:title.*no columns"):
         df.data.load(mnist, 256, condition="caption:title")
 

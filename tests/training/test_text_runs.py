@@ -80,6 +80,36 @@ def test_tokens_by_cross_attention(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (status, "tokens" in err) == (2, True)
 
 
+@pytest.mark.parametrize("condition", ["caption", "numbers:age"])
+def test_other_data_are_evaluated_with_their_own_conditions(
+    condition: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+
+    def csv(name: str, n: int, end: str) -> Path:
+        rows = [f"{generator.normal()},{generator.normal()},{i / 7},row {i} {end}" for i in range(n)]
+        (tmp_path / name).write_text("\n".join(["a,b,age,title", *rows]) + "\n")
+        return tmp_path / name
+
+    text = condition == "caption"
+    wanted = "caption:title" if text else condition
+    options = ["--data", csv("a.csv", 40, "old"), "--condition", wanted, "--data.columns", "a", "b", *MLP, *SHORT]
+    run, scores = tmp_path / "run", tmp_path / "scores.csv"
+    assert told(capsys, "train", run, *options)[0] == 0
+    other = csv("b.csv", 9, "new")
+    status, found, err = told(capsys, "evaluate", run, "--data", other, "--visits", 2, "--per-item", scores)
+    assert (status, found["items"]) in ((0, 9), (3, 9)), err
+    header, *lines = scores.read_text().splitlines()
+    assert ("caption" in header.split(",")) is text
+    assert not text or [line for line in lines if "row 3 new" in line]
+    for given, match in (("caption:name", "no 'name'"), ("numbers:b", "numbers:b: expected a column or key of texts")):
+        status, _, err = told(capsys, "evaluate", run, "--data", other, "--condition", given, "--visits", 2)
+        assert not text or (status == 2 and match in err)
+    other.write_text(other.read_text().replace("row 3 new", "").replace(f",{3 / 7},", ",,"))
+    status, _, err = told(capsys, "evaluate", run, "--data", other, "--visits", 2)
+    assert (status, "3" in err) == (2, True)
+
+
 SMALL = Config(data=DataConfig(condition="caption"), steps=2, batch=8, validate_every=100)
 SMALL = replace(SMALL, model=replace(SMALL.model, network="mlp", hidden=16, blocks=1))
 

@@ -38,4 +38,25 @@ FAULTS = [
         "json.dumps([1, encoder.name, list(texts)])",
         "text/test_pretrained.py::test_embeddings_are_computed_once",
     ),
+    fault(
+        "data/given.py",
+        "padding of tokens that counts as present",
+        "out[row, : len(array)], mask[row, : len(array)] = array, True",
+        "out[row, : len(array)], mask[row] = array, True",
+        "data/test_given.py::test_conditions_are_those_of_their_items",
+    ),
+    fault(
+        "data/given.py",
+        "the texts of other rows",
+        "return tuple(self.values[rows].tolist())",
+        "return tuple(self.values.tolist())[: len(self.values[rows])]",
+        "data/test_given.py::test_conditions_are_those_of_their_items",
+    ),
+    fault(
+        "data/sidecar.py",
+        "file names of every folder relative to that of all images",
+        "posixpath.join(posixpath.dirname(name), row[_NAME])",
+        'posixpath.join("", row[_NAME])',
+        "data/test_given.py::test_lines_in_the_folder_of_each_split",
+    ),
 ]

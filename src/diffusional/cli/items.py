@@ -57,19 +57,29 @@ def items(
 
     Raises DiffusionalError for data that do not fit the run's space, and for own data that have changed since the run was trained.
     """
+    import numpy as np
+
     from diffusional.data.derived import is_derived, of_items
+    from diffusional.data.given import Wanted
+    from diffusional.data.texts import condition_of
     from diffusional.training.own import own_data
 
     space = record.space
     if levels not in (None, space.levels):
         has = f"{space.levels} levels" if space.levels else "real values, which have no levels"
         raise DiffusionalError(f"--levels {levels}: the run was trained on data of {has}; leave it out")
+    own = record.config.data.condition
+    if condition is not None and own is not None and Wanted.of(condition).kind != (kind := Wanted.of(own).kind):
+        raise DiffusionalError(
+            f"--condition {condition}: expected a column or key of {kind}, since {record.path} was trained with the condition {own}"
+        )
     if data is None and (columns is not None or decimal is not None):
         raise DiffusionalError(
             "--columns and --decimal are for the table given by --data; give --data with them, or leave them out"
         )
-    if condition is not None and (data is None or not record.classes):
-        reason = f"{record.path} was trained without labels" if not record.classes else "--data was not given"
+    beside = bool(record.classes) or record.text is not None or _is_read(record)
+    if condition is not None and (data is None or not beside):
+        reason = f"{record.path} was trained without labels" if not beside else "--data was not given"
         raise DiffusionalError(f"--condition {condition} was given, but {reason}; leave it out")
     if data is None:
         parts = SPLITS if split == "all" else (split or "test",)
@@ -83,8 +93,14 @@ def items(
     if split not in (None, "all"):
         found = _read(record, data, columns, decimal, split, condition)
     x, given = found.encode(), found.condition
-    if record.form is not None:
-        own = record.config.data.condition
+    about = found.columns() | _names(record, given)
+    if record.text is not None:
+        given = condition_of(record.text, found.captions)
+        about["caption"] = np.array(found.captions)
+    elif _is_read(record):
+        assert record.form is not None
+        record.form.check(given, len(x))
+    elif record.form is not None:
         if not is_derived(own):
             raise DiffusionalError(
                 f"{record.path} was trained with a condition of {record.form} for each item, and --data {data} has none; evaluate it on its "
@@ -92,7 +108,15 @@ def items(
             )
         assert own is not None
         given = of_items(own, x, space)
-    return ChosenItems(data, split or "all", x, found.columns() | _names(record, given), False, found.notes, given)
+    return ChosenItems(data, split or "all", x, about, False, found.notes, given)
+
+
+def _is_read(record: "RunRecord") -> bool:
+    """Return whether the condition of a run is numbers or tokens that are read beside the items."""
+    from diffusional.data.given import Wanted
+
+    own = record.config.data.condition
+    return record.form is not None and own is not None and Wanted.of(own).kind in ("numbers", "tokens")
 
 
 def _names(record: "RunRecord", condition: "Condition | None") -> "dict[str, np.ndarray]":
@@ -125,6 +149,8 @@ def _read(
         options["decimal"] = decimal or (None if data.lower().endswith(".parquet") else own.decimal)
     if record.classes:
         options |= {"condition": condition or own.condition, "classes": record.classes}
+    elif record.text is not None or _is_read(record):
+        options |= {"condition": condition or own.condition}
     # A run that was trained on chosen columns reads only these from any file.
     chosen = columns if columns is not None or kind != "table" else own.columns
     return read(data, record.space, columns=chosen, names=record.columns, split=split, **options)

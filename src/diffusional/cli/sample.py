@@ -259,6 +259,7 @@ def _texts(command: Sample, record: "RunRecord") -> Any:
 
     The texts are given, or those of items of the run's own data, such as `test` or `test:5`.
     """
+    from diffusional.data.texts import condition_of
     from diffusional.training.own import own_data
 
     assert record.text is not None
@@ -282,7 +283,7 @@ def _texts(command: Sample, record: "RunRecord") -> Any:
             f"--condition has {len(texts)} texts for {command.n} samples; give --n {len(texts)}, or fewer"
         )
     every = [texts[i % len(texts)] for i in range(max(command.n, 1))]
-    return record.text.condition(every), every
+    return condition_of(record.text, every), every
 
 
 def _written(path: Path, write: "Callable[[Path], Any]") -> Path:

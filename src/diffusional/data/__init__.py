@@ -28,11 +28,12 @@ from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
 from diffusional.data.derived import is_derived, with_derived
 from diffusional.data.formats import ACCEPTED, format_of, given_name
+from diffusional.data.given import Wanted
 from diffusional.data.hub import load_hub, read_hub
 from diffusional.data.pictures import Fit, Options
 from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import Fractions, Part, split_at_random
-from diffusional.data.texts import text_source, with_texts, written
+from diffusional.data.texts import CAPTION, text_source, with_texts, written
 from diffusional.errors import DiffusionalError
 from diffusional.space import Space
 from diffusional.text import Form
@@ -95,7 +96,8 @@ def load(
     With `condition`, the class labels of the items are their condition (`Dataset.condition` and `Dataset.classes`). It is "label" for
     labels that belong to the data (of digits and MNIST, under a key such as y in an .npz, the folders of images, the only ClassLabel
     column of the Hub), or the name of the column or key of the labels. Of images it may also be "low-resolution:F" or "inpaint"
-    (`data.derived`), which is computed from them. With "caption", the condition is the embeddings of texts (`data.texts`) by
+    (`data.derived`), which is computed from them; "numbers:NAME" and "tokens:NAME" are numbers and tokens of keys or columns
+    (`data.given`). With "caption", the condition is the embeddings of texts (`data.texts`) by
     `text_encoder`: a vector for each text or, with text_form="tokens", one for each token. "text:ENCODER" is the same with this encoder.
 
     `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` and `decimal` for tables (`data.tables.load_table`), `column`,
@@ -117,8 +119,8 @@ def load(
     given |= {"column": column, "streaming": streaming, "holdout": holdout}
     text = text_source(condition, text_encoder)
     if text is not None:
-        column, encoder = text
-        dataset = _with_captions(name_or_path, levels, split, seed, given, column)
+        texts, encoder = text
+        dataset = _with_captions(name_or_path, levels, split, seed, given, condition, texts)
         arguments = dict(dataset.arguments or {}) | {"condition": condition}
         arguments |= {} if text_encoder is None else {"text_encoder": text_encoder}
         arguments |= {} if text_form == "pooled" else {"text_form": text_form}
@@ -131,6 +133,18 @@ def load(
     if is_derived(condition):
         assert condition is not None
         return with_derived(load(name_or_path, levels, split, seed, **given), condition)
+    return _loaded(name_or_path, levels, split, seed, given, condition)
+
+
+def _loaded(
+    name_or_path: str | Path,
+    levels: int | None,
+    split: Fractions,
+    seed: int,
+    given: dict[str, Any],
+    condition: str | None,
+) -> Dataset:
+    """Return data with their labels, numbers or tokens as condition, or with their texts, which are not embedded yet."""
     name = str(name_or_path)
     if name_or_path == "digits":
         _refuse_others(given, "digits")
@@ -138,15 +152,16 @@ def load(
         return digits.load_digits(condition)
     path, kind = _kind(name_or_path)
     _refuse_others(given, kind)
-    options = Options(size, fit, grey)
+    options = Options(given["size"], given["fit"], given["grey"])
     if kind == "hub":
-        dataset = load_hub(name, levels, split, seed, options, column, streaming, holdout, condition)
+        stream = (given["column"], given["streaming"], given["holdout"])
+        dataset = load_hub(name, levels, split, seed, options, *stream, condition)
     elif kind == "images":
         dataset = images.load_images(path.resolve(), levels, split, seed, options, condition)
     elif kind == "table":
         from diffusional.data.tables import load_table  # importing pyarrow takes a while, and most uses do not need it
 
-        dataset = load_table(path.absolute(), levels, split, seed, columns, decimal, condition)
+        dataset = load_table(path.absolute(), levels, split, seed, given["columns"], given["decimal"], condition)
     else:
         dataset = to_dataset(path.resolve().name, _array_parts(path, kind, split, seed, condition), levels)
     if dataset.source is None:
@@ -158,7 +173,13 @@ def load(
 
 
 def _with_captions(
-    name_or_path: str | Path, levels: int | None, split: Fractions, seed: int, given: dict[str, Any], column: str | None
+    name_or_path: str | Path,
+    levels: int | None,
+    split: Fractions,
+    seed: int,
+    given: dict[str, Any],
+    condition: str | None,
+    column: str | None,
 ) -> Dataset:
     """Return data with their captions, which are not encoded yet."""
     kind = "digits" if name_or_path == "digits" else _kind(name_or_path)[1]
@@ -168,8 +189,12 @@ def _with_captions(
                 f"condition='caption:{column}' was given for {_CALLED[kind]}, which has no columns or keys: its captions are written from the "
                 "labels and the images; give condition='caption'"
             )
-        return written(load(name_or_path, levels, split, seed, **given, condition=LABEL))
-    raise DiffusionalError(f"{name_or_path}: captions of {_CALLED[kind]} cannot be read")
+        return written(_loaded(name_or_path, levels, split, seed, given, LABEL))
+    if given["streaming"]:
+        raise DiffusionalError(
+            f"condition={condition!r} was given with streaming=True, but texts are embedded before the training; load the data without streaming"
+        )
+    return _loaded(name_or_path, levels, split, seed, given, CAPTION if column is None else f"{CAPTION}:{column}")
 
 
 def read(
@@ -201,7 +226,8 @@ def read(
             has no names, columns are matched by position, with a note in `Collection.notes`.
         split: "train", "validation" or "test", to read only the items that the file itself assigns to it. Defaults to all.
         size, fit, grey, column, decimal: as for `load`.
-        condition: where the class labels of the items are, as for `load`, for a model with `classes`.
+        condition: where the class labels of the items are, as for `load`, for a model with `classes`; or where the texts are, which are
+            returned as `Collection.captions`, or numbers or tokens.
         classes: names of the classes that the model was trained on (`model.classes`). Labels are matched by name.
 
     Raises DiffusionalError as `load` does, for items that are not of the space, and for labels of other classes.
@@ -217,13 +243,16 @@ def read(
     """
     given = {"size": size, "fit": fit, "grey": grey, "columns": columns, "column": column}
     given |= {"decimal": decimal}
-    if (condition is None) != (not classes):
+    wanted = None if condition is None else Wanted.of(condition)
+    if (wanted is not None and wanted.kind == "labels") != bool(classes):
         raise DiffusionalError(
             f"condition={condition!r} and {len(classes)} classes were given; expected both, for a model with classes, or neither"
         )
+    written_here = wanted is not None and wanted.kind == "texts"
     if name_or_path == "digits":
         _refuse_others(given, "digits")
-        return collected("digits", digits.parts(condition), digits.LEVELS, space, names, split, classes)
+        parts = digits.parts(LABEL if written_here else condition)
+        return collected("digits", parts, digits.LEVELS, space, names, split, classes, wanted)
     path, kind = _kind(name_or_path)
     _refuse_others(given, kind)
     options, stored = Options(size, fit, grey), None
@@ -242,8 +271,8 @@ def read(
         parts = read_table(path.absolute(), None, 0, names or columns, decimal, condition)
         return collected(given_name(path), parts, None, space, names, split, classes)
     else:
-        parts = _array_parts(path, kind, None, 0, condition)
-    return collected(path.resolve().name, parts, stored, space, names, split, classes)
+        parts = _array_parts(path, kind, None, 0, LABEL if written_here and kind != "numpy" else condition)
+    return collected(path.resolve().name, parts, stored, space, names, split, classes, wanted)
 
 
 def _kind(name_or_path: str | Path) -> tuple[Path, str]:

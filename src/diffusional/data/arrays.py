@@ -16,6 +16,7 @@ import numpy as np
 
 from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.excerpt import shortened
+from diffusional.data.given import TEXT_NAMES, Given, Wanted
 from diffusional.data.splits import Fractions, Part, split_at_random, split_off_validation, whole
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular
@@ -25,6 +26,9 @@ _KEYS = {
     "validation": {"validation", "valid", "val", "x_validation", "x_valid", "x_val", "val_images"},
     "test": {"test", "x_test", "test_images"},
 }
+# The keys of items beside arrays of conditions; `diffusional sample` writes the second.
+_ITEMS = ("x", "samples")
+_MASK = "mask"
 _LABEL_WORDS = {"y", "label", "labels", "target", "targets"}
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an archive without members
 # Version 3 differs from 2 only in the encoding of the names of fields, and arrays with fields are refused.
@@ -140,8 +144,10 @@ def choose_splits(
     """Return parts "train", "validation" and "test" of a file's arrays: one array, or one for each split.
 
     With `fractions=None` only the file's own splits are returned, and a single array is all "train". Labels, recognised by key and shape,
-    are left out, or are the targets of the parts if `condition` is "label" or a word of their keys, such as "fine" for y_fine_train;
-    strings under the key "columns" are the names of the columns of (N, D) arrays. Raises DiffusionalError, listing keys and shapes,
+    are left out, or are the targets of the parts if `condition` is "label" or a word of their keys, such as "fine" for y_fine_train; so are
+    texts, and the numbers or tokens that `condition` names (`data.given`);
+    strings under the key "columns" are the names of the columns of (N, D) arrays. Of several arrays, "x" or "samples" holds the items,
+    and the others, such as numbers that are no condition, are not read. Raises DiffusionalError, listing keys and shapes,
     when it is unclear which array is which, and for labels that are missing or do not fit the items.
 
     >>> parts = choose_splits({"x": np.zeros((10, 3)), "y": np.zeros(10)}, "a.npz", (0.8, 0.1, 0.1), seed=0)
@@ -151,22 +157,25 @@ def choose_splits(
     targets = {} if condition is None else _targets(arrays, source, condition)
     data = {key: values for key, values in arrays.items() if not _is_labels(key, values) and key not in targets}
     columns = _columns(data, source)
+    items = [key for key in data if key in _ITEMS]
+    if len(items) == 1 and not any(key.lower() in names for key in data for names in _KEYS.values()):
+        data = {items[0]: data[items[0]]}
     if len(data) == 1:
         [(key, values)] = data.items()
         parts = split_at_random(values, _name(source, key), fractions, seed)
-        labels = _labels_of(targets, "", len(values), source) if condition is not None else None
+        labels = _target_of(targets, "", len(values), source, condition) if condition is not None else None
         return {split: replace(part, labels=columns, targets=labels) for split, part in parts.items()}
     found = {split: [key for key in data if key.lower() in names] for split, names in _KEYS.items()}
     named = sum(len(keys) for keys in found.values())
     if not found["train"] or not found["test"] or any(len(keys) > 1 for keys in found.values()) or named < len(data):
         held = ", ".join(f"{key} {values.shape}" for key, values in arrays.items()) or "no arrays"
         raise DiffusionalError(
-            f"{source} contains {held}, and it is unclear which of them are the data. Give one array, or train, test and "
+            f"{source} contains {held}, and it is unclear which of them are the data. Give one array, or x and others, or train, test and "
             "optionally validation (also x_train, …, or train_images, …); 1-D arrays of labels are allowed"
         )
     parts = {split: whole(data[keys[0]], _name(source, keys[0])) for split, keys in found.items() if keys}
     for split, part in parts.items():
-        labels = None if condition is None else _labels_of(targets, split, len(part.array), source)
+        labels = None if condition is None else _target_of(targets, split, len(part.array), source, condition)
         parts[split] = replace(part, labels=columns, targets=labels)
     return parts if "validation" in parts else split_off_validation(parts, fractions)
 
@@ -179,8 +188,16 @@ def _targets(arrays: dict[str, np.ndarray], source: str, condition: str) -> dict
             "np.savez(path, x=…, y=…)"
         )
     labels = {key: values for key, values in arrays.items() if _is_labels(key, values)}
+    wanted = Wanted.of(condition)
+    words = {key: set(key.lower().split("_")) | {key, key.lower()} for key in arrays}
+    if wanted.kind != "labels":
+        held = {name for found in words.values() for name in found}
+        names = set(wanted.among([name for name in (*arrays, *TEXT_NAMES) if name in held], source))
+        chosen = {key for key in arrays if words[key] & names}
+        if wanted.kind == "tokens":
+            chosen |= {key for key in arrays if _MASK in words[key]}
+        return {key: arrays[key] for key in arrays if key in chosen}
     if condition != LABEL:
-        words = {key: set(key.lower().split("_")) | {key, key.lower()} for key in arrays}
         labels = {key: arrays[key] for key, found in words.items() if condition in found or condition.lower() in found}
     if not labels:
         held = ", ".join(f"{key} {values.shape}" for key, values in arrays.items())
@@ -191,8 +208,33 @@ def _targets(arrays: dict[str, np.ndarray], source: str, condition: str) -> dict
     return labels
 
 
-def _labels_of(targets: dict[str, np.ndarray], split: str, items: int, source: str) -> Labels:
-    """Return the labels of a split ("" for the only array) among `targets`."""
+def _target_of(targets: dict[str, np.ndarray], split: str, items: int, source: str, condition: str) -> Labels | Given:
+    """Return the labels, texts, numbers or tokens of a split ("" for the only array) among `targets`."""
+    wanted = Wanted.of(condition)
+    if wanted.kind == "labels":
+        key, where = _key_of(targets, split, source)
+        return check_length(Labels.of(targets[key], where), items, where)
+    if wanted.kind == "numbers" and len(wanted.names) > 1:
+        raise DiffusionalError(
+            f"condition={condition!r} was given for {source}; expected the key of one array of numbers, (N,) or (N, n)"
+        )
+    masks = {key: values for key, values in targets.items() if _MASK in key.lower().split("_")}
+    key, where = _key_of({key: values for key, values in targets.items() if key not in masks}, split, source)
+    values = targets[key]
+    if wanted.kind == "texts":
+        if values.dtype.kind not in "US" or values.ndim != 1:
+            raise DiffusionalError(f"{where}: expected texts (N,), got {values.dtype} of shape {values.shape}")
+        found = Given.texts(values.tolist(), where)
+    elif wanted.kind == "numbers":
+        found = Given.numbers(values, where)
+    else:
+        mask = masks[_key_of(masks, split, source)[0]] if masks else None
+        found = Given.tokens(values, mask, where)
+    return found.check_length(items, where)
+
+
+def _key_of(targets: dict[str, np.ndarray], split: str, source: str) -> tuple[str, str]:
+    """Return the key of the array among `targets` that belongs to a split ("" for the only array), and its name in errors."""
     words = {
         word: name
         for name, keys in _KEYS.items()
@@ -206,12 +248,11 @@ def _labels_of(targets: dict[str, np.ndarray], split: str, items: int, source: s
     if len(fitting) != 1:
         which = f"the {split} items" if split else "the items"
         raise DiffusionalError(
-            f"{source}: expected one array of labels for {which}, got {', '.join(map(repr, fitting)) or 'none'} among "
+            f"{source}: expected one array of labels or conditions for {which}, got {', '.join(map(repr, fitting)) or 'none'} among "
             f"{', '.join(map(repr, targets))}; name the key as the condition, or one for each split (y_train, y_test, …)"
         )
     (key,) = fitting
-    where = f"{source}, key {key!r}"
-    return check_length(Labels.of(targets[key], where), items, where)
+    return key, f"{source}, key {key!r}"
 
 
 def _columns(data: dict[str, np.ndarray], source: str) -> tuple[str, ...]:
@@ -257,4 +298,5 @@ def _name(source: str, key: str) -> str:
 def _is_labels(key: str, values: np.ndarray) -> bool:
     # A column (N, 1) under the name of a label is one too; MedMNIST stores them so.
     flat = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
-    return flat and bool(_LABEL_WORDS & set(key.lower().split("_")))
+    texts = values.ndim == 1 and values.dtype.kind in "US" and bool(set(TEXT_NAMES) & set(key.lower().split("_")))
+    return texts or (flat and bool(_LABEL_WORDS & set(key.lower().split("_"))))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from diffusional.data.classes import conditions
-from diffusional.data.dataset import Dataset, Source, block_rows
+from diffusional.data.dataset import Dataset, Source, Texts, block_rows
+from diffusional.data.given import captions_given, conditions_given
 from diffusional.data.origin import Origin
 from diffusional.data.rows import Rows, integers, reals
 from diffusional.data.splits import Part, check_axes
@@ -101,12 +102,13 @@ def declared(name: str, space: Space, parts: dict[str, Part]) -> Dataset:
     size = sum(len(items) * space.dimensions * items.dtype.itemsize for items in rows.values())
     splits = {split: items[:] if size <= IN_MEMORY else items for split, items in rows.items()}
     origins = {split: Origin(name, part.rows, len(part.array), part.files) for split, part in parts.items()}
-    condition, classes = conditions(parts)
+    captions, given = captions_given(parts), conditions_given(parts)
+    condition, classes = (given, ()) if captions is not None or given is not None else conditions(parts)
     source = Source({split: (splits[split], origins[split]) for split in splits}, condition=condition)
     train, validation, test = (splits[split] for split in ("train", "validation", "test"))
-    return Dataset(
-        name, space, train, validation, test, parts["train"].labels, parts["train"].notes, source, condition, classes
-    )
+    texts = None if captions is None else Texts(captions)
+    about = (parts["train"].labels, parts["train"].notes, source, condition, classes, texts)
+    return Dataset(name, space, train, validation, test, *about)
 
 
 def channels_first(values: np.ndarray, source: str) -> np.ndarray:

@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition, concatenated
 from diffusional.data.checks import channels_first, kind_of_values
+from diffusional.data.classes import Labels
 from diffusional.data.dataset import SPLITS, Items, block_rows
 from diffusional.data.excerpt import listed
+from diffusional.data.given import Wanted, captions_given, conditions_given
 from diffusional.data.origin import Origin, joined
 from diffusional.data.rows import Rows, integers, reals
 from diffusional.data.splits import Part
+from diffusional.data.texts import captions_written
 from diffusional.errors import DiffusionalError, LevelsError
 from diffusional.space import Continuous, Discrete, Space
 
@@ -32,7 +36,9 @@ class Collection:
         origins: for each split, the file and row of its items.
         labels: names of the columns of a table, in the model's order; empty for other data.
         notes: assumptions for the user to check, one sentence each.
-        condition: labels (N,) of all items, one split after the other, as numbers of the model's classes; None for other models.
+        condition: labels (N,) of all items, one split after the other, as numbers of the model's classes; or their numbers or tokens; None
+            for models without these.
+        captions: a text for each item, for models that are conditioned on texts.
     """
 
     name: str
@@ -41,7 +47,8 @@ class Collection:
     origins: Mapping[str, Origin]
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    condition: Tensor | None = None
+    condition: Condition | None = None
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.items.values()))
@@ -84,9 +91,11 @@ def collected(
     names: tuple[str, ...],
     split: str | None,
     classes: tuple[str, ...] = (),
+    wanted: Wanted | None = None,
 ) -> Collection:
     """Return the Collection of the parts of a file. `stored` is the number of levels of an image format, None for other data, and
-    `classes` are those that the model was trained on: the targets of the parts become numbers of these.
+    `classes` are those that the model was trained on: the targets of the parts become numbers of these. For `wanted` texts, labels as
+    targets become captions that are written from them.
 
     Raises DiffusionalError for items that do not fit the space, columns with other names, labels of other classes, and a split that the
     file does not have.
@@ -120,15 +129,27 @@ def collected(
     for part in ordered.values():
         _check(part, stored, space)
     convert = integers if isinstance(space, Discrete) else reals
+    items = {part: Rows(p.array, p.rows, convert) for part, p in ordered.items()}
+    given, captions = conditions_given(ordered), captions_given(ordered)
+    if captions is None and wanted is not None and wanted.kind == "texts":
+        captions = {part: _written(items[part], p, space, name) for part, p in ordered.items()}
     return Collection(
         name,
         space,
-        {part: Rows(p.array, p.rows, convert) for part, p in ordered.items()},
+        items,
         {part: Origin(name, p.rows, len(p.array), p.files) for part, p in ordered.items()},
         names or labels,
         tuple(notes),
-        _condition(ordered, classes),
+        _condition(ordered, classes) if given is None else concatenated(list(given.values())),
+        () if captions is None else tuple(one for own in captions.values() for one in own),
     )
+
+
+def _written(items: Rows, part: Part, space: Space, name: str) -> tuple[str, ...]:
+    """Return the captions of images of digits, which are written from their labels and what is measured on them."""
+    assert isinstance(part.targets, Labels)
+    names = [part.targets.names[number] for number in part.targets.numbers[part.rows].tolist()]
+    return captions_written(items, names, space, name)
 
 
 def _condition(parts: dict[str, Part], classes: tuple[str, ...]) -> Tensor | None:
@@ -136,7 +157,7 @@ def _condition(parts: dict[str, Part], classes: tuple[str, ...]) -> Tensor | Non
         return None
     numbers = []
     for part in parts.values():
-        assert part.targets is not None  # the loaders return them if a condition is asked for
+        assert isinstance(part.targets, Labels)  # the loaders return them if a condition is asked for
         of_all = part.targets.renamed(classes, part.source, "the classes that the model was trained on", part.rows)
         numbers.append(torch.from_numpy(of_all))
     return torch.cat(numbers)

@@ -25,7 +25,7 @@ LEVELS = 17
 def parts(condition: str | None = None) -> dict[str, Part]:
     """Return the three splits, as views of one array (1797, 1, 8, 8) uint8, with the labels 0 … 9 if `condition` is "label"."""
     if condition not in (None, LABEL):
-        raise DiffusionalError(f"condition={condition!r} was given for digits, expected {LABEL!r}")
+        raise DiffusionalError(f"condition={condition!r} was given for digits, expected {LABEL!r} or caption")
     # Deferred, since importing scikit-learn takes seconds and most uses of this package do not need the digits.
     with needed_for("digits"):
         from sklearn.datasets import load_digits as embedded

@@ -27,6 +27,7 @@ from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import SPLITS, Dataset, block_rows
 from diffusional.data.excerpt import listed
 from diffusional.data.folders import walk
+from diffusional.data.given import Given, Wanted
 from diffusional.data.images import check_levels, decode_all
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
@@ -65,7 +66,7 @@ def load_hub(
     path, _, config = name.removeprefix("hf:").partition(":")
     found, revision, notes = _open(path, config or None, streaming)
     targets = None if condition is None or streaming else _labels(name, found, condition)
-    column = _choose(name, found["train"].features, column)
+    column = _choose(name, _of_items(found["train"].features, condition), column)
     labels = None if condition is None or not streaming else _declared_labels(name, found["train"].features, condition)
     if labels is not None and labels.column == column:
         raise DiffusionalError(f"{name}: expected different columns of items and labels, got {column!r} for both")
@@ -97,7 +98,7 @@ def read_hub(
     path, _, config = name.removeprefix("hf:").partition(":")
     found, _, notes = _open(path, config or None, streaming=False)
     targets = None if condition is None else _labels(name, found, condition)
-    column = _choose(name, found["train"].features, column)
+    column = _choose(name, _of_items(found["train"].features, condition), column)
     picture = _is_image(found["train"].features[column])
     dtype = None if picture else _dtype(found["train"].features[column])
     found = {split: _only(rows, column, dtype, streaming=False) for split, rows in found.items()}
@@ -106,12 +107,22 @@ def read_hub(
     return _completed(parts, notes, targets), stored
 
 
-def _completed(parts: dict[str, Part], notes: tuple[str, ...], targets: Labels | None) -> dict[str, Part]:
+def _completed(parts: dict[str, Part], notes: tuple[str, ...], targets: Labels | Given | None) -> dict[str, Part]:
     return {split: replace(part, notes=notes, targets=targets) for split, part in parts.items()}
 
 
-def _labels(name: str, found: dict[str, Any], condition: str) -> Labels:
-    """Return the labels of all splits, one after the other, from the column that `condition` names."""
+def _labels(name: str, found: dict[str, Any], condition: str) -> Labels | Given:
+    """Return the labels, texts, numbers or tokens of all splits, one after the other, from the column that `condition` names."""
+    wanted = Wanted.of(condition)
+    if wanted.kind != "labels":
+        columns = wanted.among(list(found["train"].features), name)
+        where = f"{name}, column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))}"
+        values = [[value for rows in found.values() for value in rows[column]] for column in columns]
+        if wanted.kind == "texts":
+            return Given.texts(values[0], where)
+        if wanted.kind == "tokens":
+            return Given.lists(values[0], where)
+        return Given.numbers(values[0] if len(columns) == 1 else list(zip(*values, strict=True)), where)
     column, names = _label_column(name, found["train"].features, condition)
     values = [value for rows in found.values() for value in rows[column]]
     return Labels.of(values, f"{name}, column {column!r}", names)
@@ -153,6 +164,11 @@ def _declared_labels(name: str, features: Any, condition: str) -> _StreamedLabel
     """Return the labels of a stream. Raises DiffusionalError for a column whose classes are not declared: only a pass over all rows would
     find them.
     """
+    if Wanted.of(condition).kind != "labels":
+        raise DiffusionalError(
+            f"condition={condition!r} was given with streaming=True, but texts, numbers and tokens are read before the training; load the data "
+            "without streaming"
+        )
     column, names = _label_column(name, features, condition)
     if not names:
         raise DiffusionalError(
@@ -259,6 +275,14 @@ def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any
             "to use others",
         )
     return splits, str(builder.hash), notes
+
+
+def _of_items(features: Any, condition: str | None) -> Any:
+    """Return the features without the columns of a condition of numbers or tokens, which could be items as well."""
+    wanted = None if condition is None else Wanted.of(condition)
+    if features is None or wanted is None or wanted.kind == "labels":
+        return features
+    return {key: feature for key, feature in features.items() if key not in wanted.names}
 
 
 def _choose(name: str, features: Any, column: str | None) -> str:

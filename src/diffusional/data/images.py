@@ -21,10 +21,12 @@ from diffusional.data.classes import LABEL, Labels
 from diffusional.data.dataset import SPLITS, Dataset
 from diffusional.data.folders import Alias, walk
 from diffusional.data.formats import IMAGES
+from diffusional.data.given import Given, Wanted
 from diffusional.data.naming import by_split, decisions
 from diffusional.data.origin import Files
 from diffusional.data.pictures import Options, Picture, check_alike, decode
 from diffusional.data.progress import watched
+from diffusional.data.sidecar import given_beside
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.data.storage import store
 from diffusional.errors import DiffusionalError
@@ -83,18 +85,15 @@ def read_images(
 ) -> tuple[dict[str, Part], int]:
     """Read the images of a folder by split, and their levels; with `fractions=None` only the folder's own splits.
 
-    With the condition "label" the targets of the parts are the names of the folders, one for each class (`class_folders`).
+    With the condition "label" the targets of the parts are the names of the folders, one for each class (`class_folders`); with texts, numbers
+    or tokens they are those of the files beside the images (`data.sidecar`).
 
     Raises DiffusionalError as `load_images` does.
     """
     notes: list[str] = []
     files = list_images(folder, notes)
     names = [name for split in SPLITS for name in files.get(split, [])]
-    if condition not in (None, LABEL):
-        raise DiffusionalError(
-            f"condition={condition!r} was given for {folder}, a folder of images by class, expected {LABEL!r}"
-        )
-    targets = None if condition is None else Labels.of(class_folders(files, str(folder)), str(folder))
+    targets = None if condition is None else _targets(folder, files, condition)
 
     def read(i: int) -> tuple[Path, str]:
         return folder / names[i], str(folder / names[i])
@@ -121,6 +120,17 @@ def read_images(
         if split in rows
     }
     return parts, stored
+
+
+def _targets(folder: Path, files: dict[str, list[str]], condition: str) -> Labels | Given:
+    wanted = Wanted.of(condition)
+    if wanted.kind != "labels":
+        return given_beside(folder, [name for split in SPLITS for name in files.get(split, [])], wanted)
+    if condition != LABEL:
+        raise DiffusionalError(
+            f"condition={condition!r} was given for {folder}, a folder of images by class, expected {LABEL!r}, caption, numbers:NAME or tokens:NAME"
+        )
+    return Labels.of(class_folders(files, str(folder)), str(folder))
 
 
 def class_folders(files: dict[str, list[str]], source: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffusional.data.classes import Labels
+from diffusional.data.given import Given
 from diffusional.data.origin import Files
 from diffusional.data.rows import Where
 from diffusional.errors import DiffusionalError
@@ -21,7 +22,8 @@ class Part:
     """One split while it is loaded.
 
     It has rows of an array (N, …), its name in errors, the names of its columns, the files that the rows of the array were read from
-    (None for one file), notes on how the file was read, and the labels of all N rows of the array, if these are needed.
+    (None for one file), notes on how the file was read, and the labels or other conditions of all N rows of the array, if these are
+    needed.
     """
 
     array: np.ndarray
@@ -30,7 +32,7 @@ class Part:
     labels: tuple[str, ...] = ()
     files: Files | None = None
     notes: tuple[str, ...] = ()
-    targets: Labels | None = None
+    targets: Labels | Given | None = None
 
     def __len__(self) -> int:
         return len(range(*self.rows.indices(len(self.array)))) if isinstance(self.rows, slice) else len(self.rows)

@@ -18,6 +18,7 @@ from diffusional.data.delimited import TextTable
 from diffusional.data.excerpt import listed
 from diffusional.data.folders import Alias, walk
 from diffusional.data.formats import TABLES, given_name
+from diffusional.data.given import Given, Wanted
 from diffusional.data.naming import by_split, decisions
 from diffusional.data.origin import Files
 from diffusional.data.parquet import ParquetTable
@@ -44,7 +45,8 @@ def load_table(
     Parts in folders train, validation, test, or named so (train-00000.parquet), are those splits; other tables
     are split at random. The unnamed index that pandas writes beside the columns (`__index_level_0__`) is left out unless it is
     chosen. `decimal` is "." or ",", for text whose values do not show which of the two is the decimal mark. `condition` is the name of a
-    column that holds the class of each row, as text or whole numbers; it is not a column of the items.
+    column that holds the class of each row, as text or whole numbers, or names columns of texts, numbers or tokens (`data.given`); they are
+    no columns of the items.
 
     Raises DiffusionalError for anything but a table of numbers, naming file, column and row.
 
@@ -77,13 +79,10 @@ def read_table(
     tables = [_opened(file, decimal) for split in SPLITS for file in files.get(split, [])]
     if decimal is not None and not any(isinstance(table, TextTable) for table in tables):
         raise DiffusionalError(f"decimal={decimal!r} is for text, but {path} is Parquet; leave decimal out")
-    chosen = _choose(tables, columns, condition)
+    beside = _condition_columns(tables[0], condition)
+    chosen = _choose(tables, columns, beside)
     values, counts = _filled(tables, chosen)
-    targets = None
-    if condition is not None:
-        where = f"{path}, column {condition!r}"
-        held = [one for table in tables for one in table.values(condition)]
-        targets = check_length(Labels.of(held, where), len(values), where)
+    targets = None if condition is None else _targets(tables, condition, beside, str(path), len(values))
     if not len(values):
         raise DiffusionalError(f"{path} has a header and no rows; give data")
     ends = np.cumsum(
@@ -107,11 +106,42 @@ def read_table(
     }
 
 
+def _condition_columns(table: Table, condition: str | None) -> tuple[str, ...]:
+    """Return the columns that hold a condition; () without one."""
+    if condition is None:
+        return ()
+    wanted = Wanted.of(condition)
+    return wanted.names if wanted.kind == "labels" else wanted.among(list(table.columns), str(table.file))
+
+
+def _targets(tables: list[Table], condition: str, names: tuple[str, ...], path: str, items: int) -> Labels | Given:
+    """Return the labels, texts, numbers or tokens of the rows of all tables."""
+    kind = Wanted.of(condition).kind
+    where = f"{path}, column{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+    if kind == "numbers":
+        words = next((name for name in names for table in tables if not table.columns[name]), None)
+        if words is not None:
+            raise DiffusionalError(
+                f"{path}: column {words!r} is not numeric; expected numbers for the condition {condition!r}"
+            )
+        values = np.concatenate([block for table in tables for block in table.read(names)])
+        return Given.numbers(values, where).check_length(items, where)
+    if kind == "tokens" and any(isinstance(table, TextTable) for table in tables):
+        raise DiffusionalError(
+            f"{path}: expected Parquet for the condition {condition!r}, lists of vectors, got text; save the table as .parquet"
+        )
+    held = [one for table in tables for one in table.values(names[0])]
+    if kind == "labels":
+        return check_length(Labels.of(held, where), items, where)
+    found = Given.texts(held, where) if kind == "texts" else Given.lists(held, where)
+    return found.check_length(items, where)
+
+
 def column_names(path: Path, condition: str | None = None) -> tuple[str, ...]:
     """Return the columns that are read by default from a table, or from the first table of a folder."""
     files = _parts(path) if path.is_dir() else {"train": [path]}
     table = _opened(next(file for split in SPLITS for file in files.get(split, [])))
-    return tuple(_defaults(table, condition))
+    return tuple(_defaults(table, _condition_columns(table, condition)))
 
 
 def _opened(file: Path, decimal: str | None = None) -> Table:
@@ -119,9 +149,10 @@ def _opened(file: Path, decimal: str | None = None) -> Table:
     return ParquetTable(file) if file.name.lower().endswith(".parquet") else TextTable(file, decimal)
 
 
-def _defaults(table: Table, condition: str | None = None) -> dict[str, bool]:
-    """Return the columns that are read unless some are chosen, and whether each holds numbers; not the condition's."""
-    return {name: numeric for name, numeric in table.columns.items() if name not in table.index and name != condition}
+def _defaults(table: Table, condition: tuple[str, ...] = ()) -> dict[str, bool]:
+    """Return the columns that are read unless some are chosen, and whether each holds numbers; not those of the condition."""
+    left = (*table.index, *condition)
+    return {name: numeric for name, numeric in table.columns.items() if name not in left}
 
 
 def _grouped(tables: list[Table], chosen: tuple[str, ...]) -> list[str]:
@@ -175,19 +206,19 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     return {split: [folder / name for name in held] for split, held in parts.items()}
 
 
-def _choose(tables: list[Table], columns: tuple[str, ...] | None, condition: str | None = None) -> tuple[str, ...]:
+def _choose(tables: list[Table], columns: tuple[str, ...] | None, condition: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return the columns to read from all tables. Raises DiffusionalError unless every table has them."""
     first, kinds = tables[0], tables[0].columns
     if columns is not None and not columns:
         raise DiffusionalError("columns must have at least one name, got none; leave columns out to read all")
-    if condition is not None and condition in (columns or ()):
-        raise DiffusionalError(f"condition={condition!r} is also among the columns; leave it out of the columns")
-    for table in tables if condition is not None else []:
-        if condition not in table.columns:
-            assert condition is not None
-            close = difflib.get_close_matches(condition, list(table.columns), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {listed(list(table.columns))}"
-            raise DiffusionalError(f"{table.file} has no column {condition!r} for the condition; {hint}")
+    for name in condition:
+        if name in (columns or ()):
+            raise DiffusionalError(f"condition={name!r} is also among the columns; leave it out of the columns")
+        for table in tables:
+            if name not in table.columns:
+                close = difflib.get_close_matches(name, list(table.columns), n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {listed(list(table.columns))}"
+                raise DiffusionalError(f"{table.file} has no column {name!r} for the condition; {hint}")
     chosen = columns or tuple(_defaults(first, condition))
     for table in tables:
         if isinstance(table, TextTable):

@@ -19,7 +19,7 @@ import torch
 
 from diffusional.conditions import rows_of
 from diffusional.data.captions import write
-from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, Texts
+from diffusional.data.dataset import SPLITS, Dataset, Items, Source, Stream, Texts
 from diffusional.data.progress import watched
 from diffusional.data.storage import cache_folder
 from diffusional.errors import DiffusionalError
@@ -71,22 +71,23 @@ def written(dataset: Dataset) -> Dataset:
     found = {}
     for split in SPLITS:
         raw, numbers = dataset.items(split), dataset.condition_of(split)
-        captions: list[str] = []
-        for start in range(0, len(raw), _ROWS):
-            names = [dataset.classes[number] for number in numbers[start : start + _ROWS].tolist()]
-            captions += of_images(raw[start : start + _ROWS], names, dataset.space, dataset.name)
-        found[split] = tuple(captions)
+        names = [dataset.classes[number] for number in numbers.tolist()]
+        found[split] = captions_written(raw, names, dataset.space, dataset.name)
     return replace(dataset.without_condition(), texts=Texts(found))
 
 
-def of_images(raw: torch.Tensor, names: Sequence[str], space: Space, name: str) -> list[str]:
+def captions_written(raw: torch.Tensor | Items, names: Sequence[str], space: Space, name: str) -> tuple[str, ...]:
     """Return the captions that are written for raw images (N, 1, H, W) of classes with these names."""
     if not isinstance(space, Discrete) or len(space.shape) != 3 or space.shape[0] != 1:
         raise DiffusionalError(
             f"{name}: captions are written for grey images of integers, (1, H, W), got items of {space}; give captions with the data, or "
             "leave the condition out"
         )
-    return write(raw[:, 0].cpu().numpy(), space.levels, names)
+    captions: list[str] = []
+    for start in range(0, len(raw), _ROWS):
+        images = raw[start : start + _ROWS][:, 0].cpu().numpy()
+        captions += write(images, space.levels, names[start : start + _ROWS])
+    return tuple(captions)
 
 
 def with_texts(
@@ -114,15 +115,29 @@ def with_texts(
         raise DiffusionalError(f"{dataset.name}: {_place(texts, str(error))}{error}") from error
     length = embeddings.mask.shape[1] if form == "tokens" else 0
     record = TextRecord(chosen.name, chosen.sha256, form, length)
-    every, place = record.of(embeddings, unique), {text: row for row, text in enumerate(unique)}
+    every = record.of(embeddings, unique)
     condition: dict[str, Any] = {
-        split: rows_of(every, torch.tensor([place[one] for one in captions]))
-        for split, captions in texts.captions.items()
+        split: rows_of(every, _places(captions, unique)) for split, captions in texts.captions.items()
     }
     source = dataset.source
     if source is not None:
         source = Source(source.splits, arguments, condition)
     return replace(dataset, condition=condition, texts=Texts(texts.captions, record, condition), source=source)
+
+
+def condition_of(record: TextRecord, captions: Sequence[str]) -> Any:
+    """Return texts as a condition by the encoder of a run, each different text embedded once.
+
+    Raises DiffusionalError as `TextRecord.condition` does.
+    """
+    unique = sorted(set(captions))
+    return rows_of(record.of(embedded(record.load(), unique), unique), _places(captions, unique))
+
+
+def _places(captions: Sequence[str], unique: Sequence[str]) -> torch.Tensor:
+    """Return the position (N,) of each caption among the different ones."""
+    place = {text: row for row, text in enumerate(unique)}
+    return torch.tensor([place[one] for one in captions])
 
 
 def _place(texts: Texts, message: str) -> str:
