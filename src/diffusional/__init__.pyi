@@ -32,6 +32,8 @@ from diffusional.forward import ForwardProcess as ForwardProcess
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion
 from diffusional.forward import NonMarkovDiffusion as NonMarkovDiffusion
 from diffusional.gaussian import Gaussian as Gaussian
+from diffusional.interop.averages import check_weights as check_weights
+from diffusional.interop.averages import load_weights as load_weights
 from diffusional.interop.check import check_denoiser as check_denoiser
 from diffusional.interop.checkpoint import load_checkpoint as load_checkpoint
 from diffusional.interop.wrap import wrap as wrap

@@ -255,4 +255,18 @@ FAULTS = [
         "factor = 1000.0 / steps",
         "interop/test_processes.py::test_openai_time[respaced and rescaled]",
     ),
+    fault(
+        "interop/averages.py",
+        "a copy of the weights compared with itself",
+        "own if copy == copies.taken else copies.load(copy)",
+        "own",
+        "interop/test_averages.py::test_the_loss_of_both_copies_and_its_paired_error",
+    ),
+    fault(
+        "interop/averages.py",
+        "spread over items for the error of their mean",
+        "float(gaps.std() / math.sqrt(count))",
+        "float(gaps.std())",
+        "interop/test_averages.py::test_the_loss_of_both_copies_and_its_paired_error",
+    ),
 ]

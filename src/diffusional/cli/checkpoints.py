@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from diffusional.training.run import RunRecord
 
 # Options of `evaluate` for checkpoints.
-_OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "variance", "variant", "revision")
+_OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "variance", "variant", "weights", "revision")
+# Files of which a folder of diffusers has one: of a pipeline, of a model, and of a checkpoint in training.
+_MARKS = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json", "prior/config.json")
 # Items of --training-data on which p is fitted.
 _FITTED = 512
 
@@ -74,7 +76,7 @@ def is_foreign(path: Path) -> bool:
     # Reading a folder's files is cheap; importing the library that reads checkpoints is not.
     if (path / "data.json").exists():
         return False
-    if path.is_dir() and not ((path / "model_index.json").exists() or (path / "config.json").exists()):
+    if path.is_dir() and not any((path / name).exists() for name in _MARKS):
         return False
     from diffusional.interop.place import is_checkpoint
 
@@ -88,6 +90,7 @@ def _options(command: Evaluate | Check | Score | Classify | Import) -> dict[str,
         "decoder_variance": _decoder_variance(command.decoder_variance),
         "variance": command.variance,
         "variant": command.variant,
+        "weights": command.weights,
         "revision": command.revision,
     }
 

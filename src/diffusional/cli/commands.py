@@ -57,6 +57,12 @@ CheckpointVariance = Annotated[
 Variant = Annotated[
     str | None, tyro.conf.arg(metavar="NAME", help="For a checkpoint: the variant of the weights, such as fp16.")
 ]
+Weights = Annotated[
+    Literal["ema", "raw"] | None,
+    tyro.conf.arg(
+        help="For a checkpoint that has both: the moving average of the weights (unet_ema/), or those of training (unet/)."
+    ),
+]
 Revision = Annotated[str | None, tyro.conf.arg(metavar="NAME", help="For a Hub id: the branch, tag or commit.")]
 
 
@@ -236,6 +242,7 @@ class Evaluate:
     training_data: TrainingData = None
     variance: CheckpointVariance = None
     variant: Variant = None
+    weights: Weights = None
     revision: Revision = None
     no_audit: bool = False
     """Omit the audit, which visits every level once to detect costs that the plan does not expect."""
@@ -274,6 +281,7 @@ class Import:
     training_data: TrainingData = None
     variance: CheckpointVariance = None
     variant: Variant = None
+    weights: Weights = None
     revision: Revision = None
     steps: int | None = None
     """The number of latents T, for a model in continuous time."""
@@ -303,6 +311,7 @@ class Check:
     decoder_variance: DecoderVariance = None
     training_data: TrainingData = None
     variant: Variant = None
+    weights: Weights = None
     revision: Revision = None
     unclipped: bool = False
     """Has no effect on a check, which leaves out what is done to x̂."""
@@ -356,6 +365,7 @@ class Score:
     decoder_variance: DecoderVariance = None
     training_data: TrainingData = None
     variant: Variant = None
+    weights: Weights = None
     revision: Revision = None
     unclipped: bool = False
     """Leave out what the scheduler of a checkpoint does to x̂ (clip_sample, thresholding)."""
@@ -403,6 +413,7 @@ class Classify:
     decoder_variance: DecoderVariance = None
     training_data: TrainingData = None
     variant: Variant = None
+    weights: Weights = None
     revision: Revision = None
     unclipped: bool = False
     """Leave out what the scheduler of a checkpoint does to x̂ (clip_sample, thresholding)."""

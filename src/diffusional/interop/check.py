@@ -27,7 +27,7 @@ average, any reading that is not among those tried, and a wrong clock or scaling
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,6 +83,8 @@ _RESCALED, _SCALED = 0.08, 1.5
 # Errors of a network or a clock that cannot be called in a way.
 _REFUSALS = (DiffusionalError, RuntimeError, IndexError, ValueError)
 DECLARED = "as declared"
+# The note about weights of which only one copy is known.
+UNKNOWN_COPY = "whether the weights are those of the moving average (EMA) cannot be found from one copy of them"
 
 # What an output may be.
 OUTPUTS: dict[str, Output] = {
@@ -507,7 +509,7 @@ def check_denoiser(
     >>> check_denoiser(DiffusionModel(forward, wrong, decoder), x).best.output
     'data'
     """
-    denoiser, process = _denoiser(model), getattr(model, "process", None)
+    denoiser, process = denoiser_of(model), getattr(model, "process", None)
     model.space.check(data)
     check_condition(condition, len(data))
     check_seed(seed)
@@ -541,8 +543,8 @@ def enough(items: int, data: Tensor) -> int:
     return min(len(data), max(items, math.ceil(_ENOUGH / max(1, data[0].numel()))))
 
 
-def _denoiser(model: LatentVariableModel) -> Denoiser:
-    """Return the denoiser of a model, without the clipping of its predictions."""
+def denoiser_of(model: LatentVariableModel) -> Denoiser:
+    """Return the denoiser of a model, without the clipping of its predictions. Raises DiffusionalError for a model without one."""
     denoiser = getattr(model, "denoiser", None)
     inner = getattr(getattr(denoiser, "module", None), "denoiser", None)
     denoiser = inner if isinstance(inner, Denoiser) else denoiser
@@ -552,6 +554,12 @@ def _denoiser(model: LatentVariableModel) -> Denoiser:
             "level can be checked. Of a model that contains a diffusion, give that part"
         )
     return denoiser
+
+
+def noise_levels(model: LatentVariableModel, levels: int) -> Tensor:
+    """Return the noise levels γ (L,), float64, at which the network of a Gaussian diffusion model is checked."""
+    process: Any = getattr(model, "process", None)
+    return _gammas(process.schedule, model.space, levels)
 
 
 def _gammas(declared: schedule.Schedule, space: object, levels: int) -> Tensor:
@@ -681,7 +689,7 @@ def _notes(own: Tensor, other: Tensor) -> tuple[str, ...]:
     """Return what the check cannot find out."""
     # A wrong clock raises the error by at most about this.
     rise = float(_score(other) - _score(own))
-    notes = ["a time that is off by one step, and weights that are not those of the moving average, cannot be found"]
+    notes = ["a time that is off by one step cannot be found", UNKNOWN_COPY]
     if math.isfinite(rise) and abs(rise) < _DULL:
         notes.insert(
             0,

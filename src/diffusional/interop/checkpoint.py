@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,12 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, sha256
 from diffusional.forward import GaussianDiffusion
 from diffusional.interop.adapter import Adapter
+from diffusional.interop.averages import Copies, keep_copies
 from diffusional.interop.declared import Declared
 from diffusional.interop.fitted import choose_start, fit_variance
 from diffusional.interop.flows import called
 from diffusional.interop.networks import DiffusersNetwork, packs
-from diffusional.interop.place import NETWORK, SCHEDULER, Place, locate
+from diffusional.interop.place import COPIES, MEANS, NETWORK, SCHEDULER, Copy, Place, locate
 from diffusional.interop.record import Origin
 from diffusional.interop.schedulers import declared
 from diffusional.interop.stated import STATED, read_stated
@@ -51,6 +53,7 @@ def load_checkpoint(
     subfolder: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    weights: Copy | None = None,
 ) -> DiffusionModel:
     """Load a model of diffusers as a model as any other: `df.evaluate`, `df.compare` and samples work on it.
 
@@ -78,6 +81,8 @@ def load_checkpoint(
         subfolder: of the denoiser, where it is not unet, transformer or prior.
         variant: of the weights, such as "fp16".
         revision: branch, tag or commit of a Hub repository.
+        weights: "ema" for the moving average of the weights (unet_ema/, or the variant "ema"), "raw" for those of training (unet/, or the
+            variant "non_ema"), where a checkpoint has both; by default unet/, or the weights without a variant. `check_weights` compares both.
 
     Raises DiffusionalError for files that are missing, damaged, pickles that need code, or do not fit each other; schedulers without a bound
     and unknown settings; spaces of another shape; and decoders that do not fit the space.
@@ -92,7 +97,7 @@ def load_checkpoint(
     >>> model.steps, model.space.levels, model.origin["config"]["levels"]
     (10, 256, 'T = 10 latents, linear betas from 0.0001 to 0.02')
     """
-    place = locate(path_or_hub_id, subfolder=subfolder, variant=variant, revision=revision)
+    place = locate(path_or_hub_id, subfolder=subfolder, variant=variant, revision=revision, weights=weights)
     origin = Origin(place.source, "diffusers", place.revision)
     own, stated = [], read_stated(place.folder)
     if stated is not None:  # of `df.export`: as if the caller had given them
@@ -113,7 +118,8 @@ def load_checkpoint(
         gamma_min=gamma_min,
         gamma_max=gamma_max,
     )
-    network = load_network(place, variant, origin)
+    network = load_network(place, origin)
+    _keep_copies(network, place, origin, given=weights is not None)
     config: Any = network.config
     declaration = called(declaration, type(network).__name__, config.get("timestep_scale") or 1.0)
     channels, outputs = _channels(network)
@@ -180,6 +186,25 @@ def load_checkpoint(
             origin.config["classes"] = f"the {module.classes} classes have the names of id2label"
     model.origin = origin.to_dict()
     return model.eval()
+
+
+def _keep_copies(network: nn.Module, place: Place, origin: Origin, given: bool) -> None:
+    """Record which copy of its weights a network has, and where the other one is."""
+    taken = place.taken
+    if taken is None:
+        return
+    if len(place.copies) < len(COPIES):
+        origin.notes.append(f"the weights are {MEANS[taken]} ({place.network.name}/)")
+        return
+
+    def load(copy: Copy) -> Mapping[str, Tensor]:
+        folder, variant = place.copies[copy]
+        there = replace(place, network=folder, variant=variant)
+        return load_network(there, Origin(place.source, "diffusers")).state_dict()
+
+    copies = Copies(taken, {copy: place.where(copy) for copy in COPIES}, load, 'weights="{0}", --weights {0}')
+    keep_copies(network, copies)
+    (origin.given if given else origin.config)["weights"] = copies.sentence()
 
 
 def _in_units(space: Space, variance: float) -> str:

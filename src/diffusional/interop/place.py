@@ -6,8 +6,9 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json
@@ -17,6 +18,15 @@ INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config
 WEIGHTS = "diffusion_pytorch_model"
 # Components of a pipeline that are the denoiser, in the order in which they are looked for.
 _DENOISERS = ("unet", "transformer", "prior")
+# Two copies of a network's weights: their moving average over the steps of training, and those of its last step.
+Copy = Literal["ema", "raw"]
+COPIES: tuple[Copy, ...] = get_args(Copy)
+OTHER: dict[Copy, Copy] = {"ema": "raw", "raw": "ema"}
+MEANS: dict[Copy, str] = {"ema": "the moving average (EMA)", "raw": "the copy of the last step of training (raw)"}
+# The folder of the average is that of the network with this at the end (EMAModel.save_pretrained in diffusers' scripts of training).
+_AVERAGE = "_ema"
+# Weights of these variants are the one copy, if those without a variant are there too: the other one.
+_VARIANTS: dict[Copy, str] = {"ema": "ema", "raw": "non_ema"}
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -33,6 +43,9 @@ class Place:
         parts: names of the pipeline's components.
         revision: the commit of a Hub repository.
         classes: names of the classes by number, of a pipeline with id2label (DiT); empty if it has none.
+        variant: of the weights.
+        taken: the copy of the weights that `network` and `variant` are; None if nothing says so.
+        copies: the folder and the variant of each copy that is there; empty if nothing says which copy the weights are.
     """
 
     source: str
@@ -43,6 +56,16 @@ class Place:
     parts: tuple[str, ...] = ()
     revision: str | None = None
     classes: tuple[str, ...] = ()
+    variant: str | None = None
+    taken: Copy | None = None
+    copies: dict[Copy, tuple[Path, str | None]] = field(default_factory=dict)
+
+    def where(self, copy: Copy) -> str:
+        """Return where a copy of the weights is, for messages: its folder, or its files."""
+        folder, variant = self.copies[copy]
+        if len({folder for folder, _ in self.copies.values()}) > 1:
+            return f"{folder.name}/"
+        return f"{WEIGHTS}{'' if variant is None else f'.{variant}'}.*"
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -53,7 +76,7 @@ def is_checkpoint(path: str | Path) -> bool:
     """
     folder = Path(path)
     if folder.is_dir():
-        if (folder / INDEX).is_file():
+        if (folder / INDEX).is_file() or _part_of(folder) is not None:
             return True
         try:
             return "_class_name" in load_json(folder / NETWORK)
@@ -74,8 +97,66 @@ def locate(
     subfolder: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    weights: Copy | None = None,
 ) -> Place:
     """Return where the parts of a checkpoint are, after downloading those of a Hub id that are needed."""
+    if weights is not None and weights not in COPIES:
+        raise DiffusionalError(f'expected weights to be "ema" or "raw", got {weights!r}')
+    hub = is_hub_id(str(path_or_hub_id)) and not os.path.lexists(Path(path_or_hub_id).expanduser())
+    if hub and weights is not None and variant is None:
+        # Those of the variant are downloaded, if there are any, so that they are found.
+        _located(path_or_hub_id, subfolder, _VARIANTS[weights], revision)
+    place = _copied(_located(path_or_hub_id, subfolder, variant, revision), variant, weights)
+    if hub and weights is not None:
+        found = str(place.network.relative_to(place.folder))
+        _download(place.source, None if found == "." else found, place.variant, revision)
+    return place
+
+
+def _copied(place: Place, variant: str | None, weights: Copy | None) -> Place:
+    """Return a place with the copies of the weights that are there, and with the one that is wanted."""
+    copies, taken = _copies(place.network, variant)
+    if weights is None or weights == taken:
+        return replace(place, variant=variant, taken=taken, copies=copies)
+    if weights not in copies:
+        name = place.network.name.removesuffix(_AVERAGE)
+        expected = {"ema": f"{name}{_AVERAGE}/ beside {name}/", "raw": f"{name}/ beside {name}{_AVERAGE}/"}[weights]
+        raise DiffusionalError(
+            f"expected {MEANS[weights]} of {place.source} in a folder {expected}, or in {WEIGHTS}.{_VARIANTS[weights]}.* of one folder, got "
+            f"only one copy of the weights ({place.network.name}/); leave weights={weights!r} (--weights) out"
+        )
+    folder, own = copies[weights]
+    return replace(place, network=folder, variant=own, taken=weights, copies=copies)
+
+
+def _copies(network: Path, variant: str | None) -> tuple[dict[Copy, tuple[Path, str | None]], Copy | None]:
+    """Return the copies of the weights that are in the folder of a network and beside it, and which of them the folder's own are."""
+    for copy, word in _VARIANTS.items():
+        own, plain = (any(_files_of(network, one)) for one in (word, None))
+        if variant in (None, word) and own and plain:
+            return {copy: (network, word), OTHER[copy]: (network, None)}, copy if variant == word else OTHER[copy]
+    average = network.name.endswith(_AVERAGE)
+    taken: Copy = "ema" if average else "raw"
+    sibling = network.with_name(network.name.removesuffix(_AVERAGE) if average else f"{network.name}{_AVERAGE}")
+    if (sibling / NETWORK).is_file():
+        return {taken: (network, variant), OTHER[taken]: (sibling, variant)}, taken
+    return ({"ema": (network, variant)}, "ema") if average else ({}, None)
+
+
+def _files_of(network: Path, variant: str | None) -> list[Path]:
+    """Return the weight files of a variant, in one file or in shards."""
+    middle = "" if variant is None else rf"\.{re.escape(variant)}"
+    shard = r"-\d+-of-\d+"
+    name = re.compile(rf"{WEIGHTS}(?:{middle}|{shard}{middle}|{middle}{shard})\.(?:safetensors|bin)")
+    return [path for path in network.glob(f"{WEIGHTS}*") if name.fullmatch(path.name)]
+
+
+def _part_of(folder: Path) -> str | None:
+    """Return the denoiser's folder in one without an index, such as a checkpoint of diffusers' scripts of training; None if there is none."""
+    return next((part for part in _DENOISERS if (folder / part / NETWORK).is_file()), None)
+
+
+def _located(path_or_hub_id: str | Path, subfolder: str | None, variant: str | None, revision: str | None) -> Place:
     name, commit = str(path_or_hub_id), None
     folder = Path(path_or_hub_id).expanduser()
     if not os.path.lexists(folder):
@@ -94,8 +175,9 @@ def locate(
         )
     if (folder / INDEX).exists():
         return _of_pipeline(name, folder, subfolder, commit)
-    if subfolder is not None:
-        network = folder / subfolder
+    part = subfolder or (None if (folder / NETWORK).exists() else _part_of(folder))
+    if part is not None:
+        network = folder / part
         _check_folder(network, name)
     else:
         network = folder
@@ -108,6 +190,8 @@ def locate(
         folder / SCHEDULER,
         folder / "scheduler" / SCHEDULER,
         network.parent / "scheduler" / SCHEDULER,
+        # Of a script of training, whose output folder has the scheduler and the checkpoints.
+        *([folder.parent / "scheduler" / SCHEDULER] if part is not None else []),
     ]
     return Place(name, folder, network, next((one for one in nearby if one.is_file()), None), revision=commit)
 

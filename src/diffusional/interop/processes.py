@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.forward import GaussianDiffusion
 from diffusional.interop.adapter import DATA, NOISE, Adapter, Clip, V, VarianceOutput
+from diffusional.interop.averages import copies_of
 from diffusional.interop.record import Origin
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import DiscretizedGaussian, GaussianLikelihood, Likelihood
@@ -214,5 +215,8 @@ def _model(
     elif likelihood.space != space:
         raise DiffusionalError(f"expected a likelihood over {space}, got one over {likelihood.space}")
     model = DiffusionModel(GaussianDiffusion(schedule), denoiser, likelihood, variance)
+    if (found := copies_of(model)) is not None:
+        origin.config["weights"] = found[1].sentence()
+        origin.files |= found[1].files
     model.origin = origin.to_dict()
     return model.eval()

@@ -18,7 +18,7 @@ from diffusional.interop.place import NETWORK, WEIGHTS, Place, quiet
 from diffusional.interop.record import Origin
 
 
-def load_network(place: Place, variant: str | None, origin: Origin) -> nn.Module:
+def load_network(place: Place, origin: Origin) -> nn.Module:
     """Build the network and fill it with its weights, all of them and no others."""
     with needed_for("diffusers"):
         import diffusers
@@ -39,10 +39,10 @@ def load_network(place: Place, variant: str | None, origin: Origin) -> nn.Module
             + (f"; did you mean {close[0]}?" if close else "")
             + " Models of your own go through df.wrap"
         )
-    files, variant = _weights(place.network, variant, origin)
+    files, variant = _weights(place.network, place.variant, origin)
     types = _check_files(files)
     for file in (config_file, *files):
-        origin.files[str(file.relative_to(place.folder))] = sha256(file)
+        origin.files[os.path.relpath(file, place.folder)] = sha256(file)
     wide = types == {"F64"}
     short = sorted(types - {"F64", "F32"} - {t for t in types if t.startswith(("I", "U", "BOOL"))})
     if short:
