@@ -11,7 +11,7 @@ import diffusional as df
 from battery import command
 from diffusional import likelihood, schedule
 from diffusional.evaluation.provenance import fingerprint, provenance
-from diffusional.known_data import KNOWN, recognise
+from diffusional.known_data import FILES, KNOWN, KnownFile, recognise, recognise_file, recognise_files
 from diffusional.report.tables import baseline_table, ledgers_table
 
 
@@ -92,3 +92,60 @@ def test_the_data_command_names_versions(tmp_path: Path, capsys: pytest.CaptureF
     np.save(tmp_path / "other.npy", images)
     status, out, _ = command(capsys, "data", tmp_path / "other.npy", "--levels", 256, "--json", "-")
     assert json.loads(out)["versions"] == {}
+
+
+def test_published_files_have_one_hash_each() -> None:
+    hashes = [one.md5 or one.sha256 for one in FILES]
+    assert len(set(hashes)) == len(hashes)
+    for one in FILES:
+        assert bool(one.md5) != bool(one.sha256)
+        assert len(one.md5 or one.sha256) == (32 if one.md5 else 64)
+        assert set(one.md5 + one.sha256) <= set("0123456789abcdef")
+        assert one.source.startswith(("pytorch/vision", "tensorflow/datasets"))
+    # torchvision's list, and that of TensorFlow Datasets.
+    by_name = {one.file: one for one in FILES}
+    assert by_name["cifar-10-python.tar.gz"].md5 == "c58f30108f718f92721af3b95e74349a"
+    assert "2016" in by_name["valid_32x32.tar"].data
+    assert "2017" in by_name["Imagenet32_val_npz.zip"].data
+
+
+def test_files_are_recognised_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import hashlib
+
+    content = b"an archive"
+    made = (
+        KnownFile("archive.tar.gz", "a set, its archive", "a list", md5=hashlib.md5(content).hexdigest()),
+        KnownFile("other.tar", "another set", "a list", sha256=hashlib.sha256(b"tar").hexdigest(), size=3),
+    )
+    monkeypatch.setattr("diffusional.known_data.FILES", made)
+    archive = tmp_path / "archive.tar.gz"
+    archive.write_bytes(content)
+    (tmp_path / "renamed.tar").write_bytes(b"tar")  # of a known size
+    assert recognise_file(archive) == made[0]
+    assert recognise_file(tmp_path / "renamed.tar") == made[1]
+    assert list(recognise_files(tmp_path)) == ["archive.tar.gz"]
+    assert recognise_file(tmp_path / "absent.tar") is None
+    with pytest.raises(df.DiffusionalError, match=r"a set, its archive, recognised by the MD5.*Unpack"):
+        df.data.load(archive)
+    archive.write_bytes(content + b".")
+    assert recognise_file(archive) is None
+    (tmp_path / "other.tar").write_bytes(b"car")  # the name and the size, and another content
+    assert recognise_file(tmp_path / "other.tar") is None
+    # Of data that are read, `diffusional data` prints it.
+    monkeypatch.setattr(
+        "diffusional.known_data.FILES",
+        (KnownFile("x.npy", "a set of noise", "a list", md5=_saved(tmp_path / "x.npy")),),
+    )
+    found, out, err = command(capsys, "data", tmp_path / "x.npy", "--levels", 4, "--json", "-")
+    assert found == 0, err
+    assert "x.npy is a set of noise, recognised by the MD5 of the file" in err
+    assert json.loads(out)["files"]["x.npy"]["data"] == "a set of noise"
+
+
+def _saved(path: Path) -> str:
+    import hashlib
+
+    np.save(path, np.random.default_rng(0).integers(0, 4, (40, 5), dtype=np.uint8))
+    return hashlib.md5(path.read_bytes()).hexdigest()

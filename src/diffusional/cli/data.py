@@ -28,12 +28,14 @@ def run(command: Data) -> Result:
     config = DataConfig(**{name: getattr(command.config, name) for name in names})
 
     from diffusional.data.inspection import inspect
+    from diffusional.known_data import recognise_files
     from diffusional.training.build import build_dataset
 
     with plainly():
         dataset = build_dataset(config)
         with working(f"inspecting {dataset.name}"):
             found = inspect(dataset)
+        files = {} if config.name.startswith("hf:") else recognise_files(Path(config.name).expanduser())
     size = f"{found.bytes / 2**20:,.1f} MiB" if found.bytes >= 2**20 else f"{found.bytes:,} bytes"
     shown = [
         f"{found.name}: {_kind(found)}",
@@ -43,11 +45,13 @@ def run(command: Data) -> Result:
             f"{split} is {known.name}, recognised by {known.evidence}: {known.about}"
             for split, known in found.versions.items()
         ),
+        *(f"{name} is {known}" for name, known in files.items()),
         *_classes(found),
         *(f"note: {note}" for note in found.notes),
         *(f"warning: {finding}" for finding in found.findings),
     ]
     record = found.to_json() | {"config": dataclasses.asdict(config)}
+    record["files"] = {name: dataclasses.asdict(known) for name, known in files.items()}
     if command.figure is None:
         return Result(record, shown)
     figure = command.figure

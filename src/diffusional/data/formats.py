@@ -1,4 +1,4 @@
-"""The kind of data that a path holds, from the names of files; no file is opened."""
+"""The kind of data that a path holds, from the names of files; no file is opened but an archive that may be a published one."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ from diffusional.data.folders import walk
 from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular
+from diffusional.known_data import recognise_file
 
 __getattr__ = renamed_names(__name__, {"kind_of": "format_of"})
 
@@ -55,6 +56,12 @@ def format_of(path: Path) -> str:
         return "idx"
     if name.endswith(TABLES):
         return "table"
+    known = recognise_file(path)
+    if known is not None:
+        raise DiffusionalError(
+            f"{path} is {known}; it is not unpacked, and pickles are not read. Unpack it, and save the images as an array in .npy or .npz, or as "
+            "a folder of PNG files"
+        )
     raise DiffusionalError(f"{path} is of an unknown kind; expected {ACCEPTED}")
 
 

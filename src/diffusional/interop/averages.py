@@ -320,7 +320,7 @@ def load_weights(network: nn.Module, path: str | Path, weights: Copy | None = No
     if len(readers) < len(COPIES):
         return None
     files = {source.name: sha256(source)}
-    names = {copy: _called(copy, where, path) for copy, (where, _) in readers.items()}
+    names: dict[Copy, str] = {copy: _called(copy, where, path) for copy, (where, _) in readers.items()}
     for part, prefix in ((network, ""), *((child, f"{name}.") for name, child in network.named_children())):
         keep_copies(part, Copies(taken, names, _loader(network, readers, prefix), files=files))
     found = vars(network)[_KEPT]
@@ -351,17 +351,19 @@ def _readers(path: Path) -> tuple[dict[Copy, _Reader], Copy | None]:
     if raw or ema:
         number = raw.group(1) if raw else ema.group(2)  # type: ignore[union-attr]
         averages = sorted(
-            (float(found.group(1)), one)
+            (float(match.group(1)), one)
             for one in path.parent.glob(f"ema_*_{number}.pt")
-            if (found := _OPENAI[1].fullmatch(one.name))
+            if (match := _OPENAI[1].fullmatch(one.name))
         )
         files: dict[Copy, Path] = {"raw": path if raw else path.with_name(f"model{number}.pt")}
         if ema or averages:
             files["ema"] = path if ema else averages[-1][1]
-        there = {copy: file for copy, file in files.items() if file == path or file.is_file()}
-        return {copy: (file, lambda file=file: _tensors(file, _read(file))) for copy, file in there.items()}, (
-            "raw" if raw else "ema"
-        )
+        found: dict[Copy, _Reader] = {
+            copy: (file, lambda file=file: _tensors(file, _read(file)))
+            for copy, file in files.items()
+            if file == path or file.is_file()
+        }
+        return found, "raw" if raw else "ema"
     # Read again when needed: two copies of a large network need not be in memory.
     there = _parts(path, _read(path)).keys()
     readers: dict[Copy, _Reader] = {
