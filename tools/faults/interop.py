@@ -25,10 +25,10 @@ FAULTS = [
         "interop/test_flows.py::test_flux_reads_t_and_patches",
     ),
     fault(
-        "interop/networks.py",
+        "interop/packing.py",
         "columns of patches for rows",
-        "places[..., 1] += torch.arange(h // 2, device=z.device)[:, None]",
-        "places[..., 1] += torch.arange(w // 2, device=z.device)",
+        "places[..., 1] += packing.start + torch.arange(h // 2, device=z.device)[:, None]",
+        "places[..., 1] += packing.start + torch.arange(w // 2, device=z.device)",
         "interop/test_flows.py::test_flux_reads_t_and_patches",
     ),
     fault(
@@ -268,5 +268,12 @@ FAULTS = [
         "float(gaps.std() / math.sqrt(count))",
         "float(gaps.std())",
         "interop/test_averages.py::test_the_loss_of_both_copies_and_its_paired_error",
+    ),
+    fault(
+        "interop/packing.py",
+        "words of the text without places",
+        "text[:, 1:] = torch.arange(",
+        "text[:, :1] = torch.arange(",
+        "interop/test_packing.py::test_latents_are_packed_as_by_the_pipeline",
     ),
 ]

@@ -19,7 +19,8 @@ from diffusional.interop.averages import Copies, keep_copies
 from diffusional.interop.declared import Declared
 from diffusional.interop.fitted import choose_start, fit_variance
 from diffusional.interop.flows import called
-from diffusional.interop.networks import DiffusersNetwork, packs
+from diffusional.interop.networks import DiffusersNetwork
+from diffusional.interop.packing import packing_of
 from diffusional.interop.place import COPIES, MEANS, NETWORK, SCHEDULER, Copy, Place, locate
 from diffusional.interop.record import Origin
 from diffusional.interop.schedulers import declared
@@ -259,8 +260,8 @@ def _channels(network: nn.Module) -> tuple[int, int]:
     config: Any = network.config
     channels = config.get("in_channels")
     outputs = config.get("out_channels") or channels
-    if packs(network) and isinstance(channels, int) and isinstance(outputs, int):
-        channels, outputs = channels // 4, outputs // 4
+    if (packing := packing_of(network)) is not None and isinstance(channels, int) and isinstance(outputs, int):
+        channels, outputs = channels // 4, outputs // 4 if packing.outputs else outputs
     if not isinstance(channels, int) or not isinstance(outputs, int):
         raise DiffusionalError(
             f"the config of the {type(network).__name__} has no in_channels; use df.wrap(network, …), which asks for nothing"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusional.conditions import Condition, check_labels
 from diffusional.errors import DiffusionalError
+from diffusional.interop.packing import check_readable, packed, packing_of, unpacked
 
 # Parameters other than conditions.
 _TIMES = ("timestep", "timesteps", "t")
@@ -18,20 +19,10 @@ _OPTIONS = ("return_dict", "attention_kwargs", "cross_attention_kwargs", "joint_
 _NESTED = "added_cond_kwargs"
 
 
+# Places that a caller may give instead of the pipeline's.
+_OWN = ("img_ids", "txt_ids", "img_shapes")
 # Conditions without which a network cannot be called, although its `forward` has defaults for them.
-_NEEDED = {
-    "SD3Transformer2DModel": ("encoder_hidden_states", "pooled_projections"),
-    "FluxTransformer2DModel": ("encoder_hidden_states", "pooled_projections"),
-}
-
-
-def packs(network: nn.Module) -> bool:
-    """Return whether a network reads patches of 2×2 latents as rows of four times the channels, with the places of patches, as Flux does.
-
-    >>> packs(nn.Identity())
-    False
-    """
-    return type(network).__name__ == "FluxTransformer2DModel"
+_NEEDED = {"SD3Transformer2DModel": ("encoder_hidden_states", "pooled_projections")}
 
 
 class DiffusersNetwork(nn.Module):
@@ -44,7 +35,7 @@ class DiffusersNetwork(nn.Module):
         network: such as a UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel.
         outputs: number of output channels to keep; the others are dropped, as diffusers' pipelines do. None for all.
 
-    Raises DiffusionalError for a condition that is missing or unknown, for labels of a network without classes, and for labels that are not integers (B,) of its classes.
+    Raises DiffusionalError for a network whose pipeline makes its input in a way that is not known, for a condition that is missing or unknown, for labels of a network without classes, and for labels that are not integers (B,) of its classes.
 
     >>> from diffusers import UNet2DModel
     >>> net = UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, num_class_embeds=10,
@@ -64,6 +55,8 @@ class DiffusersNetwork(nn.Module):
                 f"expected the forward of a {type(network).__name__} to have z and a timestep, got the parameters {', '.join(names)}; call "
                 "it from a function of (z, time, condition), and use df.wrap"
             )
+        self.packing = packing_of(network)
+        check_readable(network, dict.fromkeys(names))
         self._z, self._time = names[0], times[0]
         self.conditions = tuple(
             name for name in names[1:] if name not in (*_TIMES, *_OPTIONS, _NESTED) and "kwargs" not in name
@@ -93,9 +86,9 @@ class DiffusersNetwork(nn.Module):
         if self.classes is not None or config.get("class_embed_type") is not None:
             needed.add("class_labels")
         needed |= set(_NEEDED.get(type(self.network).__name__, ()))
-        if packs(self.network):
-            needed -= {"img_ids", "txt_ids"}
-            needed |= {"guidance"} if config.get("guidance_embeds") else set()
+        if self.packing is not None:
+            needed -= {"img_ids", "txt_ids", "img_shapes"}
+            needed |= set(self.packing.needs) | ({"guidance"} if config.get("guidance_embeds") else set())
         return tuple(name for name in self.conditions if name in needed)
 
     def forward(self, z: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
@@ -127,12 +120,9 @@ class DiffusersNetwork(nn.Module):
             if name not in named and signature[name].default is inspect.Parameter.empty:
                 named[name] = None
         seen = z
-        if packs(self.network):
-            seen, places = _packed(z)
-            named.setdefault("img_ids", places)
-            named.setdefault(
-                "txt_ids", torch.zeros_like(places[:1]).expand(named["encoder_hidden_states"].shape[1], -1)
-            )
+        if self.packing is not None:
+            seen, more = packed(z, self.packing, named)
+            named = {**more, **{name: one for name, one in named.items() if name not in more or name in _OWN}}
         output = self.network(**{self._z: seen, self._time: time}, **named)
         sample = getattr(output, "sample", output)
         if isinstance(sample, tuple | list) and len(sample):
@@ -142,8 +132,8 @@ class DiffusersNetwork(nn.Module):
                 f"expected the output of a {kind} to have a tensor `sample`, got a {type(output).__name__}; wrap it in a function that "
                 "returns the tensor, and use df.wrap"
             )
-        if packs(self.network):
-            sample = _unpacked(sample, z)
+        if self.packing is not None:
+            sample = unpacked(sample, z)
         return sample if self.outputs is None else sample[:, : self.outputs]
 
     def _named(self, condition: Condition) -> dict[str, Tensor]:
@@ -174,21 +164,3 @@ class DiffusersNetwork(nn.Module):
                 )
             )
         return {name: typed(value) for name, value in condition.items()}
-
-
-def _packed(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return latents (B, C, H, W) as patches (B, H/2·W/2, 4 C), and the places of the patches (H/2·W/2, 3), as FluxPipeline does."""
-    b, c, h, w = z.shape
-    if h % 2 or w % 2:
-        raise DiffusionalError(f"expected latents with even sides, which are read in patches of 2×2, got {h}×{w}")
-    rows = z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-    places = torch.zeros(h // 2, w // 2, 3, dtype=z.dtype, device=z.device)
-    places[..., 1] += torch.arange(h // 2, device=z.device)[:, None]
-    places[..., 2] += torch.arange(w // 2, device=z.device)
-    return rows, places.reshape(-1, 3)
-
-
-def _unpacked(rows: Tensor, z: Tensor) -> Tensor:
-    """Return patches (B, H/2·W/2, 4 C) as latents of the shape of z."""
-    b, _, h, w = z.shape
-    return rows.reshape(b, h // 2, w // 2, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h, w)
