@@ -24,7 +24,7 @@ from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular, sha256
 from diffusional.forward import alpha, sigma
-from diffusional.interop.check import UNKNOWN_COPY, Diagnosis, denoiser_of, noise_levels
+from diffusional.interop.check import NOT_FOUND, NOT_FOUND_OF_BOTH, Diagnosis, denoiser_of, noise_levels
 from diffusional.interop.place import COPIES, MEANS, OTHER, Copy
 from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.seeds import check_seed
@@ -160,7 +160,7 @@ def joined(found: Diagnosis, weights: WeightsCheck) -> Diagnosis:
         found,
         findings=found.findings + (() if finding is None else (finding,)),
         remedies=found.remedies + (() if finding is None else (weights.remedy,)),
-        notes=tuple(note for note in found.notes if note != UNKNOWN_COPY),
+        notes=tuple(NOT_FOUND_OF_BOTH if note == NOT_FOUND else note for note in found.notes),
         network_evaluations=found.network_evaluations + weights.network_evaluations,
     )
 

@@ -83,8 +83,9 @@ _RESCALED, _SCALED = 0.08, 1.5
 # Errors of a network or a clock that cannot be called in a way.
 _REFUSALS = (DiffusionalError, RuntimeError, IndexError, ValueError)
 DECLARED = "as declared"
-# The note about weights of which only one copy is known.
-UNKNOWN_COPY = "whether the weights are those of the moving average (EMA) cannot be found from one copy of them"
+# The note about what no check finds, and the one if the two copies of the weights were compared.
+NOT_FOUND = "a time that is off by one step, and weights that are not those of the moving average, cannot be found"
+NOT_FOUND_OF_BOTH = "a time that is off by one step cannot be found"
 
 # What an output may be.
 OUTPUTS: dict[str, Output] = {
@@ -689,7 +690,7 @@ def _notes(own: Tensor, other: Tensor) -> tuple[str, ...]:
     """Return what the check cannot find out."""
     # A wrong clock raises the error by at most about this.
     rise = float(_score(other) - _score(own))
-    notes = ["a time that is off by one step cannot be found", UNKNOWN_COPY]
+    notes = [NOT_FOUND]
     if math.isfinite(rise) and abs(rise) < _DULL:
         notes.insert(
             0,
