@@ -37,6 +37,7 @@ FLOORS = (
     "categorical",
     "grid",
     "space",
+    "encoded",
     "known_data",
     "text",
     "schedule",

@@ -135,7 +135,7 @@ def _reference(
         )
     found = items(record, command.training_data, condition=command.condition)
     some = slice(0, _FITTED)
-    return {"reference": found.x[some], "reference_condition": rows_of(found.condition, some)}
+    return {"reference": found.data[some], "reference_condition": rows_of(found.condition, some)}
 
 
 def _start(model: Any) -> dict[str, str]:
@@ -248,7 +248,7 @@ def items_of(
         ) from error
     space: Any = record.space
     if bare and command.levels is None and space.levels and first():
-        most = int(space.index(found.x).max())
+        most = max(int(space.index(rows).max()) for rows in found.data.split(8192))
         if most < space.levels // 2 and command.data != "digits":
             warnings.warn(
                 f"the values of {found.name} are at most {most}, and {space.levels} levels are assumed for a checkpoint; if the data have "
@@ -268,7 +268,7 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
 
     if not model.origin or not first():
         return None
-    items = min(SHORT_ITEMS, len(chosen.x))
+    items = min(SHORT_ITEMS, len(chosen.data))
     if items < 2:
         say(f"check of {name}: omitted, as it needs at least 2 items")
         return None
@@ -276,7 +276,7 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
     with working("checking how the network is read"):
         found = check_denoiser(
             model,
-            chosen.x[some],
+            chosen.data[some],
             condition=rows_of(chosen.condition, some),
             items=items,
             levels=SHORT_LEVELS,

@@ -50,18 +50,18 @@ def _classify(command: Classify) -> Result:
             f"{command.run} was trained with {what}, and classify needs classes; train a run with --condition label"
         )
     chosen = items_of(command, dataclasses.replace(record, classes=()) if command.unlabelled else record, bare)
-    if command.most is not None and command.most < len(chosen.x):
+    if command.most is not None and command.most < len(chosen.data):
         some = slice(0, command.most)
         condition = rows_of(chosen.condition, some)
         columns = {name: values[some] for name, values in chosen.columns.items()}
-        chosen = dataclasses.replace(chosen, x=chosen.x[some], condition=condition, columns=columns)
+        chosen = dataclasses.replace(chosen, data=chosen.data[some], condition=condition, columns=columns)
     prior = None
     if command.prior == "train":
         from diffusional.training.own import own_data
 
         labels = own_data(record).condition_of("train")
         prior = labels.bincount(minlength=len(record.classes)).double() / len(labels)
-    with working(f"classifying {len(chosen.x):,} items into {len(record.classes)} classes"):
+    with working(f"classifying {len(chosen.data):,} items into {len(record.classes)} classes"):
         result = classify(
             model,
             chosen.x,

@@ -72,7 +72,7 @@ def _evaluate(command: Evaluate) -> Result:
     # Labels are those of the run that has classes, if the other has none.
     labelled = theirs.record if theirs is not None and theirs.record.conditional and not record.conditional else record
     chosen = items_of(command, labelled, bare, columns=command.columns, decimal=command.decimal)
-    name, split, x = chosen.name, chosen.split, chosen.x
+    name, split, data = chosen.name, chosen.split, chosen.data
     if theirs is not None:
         return _compare(command, run, theirs, model, chosen, bare)
     about = _about(chosen, record)
@@ -97,7 +97,7 @@ def _evaluate(command: Evaluate) -> Result:
     with watching(command.unit, model.space.dimensions) as watch:
         result = evaluate(
             model,
-            x,
+            data,
             None if sweep else _target(command, model.space.dimensions),
             command.unit,
             seed=command.seed,
@@ -128,12 +128,12 @@ def _evaluate(command: Evaluate) -> Result:
         title += " (each with and without the condition)" if weights[0] not in (0, 1) else ""
     shown: list[Any] = [ledger_table(result, title), *_worse_than_uniform(result, model)]
     if command.importance_weighted is not None:
-        cost = command.importance_weighted * model.evaluations * len(x)
+        cost = command.importance_weighted * model.evaluations * len(data)
         with (
             plainly() as caveats,
             working(f"drawing {command.importance_weighted} paths of every item: {cost:,} network evaluations"),
         ):
-            tighter = importance_weighted(model, x, command.importance_weighted, command.seed, chosen.condition)
+            tighter = importance_weighted(model, chosen.x, command.importance_weighted, command.seed, chosen.condition)
         said = tighter.to("bits/dim", model.space.dimensions)
         shown.append(f"importance-weighted bound, K = {command.importance_weighted}: {said}")
         about["importance_weighted"] = said.to_dict() | {
@@ -180,13 +180,13 @@ def _guidance_table(
     assert command.guidance is not None
     assert chosen.condition is not None
     plan = None if bare else run.plan(model, seed=command.seed, learning=_learning)
-    with working(f"evaluating {len(chosen.x)} items with and without their condition"):
+    with working(f"evaluating {len(chosen.data)} items with and without their condition"):
         options: dict[str, Any] = {} if command.visits is None else {"visits": command.visits}
         table = guidance_table(
             model, chosen.x, command.guidance, condition=chosen.condition, plan=plan, seed=command.seed, **options
         )
     calls = table.direct.network_evaluations
-    title = f"{chosen.name}, {chosen.split}: {len(chosen.x)} items, {calls:,} network evaluations"
+    title = f"{chosen.name}, {chosen.split}: {len(chosen.data)} items, {calls:,} network evaluations"
     return Result(about | {"run": str(command.run), "guidance": table.to_dict()}, [title, str(table)])
 
 
@@ -437,7 +437,7 @@ def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:
             chosen.split == "train" or (chosen.split != "all" and record.config.init_from is None)
         )
         if n and not expected:
-            which = "all" if n == len(chosen.x) else f"{n:,} of the {len(chosen.x):,}"
+            which = "all" if n == len(chosen.data) else f"{n:,} of the {len(chosen.data):,}"
             warned.append(
                 f"{which} items of {chosen.name} are identical to items that {record.path} was trained on: their bound is lower than "
                 "that of new data"

@@ -149,7 +149,7 @@ def _pointwise(command: Information) -> Result:
     model = load(command.data).to(device())
     chosen = items(record, None, command.levels, command.split)
     assert chosen.condition is not None
-    with working(f"evaluating {len(chosen.x):,} items with and without their condition"):
+    with working(f"evaluating {len(chosen.data):,} items with and without their condition"):
         found = pointwise(
             model, chosen.x, chosen.condition, visits=command.visits, positions=command.map, seed=command.seed
         )

@@ -1,6 +1,7 @@
 """The items that a command evaluates: a split of the run's own data, or all items of another file, in the run's space."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,9 +13,16 @@ if TYPE_CHECKING:
 
     from diffusional.conditions import Condition
     from diffusional.data import Collection, Dataset
+    from diffusional.data.dataset import Items
+    from diffusional.encoded import DataItems, EncodedItems
+    from diffusional.space import Space
     from diffusional.training.run import RunRecord
 
 SPLITS = ("train", "validation", "test")
+# Bytes of encoded items from which on they are read from their file as they are needed.
+LARGE = 2**30
+# Items whose hashes are computed together.
+_BLOCK = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +31,7 @@ class ChosenItems:
 
     Attributes:
         name, split: name of the data, and the split that is evaluated ("all" for all items).
-        x: the items (N, *space.shape), encoded by the run's own space.
+        data: the items (N, *space.shape), encoded by the run's own space; those of large files are read as they are needed.
         columns: "source", "row" and "split" of each item, (N,) each; row is −1 where it is not known.
         own: whether these are the data that the run was trained with.
         notes: assumptions that were made, one sentence each.
@@ -33,11 +41,18 @@ class ChosenItems:
 
     name: str
     split: str
-    x: "Tensor"
+    data: "DataItems"
     columns: "dict[str, np.ndarray]"
     own: bool
     notes: tuple[str, ...] = ()
     condition: "Condition | None" = None
+
+    @cached_property
+    def x(self) -> "Tensor":
+        """All items in memory."""
+        from diffusional.encoded import in_memory
+
+        return in_memory(self.data)
 
 
 def items(
@@ -62,6 +77,7 @@ def items(
     from diffusional.data.derived import is_derived, of_items
     from diffusional.data.given import Wanted
     from diffusional.data.texts import condition_of
+    from diffusional.encoded import in_memory
     from diffusional.training.own import own_data
 
     space = record.space
@@ -92,7 +108,7 @@ def items(
         return _of_own(record, dataset, data, split)
     if split not in (None, "all"):
         found = _read(record, data, columns, decimal, split, condition)
-    x, given = found.encode(), found.condition
+    x, given = _large(list(found.items.values()), space) or found.encode(), found.condition
     about = found.columns() | _names(record, given)
     if record.text is not None:
         given = condition_of(record.text, found.captions)
@@ -107,7 +123,7 @@ def items(
                 "own data, or from Python with df.evaluate(…, condition=…)"
             )
         assert own is not None
-        given = of_items(own, x, space)
+        given = of_items(own, in_memory(x), space)
     return ChosenItems(data, split or "all", x, about, False, found.notes, given)
 
 
@@ -190,7 +206,9 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     split = split or "test"
     parts = SPLITS if split == "all" else (split,)
     # In the order of the split, since the hash of the data depends on it. Encoding standardises as in training.
-    x = record.space.encode(torch.cat([dataset.tensor(part) for part in parts]))
+    x = _large([dataset.items(part) for part in parts], record.space)
+    if x is None:
+        x = record.space.encode(torch.cat([dataset.tensor(part) for part in parts]))
     columns = dict(joined([(part, dataset.origin(part) or Origin.unknown(len(dataset.items(part)))) for part in parts]))
     condition = None
     if record.conditional:
@@ -201,11 +219,22 @@ def _of_own(record: "RunRecord", dataset: "Dataset", data: str | None, split: st
     return ChosenItems(data or record.config.data.name, split, x, columns, True, notes, condition)
 
 
+def _large(parts: "list[Tensor | Items]", space: "Space") -> "EncodedItems | None":
+    """Return the items of a single part that is not in memory and takes more than LARGE bytes encoded; None for others."""
+    from torch import Tensor
+
+    from diffusional.encoded import EncodedItems
+
+    if len(parts) > 1 or isinstance(parts[0], Tensor) or 4 * len(parts[0]) * space.dimensions <= LARGE:
+        return None
+    return EncodedItems(parts[0], space)
+
+
 def already_trained_on(record: "RunRecord", chosen: ChosenItems) -> int | None:
     """Return how many of the items the run was trained on, by their hashes; None if this is not known."""
     from diffusional.training.own import trained_on
 
     if chosen.own and chosen.split == "train":
-        return len(chosen.x)
+        return len(chosen.data)
     trained = trained_on(record)
-    return None if trained is None else int(trained.among(chosen.x).sum())
+    return None if trained is None else sum(int(trained.among(rows).sum()) for rows in chosen.data.split(_BLOCK))

@@ -84,7 +84,7 @@ def run(command: Score) -> Result:
             condition=rows_of(chosen.condition, ends.item),
             seed=command.seed,
         )
-    known = len(chosen.x)
+    known = len(chosen.data)
     bit = per_unit("bits/dim", model.space.dimensions)
     columns = _columns(scores)
     notes = _notes(command, chosen, scores, ends, bit)
@@ -164,9 +164,9 @@ def _reference(command: Score, record: "RunRecord") -> ChosenItems | None:
 
 
 def _at_least_two(found: ChosenItems, use: str, option: str) -> None:
-    if len(found.x) < 2:
+    if len(found.data) < 2:
         raise DiffusionalError(
-            f"expected at least 2 items {use}, got {len(found.x)} ({found.name}); give more items, or leave {option} out"
+            f"expected at least 2 items {use}, got {len(found.data)} ({found.name}); give more items, or leave {option} out"
         )
 
 
@@ -273,7 +273,7 @@ def _name(chosen: ChosenItems, i: int) -> str:
     """Return the file of an item, and its row unless every file has one item, as images do."""
     source, row = str(chosen.columns["source"][i]), int(chosen.columns["row"][i])
     name = Path(source).name or chosen.name
-    single = len(chosen.x) > 1 and len(set(chosen.columns["source"])) == len(chosen.x)
+    single = len(chosen.data) > 1 and len(set(chosen.columns["source"])) == len(chosen.data)
     return name if row < 0 or single else f"{name}, row {row}"
 
 

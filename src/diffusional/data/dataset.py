@@ -21,6 +21,7 @@ from torch import Tensor
 from diffusional.condition_form import ConditionForm
 from diffusional.conditions import Condition, by_name, check_condition, check_labels, rows_of
 from diffusional.data.origin import Origin
+from diffusional.encoded import EncodedItems
 from diffusional.errors import DiffusionalError
 from diffusional.space import Discrete, Space
 from diffusional.text.record import TextRecord
@@ -448,6 +449,16 @@ class Dataset:
         for first, block in zip(range(0, n, size), self.blocks(split, size), strict=True):
             out[first : first + size] = block
         return out
+
+    def lazy(self, split: str) -> EncodedItems:
+        """Return the model's values of a split as items that are read and encoded as they are needed. `df.evaluate` takes them for
+        evaluations by visits, with the results of `encode`, so that the data may be larger than memory. Raises as `encode` does.
+
+        >>> data = Dataset("two", Discrete((1,), levels=2), *[torch.tensor([[1], [0]])] * 3)
+        >>> data.lazy("test")[torch.tensor([1])].equal(data.encode("test")[1:])
+        True
+        """
+        return EncodedItems(self.items(split), self.space)
 
     def blocks(self, split: str, size: int) -> Iterator[Tensor]:
         """Return the model's values of a split, `size` items at a time, in order. Raises as `encode` does.

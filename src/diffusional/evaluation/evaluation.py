@@ -15,12 +15,13 @@ plan.py describes plans, visit_records.py the draws, and task.py the stopping ru
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition
+from diffusional.encoded import DataItems, check_encoded, in_memory, some_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.averages import average
@@ -50,7 +51,7 @@ _MOST_OF_CONTEXT = 2**28
 
 def evaluate(
     model: LatentVariableModel,
-    data: Tensor,
+    data: DataItems,
     target_error: float | Target | None = None,
     unit: Literal["bits/dim", "nats"] = "bits/dim",
     *,
@@ -92,7 +93,7 @@ def evaluate(
     5030
     """
     check_model(model)
-    model.space.check(data)
+    check_encoded(model.space, data)
     check_condition(condition, len(data))
     named: dict[str, Any] = dict(options)
     steps = named.pop("steps", None)
@@ -100,13 +101,13 @@ def evaluate(
     check_seed(seed)
     if steps is not None:
         model = regridded(model, steps)
-    levels = model.space.scaled_levels(data)
+    levels = model.space.scaled_levels(some_of(data))
     if levels is not None and ranks.is_main():
         warnings.warn(levels, stacklevel=2)
     data = as_the_network(model, data)
     with evaluation_mode(model):
         if isinstance(estimator, ImportanceWeights):
-            return weighted(model, data, estimator.draws, seed, condition)
+            return weighted(model, in_memory(data), estimator.draws, seed, condition)
         chain = model.visited()
         if estimator.deterministic and chain is not model:
             raise DiffusionalError(
@@ -119,10 +120,14 @@ def evaluate(
             watch = None if progress is None else lambda now, done, total: progress(Progress(now, done, total))
             bit = per_unit(target.unit, model.space.dimensions)
             nats = [None if error is None else error * bit for error in (target.error, target.item_error)]
-            return average(model, data, nats[0], target.visits, nats[1], seed, target.max_evaluations, condition, watch)
+            return average(
+                model, in_memory(data), nats[0], target.visits, nats[1], seed, target.max_evaluations, condition, watch
+            )
         if isinstance(estimator, Sweep):
             bar = None if progress is None else lambda done, total: progress(Progress(None, done, total))
-            return sweep(chain, data, seed, estimator.draws, estimator.cells, condition, bar, estimator.deterministic)
+            return sweep(
+                chain, in_memory(data), seed, estimator.draws, estimator.cells, condition, bar, estimator.deterministic
+            )
         pilot, plan, start = 0, estimator.plan, time.monotonic()
         if plan is None:
             if progress is not None:
@@ -135,7 +140,7 @@ def evaluate(
 
 
 def plan_for(
-    chain: Chain, data: Tensor, target: Target, seed: int, reference: Tensor | None, condition: Condition | None
+    chain: Chain, data: DataItems, target: Target, seed: int, reference: Tensor | None, condition: Condition | None
 ) -> tuple[Plan, int]:
     """Return a plan for an evaluation of `data` to a target, and the number of evaluations of its pilots.
 
@@ -230,9 +235,13 @@ def _check_full_draws(model: LatentVariableModel, estimator: Visits | Sweep) -> 
         )
 
 
-def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor:
+@overload
+def as_the_network(model: LatentVariableModel, data: Tensor) -> Tensor: ...
+@overload
+def as_the_network(model: LatentVariableModel, data: DataItems) -> DataItems: ...
+def as_the_network(model: LatentVariableModel, data: DataItems) -> DataItems:
     """Return items in float32 if the network's parameters are float32, so that a score does not depend on the type of its item."""
-    if network_dtype(model) is not torch.float32 or data.dtype is torch.float32:
+    if not isinstance(data, Tensor) or network_dtype(model) is not torch.float32 or data.dtype is torch.float32:
         return data
     return model.space.encode(model.space.index(data)) if isinstance(model.space, Discrete) else data.float()
 

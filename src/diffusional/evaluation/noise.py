@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition, row_digests
+from diffusional.encoded import DataItems
 
 # Items whose bytes are in memory at once, beside the data.
 _BLOCK = 4096
@@ -55,7 +56,7 @@ class Keys(Sequence[bytes]):
 
 
 def item_keys(
-    x: Tensor, seed: int, condition: Condition | None = None, seen: Callable[[Tensor], Tensor] | None = None
+    x: DataItems, seed: int, condition: Condition | None = None, seen: Callable[[Tensor], Tensor] | None = None
 ) -> Keys:
     """Return a 32-byte key for every item of x (N, *dims), from the seed, the item's float64 bytes and its occurrence in x.
 

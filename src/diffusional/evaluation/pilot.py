@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
+from diffusional.encoded import DataItems
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.control import ENOUGH, Control, columns, width_of
 from diffusional.evaluation.controls import fit_controls
@@ -48,6 +49,8 @@ _AROUND = 2
 _LEAST_OF_AROUND = 0.6
 # The most items that controls are fitted to: more would need memory for copies of all of them, and change little.
 _FITTED = 65_536
+# About the number of items over which the known variances of controls are averaged.
+_KNOWN = 256
 # Visits of every item of a pilot that evaluates contexts.
 _EACH_CONTEXT = 4
 # Controls are dropped if a smaller set of them leaves less than this part of the variance.
@@ -59,7 +62,7 @@ _KAPPA, _LONGEST = 500.0, 20_000
 @learner
 def fit(
     model: Chain,
-    data: Tensor,
+    data: DataItems,
     evaluations: int,
     seed: int,
     names: tuple[str, ...],
@@ -73,17 +76,18 @@ def fit(
     said = about(model)
     worlds, visited = _parted(len(data), model.space.dimensions, seed)
     worlds = worlds[:: max(1, -(-len(worlds) // _FITTED))]
-    fitted, tried = (data if len(rows) == len(data) else data[rows] for rows in (worlds, visited))
+    fitted = data if isinstance(data, Tensor) and len(worlds) == len(data) else data[worlds]
     controls = fit_controls(names, model, fitted) if len(worlds) else ()
     plan = _even(model, controls, data, cells)
     context = None
     if plan.takes_context:
         # Few items, visited several times each: every one of them takes an evaluation for its context.
         visited = visited[:: math.ceil(len(visited) * _EACH_CONTEXT / evaluations)].contiguous()
-        tried = data[visited].to(device)
-        context = contexts(model, tried, moved(rows_of(condition, visited), device))
+        context = contexts(model, data[visited].to(device), moved(rows_of(condition, visited), device))
     generator = torch.Generator().manual_seed(seed)
-    known = _known_variance(model, controls, plan.edges, tried, context)
+    some = slice(None, None, max(1, len(visited) // _KNOWN))
+    sample = data[visited[some]] if context is None else data[visited[some]].to(device)
+    known = _known_variance(model, controls, plan.edges, sample, None if context is None else context[some])
     origin = {"seed": seed, "data_sha256": fingerprint(model.space, data), **condition_record(condition)}
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     levels: list[Tensor] = []
@@ -247,7 +251,7 @@ def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor)
     return chosen
 
 
-def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int) -> Plan:
+def _even(model: Chain, controls: tuple[Control, ...], data: DataItems, cells: int) -> Plan:
     """Return a plan with equally likely cells. They have equal shares of the cost under Wiener's control, if there is one, and of γ, or
     equal numbers of levels for a chain without controls.
     """
@@ -267,7 +271,7 @@ def _even(model: Chain, controls: tuple[Control, ...], data: Tensor, cells: int)
     return Plan(edges, mass, zero, expects, draws, zero, controls)
 
 
-def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, data: Tensor) -> Tensor:
+def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, data: DataItems) -> Tensor:
     """Return the density of cells over the levels, or parts of [0, 1], between `edges`."""
     ends = model.edge_gammas(edges)
     density = (ends[1:] - ends[:-1]).detach().cpu()
@@ -275,7 +279,7 @@ def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, da
     for control in controls:
         if isinstance(control, Wiener):
             level = edges[:-1] if model.timesteps is not None else 0.5 * (edges[1:] + edges[:-1])
-            some = data[:: max(1, len(data) // 256)]
+            some = data[:: max(1, len(data) // _KNOWN)]
             cost = slopes(model, level)[1].detach().cpu() * control.density(
                 some, model.noisy_gamma(level).detach().cpu()
             )
@@ -284,10 +288,10 @@ def _wanted(model: AffineCosts, controls: tuple[Control, ...], edges: Tensor, da
 
 
 def _known_variance(
-    model: Chain, controls: tuple[Control, ...], edges: Tensor, data: Tensor, context: Tensor | None
+    model: Chain, controls: tuple[Control, ...], edges: Tensor, sample: Tensor, context: Tensor | None
 ) -> Tensor:
     """Return the variances of the controls' functions of the noise in each cell (F, C + 1), nats², over three of its levels: zero where they
-    are not known. `context` is that of the items.
+    are not known. `sample` (n, *dims) are some of the items, and `context` is theirs.
     """
     out = torch.zeros(width_of(controls)[1], len(edges), dtype=torch.float64)
     costs = model.affine
@@ -297,12 +301,10 @@ def _known_variance(
     level = edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * third
     level = (level.long() if not edges.dtype.is_floating_point else level).flatten()
     gamma, slope = costs.noisy_gamma(level).detach().cpu().double(), slopes(costs, level)[1].detach().cpu()
-    some = slice(None, None, max(1, len(data) // 256))
-    sample, its = data[some], None if context is None else context[some]
-    variance = torch.cat([control.variance(sample, gamma, context=its) for control in controls], 1)  # (3 C, F)
+    variance = torch.cat([control.variance(sample, gamma, context=context) for control in controls], 1)  # (3 C, F)
     out[:, 1:] = (slope.square()[:, None] * variance).view(-1, 3, len(out)).mean(1).T
     start = costs.end_gammas()[:1].detach().cpu().double()
-    at_first = torch.cat([control.variance(sample, start, True, its) for control in controls], 1)
+    at_first = torch.cat([control.variance(sample, start, True, context) for control in controls], 1)
     out[:, 0] = FIRST_SLOPE**2 * at_first[0]
     return out
 

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition
+from diffusional.encoded import DataItems, check_encoded
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.control import Control, width_of
 from diffusional.evaluation.controls import NAMES, restored
@@ -183,7 +184,7 @@ class Plan:
     def fit(
         cls,
         model: LatentVariableModel,
-        data: Tensor,
+        data: DataItems,
         evaluations: int = PILOT,
         seed: int = 0,
         controls: tuple[str, ...] = NAMES,
@@ -209,7 +210,7 @@ class Plan:
         >>> bool(plan.scale.max() < 0.01)                              # nats: here Wiener's world is the model
         True
         """
-        model.space.check(data)
+        check_encoded(model.space, data)
         check_condition(condition, len(data))
         check_seed(seed)
         if evaluations < 100:
@@ -470,7 +471,7 @@ class Plan:
 
 # Returns a plan from a pilot; the arguments are those of `Plan.fit`, without its defaults.
 Learner = Callable[
-    [Chain, Tensor, int, int, tuple[str, ...], int, Condition | None, Plan | None, Callable[[float], float] | None],
+    [Chain, DataItems, int, int, tuple[str, ...], int, Condition | None, Plan | None, Callable[[float], float] | None],
     Plan,
 ]
 _learn: Learner | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import diffusional
 from diffusional.conditions import Condition, by_name, ignores_condition
+from diffusional.encoded import DataItems, some_of
 from diffusional.errors import DiffusionalError
 from diffusional.known_data import recognise, version_record
 from diffusional.models.base import LatentVariableModel, device_of
@@ -45,13 +46,12 @@ def as_seen(space: Space, data: Tensor) -> Tensor:
     return space.index(data) if isinstance(space, Discrete) else data.float()
 
 
-def fingerprint(space: Space, data: Tensor) -> str:
+def fingerprint(space: Space, data: DataItems) -> str:
     """Return the sha256 of items, which does not depend on their type."""
     # The hash of `tensor_hash({"data": as_seen(space, data)})`, without a copy of all items in memory.
-    blocks = data.split(_BLOCK) if len(data) else (data,)
-    first = as_seen(space, blocks[0])
+    first = as_seen(space, data[:1])
     digest = hashlib.sha256(f"data:{first.dtype}:{(len(data), *first.shape[1:])};".encode())
-    for rows in blocks:
+    for rows in data.split(_BLOCK) if len(data) else ():
         _update(digest, as_seen(space, rows))
     return digest.hexdigest()
 
@@ -66,7 +66,7 @@ def condition_record(condition: Condition | None) -> dict[str, str]:
 
 
 def provenance(
-    model: LatentVariableModel, data: Tensor, seed: int, condition: Condition | None = None
+    model: LatentVariableModel, data: DataItems, seed: int, condition: Condition | None = None
 ) -> dict[str, Any]:
     """Return the record that all methods of evaluation share.
 
@@ -74,7 +74,7 @@ def provenance(
     (`conditions.ignoring_condition`), `data_version` only if the items are a known version of a data set, `stages` for a composite model, and
     `doubts` only if the space has doubts about the items.
     """
-    doubts, sha256 = model.space.doubts(data), fingerprint(model.space, data)
+    doubts, sha256 = model.space.doubts(some_of(data)), fingerprint(model.space, data)
     return {
         "data_sha256": sha256,
         **version_record(recognise(sha256, model.space.shape, len(data), model.space.levels)),

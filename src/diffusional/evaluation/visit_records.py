@@ -25,6 +25,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, by_name, moved, rows_of
 from diffusional.deprecation import renamed_names
+from diffusional.encoded import DataItems
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.noise import item_keys, normal, stream
@@ -107,7 +108,7 @@ class VisitRecords:
         self,
         model: Chain,
         plan: Plan,
-        data: Tensor,
+        data: DataItems,
         seed: int = 0,
         condition: Condition | None = None,
         deterministic: bool = False,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusional.condition_form import ConditionForm
 from diffusional.conditions import Condition, check_condition
+from diffusional.encoded import DataItems
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
 from diffusional.space import Continuous, Space
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from diffusional.models.vae import Autoencoder
 
 
-def device_of(model: nn.Module, data: Tensor) -> torch.device:
+def device_of(model: nn.Module, data: DataItems) -> torch.device:
     """Return the device of a model's first parameter or buffer, or that of `data` if the model has neither.
 
     >>> device_of(nn.Linear(1, 1), torch.zeros(1)).type
