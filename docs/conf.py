@@ -7,6 +7,9 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
+# One thread for each notebook's kernel: two kernels with two threads each wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 project = "diffusional"
 author = "the diffusional contributors"
 copyright = "the diffusional contributors"
@@ -23,7 +26,8 @@ html_copy_source = False
 exclude_patterns = ["_build"]
 
 # Pages are Markdown that GitHub shows as well, and their headings have the anchors that GitHub gives them.
-myst_enable_extensions = ["dollarmath", "tasklist"]
+# Formulas are Unicode text: no page loads anything from elsewhere.
+myst_enable_extensions = ["tasklist"]
 myst_heading_anchors = 4
 
 # Notebooks run while the site is built; DIFFUSIONAL_DOCS_RUN=0 leaves that out.

@@ -12,6 +12,7 @@ import inspect
 import re
 import sys
 import textwrap
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,9 +32,18 @@ def names(text: str) -> list[str]:
     return _ENTRY.findall(text)
 
 
+def public() -> list[str]:
+    """Return the names of diffusional/__init__.pyi."""
+    stub = Path(df.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    return re.findall(r" as (\w+)$", stub, flags=re.MULTILINE)
+
+
 def expanded(text: str) -> str:
-    """Return a page with every line of a name replaced by its entry."""
-    return _ENTRY.sub(lambda match: entry(match[1]), text)
+    """Return a page with every line of a name replaced by its entry, and with the public names that it does not list at its end."""
+    listed = {name.split(".")[0] for name in names(text)}
+    further = [name for name in public() if name not in listed]
+    end = "\n## Further names\n\n" + "".join(f"- `df.{name}`\n" for name in further) if further else ""
+    return _ENTRY.sub(lambda match: entry(match[1]), text + end)
 
 
 def escaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Write the tables and figures of docs/results and docs/audit from the JSON of the benchmarks: `make results`.
+"""Write the tables and figures of docs/results, docs/audit and docs/leaderboard.md from the JSON of the benchmarks: `make results`.
 
     python tools/results.py            # write what differs
     python tools/results.py --check    # exit status 1 if a table or a figure differs from its JSON
@@ -46,7 +46,8 @@ def written(text: str, drawn: dict[str, Drawn] | None = None) -> str:
 
 def pages() -> list[Path]:
     """Return the pages with tables and figures that are written here."""
-    return sorted(page for folder in FOLDERS for page in (ROOT / "docs" / folder).glob("*.md"))
+    found = sorted(page for folder in FOLDERS for page in (ROOT / "docs" / folder).glob("*.md"))
+    return [*found, ROOT / "docs" / "leaderboard.md"]
 
 
 def fingerprint(path: Path) -> str:
