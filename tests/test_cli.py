@@ -344,13 +344,13 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda f: train(f / "nowhere.npy"),
         'TMP/nowhere.npy does not exist; expected "digits", an array in .npy or .npz, an IDX file (*-ubyte or '
         "*.idx, perhaps .gz), a table (.csv, .tsv, .parquet), a folder of images, of tables or with MNIST's "
-        'files, or "hf:owner/name" for a data set of the Hugging Face Hub',
+        'files, or "hf:owner/name" for a data set of the Hugging Face Hub; of text, "text" or a .txt file',
     ),
     "a missing file to evaluate": (
         lambda f: ["evaluate", f / "run", "--data", f / "nowhere.npy"],
         'TMP/nowhere.npy does not exist; expected "digits", an array in .npy or .npz, an IDX file (*-ubyte or '
         "*.idx, perhaps .gz), a table (.csv, .tsv, .parquet), a folder of images, of tables or with MNIST's "
-        'files, or "hf:owner/name" for a data set of the Hugging Face Hub',
+        'files, or "hf:owner/name" for a data set of the Hugging Face Hub; of text, "text" or a .txt file',
     ),
     "a truncated npy": (
         truncated_npy,
@@ -574,13 +574,13 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda f: ["data", raw(f / "a.xyz", b"1")],
         'TMP/a.xyz is of an unknown kind; expected "digits", an array in .npy or .npz, an IDX file (*-ubyte or '
         "*.idx, perhaps .gz), a table (.csv, .tsv, .parquet), a folder of images, of tables or with MNIST's "
-        'files, or "hf:owner/name" for a data set of the Hugging Face Hub',
+        'files, or "hf:owner/name" for a data set of the Hugging Face Hub; of text, "text" or a .txt file',
     ),
     "data that are missing": (
         lambda f: ["data", f / "nowhere"],
         'TMP/nowhere does not exist; expected "digits", an array in .npy or .npz, an IDX file (*-ubyte or *.idx, '
         "perhaps .gz), a table (.csv, .tsv, .parquet), a folder of images, of tables or with MNIST's files, or "
-        '"hf:owner/name" for a data set of the Hugging Face Hub',
+        '"hf:owner/name" for a data set of the Hugging Face Hub; of text, "text" or a .txt file',
     ),
     "data without levels": (
         lambda f: ["data", f / "tiny.npy"],
@@ -615,7 +615,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda f: ["data", made(f / "empty")],
         'TMP/empty holds no data of a known kind (it holds: nothing); expected "digits", an array in .npy or '
         ".npz, an IDX file (*-ubyte or *.idx, perhaps .gz), a table (.csv, .tsv, .parquet), a folder of images, "
-        'of tables or with MNIST\'s files, or "hf:owner/name" for a data set of the Hugging Face Hub',
+        'of tables or with MNIST\'s files, or "hf:owner/name" for a data set of the Hugging Face Hub; of text, "text" or a .txt file',
     ),
     "images of two sizes": (
         lambda f: ["data", pictures(f / "pictures", *[(8, 8)] * 20, (8, 9))],
@@ -704,7 +704,7 @@ MISTYPED = {
     ("train", "new", "--sampler", "random"): "invalid --sampler random: expected one of stratified, adaptive, uniform, "
     "second-moment. See diffusional train --help",
     ("train", "new", "--model.kind", "vea"): "invalid --model.kind vea: did you mean vae? Expected one of diffusion, "
-    "binomial-diffusion, gaussian-chain, vae, hierarchical-vae, vae-diffusion-prior, contrastive. See diffusional train --help",
+    "binomial-diffusion, gaussian-chain, vae, hierarchical-vae, vae-diffusion-prior, contrastive, masked, uniform. See diffusional train --help",
     ("train", "new", "--preset", "digit"): "invalid --preset digit: did you mean digits? Expected one of digits, digits-vae, "
     "digits-hierarchical-vae, digits-diffusion-prior, essay, essay-tuned, laptop, images, sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm. See diffusional train --help",
     ("train", "new", "--preset"): "--preset: expected one of digits, digits-vae, digits-hierarchical-vae, "

@@ -247,6 +247,19 @@ def test_importance_weights_over_orders_approach_the_model_s_own_probability() -
     assert float(((mean - p).abs() / error).max()) < 4.5
 
 
+def test_the_chain_rule_along_one_order_is_another_model() -> None:
+    """Each order's probabilities sum to one; the bound is their mean over the orders; it lies above that of the mixture."""
+    model, x = masked(), WORLD.states
+    every = torch.stack([model.chain_rule(x, torch.tensor(order)) for order in permutations(range(L))])
+    torch.testing.assert_close((-every).exp().sum(1), torch.ones(len(every), dtype=torch.float64))
+    torch.testing.assert_close(every.mean(0), model.exact_ledger(x).nelbo, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close((-every).exp().mean(0), exact_probabilities(model, K + 1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(model.chain_rule(x), every[0])
+    assert float((every[0] - every[-1]).abs().max()) > 0.01
+    with pytest.raises(df.DiffusionalError, match=r"0 … 2"):
+        model.chain_rule(x, torch.tensor([0, 1, 1]))
+
+
 def test_refusals() -> None:
     space = Categorical(4, 3)
     with pytest.raises(df.DiffusionalError, match="mask of a masked diffusion"):

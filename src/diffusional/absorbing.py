@@ -162,6 +162,11 @@ class Absorbing(Float64, ForwardProcess):
         a = a.detach()
         return torch.where(a < 1, -slope / (1 - a).clamp(min=1e-300), 0.0)
 
+    def chance(self, t: Time, masked: int, shown: int) -> Tensor:
+        """Return the probability (B,) or () that `masked` given positions of z_t are masked and `shown` others are not."""
+        keep = self.keeps(t)
+        return (1 - keep) ** masked * keep**shown
+
     def _hidden(self, z: Batch, keep: Tensor) -> Categorical:
         """Return independent positions that show z with probability `keep`, and are masked otherwise."""
         keep = align(keep.to(z.device), z.double())[..., None]
@@ -234,6 +239,19 @@ class OneAtATime(ForwardProcess):
     def rate(self, level: Time) -> Tensor:
         """Return 1/(t + 1) (B,) or (), the probability that a mask of z_{t+1} is the one that is gone in z_t."""
         return 1 / (latents(level, 1, self.steps - 1, torch.as_tensor(level).device) + 1).double()
+
+    def chance(self, t: Time, masked: int, shown: int) -> Tensor:
+        """Return the probability (B,) or () that `masked` given positions of z_t are masked and `shown` others are not.
+
+        >>> OneAtATime(27, 4).chance(torch.tensor([1, 2]), 1, 1)                                        # ¼, and ½ · ⅔
+        tensor([0.2500, 0.3333], dtype=torch.float64)
+        """
+        out = torch.ones_like(latents(t, 1, self.length, torch.as_tensor(t).device), dtype=torch.float64)
+        left, hidden = float(self.length), torch.as_tensor(t).double()
+        for k in range(masked + shown):
+            # The positions one after the other: hidden of the left ones are masked.
+            out = out * ((hidden - k if k < masked else left - hidden - (k - masked)) / (left - k)).clamp(min=0)
+        return out
 
     def marginal(self, x: Batch, t: Time) -> "Hiding":
         """Return q(z_t | x), t in 1 … T."""

@@ -186,6 +186,7 @@ class Categorical(Discrete):
         categories: K, at least 2.
         alphabet: what the categories are, such as "text8" or the hash of a tokenizer. Spaces of different alphabets are not equal, so that
             data in one alphabet are refused by a model of another.
+        excluded: a number among them that is no category, such as the mask of a vocabulary from elsewhere: data that have it are refused.
 
     Raises DiffusionalError for a length below 1, fewer than two categories, and more than 2²⁴, which float32 cannot number.
 
@@ -195,14 +196,16 @@ class Categorical(Discrete):
     """
 
     alphabet: str | None = None
+    excluded: int | None = None
 
-    def __init__(self, length: int, categories: int, alphabet: str | None = None) -> None:
+    def __init__(self, length: int, categories: int, alphabet: str | None = None, excluded: int | None = None) -> None:
         for name, value in (("length", length), ("categories", categories)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise DiffusionalError(f"expected {name} to be an integer, got {value!r}")
         if categories > _MOST_CATEGORIES:
             raise DiffusionalError(f"expected categories to be at most {_MOST_CATEGORIES}, got {categories}")
-        fields = {"shape": (length,), "levels": categories, "low": 0.0, "high": categories - 1.0, "alphabet": alphabet}
+        fields = {"shape": (length,), "levels": categories, "low": 0.0, "high": categories - 1.0}
+        fields |= {"alphabet": alphabet, "excluded": excluded}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
@@ -230,11 +233,25 @@ class Categorical(Discrete):
                 f"expected tokens 0 … {self.levels - 1}, the {self.levels} categories of the space, got {token} in item {item}{mask}; use the "
                 "alphabet or tokenizer that the model was trained with"
             )
+        self._check_excluded(raw)
         return raw.to(dtype)
+
+    def check(self, x: Tensor) -> None:
+        """Raise unless x (B, length) has categories at all positions."""
+        super().check(x)
+        self._check_excluded(x)
+
+    def _check_excluded(self, tokens: Tensor) -> None:
+        if self.excluded is not None and bool((tokens == self.excluded).any()):
+            item = int((tokens == self.excluded).any(1).nonzero()[0])
+            raise DiffusionalError(
+                f"expected data without the token {self.excluded}, which is the mask of this vocabulary, got it in item {item}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready description; `from_dict` reads it back."""
         named = {} if self.alphabet is None else {"alphabet": self.alphabet}
+        named |= {} if self.excluded is None else {"excluded": self.excluded}
         return {"kind": "categorical", "length": self.shape[0], "categories": self.levels, **named}
 
 

@@ -1124,4 +1124,18 @@ FAULTS = [
         "return self.evaluations",
         "evaluation/test_shares.py::test_two_processes_are_one",
     ),
+    fault(
+        "evaluation/neighbours.py",
+        "an event of neighbours with one mask too few",
+        "masked = 1 + (g - 1 if g else before) + (h - 1 if h else after)",
+        "masked = (g - 1 if g else before) + (h - 1 if h else after)",
+        "evaluation/test_neighbours.py::test_the_expectation_is_the_sum_over_all_masks",
+    ),
+    fault(
+        "evaluation/neighbours.py",
+        "what the control adds back is that of all levels, not of its cell",
+        'torch.einsum("ml,ble->bme"',
+        'torch.einsum("ml,bne->bme"',
+        "evaluation/test_neighbours.py::test_an_evaluation_with_it_is_unbiased_for_every_item",
+    ),
 ]

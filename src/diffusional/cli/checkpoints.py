@@ -154,8 +154,13 @@ def _levels(command: Evaluate | Check | Score | Classify | Import) -> int | None
 def loaded(path: Path, levels: int | None, space: "Space | None", options: dict[str, Any]) -> "DiffusionModel":
     """Load a checkpoint, and check that its condition can be given on the command line."""
     from diffusional.interop.checkpoint import load_checkpoint
+    from diffusional.models.diffusion import DiffusionModel
 
     model = load_checkpoint(str(path), space, levels=None if space is not None else levels, **options)
+    if not isinstance(model, DiffusionModel):
+        raise DiffusionalError(
+            f"expected a checkpoint of diffusers, got {path}; evaluate it in Python, with df.load_checkpoint"
+        )
     needed = model.origin.get("config", {}).get("condition")
     if needed is not None and not model.classes:
         raise DiffusionalError(

@@ -126,7 +126,11 @@ def _evaluate(command: Evaluate) -> Result:
     if weights:
         title += f", guidance {weights[0]:g}"
         title += " (each with and without the condition)" if weights[0] not in (0, 1) else ""
-    shown: list[Any] = [ledger_table(result, title), *_worse_than_uniform(result, model)]
+    shown: list[Any] = [
+        ledger_table(result, title),
+        *_text_units(result, model, chosen.x, about),
+        *_worse_than_uniform(result, model),
+    ]
     if command.importance_weighted is not None:
         cost = command.importance_weighted * model.evaluations * len(data)
         with (
@@ -151,6 +155,19 @@ def _evaluate(command: Evaluate) -> Result:
     if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
         saves.append(lambda: _kept(lambda: save_json(command.run / f"evaluation-{split}.json", out)))
     return Result(out, shown, saves)
+
+
+def _text_units(result: "Evaluation", model: "LatentVariableModel", x: "Tensor", about: dict[str, Any]) -> list[str]:
+    """Return a line with the bound per token, character and byte of a text, and add them to the record; otherwise none."""
+    from diffusional.data.tokens import TextUnits
+    from diffusional.space import Categorical
+
+    space = model.space
+    if not isinstance(space, Categorical) or space.alphabet is None:
+        return []
+    units = TextUnits.of(result.nelbo, space.decode(x).cpu().numpy(), space.alphabet, space.dimensions)
+    about["text"] = units.to_json()
+    return [str(units)]
 
 
 def _worse_than_uniform(result: "Evaluation", model: "LatentVariableModel") -> list[str]:

@@ -3,6 +3,8 @@
 `load` accepts:
 
     "digits"                          scikit-learn's digits, 17 levels, a fixed split
+    "text"                            the prose of Python's own help, 27 characters, a fixed split
+    *.txt, *.md                       a text, as blocks of tokens (data/tokens.py)
     *.npy                             one array (N, …), split at random, read from the file as needed
     *.npz                             one array, or train / validation (val) / test (also x_train, …)
     *-ubyte, *.idx [.gz]              one IDX array, split at random
@@ -21,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusional.data import arrays, digits, idx, images
+from diffusional.data import arrays, digits, idx, images, tokens
 from diffusional.data.checks import to_dataset
 from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.collection import Collection, check_names, collected
@@ -35,7 +37,7 @@ from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import Fractions, Part, split_at_random
 from diffusional.data.texts import CAPTION, text_source, with_texts, written
 from diffusional.errors import DiffusionalError
-from diffusional.space import Space
+from diffusional.space import Categorical, Space
 from diffusional.text import Form
 
 __all__ = ["Collection", "Dataset", "from_torch", "load", "read"]
@@ -53,6 +55,7 @@ _CALLED = {
     "images": "images",
     "table": "a table",
     "hub": "the Hub",
+    "text": "text and arrays of tokens",
 }
 # The kinds of data that an option applies to, and its default.
 _OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
@@ -64,6 +67,8 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "column": (("hub",), None),
     "streaming": (("hub",), False),
     "holdout": (("hub",), 1000),
+    "alphabet": (("text",), None),
+    "length": (("text",), None),
 }
 
 
@@ -84,8 +89,10 @@ def load(
     condition: str | None = None,
     text_encoder: str | None = None,
     text_form: Form = "pooled",
+    alphabet: str | None = None,
+    length: int | None = None,
 ) -> Dataset:
-    """Load the data set "digits", or the data of a file, a folder (`./digits` for a folder of that name) or the Hub.
+    """Load the data sets "digits" or "text", or the data of a file, a folder (`./digits` for a folder of that name) or the Hub.
 
     `levels` is the number of levels K of integer data, 0 … K−1, and must be declared. Booleans have 2 levels, and images those of
     their format; real-valued data have none and are standardised by their train split. Data in one piece are split into the
@@ -99,6 +106,8 @@ def load(
     (`data.derived`), which is computed from them; "numbers:NAME" and "tokens:NAME" are numbers and tokens of keys or columns
     (`data.given`). With "caption", the condition is the embeddings of texts (`data.texts`) by
     `text_encoder`: a vector for each text or, with text_form="tokens", one for each token. "text:ENCODER" is the same with this encoder.
+
+    `alphabet` and `length` are for text and arrays of tokens (`data.tokens.load_text`).
 
     `size`, `fit` and `grey` are for images (`data.pictures.Options`), `columns` and `decimal` for tables (`data.tables.load_table`), `column`,
     `streaming` and `holdout` for the Hub (`data.hub.load_hub`).
@@ -116,7 +125,7 @@ def load(
     diffusional.errors.DiffusionalError: size=32 was given for digits, but it is for images and the Hub; leave it out
     """
     given: dict[str, Any] = {"size": size, "fit": fit, "grey": grey, "columns": columns, "decimal": decimal}
-    given |= {"column": column, "streaming": streaming, "holdout": holdout}
+    given |= {"column": column, "streaming": streaming, "holdout": holdout, "alphabet": alphabet, "length": length}
     text = text_source(condition, text_encoder)
     if text is not None:
         texts, encoder = text
@@ -150,9 +159,14 @@ def _loaded(
         _refuse_others(given, "digits")
         _check_digits(levels)
         return digits.load_digits(condition)
+    if name_or_path == tokens.EMBEDDED or given["alphabet"] is not None:
+        _refuse_others(given, "text")
+        return _text(name_or_path, condition, given, levels, split, seed)
     path, kind = _kind(name_or_path)
     _refuse_others(given, kind)
     options = Options(given["size"], given["fit"], given["grey"])
+    if kind == "text":
+        return _text(name_or_path, condition, given, levels, split, seed)
     if kind == "hub":
         stream = (given["column"], given["streaming"], given["holdout"])
         dataset = load_hub(name, levels, split, seed, options, *stream, condition)
@@ -253,8 +267,13 @@ def read(
         _refuse_others(given, "digits")
         parts = digits.parts(LABEL if written_here else condition)
         return collected("digits", parts, digits.LEVELS, space, names, split, classes, wanted)
+    if isinstance(space, Categorical):
+        _refuse_others(given, "text")
+        return tokens.read_text(name_or_path, space, split)
     path, kind = _kind(name_or_path)
     _refuse_others(given, kind)
+    if kind == "text":
+        raise DiffusionalError(f"expected items of {space} for this model, got a text, {name_or_path}")
     options, stored = Options(size, fit, grey), None
     if kind == "hub":
         parts, stored = read_hub(str(name_or_path), options, column, condition)
@@ -273,6 +292,19 @@ def read(
     else:
         parts = _array_parts(path, kind, None, 0, LABEL if written_here and kind != "numpy" else condition)
     return collected(path.resolve().name, parts, stored, space, names, split, classes, wanted)
+
+
+def _text(
+    name_or_path: str | Path,
+    condition: str | None,
+    given: dict[str, Any],
+    levels: int | None,
+    split: Fractions,
+    seed: int,
+) -> Dataset:
+    if condition is not None:
+        raise DiffusionalError(f"condition={condition!r} was given for text, which has no labels; leave it out")
+    return tokens.load_text(name_or_path, given["alphabet"], given["length"], levels, split, seed)
 
 
 def _kind(name_or_path: str | Path) -> tuple[Path, str]:

@@ -13,9 +13,11 @@ __getattr__ = renamed_names(__name__, {"kind_of": "format_of"})
 
 ACCEPTED = (
     '"digits", an array in .npy or .npz, an IDX file (*-ubyte or *.idx, perhaps .gz), a table (.csv, .tsv, .parquet), '
-    'a folder of images, of tables or with MNIST\'s files, or "hf:owner/name" for a data set of the Hugging Face Hub'
+    'a folder of images, of tables or with MNIST\'s files, or "hf:owner/name" for a data set of the Hugging Face Hub; of text, "text" or '
+    "a .txt file"
 )
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TEXTS = (".txt", ".text", ".md")
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _MNIST = ("-ubyte", "-ubyte.gz")
 
@@ -30,7 +32,7 @@ def given_name(path: Path) -> str:
 
 
 def format_of(path: Path) -> str:
-    """Return "mnist", "images" or "table" for a folder, "numpy", "idx" or "table" for a file.
+    """Return "mnist", "images" or "table" for a folder, "numpy", "idx", "table" or "text" for a file.
 
     A folder of images may hold tables beside them, such as labels. Raises DiffusionalError for anything else, for
     special files such as named pipes and devices, and for a folder that cannot be listed.
@@ -56,6 +58,8 @@ def format_of(path: Path) -> str:
         return "idx"
     if name.endswith(TABLES):
         return "table"
+    if name.endswith(TEXTS):
+        return "text"
     known = recognise_file(path)
     if known is not None:
         raise DiffusionalError(

@@ -10,18 +10,19 @@ from diffusional.evaluation.context import Context
 from diffusional.evaluation.control import Control, Own
 from diffusional.evaluation.histogram import MOST_LEVELS, Histogram
 from diffusional.evaluation.moments import Moments
+from diffusional.evaluation.neighbours import MOST_CATEGORIES, Neighbours
 from diffusional.evaluation.wiener import Wiener
 from diffusional.models.chain import Chain
 from diffusional.space import Discrete
 
-NAMES = ("wiener", "histogram", "moments", "own")
+NAMES = ("wiener", "histogram", "moments", "own", "neighbours")
 # Those that take network evaluations, so that a plan has them only if they are named.
 FURTHER = ("context",)
 
 
 def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Control, ...]:
     """Return the controls of these names that the chain has, fitted to items x (N, *dims): Wiener's filter and the moments of the noise for
-    costs that are affine in ‖ε − ε̂‖², histograms for discrete data, what the chain's family offers, and if it is named the context of a
+    costs that are affine in ‖ε − ε̂‖², histograms for discrete data, a Markov chain for masked sequences, what the chain's family offers, and if it is named the context of a
     levels head over at most 32 levels.
 
     Raises DiffusionalError for an unknown name.
@@ -40,6 +41,8 @@ def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Contr
             raise DiffusionalError(f"expected controls among {', '.join((*NAMES, *FURTHER))}, got {name!r}")
         if name == "own" and chain.moment_names:
             fitted.append(Own(chain))
+        if name == "neighbours" and chain.masks is not None and chain.masks.space.levels <= MOST_CATEGORIES:
+            fitted.append(Neighbours.fit(x, chain.masks))
         if chain.affine is None:
             continue
         if name == "wiener":
@@ -63,5 +66,8 @@ def restored(name: str, chain: Chain, state: dict[str, Tensor]) -> Control:
     """Return a control from its `state`. Raises KeyError for an unknown name or an incomplete state."""
     if name == "own":
         return Own(chain)
+    if name == "neighbours":
+        assert chain.masks is not None
+        return Neighbours.from_state(chain.masks, state)
     kinds = {"wiener": Wiener, "histogram": Histogram, "moments": Moments, "context": Context}
     return kinds[name].from_state(chain.space, state)

@@ -40,7 +40,15 @@ from diffusional.evaluation.control import Control, width_of
 from diffusional.evaluation.controls import NAMES, restored
 from diffusional.evaluation.noise import stream
 from diffusional.evaluation.provenance import tensor_hash
-from diffusional.evaluation.visits import FIRST_SLOPE, LevelVisits, constants, quadrature, visit_costs, visit_features
+from diffusional.evaluation.visits import (
+    FIRST_SLOPE,
+    LevelVisits,
+    constants,
+    latents_of_cells,
+    quadrature,
+    visit_costs,
+    visit_features,
+)
 from diffusional.files import json_text, load_json, load_tensors, write_tensors, writing
 from diffusional.ledger import sharing
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -290,10 +298,17 @@ class Plan:
         decoder = self.constant[:1].expand(len(x)).clone()
         costs = model.affine
         if costs is None:
-            return torch.cat([decoder[:, None], total + constants(model, self.edges)], 1)
-        gamma, weight, offset = quadrature(costs, self.edges)
+            if not bool((self.expected != 0).any()) or model.timesteps is None:
+                return torch.cat([decoder[:, None], total + constants(model, self.edges)], 1)
+            # Without γ, controls take the numbers of the latents.
+            gamma, weight = latents_of_cells(model.timesteps, self.edges)
+            offset, start = constants(model, self.edges), torch.ones(1, dtype=torch.float64)
+            once = torch.ones(1, 1, dtype=torch.float64)
+        else:
+            gamma, weight, offset = quadrature(costs, self.edges)
+            start = costs.end_gammas()[:1].detach().cpu().double()
+            once = torch.full((1, 1), FIRST_SLOPE, dtype=torch.float64)
         total += offset
-        start = costs.end_gammas()[:1].detach().cpu().double()
         begin = 0
         for control in self.controls:
             used = self.expected[begin : begin + len(control.expects)]  # (E, C + 1)
@@ -303,7 +318,6 @@ class Plan:
                     "bce,ec->bc", control.totals(x, gamma, weight, context=context).cpu(), used[:, 1:]
                 )
             if bool((used[:, 0] != 0).any()):
-                once = torch.full((1, 1), FIRST_SLOPE, dtype=torch.float64)
                 decoder += control.totals(x, start, once, first=True, context=context).cpu()[:, 0] @ used[:, 0]
         return torch.cat([decoder[:, None], total], 1)
 

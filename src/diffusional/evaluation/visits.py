@@ -118,6 +118,19 @@ def constants(model: Chain, edges: Tensor) -> Tensor:
     return total.index_add_(0, cell, model.level_constants(level).detach().cpu().double())
 
 
+def latents_of_cells(timesteps: int, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the numbers t + 1 of the latents at which the levels t are paid (L,), float64, and which of them each cell has (C, L).
+
+    >>> latents_of_cells(3, torch.tensor([1, 3, 4]))[1].tolist()
+    [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    level = torch.arange(1, timesteps + 1)
+    cell = torch.searchsorted(edges, level, right=True) - 1
+    weight = torch.zeros(len(edges) - 1, timesteps, dtype=torch.float64)
+    weight[cell, torch.arange(timesteps)] = 1.0
+    return (level + 1).double(), weight
+
+
 def visit_costs(model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None) -> Tensor:
     """Return the cost of every visit (V,), float64 on the CPU: the sum of its `visit_parts`."""
     return total_of(visit_parts(model, x, visits, noise, condition))

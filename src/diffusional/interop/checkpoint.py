@@ -19,6 +19,7 @@ from diffusional.interop.averages import Copies, keep_copies
 from diffusional.interop.declared import Declared
 from diffusional.interop.fitted import choose_start, fit_variance
 from diffusional.interop.flows import called
+from diffusional.interop.masked_lm import PREFIX, load_masked_lm
 from diffusional.interop.networks import DiffusersNetwork
 from diffusional.interop.packing import packing_of
 from diffusional.interop.place import COPIES, MEANS, NETWORK, SCHEDULER, Copy, Place, locate
@@ -29,6 +30,7 @@ from diffusional.interop.weights import load_network
 from diffusional.models import likelihood as likelihoods
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Likelihood
+from diffusional.models.masked import MaskedDiffusion
 from diffusional.schedule import Schedule, log_snr_linear
 from diffusional.space import Continuous, Discrete, Space
 
@@ -55,8 +57,11 @@ def load_checkpoint(
     variant: str | None = None,
     revision: str | None = None,
     weights: Copy | None = None,
-) -> DiffusionModel:
+) -> DiffusionModel | MaskedDiffusion:
     """Load a model of diffusers as a model as any other: `df.evaluate`, `df.compare` and samples work on it.
+
+    "hf:NAME" loads a masked language model of transformers as a masked diffusion, over sequences of the length of `space`
+    (a `space.Categorical`, or 128 tokens); the other options do not apply. See `interop.masked_lm` for models with other conventions.
 
     Its `origin` lists what the checkpoint's own files determine, what was assumed and what was given; evaluations record it.
 
@@ -98,6 +103,8 @@ def load_checkpoint(
     >>> model.steps, model.space.levels, model.origin["config"]["levels"]
     (10, 256, 'T = 10 latents, linear betas from 0.0001 to 0.02')
     """
+    if str(path_or_hub_id).startswith(PREFIX):
+        return load_masked_lm(path_or_hub_id, 128 if space is None else space.shape[0])
     place = locate(path_or_hub_id, subfolder=subfolder, variant=variant, revision=revision, weights=weights)
     origin = Origin(place.source, "diffusers", place.revision)
     own, stated = [], read_stated(place.folder)

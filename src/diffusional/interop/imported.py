@@ -70,6 +70,10 @@ def load_reference(run: Path, space: Space, **changed: Any) -> DiffusionModel:
         ) from error
     except DiffusionalError as error:
         raise DiffusionalError(f"{run} was imported from {source}: {error}") from error
+    if not isinstance(model, DiffusionModel):
+        raise DiffusionalError(
+            f"expected a run of a checkpoint of diffusers in {run}, got {source}; load it with df.load_checkpoint"
+        )
     now = model.origin["files"]
     fitted = {
         name: text

@@ -31,7 +31,7 @@ from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
 from diffusional.models.base import LatentVariableModel, plain_options
 from diffusional.shapes import Batch, PerItem
-from diffusional.space import Space
+from diffusional.space import Categorical, Space
 from diffusional.timesteps import Stratified, TimestepSampler, position
 
 # Rows of one network call where a method visits many levels of a batch.
@@ -97,6 +97,35 @@ class AffineCosts(Protocol):
 
     def edge_gammas(self, edges: Tensor) -> Tensor:
         """Return γ at edges of cells: u (C + 1,) in continuous time, otherwise γ of all T latents."""
+        ...
+
+
+@runtime_checkable
+class MaskCosts(Protocol):
+    """A chain of masked sequences, which pays rate_t Σ_{i masked in z_t} −ln p_i(x_i | z_t) at z_t, MATH (34). An evaluation then has control
+    variates whose expectations over the masks are known (evaluation/neighbours.py).
+    """
+
+    @property
+    def space(self) -> Categorical:
+        """The space of the sequences."""
+        ...
+
+    @property
+    def steps(self) -> int | None:
+        """T."""
+        ...
+
+    def masked(self, t: PerItem, noise: Batch) -> Tensor:
+        """Return which positions of z_t are masked for standard normal noise (B, L)."""
+        ...
+
+    def mask_rate(self, t: PerItem) -> PerItem:
+        """Return the factor (B,) of the sum at z_t: 1 at z_1, which is the reconstruction."""
+        ...
+
+    def mask_chance(self, t: PerItem, masked: int, shown: int) -> PerItem:
+        """Return the probability (B,) that `masked` given positions of z_t are masked and `shown` other ones are not."""
         ...
 
 
@@ -313,6 +342,11 @@ class Chain(LatentVariableModel):
     @property
     def affine(self) -> AffineCosts | None:
         """The chain itself if its costs are affine in the squared error of the noise, so that controls exist; by default None."""
+        return None
+
+    @property
+    def masks(self) -> MaskCosts | None:
+        """The chain itself if its costs are those of masked positions, so that their controls exist; by default None."""
         return None
 
     def visited(self) -> "Chain | None":

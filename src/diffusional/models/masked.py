@@ -27,7 +27,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import Distribution
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.calls import call
-from diffusional.models.chain import Chain, same_shape
+from diffusional.models.chain import Chain, batch_rows, same_shape
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Categorical as Sequences
 from diffusional.space import Space
@@ -168,6 +168,25 @@ class MaskedDiffusion(Chain):
         shown.scatter_(-1, z_1.long().clamp(max=self.process.mask - 1)[..., None], 0.0)
         return Categorical(torch.where(masks, log_probs, shown), self.space.values)
 
+    # What controls of an evaluation need, `MaskCosts`.
+
+    @property
+    def masks(self) -> "MaskedDiffusion | None":
+        """The chain itself in discrete time."""
+        return None if self.steps is None else self
+
+    def masked(self, t: PerItem, noise: Batch) -> Tensor:
+        """Return which positions of z_t are masked for standard normal noise (B, L)."""
+        return self.process.masked(t, noise)
+
+    def mask_rate(self, t: PerItem) -> PerItem:
+        """Return the factor (B,) of the sum over the masks of z_t: 1 at z_1, which is the reconstruction, and ρ_{t−1} elsewhere."""
+        return torch.where(t == 1, 1.0, self.process.rate((t - 1).clamp(min=1))).double()
+
+    def mask_chance(self, t: PerItem, masked: int, shown: int) -> PerItem:
+        """Return the probability (B,) that `masked` given positions of z_t are masked and `shown` other ones are not."""
+        return self.process.chance(t, masked, shown)
+
     # The costs, MATH (34).
 
     def noisy(self, x: Batch, t: PerItem, noise: Batch) -> Batch:
@@ -217,6 +236,34 @@ class MaskedDiffusion(Chain):
         visits, firsts = (~first).nonzero().squeeze(1), first.nonzero().squeeze(1)
         kl = self.process.rate(level[visits]).to(x.device) * hidden[visits]
         return self._mixed({"prior": self.prior(x)}, draws, visits, kl, firsts, -hidden[firsts])
+
+    @torch.no_grad()
+    def chain_rule(self, x: Batch, order: Tensor | None = None, condition: Condition | None = None) -> PerItem:
+        """Return −ln p(x) (B,), nats, of the autoregressive model that the network also is: it fills the masks one by one in `order` (L,), by
+        default from left to right. This is exact, takes L network evaluations of each item, and is the likelihood of another model than the
+        bound's, for which every order is equally likely: the bound is its mean over all orders.
+
+        Raises DiffusionalError for an order that is not a permutation of 0 … L − 1.
+
+        >>> from diffusional.space import Categorical
+        >>> model = MaskedDiffusion(lambda tokens: torch.zeros(*tokens.shape, 4), Categorical(3, 4))
+        >>> model.chain_rule(torch.zeros(1, 3))                                                                # 3 ln 4
+        tensor([4.1589], dtype=torch.float64)
+        """
+        self.space.check(x)
+        length = self.space.dimensions
+        order = torch.arange(length) if order is None else order
+        if order.dtype.is_floating_point or order.sort().values.tolist() != list(range(length)):
+            raise DiffusionalError(
+                f"expected order to be a permutation of 0 … {length - 1}, got {order.tolist()!s:.60}"
+            )
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for rows in torch.arange(len(x), device=x.device).split(batch_rows(self.space)):
+            z, c = torch.full_like(x[rows], float(self.process.mask)), rows_of(condition, rows)
+            for i in order.tolist():
+                total[rows] += self.hidden_map(x[rows], z, c)[:, i]
+                z[:, i] = x[rows, i]
+        return total
 
     @torch.no_grad()
     def exact_ledger(self, x: Batch, condition: Condition | None = None) -> Ledger:

@@ -6,6 +6,7 @@ from diffusional.networks.condition_tower import ConditionTower
 from diffusional.networks.conditioning import ConditionAdapter
 from diffusional.networks.diffusers import FromDiffusers, ddpm_unet
 from diffusional.networks.mlp import MLP
+from diffusional.networks.transformer import SequenceTransformer
 from diffusional.networks.unet import UNet
 from diffusional.networks.vdm import VDMUNet
 
@@ -19,6 +20,7 @@ __all__ = [
     "KLEncoder",
     "Ladder",
     "ResidualMLP",
+    "SequenceTransformer",
     "UNet",
     "VDMUNet",
     "ddpm_unet",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from diffusional import schedule as schedules
+from diffusional.absorbing import Absorbing
 from diffusional.binomial import BinomialDiffusion
 from diffusional.condition_form import ConditionForm
 from diffusional.conditions import repeated
@@ -29,7 +30,9 @@ from diffusional.models.denoiser import Denoiser, output_channels
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.gaussian_chain import GaussianChain
 from diffusional.models.hvae import HierarchicalVAE
+from diffusional.models.masked import MaskedDiffusion
 from diffusional.models.parameterization import Predicts
+from diffusional.models.redrawn import UniformDiffusion
 from diffusional.models.renoised import Renoised
 from diffusional.models.time import Affine, TrainedIndex
 from diffusional.models.vae import VAE, Autoencoder, decoder_output
@@ -40,13 +43,23 @@ from diffusional.networks import (
     Decoder,
     Ladder,
     ResidualMLP,
+    SequenceTransformer,
     UNet,
     VDMUNet,
     ddpm_unet,
 )
-from diffusional.space import Continuous, Discrete, Space
+from diffusional.redrawn import UniformNoise
+from diffusional.space import Categorical, Continuous, Discrete, Space
 from diffusional.timesteps import Adaptive, SecondMoment, Stratified, TimestepSampler, Uniform
-from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig, SystemConfig
+from diffusional.training.config import (
+    SEQUENCES,
+    Config,
+    DataConfig,
+    LatentConfig,
+    ModelConfig,
+    ScheduleConfig,
+    SystemConfig,
+)
 
 
 def build_dataset(config: DataConfig) -> Dataset:
@@ -80,6 +93,8 @@ def build_dataset(config: DataConfig) -> Dataset:
         streaming=config.streaming,
         holdout=config.holdout,
         **own,
+        alphabet=config.alphabet,
+        length=config.length,
     )
     if config.warps:
         dataset = _warped(dataset, config)
@@ -213,6 +228,7 @@ def build_model(
         model.condition_form = form
         return model if noise is None else Renoised(model, noise, form.shape)
     makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial, "gaussian-chain": _gaussian_chain}
+    makers |= dict.fromkeys(SEQUENCES, _sequences)
     model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
     model.classes = classes
     return model
@@ -287,6 +303,21 @@ def _binomial(config: Config, space: Space, classes: int) -> BinomialDiffusionMo
     assert config.schedule.steps is not None  # checked by Config
     network = _network(config, space, 1, None, None, classes)
     return BinomialDiffusionModel(BinomialDiffusion.constant(config.schedule.steps), network, space)
+
+
+def _sequences(config: Config, space: Space, classes: int) -> MaskedDiffusion | UniformDiffusion:
+    """Build a masked or a uniform diffusion of sequences, with a transformer."""
+    chosen, steps = config.model, config.schedule.steps
+    if not isinstance(space, Categorical):
+        raise DiffusionalError(
+            f'expected sequences of tokens for model.kind="{chosen.kind}", got {space}: give a text (--data text, or a .txt file), or '
+            'data.alphabet="tokens" for a .npy of tokens'
+        )
+    uniform, (length, k) = chosen.kind == "uniform", (space.shape[0], space.levels)
+    network = SequenceTransformer(k, length, chosen.hidden, chosen.blocks, chosen.heads, chosen.dropout, timed=uniform)
+    if uniform:
+        return UniformDiffusion(network, space, UniformNoise(k, steps))
+    return MaskedDiffusion(network, space, None if steps is None else Absorbing(k, steps))
 
 
 def _gaussian_chain(config: Config, space: Space, classes: int) -> GaussianChain:

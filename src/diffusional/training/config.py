@@ -17,6 +17,9 @@ from diffusional.files import load_json, load_toml
 from diffusional.seeds import check_seed
 from diffusional.words import hint as word_hint
 
+# Kinds of models of sequences of tokens.
+SEQUENCES = ("masked", "uniform")
+
 
 def _check_words(section: str, config: Any) -> None:
     """Raise DiffusionalError for a value that is not one of the choices of its field."""
@@ -48,7 +51,7 @@ class DataConfig:
     """The data."""
 
     name: str = "digits"
-    """"digits" (embedded); a path: .npy, .npz, IDX, .csv, .parquet, a folder of images or tables; or hf:owner/name."""
+    """"digits" or "text" (embedded); a path: .txt, .npy, .npz, IDX, .csv, .parquet, a folder of images or tables; or hf:owner/name."""
     levels: int | None = None
     """Number of integer levels of arrays and tables (256 for 8-bit images). Leave it out for real-valued data."""
     split_seed: int = 0
@@ -81,6 +84,11 @@ class DataConfig:
     text_form: Literal["pooled", "tokens"] = "pooled"
     """Whether the condition of a text is one vector, or a vector for each of its tokens, for the cross-attention of network="ddpm"."""
 
+    alphabet: str | None = None
+    """The tokens of a text: text8, bytes, tokenizer:NAME, or tokens for a .npy. Defaults to text8 for "text" and to bytes for a file."""
+    length: int | None = None
+    """The number of tokens of an item of text. Defaults to 128."""
+
     downscale: tuple[int, ...] = ()
     """Train on images whose sides are divided by these factors, one after the other, and whose levels are rounded: a stage of a cascade."""
     encoder: str | None = None
@@ -96,6 +104,7 @@ class DataConfig:
         check_seed(self.split_seed, "data.split_seed")
         _require("data", self, "size", lambda v: v is None or v >= 1, "at least 1 pixel")
         _require("data", self, "columns", lambda v: v is None or len(v) > 0, "one or more names")
+        _require("data", self, "length", lambda v: v is None or v >= 2, "at least 2")
         _require("data", self, "holdout", lambda v: v >= 1, "at least 1")
         _require("data", self, "condition", lambda v: v != "", "a name")
         _require("data", self, "text_encoder", lambda v: v != "", "a name")
@@ -148,12 +157,14 @@ class ModelConfig:
         "hierarchical-vae",
         "vae-diffusion-prior",
         "contrastive",
+        "masked",
+        "uniform",
     ] = "diffusion"
     """The kind of model. binomial-diffusion is a diffusion of binary data. gaussian-chain has few steps (schedule.steps), each with a free
     mean and variance. vae-diffusion-prior is a VAE with a diffusion model as the prior of its latent. contrastive is no model of x but an encoder for one: it is
-    trained on items and their conditions by the loss of CLIP, with latent.sizes as its dimensions."""
-    network: Literal["unet", "mlp", "ddpm", "vdm"] | None = None
-    """The network. Defaults to unet for images and mlp for other data, and to mlp for a gaussian-chain. ddpm is the U-Net of DDPM, from
+    trained on items and their conditions by the loss of CLIP, with latent.sizes as its dimensions. masked and uniform are diffusions of sequences of tokens (data.alphabet)."""
+    network: Literal["unet", "mlp", "ddpm", "vdm", "transformer"] | None = None
+    """The network. Defaults to unet for images and mlp for other data, to mlp for a gaussian-chain, and to transformer for sequences. ddpm is the U-Net of DDPM, from
     diffusers; vdm is a U-Net without downsampling."""
     predicts: Literal["noise", "data", "v", "score", "levels"] | None = None
     """The output of the network. Defaults to levels for discrete data and to v for real-valued data."""
@@ -169,13 +180,13 @@ class ModelConfig:
     widths: tuple[int, ...] = (32, 64)
     """Number of channels of a U-Net at each resolution (one number for vdm)."""
     blocks: int = 2
-    """Number of residual blocks: at the lowest resolution (unet), at each resolution (ddpm), in the first half (vdm), or in all (mlp)."""
+    """Number of residual blocks: at the lowest resolution (unet), at each resolution (ddpm), in the first half (vdm), or in all (mlp, transformer)."""
     hidden: int = 256
-    """The width of the mlp."""
+    """The width of the mlp or the transformer."""
     attention: tuple[int, ...] = ()
     """Sides of the images at which ddpm's U-Net has self-attention."""
     heads: int = 1
-    """The number of heads of this attention."""
+    """The number of heads of ddpm's attention, or of the transformer's."""
     scale_shift: bool = False
     """Whether the noise level scales and shifts the norms of ddpm's U-Net, instead of only shifting them."""
     dropout: float = 0.2
@@ -355,7 +366,14 @@ class Config:
                 f'model.variance is for diffusion models, got "{model.variance}" for model.kind="{kind}": leave it out'
             )
         own = (model.attention, model.heads, model.scale_shift)
-        if model.network != "ddpm" and own != ((), 1, False):
+        sequences = kind in SEQUENCES
+        if sequences:
+            _check_sequences(self)
+        elif model.network == "transformer":
+            raise DiffusionalError(
+                f'model.network="transformer" is for model.kind="masked" and "uniform", got "{kind}": leave it out'
+            )
+        if model.network != "ddpm" and own != ((), own[1] if sequences else 1, False):
             raise DiffusionalError(
                 f'model.attention={own[0]}, heads={own[1]} and scale_shift={own[2]} are for network="ddpm", got network="{model.network}": use '
                 "attention=(), heads=1 and scale_shift=False (--model.attention without a value is ())"
@@ -450,6 +468,25 @@ def _check_gaussian_chain(config: Config) -> None:
         raise DiffusionalError(
             f'of the latent options, only latent.decoder_variance applies to model.kind="{kind}", got latent={latent}; leave the others '
             "out: the latents of a chain have the shape of the data"
+        )
+
+
+def _check_sequences(config: Config) -> None:
+    """Raise DiffusionalError for options that a diffusion of sequences does not have."""
+    model, steps = config.model, config.schedule.steps
+    if model.network not in (None, "transformer") or (model.predicts, model.likelihood) != (None, None):
+        raise DiffusionalError(
+            f'expected no model.predicts and likelihood, and model.network="transformer", for model.kind="{model.kind}", got '
+            f"{model.predicts}, {model.likelihood} and {model.network}; leave them out"
+        )
+    if replace(config.schedule, steps=None) != ScheduleConfig() or (steps is None and model.kind == "uniform"):
+        raise DiffusionalError(
+            f'expected only schedule.steps for model.kind="{model.kind}" (of "uniform" it is needed), got schedule={config.schedule}'
+        )
+    if config.latent != LatentConfig() or config.data.condition is not None:
+        raise DiffusionalError(
+            f'latent options and a condition do not apply to model.kind="{model.kind}", got latent={config.latent} and '
+            f"data.condition={config.data.condition!r}; leave them out"
         )
 
 

@@ -162,7 +162,7 @@ def _of_diffusers(path: Path) -> bool:
 def _finite(space: Space) -> Space:
     """Return the space, which was read from a file. Raises TypeError or ValueError unless all its numbers are finite."""
     record = space.to_dict()
-    for key in record.keys() - {"kind"}:
+    for key in record.keys() - {"kind", "alphabet"}:
         for value in record[key] if isinstance(record[key], list) else [record[key]]:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"expected a number as {key}, got {value!r}")
