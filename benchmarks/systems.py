@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,29 @@ TEST, VALIDATION, INFORMED, DRAWS = 500, 100, 250, 12
 BITS = math.log(2)
 
 
+def chosen(raw: df.data.Dataset) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the rows of every split that are used: all of train, and some of validation and test."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", None), ("validation", VALIDATION), ("test", TEST)):
+        yield split, torch.from_numpy(rng.permutation(len(raw.items(split))))[:n]
+
+
+def captioned(data: Path, path: Path) -> df.data.Dataset:
+    """Return the images with the embeddings of their captions, which are written from MNIST's images of 28 × 28 pixels."""
+    raw, small = df.data.load(str(data), levels=256, condition="caption"), df.data.load(str(path), levels=LEVELS)
+    condition = {split: raw.condition_of(split)[rows] for split, rows in chosen(raw)}
+    splits = {split: small.tensor(split) for split in condition}
+    return df.data.Dataset("MNIST 16×16 with captions", small.space, **splits, condition=condition)
+
+
 def images(data: Path, out: Path) -> Path:
     """Write the images and labels as an .npz, once; returns its path."""
     path = out / "mnist16.npz"
     if path.exists():
         return path
-    raw = df.data.load(str(data), levels=256, condition="label")
-    rng, arrays = np.random.default_rng(0), {}
-    for split, n in (("train", None), ("validation", VALIDATION), ("test", TEST)):
+    raw, arrays = df.data.load(str(data), levels=256, condition="label"), {}
+    for split, rows in chosen(raw):
         items, labels = raw.items(split)[:].long(), raw.condition_of(split)
-        rows = torch.from_numpy(rng.permutation(len(items)))[:n]
         wide = torch.nn.functional.pad(items[rows], (2, 2, 2, 2))
         # The mean of four pixels, of 256 levels, in the nearest 16th below.
         means = wide.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).sum((-3, -1))
@@ -129,12 +143,12 @@ def data_of(system: str, path: Path) -> DataConfig:
     return DataConfig(name=str(path), levels=LEVELS, condition=condition)
 
 
-def trained(system: str, config: Config | CompositeConfig, run: Path) -> None:
+def trained(config: Config | CompositeConfig, run: Path, dataset: df.data.Dataset | None) -> None:
     """Train a system, or go on; times are CPU-seconds of this process."""
     if isinstance(config, CompositeConfig):
         train_composite(config, run, resume=(run / "composite.json").exists(), clock=time.process_time)
     else:
-        df.train(config, run, resume=(run / "config.json").exists(), clock=time.process_time)
+        df.train(config, run, dataset, resume=(run / "config.json").exists(), clock=time.process_time)
 
 
 def assembled(system: str, path: Path, steps: dict[str, int], seed: int) -> Config | CompositeConfig:
@@ -155,11 +169,11 @@ def seconds_of(run: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     return {name: metrics_logger.read(folder, "timing.jsonl") for name, folder in folders.items()}
 
 
-def speeds(system: str, path: Path, runs: Path) -> dict[str, float]:
+def speeds(system: str, path: Path, runs: Path, dataset: df.data.Dataset | None) -> dict[str, float]:
     """Return the steps a CPU-second of every stage, from a short training."""
     run, n = runs / f"speed-{system}", 40
     names = list(SHARES[system])
-    trained(system, assembled(system, path, dict.fromkeys(names, n), 0), run)
+    trained(assembled(system, path, dict.fromkeys(names, n), 0), run, dataset)
     found = {}
     for name, lines in seconds_of(run, names).items():
         by_step = {line["step"]: line["seconds"] for line in lines}
@@ -167,10 +181,10 @@ def speeds(system: str, path: Path, runs: Path) -> dict[str, float]:
     return found
 
 
-def measured(system: str, run: Path, seed: int) -> dict[str, Any]:
+def measured(system: str, run: Path, seed: int, dataset: df.data.Dataset | None) -> dict[str, Any]:
     """Return the bound of a trained system on all test items, and the informations of a condition."""
     started = time.process_time()
-    own = df.load_run(run)
+    own = df.load_run(run, dataset)
     result = own.evaluate(target_error=0.002, every_item=True, seed=seed)
     x, c, d = own.encode("test"), own.condition("test"), own.space.dimensions
     out: dict[str, Any] = {
@@ -230,16 +244,17 @@ def measure(system: str, number: int, options: argparse.Namespace) -> None:
         print(system, seed, "is there already")
         return
     path = images(options.data, options.runs)
+    dataset = captioned(options.data, path) if system == "caption" else None
     if system not in record["speeds"]:
-        record["speeds"][system] = speeds(system, path, options.runs)
+        record["speeds"][system] = speeds(system, path, options.runs, dataset)
         save(options.out, record)
     steps = {
         name: round(options.seconds * share * record["speeds"][system][name]) for name, share in SHARES[system].items()
     }
     run = options.runs / f"{system}-{seed}"
-    trained(system, assembled(system, path, steps, number), run)
+    trained(assembled(system, path, steps, number), run, dataset)
     took = {name: lines[-1]["seconds"] for name, lines in seconds_of(run, list(SHARES[system])).items()}
-    found = measured(system, run, number)
+    found = measured(system, run, number, dataset)
     record |= {"data": {"side": SIDE, "levels": LEVELS, "test": TEST}, "seconds": options.seconds, "machine": machine()}
     of["seeds"][seed] = {"steps": steps, "training_seconds": took, **found}
     save(options.out, record)
