@@ -1,8 +1,8 @@
 """Conditional models and systems of several models on MNIST, trained for equal times: one bound each, by stage.
 
-    python benchmarks/systems.py --data MNIST-FOLDER --seconds 20 --runs RUNS
+    python benchmarks/systems.py --data MNIST-FOLDER --seconds 10 --runs RUNS
 
-Images have 16 × 16 pixels of 16 levels: means of 2 × 2 pixels of MNIST's images with a margin of two pixels. Every system gets the same
+Images have 8 × 8 (or, with --side 16, 16 × 16) pixels of 16 levels: means of blocks of MNIST's images with a margin of two pixels. Every system gets the same
 CPU-seconds of training (one thread), divided among its stages by `SHARES`, with the numbers of steps from the speed of each stage, which is
 measured once. Each system is added to the JSON when it is trained and evaluated; one that is there already is left out, and an interrupted training is
 resumed.
@@ -31,7 +31,7 @@ from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.composites import train_composite
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
-LEVELS, SIDE = 16, 16
+LEVELS = 16
 # The share of each stage in the training time of its system.
 SHARES = {
     "unconditional": {"model": 1.0},
@@ -58,21 +58,21 @@ def captioned(data: Path, path: Path) -> df.data.Dataset:
     raw, small = df.data.load(str(data), levels=256, condition="caption"), df.data.load(str(path), levels=LEVELS)
     condition = {split: raw.condition_of(split)[rows] for split, rows in chosen(raw)}
     splits = {split: small.tensor(split) for split in condition}
-    return df.data.Dataset("MNIST 16×16 with captions", small.space, **splits, condition=condition)
+    return df.data.Dataset("small MNIST with captions", small.space, **splits, condition=condition)
 
 
-def images(data: Path, out: Path) -> Path:
+def images(data: Path, out: Path, side: int) -> Path:
     """Write the images and labels as an .npz, once; returns its path."""
-    path = out / "mnist16.npz"
+    path, f = out / f"mnist{side}.npz", 32 // side
     if path.exists():
         return path
     raw, arrays = df.data.load(str(data), levels=256, condition="label"), {}
     for split, rows in chosen(raw):
         items, labels = raw.items(split)[:].long(), raw.condition_of(split)
         wide = torch.nn.functional.pad(items[rows], (2, 2, 2, 2))
-        # The mean of four pixels, of 256 levels, in the nearest 16th below.
-        means = wide.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).sum((-3, -1))
-        arrays[f"x_{split}"] = (means // (4 * 256 // LEVELS)).numpy().astype(np.uint8)
+        # The mean of a block's pixels, of 256 levels, in the nearest 16th below.
+        sums = wide.unflatten(-1, (-1, f)).unflatten(-3, (-1, f)).sum((-3, -1))
+        arrays[f"x_{split}"] = (sums // (f * f * 256 // LEVELS)).numpy().astype(np.uint8)
         arrays[f"y_{split}"] = labels[rows].numpy()
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path.with_suffix(".partial.npz"), **arrays)
@@ -80,10 +80,10 @@ def images(data: Path, out: Path) -> Path:
     return path
 
 
-def unet(**changes: Any) -> Config:
-    """Return the config of a diffusion of images: a U-Net with 0.28 M weights, in continuous time with a levels head."""
+def unet(side: int, **changes: Any) -> Config:
+    """Return the config of a diffusion of images: a small U-Net in continuous time with a levels head."""
     config = Config(
-        model=ModelConfig(predicts="levels", widths=(16, 32, 64), blocks=1, dropout=0.0),
+        model=ModelConfig(predicts="levels", widths=(16, 32, 64) if side > 8 else (16, 32), blocks=1, dropout=0.0),
         optimizer=OptimizerConfig(lr=2e-3, warmup=100),
         batch=32,
     )
@@ -118,15 +118,15 @@ def vae(dims: int, hidden: int) -> Config:
     )
 
 
-def stages(system: str) -> dict[str, Config]:
+def stages(system: str, side: int) -> dict[str, Config]:
     """Return the configs of a system's stages, without their data and lengths."""
     if system == "cascade":
-        return {"base": unet(), "upsampler": unet()}
+        return {"base": unet(side // 2), "upsampler": unet(side)}
     if system == "latent":
         return {"autoencoder": vae(32, 512), "prior": mlp()}
     if system == "unclip":
-        return {"encoder": contrastive(), "prior": mlp(), "decoder": unet()}
-    return {"model": unet(condition_dropout=0.0 if system == "unconditional" else 0.1)}
+        return {"encoder": contrastive(), "prior": mlp(), "decoder": unet(side)}
+    return {"model": unet(side, condition_dropout=0.0 if system == "unconditional" else 0.1)}
 
 
 def composite(system: str, of: dict[str, Config], data: DataConfig) -> CompositeConfig:
@@ -151,10 +151,10 @@ def trained(config: Config | CompositeConfig, run: Path, dataset: df.data.Datase
         df.train(config, run, dataset, resume=(run / "config.json").exists(), clock=time.process_time)
 
 
-def assembled(system: str, path: Path, steps: dict[str, int], seed: int) -> Config | CompositeConfig:
+def assembled(system: str, path: Path, side: int, steps: dict[str, int], seed: int) -> Config | CompositeConfig:
     """Return the config of a system with these steps of its stages."""
     of = {}
-    for name, config in stages(system).items():
+    for name, config in stages(system, side).items():
         n = steps[name]
         warmup = min(100, max(1, n // 4))
         own = replace(config, steps=n, seed=seed, validate_every=n, checkpoint_every=100)
@@ -169,11 +169,11 @@ def seconds_of(run: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     return {name: metrics_logger.read(folder, "timing.jsonl") for name, folder in folders.items()}
 
 
-def speeds(system: str, path: Path, runs: Path, dataset: df.data.Dataset | None) -> dict[str, float]:
+def speeds(system: str, path: Path, side: int, runs: Path, dataset: df.data.Dataset | None) -> dict[str, float]:
     """Return the steps a CPU-second of every stage, from a short training."""
     run, n = runs / f"speed-{system}", 40
     names = list(SHARES[system])
-    trained(assembled(system, path, dict.fromkeys(names, n), 0), run, dataset)
+    trained(assembled(system, path, side, dict.fromkeys(names, n), 0), run, dataset)
     found = {}
     for name, lines in seconds_of(run, names).items():
         by_step = {line["step"]: line["seconds"] for line in lines}
@@ -185,7 +185,7 @@ def measured(system: str, run: Path, seed: int, dataset: df.data.Dataset | None)
     """Return the bound of a trained system on all test items, and the informations of a condition."""
     started = time.process_time()
     own = df.load_run(run, dataset)
-    result = own.evaluate(target_error=0.002, every_item=True, seed=seed)
+    result = own.evaluate(target_error=0.003, every_item=True, seed=seed)
     x, c, d = own.encode("test"), own.condition("test"), own.space.dimensions
     out: dict[str, Any] = {
         "bits": {"value": result.nelbo.value / d / BITS, "error": result.nelbo.error / d / BITS},
@@ -225,7 +225,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of MNIST's four files")
     parser.add_argument("--system", choices=list(SHARES), nargs="+", default=list(SHARES))
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=20, help="CPU-seconds of training of a system")
+    parser.add_argument("--side", type=int, choices=[8, 16], default=8, help="of the images, in pixels")
+    parser.add_argument("--seconds", type=float, default=10, help="CPU-seconds of training of a system")
     parser.add_argument("--runs", type=Path, default=Path("runs/systems"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "systems_mnist.json")
     options = parser.parse_args()
@@ -243,19 +244,23 @@ def measure(system: str, number: int, options: argparse.Namespace) -> None:
     if seed in of["seeds"]:
         print(system, seed, "is there already")
         return
-    path = images(options.data, options.runs)
+    path = images(options.data, options.runs, options.side)
     dataset = captioned(options.data, path) if system == "caption" else None
     if system not in record["speeds"]:
-        record["speeds"][system] = speeds(system, path, options.runs, dataset)
+        record["speeds"][system] = speeds(system, path, options.side, options.runs, dataset)
         save(options.out, record)
     steps = {
         name: round(options.seconds * share * record["speeds"][system][name]) for name, share in SHARES[system].items()
     }
     run = options.runs / f"{system}-{seed}"
-    trained(assembled(system, path, steps, number), run, dataset)
+    trained(assembled(system, path, options.side, steps, number), run, dataset)
     took = {name: lines[-1]["seconds"] for name, lines in seconds_of(run, list(SHARES[system])).items()}
     found = measured(system, run, number, dataset)
-    record |= {"data": {"side": SIDE, "levels": LEVELS, "test": TEST}, "seconds": options.seconds, "machine": machine()}
+    record |= {
+        "data": {"side": options.side, "levels": LEVELS, "test": TEST},
+        "seconds": options.seconds,
+        "machine": machine(),
+    }
     of["seeds"][seed] = {"steps": steps, "training_seconds": took, **found}
     save(options.out, record)
     print(system, seed, json.dumps(found["bits"]), took)
