@@ -25,7 +25,7 @@ import torch
 from provenance import machine, save
 
 import diffusional as df
-from diffusional.information.pointwise import bounded
+from diffusional.information.pointwise import bounded, pointwise
 from diffusional.training import metrics_logger
 from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.composites import train_composite
@@ -84,8 +84,8 @@ def unet(side: int, **changes: Any) -> Config:
     """Return the config of a diffusion of images: a small U-Net in continuous time with a levels head."""
     config = Config(
         model=ModelConfig(predicts="levels", widths=(16, 32, 64) if side > 8 else (16, 32), blocks=1, dropout=0.0),
-        optimizer=OptimizerConfig(lr=2e-3, warmup=100),
-        batch=32,
+        optimizer=OptimizerConfig(lr=2e-3 if side > 8 else 5e-3, warmup=100),
+        batch=32 if side > 8 else 128,
     )
     return replace(config, **changes)
 
@@ -197,7 +197,7 @@ def measured(system: str, run: Path, seed: int, dataset: df.data.Dataset | None)
         "evaluations_per_item": result.nelbo.network_evaluations / len(x),
     }
     if system in ("label", "caption"):
-        found = df.pointwise(own.model, x[:INFORMED], c[:INFORMED], visits=DRAWS, seed=seed)
+        found = pointwise(own.model, x[:INFORMED], c[:INFORMED], visits=DRAWS, seed=seed)
         out["information"] = found.to_dict()
     if system == "label":
         form = bounded(own.model, x[:100], c[:100], visits=8, seed=seed)

@@ -259,14 +259,15 @@ def _diffusion(config: Config, space: Space, classes: int, form: ConditionForm |
     likelihood = chosen.likelihood or (
         "gaussian" if not discrete else "network-levels" if predicts == "levels" else "level-posterior"
     )
-    forward, learns = GaussianDiffusion(build_schedule(config.schedule)), chosen.variance == "learned"
+    # Tables of the schedule are numbers on the CPU also where the networks are built on the meta device, without memory.
+    with torch.device("cpu"):
+        forward, learns = GaussianDiffusion(build_schedule(config.schedule)), chosen.variance == "learned"
+        least = _least_variance(forward) if learns else None
     kinds = {
         "network-levels": likelihoods.NetworkLevels,
         "level-posterior": likelihoods.LevelPosterior,
         # The decoder of Nichol & Dhariwal learns its variance like the chain, starting from that of q(z_1|z_2, x).
-        "discretized-gaussian": lambda space: likelihoods.DiscretizedGaussian(
-            space, least=_least_variance(forward) if learns else None
-        ),
+        "discretized-gaussian": lambda space: likelihoods.DiscretizedGaussian(space, least=least),
         "gaussian": likelihoods.GaussianLikelihood,
         "bernoulli": likelihoods.Bernoulli,
     }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from diffusional.training.published_systems import imagen, unclip
 
 _MNIST = DataConfig(levels=256, condition="label")
 
@@ -146,4 +147,6 @@ SYSTEMS: Mapping[str, Callable[[], CompositeConfig]] = {
     "latent-small": latent_small,
     "unclip-small": unclip_small,
     "digits-cascade": digits_cascade,
+    "unclip": unclip,
+    "imagen": imagen,
 }
