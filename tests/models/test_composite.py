@@ -604,3 +604,19 @@ def test_one_step_of_upsampling() -> None:
         assert bool(((share - p).abs() < 5 * (p * (1 - p) / 500).sqrt() + 1e-3).all())
     with pytest.raises(df.DiffusionalError, match=r"stage.*base.*'up'"):
         model.upsample(low, stage="up")
+
+
+def test_every_objective_of_a_stage_has_a_noised_condition() -> None:
+    """L_simple of a model that is given ỹ is that of the model inside for the same ỹ and the same noise."""
+    inner = diffusion("decoder", X, given=Y, seed=3)
+    model = Renoised(inner, 0.5, (Y,), "low")
+    assert model.objectives == inner.objectives == ("elbo", "simple")
+    x, c = random(6, X, seed=1), {"low": random(6, Y, seed=2)}
+    for objective in model.objectives:
+        draws = model.objective_draw(objective, x, None, torch.Generator().manual_seed(0))
+        given = model.noised(c, draws.pop("condition_noise"))
+        own = model.objective_draw(objective, x, None, torch.Generator().manual_seed(0))
+        found = model.objective_costs(objective, x, own, c).total()
+        assert torch.equal(found, inner.objective_costs(objective, x, draws, given).total())
+    with pytest.raises(df.DiffusionalError, match="hybrid"):
+        model.objective_draw("hybrid", x)

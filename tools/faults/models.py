@@ -1048,4 +1048,11 @@ FAULTS = [
         "generator.manual_seed(seed + 1 + i)",
         "models/test_interpolation.py::test_only_the_embedding_changes_along_an_interpolation",
     ),
+    fault(
+        "models/renoised.py",
+        "an objective other than the bound with the condition as it is",
+        'return self.model.objective_costs(objective, x, inner, self.noised(condition, draws["condition_noise"]))',
+        "return self.model.objective_costs(objective, x, inner, condition)",
+        "models/test_composite.py::test_every_objective_of_a_stage_has_a_noised_condition",
+    ),
 ]

@@ -174,13 +174,35 @@ class Renoised(LatentVariableModel):
         n: int | None = None,
     ) -> dict[str, Tensor]:
         """Return ε of ỹ as "condition_noise", and what `model.draw` returns."""
-        drawn = x.new_empty(len(x) if n is None else n, self.drawn).normal_(generator=generator)
-        return {"condition_noise": drawn} | self.model.draw(x, sampler, generator, n)
+        return self.objective_draw("elbo", x, sampler, generator, n)
 
     def costs(self, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None) -> Costs:
         """Return the costs of `model` for one ỹ per item."""
+        return self.objective_costs("elbo", x, draws, condition)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Those of `model`."""
+        return self.model.objectives
+
+    def objective_draw(
+        self,
+        objective: str,
+        x: Tensor,
+        sampler: TimestepSampler | None = None,
+        generator: torch.Generator | None = None,
+        n: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return ε of ỹ as "condition_noise", and what `model.objective_draw` returns."""
+        drawn = x.new_empty(len(x) if n is None else n, self.drawn).normal_(generator=generator)
+        return {"condition_noise": drawn} | self.model.objective_draw(objective, x, sampler, generator, n)
+
+    def objective_costs(
+        self, objective: str, x: Tensor, draws: dict[str, Tensor], condition: Condition | None = None
+    ) -> Costs:
+        """Return the costs of an objective of `model` for one ỹ per item."""
         inner = {name: value for name, value in draws.items() if name != "condition_noise"}
-        return self.model.costs(x, inner, self.noised(condition, draws["condition_noise"]))
+        return self.model.objective_costs(objective, x, inner, self.noised(condition, draws["condition_noise"]))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
