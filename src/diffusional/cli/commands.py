@@ -158,7 +158,7 @@ class Train:
         str | None,
         tyro.conf.arg(
             metavar="NAME|FILE",
-            help="Train a system of several stages, each in RUN/stages/NAME: imagen-small, latent-small, unclip-small, digits-cascade, or the JSON "
+            help="Train a system of several stages, each in RUN/stages/NAME: imagen-small, latent-small, unclip-small, digits-cascade, unclip, imagen, or the JSON "
             "file of its config. Of the options of the config only --data.* apply.",
         ),
     ] = None
