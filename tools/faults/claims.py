@@ -94,4 +94,11 @@ FAULTS = [
         "factor[0] = decoder.weight @ p.factor[2] + own",
         "test_claims.py::test_holds_at_another_seed[C10]",
     ),
+    fault(
+        "claims/masks.py",
+        "the control has the weight too",
+        "return (each * (weight if weighted else torch.ones_like(weight))).mean(1)",
+        "return (each * weight).mean(1)",
+        "test_claims.py::test_control_fails",
+    ),
 ]

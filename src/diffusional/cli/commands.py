@@ -601,7 +601,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Claims:
-    """Test claims about the bound, C1 to C13, with controls. Each of them must hold and its negative control must fail; otherwise the exit
+    """Test claims about the bound, C1 to C13 and C17, with controls. Each of them must hold and its negative control must fail; otherwise the exit
     status is 1."""
 
     only: tuple[str, ...] | None = None
