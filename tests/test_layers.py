@@ -56,6 +56,7 @@ FLOORS = (
     "models.rules",
     "models.denoiser",
     "models.guidance",
+    "models.flow",
     "models.reverse",
     "models.likelihood",
     "models.chain",

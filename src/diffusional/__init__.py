@@ -86,6 +86,7 @@ _NAMES = {
     "export": "training.export",
     "extremes": "evaluation.extremes",
     "load": "training.run",
+    "ode_log_likelihood": "evaluation.ode",
     "load_checkpoint": "interop.checkpoint",
     "load_weights": "interop.averages",
     "load_run": "training.folder",

@@ -251,6 +251,52 @@ def test_the_joint_bound_is_the_entropy_and_the_gaps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORLDS)
+def test_weights_along_one_path_have_the_mean_p_of_x(name: str) -> None:
+    """MATH (32): E w = p(x), which is known, and E ln w is the ELBO, with one z_s for both of the stages that share it.
+
+    ln w = c + bᵀε + ½ εᵀAε, so that E w = e^{c + ½ bᵀ(I − A)⁻¹b} |I − A|^{−½} and E ln w = c + ½ tr A, exactly.
+    """
+    model, _, p = WORLDS[name]()
+    model = model.double().requires_grad_(False)
+    x = MEAN + torch.tensor([[0.5, -0.3, 0.2]], dtype=torch.float64) @ ROOT.T
+    zero = torch.zeros(*model.noise_shape, dtype=torch.float64)
+
+    def log_weight(noise: Tensor) -> Tensor:
+        return model.log_weight(x, noise[None])[0]
+
+    c, b = float(log_weight(zero)), torch.autograd.functional.jacobian(log_weight, zero)
+    a = torch.autograd.functional.hessian(log_weight, zero)
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
+    kept = eye(len(zero)) - a
+    mean = c + 0.5 * float(b @ torch.linalg.solve(kept, b)) - 0.5 * float(torch.logdet(kept))
+    truth = torch.distributions.MultivariateNormal(*p.joint(["x"])).log_prob(x)
+    assert mean == pytest.approx(float(truth), abs=1e-8)
+    assert c + 0.5 * float(a.trace()) == pytest.approx(-float(expected(model, x)["nelbo"]), abs=1e-8)
+
+
+def test_a_vae_with_a_diffusion_prior_has_the_weights_of_its_parts() -> None:
+    parts = frozen_posterior()[0].double()
+    prior, decoder = parts.stages["prior"], parts.stages["decoder"]
+    whole = df.VAE(parts.encoder, decoder.decoder, decoder.likelihood, (Y,), prior=prior).double()
+    x = MEAN + torch.randn(6, X, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(6, *whole.noise_shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert whole.noise_shape == parts.noise_shape
+    torch.testing.assert_close(whole.log_weight(x, noise), parts.log_weight(x, noise))
+
+
+def test_stages_without_weights_are_refused() -> None:
+    model = WORLDS["cascade"]()[0]
+    mixed = Cascade(
+        {"base": diffusion("prior", Y).regrid(None), "last": diffusion("decoder", X, Y)}, [linear(Y, X, 3)], handover=1
+    )
+    with pytest.raises(df.DiffusionalError, match="finitely many latents"):
+        mixed.check_log_weight()
+    with pytest.raises(df.DiffusionalError, match="noise of shape"):
+        model.log_weight(torch.zeros(2, X), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("name", WORLDS)
 def test_losses_draws_and_visits_have_the_same_mean(name: str) -> None:
     """The exact mean of an item, by one level of each stage, by full draws, and by visits of one evaluation each."""
     model = WORLDS[name]()[0].double()

@@ -558,7 +558,7 @@ def test_few_draws_are_not_vouched_for() -> None:
         (lambda: linear().sample(0), "n to be at least 1, got 0"),
         (lambda: ladder().sample(0), "n to be at least 1, got 0"),
         (lambda: importance_weighted(linear(), items(2), 1), "at least 2"),
-        (lambda: importance_weighted(linear(prior=chain(9)), items(2), 4), "diffusion prior"),
+        (lambda: linear(prior=chain(9)).prior.log_prob(torch.zeros(2, 1)), "diffusion prior"),
         (lambda: evaluate(linear(), items(2), steps=10), "no T to change"),
         (lambda: evaluate(linear(), items(2), 0.1, reference=items(2)), "no levels to visit"),
     ],
@@ -606,13 +606,12 @@ class _Weightless(df.Chain):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: linear(prior=chain(9)), "diffusion prior"),
-        (lambda: linear(prior=chain(9)).regrid(None), "diffusion prior"),
+        (lambda: linear(prior=chain(9)).regrid(None), "finitely many latents"),
         (
             lambda: df.HierarchicalVAE(
-                Ladder((1, 4, 4), (2, 4, 4), (3, 1), hidden=8), likelihood.NetworkLevels(DIGITS), prior=chain(9)
+                Ladder((1, 4, 4), (2, 4, 4), (3, 1), hidden=8), likelihood.NetworkLevels(DIGITS), prior=chain(None)
             ),
-            "diffusion prior",
+            "finitely many latents",
         ),
         (lambda: chain(None), "finitely many latents"),
         (_Weightless, "step"),

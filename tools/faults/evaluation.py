@@ -853,8 +853,8 @@ FAULTS = [
     fault(
         "evaluation/importance.py",
         "ln K left out of the importance-weighted bound",
-        "values = math.log(draws) - torch.logsumexp(logs, 0)",
-        "values = -torch.logsumexp(logs, 0)",
+        "return math.log(k) - torch.logsumexp(logs[:k], 0), variance",
+        "return -torch.logsumexp(logs[:k], 0), variance",
         "models/test_vae.py::test_weights_average_to_the_density_and_their_bound_falls_toward_it",
     ),
     fault(
@@ -1137,5 +1137,24 @@ FAULTS = [
         'torch.einsum("ml,ble->bme"',
         'torch.einsum("ml,bne->bme"',
         "evaluation/test_neighbours.py::test_an_evaluation_with_it_is_unbiased_for_every_item",
+        "evaluation/ode.py",
+        "the density of z_1 for that of x = z_1/α_1",
+        "known = (self.dimensions * log_alpha).expand(len(x))",
+        "known = (0 * log_alpha).expand(len(x))",
+        "evaluation/test_ode.py::test_the_peer_finds_the_same",
+    ),
+    fault(
+        "evaluation/ode.py",
+        "the error of a solver out of order is a fifteenth of its last change",
+        "regular = change * _REGULAR <= before",
+        "regular = change >= 0",
+        "evaluation/test_ode.py::test_an_error_is_granted_only_to_a_method_in_order",
+    ),
+    fault(
+        "evaluation/importance.py",
+        "variance of one group for that of the mean of the groups",
+        "each.var(0) / groups",
+        "each.var(0)",
+        "evaluation/test_importance.py::test_groups_have_the_error_of_their_mean",
     ),
 ]

@@ -220,6 +220,21 @@ class Evaluate:
     importance_weighted: int | None = None
     """Also report the importance-weighted bound with this number of draws. A draw takes T network evaluations of a diffusion model, and 1 of
     a VAE."""
+    estimator: Literal["iwae", "ode"] | None = None
+    """Another number than the NELBO. iwae: the importance-weighted bound with K draws. ode: the likelihood of the probability flow, which is
+    an estimate of another model with the same network."""
+    k: int | None = None
+    """With --estimator: draws of each item, K. Defaults to 64 for iwae; for ode to 8 for discrete data, and to none for real values."""
+    probes: int = 8
+    """With --estimator ode or --witnesses: random probes of the trace, if the data have more than 16 dimensions."""
+    tolerance: float = 1e-3
+    """With --estimator ode or --witnesses: the error of the solver to reach for each item, in bits/dim."""
+    interpolate: bool = False
+    """With --estimator ode or --witnesses: for a network that reads the number of a level, interpolate it between levels."""
+    witnesses: bool = False
+    """Compare the NELBO, importance-weighted bounds with K = 1, 8 and 64, and the probability flow, and check which is above which."""
+    items: int | None = None
+    """With --estimator or --witnesses: evaluate a random part of the items, of this number. Defaults to 32 for --witnesses."""
     per_item: Path | None = None
     """A .csv or .npz file for the score of each item, with its error, file, row and split. For two runs, it has both scores and their
     difference."""

@@ -5,17 +5,19 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.checkpoints import checked, is_foreign, items_of, opened, show_origin
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, device, first, plainly, say, watching, working
+from diffusional.cli.estimators import check_estimator, estimated
 from diffusional.cli.guidance import guidance_options, guided
-from diffusional.cli.items import SPLITS, ChosenItems, already_trained_on
-from diffusional.cli.outputs import check_target, save
+from diffusional.cli.items import ChosenItems, already_trained_on
+from diffusional.cli.scores_file import check_scores_file as check_scores_file
+from diffusional.cli.scores_file import write_scores as write_scores
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def _evaluate(command: Evaluate) -> Result:
     from diffusional.report.tables import ledger_table
 
     _check_evaluate(command)
+    check_estimator(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
     if not sweep:
         # Checked before anything is fitted or written. Whether it is a valid target does not depend on the dimensions.
@@ -88,6 +91,8 @@ def _evaluate(command: Evaluate) -> Result:
         if len(weights) > 1:
             return _guidance_table(command, run, model, chosen, about, bare)
         about["guidance"] = {"weight": weights[0]} | guidance_options(command)
+    if command.estimator is not None or command.witnesses:
+        return estimated(command, model, chosen, about)
     plan = None
     if command.plan is not None:
         plan = Plan.load(command.plan, model)
@@ -464,48 +469,3 @@ def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:
             print(f"diffusional: warning: {text}", file=sys.stderr)
     known = trained[0] if len(records) == 1 else trained
     return {"data": chosen.name, "split": chosen.split, "trained_on": known, "warnings": warned}
-
-
-def check_scores_file(path: Path, inputs: Iterable[str | Path | None], json: Path | None) -> None:
-    """Raise DiffusionalError for a --per-item that is neither .csv nor .npz, cannot be written, or is an input or the file of --json."""
-    if path.suffix not in (".csv", ".npz"):
-        raise DiffusionalError(f"expected a .csv or .npz file for --per-item, got {path}")
-    check_target("--per-item", path, [Path(one).expanduser() for one in inputs if one is not None])
-    if json is not None and os.path.realpath(json) == os.path.realpath(path):
-        raise DiffusionalError(f"--json and --per-item both name {json}; name two files")
-
-
-def write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: ChosenItems) -> None:
-    """Write the columns of every item (scores and costs in nats, errors, numbers of draws) with its file, row and split, as .csv or .npz.
-
-    Lines are in the order of the file.
-    """
-    import csv
-    import io
-
-    import numpy as np
-
-    columns = {name: values.numpy() for name, values in per_item.items()}
-    item = columns.pop("item")
-    known = {name: values[item] for name, values in chosen.columns.items()}
-    order = np.arange(len(item))
-    if chosen.own:  # splits may be in a random order, and come from one array or several
-        places = set(zip(known["source"].tolist(), known["row"].tolist(), strict=True))
-        one = len(places) == len(item)
-        rank = np.array([0 if one else SPLITS.index(split) for split in known["split"].tolist()])
-        order = np.lexsort((known["row"], known["source"], rank))
-    columns = {name: values[order] for name, values in ({"item": item} | known | columns).items()}
-
-    def write(file: "BinaryIO") -> None:
-        if path.suffix == ".npz":
-            np.savez_compressed(file, allow_pickle=False, **columns)
-            return
-        # File names that are not UTF-8 are written as their original bytes.
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-        writer = csv.writer(text)
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-        text.flush()
-        text.detach()
-
-    save(path, write)

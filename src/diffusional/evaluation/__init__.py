@@ -5,11 +5,13 @@ from diffusional.evaluation.comparison import compare
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.evaluation import Progress, evaluate
 from diffusional.evaluation.importance import importance_weighted
+from diffusional.evaluation.ode import ode_log_likelihood
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.result import Evaluation
-from diffusional.evaluation.target import ImportanceWeights, Sweep, Target, Visits
+from diffusional.evaluation.target import ODE, ImportanceWeights, Sweep, Target, Visits
 
 __all__ = [
+    "ODE",
     "Comparison",
     "Evaluation",
     "ImportanceWeights",
@@ -21,4 +23,5 @@ __all__ = [
     "compare",
     "evaluate",
     "importance_weighted",
+    "ode_log_likelihood",
 ]

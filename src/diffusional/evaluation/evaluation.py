@@ -27,10 +27,11 @@ from diffusional.evaluation import ranks
 from diffusional.evaluation.averages import average
 from diffusional.evaluation.controls import FURTHER, NAMES, has_context
 from diffusional.evaluation.importance import weighted
+from diffusional.evaluation.ode import ode
 from diffusional.evaluation.plan import SHORTEST, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
-from diffusional.evaluation.target import Estimator, ImportanceWeights, Options, Sweep, Target, Visits, resolved
+from diffusional.evaluation.target import ODE, Estimator, ImportanceWeights, Options, Sweep, Target, Visits, resolved
 from diffusional.evaluation.task import NO_AUDIT as NO_AUDIT
 from diffusional.evaluation.task import Progress, Task, Watch
 from diffusional.evaluation.visit_records import VisitRecords
@@ -66,8 +67,8 @@ def evaluate(
     Args:
         target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`, or a `Target`, which has more options.
         unit: of `target_error` and `item_error`: "bits/dim" or "nats".
-        estimator: `Visits`, which needs a target, `Sweep`, or `ImportanceWeights`. By default visits if there is a target, otherwise a
-            sweep. A model without levels, such as a VAE, is evaluated by independent draws.
+        estimator: `Visits`, which needs a target, `Sweep`, `ImportanceWeights`, or `ODE`. By default visits if there is a target, otherwise
+            a sweep. A model without levels, such as a VAE, is evaluated by independent draws.
         condition: a tensor (N, …) or a dict of such tensors, for conditional models. If a pilot on reference data is needed, pass a plan.
         seed: of the noise, which depends on each item only: scores do not change with batch-mates, order or subset.
         progress: called with a `Progress` at intervals.
@@ -108,6 +109,9 @@ def evaluate(
     with evaluation_mode(model):
         if isinstance(estimator, ImportanceWeights):
             return weighted(model, in_memory(data), estimator.draws, seed, condition)
+        if isinstance(estimator, ODE):
+            watched = None if progress is None else lambda done, total: progress(Progress(None, done, total))
+            return ode(model, in_memory(data), estimator, seed, condition, watched)
         chain = model.visited()
         if estimator.deterministic and chain is not model:
             raise DiffusionalError(

@@ -336,9 +336,25 @@ class Evaluation:
             interval_text(self.nelbo, self.freedom, self.dimensions),
             ", ".join([f"{n:,} items ({visited})", f"{self.dimensions:,} dimensions", grey, *model, *self.times()]),
             f"{calls:,} network evaluations ({calls / n:.1f} per item)",
+            *self.error_lines(),
             *origin(about),
             *([] if self.reached else ["the target was not reached, or there are caveats"]),
         ]
+
+    def error_lines(self) -> list[str]:
+        """Return what the number is and its errors of different kinds, as one line each; nothing for a result without `errors`.
+
+        >>> import torch
+        >>> apart = {"errors": {"solver": {"nats": 0.001, "bits/dim": 0.0007}}}
+        >>> Evaluation.from_scores(torch.ones(2), 2, provenance=apart).error_lines()
+        ['errors in bits/dim: solver 0.0007']
+        """
+        errors = self.provenance.get("errors")
+        if not isinstance(errors, Mapping):
+            return []
+        of = self.provenance.get("estimate_of")
+        apart = ", ".join(f"{name} {one['bits/dim']:.2g}" for name, one in errors.items())
+        return [*([] if of is None else [f"estimate of {of}; not a bound"]), f"errors in bits/dim: {apart}"]
 
     def times(self) -> list[str]:
         """Return "T = 1000" or "T = ∞" for a chain of latents; nothing for models without levels in time, and for a composite model one entry

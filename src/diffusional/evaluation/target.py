@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from torch import Tensor
 
@@ -136,7 +136,43 @@ class ImportanceWeights:
     draws: int = 64
 
 
-Estimator = Visits | Sweep | ImportanceWeights
+@dataclass(frozen=True)
+class ODE:
+    """The likelihood of the network's probability flow, MATH (31), without a target: see `ode_log_likelihood` for the fields.
+
+    Raises DiffusionalError for numbers out of range.
+
+    >>> ODE(probes=1)
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: expected probes to be at least 2, got 1: the error of the trace is estimated from their spread
+    """
+
+    DRAWS: ClassVar[int] = 8
+    """The number of draws for discrete data, unless another is given."""
+
+    draws: int | None = None
+    probes: int = 8
+    exact_up_to: int = 16
+    tolerance: float = 1e-3
+    max_steps: int = 512
+    interpolate: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least, why in (
+            ("draws", 2, "the error is estimated from the spread of the weights"),
+            ("probes", 2, "the error of the trace is estimated from their spread"),
+            ("exact_up_to", 0, "it is a number of dimensions"),
+            ("max_steps", 16, "the error of the solver is estimated from two grids, of 8 and 16 steps"),
+        ):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise DiffusionalError(f"expected {name} to be at least {least}, got {value}: {why}")
+        if not (self.tolerance > 0 and math.isfinite(self.tolerance)):
+            raise DiffusionalError(f"expected tolerance to be a positive number of bits/dim, got {self.tolerance}")
+
+
+Estimator = Visits | Sweep | ImportanceWeights | ODE
 
 
 class Options(TypedDict, total=False):

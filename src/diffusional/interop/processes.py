@@ -18,7 +18,7 @@ from diffusional.interop.averages import copies_of
 from diffusional.interop.record import Origin
 from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import DiscretizedGaussian, GaussianLikelihood, Likelihood
-from diffusional.models.time import TrainedIndex
+from diffusional.models.time import AtLevels, TrainedIndex
 from diffusional.schedule import Schedule, from_betas
 from diffusional.space import Discrete, Space
 
@@ -43,7 +43,7 @@ class LogVarianceOutput(VarianceOutput):
         return super().fraction(output.double().exp(), gamma)
 
 
-class LevelTimes(torch.nn.Module):
+class LevelTimes(AtLevels):
     """From log-SNR to the time of the level that has it, of a list of the times of all levels.
 
     Raises DiffusionalError for a log-SNR of no level.
@@ -58,7 +58,12 @@ class LevelTimes(torch.nn.Module):
         self._index, self._times = (TrainedIndex(schedule),), (torch.tensor(times),)
 
     def forward(self, log_snr: Tensor) -> Tensor:
-        return self._times[0].to(log_snr.device)[self._index[0](log_snr)]
+        times = self._times[0].to(log_snr.device)
+        if not self.interpolates:
+            return times[self._index[0](log_snr)]
+        place = self._index[0].position(log_snr)
+        below = place.floor().long().clamp(0, len(times) - 2)
+        return times[below] + (place - below) * (times[below + 1] - times[below])
 
 
 def openai(

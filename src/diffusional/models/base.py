@@ -1,8 +1,9 @@
 """The interface of all latent variable models: a set of primitives, from which bounds, losses and evaluations follow."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,30 @@ from diffusional.timesteps import Stratified, TimestepSampler
 
 if TYPE_CHECKING:
     from diffusional.models.chain import Chain
+    from diffusional.models.flow import ProbabilityFlow
     from diffusional.models.vae import Autoencoder
+
+
+# Noise that is drawn as a path is walked: called with a shape, it returns the next standard normal numbers (B, *shape) of every item.
+Noise = Callable[[tuple[int, ...]], Tensor]
+
+
+def served(noise: Tensor) -> Noise:
+    """Return the numbers of `noise` (B, …) in their order, as many at each call as its shape has.
+
+    >>> draw = served(torch.arange(6.0).reshape(1, 6))
+    >>> draw((2,)), draw((2, 2))
+    (tensor([[0., 1.]]), tensor([[[2., 3.],
+             [4., 5.]]]))
+    """
+    flat, place = noise.flatten(1), 0
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        nonlocal place
+        begin, place = place, place + math.prod(shape)
+        return flat[:, begin:place].reshape(len(flat), *shape)
+
+    return draw
 
 
 def device_of(model: nn.Module, data: DataItems) -> torch.device:
@@ -188,6 +212,16 @@ class LatentVariableModel(nn.Module, ABC):
             f"expected a Gaussian diffusion model for a table over guidance weights, got a {type(self).__name__}"
         )
 
+    def flow(self) -> "ProbabilityFlow":
+        """Return the probability flow of the model's network, MATH (31).
+
+        Raises DiffusionalError for models that are not a Gaussian diffusion of x: there is no such equation for them.
+        """
+        raise DiffusionalError(
+            f"expected a DiffusionModel for the probability flow, got a {type(self).__name__}, which has no velocity of z; use evaluate, whose "
+            "bound is the NELBO, or importance weights"
+        )
+
     def regrid(self, steps: int | None) -> "LatentVariableModel":
         """Return the model with another T, or in continuous time. Raises DiffusionalError for models that have no T to change."""
         raise DiffusionalError(
@@ -197,6 +231,14 @@ class LatentVariableModel(nn.Module, ABC):
     def log_weight(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """Return ln p(x, z)/q(z|x) (B,), nats, at the latents of x for `noise` (B, *noise_shape)."""
         raise self._no_weights()
+
+    def walked_log_weight(self, x: Tensor, noise: Noise, condition: Condition | None = None) -> Tensor:
+        """Return `log_weight` (B,) for noise that is drawn as it is needed: noise(shape) returns the next numbers (B, *shape) of every item.
+
+        A chain draws z_1, z_2, … one after the other and keeps two of them, so that the memory of a path does not grow with T, except for
+        one number per latent. By default all noise is drawn at once.
+        """
+        return self.log_weight(x, noise(self.noise_shape), condition)
 
     def check_log_weight(self) -> None:
         """Raise DiffusionalError if the model has no importance weights, without calling a network. By default it has them if its class

@@ -29,7 +29,7 @@ from diffusional.deprecation import RenamedAttribute, keep_overrides
 from diffusional.errors import DiffusionalError
 from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
-from diffusional.models.base import LatentVariableModel, plain_options
+from diffusional.models.base import LatentVariableModel, Noise, plain_options, served
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Categorical, Space
 from diffusional.timesteps import Stratified, TimestepSampler, position
@@ -543,18 +543,59 @@ class Chain(LatentVariableModel):
         self.check_log_weight()
         if noise.shape != (len(x), *self.noise_shape):
             raise DiffusionalError(f"expected noise of shape {(len(x), *self.noise_shape)}, got {tuple(noise.shape)}")
+        # A chain that is not Markov is walked from z_T to z_1.
+        return self.walked_log_weight(x, served(noise if self._markov else noise.flip(1)), condition)
+
+    def walked_log_weight(self, x: Batch, noise: Noise, condition: Condition | None = None) -> PerItem:
+        """Return `log_weight` (B,) for noise that is drawn as the path is walked, latent by latent: two of them are in memory at a time.
+
+        A Markov chain is walked from z_1 to z_T, and another one from z_T to z_1.
+        """
+        self.check_log_weight()
         self.space.check(x)
         check_condition(condition, len(x))
-        steps, path, before = self._discrete(), [], x
-        if getattr(self.process, "markov", True):
-            for t in range(1, steps + 1):
-                before = self.process.transition(before, t).sample(noise=noise[:, t - 1]).to(x.dtype)
-                path.append(before)
-        else:
-            path = [self.process.marginal(x, steps).sample(noise=noise[:, -1]).to(x.dtype)]
-            for t in range(steps - 1, 0, -1):
-                path.insert(0, self.process.posterior(path[0], x, t).sample(noise=noise[:, t - 1]).to(x.dtype))
-        return -self._along(x, torch.stack(path), condition).nelbo
+        ratios, z_1 = self.walk(x, noise, condition)
+        log_p = one_per_item(self._decode(z_1, condition).log_prob(x), len(x), "log_prob of p(x|z_1)")
+        return -Ledger(-log_p.double(), ratios[:, :-1], ratios[:, -1], self.space.dimensions, self.extra(x)).nelbo
+
+    @property
+    def _markov(self) -> bool:
+        return getattr(self.process, "markov", True)
+
+    def walk(self, x: Batch, noise: Noise, condition: Condition | None = None, first: int = 1) -> tuple[Tensor, Batch]:
+        """Return the log-ratios of q and p (B, T − s + 1) of z_s … z_T along one path of x, and z_s itself, s = `first`, float64.
+
+        Their sum is ln q(z_{s:T}|x)/p(z_{s:T}). Discrete time only.
+        """
+        steps, dims = self._discrete(), tuple(x.shape[1:])
+
+        def drawn(q: Any) -> tuple[Tensor, Tensor]:
+            z = q.sample(noise=noise(dims)).to(x.dtype)
+            return z, one_per_item(q.log_prob(z), len(x), "log_prob of q(z_t|z_{t−1})")
+
+        def ratio(log_q: Tensor, p: Any, z: Tensor) -> Tensor:
+            return (log_q - one_per_item(p.log_prob(z), len(x), "log_prob of p(z_t|z_{t+1})")).double()
+
+        def step(z_next: Tensor, t: int) -> Distribution:
+            return self._step(z_next, torch.full((len(x),), t, device=x.device), condition)
+
+        ratios = list[Tensor]()
+        if not self._markov:
+            z, log_q = drawn(self.process.marginal(x, steps))
+            ratios.append(ratio(log_q, self.last(len(x)), z))
+            for t in range(steps - 1, first - 1, -1):
+                z_next = z
+                z, log_q = drawn(self.process.posterior(z_next, x, t))
+                ratios.insert(0, ratio(log_q, step(z_next, t), z))
+            return torch.stack(ratios, 1), z
+        z, log_q = drawn(self.process.transition(x, 1) if first == 1 else self.process.marginal(x, first))
+        begin = z
+        for t in range(first, steps):
+            z_next, log_q_next = drawn(self.process.transition(z, t + 1))
+            ratios.append(ratio(log_q, step(z_next, t), z))
+            z, log_q = z_next, log_q_next
+        ratios.append(ratio(log_q, self.last(len(x)), z))
+        return torch.stack(ratios, 1), begin
 
     def check_log_weight(self) -> None:
         """Raise DiffusionalError in continuous time, where a path has infinitely many latents, and for a family that does not define all of

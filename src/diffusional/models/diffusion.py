@@ -23,6 +23,7 @@ from diffusional.models import reverse
 from diffusional.models.base import plain_options
 from diffusional.models.chain import Chain, Decoding, batch_rows, by_position, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
+from diffusional.models.flow import ProbabilityFlow
 from diffusional.models.guidance import Guided
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import LevelsPrediction, Prediction
@@ -157,6 +158,11 @@ class DiffusionModel(Chain):
                 f"expected data with levels in [−1, 1] for threshold={threshold}, got {self.space}; leave it out"
             )
         return self._like(self.process, Guided(self.denoiser, weight, threshold, rescale, null, kept), self.variance)
+
+    def flow(self) -> ProbabilityFlow:
+        """Return the probability flow of the network from γ_1 to γ_T, MATH (31). It does not depend on T, nor on the variance of p."""
+        first, last = self.process.schedule.ends().detach().tolist()
+        return ProbabilityFlow(self.denoiser, first, last)
 
     def check_without_condition(self) -> None:
         """Raise DiffusionalError if the network requires a condition."""

@@ -17,6 +17,7 @@ from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
+from diffusional.models.base import Noise
 from diffusional.models.chain import Chain
 from diffusional.shapes import PerItem
 from diffusional.timesteps import TimestepSampler
@@ -64,6 +65,14 @@ class Prior(ABC):
         self, n: int, like: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None
     ) -> Tensor:
         """Return samples z ~ p(z) (n, *shape), of the type and device of `like`."""
+
+    def log_weight(self, z: Tensor, noise: Noise, condition: Condition | None = None) -> PerItem:
+        """Return ln p(z) (B,) or, for a prior with latents of its own, an unbiased weight of it: ln p(z, z')/q(z'|z) along one path."""
+        return self.log_prob(z, condition)
+
+    def check_log_weight(self) -> None:
+        """Raise DiffusionalError if `log_weight` is not available, as for a chain in continuous time."""
+        self.check_log_prob()
 
     @property
     def chain(self) -> Chain | None:
@@ -192,10 +201,16 @@ class ChainPrior(Prior):
     def check_log_prob(self) -> None:
         raise self._bounded_only()
 
+    def log_weight(self, z: Tensor, noise: Noise, condition: Condition | None = None) -> PerItem:
+        return self.over.walked_log_weight(z, noise, condition)
+
+    def check_log_weight(self) -> None:
+        self.over.check_log_weight()
+
     def _bounded_only(self) -> DiffusionalError:
         return DiffusionalError(
-            f"importance weights need ln p(z) of the prior, and a diffusion prior (a {type(self.over).__name__} over z) has only a bound on "
-            "it; leave the importance weights out, the NELBO is reported without them"
+            f"expected a prior with a known ln p(z), got a diffusion prior (a {type(self.over).__name__} over z), which has only a bound on it: "
+            "use log_weight, whose exponential has p(z) as its expectation"
         )
 
     def sample(

@@ -17,7 +17,7 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
 from diffusional.ledger import Costs, Ledger
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, Noise, served
 from diffusional.models.chain import Chain
 from diffusional.models.visited_chain import VisitedChain
 from diffusional.shapes import Batch, PerItem
@@ -165,6 +165,19 @@ class Renoised(LatentVariableModel):
         check_condition(condition, len(x))
         drawn = x.new_empty(len(x), self.drawn).normal_(generator=generator)
         return self.model.elbo(x, generator, self.noised(condition, drawn))
+
+    def log_weight(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:
+        """Return ln p(x, latents|ỹ)/q (B,) for one ỹ ~ q(ỹ|y), nats: the expectation of its exponential is p(x|y)."""
+        if noise.shape != (len(x), *self.noise_shape):
+            raise DiffusionalError(f"expected noise of shape {(len(x), *self.noise_shape)}, got {tuple(noise.shape)}")
+        return self.walked_log_weight(x, served(noise), condition)
+
+    def walked_log_weight(self, x: Batch, noise: Noise, condition: Condition | None = None) -> PerItem:
+        check_condition(condition, len(x))
+        return self.model.walked_log_weight(x, noise, self.noised(condition, noise((self.drawn,))))
+
+    def check_log_weight(self) -> None:
+        self.model.check_log_weight()
 
     def draw(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
+from diffusional.models.base import Noise
 from diffusional.models.chain import Chain
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
@@ -133,6 +134,11 @@ class ChainTail(Chain):
 
     def check_log_weight(self) -> None:
         raise self._no_weights()
+
+    def walk(self, x: Batch, noise: Noise, condition: Condition | None = None, first: int = 1) -> tuple[Tensor, Batch]:
+        """Return the log-ratios of q and p (B, T) of the latents along one path of y, and the first of them, z_s."""
+        self.over.check_log_weight()
+        return self.over.walk(x, noise, condition, self.level + first - 1)
 
     @torch.no_grad()
     def walk_back(

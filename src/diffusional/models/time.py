@@ -4,6 +4,8 @@ The networks of this library take log-SNR itself. A network that was trained on 
 unchanged with an adapter: `Denoiser(module, time=TrainedIndex(schedule))`.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +30,13 @@ class Affine:
         return self.scale * log_snr + self.shift
 
 
-class TrainedIndex(nn.Module):
+class AtLevels(nn.Module):
+    """A time input that is defined at trained levels only. Within `between_levels` it is interpolated between them."""
+
+    interpolates = False
+
+
+class TrainedIndex(AtLevels):
     """The index, `first` to `first` + T − 1, of the trained level with a given log-SNR.
 
     Networks like DDPM's number z_1 … z_T from 0, the default. Raises DiffusionalError for a log-SNR that is more than 1 % of a step away from
@@ -49,7 +57,20 @@ class TrainedIndex(nn.Module):
     def schedule(self) -> Schedule:
         return self._schedule[0]
 
+    def position(self, log_snr: Tensor) -> Tensor:
+        """Return the index as a real number, `first` + (T − 1) u with γ(u) = −`log_snr`: the schedule's own curve between the levels.
+
+        >>> from diffusional import schedule
+        >>> levels = schedule.log_snr_linear(-4.0, 4.0, steps=9)
+        >>> TrainedIndex(levels).position(torch.tensor([3.5]))
+        tensor([0.5000], dtype=torch.float64)
+        """
+        u = self.schedule.inverse(-log_snr.detach().double())
+        return self.first + (len(self.schedule.grid()) - 1) * u.to(log_snr.device)
+
     def forward(self, log_snr: Tensor) -> Tensor:
+        if self.interpolates:
+            return self.position(log_snr)
         gamma = -log_snr.double()
         grid = self.schedule.grid().detach().to(gamma.device)
         index = torch.searchsorted(grid, gamma.contiguous()).clamp(1, len(grid) - 1)
@@ -63,3 +84,23 @@ class TrainedIndex(nn.Module):
                 f"{float(log_snr[off][0]):.6g}. Evaluate it on its own schedule, without regrid"
             )
         return index + self.first
+
+
+@contextmanager
+def between_levels(times: Iterable[AtLevels]) -> Iterator[None]:
+    """Interpolate time inputs between trained levels for the block: the network gets times that it was not trained with.
+
+    >>> from diffusional import schedule
+    >>> index = TrainedIndex(schedule.log_snr_linear(-4.0, 4.0, steps=9))
+    >>> with between_levels([index]):
+    ...     index(torch.tensor([3.5]))
+    tensor([0.5000], dtype=torch.float64)
+    """
+    every = [(one, one.interpolates) for one in times]
+    try:
+        for one, _ in every:
+            one.interpolates = True
+        yield
+    finally:
+        for one, before in every:
+            one.interpolates = before

@@ -25,7 +25,7 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, Noise, served
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain
 from diffusional.models.denoiser import Head, read
@@ -294,14 +294,23 @@ class Autoencoder(LatentVariableModel):
         """
         self.check_log_weight()
         self._checked_noise(x, noise, condition)
-        drawn = self.infer(x, noise[:, : sum(self.latents)], condition)
-        top = self.prior.log_prob(drawn.z[-1], condition)
+        return self.walked_log_weight(x, served(noise), condition)
+
+    def walked_log_weight(self, x: Batch, noise: Noise, condition: Condition | None = None) -> PerItem:
+        """Return `log_weight` (B,) for noise that is drawn as it is needed: that of the latents, then that of a chain over the last of them,
+        latent by latent.
+        """
+        self.check_log_weight()
+        self.space.check(x)
+        check_condition(condition, len(x))
+        drawn = self.infer(x, noise((sum(self.latents),)), condition)
+        top = self.prior.log_weight(drawn.z[-1], noise, condition)
         log_p = _total([*(p.log_prob(z) for p, z in zip(drawn.p[:-1], drawn.z[:-1], strict=True)), top])
         return -self.reconstruction(x, drawn) + log_p - drawn.log_q() - self.space.log_jacobian()
 
     def check_log_weight(self) -> None:
-        """Raise DiffusionalError for a prior whose density is not known, such as a chain."""
-        self.prior.check_log_prob()
+        """Raise DiffusionalError for a prior without weights, such as a chain in continuous time."""
+        self.prior.check_log_weight()
 
 
 def log_probs(q: Gaussian, z: Tensor) -> Tensor:

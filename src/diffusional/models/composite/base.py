@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, Noise, served
 from diffusional.models.chain import Chain
-from diffusional.models.renoised import identity_of, terms_of
+from diffusional.models.renoised import Renoised, identity_of, terms_of
 from diffusional.models.stage_chain import StageChain
-from diffusional.shapes import Batch
+from diffusional.models.tail import ChainTail
+from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
 from diffusional.timesteps import TimestepSampler
 
@@ -36,6 +37,9 @@ class Composite(LatentVariableModel):
 
     further: tuple[str, ...] = ()
     """Names of the costs that `beside` returns."""
+
+    key: str = "low"
+    """The entry of a stage's condition with the variable of the stage before it."""
 
     def __init__(self, stages: Mapping[str, LatentVariableModel], conditional: Collection[str] | None = None) -> None:
         super().__init__()
@@ -185,6 +189,49 @@ class Composite(LatentVariableModel):
             item, c = self.given(name, x, shared, condition, kept)
             ledgers[name] = model.elbo(item, generator, c)
         return self._joined(ledgers, self.beside(x, shared, kept))
+
+    # Importance weights, MATH (32): those of the stages, along one path.
+
+    def log_weight(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> PerItem:
+        """Return ln p(x, latents)/q(latents|x) (B,), nats, of all stages along one path, for noise (B, *noise_shape). The expectation of its
+        exponential is p(x), or at most p(x) for a cascade (`Cascade`).
+        """
+        if noise.shape != (len(x), *self.noise_shape):
+            raise DiffusionalError(f"expected noise of shape {(len(x), *self.noise_shape)}, got {tuple(noise.shape)}")
+        return self.walked_log_weight(x, served(noise), condition)
+
+    def walked_log_weight(self, x: Batch, noise: Noise, condition: Condition | None = None) -> PerItem:
+        """Return `log_weight` (B,) for noise that is drawn as the stages are walked, one after the other."""
+        self.check_log_weight()
+        self._checked(x, condition)
+        shared, kept = noise((self.drawn,)), self.encoded(x)
+        total = self._log_weight_of_variables(shared, kept, x)
+        handed: Tensor | None = None
+        for name, model in self.models():
+            item, c = self.given(name, x, shared, condition, kept)
+            if handed is not None:
+                # The next stage is given the z_s of this path, not another draw of it.
+                assert isinstance(model, Renoised)
+                c, model = model.given(handed, self._with(name, self.key, handed, condition)), model.model
+            handed = None
+            if isinstance(model, ChainTail):
+                ratios, handed = model.walk(item, noise, c)
+                total = total - ratios.sum(1)
+            else:
+                total = total + model.walked_log_weight(item, noise, c).double()
+        return total
+
+    def _log_weight_of_variables(self, noise: Tensor, kept: tuple[Tensor, ...], x: Batch) -> PerItem:
+        """Return −ln q (B,) of variables that are drawn from `noise` (B, `drawn`); 0 without any."""
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def check_log_weight(self) -> None:
+        """Raise DiffusionalError for a stage without importance weights, such as a chain in continuous time."""
+        if self.drawn and type(self)._log_weight_of_variables is Composite._log_weight_of_variables:
+            raise self._no_weights()
+        for _, model in self.models():
+            inner = model.model if isinstance(model, Renoised) else model
+            (inner.over if isinstance(inner, ChainTail) else inner).check_log_weight()
 
     def models(self) -> Iterator[tuple[str, LatentVariableModel]]:
         """Yield the name and the model of every stage, in order."""

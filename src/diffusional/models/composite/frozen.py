@@ -17,7 +17,7 @@ from diffusional.models.composite.links import linked, tail_of
 from diffusional.models.renoised import Renoised
 from diffusional.models.tail import ChainTail
 from diffusional.models.vae import bounded
-from diffusional.shapes import Batch
+from diffusional.shapes import Batch, PerItem
 from diffusional.space import Continuous
 
 
@@ -334,6 +334,10 @@ class FrozenPosterior(_Encoded):
         if name == "prior":
             return y, self._own(name, condition)
         return x, self._with(name, self.key, y, condition)
+
+    def _log_weight_of_variables(self, noise: Tensor, kept: tuple[Tensor, ...], x: Batch) -> PerItem:
+        q = Gaussian(*kept)
+        return -q.log_prob(q.sample(noise=noise.reshape(len(x), *self._latent_shape).to(x.dtype))).double()
 
     def beside(self, x: Batch, noise: Tensor, kept: tuple[Tensor, ...]) -> dict[str, Tensor]:
         return {"prior.encoder_entropy": -Gaussian(*kept).entropy().double()}

@@ -1,0 +1,128 @@
+"""`diffusional evaluate` with --estimator or --witnesses: importance weights, the probability flow, and all of them side by side."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Evaluate
+from diffusional.cli.console import Result, first, watching, working
+from diffusional.cli.items import ChosenItems
+from diffusional.cli.scores_file import write_scores
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from diffusional.evaluation.target import ODE
+    from diffusional.models.base import LatentVariableModel
+
+# Items of --witnesses, unless another number is given: each takes 64 paths.
+_WITNESSED = 32
+# Draws of --estimator iwae.
+_DRAWS = 64
+
+
+def check_estimator(command: Evaluate) -> None:
+    """Raise DiffusionalError for options that do not apply with --estimator or --witnesses, or without."""
+    chosen = "--witnesses" if command.witnesses else f"--estimator {command.estimator}"
+    if command.witnesses and command.estimator is not None:
+        raise DiffusionalError(
+            f"--witnesses includes every estimator: leave out --estimator {command.estimator}, or --witnesses"
+        )
+    if not command.witnesses and command.estimator is None:
+        plain = {f.name: f.default for f in dataclasses.fields(Evaluate)}
+        given = [
+            f"--{name}"
+            for name in ("k", "probes", "tolerance", "interpolate", "items")
+            if getattr(command, name) != plain[name]
+        ]
+        if given:
+            raise DiffusionalError(
+                f"{', '.join(given)} cannot be used for the NELBO: give --estimator iwae, --estimator ode or --witnesses too"
+            )
+        return
+    names = ["sweep", "draws", "cells", "plan", "importance_weighted", "deterministic", "item_error", "max_evaluations"]
+    names += [] if command.witnesses else ["error", "visits"]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(command, name)]
+    if given:
+        raise DiffusionalError(f"{', '.join(given)} cannot be used with {chosen}: leave one out")
+    if command.other is not None:
+        raise DiffusionalError(f"{chosen} is about a single run, got two; evaluate one run at a time")
+    if command.guidance is not None and len(command.guidance) > 1:
+        raise DiffusionalError(f"{chosen} takes one weight of --guidance, got {len(command.guidance)}")
+    if command.witnesses and (command.k is not None or command.per_item is not None):
+        raise DiffusionalError("--k and --per-item cannot be used with --witnesses: use --estimator")
+    if command.k is not None and command.k < 2:
+        raise DiffusionalError(f"expected --k to be at least 2, got {command.k}")
+    if command.items is not None and command.items < 1:
+        raise DiffusionalError(f"expected --items to be at least 1, got {command.items}")
+    _flow(command)
+
+
+def _flow(command: Evaluate) -> "ODE":
+    from diffusional.evaluation.target import ODE
+
+    draws = command.k if command.estimator == "ode" else None
+    return ODE(draws, command.probes, tolerance=command.tolerance, interpolate=command.interpolate)
+
+
+def _part(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems) -> ChosenItems:
+    """Return the items of --items: a random part, if there are more."""
+    from diffusional.conditions import rows_of
+    from diffusional.evaluation.witnesses import some_items
+
+    n = command.items or (_WITNESSED if command.witnesses else len(chosen.x))
+    if n >= len(chosen.x):
+        return chosen
+    rows = some_items(model, chosen.x, n, chosen.condition)
+    columns = {name: values[rows.numpy()] for name, values in chosen.columns.items()}
+    return dataclasses.replace(chosen, x=chosen.x[rows], condition=rows_of(chosen.condition, rows), columns=columns)
+
+
+def estimated(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any]) -> Result:
+    """Evaluate by importance weights or by the probability flow, or compare all witnesses."""
+    from diffusional.evaluation.evaluation import evaluate
+    from diffusional.evaluation.target import ImportanceWeights
+    from diffusional.report.tables import ledger_table
+
+    whole, chosen = len(chosen.x), _part(command, model, chosen)
+    n = len(chosen.x)
+    about = about | ({} if n == whole else {"items_of": whole})
+    if command.witnesses:
+        return _witnessed(command, model, chosen, about)
+    draws = command.k or _DRAWS
+    if command.estimator == "iwae":
+        model.check_log_weight()
+        estimator, what = ImportanceWeights(draws), f"{draws} paths of each item"
+    else:
+        estimator, what = _flow(command), "probability flow"
+    if command.estimator == "ode":
+        with watching(command.unit, model.space.dimensions) as watch:
+            result = evaluate(
+                model, chosen.x, estimator=estimator, seed=command.seed, condition=chosen.condition, progress=watch
+            )
+    else:
+        with working(f"drawing {what}: {n * draws * model.evaluations:,} network evaluations"):
+            result = evaluate(model, chosen.x, estimator=estimator, seed=command.seed, condition=chosen.condition)
+    result = dataclasses.replace(result, about=about)
+    calls = result.nelbo.network_evaluations
+    part = "" if n == whole else f" of {whole}"
+    title = f"{chosen.name}, {chosen.split}: {n}{part} items, {what}, {calls:,} network evaluations"
+    shown: list[Any] = [ledger_table(result, title), *result.error_lines()]
+    saves = []
+    if command.per_item is not None and first():
+        path: Path = command.per_item
+        saves.append(lambda: write_scores(path, result.per_item, chosen))
+    return Result(result.to_json(), shown, saves)
+
+
+def _witnessed(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any]) -> Result:
+    from diffusional.evaluation.witnesses import witnesses
+
+    options: dict[str, Any] = {"visits": command.visits} if command.visits is not None else {}
+    if command.error is not None:
+        options["target_error"], options["unit"] = command.error, command.unit
+    with working(f"comparing the witnesses of {len(chosen.x)} items"):
+        found = witnesses(
+            model, chosen.x, flow=_flow(command), condition=chosen.condition, seed=command.seed, **options
+        )
+    found = dataclasses.replace(found, about=about)
+    return Result(found.to_json(), [str(found)])

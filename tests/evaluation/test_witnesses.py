@@ -1,0 +1,78 @@
+"""Several witnesses of a bound side by side, and whether the orders that must hold do."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import diffusional as df
+from diffusional import exact, likelihood, schedule
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation import witnesses as module
+from diffusional.evaluation.witnesses import some_items, witnesses
+
+X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def model(steps: int | None = 8) -> df.DiffusionModel:
+    world = exact.Gaussian(torch.zeros(2), torch.eye(2) + 0.3)
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-6.0, 8.0, steps))
+    return df.DiffusionModel(process, world.denoiser(), likelihood.GaussianLikelihood(df.Continuous((2,))))
+
+
+def by_name(found: module.Witnesses) -> dict[str, Any]:
+    return {row.name: row for row in found.rows}
+
+
+def test_every_witness_and_every_order() -> None:
+    found = witnesses(model(), X, counts=(1, 4, 16), visits=200, code=lambda *_: 10**6)
+    assert found.agree
+    rows = by_name(found)
+    assert list(rows) == ["NELBO", "IWAE, K = 1", "IWAE, K = 4", "IWAE, K = 16", "probability flow", "code"]
+    assert [row.kind for row in found.rows] == ["bound"] * 4 + ["estimate", "code"]
+    assert rows["code"].nelbo.to("bits/dim", 2).value == pytest.approx(8e6 / 12)
+    holds = {(one.left, one.relation, one.right): one.holds for one in found.orders}
+    assert holds["NELBO", "=", "IWAE, K = 1"] is holds["code", "≥", "NELBO"] is True
+    assert holds["IWAE, K = 1", "≥", "IWAE, K = 4"] is holds["NELBO", "≥", "IWAE, K = 16"] is True
+    assert holds["IWAE, K = 16", "and", "probability flow"] is None
+    record = found.to_json()
+    assert record["agree"] is True
+    assert [row["name"] for row in record["witnesses"]] == list(rows)
+    assert "another model" in str(found)
+    assert "<table>" in found._repr_html_()
+
+
+@pytest.mark.parametrize(("code", "broken"), [(lambda *_: 1, ("code", "NELBO")), (None, ("NELBO", "IWAE, K = 1"))])
+def test_an_order_that_does_not_hold_is_reported(code: Any, broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if code is None:
+        right = module.weighted_by
+
+        def off(one: Any, data: Tensor, *rest: Any) -> Any:
+            return right(one, 3 * data, *rest)
+
+        monkeypatch.setattr(module, "weighted_by", off)
+    found = witnesses(model(), X, counts=(1, 4), visits=200, code=code)
+    assert not found.agree
+    assert (broken[0], broken[1]) in [(one.left, one.right) for one in found.orders if one.holds is False]
+    assert "DOES NOT HOLD" in str(found)
+
+
+def test_what_a_model_does_not_have_is_listed_with_the_reason() -> None:
+    rows = by_name(witnesses(model(None), X, counts=(1, 4), visits=20))
+    assert rows["IWAE, K = 4"].nelbo is None
+    assert "finitely many latents" in rows["IWAE, K = 4"].missing
+    torch.manual_seed(0)
+    decoder = likelihood.GaussianLikelihood(df.Continuous((2,)), 0.5)
+    vae = df.VAE(nn.Linear(2, 2), nn.Linear(1, 2), decoder, latents=1).double()
+    rows = by_name(witnesses(vae, X, counts=(1, 4), visits=20))
+    assert rows["probability flow"].nelbo is None
+    assert "VAE" in rows["probability flow"].missing
+
+
+def test_a_part_of_the_items_depends_on_the_items_only() -> None:
+    chosen = some_items(model(), X, 3)
+    other = some_items(model(), X.flip(0), 3)
+    assert sorted(X[chosen].tolist()) == sorted(X.flip(0)[other].tolist())
+    with pytest.raises(DiffusionalError, match="at least 1, got 0"):
+        some_items(model(), X, 0)
