@@ -69,12 +69,12 @@ def _part(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems) 
     from diffusional.conditions import rows_of
     from diffusional.evaluation.witnesses import some_items
 
-    n = command.items or (_WITNESSED if command.witnesses else len(chosen.x))
-    if n >= len(chosen.x):
+    n = command.items or (_WITNESSED if command.witnesses else len(chosen.data))
+    if n >= len(chosen.data):
         return chosen
     rows = some_items(model, chosen.x, n, chosen.condition)
     columns = {name: values[rows.numpy()] for name, values in chosen.columns.items()}
-    return dataclasses.replace(chosen, x=chosen.x[rows], condition=rows_of(chosen.condition, rows), columns=columns)
+    return dataclasses.replace(chosen, data=chosen.x[rows], condition=rows_of(chosen.condition, rows), columns=columns)
 
 
 def estimated(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any]) -> Result:
@@ -83,8 +83,8 @@ def estimated(command: Evaluate, model: "LatentVariableModel", chosen: ChosenIte
     from diffusional.evaluation.target import ImportanceWeights
     from diffusional.report.tables import ledger_table
 
-    whole, chosen = len(chosen.x), _part(command, model, chosen)
-    n = len(chosen.x)
+    whole, chosen = len(chosen.data), _part(command, model, chosen)
+    n = len(chosen.data)
     about = about | ({} if n == whole else {"items_of": whole})
     if command.witnesses:
         return _witnessed(command, model, chosen, about)
@@ -120,7 +120,7 @@ def _witnessed(command: Evaluate, model: "LatentVariableModel", chosen: ChosenIt
     options: dict[str, Any] = {"visits": command.visits} if command.visits is not None else {}
     if command.error is not None:
         options["target_error"], options["unit"] = command.error, command.unit
-    with working(f"comparing the witnesses of {len(chosen.x)} items"):
+    with working(f"comparing the witnesses of {len(chosen.data)} items"):
         found = witnesses(
             model, chosen.x, flow=_flow(command), condition=chosen.condition, seed=command.seed, **options
         )

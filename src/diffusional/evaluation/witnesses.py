@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition
+from diffusional.encoded import in_memory
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.evaluation import as_the_network, evaluate
 from diffusional.evaluation.importance import weighted_by
@@ -200,7 +201,7 @@ def witnesses(
     say("NELBO")
     found = {"NELBO": evaluate(model, data, condition=condition, seed=seed, every_item=True, **options)}
     missing = dict[str, str]()
-    counts, data = sorted(set(counts)), as_the_network(model, data)
+    counts, data = sorted(set(counts)), in_memory(as_the_network(model, data))
     names = [_iwae(k) for k in counts]
     with evaluation_mode(model):
         say("importance weights")
