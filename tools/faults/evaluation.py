@@ -1137,6 +1137,8 @@ FAULTS = [
         'torch.einsum("ml,ble->bme"',
         'torch.einsum("ml,bne->bme"',
         "evaluation/test_neighbours.py::test_an_evaluation_with_it_is_unbiased_for_every_item",
+    ),
+    fault(
         "evaluation/ode.py",
         "the density of z_1 for that of x = z_1/α_1",
         "known = (self.dimensions * log_alpha).expand(len(x))",

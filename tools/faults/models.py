@@ -1054,6 +1054,8 @@ FAULTS = [
         'return self.model.objective_costs(objective, x, inner, self.noised(condition, draws["condition_noise"]))',
         "return self.model.objective_costs(objective, x, inner, condition)",
         "models/test_composite.py::test_every_objective_of_a_stage_has_a_noised_condition",
+    ),
+    fault(
         "models/flow.py",
         "the middle of a step is taken from slopes of the wrong sign",
         "(f - f_after) * (h / 8)",
