@@ -15,7 +15,7 @@ from diffusional import baselines
 from diffusional.data import load as load_data
 from diffusional.data.dataset import Dataset
 from diffusional.evaluation import Evaluation, evaluate
-from diffusional.evaluation.provenance import fingerprint
+from diffusional.evaluation.baselines import of_baseline
 from diffusional.extras import needed_for
 from diffusional.files import save_json
 from diffusional.information import aggregated, curve
@@ -197,19 +197,7 @@ def baseline_evaluations(dataset: Dataset) -> dict[str, Evaluation]:
         "factorised categorical": baselines.FactorizedCategorical.fit(train_items, space, validation),
     }
     test = dataset.tensor("test")
-    return {
-        name: Evaluation.from_scores(
-            -model.log_prob(test),
-            space.dimensions,
-            provenance={
-                "data_sha256": fingerprint(space, dataset.encode("test")),
-                "model": type(model).__name__,
-                "space": space.to_dict(),
-                "levels": space.levels,
-            },
-        )
-        for name, model in fitted.items()
-    }
+    return {name: of_baseline(model, test, space) for name, model in fitted.items()}
 
 
 @torch.no_grad()

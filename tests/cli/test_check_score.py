@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from battery import command
 from diffusional import cli
 from diffusional.cli.items import ChosenItems
-from diffusional.cli.score import _name
+from diffusional.cli.score import name_of
 from diffusional.evaluation.score import Scores, score
 from interop.pipelines import saved, unet
 
@@ -164,8 +164,8 @@ def test_images_are_listed_without_a_row() -> None:
     x = torch.zeros(2, 1)
     one_each = {"source": np.array(["a/1.png", "a/2.png"]), "row": np.array([0, 0])}
     table = {"source": np.array(["t.csv", "t.csv"]), "row": np.array([0, 1])}
-    assert _name(ChosenItems("a", "all", x, one_each, False), 1) == "2.png"
-    assert _name(ChosenItems("t.csv", "all", x, table, False), 1) == "t.csv, row 1"
+    assert name_of(ChosenItems("a", "all", x, one_each, False), 1) == "2.png"
+    assert name_of(ChosenItems("t.csv", "all", x, table, False), 1) == "t.csv, row 1"
 
 
 def test_outliers_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

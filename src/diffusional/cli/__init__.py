@@ -205,6 +205,10 @@ def _done(command: Any) -> Result:
             from diffusional.cli import plot
 
             return plot.run(command)
+        case commands.Report():
+            from diffusional.cli import report
+
+            return report.run(command)
         case commands.Data():
             from diffusional.cli import data
 

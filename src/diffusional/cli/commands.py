@@ -238,6 +238,13 @@ class Evaluate:
     per_item: Path | None = None
     """A .csv or .npz file for the score of each item, with its error, file, row and split. For two runs, it has both scores and their
     difference."""
+    html: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="An .html file for a report of this evaluation; `diffusional report` also has samples and items.",
+        ),
+    ] = None
     plan: Path | None = None
     """The plan of the evaluation. Defaults to RUN/plan.json, which is fitted on the run's training data if it does not exist."""
     sweep: bool = False
@@ -615,6 +622,49 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write a report of runs as one HTML file. It has the caveats first, then the bound with its errors beside baselines, its costs, the
+    training, samples, items, and how to reproduce it; of several runs also their paired differences. What is missing is computed: an
+    evaluation, samples and scores of items, each of which can be left out."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="RUN",
+            help="Run folders; or JSON files of `diffusional evaluate` (of one run, or of two for their difference), or of `diffusional "
+            "information RUN --reference RUN`.",
+        ),
+    ]
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="The .html file; -o FILE for short. Defaults to RUN/report.html, or to report.html for several runs.",
+        ),
+    ] = None
+    split: Split = None
+    """The split whose evaluation is shown. Defaults to test, or to another one that was evaluated."""
+    samples: int = 16
+    """Number of samples to draw from each run; 0 for none."""
+    items: int = 500
+    """The largest number of items to score, of which the easiest and the hardest are shown; 0 for none."""
+    visits: int = 16
+    """Network evaluations of each of these items."""
+    shown: int = 5
+    """Number of items that are shown at each end."""
+    no_compare: bool = False
+    """Do not compare the runs on the same items and noise; their difference then has a larger error."""
+    saved: bool = False
+    """Use saved results only: draw nothing from the models and evaluate nothing."""
+    title: str | None = None
+    """The title of the report."""
+    seed: int = 0
+    """The seed of samples and scores."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Claims:
     """Test claims about the bound, C1 to C13 and C17, with controls. Each of them must hold and its negative control must fail; otherwise the exit
     status is 1."""
@@ -685,6 +735,7 @@ COMMANDS: dict[str, type] = {
     "sample": Sample,
     "information": Information,
     "plot": Plot,
+    "report": Report,
     "data": Data,
     "claims": Claims,
     "doctor": Doctor,
@@ -704,6 +755,7 @@ Command = (
     | Sample
     | Information
     | Plot
+    | Report
     | Data
     | Claims
     | Doctor

@@ -150,14 +150,19 @@ def _evaluate(command: Evaluate) -> Result:
             "network_evaluations": tighter.network_evaluations,
             "caveats": caveats,
         }
-    out = dataclasses.replace(result, about=about).to_json()
+    result = dataclasses.replace(result, about=about)
+    out = result.to_json()
     saves: list[Callable[[], None]] = []
+    if command.html is not None and first():
+        from diffusional.cli.pages import html_of
+
+        saves += html_of(command, [(record, command.run, result, not bare)], None)
     if command.per_item is not None and first():
         per_item = command.per_item
         saves.append(lambda: write_scores(per_item, result.per_item, chosen))
     # The run folder keeps evaluations of its own splits with default options, for any target error; others are only written to --json.
     plain = Evaluate(command.run, split=command.split, error=command.error, unit=command.unit)
-    if first() and dataclasses.replace(command, per_item=None, json=None) == plain:
+    if first() and dataclasses.replace(command, per_item=None, html=None, json=None) == plain:
         saves.append(lambda: _kept(lambda: save_json(command.run / f"evaluation-{split}.json", out)))
     return Result(out, shown, saves)
 
@@ -245,6 +250,12 @@ def _check_evaluate(command: Evaluate) -> None:
     _check_guidance(command)
     if command.per_item is not None:
         check_scores_file(command.per_item, (command.data, command.plan), command.json)
+    if command.html is not None:
+        from diffusional.cli.pages import check_page
+
+        check_page(
+            "--html", command.html, [Path(one).expanduser() for one in (command.data, command.plan) if one is not None]
+        )
     alone = ("draws", "cells", "item_error", "visits", "plan")
     single = ["--sweep"] * command.sweep + ["--deterministic"] * command.deterministic
     single += [f"--{name.replace('_', '-')}" for name in alone if getattr(command, name) is not None]
@@ -426,6 +437,14 @@ def _compare(
     if command.per_item is not None and first():
         per_item = command.per_item
         saves.append(lambda: write_scores(per_item, _both(result), chosen))
+    if command.html is not None and first():
+        from diffusional.cli.pages import html_of
+
+        both = [
+            (one, path, dataclasses.replace(each, about=about), not is_foreign(path))
+            for one, path, each in ((record, command.run, result.a), (theirs, command.other, result.b))
+        ]
+        saves += html_of(command, both, result)
     return Result(result.to_json(), [comparison_table(result, title), *notes], saves)
 
 

@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional evaluate runs/digits --error 0.002 --json bound.json",
         "diffusional evaluate runs/digits runs/vae",
         "diffusional evaluate runs/digits --visits 8 --per-item scores.csv",
+        "diffusional evaluate runs/digits --html bound.html",
         "diffusional evaluate google/ddpm-cifar10-32 --data cifar10/test --unclipped",
     ),
     "import": (
@@ -56,6 +57,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional plot runs/digits",
         "diffusional plot runs/digits -o digits.svg",
         "diffusional plot bound.json --out bound.pdf --unit nats",
+    ),
+    "report": (
+        "diffusional report runs/digits",
+        "diffusional report runs/digits runs/vae -o report.html",
+        "diffusional report bound.json --saved --out bound.html",
     ),
     "claims": ("diffusional claims", "diffusional claims --only C1 C5 --json claims.json"),
     "data": (

@@ -64,6 +64,7 @@ _SHORT = {
     },
     "sample": {"--label": "--condition"},
     "plot": {"-o": "--out"},
+    "report": {"-o": "--out"},
 }
 # Old names of options and presets, which work for one more version, by command.
 _OLD = {("information", "--levels-shown"): "--timesteps"}

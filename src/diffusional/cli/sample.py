@@ -34,7 +34,7 @@ def run(command: Sample) -> Result:
     given = command.interpolate is not None or command.upsample is not None
     if given:
         check_given(command)
-    condition = None if given else _condition(command, record)
+    condition = None if given else condition_of(command, record)
     captions = None
     if record.text is not None and condition is not None:
         condition, captions = condition
@@ -158,7 +158,7 @@ def _guidance(command: Sample) -> dict[str, Any]:
     return {"guidance": {"weight": command.guidance} | guidance_options(command)}
 
 
-def _condition(command: Sample, record: "RunRecord") -> Any:
+def condition_of(command: Sample, record: "RunRecord") -> Any:
     """Return the condition of the samples, such as labels (n,); None for a run without one, and for guidance with weight 0 if none is
     given.
     """

@@ -194,7 +194,7 @@ def _listed(chosen: ChosenItems, ends: "Extremes", items: "Tensor", bit: float) 
         entries.append(
             {
                 "item": i,
-                "name": _name(chosen, i),
+                "name": name_of(chosen, i),
                 "nelbo": {
                     "value": float(ends.nelbo[at]) / bit,
                     "error": float(ends.error[at]) / bit,
@@ -221,12 +221,12 @@ def _spread_out(items: "Tensor", values: "Tensor", n: int) -> "Tensor":
 
 def _lines(chosen: ChosenItems, scores: "Scores", ends: "Extremes", bit: float) -> list[str]:
     """Return a line for each of the items at either end, the least likely first."""
-    width = max(len(_name(chosen, i)) for i in ends.item.tolist())
+    width = max(len(name_of(chosen, i)) for i in ends.item.tolist())
 
     def line(i: int) -> str:
         at = ends.place(i)
         parts = [
-            f"{_name(chosen, i):<{width}}",
+            f"{name_of(chosen, i):<{width}}",
             f"{float(ends.nelbo[at]) / bit:8.4f} ± {float(ends.error[at]) / bit:.4f} bits/dim",
         ]
         if ends.percentile is not None:
@@ -255,7 +255,7 @@ def _notes(command: Score, chosen: ChosenItems, scores: "Scores", ends: "Extreme
     unsure = (error > 3 * spread).nonzero().flatten().tolist()
     if unsure:
         unsure.sort(key=lambda i: -float(error[i]))
-        names = ", ".join(_name(chosen, i) for i in unsure[: command.shown])
+        names = ", ".join(name_of(chosen, i) for i in unsure[: command.shown])
         more = "" if len(unsure) <= command.shown else ", …"
         whose = "the items" if scores.reference is None else "the reference items"
         notes.append(
@@ -269,7 +269,7 @@ def _notes(command: Score, chosen: ChosenItems, scores: "Scores", ends: "Extreme
     return notes
 
 
-def _name(chosen: ChosenItems, i: int) -> str:
+def name_of(chosen: ChosenItems, i: int) -> str:
     """Return the file of an item, and its row unless every file has one item, as images do."""
     source, row = str(chosen.columns["source"][i]), int(chosen.columns["row"][i])
     name = Path(source).name or chosen.name

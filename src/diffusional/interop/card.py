@@ -233,7 +233,7 @@ def _bound(evaluation: Evaluation | None, done: str) -> list[str]:
         f"latents: T = {provenance.get('latents') or '∞'}",
         f"network evaluations: {evaluation.nelbo.network_evaluations:,}",
         f"weights: SHA-256 `{provenance.get('weights_sha256', 'unknown')}`",
-        f"command: `{_command(provenance.get('command', ''))}`",
+        f"command: `{short_command(provenance.get('command', ''))}`",
         f"versions: {json.dumps(provenance.get('versions', {}))}",
     ]
     if about.get("trained_on"):
@@ -265,7 +265,7 @@ def _shown(one: Estimate) -> str:
     return f"{one.value:.4f} ± {one.error:.4f}"
 
 
-def _command(line: str) -> str:
+def short_command(line: str) -> str:
     """Return a command without the folder of its program."""
     program, _, rest = line.partition(" ")
     return " ".join(filter(None, (PurePath(program).name, rest))) or "unknown"

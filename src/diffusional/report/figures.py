@@ -335,22 +335,14 @@ def overview(
     style.save(figure, path)
 
 
-# Keys of losses in metrics.jsonl, by objective, and what they are.
-_LOSSES = {"loss": "bits per dimension", "simple_loss": "L_simple", "hybrid_loss": "L_hybrid"}
-
-
 def _training(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Draw the losses and validation bounds of metrics.jsonl; losses that are not bounds have an axis of their own."""
-    validations = [(line["step"], line["validation"]) for line in metrics if "validation" in line]
-    steps, bounds = zip(*validations, strict=True) if validations else ((), ())
-    key = next((name for name in _LOSSES if any(name in line for line in metrics)), "loss")
-    losses = [(line["step"], line[key]) for line in metrics if key in line]
-    at, values = zip(*losses, strict=True) if losses else ((), ())
-    if key == "loss":
-        plots.training(at, values, (steps, bounds), axes, _LOSSES[key])
+    trace = plots.traces_of(metrics)
+    if trace.is_bound:
+        plots.training(trace.steps, trace.losses, (trace.validated, trace.bounds), axes, trace.label)
         return
-    plots.training(at, values, None, axes, _LOSSES[key])
+    plots.training(trace.steps, trace.losses, None, axes, trace.label)
     other = axes.twinx()
-    other.plot(steps, bounds, "o-", color=style.VERMILION, ms=4)
+    other.plot(trace.validated, trace.bounds, "o-", color=style.VERMILION, ms=4)
     other.set_ylabel("validation, bits per dimension", color=style.VERMILION)
     other.spines["right"].set_visible(True)

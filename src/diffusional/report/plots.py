@@ -7,6 +7,7 @@ them. Every function draws on the given axes, or on those of a new figure of pyp
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def levels(kl: Any, error: Any, edges: Any, gamma: Any = None, ax: Axes | None =
     >>> ax.patches[0].get_data().values.tolist()                    # per unit of log-SNR; each level is two wide
     [0.5, 1.5]
     """
-    groups = _grouped(kl, error, edges if gamma is None else gamma, bars)
+    groups = grouped(kl, error, edges if gamma is None else gamma, bars)
     sign = 1 if gamma is None else -1  # the log-SNR is −γ
     with _on(ax, 2.8) as axes:
         places = sign * groups.edges
@@ -157,7 +158,7 @@ def cumulated(kl: Any, error: Any, edges: Any, gamma: Any = None, ax: Axes | Non
     >>> ax.lines[0].get_ydata().tolist()
     [4.0, 3.0, 0.0]
     """
-    groups = _grouped(kl, error, edges if gamma is None else gamma, bars)
+    groups = grouped(kl, error, edges if gamma is None else gamma, bars)
     sign = 1 if gamma is None else -1
     with _on(ax, 2.4) as axes:
         total = np.append(np.cumsum(groups.mass[::-1])[::-1], 0.0)
@@ -171,8 +172,12 @@ def cumulated(kl: Any, error: Any, edges: Any, gamma: Any = None, ax: Axes | Non
     return axes
 
 
-class _grouped:
-    """Levels in at most `bars` groups of neighbours: edges, mass, density and their errors."""
+class grouped:
+    """Levels in at most `bars` groups of neighbours: edges, mass, density and their errors.
+
+    >>> grouped([1.0, 3.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0], [1, 2, 3, 4, 5], 2).density.tolist()
+    [2.0, 2.0]
+    """
 
     def __init__(self, kl: Any, error: Any, edges: Any, bars: int) -> None:
         kl, error, edges = (np.asarray(values, dtype=float) for values in (kl, error, edges))
@@ -281,6 +286,41 @@ def traces(
         axes.set_xlabel("fraction of training")
         axes.set_ylabel(f"{of} (± 2 standard errors)")
     return axes
+
+
+# Keys of losses in metrics.jsonl, by objective, and what they are.
+_LOSSES = {"loss": "bits per dimension", "simple_loss": "L_simple", "hybrid_loss": "L_hybrid"}
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The training losses (N,) at `steps` and the validation bounds (M,) at `validated` of a run; `label` is the unit of the losses, and
+    `is_bound` is whether they are bounds, as those are.
+    """
+
+    steps: np.ndarray
+    losses: np.ndarray
+    validated: np.ndarray
+    bounds: np.ndarray
+    label: str
+    is_bound: bool
+
+
+def traces_of(metrics: Sequence[Mapping[str, Any]]) -> Trace:
+    """Return the losses and validation bounds of the lines of metrics.jsonl.
+
+    >>> trace = traces_of([{"step": 1, "loss": 4.0}, {"step": 2, "validation": 3.0}])
+    >>> trace.losses.tolist(), trace.bounds.tolist(), trace.label
+    ([4.0], [3.0], 'bits per dimension')
+    """
+
+    def column(key: str) -> tuple[np.ndarray, np.ndarray]:
+        found = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
+        pairs = np.array(found, dtype=float).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    key = next((name for name in _LOSSES if any(name in line for line in metrics)), "loss")
+    return Trace(*column(key), *column("validation"), _LOSSES[key], key == "loss")
 
 
 def training(

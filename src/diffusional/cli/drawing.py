@@ -1,0 +1,226 @@
+"""What a report shows that needs a model: samples with their paths, scores of items, and baselines. The results are arrays for `report/`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Report, Sample
+from diffusional.cli.console import device, watching, working
+from diffusional.cli.items import ChosenItems, items
+from diffusional.cli.sample import condition_of
+from diffusional.cli.score import MAP_VISITS, name_of
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from diffusional.evaluation.result import Evaluation
+    from diffusional.models.base import LatentVariableModel
+    from diffusional.report.subject import ItemScores, Samples
+    from diffusional.space import Space
+    from diffusional.training.run import RunRecord
+
+# Latents of the chain from which samples are drawn, if the model has more; paths that are shown, and latents of each.
+_STEPS, _PATHS, _SHOWN = 100, 3, 8
+# Samples of a table, for the distributions of its columns.
+_ROWS = 1000
+
+
+def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: int, split: str) -> "Samples":
+    """Draw samples of a model, and for images of a chain some paths. Raises DiffusionalError if the model cannot be sampled.
+
+    Of a table, 1,000 samples are drawn instead of `n`, for the distributions of its columns, beside those of the items of `split`.
+    """
+    import numpy as np
+    import torch
+
+    from diffusional.conditions import moved
+    from diffusional.report.subject import Samples
+    from diffusional.training.own import own_data
+
+    space = model.space
+    table = len(space.shape) == 1
+    n = _ROWS if table else n
+    every = ("all",) if record.classes else ("test",) if record.conditional else None
+    condition = condition_of(Sample(record.path, n=n, condition=every), record)
+    chain = model.visited() is model
+    if chain and (model.steps is None or model.steps > _STEPS):
+        model = model.regrid(_STEPS)
+    place = device()
+    model, generator = model.to(place), torch.Generator(place).manual_seed(seed)
+    latents = f", with {model.steps} latents" if chain and model.steps else ""
+    how = (
+        f"{n:,} samples by the model's own reverse chain{latents}, seed {seed}."
+        if chain
+        else f"{n:,} samples of the model, seed {seed}."
+    )
+    if record.classes:
+        how += f" The classes are used in turn: {', '.join(record.classes[:10])}{', …' if len(record.classes) > 10 else ''}."
+    with working(f"drawing {n} samples"), torch.no_grad():
+        kept, labels = _states(model, n, generator, moved(condition, place), chain and not table)
+    x = kept[-1]
+    if not bool(torch.isfinite(x).all()):
+        raise DiffusionalError(
+            "expected finite samples, got samples that are not finite: the outputs of the network are too large"
+        )
+    if table:
+        columns = record.columns or tuple(f"column {d + 1}" for d in range(space.dimensions))
+        dataset = own_data(record, ("train", "validation", "test") if split == "all" else (split,))
+        parts = ("train", "validation", "test") if split == "all" else (split,)
+        data = torch.cat([dataset.tensor(part) for part in parts]).double().numpy()
+        return Samples(how, columns=columns, drawn=space.decode(x).double().numpy(), data=data)
+    if len(space.shape) != 3:
+        raise DiffusionalError(f"expected images or rows of a table, got items of shape {space.shape}")
+    low, high = _range(space, x)
+    shown = ((x - low) / (high - low)).float().numpy()
+    paths = None
+    if len(kept) > 1:
+        paths = np.stack(
+            [
+                np.stack([np.clip((z[i].numpy() - low) / (high - low), 0, 1) for z in kept])
+                for i in range(min(n, _PATHS))
+            ]
+        )
+    return Samples(how, images=shown, paths=paths, path_labels=labels)
+
+
+def _states(model: Any, n: int, generator: Any, condition: Any, with_paths: bool) -> "tuple[list[Tensor], list[str]]":
+    """Return samples as the last of some states of a chain, evenly spaced in its levels, and the log-SNR of these, with "x" at the end."""
+    from diffusional.models.composite import Composite
+
+    if isinstance(model, Composite):
+        *_, x = model.sample_stages(n, generator, condition).values()
+        return [x.cpu()], []
+    if not with_paths:
+        return [model.sample(n, generator, condition).cpu()], []
+    import torch
+
+    steps = model.steps
+    wanted = set(torch.linspace(steps, 1, _SHOWN - 1).round().long().tolist())
+    kept, labels = [], []
+    gamma = getattr(model.process.schedule, "grid", None)
+    gammas = None if gamma is None else gamma()
+    for passed, z in enumerate(model.walk_back(n, generator, condition)):
+        t = steps - passed
+        if t in wanted or t == 0:
+            kept.append(z.cpu())
+            labels.append(
+                "x" if t == 0 else f"t = {t}" if gammas is None else f"{-float(gammas[t - 1]):.1f}".replace("-", "−")
+            )
+    return kept, labels
+
+
+def scores_of(model: "LatentVariableModel", record: "RunRecord", command: Report, split: str | None) -> "ItemScores":
+    """Score the first items of a split, and draw those at the ends again, with cost maps of images. Raises DiffusionalError as `score` does."""
+    from diffusional.conditions import rows_of
+    from diffusional.evaluation.extremes import extremes
+    from diffusional.evaluation.maps import cost_map
+    from diffusional.evaluation.score import score
+    from diffusional.report.subject import ItemScores
+
+    model = model.to(device())
+    chosen = items(record, split=split)
+    some = slice(0, command.items)
+    x, condition = chosen.x[some], rows_of(chosen.condition, some)
+    if len(x) < 2:
+        raise DiffusionalError(f"expected at least 2 items to score, got {len(x)}")
+    reference = items(record, split="validation") if (record.items.get("validation") or 0) >= 2 else None
+    with watching("bits/dim", model.space.dimensions) as watch:
+        scores = score(
+            model,
+            x,
+            None if reference is None else reference.x[some],
+            visits=command.visits,
+            seed=command.seed,
+            condition=condition,
+            reference_condition=None if reference is None else rows_of(reference.condition, some),
+            progress=watch,
+        )
+        ends = extremes(model, x, scores, command.shown, condition=condition, seed=command.seed, progress=watch)
+    maps = None
+    if len(model.space.shape) == 3 and model.visited() is model:
+        try:
+            with working("drawing cost maps"):
+                maps = cost_map(
+                    model,
+                    x[ends.item],
+                    visits=max(MAP_VISITS, command.visits),
+                    plan=scores.plan,
+                    condition=rows_of(condition, ends.item),
+                    seed=command.seed,
+                )
+        except DiffusionalError:
+            maps = None  # a family without costs by position
+    low, high = _range(model.space, x)
+
+    def listed(numbers: "Tensor") -> list[Any]:
+        return [_listed(i, record, chosen, ends, maps, low, high) for i in numbers.tolist()]
+
+    how = (
+        f"The histogram has {command.visits} draws of each item, whose noise widens it. The listed items are drawn again, by draws that did not "
+        f"choose them; seed {command.seed}."
+    )
+    return ItemScores(
+        scores.nelbo.numpy(),
+        scores.error.numpy(),
+        len(chosen.x),
+        listed(ends.most_likely),
+        listed(ends.least_likely),
+        how,
+    )
+
+
+def _listed(i: int, record: "RunRecord", chosen: ChosenItems, ends: Any, maps: Any, low: float, high: float) -> Any:
+    """Return an item at an end of the scores."""
+    from diffusional.report.subject import ListedItem
+
+    at, x = ends.place(i), chosen.x[i]
+    image = ((x - low) / (high - low)).float().cpu().numpy() if x.ndim == 3 else None
+    values = {}
+    if x.ndim == 1 and len(x) <= 12:
+        raw = record.space.decode(x[None])[0].double().tolist()
+        values = dict(zip(record.columns or [f"column {d + 1}" for d in range(len(x))], raw, strict=True))
+    return ListedItem(
+        name_of(chosen, i),
+        float(ends.nelbo[at]),
+        float(ends.error[at]),
+        None if ends.percentile is None else float(ends.percentile[at]),
+        image,
+        None if maps is None else maps.total[at].sum(0).numpy(),
+        values,
+    )
+
+
+def _range(space: "Space", x: "Tensor") -> tuple[float, float]:
+    """Return the values that are drawn as 0 and 1."""
+    levels: Any = space
+    if space.levels:
+        return float(levels.low), float(levels.high)
+    low, high = float(x.min()), float(x.max())
+    return low, high if high > low else low + 1.0
+
+
+def baselines_of(record: "RunRecord", split: str) -> "dict[str, Evaluation]":
+    """Return the simplest baseline of a run's own data, fitted to its training items; {} for data that cannot be loaded, and for streams."""
+    from diffusional.data.dataset import Stream
+    from diffusional.evaluation.baselines import simple_baseline
+    from diffusional.training.own import own_data
+
+    parts: Sequence[str] = ("train", "validation", "test") if split == "all" else (split,)
+    try:
+        import torch
+
+        dataset = own_data(record, ("train", "validation", "test"))
+        if any(isinstance(getattr(dataset, part), Stream) for part in ("train", *parts)):
+            return {}
+        raw = torch.cat([dataset.tensor(part) for part in parts])
+        validation = None if isinstance(dataset.validation, Stream) else dataset.tensor("validation")
+        with working("fitting a baseline"):
+            return simple_baseline(dataset.tensor("train"), validation, raw, record.space)
+    except (DiffusionalError, OSError):
+        return {}
+
+
+def array_of(values: "Tensor") -> "np.ndarray":
+    """Return a tensor as an array on the CPU."""
+    return values.detach().cpu().numpy()

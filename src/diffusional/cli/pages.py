@@ -1,0 +1,88 @@
+"""Files of reports: their paths, the subjects of run folders, and the file of `evaluate --html`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusional.cli.commands import Evaluate
+from diffusional.cli.console import plainly
+from diffusional.cli.outputs import check_target, save
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from diffusional.evaluation import Comparison, Evaluation
+    from diffusional.report.subject import Subject
+    from diffusional.training.run import RunRecord
+
+
+def check_page(option: str, path: Path, inputs: Sequence[Path] = ()) -> None:
+    """Check a path for a report like `check_target`; its suffix is .html. An existing file is replaced only if it is an HTML file."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise DiffusionalError(f"expected an .html file for {option}, got {path}")
+    check_target(option, path, inputs)
+
+
+def page_of(
+    out: Path, subjects: "Sequence[Subject]", comparisons: "Sequence[Comparison]", title: str | None
+) -> Callable[[], None]:
+    """Return a function that writes the report. The page is made before, so that a fault in it is reported before anything is written."""
+    from diffusional.report.page import page
+
+    text = page(subjects, comparisons, title or "").encode()
+    return lambda: save(out, lambda file: file.write(text))
+
+
+def subject_of(path: Path, split: str | None, evaluation: "Evaluation | None" = None) -> "Subject":
+    """Return a run folder as a subject: its saved evaluation (or the given one), metrics, config and data."""
+    from diffusional.cli.items import SPLITS
+    from diffusional.evaluation import Evaluation
+    from diffusional.files import load_json
+    from diffusional.report.subject import Subject
+    from diffusional.training.metrics_logger import METRICS, read
+    from diffusional.training.run import CONFIG, DATA, read_run
+
+    record = read_run(path)
+    splits = (split,) if split else ("test", *(one for one in (*SPLITS, "all") if one != "test"))
+    saved = [path / f"evaluation-{one}.json" for one in splits if (path / f"evaluation-{one}.json").exists()]
+    if evaluation is None and saved:
+        evaluation = Evaluation.load(saved[0])
+    metrics = read(record.path) if (record.path / METRICS).exists() else []
+    config = load_json(path / CONFIG) if (path / CONFIG).exists() else None
+    return Subject(str(path), evaluation, metrics, config, load_json(path / DATA))
+
+
+def html_of(
+    command: Evaluate, results: "Sequence[tuple[RunRecord, Path, Evaluation, bool]]", comparison: "Comparison | None"
+) -> list[Callable[[], None]]:
+    """Return what writes the file of `evaluate --html`; [] without one.
+
+    Args:
+        command: the command.
+        results: for each run its record, its path as given, its evaluation, and whether it is a run folder.
+        comparison: of the two, if there are two.
+    """
+    from diffusional.cli import drawing
+    from diffusional.report.subject import ItemScores, Subject
+
+    if command.html is None:
+        return []
+    subjects = []
+    for record, path, result, folder in results:
+        subject = subject_of(path, None, result) if folder else Subject(str(path), result)
+        split = str(result.about.get("split") or "test")
+        own = folder and result.about.get("data") in (record.config.data.name, record.source)
+        scores = None
+        if result.per_item and result.items_visited == result.nelbo.n:
+            order = result.per_item["item"].argsort()
+            nelbo, error = (drawing.array_of(result.per_item[key][order]) for key in ("nelbo", "error"))
+            scores = ItemScores(
+                nelbo,
+                error,
+                result.nelbo.n,
+                how="The scores are those of this evaluation, whose noise widens the histogram.",
+            )
+        with plainly():
+            baselines = drawing.baselines_of(record, split) if own else {}
+        subjects.append(dataclasses.replace(subject, baselines=baselines, items=scores))
+    return [page_of(command.html, subjects, [] if comparison is None else [comparison], None)]

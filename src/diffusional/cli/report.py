@@ -1,0 +1,187 @@
+"""`diffusional report`: runs and saved results as one HTML file."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Evaluate, Report
+from diffusional.cli.console import Result, say
+from diffusional.cli.pages import check_page, page_of, subject_of
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from diffusional.evaluation import Comparison
+    from diffusional.report.subject import Subject
+
+# What may go wrong while a part of a report is drawn; the report then states that the part is missing.
+_FAULTS = (DiffusionalError, OSError, MemoryError)
+
+
+def run(command: Report) -> Result:
+    """Gather the runs and results, compute what is missing, and write the file."""
+    _check(command)
+    only = command.runs[0]
+    out = command.out or (only / "report.html" if len(command.runs) == 1 and only.is_dir() else Path("report.html"))
+    check_page("--out", out, [path for path in command.runs if path.is_file()])
+    subjects, comparisons, budgets = _gathered(command)
+    if not command.saved:
+        subjects = [_completed(one, command) for one in subjects]
+        comparisons += _compared(subjects, comparisons, command)
+    subjects = _with_budgets(subjects, budgets)
+    parts = {"runs": [one.name for one in subjects], "comparisons": [list(one.names) for one in comparisons]}
+    return Result(
+        {"report": str(out)} | parts,
+        [f"{out}: {', '.join(one.name for one in subjects)}"],
+        [page_of(out, subjects, comparisons, command.title)],
+    )
+
+
+def _check(command: Report) -> None:
+    if not command.runs:
+        raise DiffusionalError("expected at least one run folder or JSON file, got none; give RUN")
+    for name, least in (("samples", 0), ("items", 0), ("visits", 2), ("shown", 1)):
+        if getattr(command, name) < least:
+            raise DiffusionalError(
+                f"expected --{name} of at least {least}, got {getattr(command, name)}; give a larger number, or leave it out"
+            )
+    if len({os.path.realpath(path) for path in command.runs}) < len(command.runs):
+        raise DiffusionalError(f"expected different runs, got {' '.join(map(str, command.runs))}; give each run once")
+
+
+def _gathered(command: Report) -> "tuple[list[Subject], list[Comparison], list[dict[str, Any]]]":
+    """Return the runs and evaluations as subjects, the comparisons, and the budgets of the given paths."""
+    from diffusional.evaluation import Comparison, Evaluation
+    from diffusional.files import load_json
+    from diffusional.report.subject import Subject
+
+    subjects: list[Subject] = []
+    comparisons: list[Comparison] = []
+    budgets: list[dict[str, Any]] = []
+    for path in command.runs:
+        if path.is_dir():
+            subjects.append(subject_of(path, command.split))
+            continue
+        record = load_json(path)
+        if isinstance(record, dict) and "difference_nats" in record:
+            comparisons.append(Comparison.load(path))
+        elif isinstance(record, dict) and "nelbo_nats" in record:
+            subjects.append(Subject(str(path), Evaluation.load(path)))
+        elif isinstance(record, dict) and {"rows", "total", "relative_to"} <= record.keys():
+            budgets.append(record)
+        else:
+            raise DiffusionalError(
+                f"expected run folders, or the JSON of `diffusional evaluate` or of `diffusional information RUN --reference RUN`, got {path}"
+            )
+    comparisons = [_renamed(one, subjects) for one in comparisons]
+    names = [one.name for one in subjects]
+    for one in comparisons:
+        for name, result in zip(one.names, (one.a, one.b), strict=True):
+            if name not in names:
+                subjects.append(Subject(name, result))
+                names.append(name)
+    if not subjects:
+        raise DiffusionalError(
+            f"expected at least one run or evaluation, got only budgets: {' '.join(map(str, command.runs))}; give RUN too"
+        )
+    return subjects, comparisons, budgets
+
+
+def _renamed(one: "Comparison", subjects: "Sequence[Subject]") -> "Comparison":
+    """Return a comparison whose runs have the names of the subjects that are in the same folders."""
+    places = {os.path.realpath(subject.name): subject.name for subject in subjects}
+    names = [places.get(os.path.realpath(name), name) for name in one.names]
+    return dataclasses.replace(one, about=dict(one.about) | {"runs": names})
+
+
+def _with_budgets(subjects: "Sequence[Subject]", budgets: Sequence[dict[str, Any]]) -> "list[Subject]":
+    """Return the subjects with their budgets, which name their run; a budget without runs is that of the only subject."""
+    found = list(subjects)
+    for budget in budgets:
+        runs = budget.get("runs") or []
+        own = [
+            i for i, one in enumerate(found) if runs and os.path.realpath(one.name) == os.path.realpath(str(runs[0]))
+        ]
+        own = own or ([0] if len(found) == 1 and not runs else [])
+        if not own:
+            raise DiffusionalError(
+                f"expected a budget of one of the given runs, got that of {runs[0] if runs else 'no run'}; give that run too"
+            )
+        found[own[0]] = dataclasses.replace(found[own[0]], budget=budget)
+    return found
+
+
+def _completed(subject: "Subject", command: Report) -> "Subject":
+    """Return a run with what needs its model or data: an evaluation if it has none, a baseline, samples, and scores of items."""
+    from diffusional.cli import drawing
+    from diffusional.evaluation import Evaluation
+    from diffusional.training.run import load, read_run
+
+    if subject.data is None:
+        return subject
+    path = Path(subject.name)
+    record = read_run(path)
+    result = subject.evaluation
+    if result is None:
+        result = Evaluation.from_json(_evaluated(Evaluate(path, split=command.split)))
+    split = str(result.about.get("split") or command.split or "test")
+    own = result.about.get("data") in (None, record.config.data.name, record.source)
+    notes = list(subject.notes)
+    baselines = drawing.baselines_of(record, split) if own else {}
+    samples = scores = None
+    model = load(path) if command.samples or command.items else None
+    if model is not None and command.samples:
+        samples = _tried(
+            notes, "Samples", lambda: drawing.samples_of(model, record, command.samples, command.seed, split)
+        )
+    if model is not None and command.items and own:
+        scores = _tried(notes, "Scores of items", lambda: drawing.scores_of(model, record, command, split))
+    return dataclasses.replace(
+        subject, evaluation=result, baselines=baselines, samples=samples, items=scores, notes=notes
+    )
+
+
+def _tried(notes: list[str], what: str, draw: Callable[[], Any]) -> Any:
+    """Return what `draw` returns; if it is not possible, add a note and return None."""
+    try:
+        return draw()
+    except _FAULTS as error:
+        notes.append(f"{what} are missing: {error}.")
+        return None
+
+
+def _evaluated(command: Evaluate) -> dict[str, Any]:
+    """Run `diffusional evaluate`, keep what it saves in the run folder, and return its record."""
+    from diffusional.cli import evaluate
+
+    other = "" if command.other is None else f" {command.other}"
+    say(f"diffusional evaluate {command.run}{other}")
+    found = evaluate.run(command)
+    for keep in found.saves:
+        keep()
+    return found.record
+
+
+def _compared(
+    subjects: "Sequence[Subject]", comparisons: "Sequence[Comparison]", command: Report
+) -> "list[Comparison]":
+    """Compare the best run with each other run of the same data with which it has not been compared."""
+    from diffusional.evaluation import Comparison
+    from diffusional.report.verdicts import different_data, ranked
+
+    order = [one for one in ranked(subjects) if one.data is not None]
+    if command.no_compare or len(order) < 2:
+        return []
+    done, found = {frozenset(one.names) for one in comparisons}, []
+    best = order[0]
+    for other in order[1:]:
+        if frozenset((best.name, other.name)) in done or different_data([best, other]):
+            continue
+        try:
+            record = _evaluated(Evaluate(Path(best.name), Path(other.name), split=command.split))
+        except DiffusionalError as error:
+            say(f"{best.name} and {other.name} were not compared: {error}")
+            continue
+        found.append(Comparison.from_json(record))
+    return found

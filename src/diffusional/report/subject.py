@@ -1,0 +1,104 @@
+"""What an HTML report shows of a run: saved results and, if a command computed them, samples and the scores of items, as arrays and texts.
+
+Nothing here needs a model: `diffusional.cli.report` fills these records.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffusional.evaluation.result import Evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class ListedItem:
+    """An item at an end of the scores.
+
+    Attributes:
+        name: of its file, with its row.
+        nelbo, error: nats, of draws that did not choose it.
+        percentile: the percentage of reference items that cost less; None without a reference.
+        image: (C, H, W) in [0, 1]; None for items that are not images.
+        cost_map: (H, W) nats; None if it was not computed.
+        values: the named values of a row of a table; empty for other items.
+    """
+
+    name: str
+    nelbo: float
+    error: float
+    percentile: float | None = None
+    image: np.ndarray | None = None
+    cost_map: np.ndarray | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemScores:
+    """The scores of the items of an evaluation.
+
+    Attributes:
+        nelbo: (n,) nats, one for each of n items.
+        error: (n,) their Monte Carlo errors.
+        of: the number of items of the split, of which the first n are scored.
+        easiest, hardest: the most and the least likely items, the most extreme first.
+        how: how the scores were drawn, one sentence.
+    """
+
+    nelbo: np.ndarray
+    error: np.ndarray
+    of: int
+    easiest: Sequence[ListedItem] = ()
+    hardest: Sequence[ListedItem] = ()
+    how: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples of a model.
+
+    Attributes:
+        how: how they were drawn: method, T and seed, one sentence.
+        images: (n, C, H, W) in [0, 1]; None for other items.
+        paths: (k, m, C, H, W) in [0, 1], k paths from noise to a sample at m latents, or None.
+        path_labels: m labels of the latents.
+        columns: names of the columns of a table, D of them.
+        drawn: (n, D) samples of a table, in its units.
+        data: (N, D) items of the evaluated split, in the same units.
+    """
+
+    how: str
+    images: np.ndarray | None = None
+    paths: np.ndarray | None = None
+    path_labels: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    drawn: np.ndarray | None = None
+    data: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A run or a saved evaluation, as a report shows it.
+
+    Attributes:
+        name: what it is called on the page.
+        evaluation: its bound; None if it was not evaluated.
+        metrics: the lines of its metrics.jsonl.
+        config: its config.json, and data: its data.json; None for a file.
+        baselines: of the same data, by name.
+        items, samples: what was drawn from the model; None if nothing was.
+        budget: the record of `diffusional information RUN --reference RUN`, or of an exact world: costs, information and gaps.
+        notes: further caveats, one sentence each.
+    """
+
+    name: str
+    evaluation: Evaluation | None = None
+    metrics: Sequence[Mapping[str, Any]] = ()
+    config: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] | None = None
+    baselines: Mapping[str, Evaluation] = field(default_factory=dict)
+    items: ItemScores | None = None
+    samples: Samples | None = None
+    budget: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()

@@ -1,0 +1,231 @@
+"""What the numbers of a report mean, in sentences: what is bounded, which model is better, and what to doubt."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.difference import Comparison
+from diffusional.evaluation.provenance import check_same_data, data_of
+from diffusional.evaluation.result import Evaluation
+from diffusional.ledger import Estimate, with_error
+from diffusional.report.charts import number, signed, with_plus_minus
+from diffusional.report.subject import Subject
+
+# Standard errors by which a difference must exceed zero before one model is called better.
+SURE = 2.0
+
+
+def unit_of(result: Evaluation) -> str:
+    """Return the unit in which a result is reported first: nats for a density, whose bits/dim depend on the unit of measurement.
+
+    >>> import torch
+    >>> unit_of(Evaluation.from_scores(torch.ones(2), dimensions=2))
+    'nats'
+    """
+    return "nats" if result.provenance.get("levels") is None else "bits/dim"
+
+
+def in_unit(estimate: Estimate, result: Evaluation, unit: str) -> Estimate:
+    """Return an estimate of a result in a unit."""
+    return estimate.to(unit, result.dimensions)
+
+
+def meaning(result: Evaluation) -> str:
+    """Return what the number of a result is, in one sentence.
+
+    >>> import torch
+    >>> meaning(Evaluation.from_scores(torch.ones(2), dimensions=2))
+    'The exact value of −ln p(x), the negative log density of an item, in nats. Lower is better.'
+    """
+    discrete = result.provenance.get("levels") is not None
+    what = "bits that the model needs for each dimension of an item" if discrete else ""
+    sentence = {
+        "bound": f"An upper bound on the {what}"
+        if discrete
+        else "An upper bound on −ln p(x), the negative log density of an item, in nats",
+        "exact": f"The exact number of {what}"
+        if discrete
+        else "The exact value of −ln p(x), the negative log density of an item, in nats",
+        "estimate": f"An estimate, which is not a bound, of the {what}"
+        if discrete
+        else "An estimate, which is not a bound, of −ln p(x), the negative log density of an item, in nats",
+    }[result.kind]
+    log = ": −log₂ p(x)/D" if discrete else ""
+    return f"{sentence}{log}. Lower is better."
+
+
+def of_what(result: Evaluation) -> str:
+    """Return the data, the number of items and their form, in a few words.
+
+    >>> import torch
+    >>> of_what(Evaluation.from_scores(torch.ones(2), dimensions=3))
+    '2 items of 3 real dimensions'
+    """
+    about = result.about
+    data = ", ".join(str(about[key]) for key in ("data", "split") if about.get(key))
+    levels = result.provenance.get("levels")
+    form = (
+        f"{result.dimensions:,} dimensions of {levels} levels" if levels else f"{result.dimensions:,} real dimensions"
+    )
+    items = f"{result.nelbo.n:,} items of {form}"
+    return f"{data}; {items}" if data else items
+
+
+def uniform(result: Evaluation) -> float | None:
+    """Return the bits/dim of equally likely levels, log₂ K; None for a density."""
+    levels = result.provenance.get("levels")
+    return math.log2(levels) if levels else None
+
+
+def caveats(subject: Subject) -> list[str]:
+    """Return what to doubt about a subject, one sentence each."""
+    result = subject.evaluation
+    if result is None:
+        return [
+            f"This run has no saved evaluation, so that its bound is not known: run `diffusional evaluate {subject.name}`.",
+            *subject.notes,
+        ]
+    found = [_sentence(text) for text in result.caveats]
+    if not result.reached and not found:
+        found.append("The target error was not reached: the error is larger than requested.")
+    if result.kind == "estimate":
+        found.append("The number is an estimate, and not a bound: the exact value may be higher or lower.")
+    if result.about.get("split") == "train":
+        found.append("The items are those that the model was trained on: its bound on new items is higher.")
+    found += [_sentence(text) for text in result.about.get("warnings") or ()]
+    found += _check(result.about.get("check"))
+    log = uniform(result)
+    bound = result.nelbo.to("bits/dim", result.dimensions).value
+    if log is not None and bound > log:
+        found.append(
+            f"The bound is worse than that of equally likely levels ({number(bound)} instead of {number(log)} bits/dim): the model has learned "
+            "nothing that helps with these items."
+        )
+    return [*found, *subject.notes]
+
+
+def _check(found: Any) -> list[str]:
+    """Return the findings of the check of an imported network."""
+    if not isinstance(found, Mapping) or not found.get("findings"):
+        return []
+    remedies = found.get("remedies")
+    text = "; ".join(map(str, found["findings"]))
+    return [
+        _sentence(
+            f"the check of the network found: {text}" + (f". Remedy: {remedies}" if isinstance(remedies, str) else "")
+        )
+    ]
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def different_data(subjects: Sequence[Subject]) -> str:
+    """Return why the numbers of several subjects cannot be compared; "" if they can."""
+    results = {one.name: one.evaluation for one in subjects if one.evaluation is not None}
+    try:
+        check_same_data({name: result.provenance for name, result in results.items()}, "")
+    except DiffusionalError:
+        named = "; ".join(f"{name}: {data_of(result.provenance)}" for name, result in results.items())
+        return f"The evaluations are of different items ({named}): their numbers cannot be compared with one another."
+    forms = {(result.dimensions, result.provenance.get("levels")) for result in results.values()}
+    if len(forms) > 1:
+        return "The evaluations are of items of different dimensions or levels: their numbers cannot be compared with one another."
+    conditions = {result.provenance.get("condition_sha256") for result in results.values()}
+    if len(conditions) > 1:
+        return (
+            "Not all models are given the same condition (such as a label) of each item: a difference also contains the information in the "
+            "conditions."
+        )
+    return ""
+
+
+def ranked(subjects: Sequence[Subject]) -> list[Subject]:
+    """Return the evaluated subjects, the best first."""
+    found = [one for one in subjects if one.evaluation is not None]
+    return sorted(found, key=lambda one: _bits(one.evaluation))
+
+
+def _bits(result: Evaluation | None) -> float:
+    assert result is not None
+    return result.nelbo.value / result.dimensions
+
+
+def paired(comparisons: Sequence[Comparison], subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Return the rows of the differences: those of the comparisons, and unpaired ones of the best subject and each other without one."""
+    rows = []
+    seen = set()
+    for one in comparisons:
+        unit = unit_of(one.a)
+        difference = one.difference.to(unit, one.a.dimensions)
+        low, high = one.interval(unit=unit)
+        seen.add(frozenset(one.names))
+        rows.append(
+            _row(one.names, difference, unit, True)
+            | {"interval": f"{number(low, difference.error)} to {number(high, difference.error)}"}
+        )
+    order = ranked(subjects)
+    for other in order[1:]:
+        best = order[0]
+        if frozenset((best.name, other.name)) in seen or different_data([best, other]):
+            continue
+        assert best.evaluation is not None
+        assert other.evaluation is not None
+        unit = unit_of(best.evaluation)
+        a, b = (one.nelbo.to(unit, one.dimensions) for one in (best.evaluation, other.evaluation))
+        error = math.hypot(a.error, b.error)
+        items = math.hypot(a.item_error, b.item_error)
+        difference = Estimate(a.value - b.value, error, items, a.n, a.network_evaluations + b.network_evaluations, unit)
+        low, high = difference.interval()
+        rows.append(
+            _row((best.name, other.name), difference, unit, False)
+            | {"interval": f"{number(low, error)} to {number(high, error)}"}
+        )
+    return rows
+
+
+def _row(names: tuple[str, str], difference: Estimate, unit: str, is_paired: bool) -> dict[str, Any]:
+    return {
+        "a": names[0],
+        "b": names[1],
+        "unit": unit,
+        "difference": difference,
+        "value": number(difference.value, difference.error),
+        "error": signed(with_error(difference.error, difference.error)[0]),
+        "items": _plain(difference.item_error),
+        "paired": is_paired,
+        "verdict": verdict(names, difference, is_paired),
+    }
+
+
+def _plain(error: float) -> str:
+    return signed(with_error(error, error)[0]) if math.isfinite(error) else "unknown"
+
+
+def verdict(names: tuple[str, str], difference: Estimate, is_paired: bool) -> str:
+    """Return which of two models is better, by how much and how sure, as a sentence.
+
+    >>> verdict(("a", "b"), Estimate(-1.0, 0.1, 0.2, n=9, network_evaluations=0), True)
+    'a is better than b by 1.00 ± 0.10 nats on these 9 items, and 1.00 ± 0.22 nats on items like them.'
+    >>> verdict(("a", "b"), Estimate(-0.1, 0.1, 0.2, n=9, network_evaluations=0), True)
+    'Neither is better as far as this evaluation shows: the difference of a and b, −0.10 ± 0.10 nats, is within two standard errors.'
+    """
+    better, worse = names if difference.value <= 0 else names[::-1]
+    size, unit = abs(difference.value), difference.unit
+    on_items = math.hypot(difference.error, difference.item_error if math.isfinite(difference.item_error) else 0.0)
+    if size <= SURE * difference.error:
+        return (
+            f"Neither is better as far as this evaluation shows: the difference of {names[0]} and {names[1]}, "
+            f"{with_plus_minus(difference.value, difference.error)} {unit}, is within two standard errors."
+        )
+    said = f"{better} is better than {worse} by {with_plus_minus(size, difference.error)} {unit} on these {difference.n:,} items"
+    if not math.isfinite(difference.item_error):
+        return f"{said}; how much that depends on the items is not known."
+    if not is_paired:
+        return f"{said}. The errors are those of separate evaluations; a paired comparison has a smaller one."
+    if size <= SURE * on_items:
+        return f"{said}, but other items could reverse that: {with_plus_minus(size, on_items)} {unit} with the error over items."
+    return f"{said}, and {with_plus_minus(size, on_items)} {unit} on items like them."
