@@ -14,12 +14,14 @@ import numpy as np
 from diffusional.ledger import with_error
 
 WIDTH = 400
+Number = float | int
+Scale = Callable[[Number], float]
 # The number of classes of series in the style sheet.
 SERIES = 6
 # Widths of an average character of a label, in units; generous, as fonts differ.
 _CHARACTER = 7.2
 _ROW = 34
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 22, 40
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,17 @@ def with_plus_minus(value: float, error: float) -> str:
 
 
 def brief(error: str) -> str:
-    """Return the text of a small error as a power of ten.
+    """Return the text of a small error as a power of ten, and "" for one that is not known.
 
-    >>> brief("0.0031"), brief("0.000000067")
-    ('0.0031', '6.7e−08')
+    >>> brief("0.0031"), brief("0.000000067"), brief("nan")
+    ('0.0031', '6.7e−08', '')
     """
     try:
         value = float(error)
     except ValueError:
         return error
+    if math.isnan(value):
+        return ""
     return signed(f"{value:.1e}") if 0 < value < 1e-4 else error
 
 
@@ -175,7 +179,8 @@ def waterfall(title: str, bars: Sequence[Bar], total: Bar, unit: str, descriptio
     for bar in (*bars, total):
         share = f"{bar.value / total.value:.1%}".replace("%", " %") if total.value else ""
         part = [] if not known else ["", ""] if bar.information is None else _split(bar)
-        rows.append([bar.name, *map(signed, with_error(bar.value, bar.error)), signed(share), *part])
+        value, error = with_error(bar.value, bar.error)
+        rows.append([bar.name, signed(value), brief(error), signed(share), *part])
     text = description or (
         f"A waterfall: each bar begins where the one above it ends, and the last one is their sum, {number(total.value, total.error)} {unit}."
     )
@@ -227,12 +232,12 @@ def dots(
     table = [
         [
             dot.name,
-            *map(signed, with_error(dot.value, dot.error)),
-            signed(with_error(dot.item_error, dot.item_error)[0]) if math.isfinite(dot.item_error) else "",
+            number(dot.value, dot.error),
+            *(brief(with_error(error, error)[0]) for error in (dot.error, dot.item_error)),
         ]
         for dot in rows
     ]
-    return Chart(title, description, "".join(marks), bottom + 38, ["", unit, "± Monte Carlo", "± items"], table)
+    return Chart(title, description, "".join(marks), bottom + 38, ["name", unit, "± Monte Carlo", "± items"], table)
 
 
 def _reach(dot: Dot) -> float:
@@ -247,12 +252,14 @@ class Axes:
     Attributes:
         x, y: labels of the axes.
         reverse: the x axis falls to the right.
+        named: name a single curve in a legend, as if there were several.
         low, high: limits of y; by default those of the data.
     """
 
     x: str
     y: str
     reverse: bool = False
+    named: bool = False
     low: float | None = None
     high: float | None = None
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
@@ -287,16 +294,19 @@ def curves(title: str, series: Sequence[Series], axes: Axes, description: str, h
         marks.append(_text(_LEFT - 5, up(y) + 4, _tick(y), "end", "tick"))
     for x in ticks(left, right, 6):
         marks.append(_text(across(x), height - _BOTTOM + 15, _tick(x), "middle", "tick"))
-    clipped: Callable[[float], float] = lambda y: up(min(max(y, low), high))  # noqa: E731
+    clipped: Scale = lambda y: up(min(max(y, low), high))  # noqa: E731
     for number_, one in enumerate(series):
         marks += _curve(one, across, clipped, f"s{number_ % SERIES}", len(series) == 1)
     for y, label in axes.marks:
         marks.append(f'<path class="zero" d="M{_LEFT} {_n(up(y))}H{WIDTH - _RIGHT}"/>')
         marks.append(_text(WIDTH - _RIGHT - 2, up(y) - 4, label, "end", "tick"))
+    marks.append(_text(2, 11, axes.y, "start", "label"))
     marks.append(f'<path class="axis" d="M{_LEFT} {height - _BOTTOM}H{WIDTH - _RIGHT}"/>')
     marks.append(_text((_LEFT + WIDTH - _RIGHT) / 2, height - 6, axes.x, "middle", "label"))
-    names = [one.name for one in series] if len(series) > 1 else []
-    return Chart(title, description, "".join(marks), height, ["", axes.x, axes.y, "±"], list(_points(series)), names)
+    names = [one.name for one in series] if len(series) > 1 or axes.named else []
+    return Chart(
+        title, description, "".join(marks), height, ["series", axes.x, axes.y, "±"], list(_points(series)), names
+    )
 
 
 def _extent(one: Series) -> np.ndarray:
@@ -310,12 +320,10 @@ def _points(series: Sequence[Series]) -> Iterable[list[str]]:
         for i in keep:
             x = f"{one.x[i]:.4g}" + (f" to {one.x[i + 1]:.4g}" if one.steps else "")
             value, error = with_error(float(one.y[i]), 0.0 if one.error is None else float(one.error[i]))
-            yield [one.name, signed(x), signed(value), "" if one.error is None else signed(error)]
+            yield [one.name, signed(x), signed(value), "" if one.error is None else brief(error)]
 
 
-def _curve(
-    one: Series, across: Callable[[float], float], up: Callable[[float], float], style: str, filled: bool
-) -> list[str]:
+def _curve(one: Series, across: Scale, up: Scale, style: str, filled: bool) -> list[str]:
     """Return the marks of one curve: its band below its line, and points of few values."""
     marks = []
     if one.error is not None and bool((np.nan_to_num(one.error) > 0).any()):
@@ -343,7 +351,7 @@ def _corners(x: np.ndarray, y: np.ndarray, steps: bool) -> Iterable[tuple[float,
         yield right, value
 
 
-def _path(points: Iterable[tuple[float, float]], across: Callable[[float], float], up: Callable[[float], float]) -> str:
+def _path(points: Iterable[tuple[float, float]], across: Scale, up: Scale) -> str:
     return "M" + "L".join(f"{_n(across(x))} {_n(up(y))}" for x, y in points)
 
 
@@ -363,13 +371,13 @@ def histogram(
     return curves(title, parts, Axes(label, "share of items", low=0.0), description, height=200)
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def _scale(low: Number, high: Number, start: Number, end: Number) -> Scale:
     """Return the linear map from [low, high] to [start, end]."""
     span = (high - low) or 1.0
     return lambda value: start + (end - start) * (value - low) / span
 
 
-def _heading(y: float, name: str, value: str, strong: bool = False) -> list[str]:
+def _heading(y: Number, name: str, value: str, strong: bool = False) -> list[str]:
     """Return the label of a row and its number on the right, both above the bar. Long names are cut off in the middle."""
     room = int((WIDTH - _CHARACTER * len(value) - 12) / _CHARACTER)
     style = "label strong" if strong else "label"
@@ -388,21 +396,21 @@ def shortened(name: str, most: int) -> str:
     return f"{name[:head]}…{name[len(name) - (most - head - 1) :]}"
 
 
-def _rectangle(start: float, end: float, y: float, height: float, style: str) -> str:
+def _rectangle(start: Number, end: Number, y: Number, height: Number, style: str) -> str:
     left, width = min(start, end), abs(end - start)
     return f'<rect class="{style}" x="{_n(left)}" y="{_n(y)}" width="{_n(max(width, 0.8))}" height="{_n(height)}"/>'
 
 
-def _whisker(scale: Callable[[float], float], value: float, off: float, y: float, style: str) -> list[str]:
+def _whisker(scale: Scale, value: Number, off: Number, y: Number, style: str) -> list[str]:
     low, high = (min(max(scale(value + side * off), 0.0), WIDTH) for side in (-1, 1))
     return [f'<path class="whisker {style}" d="M{_n(low)} {_n(y)}H{_n(high)}"/>']
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str) -> str:
+def _text(x: Number, y: Number, text: str, anchor: str, style: str) -> str:
     return f'<text class="{style}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _tick(value: float) -> str:
+def _tick(value: Number) -> str:
     """Return the label of a tick.
 
     >>> _tick(-2.5), _tick(12000.0)
@@ -413,6 +421,6 @@ def _tick(value: float) -> str:
     return signed(f"{value:g}")
 
 
-def _n(value: float) -> str:
+def _n(value: Number) -> str:
     """Return a coordinate with at most one decimal."""
     return f"{value:.1f}".removesuffix(".0")

@@ -104,14 +104,14 @@ def bands(name: str, block: LevelCosts, factor: float, most: int = _BANDS) -> li
     along = "log-SNR" if block.gamma is not None else "t" if block.edges.dtype.is_floating_point is False else "u"
     places = -np.asarray(block.gamma, dtype=float) if block.gamma is not None else edges
     low, high = float(places.min()), float(places.max())
-    inner = [tick for tick in ticks(low, high, most) if low < tick < high] if len(kl) > 1 else []
+    inner = [tick for tick in ticks(low, high, max(1, most - 1)) if low < tick < high] if len(kl) > 1 else []
     middle = 0.5 * (places[:-1] + places[1:])
     owner = np.searchsorted(np.array(inner), middle)
     owner = owner.max() - owner if block.gamma is not None else owner
     found = []
     for band in np.unique(owner):
         own = np.flatnonzero(owner == band)
-        start, end = places[own[0]], places[own[-1] + 1]
+        start, end = float(places[own[0]]), float(places[own[-1] + 1])
         label = f"{name}, {along} {_place(start)} to {_place(end)}" if len(np.unique(owner)) > 1 else name
         off = float(np.sqrt(np.nansum(error[own] ** 2)))
         found.append(Bar(label, float(kl[own].sum()) * factor, off * factor, style=_STYLES["kl"]))
@@ -147,7 +147,12 @@ def levels_of(named: Mapping[str, Evaluation], unit: str) -> list[Chart]:
             curves(
                 title,
                 series,
-                Axes(f"{label} (little noise on the left)", f"{unit} per unit of {label}", reverse=has_gamma),
+                Axes(
+                    f"{label} (little noise on the left)",
+                    f"{unit} per unit of {label}",
+                    reverse=has_gamma,
+                    named=len(named) > 1,
+                ),
                 f"KL divergence in {unit} per unit of {label}, against {label}. The area under a curve is its cost; bands are two Monte Carlo "
                 "standard errors on either side.",
             )
@@ -169,7 +174,7 @@ def training_of(metrics: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> l
         curves(
             f"Training loss, {label}",
             series,
-            Axes("step", label, low=_least(series), high=_robust(series)),
+            Axes("step", label, named=len(metrics) > 1, low=_least(series), high=_robust(series)),
             f"Training loss in {label} against the optimiser step, each point the mean since the one before.",
         )
         for label, series in losses.items()
@@ -179,7 +184,13 @@ def training_of(metrics: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> l
             curves(
                 "Validation bound",
                 validations,
-                Axes("step", "bits per dimension", low=_least(validations), high=_robust(validations)),
+                Axes(
+                    "step",
+                    "bits per dimension",
+                    named=len(metrics) > 1,
+                    low=_least(validations),
+                    high=_robust(validations),
+                ),
                 "Bound of the validation items in bits per dimension against the optimiser step.",
             )
         )

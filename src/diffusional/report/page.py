@@ -85,7 +85,7 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
     between += _unpaired(differences)
     traces = [(one.name, one.metrics) for one in subjects if one.metrics]
     return {
-        "title": title or "Report: " + " and ".join(one.name for one in subjects),
+        "title": title or "Report: " + ", ".join(one.name for one in subjects),
         "version": diffusional.__version__,
         "several": len(subjects) > 1,
         "unit": unit,
@@ -178,7 +178,7 @@ def _standing(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:
     shown, marks = [], []
     for name, result, is_model in rows:
         one = result.nelbo.to(unit, result.dimensions)
-        texts = [brief(signed(cell)) if cell != "nan" else "" for cell in cells(result.nelbo, result.dimensions, unit)]
+        texts = [brief(signed(cell)) for cell in cells(result.nelbo, result.dimensions, unit)]
         shown.append({"name": name, "cells": texts, "kind": kinds[result.kind], "model": is_model})
         marks.append(Dot(name, one.value, one.error, one.item_error, "s0" if is_model else "s6"))
     log = verdicts.uniform(rows[0][1])

@@ -9,7 +9,7 @@ from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.provenance import check_same_data, data_of
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, with_error
-from diffusional.report.charts import number, signed, with_plus_minus
+from diffusional.report.charts import brief, number, with_plus_minus
 from diffusional.report.subject import Subject
 
 # Standard errors by which a difference must exceed zero before one model is called better.
@@ -194,22 +194,18 @@ def _row(names: tuple[str, str], difference: Estimate, unit: str, is_paired: boo
         "unit": unit,
         "difference": difference,
         "value": number(difference.value, difference.error),
-        "error": signed(with_error(difference.error, difference.error)[0]),
-        "items": _plain(difference.item_error),
+        "error": brief(with_error(difference.error, difference.error)[0]),
+        "items": brief(with_error(difference.item_error, difference.item_error)[0]) or "unknown",
         "paired": is_paired,
         "verdict": verdict(names, difference, is_paired),
     }
-
-
-def _plain(error: float) -> str:
-    return signed(with_error(error, error)[0]) if math.isfinite(error) else "unknown"
 
 
 def verdict(names: tuple[str, str], difference: Estimate, is_paired: bool) -> str:
     """Return which of two models is better, by how much and how sure, as a sentence.
 
     >>> verdict(("a", "b"), Estimate(-1.0, 0.1, 0.2, n=9, network_evaluations=0), True)
-    'a is better than b by 1.00 ± 0.10 nats on these 9 items, and 1.00 ± 0.22 nats on items like them.'
+    'a is better than b by 1.00 ± 0.10 nats on these 9 items, and by 1.00 ± 0.22 nats on other items like them.'
     >>> verdict(("a", "b"), Estimate(-0.1, 0.1, 0.2, n=9, network_evaluations=0), True)
     'Neither is better as far as this evaluation shows: the difference of a and b, −0.10 ± 0.10 nats, is within two standard errors.'
     """
@@ -228,4 +224,4 @@ def verdict(names: tuple[str, str], difference: Estimate, is_paired: bool) -> st
         return f"{said}. The errors are those of separate evaluations; a paired comparison has a smaller one."
     if size <= SURE * on_items:
         return f"{said}, but other items could reverse that: {with_plus_minus(size, on_items)} {unit} with the error over items."
-    return f"{said}, and {with_plus_minus(size, on_items)} {unit} on items like them."
+    return f"{said}, and by {with_plus_minus(size, on_items)} {unit} on other items like them."

@@ -1,0 +1,120 @@
+"""Records for tests of reports: a run of images with everything a report can show, a composite, a density, and a comparison."""
+
+import math
+
+import numpy as np
+import torch
+
+from diffusional.evaluation import Comparison, Evaluation
+from diffusional.ledger import Estimate
+from diffusional.report.subject import ItemScores, ListedItem, Samples, Subject
+
+DATA = {"data_sha256": "d" * 64, "levels": 17, "seed": 3, "method": "plan", "model": "DiffusionModel"}
+FURTHER = {
+    "weights_sha256": "w" * 64,
+    "versions": {"torch": "2.6"},
+    "command": "/usr/bin/diffusional evaluate runs/a --seed 3",
+}
+
+
+def nats(value: float, error: float = 0.0, items: float = 0.5) -> Estimate:
+    return Estimate(value, error, items, n=9, network_evaluations=1000)
+
+
+def images(total: float = 80.0, **about: object) -> Evaluation:
+    """Of 9 images 1×8×8: reconstruction 4, four levels, prior 1, in sum `total` nats."""
+    kl = torch.tensor([10.0, 40.0, 20.0, total - 75.0], dtype=torch.float64)
+    terms = {"reconstruction": nats(4.0, 0.05), "kl": nats(total - 5.0, 0.2), "prior": nats(1.0)}
+    return Evaluation(
+        nats(total, 0.2),
+        terms,
+        {},
+        kl,
+        torch.full((4,), 0.1, dtype=torch.float64),
+        torch.tensor([1, 2, 3, 4, 5]),
+        64,
+        DATA | FURTHER,
+        gamma_edges=torch.tensor([-8.0, -4.0, 0.0, 4.0, 8.0], dtype=torch.float64),
+        about={"data": "digits", "split": "test"} | about,
+    )
+
+
+def composite() -> Evaluation:
+    """Of the same images, in two stages of two levels each."""
+    terms = {
+        "base.reconstruction": nats(2.0),
+        "base.kl": nats(30.0, 0.1),
+        "base.prior": nats(0.5),
+        "upsampler.kl": nats(50.0, 0.1),
+        "upsampler.prior": nats(0.5),
+    }
+    edges = [1, 2, 3, 1, 2, 3]
+    return Evaluation(
+        nats(83.0, 0.15),
+        terms,
+        {},
+        torch.tensor([10.0, 20.0, 20.0, 30.0], dtype=torch.float64),
+        torch.full((4,), 0.05, dtype=torch.float64),
+        torch.tensor(edges),
+        64,
+        DATA,
+        gamma_edges=torch.tensor([-6.0, 0.0, 6.0, -6.0, 0.0, 6.0], dtype=torch.float64),
+        blocks={"base.kl": 2, "upsampler.kl": 2},
+    )
+
+
+def density() -> Evaluation:
+    """Of 9 rows of three real columns, −2.5 nats."""
+    none = torch.zeros(0, dtype=torch.float64)
+    return Evaluation(nats(-2.5, 0.01, 0.1), {}, {}, none, none, none, 3, {"data_sha256": "e" * 64, "levels": None})
+
+
+def comparison(difference: float = -4.0) -> Comparison:
+    a, b = images(80.0), images(80.0 - difference)
+    names = {"runs": ["runs/a", "runs/b"]}
+    return Comparison(nats(difference, 0.1, 0.3), a, b, math.inf, True, (), about=names)
+
+
+def listed(name: str, value: float) -> ListedItem:
+    rng = np.random.default_rng(0)
+    return ListedItem(name, value, 0.5, 42.0, rng.random((1, 8, 8)), rng.normal(size=(8, 8)))
+
+
+def full(name: str = "runs/a", total: float = 80.0) -> Subject:
+    """Return a subject that has every part of a report."""
+    rng = np.random.default_rng(0)
+    metrics = [{"step": step, "loss": 3.0 - step / 100} for step in range(10, 100, 10)]
+    metrics += [{"step": 50, "validation": 2.5}, {"step": 90, "validation": 2.25}]
+    samples = Samples(
+        "3 samples, seed 0.", rng.random((3, 1, 8, 8)), rng.random((2, 4, 1, 8, 8)), ["−8.0", "−2.0", "5.0", "x"]
+    )
+    items = ItemScores(
+        rng.normal(80, 9, 40),
+        np.full(40, 2.0),
+        60,
+        [listed("easy.png", 50.0)],
+        [listed("hard.png", 120.0)],
+        "By 8 draws.",
+    )
+    baseline = Evaluation.from_scores(torch.tensor([100.0, 104.0]), 64, provenance=DATA)
+    return Subject(
+        name,
+        images(total),
+        metrics,
+        {"seed": 7},
+        {"sha256": {"train": "t" * 64}},
+        {"independent positions": baseline},
+        items,
+        samples,
+    )
+
+
+def table() -> Subject:
+    """Return a subject of a table with samples."""
+    rng = np.random.default_rng(0)
+    columns = ("height", "width", "a<b")
+    return Subject(
+        "runs/table",
+        density(),
+        samples=Samples("Rows.", None, None, (), columns, rng.normal(size=(50, 3)), rng.normal(size=(40, 3))),
+    )

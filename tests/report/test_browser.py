@@ -1,0 +1,148 @@
+"""The report in headless Chromium: no errors or requests, nothing overflows, both colour schemes, print, axe-core, and the keyboard."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusional.report.page import page
+from diffusional.report.subject import Subject
+from report.pages import comparison, composite, full, table
+
+CHROMIUM = Path("/usr/bin/chromium")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two pages, one of several runs with long names and one of a table."""
+    folder = tmp_path_factory.mktemp("pages")
+    long = "runs/" + "a-name-without-any-space-" * 6
+    pages = {
+        "several": page([full(), full("runs/b", 84.0), Subject(long, composite())], [comparison()]),
+        "table": page([table()]),
+    }
+    for name, text in pages.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in pages}
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    """A function that opens a page at a width in a scheme, and the faults and requests that it met."""
+    contexts = []
+
+    def visit(path: Path, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        opened, faults, requests = context.new_page(), [], []
+        opened.on("console", lambda message: faults.append(message.text))
+        opened.on("pageerror", lambda error: faults.append(str(error)))
+        opened.on("request", lambda request: requests.append(request.url))
+        opened.goto(path.as_uri())
+        return opened, faults, [url for url in requests if not url.startswith("data:")]
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("name", ["several", "table"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1440])
+def test_no_faults_no_requests_no_overflow(
+    files: dict[str, Path], visit: Any, name: str, width: int, scheme: str
+) -> None:
+    opened, faults, requests = visit(files[name], width, scheme)
+    opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert faults == []
+    assert requests == [files[name].as_uri()]
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    # Texts of charts stay inside of them.
+    outside = opened.evaluate(
+        """() => [...document.querySelectorAll('svg.chart text')].filter(one => {
+            const own = one.getBoundingClientRect(), box = one.ownerSVGElement.getBoundingClientRect();
+            return own.left < box.left - 1 || own.right > box.right + 1;
+        }).map(one => one.textContent)"""
+    )
+    assert outside == []
+    light = opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert light == (scheme == "light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(files: dict[str, Path], visit: Any, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed (the extra dev)")
+    opened, _, _ = visit(files["several"], 375, scheme)
+    opened.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    found = opened.evaluate("axe.run()")
+    assert len(found["passes"]) > 20
+    serious = [
+        (one["id"], one["nodes"][0]["html"]) for one in found["violations"] if one["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_texts_of_charts_contrast_with_the_page(files: dict[str, Path], visit: Any) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for scheme in ("light", "dark"):
+        opened, _, _ = visit(files["several"], 1440, scheme)
+        paper = luminance(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+        for style in ("label", "tick"):
+            ink = luminance(opened.evaluate(f"getComputedStyle(document.querySelector('svg .{style}')).fill"))
+            low, high = sorted((paper, ink))
+            assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_the_keyboard_reaches_everything_in_order(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["table"], 1440, "light")
+    expected = opened.evaluate(
+        "[...document.querySelectorAll('a[href], summary, [tabindex=\"0\"]')].filter(one => one.checkVisibility()).length"
+    )
+    order = []
+    for _ in range(expected):
+        opened.keyboard.press("Tab")
+        order.append(opened.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+    assert order == sorted(order)
+    assert len(set(order)) == expected
+    opened.keyboard.press("Tab")
+    opened.evaluate("document.activeElement.blur()")
+    opened.keyboard.press("Tab")
+    skip = opened.evaluate("document.activeElement.className")
+    assert skip in ("skip", "")
+
+
+def test_the_skip_link_is_shown_on_focus_and_leads_to_the_content(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["table"], 375, "light")
+    assert opened.evaluate("document.querySelector('.skip').getBoundingClientRect().right") < 0
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("document.activeElement.id") == "main"
+
+
+def test_the_print_is_light_and_leaves_nothing_out(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["several"], 1000, "dark")
+    opened.emulate_media(media="print", color_scheme="dark")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert opened.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    # On A4, 18.6 cm wide at 96 dpi.
+    opened.set_viewport_size({"width": 703, "height": 1000})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 703
+    assert opened.pdf(format="A4").startswith(b"%PDF")

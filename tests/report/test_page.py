@@ -1,0 +1,317 @@
+"""The HTML report: structure, order and numbers, without a browser."""
+
+import itertools
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from diffusional.errors import DiffusionalError
+from diffusional.report import page as pages
+from diffusional.report.page import page
+from diffusional.report.subject import Samples, Subject
+from report.pages import comparison, composite, density, full, images, table
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Tree(HTMLParser):
+    """All elements of a page in order, with their attributes, their parents' names and their text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[dict] = []
+        self.open: list[dict] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        element = {
+            "tag": tag,
+            "attrs": dict(attrs),
+            "parents": [one["tag"] for one in self.open],
+            "text": "",
+            "in": list(self.open),
+        }
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data: str) -> None:
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, *tags: str) -> list[dict]:
+        return [one for one in self.elements if one["tag"] in tags]
+
+    def rows(self, caption: str) -> list[list[str]]:
+        """The cells of the table with this caption."""
+        found = next(
+            one
+            for one in self.all("table")
+            if any(c["text"] == caption and one in c["in"] for c in self.all("caption"))
+        )
+        rows = [one for one in self.all("tr") if found in one["in"]]
+        return [[c["text"] for c in self.all("th", "td") if row in c["in"]] for row in rows]
+
+
+PAGES = {
+    "full": lambda: page([full()]),
+    "several": lambda: page([full(), full("runs/b", 84.0)], [comparison()]),
+    "composite": lambda: page([Subject("runs/c", composite())]),
+    "table": lambda: page([table()]),
+    "not evaluated": lambda: page([Subject("runs/new")]),
+}
+
+
+@pytest.fixture(scope="module", params=list(PAGES))
+def text(request: pytest.FixtureRequest) -> str:
+    return PAGES[request.param]()
+
+
+def test_structure(text: str) -> None:
+    tree = Tree(text)
+    assert text.startswith("<!doctype html>")
+    for tag in ("h1", "main", "nav", "header", "footer", "title"):
+        assert len(tree.all(tag)) == 1 or tag == "title", tag
+    levels = [int(one["tag"][1]) for one in tree.all("h1", "h2", "h3", "h4")]
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), levels
+    first = tree.all("a")[0]
+    assert (first["attrs"]["class"], first["attrs"]["href"]) == ("skip", "#main")
+    ids = [one["attrs"]["id"] for one in tree.elements if "id" in one["attrs"]]
+    assert len(ids) == len(set(ids))
+    for link in tree.all("a"):
+        assert link["attrs"]["href"][1:] in ids
+    for element in tree.elements:
+        for name in element["attrs"].get("aria-labelledby", "").split():
+            assert name in ids
+
+
+def test_tables_pictures_and_regions_are_accessible(text: str) -> None:
+    tree = Tree(text)
+    for found in tree.all("table"):
+        assert sum(found in one["in"] for one in tree.all("caption")) == 1
+    assert all("scope" in one["attrs"] for one in tree.all("th"))
+    assert all(one["attrs"].get("alt") for one in tree.all("img"))
+    for found in tree.all("svg"):
+        inside = {one["tag"] for one in tree.elements if found in one["in"]}
+        assert found["attrs"].get("aria-hidden") == "true" or {"title", "desc"} <= inside
+    regions = [one for one in tree.elements if "scroll" in one["attrs"].get("class", "").split()]
+    assert all(one["attrs"]["tabindex"] == "0" and one["attrs"]["aria-label"] for one in regions)
+    assert all(any(region in one["in"] for region in regions) for one in tree.all("table", "pre"))
+
+
+def test_nothing_is_requested_or_run(text: str) -> None:
+    tree = Tree(text)
+    assert tree.all("script", "iframe", "object", "base") == []
+    assert not [name for one in tree.elements for name in one["attrs"] if name.startswith("on")]
+    for one in tree.elements:
+        for name in ("src", "href", "srcset", "action"):
+            value = one["attrs"].get(name, "#")
+            assert value.startswith(("#", "data:")), value
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_order_of_the_sections() -> None:
+    names = [one["text"] for one in Tree(PAGES["several"]()).all("h2")]
+    assert names == [
+        *("Caveats", "The numbers", "Differences", "Where the bits go", "Cost by noise level"),
+        *("Training", "Samples", "Items", "How to reproduce", "Words"),
+    ]
+
+
+def test_the_number_is_that_of_the_record_beside_baselines() -> None:
+    tree = Tree(page([full()]))
+    bits = 64 * math.log(2)
+    big = next(one for one in tree.elements if one["attrs"].get("class") == "big")["text"]
+    assert big.split() == [f"{80 / bits:.4f}", "±", f"{0.2 / bits:.4f}", "bits/dim", "upper", "bound"]
+    rows = tree.rows("Models and baselines on the same items, the best first")
+    assert [row[0] for row in rows[1:]] == ["runs/a", "independent positions", "equally likely levels"]
+    assert rows[1][1:] == [f"{80 / bits:.4f}", f"{0.2 / bits:.4f}", "0.011", "upper bound"]
+    assert rows[2][1] == f"{102 / bits:.4f}"
+    assert rows[3][1:] == ["4.0875", "0", "0", "exact"]
+    ledger = tree.rows("The ledger of runs/a")
+    assert [row[0] for row in ledger[1:]] == ["reconstruction", "kl", "prior", "NELBO"]
+    assert ledger[2][4:6] == ["93.8 %", "75.00"]
+
+
+def test_a_density_is_reported_in_nats() -> None:
+    text = page([table()])
+    tree = Tree(text)
+    big = next(one for one in tree.elements if one["attrs"].get("class") == "big")["text"]
+    assert big.split()[:4] == ["−2.500", "±", "0.010", "nats"]
+    assert "Where the nats go" in [one["text"] for one in tree.all("h2")]
+    assert "equally likely levels" not in text
+    assert [one["text"] for one in tree.all("h3")] == ["height", "width", "a<b"]
+
+
+def test_the_waterfall_adds_up_with_the_levels_in_bands() -> None:
+    rows = Tree(page([full()])).rows("Where the bits of runs/a go")
+    assert [row[0] for row in rows[1:]] == [
+        "reconstruction",
+        *(f"kl, log-SNR {band}" for band in ("8 to 4", "4 to 0", "0 to −4", "−4 to −8")),
+        "prior",
+        "NELBO",
+    ]
+    values = [float(row[1].replace("−", "-")) for row in rows[1:]]
+    assert sum(values[:-1]) == pytest.approx(values[-1], abs=3e-3)
+    assert sum(values[:-1]) == pytest.approx(80 / (64 * math.log(2)), abs=3e-3)
+
+
+def test_the_stages_of_a_composite() -> None:
+    tree = Tree(page([Subject("runs/c", composite())]))
+    stages = [one["text"] for one in tree.all("th") if one["attrs"]["scope"] == "rowgroup"]
+    assert stages == ["stage base", "stage upsampler"]
+    names = [row[0] for row in tree.rows("Where the bits of runs/c go")[1:]]
+    assert names == [
+        "base.reconstruction",
+        *("base.kl, log-SNR 6 to 0", "base.kl, log-SNR 0 to −6", "base.prior"),
+        *("upsampler.kl, log-SNR 6 to 0", "upsampler.kl, log-SNR 0 to −6", "upsampler.prior", "NELBO"),
+    ]
+    titles = [one["text"] for one in tree.all("title")]
+    assert {"Cost of the noise levels, base.kl", "Cost of the noise levels, upsampler.kl"} <= set(titles)
+
+
+def test_information_and_gap() -> None:
+    def row(name: str, cost: float, information: float) -> dict:
+        values = {"cost": cost, "information": information, "gap": cost - information}
+        return {"name": name} | {key: {"value": value, "error": 0.0} for key, value in values.items()}
+
+    budget = {
+        "rows": [row("KL_1", 70.0, 60.0), row("prior", 10.0, 10.0)],
+        "total": row("NELBO", 80.0, 70.0),
+        "relative_to": "",
+    }
+    tree = Tree(page([replace(full(), budget=budget)]))
+    assert tree.rows("Information and gap of runs/a")[1] == ["KL_1", "70.0000", "60.0000", "10.0000"]
+    bits = 64 * math.log(2)
+    assert tree.rows("Where the bits of runs/a go")[1][4:] == [f"{60 / bits:.4f}", f"{10 / bits:.4f}"]
+
+
+def test_caveats_come_first() -> None:
+    result = replace(
+        images(300.0, warnings=["3 items are also training items"], split="train"),
+        caveats=("the error rests on few draws",),
+        kind="estimate",
+        reached=False,
+    )
+    text = page([Subject("runs/bad", result, notes=["Samples are missing: none."])])
+    shown = text[text.index('id="caveats"') : text.index('id="number"')]
+    for part in (
+        "The error rests on few draws.",
+        "estimate, and not a bound",
+        "those that the model was trained on",
+        "3 items are also training items.",
+        "equally likely levels",
+        "Samples are missing: none.",
+    ):
+        assert part in shown
+    assert "no evaluation on this page raised a warning" in page([full()])
+    assert "diffusional evaluate runs/new" in page([Subject("runs/new")])
+
+
+def test_which_model_is_better() -> None:
+    text = page([full(), full("runs/b", 84.0)], [comparison(-4.0)])
+    assert "runs/a is better than runs/b by 0.0902 ± 0.0023 bits/dim on these 9 items" in text
+    rows = Tree(text).rows("Differences in bits/dim, with the 95 % Monte Carlo interval")
+    assert rows[1] == ["runs/a − runs/b", "−0.0902", "0.0023", "0.0068", "−0.0946 to −0.0858", "yes"]
+    other = page([full(), full("runs/b", 76.0)], [comparison(4.0)])
+    assert "runs/b is better than runs/a by 0.0902" in other
+    same = page([full(), full("runs/b", 80.1)], [comparison(-0.1)])
+    assert "Neither is better as far as this evaluation shows" in same
+
+
+def test_separate_evaluations_have_a_larger_error_and_a_caveat() -> None:
+    text = page([full(), full("runs/b", 84.0)])
+    rows = Tree(text).rows("Differences in bits/dim, with the 95 % Monte Carlo interval")
+    error = math.hypot(0.2, 0.2) / (64 * math.log(2))
+    assert rows[1][2:3] + rows[1][5:] == [f"{error:.4f}", "no"]
+    assert "diffusional evaluate runs/a runs/b" in text[: text.index('id="number"')]
+
+
+def test_different_data_are_not_compared() -> None:
+    other = replace(images(), provenance={"data_sha256": "x" * 64, "levels": 17})
+    text = page([full(), Subject("runs/b", other)])
+    assert "cannot be compared with one another" in text[: text.index('id="number"')]
+    assert 'id="differences"' not in text
+    assert "is better than" not in text
+
+
+def test_names_are_escaped() -> None:
+    name = '<script>alert("x")</script>&'
+    result = images(warnings=["<b>warning</b>"])
+    text = page([replace(full(name), evaluation=result, config={"name": "</pre><i>"})])
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert Tree(text).all("h1")[0]["text"] == f"Report: {name}"
+
+
+def test_items_are_listed_by_name_with_their_costs_and_maps() -> None:
+    text = page([full()])
+    tree = Tree(text)
+    cards = [one["text"] for one in tree.all("li") if one["parents"][-1] == "ol"]
+    assert "hard.png" in cards[0]
+    assert f"{120 / (64 * math.log(2)):.3f} ± 0.011 bits/dim" in cards[0]
+    assert "easy.png" in cards[1]
+    assert [one["attrs"]["alt"] for one in tree.all("img")][-4:] == [
+        *("Item hard.png", "Cost map of hard.png", "Item easy.png", "Cost map of easy.png")
+    ]
+    assert "40 of 60 items" in text
+
+
+def test_how_to_reproduce() -> None:
+    text = page([full()])
+    shown = text[text.index('id="reproduce"') :]
+    for part in (
+        "diffusional evaluate runs/a --seed 3",
+        "w" * 64,
+        "d" * 64,
+        "t" * 64,
+        "torch 2.6",
+        "&#34;seed&#34;: 7",
+        "diffusional train runs/a",
+    ):
+        assert part in shown
+    assert "/usr/bin" not in shown
+
+
+def test_the_same_records_give_the_same_bytes() -> None:
+    assert page([full()]) == page([full()])
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DiffusionalError, match=r"at least one run.*runs/a, runs/a"):
+        page([full(), full()])
+    with pytest.raises(DiffusionalError, match="at least one run"):
+        page([])
+    monkeypatch.setattr(pages, "MOST", 10_000)
+    with pytest.raises(DiffusionalError, match=r"at most 10,000 bytes"):
+        page([full()])
+
+
+def test_large_pictures_stay_small() -> None:
+    rng = np.random.default_rng(0)
+    samples = Samples("Large.", rng.random((4, 3, 512, 512)))
+    assert len(page([Subject("a", density(), samples=samples)]).encode()) < 300_000
+
+
+def test_errors_that_are_not_known() -> None:
+    one = replace(images(), nelbo=replace(images().nelbo, item_error=math.nan))
+    text = page(
+        [Subject("a", one), Subject("b", replace(one, levels_error=torch.full((4,), math.nan, dtype=torch.float64)))]
+    )
+    assert ">nan<" not in text
+    assert "± nan" not in text
