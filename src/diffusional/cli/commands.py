@@ -166,6 +166,8 @@ class Train:
     """Continue the run in the folder with its own config. Use --steps N to continue beyond its end."""
     profile: bool = False
     """Measure the time of each part of a step, and write it to RUN/profile.json."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard, to RUN/tensorboard. Needs the extra `tensorboard`."""
     json: Json = None
 
 
@@ -541,7 +543,7 @@ class Sample:
     ] = None
     out: Path | None = None
     """An .npz file for the samples, as raw data, and the names of a table's columns. Defaults to RUN/samples.npz. Images are also drawn as
-    a .png of the same name."""
+    a .png of the same name. For a run trained on a table, also a .csv or .parquet file, with the columns and units of the table."""
     json: Json = None
 
 

@@ -43,6 +43,8 @@ def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: 
     n = _ROWS if table else n
     every = ("all",) if record.classes else ("test",) if record.conditional else None
     condition = condition_of(Sample(record.path, n=n, condition=every), record)
+    if record.text is not None and condition is not None:
+        condition, _ = condition
     chain = model.visited() is model
     if chain and (model.steps is None or model.steps > _STEPS):
         model = model.regrid(_STEPS)

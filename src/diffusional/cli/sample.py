@@ -8,6 +8,7 @@ from diffusional.cli.commands import Sample
 from diffusional.cli.console import Result, device, numbered, working
 from diffusional.cli.guidance import guidance_options, guided
 from diffusional.cli.sample_given import check_given, description, sampled_given
+from diffusional.cli.sample_tables import check_table, write_table
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def run(command: Sample) -> Result:
     if record.text is not None and condition is not None:
         condition, captions = condition
     out = command.out or numbered(command.run / "samples.npz", ".png")
-    if out.suffix != ".npz":
-        raise DiffusionalError(f"expected an .npz file for --out, got {out}")
+    check_table(out, record.columns)
     model = load(command.run)
     model = guided(model, command.guidance, command)
     images = model.space if len(model.space.shape) == 3 and isinstance(model.space, Discrete) else None
@@ -95,7 +95,13 @@ def run(command: Sample) -> Result:
     elif condition is not None:
         arrays |= {name: value.numpy() for name, value in by_name(condition).items()}
         arrays |= {} if captions is None else {"captions": np.array(captions)}
-    written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
+    if out.suffix == ".npz":
+        written = [_written(out, lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))]
+    else:
+        table = dict(zip(columns, raw.T, strict=True))
+        if names is not None:
+            table[record.config.data.condition or "label"] = arrays["labels"]
+        written = [_written(out, lambda path: write_table(path, table, out.suffix))]
     if images is not None:
         title, low, high = f"{command.n} samples, {command.method}", images.low, images.high
         if command.condition is not None:

@@ -25,7 +25,12 @@ def run(command: Train) -> Result:
     from diffusional.training.run import CHECKPOINTS, PROFILE, read_run
 
     model = train(
-        command.config, command.run, resume=command.resume, console=console(stderr=True), profile=command.profile
+        command.config,
+        command.run,
+        resume=command.resume,
+        console=console(stderr=True),
+        profile=command.profile,
+        tensorboard=command.tensorboard,
     )
     progress = restore_progress(command.run / CHECKPOINTS)
     best = progress.best / per_unit("bits/dim", model.space.dimensions)
@@ -67,6 +72,7 @@ def _composite(command: Train) -> Result:
         or command.preset
         or command.config_file
         or command.profile
+        or command.tensorboard
     ):
         raise DiffusionalError(
             "of the options of a config only --data.* apply to a system of several stages, whose stages have configs of their own; leave the others "

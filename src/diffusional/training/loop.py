@@ -41,6 +41,7 @@ from diffusional.training.seeds import seed_of
 from diffusional.training.stage_data import dataset_of
 from diffusional.training.stopping import Stopping
 from diffusional.training.stopwatch import Stopwatch
+from diffusional.training.tensorboard import check_installed
 
 with needed_for("training"):
     from accelerate import Accelerator
@@ -62,6 +63,7 @@ def train(
     watch: Watch | None = None,
     profile: bool = False,
     clock: Callable[[], float] = time.monotonic,
+    tensorboard: bool = False,
 ) -> LatentVariableModel:
     """Train a model on its ELBO and write all results to the folder `run`; returns the best model, as `load(run)` does.
 
@@ -82,6 +84,8 @@ def train(
             is not counted. The model is the run's own: copy what you keep.
         profile: write profile.json with the time spent in each part of a step (on a GPU this makes steps wait for one another).
         clock: the current time in seconds, increasing: for `config.max_seconds`, the timings and the progress lines.
+        tensorboard: also write the metrics for TensorBoard, as scalars of the names in metrics.jsonl, to the folder tensorboard of the run.
+            Needs the extra `tensorboard`.
 
     `config.max_seconds` includes steps and validations. The run ends early enough for a last validation that takes as long as the
     previous one. A validation that does not end in time is abandoned, except the first, which is completed so that there is a
@@ -101,6 +105,8 @@ def train(
     17
     """
     run = Path(run)
+    if tensorboard:
+        check_installed()
     console = console or Console(stderr=True)
     accelerator = process_group.accelerator()
     share = _share(config, accelerator)
@@ -144,7 +150,7 @@ def train(
         batches.seek(progress.step, (progress.epoch, progress.of_epoch))
         trainer = _Trainer(config, run, dataset, accelerator, others, objective, state, progress, batches, share)
         try:
-            trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device, clock), clock)
+            trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device, clock), clock, tensorboard)
         finally:
             batches.close()
         accelerator.wait_for_everyone()
@@ -178,7 +184,12 @@ class _Trainer:
     share: slice
 
     def run_to_the_end(
-        self, console: Console, watch: Watch | None, stopwatch: Stopwatch, now: Callable[[], float]
+        self,
+        console: Console,
+        watch: Watch | None,
+        stopwatch: Stopwatch,
+        now: Callable[[], float],
+        tensorboard: bool = False,
     ) -> None:
         """Take steps, validate and save checkpoints until the run has ended or is interrupted."""
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
@@ -191,7 +202,8 @@ class _Trainer:
             with clock.paused():
                 self._watched(watch)
         taken = agreed = 0
-        with Stopping() as stopping, MetricsLogger(self.run, config, progress, console, main, now) as metrics_logger:
+        logger = MetricsLogger(self.run, config, progress, console, main, now, tensorboard)
+        with Stopping() as stopping, logger as metrics_logger:
             if self._owed():
                 agreed = self._validate(unit, metrics_logger, clock, stopping, watch, stopwatch)
                 if self._finished() and not self._owed():

@@ -20,6 +20,7 @@ from diffusional.files import check_regular, not_written, writing
 from diffusional.progress import ProgressLines, line_printer
 from diffusional.training import checkpoint
 from diffusional.training.config import Config
+from diffusional.training.tensorboard import EventWriter
 
 __getattr__ = renamed_names(__name__, {"Journal": "MetricsLogger"})
 
@@ -36,7 +37,8 @@ _SHOWN = 5
 class MetricsLogger:
     """The metrics of a run at `progress`, written to its folder, and its progress, shown on a console.
 
-    Only the process with `reports` set writes or shows anything. `clock` returns the current time in seconds.
+    Only the process with `reports` set writes or shows anything. `clock` returns the current time in seconds. With
+    `tensorboard`, the metrics are also written for TensorBoard.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class MetricsLogger:
         console: Console,
         reports: bool,
         clock: Callable[[], float] = time.monotonic,
+        tensorboard: bool = False,
     ) -> None:
+        self.tensorboard = tensorboard
+        self.events: EventWriter | None = None
         self.run, self.config, self.progress, self.reports = run, config, progress, reports
         named = {
             "simple": ("simple_loss", "L_simple"),
@@ -90,11 +95,16 @@ class MetricsLogger:
                 self.files[name] = (self.run / name).open("a", buffering=1, encoding="utf-8")
             except OSError as error:
                 raise not_written(self.run / name, error) from error
+        if self.reports and self.tensorboard:
+            self.events = EventWriter(self.run, read(self.run))
         self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
+        if self.events is not None:
+            with suppress(OSError):
+                self.events.close()
         for file in self.files.values():
             # The failure has been reported; closing would try to write, and raise, once more.
             with suppress(OSError):
@@ -149,6 +159,8 @@ class MetricsLogger:
                 raise not_written(self.run / name, error) from error
 
     def _write(self, values: dict[str, Any]) -> None:
+        if self.events is not None:
+            self.events.write({"step": self.progress.step} | values)
         timing: dict[str, Any] = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3)}
         if "validation" in values:
             timing["validation"] = True

@@ -1,0 +1,27 @@
+"""Faults of report/."""
+
+from faults.row import fault
+
+FAULTS = [
+    fault(
+        "report/verdicts.py",
+        "the worse of two models is called better",
+        "names if difference.value <= 0 else names[::-1]",
+        "names if difference.value >= 0 else names[::-1]",
+        "report/test_page.py::test_which_model_is_better",
+    ),
+    fault(
+        "report/tabular.py",
+        "PIT values count ties as below",
+        "return (below + upto) / (2 * len(ordered))",
+        "return upto / len(ordered)",
+        "report/test_charts.py::test_pit_values_of_integers_are_uniform_too",
+    ),
+    fault(
+        "report/ledgers.py",
+        "bands of levels leave out the noisiest level",
+        "float(kl[own].sum()) * factor, off * factor",
+        "float(kl[own][:-1].sum()) * factor, off * factor",
+        "report/test_page.py::test_the_waterfall_adds_up_with_the_levels_in_bands",
+    ),
+]
