@@ -1,6 +1,5 @@
-"""What a report shows that needs a model: samples with their paths, scores of items, and baselines. The results are arrays for `report/`."""
+"""What a report shows that needs a model: samples with their paths, and scores of items. The results are arrays for `report/`."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Report, Sample
@@ -11,10 +10,8 @@ from diffusional.cli.score import MAP_VISITS, name_of
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
-    from diffusional.evaluation.result import Evaluation
     from diffusional.models.base import LatentVariableModel
     from diffusional.report.subject import ItemScores, Samples
     from diffusional.space import Space
@@ -200,29 +197,3 @@ def _range(space: "Space", x: "Tensor") -> tuple[float, float]:
         return float(levels.low), float(levels.high)
     low, high = float(x.min()), float(x.max())
     return low, high if high > low else low + 1.0
-
-
-def baselines_of(record: "RunRecord", split: str) -> "dict[str, Evaluation]":
-    """Return the simplest baseline of a run's own data, fitted to its training items; {} for data that cannot be loaded, and for streams."""
-    from diffusional.data.dataset import Stream
-    from diffusional.evaluation.baselines import simple_baseline
-    from diffusional.training.own import own_data
-
-    parts: Sequence[str] = ("train", "validation", "test") if split == "all" else (split,)
-    try:
-        import torch
-
-        dataset = own_data(record, ("train", "validation", "test"))
-        if any(isinstance(getattr(dataset, part), Stream) for part in ("train", *parts)):
-            return {}
-        raw = torch.cat([dataset.tensor(part) for part in parts])
-        validation = None if isinstance(dataset.validation, Stream) else dataset.tensor("validation")
-        with working("fitting a baseline"):
-            return simple_baseline(dataset.tensor("train"), validation, raw, record.space)
-    except (DiffusionalError, OSError):
-        return {}
-
-
-def array_of(values: "Tensor") -> "np.ndarray":
-    """Return a tensor as an array on the CPU."""
-    return values.detach().cpu().numpy()

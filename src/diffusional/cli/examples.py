@@ -13,10 +13,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "evaluate": (
         "diffusional evaluate runs/digits",
-        "diffusional evaluate runs/digits --error 0.002 --json bound.json",
+        "diffusional evaluate runs/digits --error 0.002 --json bound.json --html bound.html",
         "diffusional evaluate runs/digits runs/vae",
         "diffusional evaluate runs/digits --visits 8 --per-item scores.csv",
-        "diffusional evaluate runs/digits --html bound.html",
         "diffusional evaluate google/ddpm-cifar10-32 --data cifar10/test --unclipped",
     ),
     "import": (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusional.cli.commands import Evaluate
-from diffusional.cli.console import plainly
+from diffusional.cli.console import plainly, working
 from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
 
@@ -62,7 +62,6 @@ def html_of(
         results: for each run its record, its path as given, its evaluation, and whether it is a run folder.
         comparison: of the two, if there are two.
     """
-    from diffusional.cli import drawing
     from diffusional.report.subject import ItemScores, Subject
 
     if command.html is None:
@@ -75,7 +74,7 @@ def html_of(
         scores = None
         if result.per_item and result.items_visited == result.nelbo.n:
             order = result.per_item["item"].argsort()
-            nelbo, error = (drawing.array_of(result.per_item[key][order]) for key in ("nelbo", "error"))
+            nelbo, error = (result.per_item[key][order].cpu().numpy() for key in ("nelbo", "error"))
             scores = ItemScores(
                 nelbo,
                 error,
@@ -83,6 +82,27 @@ def html_of(
                 how="The scores are those of this evaluation, whose noise widens the histogram.",
             )
         with plainly():
-            baselines = drawing.baselines_of(record, split) if own else {}
+            baselines = baselines_of(record, split) if own else {}
         subjects.append(dataclasses.replace(subject, baselines=baselines, items=scores))
     return [page_of(command.html, subjects, [] if comparison is None else [comparison], None)]
+
+
+def baselines_of(record: "RunRecord", split: str) -> "dict[str, Evaluation]":
+    """Return the simplest baseline of a run's own data, fitted to its training items; {} for data that cannot be loaded, and for streams."""
+    from diffusional.data.dataset import Stream
+    from diffusional.evaluation.baselines import simple_baseline
+    from diffusional.training.own import own_data
+
+    parts: Sequence[str] = ("train", "validation", "test") if split == "all" else (split,)
+    try:
+        import torch
+
+        dataset = own_data(record, ("train", "validation", "test"))
+        if any(isinstance(getattr(dataset, part), Stream) for part in ("train", *parts)):
+            return {}
+        raw = torch.cat([dataset.tensor(part) for part in parts])
+        validation = None if isinstance(dataset.validation, Stream) else dataset.tensor("validation")
+        with working("fitting a baseline"):
+            return simple_baseline(dataset.tensor("train"), validation, raw, record.space)
+    except (DiffusionalError, OSError):
+        return {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Evaluate, Report
 from diffusional.cli.console import Result, say
-from diffusional.cli.pages import check_page, page_of, subject_of
+from diffusional.cli.pages import baselines_of, check_page, page_of, subject_of
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _completed(subject: "Subject", command: Report) -> "Subject":
     split = str(result.about.get("split") or command.split or "test")
     own = result.about.get("data") in (None, record.config.data.name, record.source)
     notes = list(subject.notes)
-    baselines = drawing.baselines_of(record, split) if own else {}
+    baselines = baselines_of(record, split) if own else {}
     samples = scores = None
     model = load(path) if command.samples or command.items else None
     if model is not None and command.samples:
