@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from result_tables.common import evaluations, markdown, record, two_digits
+from result_tables.common import evaluations, markdown, record, two_digits, with_error
 
 
 def audit_alarms() -> str:
@@ -388,3 +388,22 @@ def rare_levels() -> str:
         rows.append([name, f"{100 * case['coverage']:.0f} %", caveat])
     header = ["the rare level shows", "interval contains the truth", "the evaluation has a caveat"]
     return markdown(header, rows)
+
+
+def shards() -> str:
+    """Shards that were killed, and the scores of all against those of one process."""
+    data = record("shards.json")
+    rows = [
+        [
+            f"shard {number}: killed after",
+            f"{shard['killed_after_seconds']:.1f} s, with {shard['bytes_kept']:,} bytes of records",
+        ]
+        for number, shard in enumerate(data["shards"], 1)
+    ]
+    means = [data[name] for name in ("mean_of_shards", "mean_of_one_process")]
+    rows += [
+        ["mean of the shards' scores, nats", with_error(means[0]["value"], means[0]["error"])],
+        ["mean of one process, nats", with_error(means[1]["value"], means[1]["error"])],
+        ["largest difference of a score, nats", f"{data['largest_difference_of_a_score_nats']:g}"],
+    ]
+    return markdown([f"{data['items']} items, {data['visits']:,} visits each", ""], rows)
