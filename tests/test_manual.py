@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import diffusional as df
 from scripts import TOOLS, tool
@@ -114,6 +115,27 @@ def test_published_numbers_have_a_source_a_version_and_a_kind() -> None:
         assert set(one) == {"data", "model", "value", "kind", "version", "source"}
         assert all(one.values())
     assert {one["data"] for one in numbers} == {"CIFAR-10", "MNIST", "binary MNIST"}
+
+
+def test_shards_have_the_scores_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/scaling.md, for two shards; the second one twice, as after a kill."""
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (DOCS / "scaling.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert code is not None
+    quick = code[1].replace("evaluations=3000", "evaluations=200").replace("visits=16", "visits=3")
+    assert quick.count("=200") == quick.count("visits=3") == 1
+    torch.manual_seed(0)
+    world = df.exact.Gaussian(torch.zeros(2), torch.eye(2))
+    process = df.GaussianDiffusion(df.schedule.log_snr_linear(-5.0, 5.0, steps=20))
+    model = df.DiffusionModel(process, world.denoiser(), df.likelihood.GaussianLikelihood(df.Continuous((2,))))
+    items = world.sample(9).float()
+    names = {"model": model, "items": items, "reference": world.sample(200).float(), "shards": 2}
+    scores = torch.zeros(9, dtype=torch.float64)
+    for k in (0, 1, 1):
+        exec(compile(quick, "scaling.md", "exec"), names := names | {"k": k})
+        scores[k::2] = torch.as_tensor(names["result"].per_item["nelbo"])
+    whole = df.evaluate(model, items, visits=3, plan=names["plan"], deterministic=True)
+    assert torch.equal(scores, torch.as_tensor(whole.per_item["nelbo"]))
 
 
 def test_an_unknown_name_of_the_reference_fails(reference: ModuleType) -> None:
