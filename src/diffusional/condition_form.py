@@ -5,6 +5,8 @@ numbers   real numbers (N, n), which networks standardise by the train split
 image     (N, C, H, W), which networks read as further channels of the input, scaled to its size
 tokens    vectors (N, L, W), such as the embeddings of the words of a text, with an optional mask (N, L) of those that are present:
           a dict of "tokens" and "mask"
+joint     two of these: an image or numbers under the name "low" or "latent", the variable of the stage before in a system, and another
+          condition, under the name "condition", or "tokens" and "mask"
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,9 @@ from torch import Tensor
 from diffusional.conditions import Condition, check_condition, check_labels
 from diffusional.errors import DiffusionalError
 
-KINDS = ("labels", "numbers", "image", "tokens")
+KINDS = ("labels", "numbers", "image", "tokens", "joint")
+# Names of the variable of the stage before.
+FIRST = ("low", "latent")
 
 
 @dataclass(frozen=True)
@@ -25,31 +29,41 @@ class ConditionForm:
     """The form of a condition.
 
     Attributes:
-        kind: "labels", "numbers", "image" or "tokens".
+        kind: "labels", "numbers", "image", "tokens" or "joint".
         shape: of one row: () for labels, (n,) numbers, (C, H, W) of images, (L, W) of tokens.
         classes: number of classes, for labels.
         masked: whether tokens have a mask.
         mean, scale: of each of the numbers, in the train split; networks see (c − mean)/scale.
+        parts: of "joint", the names and forms of the two.
 
     >>> ConditionForm.of(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
     ConditionForm(kind='numbers', shape=(2,), classes=0, masked=False, mean=(1.0, 1.0), scale=(1.0, 1.0))
     """
 
-    kind: Literal["labels", "numbers", "image", "tokens"]
+    kind: Literal["labels", "numbers", "image", "tokens", "joint"]
     shape: tuple[int, ...] = ()
     classes: int = 0
     masked: bool = False
     mean: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
+    parts: tuple[tuple[str, "ConditionForm"], ...] = ()
 
     @classmethod
     def of(cls, condition: Condition, classes: int = 0) -> "ConditionForm":
         """Return the form of the condition of train items, standardising numbers by it.
 
-        Raises DiffusionalError for a condition that is none of the four forms.
+        Raises DiffusionalError for a condition that is none of these forms.
         """
         if classes:
             return cls("labels", classes=classes)
+        first = next((name for name in FIRST if isinstance(condition, Mapping) and name in condition), None)
+        if first is not None:
+            variable, own = split_first(condition, first)
+            if own is None:
+                return cls.of(variable)
+            labelled = isinstance(own, Tensor) and not own.is_floating_point() and own.ndim == 1
+            other = cls("labels", classes=int(own.max()) + 1) if labelled else cls.of(own)
+            return cls("joint", parts=((first, cls.of(variable)), ("condition", other)))
         parts = {"tokens": condition} if isinstance(condition, Tensor) else dict(condition)
         value = parts.get("tokens")
         masked = "mask" in parts
@@ -89,6 +103,14 @@ class ConditionForm:
         diffusional.errors.DiffusionalError: expected a condition of real numbers (3, 2), got float32 of shape (3, 4)
         """
         check_condition(condition, items)
+        if self.kind == "joint":
+            (name, form), (_, other) = self.parts
+            if not isinstance(condition, Mapping) or name not in condition:
+                raise DiffusionalError(f"expected a condition of {self}, got {_described(condition)}")
+            variable, own = split_first(condition, name)
+            form.check(variable, items)
+            other.check(own, items)
+            return
         if self.kind == "labels":
             check_labels(condition, self.classes)
             return
@@ -108,6 +130,8 @@ class ConditionForm:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form as JSON values, without entries that have their defaults."""
+        if self.kind == "joint":
+            return {"kind": self.kind, "parts": {name: form.to_dict() for name, form in self.parts}}
         plain = asdict(ConditionForm(self.kind))
         return {
             k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k == "kind" or v != plain[k]
@@ -122,6 +146,11 @@ class ConditionForm:
         True
         """
         wrong = DiffusionalError(f"expected the form of a condition, got {record!r}; was it edited by hand?")
+        if isinstance(record, dict) and record.get("kind") == "joint":
+            parts = record.get("parts")
+            if not isinstance(parts, dict) or len(parts) != 2 or next(iter(parts)) not in FIRST:
+                raise wrong
+            return cls("joint", parts=tuple((name, cls.from_dict(form)) for name, form in parts.items()))
         try:
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
             form = cls(**values)
@@ -143,8 +172,21 @@ class ConditionForm:
     def __str__(self) -> str:
         if self.kind == "labels":
             return f"labels of {self.classes} classes"
+        if self.kind == "joint":
+            (name, form), (_, other) = self.parts
+            return f"{name!r}: {form}, and {other}"
         what = {"numbers": "numbers", "image": "image", "tokens": "tokens"}[self.kind]
         return f"{what} of shape ({', '.join(map(str, self.shape))}{',' * (len(self.shape) == 1)})"
+
+
+def split_first(condition: Mapping[str, Tensor], first: str) -> tuple[Tensor, Any]:
+    """Return the entry `first` of a condition, and the others: a tensor if it is called "condition", None if there are none.
+
+    >>> split_first({"low": torch.zeros(1), "condition": torch.ones(1)}, "low")
+    (tensor([0.]), tensor([1.]))
+    """
+    others = {name: value for name, value in condition.items() if name != first}
+    return condition[first], others.get("condition", others or None)
 
 
 def _described(condition: Any) -> str:

@@ -12,7 +12,7 @@ import copy
 import difflib
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -114,8 +114,9 @@ def moved(condition: Condition | None, device: torch.device) -> Any:
     return {name: value.to(device) for name, value in condition.items()}
 
 
-def dropped(condition: Condition, rows: Tensor | None = None) -> Any:
-    """Return a condition that is missing in the rows that the mask `rows` (B,) selects; by default in all rows.
+def dropped(condition: Condition, rows: Tensor | None = None, kept: Collection[str] = ()) -> Any:
+    """Return a condition that is missing in the rows that the mask `rows` (B,) selects; by default in all rows. Entries of the names `kept`
+    are not dropped.
 
     A missing row has the label −1, real numbers that are NaN, and a mask that is False everywhere. Networks built with
     `null=True` replace it by a learned null condition. Other networks refuse it.
@@ -126,7 +127,7 @@ def dropped(condition: Condition, rows: Tensor | None = None) -> Any:
     {'text': tensor([[nan, nan]])}
     """
     if not isinstance(condition, Tensor):
-        return {name: dropped(value, rows) for name, value in condition.items()}
+        return {name: value if name in kept else dropped(value, rows) for name, value in condition.items()}
     if condition.dtype == torch.bool:
         missing = torch.zeros_like(condition)
     elif condition.is_floating_point() or condition.is_complex():

@@ -37,7 +37,7 @@ def run(command: Sample) -> Result:
         check_given(command)
     condition = None if given else condition_of(command, record)
     captions = None
-    if record.text is not None and condition is not None:
+    if isinstance(condition, tuple):
         condition, captions = condition
     out = command.out or numbered(command.run / "samples.npz", ".png")
     check_table(out, record.columns)
@@ -172,7 +172,7 @@ def condition_of(command: Sample, record: "RunRecord") -> Any:
     from diffusional.data.excerpt import listed
 
     classes = record.classes
-    if record.text is not None:
+    if record.text is not None and (record.form is None or record.form.kind != "joint"):
         return _texts(command, record)
     if record.form is not None:
         return _other_condition(command, record)

@@ -68,6 +68,16 @@ def with_derived(dataset: Dataset, condition: str) -> Dataset:
 
     Raises DiffusionalError as `derive` does, and for a stream.
     """
+    found = derived_of(dataset, condition)
+    source = dataset.source
+    if source is not None:
+        arguments = None if dataset.arguments is None else dict(dataset.arguments) | {"condition": condition}
+        source = Source(source.splits, arguments, found)
+    return replace(dataset, condition=found, source=source)
+
+
+def derived_of(dataset: Dataset, condition: str) -> dict[str, Tensor]:
+    """Return the condition of each split that is computed from the items. Raises DiffusionalError as `with_derived` does."""
     if isinstance(dataset.train, Stream):
         raise DiffusionalError(
             f"condition={condition!r} is computed from items in memory, got a stream; load the data without streaming"
@@ -75,12 +85,7 @@ def with_derived(dataset: Dataset, condition: str) -> Dataset:
     space = dataset.space
     derive(condition, torch.zeros(1, *space.shape), space)
     size = block_rows(space.shape)
-    found = {split: _of_blocks(condition, dataset.blocks(split, size), space) for split in SPLITS}
-    source = dataset.source
-    if source is not None:
-        arguments = None if dataset.arguments is None else dict(dataset.arguments) | {"condition": condition}
-        source = Source(source.splits, arguments, found)
-    return replace(dataset, condition=found, source=source)
+    return {split: _of_blocks(condition, dataset.blocks(split, size), space) for split in SPLITS}
 
 
 def _of_blocks(condition: str, blocks: Iterable[Tensor], space: Space) -> Tensor:

@@ -5,6 +5,7 @@ from diffusional.networks.autoencoder_kl import KLDecoder, KLEncoder
 from diffusional.networks.condition_tower import ConditionTower
 from diffusional.networks.conditioning import ConditionAdapter
 from diffusional.networks.diffusers import FromDiffusers, ddpm_unet
+from diffusional.networks.joint import JointAdapter
 from diffusional.networks.mlp import MLP
 from diffusional.networks.transformer import SequenceTransformer
 from diffusional.networks.unet import UNet
@@ -16,6 +17,7 @@ __all__ = [
     "ConditionTower",
     "Decoder",
     "FromDiffusers",
+    "JointAdapter",
     "KLDecoder",
     "KLEncoder",
     "Ladder",

@@ -24,7 +24,7 @@ def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel]
     Raises DiffusionalError if stages do not meet.
     """
     conditioned = next(iter(stages)) if config.kind == "cascade" else "prior"
-    conditional = [] if config.data.condition is None else [conditioned]
+    conditional = [] if config.data.condition is None else [conditioned, *config.conditional]
     if config.kind == "cascade":
         names = list(stages)
         if stages[names[-1]].space != space:

@@ -16,7 +16,8 @@ from diffusional.conditions import repeated
 from diffusional.data import Dataset, load
 from diffusional.data.classes import LABEL
 from diffusional.data.dataset import SPLITS, Source, Stream
-from diffusional.data.derived import is_derived, with_derived
+from diffusional.data.derived import derived_of, is_derived, with_derived
+from diffusional.data.joint import split_condition, with_first
 from diffusional.data.texts import text_source, with_texts, written
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
@@ -41,6 +42,7 @@ from diffusional.networks import (
     ConditionAdapter,
     ConditionTower,
     Decoder,
+    JointAdapter,
     Ladder,
     ResidualMLP,
     SequenceTransformer,
@@ -68,6 +70,11 @@ def build_dataset(config: DataConfig) -> Dataset:
     >>> len(build_dataset(DataConfig(warps=1)).train)
     2000
     """
+    first, other = split_condition(config.condition)
+    if first is not None:
+        assert config.condition is not None
+        dataset = build_dataset(dataclasses.replace(config, condition=other))
+        return with_first(dataset, "low", derived_of(dataset, first), config.condition)
     derived = config.condition if config.downscale and is_derived(config.condition) else None
     text = text_source(config.condition, config.text_encoder)
     own: dict[str, Any] = {
@@ -219,14 +226,17 @@ def build_model(
             'data.condition="label", or leave it out'
         )
     noise = config.model.condition_noise
-    if noise is not None and (form is None or form.kind not in ("numbers", "image")):
+    if noise is not None and (form is None or form.kind not in ("numbers", "image", "joint")):
         raise DiffusionalError(
             f"expected a condition of images or numbers for model.condition_noise={noise:g}, got {form or 'none'}; leave it out"
         )
     if form is not None:
         model = _diffusion(config, space, 0, form)
         model.condition_form = form
-        return model if noise is None else Renoised(model, noise, form.shape)
+        if noise is None:
+            return model
+        key, first = form.parts[0] if form.kind == "joint" else ("low", form)
+        return Renoised(model, noise, first.shape, key)
     makers = {"diffusion": _diffusion, "binomial-diffusion": _binomial, "gaussian-chain": _gaussian_chain}
     makers |= dict.fromkeys(SEQUENCES, _sequences)
     model = makers.get(config.model.kind, _autoencoder)(config, space, len(classes))
@@ -423,6 +433,8 @@ def _network(
             f"an image as condition needs a U-Net over images, got items of shape {space.shape} and model.network="
             f"{config.model.network or 'mlp'}; use unet, vdm or ddpm, or flatten the condition to numbers"
         )
+    if form.kind == "joint":
+        return _joint_network(config, space, outputs, predicts, forward, form)
     attention = form.kind == "tokens" and config.model.network == "ddpm"
     if form.kind == "numbers" and config.model.network == "ddpm":
         raise DiffusionalError(
@@ -441,6 +453,27 @@ def _network(
         tokens=form.shape[-1] if attention else 0,
     )
     return ConditionAdapter(network, form, null, attention)
+
+
+def _joint_network(
+    config: Config,
+    space: Space,
+    outputs: int,
+    predicts: Predicts | None,
+    forward: GaussianDiffusion | None,
+    form: ConditionForm,
+) -> nn.Module:
+    """Build a network for the variable of the stage before and another condition."""
+    null, (_, first) = config.condition_dropout > 0, form.parts[0]
+    if config.model.network == "ddpm" or (
+        first.kind == "image" and (len(space.shape) != 3 or config.model.network == "mlp")
+    ):
+        raise DiffusionalError(
+            f"expected model.network to be unet or vdm, or mlp without images, for a condition of {form}, got {config.model.network}"
+        )
+    width, extra = JointAdapter.numbers(form, null), JointAdapter.channels(form)
+    network = _backbone(config, space, outputs, predicts, forward, condition_dim=width, extra=extra)
+    return JointAdapter(network, form, null)
 
 
 def _backbone(

@@ -30,6 +30,8 @@ class CompositeConfig:
         factors: for a cascade, the ratio of the sides of each stage to those of the stage before it, one number fewer than stages.
         renoise: γ of the noise on the condition of the stages after the first (MATH (29a)), or None.
         handover: the latent z_s at which the stages before the last stop (MATH (29b)), or None; for "unclip" 1 unless it is given.
+        conditional: further stages that get the condition of the data, besides the variable of the stage before: names of a cascade's stages
+            after the first, or "decoder" for "unclip".
 
     Raises DiffusionalError for options that do not fit the kind.
 
@@ -44,6 +46,7 @@ class CompositeConfig:
     factors: tuple[int, ...] = ()
     renoise: float | None = None
     handover: int | None = None
+    conditional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = tuple(self.stages)
@@ -84,6 +87,15 @@ class CompositeConfig:
                 raise DiffusionalError(
                     f"expected model.kind=\"diffusion\" for stage 'prior', got {self.stages['prior'].model.kind!r}"
                 )
+        further = {"cascade": names[1:], "unclip": ("decoder",), "latent": ()}[self.kind]
+        if wrong := [name for name in self.conditional if name not in further]:
+            raise DiffusionalError(
+                f"expected conditional to name stages among {', '.join(further) or 'none'} for kind={self.kind!r}, got {wrong[0]!r}"
+            )
+        if self.conditional and self.data.condition is None:
+            raise DiffusionalError(
+                f"conditional={list(self.conditional)} was given for data without a condition; give data.condition, such as label or caption"
+            )
         if self.data.downscale or self.data.encoder is not None:
             raise DiffusionalError(
                 "expected the data of the system itself, got data.downscale or data.encoder; leave them out"
@@ -100,7 +112,7 @@ class CompositeConfig:
         given = {name: getattr(self.data, name) for name in ("condition", "text_encoder", "text_form")}
         for i, (name, stage) in enumerate(self.stages.items()):
             if self.kind == "cascade":
-                condition = given if i == 0 else {"condition": f"quantised:{self.factors[i - 1]}"}
+                condition = given if i == 0 else self._stage(name, f"quantised:{self.factors[i - 1]}", given)
                 data = replace(plain, **condition, downscale=tuple(reversed(self.factors[i:])))
             elif i == 0:
                 data = self.data if stage.model.kind == "contrastive" else plain
@@ -109,9 +121,15 @@ class CompositeConfig:
                 draws = 8 if self.kind == "latent" else 0
                 data = replace(plain, **given, encoder=run, encoder_draws=draws)
             else:
-                data = replace(plain, condition=f"encoder:{encoder.format(name=names[0])}")
+                data = replace(plain, **self._stage(name, f"encoder:{encoder.format(name=names[0])}", given))
             found[name] = replace(stage, data=data)
         return found
+
+    def _stage(self, name: str, before: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a later stage's condition: the variable of the stage before, and perhaps that of the system."""
+        if name not in self.conditional:
+            return {"condition": before}
+        return given | {"condition": f"{before} + {given['condition']}"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready record; `from_dict` reads it back."""
@@ -120,6 +138,7 @@ class CompositeConfig:
             stages[name] = {key: value for key, value in stage.to_dict().items() if key != "data"}
         own = {"format": FORMAT, "kind": self.kind, "data": asdict(self.data), "stages": stages}
         own |= {"factors": list(self.factors), "renoise": self.renoise, "handover": self.handover}
+        own |= {"conditional": list(self.conditional)}
         return json.loads(json.dumps(own))
 
     @staticmethod
@@ -130,7 +149,7 @@ class CompositeConfig:
         >>> CompositeConfig.from_dict(config.to_dict()) == config
         True
         """
-        known = ("format", "kind", "data", "stages", "factors", "renoise", "handover")
+        known = ("format", "kind", "data", "stages", "factors", "renoise", "handover", "conditional")
         if not isinstance(record, dict) or not isinstance(record.get("stages"), dict):
             raise DiffusionalError(f"expected an object with kind and stages, got {record!r:.80}")
         if unknown := [key for key in record if key not in known]:
@@ -146,12 +165,14 @@ class CompositeConfig:
             raise DiffusionalError(f"expected renoise to be a number or null, got {renoise!r}")
         if handover is not None and not _whole(handover):
             raise DiffusionalError(f"expected handover to be an integer or null, got {handover!r}")
+        conditional = record.get("conditional", [])
+        if not isinstance(conditional, list) or not all(isinstance(one, str) for one in conditional):
+            raise DiffusionalError(f"expected conditional to be a list of names of stages, got {conditional!r}")
         kind: Any = record.get("kind")
         if kind not in get_args(Kind):
             raise DiffusionalError(f"expected kind to be one of {', '.join(get_args(Kind))}, got {kind!r}")
-        return CompositeConfig(
-            kind, stages, data, tuple(factors), None if renoise is None else float(renoise), handover
-        )
+        noise = None if renoise is None else float(renoise)
+        return CompositeConfig(kind, stages, data, tuple(factors), noise, handover, tuple(conditional))
 
     @staticmethod
     def load(path: str | Path) -> "CompositeConfig":

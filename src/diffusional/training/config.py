@@ -326,10 +326,10 @@ class Config:
             _require("", self, name, lambda v: v >= 0, "0 or more")
         check_seed(self.seed, below=2**32)
         _require("", self, "condition_dropout", lambda v: 0 <= v < 1, "0 to below 1")
-        if self.condition_dropout and self.model.kind != "diffusion":
+        if self.condition_dropout and self.model.kind not in ("diffusion", "binomial-diffusion", "gaussian-chain"):
             raise DiffusionalError(
-                f"condition_dropout is for guidance, of Gaussian diffusion models, got condition_dropout={self.condition_dropout:g} for "
-                f'model.kind="{self.model.kind}"; leave it out'
+                f"condition_dropout is for networks that take no condition as well, of a diffusion or a gaussian-chain, got condition_dropout="
+                f'{self.condition_dropout:g} for model.kind="{self.model.kind}"; leave it out'
             )
         _require("", self, "max_seconds", lambda v: v is None or v >= 0, "0 or more")
         if self.init_sha256 is not None and self.init_from is None:

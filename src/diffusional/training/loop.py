@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diffusional.condition_form import FIRST
 from diffusional.conditions import dropped, rows_of
 from diffusional.data.dataset import Dataset, Stream
 from diffusional.errors import DiffusionalError, Interrupted
@@ -291,7 +292,8 @@ class _Trainer:
         # Drawn for the whole batch, as the other random numbers of a step.
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, "condition", step))
         rows = torch.rand(self.config.batch, generator=generator)[self.share] < share
-        return dropped(condition, rows.to(self.accelerator.device))
+        # The variable of the stage before is not dropped: a later stage of a system always has it.
+        return dropped(condition, rows.to(self.accelerator.device), FIRST)
 
     def _draw(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         model, n = self.state.model, self.config.batch

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusional.conditions import repeated
 from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, Texts
+from diffusional.data.joint import split_condition, with_first
 from diffusional.errors import DiffusionalError
 from diffusional.files import sha256
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -41,11 +42,14 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
     condition = config.condition or ""
     if config.encoder is None and not condition.startswith(_MARK):
         return build_dataset(config)
+    first, other = split_condition(condition) if condition.startswith(_MARK) else (None, None)
+    condition = first or condition
     path = condition.removeprefix(_MARK) if condition.startswith(_MARK) else config.encoder
     assert path is not None
     plain = dataclasses.replace(config, encoder=None, encoder_draws=0, encoder_sha256=None)
     if condition.startswith(_MARK):
-        plain = dataclasses.replace(plain, condition=None, text_encoder=None, text_form="pooled")
+        unused: dict[str, Any] = {} if other is not None else {"text_encoder": None, "text_form": "pooled"}
+        plain = dataclasses.replace(plain, condition=other, **unused)
     dataset = build_dataset(plain)
     encoder = encoder_of(path, folder, config.encoder_sha256)
     if encoder.space != dataset.space:
@@ -56,6 +60,9 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
         raise DiffusionalError("an encoder needs items in memory, got a stream; load the data without streaming")
     if config.encoder is None:
         found = {split: _latents(encoder, dataset, split, 0) for split in SPLITS}
+        if other is not None:
+            assert config.condition is not None
+            return _with(with_first(dataset, "latent", found, config.condition), config)
         return _with(dataset, config, condition=found)
     draws = config.encoder_draws
     splits = {

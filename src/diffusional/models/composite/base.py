@@ -112,7 +112,8 @@ class Composite(LatentVariableModel):
         own, model = self._own(name, condition), self.stages[name]
         if own is None:
             # The network of a config takes one tensor.
-            return {key: value} if getattr(model, "condition_form", None) is None else value
+            form = getattr(model, "condition_form", None)
+            return {key: value} if form is None or form.kind == "joint" else value
         named = {"condition": own} if isinstance(own, Tensor) else dict(own)
         if key in named:
             raise DiffusionalError(

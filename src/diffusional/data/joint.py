@@ -1,0 +1,59 @@
+"""Two conditions at once, as the later stages of a system have them: "quantised:2 + caption", "encoder:RUN + label".
+
+The first is the variable of the stage before, under the name "low" (computed from images) or "latent" (of an encoder); the second is that
+of the system, under the name "condition", or under its own names if it is several tensors, such as tokens and their mask.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from diffusional.conditions import Condition
+from diffusional.data.dataset import Dataset, Source, Texts
+from diffusional.data.derived import is_derived
+from diffusional.errors import DiffusionalError
+
+_AND = " + "
+
+
+def split_condition(condition: str | None) -> tuple[str | None, str | None]:
+    """Return the first of two conditions and the second; (None, condition) for a single one.
+
+    Raises DiffusionalError unless the first of two is computed from images or by an encoder.
+
+    >>> split_condition("quantised:2 + caption"), split_condition("label")
+    (('quantised:2', 'caption'), (None, 'label'))
+    """
+    first, both, own = (condition or "").partition(_AND)
+    if not both:
+        return None, condition
+    if not own or is_derived(own) or not (is_derived(first) or first.startswith("encoder:")):
+        raise DiffusionalError(
+            f"condition={condition!r}: expected low-resolution:F, quantised:F, inpaint or encoder:RUN before the +, and another condition, such "
+            "as label or caption, after it"
+        )
+    return first, own
+
+
+def with_first(dataset: Dataset, key: str, found: Mapping[str, Tensor], condition: str) -> Dataset:
+    """Return a data set whose condition has a further entry: the variable `found` of each split, before its own condition.
+
+    Labels remain numbers; the data set has no names of classes.
+    """
+    own = dataset.condition
+    assert own is not None
+    both: dict[str, Condition] = {split: {key: found[split], **_named(own[split])} for split in own}
+    texts = dataset.texts if dataset.text is not None else None
+    if texts is not None:
+        texts = Texts(texts.captions, texts.record, both)
+    source = dataset.source
+    if source is not None:
+        arguments = None if source.arguments is None else dict(source.arguments) | {"condition": condition}
+        source = Source(source.splits, arguments, both)
+    return replace(dataset, condition=both, classes=(), texts=texts, source=source)
+
+
+def _named(condition: Any) -> dict[str, Tensor]:
+    return {"condition": condition} if isinstance(condition, Tensor) else dict(condition)
