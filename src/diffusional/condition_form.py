@@ -37,7 +37,7 @@ class ConditionForm:
         parts: of "joint", the names and forms of the two.
 
     >>> ConditionForm.of(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
-    ConditionForm(kind='numbers', shape=(2,), classes=0, masked=False, mean=(1.0, 1.0), scale=(1.0, 1.0))
+    ConditionForm(kind='numbers', shape=(2,), classes=0, masked=False, mean=(1.0, 1.0), scale=(1.0, 1.0), parts=())
     """
 
     kind: Literal["labels", "numbers", "image", "tokens", "joint"]
@@ -57,7 +57,7 @@ class ConditionForm:
         if classes:
             return cls("labels", classes=classes)
         first = next((name for name in FIRST if isinstance(condition, Mapping) and name in condition), None)
-        if first is not None:
+        if first is not None and isinstance(condition, Mapping):
             variable, own = split_first(condition, first)
             if own is None:
                 return cls.of(variable)

@@ -10,4 +10,11 @@ FAULTS = [
         "condition.repeat_interleave(times, 0)",
         "test_conditions.py::test_every_call_passes_each_item_its_own_condition",
     ),
+    fault(
+        "conditions.py",
+        "the variable of the stage before dropped as well",
+        "value if name in kept else dropped(value, rows)",
+        "dropped(value, rows)",
+        "training/test_joint_conditions.py::test_the_variable_of_the_stage_before_is_not_dropped",
+    ),
 ]

@@ -192,4 +192,11 @@ FAULTS = [
         "mean = self.scale * (mean + self.shift)",
         "networks/test_autoencoder_kl.py::test_its_latents_are_those_of_pipelines",
     ),
+    fault(
+        "networks/joint.py",
+        "a missing condition that the network does not see",
+        "return torch.cat([values, missing[:, None].to(z)], 1) if self.null else values",
+        "return torch.cat([values, 0 * missing[:, None].to(z)], 1) if self.null else values",
+        "training/test_joint_conditions.py::test_the_variable_of_the_stage_before_is_not_dropped",
+    ),
 ]

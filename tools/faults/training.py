@@ -213,4 +213,11 @@ FAULTS = [
         "unit = 1.0 if False else",
         "training/test_composites.py::test_a_contrastive_encoder_is_trained_on_pairs_and_evaluated_only_as_a_stage",
     ),
+    fault(
+        "training/composite_config.py",
+        "later stages without the condition of the system",
+        "if name not in self.conditional:\n            return",
+        "if name:\n            return",
+        "training/test_joint_conditions.py::test_later_stages_get_the_condition_of_the_system",
+    ),
 ]
