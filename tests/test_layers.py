@@ -26,6 +26,7 @@ FLOORS = (
     "seeds",
     "files",
     "report.style",
+    "report.fragments",
     "report.plots",
     "launch",
     "shapes",

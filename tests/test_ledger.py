@@ -1,6 +1,7 @@
 """The books: what adds up to what, and in which unit."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -113,3 +114,23 @@ def test_no_error_over_items_is_smaller_than_can_be_told() -> None:
     assert int((found < 1.3 * resolution).sum()) > 60
     # Of two items the spread says nothing of that; normal noise does.
     assert error_over_items(torch.tensor([1.0, 1.1]), torch.ones(2), 2) == pytest.approx((2**0.5 / 2) ** 0.5)
+
+
+def test_a_notebook_shows_means_and_errors_over_items() -> None:
+    ledger = Ledger(
+        torch.tensor([1.0, 3.0]),
+        torch.tensor([[3.0], [4.0]]),
+        torch.tensor([0.5, 0.5]),
+        dimensions=4,
+        extra={"<b>": torch.zeros(2)},
+    )
+    text = ledger._repr_html_()
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", text)
+    rows = [cells[i : i + 5] for i in range(0, len(cells), 5)]
+    assert rows[1][:3] == ["reconstruction", "2.0", "1.0"]
+    assert rows[-1][:3] == ["NELBO", "6.0", "1.5"]
+    assert float(rows[-1][3]) == pytest.approx(6 / (4 * math.log(2)), abs=0.01)
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text
+    one = Ledger(torch.ones(1), torch.ones(1, 2), torch.ones(1), dimensions=1)._repr_html_()
+    assert "nan" not in one

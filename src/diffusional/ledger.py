@@ -190,6 +190,31 @@ class Ledger:
             **self.extra,
         }
 
+    def _repr_html_(self) -> str:
+        """Return the mean of each cost over the items as an HTML table, for notebooks, with standard errors over the items.
+
+        >>> ledger = Ledger(torch.tensor([1.0, 2.0]), torch.tensor([[3.0], [4.0]]), torch.tensor([0.5, 0.5]), dimensions=4)
+        >>> "<td" in ledger._repr_html_()
+        True
+        """
+        from diffusional.report.fragments import html
+
+        n = len(self.reconstruction)
+
+        def row(name: str, cost: Tensor) -> list[str]:
+            cost = cost.detach().double()
+            error = float(cost.std()) / math.sqrt(n) if n > 1 else math.nan
+            both = [
+                with_error(float(cost.mean()) / unit, error / unit)
+                for unit in (1.0, per_unit("bits/dim", self.dimensions))
+            ]
+            return [name, *(text for value, off in both for text in (value, "" if off == "nan" else off))]
+
+        rows = [*(row(name, cost) for name, cost in self.totals().items()), row("NELBO", self.nelbo)]
+        title = f"Ledger of {n:,} item{'s' if n != 1 else ''}, means"
+        header = ["cost", "nats", "± items", "bits/dim", "± items"]
+        return html(title, header, rows, [f"{self.kl.shape[1]:,} levels, {self.dimensions:,} dimensions"], [])
+
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, unit: str = "nats") -> "matplotlib.axes.Axes":
         """Draw the mean of each cost over the items as a waterfall, from the reconstruction to the NELBO, and return the axes.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusional import cli
-from diffusional.evaluation import Evaluation
+from diffusional.evaluation import Comparison, Evaluation
 from diffusional.ledger import Estimate
 
 RESULT = Evaluation(
@@ -123,3 +123,21 @@ def test_a_figure_does_not_replace_what_it_shows(tmp_path: Path, capsys: pytest.
     fails(capsys, tmp_path / "bound.json", "-o", tmp_path / "bound.json")
     assert (tmp_path / "bound.json").read_bytes() == before
     assert math.isclose(Evaluation.load(tmp_path / "bound.json").nelbo.value, 76.125)
+
+
+def test_a_comparison_of_two_runs(tmp_path: Path) -> None:
+    difference = Estimate(-2.0, 0.05, 0.1, n=9, network_evaluations=2000)
+    both = Comparison(difference, RESULT, RESULT, math.inf, True, (), about={"runs": ["runs/a", "runs/b"]})
+    both.save(tmp_path / "ab.json")
+    plot(tmp_path / "ab.json", "-o", tmp_path / "ab.svg", "--unit", "nats")
+    found = texts(tmp_path / "ab.svg")
+    assert {
+        "runs/a",
+        "runs/b",
+        "A − B, paired",
+        "−2.000 ± 0.050",
+        "76.12 ± 0.21",
+        "KL, nats per unit of log-SNR",
+    } <= set(found)
+    plot(tmp_path / "ab.json", "-o", tmp_path / "ab.png")
+    assert (tmp_path / "ab.png").read_bytes().startswith(b"\x89PNG")

@@ -609,3 +609,13 @@ def test_a_composite_model_from_evaluation_to_figure(tmp_path: Path) -> None:
     assert tables.ledger_table(loaded, "a").row_count == len(found.terms) + 1
     figures.level_costs(tmp_path / "a.png", loaded, "a pair")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_density_is_reported_in_nats_first() -> None:
+    scores = torch.tensor([3.0, 5.0])
+    for levels, first, second in ((None, "nats", "bits/dim"), (17, "bits/dim", "nats")):
+        one = Evaluation.from_scores(scores, dimensions=2, provenance={"levels": levels})
+        assert one.units == (first, second)
+        assert one.nelbo.to(first, 2).unit in repr(one)
+        assert str(one.nelbo.to(first, 2)) in one.headline
+        assert str(one).splitlines()[0].index(f" {first}") < str(one).splitlines()[0].index(f" {second}")

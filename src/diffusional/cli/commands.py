@@ -605,7 +605,8 @@ class Plot:
         Path,
         tyro.conf.Positional,
         tyro.conf.arg(
-            metavar="RUN|FILE", help="The run folder, or the JSON file of an evaluation or of an information curve."
+            metavar="RUN|FILE",
+            help="The run folder, or the JSON file of an evaluation, of a comparison of two runs, or of an information curve.",
         ),
     ]
     out: Annotated[

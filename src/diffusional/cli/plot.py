@@ -48,7 +48,7 @@ def _of_run(command: Plot, out: Path) -> Result:
 
 
 def _of_file(command: Plot, out: Path) -> Result:
-    """Draw the record of an evaluation, or an information curve."""
+    """Draw the record of an evaluation, of a comparison, or an information curve."""
     from diffusional.evaluation.result import Evaluation
     from diffusional.files import load_json
     from diffusional.report.figures import overview
@@ -57,9 +57,16 @@ def _of_file(command: Plot, out: Path) -> Result:
     if isinstance(record, dict) and all(name in record for name in _CURVE):
         title = ", ".join(str(record[name]) for name in ("data", "split") if name in record) or str(command.what)
         return _result(out, ["information"], [], lambda: _draw_curve(out, record, title))
+    if isinstance(record, dict) and "difference_nats" in record:
+        from diffusional.evaluation.difference import Comparison
+        from diffusional.report.figures import comparison
+
+        both = Comparison.load(command.what)
+        title = f"{' and '.join(both.names)}: {both.difference.n:,} items"
+        return _result(out, ["bounds", "difference"], [], lambda: comparison(out, both, title, command.unit))
     if not isinstance(record, dict) or "nelbo" not in record or "terms" not in record:
         raise DiffusionalError(
-            f"expected the JSON of `diffusional evaluate` for one run, or of `diffusional information` for data, got {command.what}, "
+            f"expected the JSON of `diffusional evaluate`, or of `diffusional information` for data, got {command.what}, "
             "which is neither"
         )
     result = Evaluation.load(command.what)

@@ -120,8 +120,8 @@ class Comparison:
         return html(self._title(), HEADER, self._rows(), self._facts(), list(self.caveats))
 
     def _title(self) -> str:
-        bits, nats = (str(self.difference.to(unit, self.a.dimensions)) for unit in ("bits/dim", "nats"))
-        return f"A − B, difference of two bounds: {bits}; {nats}; negative: A gives the data more probability"
+        first, second = (str(self.difference.to(unit, self.a.dimensions)) for unit in self.a.units)
+        return f"A − B, difference of two bounds: {first}; {second}; negative: A gives the data more probability"
 
     def _rows(self) -> list[list[str]]:
         named = zip((*self.names, "A − B, paired"), (self.a.nelbo, self.b.nelbo, self.difference), strict=True)

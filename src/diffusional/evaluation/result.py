@@ -298,8 +298,14 @@ class Evaluation:
 
     @property
     def headline(self) -> str:
-        """The number with its errors and kind, on one line."""
-        return f"{self.nelbo.to('bits/dim', self.dimensions)!s}, {_SAID[self.kind]}"
+        """The number with its errors and kind, on one line: in nats for a density, otherwise in bits/dim."""
+        return f"{self.nelbo.to(self.units[0], self.dimensions)!s}, {_SAID[self.kind]}"
+
+    @property
+    def units(self) -> tuple[str, str]:
+        """Both units, the first of them nats for a density, whose bits/dim depend on the units of the data."""
+        density = "levels" in self.provenance and self.provenance["levels"] is None
+        return ("nats", "bits/dim") if density else ("bits/dim", "nats")
 
     @property
     def total_name(self) -> str:
@@ -307,8 +313,8 @@ class Evaluation:
         return "bound" if self.kind == "bound" and not self.of.startswith("NELBO") else _TOTAL[self.kind]
 
     def __repr__(self) -> str:
-        bits = str(self.nelbo.to("bits/dim", self.dimensions))
-        return f"<{type(self).__name__}: {_SAID[self.kind]}, {bits}, {self.nelbo.n:,} items>"
+        number = str(self.nelbo.to(self.units[0], self.dimensions))
+        return f"<{type(self).__name__}: {_SAID[self.kind]}, {number}, {self.nelbo.n:,} items>"
 
     def __str__(self) -> str:
         return plain(self._title(), HEADER, self._rows(), self._facts(), self._notes())
@@ -317,8 +323,8 @@ class Evaluation:
         return html(self._title(), HEADER, self._rows(), self._facts(), self._notes())
 
     def _title(self) -> str:
-        bits, nats = (str(self.nelbo.to(unit, self.dimensions)) for unit in ("bits/dim", "nats"))
-        return f"{self.of} ({_SAID[self.kind]}): {bits}; {nats}"
+        first, second = (str(self.nelbo.to(unit, self.dimensions)) for unit in self.units)
+        return f"{self.of} ({_SAID[self.kind]}): {first}; {second}"
 
     def _rows(self) -> list[list[str]]:
         named = [*self.terms.items(), (self.total_name, self.nelbo)]

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from diffusional.ledger import Estimate, with_error
+from diffusional.report.fragments import html as html
 
 Cell = str
 
@@ -42,33 +42,6 @@ def plain(
     ]
     notes = [*facts, *(f"caveat: {text}" for text in caveats)]
     return "\n".join([_line(title), "", *(line.rstrip() for line in lines), "", *map(_line, notes)])
-
-
-def html(
-    title: str, header: Sequence[Cell], rows: Sequence[Sequence[Cell]], facts: Sequence[str], caveats: Sequence[str]
-) -> str:
-    """Return the summary as an HTML fragment. All text is escaped.
-
-    >>> html("<b>", ["cost", "nats"], [["kl", "70.0"]], [], [])[:43]
-    '<div><p><strong>&lt;b&gt;</strong></p><tabl'
-    """
-
-    def row(cells: Sequence[Cell], tag: str) -> str:
-        styles = ["left", *["right"] * (len(cells) - 1)]
-        return "".join(
-            f'<{tag} style="text-align: {style}">{escape(cell)}</{tag}>'
-            for style, cell in zip(styles, cells, strict=True)
-        )
-
-    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows[:-1])
-    body += f'<tr style="font-weight: bold">{row(rows[-1], "td")}</tr>' if rows else ""
-    notes = "".join(f"<p>{escape(text)}</p>" for text in facts)
-    if caveats:
-        notes += f"<p>Caveats:</p><ul>{''.join(f'<li>{escape(text)}</li>' for text in caveats)}</ul>"
-    return (
-        f"<div><p><strong>{escape(title)}</strong></p><table><thead><tr>{row(header, 'th')}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{notes}</div>"
-    )
 
 
 def _line(text: str) -> str:

@@ -13,8 +13,10 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.result import Evaluation
 from diffusional.extras import needed_for
+from diffusional.ledger import Estimate
 from diffusional.report import plots, style
 
 with needed_for("report"):
@@ -346,3 +348,48 @@ def _training(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     other.plot(trace.validated, trace.bounds, "o-", color=style.VERMILION, ms=4)
     other.set_ylabel("validation, bits per dimension", color=style.VERMILION)
     other.spines["right"].set_visible(True)
+
+
+@_styled
+def comparison(path: Path, result: Comparison, title: str, unit: str = "bits/dim") -> None:
+    """Draw a comparison: both bounds, their paired difference, and the costs of the levels of both, where they have any of the same name.
+
+    Args:
+        path: the file to write.
+        result: a comparison, new or loaded.
+        title: the title above the panels.
+        unit: "bits/dim" or "nats", for bounds and difference.
+
+    >>> import math, tempfile, torch
+    >>> a, b = (Evaluation.from_scores(torch.tensor(scores), dimensions=2) for scores in ([3.0, 5.0], [4.0, 6.0]))
+    >>> both = Comparison(Estimate(-1.0, 0.1, 0.0, n=2, network_evaluations=0), a, b, math.inf, True, ())
+    >>> target = Path(tempfile.mkdtemp()) / "both.svg"
+    >>> comparison(target, both, "A and B")
+    >>> "equally good" in target.read_text()
+    True
+    """
+    names = result.names
+
+    def row(one: Estimate) -> tuple[float, float, float]:
+        one = one.to(unit, result.a.dimensions)
+        return one.value, one.error, one.item_error
+
+    values = dict(zip(names, (row(result.a.nelbo), row(result.b.nelbo)), strict=True))
+    panels: list[tuple[float, Callable[[Axes], Any]]] = [
+        (1.6, lambda axes: plots.bounds(values, unit, axes)),
+        (1.2, lambda axes: plots.bounds({"A − B, paired": row(result.difference)}, unit, axes, "equally good")),
+    ]
+    ours, theirs = (one.level_blocks() for one in (result.a, result.b))
+    for block in ours.keys() & theirs.keys():
+        both = {name: one[block] for name, one in zip(names, (ours, theirs), strict=True) if len(one[block].kl)}
+        if len(both) == 2 and len({one.gamma is None for one in both.values()}) == 1:
+            drawn = {name: (one.kl, one.error, one.edges, one.gamma) for name, one in both.items()}
+            panels.append((2.5, lambda axes, drawn=drawn: plots.several_levels(drawn, axes)))
+    heights = [height for height, _ in panels]
+    figure = style.figure(7.2, sum(heights) + 0.3)
+    for axes, (_, draw) in zip(
+        figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
+    ):
+        draw(axes)
+    figure.suptitle(title, fontsize=10, wrap=True)
+    style.save(figure, path)

@@ -355,3 +355,73 @@ def training(
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
     return axes
+
+
+def bounds(rows: Mapping[str, tuple[float, float, float]], unit: str, ax: Axes | None = None, zero: str = "") -> Axes:
+    """Draw estimates as dots, from the top, with thick bars of ± 2 Monte Carlo errors and thin ones of ± 2 errors over items.
+
+    Args:
+        rows: {name: (value, Monte Carlo error, error over items)}; errors that are not finite are not drawn.
+        unit: for the label of the axis.
+        ax: matplotlib axes; by default those of a new figure.
+        zero: what a value of zero means, for differences; a line marks it.
+
+    >>> ax = bounds({"a": (1.0, 0.1, 0.2), "b": (2.0, 0.1, math.nan)}, "nats", style.figure(4.0, 2.0).subplots())
+    >>> [text.get_text() for text in ax.get_yticklabels()]
+    ['a', 'b']
+    """
+    with _on(ax, 0.9 + 0.34 * len(rows)) as axes:
+        for row, (value, error, items) in enumerate(rows.values()):
+            for off, width in ((items, 1.0), (error, 3.2)):
+                if off > 0 and math.isfinite(off):
+                    axes.plot([value - 2 * off, value + 2 * off], [row, row], color=style.BLUE, lw=width)
+            axes.plot([value], [row], "o", color=style.BLUE, ms=5)
+            axes.annotate(
+                _number(value, error),
+                (value, row),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                size="small",
+            )
+        axes.set_yticks(range(len(rows)), list(rows), parse_math=False)
+        axes.set_ylim(len(rows) - 0.5, -0.7)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.15)
+        if zero:
+            axes.axvline(0, color=style.MUTED, lw=0.9, ls=(0, (4, 3)))
+        axes.set_xlabel(
+            f"{unit}{f'; 0: {zero}' if zero else ''} (thick: ± 2 errors, Monte Carlo; thin: ± 2 errors over items)"
+        )
+    return axes
+
+
+def several_levels(found: Mapping[str, tuple[Any, Any, Any, Any]], ax: Axes | None = None, bars: int = _BARS) -> Axes:
+    """Draw the costs of the levels of several models, {name: (kl, error, edges, gamma)} as in `levels`, as lines with bands.
+
+    >>> ax = several_levels({"a": ([1.0, 3.0], [0.1, 0.1], [1, 2, 3], [-2.0, 0.0, 2.0])}, style.figure(4.0, 2.0).subplots())
+    >>> ax.get_ylabel()
+    'KL, nats per unit of log-SNR'
+    """
+    with _on(ax, 2.8) as axes:
+        along, left, right = "", math.inf, -math.inf
+        for (name, (kl, error, edges, gamma)), colour in zip(found.items(), style.COLOURS, strict=False):
+            groups = grouped(kl, error, edges if gamma is None else gamma, bars)
+            places = groups.edges if gamma is None else -groups.edges
+            axes.stairs(groups.density, places, color=colour, lw=1.3, label=name, baseline=None)
+            spread = 2 * np.nan_to_num(groups.density_error)
+            axes.stairs(
+                groups.density + spread,
+                places,
+                baseline=groups.density - spread,
+                fill=True,
+                color=colour,
+                alpha=0.3,
+                lw=0,
+            )
+            along, left, right = _along(edges, gamma), min(left, places.min()), max(right, places.max())
+        axes.set_xlim((left, right) if along != "log-SNR" else (right, left))
+        axes.set_xlabel(f"{along} (little noise on the left)", parse_math=False)
+        axes.set_ylabel(f"KL, nats per unit of {along}")
+        axes.legend(loc="upper right")
+    return axes
