@@ -405,10 +405,11 @@ def several_levels(found: Mapping[str, tuple[Any, Any, Any, Any]], ax: Axes | No
     """
     with _on(ax, 2.8) as axes:
         along, left, right = "", math.inf, -math.inf
-        for (name, (kl, error, edges, gamma)), colour in zip(found.items(), style.COLOURS, strict=False):
+        looks = zip(style.COLOURS, style.DASHES, strict=True)
+        for (name, (kl, error, edges, gamma)), (colour, dash) in zip(found.items(), looks, strict=False):
             groups = grouped(kl, error, edges if gamma is None else gamma, bars)
             places = groups.edges if gamma is None else -groups.edges
-            axes.stairs(groups.density, places, color=colour, lw=1.3, label=name, baseline=None)
+            axes.stairs(groups.density, places, color=colour, lw=1.3, ls=dash, label=name, baseline=None)
             spread = 2 * np.nan_to_num(groups.density_error)
             axes.stairs(
                 groups.density + spread,
@@ -420,6 +421,8 @@ def several_levels(found: Mapping[str, tuple[Any, Any, Any, Any]], ax: Axes | No
                 lw=0,
             )
             along, left, right = _along(edges, gamma), min(left, places.min()), max(right, places.max())
+        if axes.get_ylim()[0] > 0:
+            axes.set_ylim(0, None)
         axes.set_xlim((left, right) if along != "log-SNR" else (right, left))
         axes.set_xlabel(f"{along} (little noise on the left)", parse_math=False)
         axes.set_ylabel(f"KL, nats per unit of {along}")
