@@ -134,7 +134,8 @@ FAULTS: dict[str, Fault] = {
             Source("Kim-Dongjun/Soft-Truncation", "#2", "reports it; the author withdrew the number"),
             Source("Kim-Dongjun/Soft-Truncation", "likelihood.py:271", "corrected: the entropy is subtracted"),
         ),
-        ("tests/test_properties.py::test_no_model_beats_the_entropy", "tests/battery/test_models.py::test_weights_have_the_mean_p_of_x"),
+        ("tests/test_properties.py::test_no_model_beats_the_entropy", "tests/battery/test_models.py::test_weights_have_the_mean_p_of_x",
+         "tests/evaluation/test_ode.py::test_discrete_data_have_a_bound_that_draws_tighten"),
         "VP-SDE at t = 1e-5",
     ),
     "simple-loss": Fault(
@@ -159,7 +160,10 @@ FAULTS: dict[str, Fault] = {
             Source("crowsonkb/k-diffusion", "k_diffusion/sampling.py:298", "one `odeint` for the batch"),
             Source("rtqichen/torchdiffeq", "torchdiffeq/_impl/misc.py:22", "the error norm is a mean over the batch"),
         ),
-        ("tests/evaluation/test_sweep.py::test_a_score_depends_on_its_item_alone",),
+        (
+            "tests/evaluation/test_ode.py::test_a_score_is_the_same_alone_and_in_any_batch",
+            "tests/evaluation/test_ode.py::test_every_item_has_steps_of_its_own",
+        ),
         "tolerance 0.001",
     ),
     "one-probe": Fault(
@@ -170,7 +174,10 @@ FAULTS: dict[str, Fault] = {
             Source("facebookresearch/flow_matching", "flow_matching/solver/ode_solver.py:145",
                    "one probe, no error; the exact divergence runs over the second axis only, which is right for (B, D)"),
         ),
-        ("tests/test_audit.py::test_the_variance_of_one_probe",),
+        (
+            "tests/evaluation/test_ode.py::test_probes_are_within_their_own_error",
+            "tests/test_audit.py::test_the_variance_of_one_probe",
+        ),
     ),
     "units": Fault(
         "Per pixel, per dimension, nats, bits",
