@@ -101,4 +101,11 @@ FAULTS = [
         "return (each * weight).mean(1)",
         "test_claims.py::test_control_fails",
     ),
+    fault(
+        "claims/witnesses.py",
+        "the control of C15 rises too",
+        "parts.mean(2) if mean_of_logs else",
+        "parts.logsumexp(2) if mean_of_logs else",
+        "test_claims.py::test_control_fails",
+    ),
 ]

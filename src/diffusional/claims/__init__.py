@@ -1,4 +1,4 @@
-"""The claims of MATH §6, C1 to C13 and C17, each tested together with a negative control that must fail: `diffusional claims`.
+"""The claims of MATH §6, C1 to C15 and C17, each tested together with a negative control that must fail: `diffusional claims`.
 
 A claim is a function that returns checks (check.py) for a seed; the same function with a broken part as a further argument is the
 control. Worlds, networks and noise are drawn from the seed. The two sides of a comparison are always computed independently: bounds by
@@ -13,7 +13,7 @@ the model; informations, gaps and slacks from separate densities (chains.py, `in
 import time
 from collections.abc import Callable, Iterable
 
-from diffusional.claims import conditions, identities, learning, masks, systems
+from diffusional.claims import conditions, identities, learning, masks, systems, witnesses
 from diffusional.claims.check import Check, Claim, Result
 from diffusional.errors import DiffusionalError
 from diffusional.seeds import check_seed
@@ -98,6 +98,18 @@ CLAIMS = (
         "the bound of a guided chain is valid, and best at w = 1 (26)",
         conditions.c13,
         {"guided costs taken for those of the unguided chain": {"called_unguided": True}},
+    ),
+    Claim(
+        "C14",
+        "the probability flow gives ln p(x) for an optimal denoiser (31)",
+        witnesses.c14,
+        {"the divergence left out": {"divergence": 0.0}},
+    ),
+    Claim(
+        "C15",
+        "importance-weighted bounds rise with K and stay below ln p(x) (32)",
+        witnesses.c15,
+        {"the mean of the K log-weights": {"mean_of_logs": True}},
     ),
     Claim(
         "C17",
