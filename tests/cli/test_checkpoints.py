@@ -13,6 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 
 import diffusional as df
+from battery import command
 from diffusional import cli
 from diffusional.errors import DiffusionalError
 from diffusional.files import load_json
@@ -270,3 +271,15 @@ def test_levels_that_are_not_those_of_the_data(
         capsys, "evaluate", folder, "--data", tmp_path / "few.npy", "--levels", 16, "--draws", 1, "--no-check"
     )
     assert "--levels 16:" not in printed
+
+
+def test_weights_of_other_code_are_refused_with_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "openai").mkdir()
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "openai" / "model000200.pt")
+    for path in (tmp_path / "openai", tmp_path / "openai" / "model000200.pt"):
+        status, _, err = command(capsys, "evaluate", path, "--data", "digits")
+        assert status == 2
+        assert "model000200.pt has weights without the network" in err
+        assert "df.load_weights" in err
+        with pytest.raises(DiffusionalError, match=r"df\.load_weights"):
+            df.load_checkpoint(path)

@@ -437,3 +437,13 @@ def test_real_values_keep_their_units() -> None:
     found = check_denoiser(DiffusionModel(GaussianDiffusion(LINEAR), world.denoiser("v"), decoder), x)
     assert found.findings == ()
     assert found.declared.data == "its own units"
+
+
+def test_nan_is_not_taken_for_noise() -> None:
+    # A wrong time may be one of which the network has no logarithm: NaN twice, which is not another output.
+    space = df.Continuous((2,))
+    forward, decoder = df.GaussianDiffusion(df.schedule.linear()), df.likelihood.GaussianLikelihood(space)
+    denoiser = df.Denoiser(lambda z, time: z + time.log()[:, None].to(z), "noise", time=lambda log_snr: log_snr)
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    found = df.check_denoiser(df.DiffusionModel(forward, denoiser, decoder), x, search=False)
+    assert not any("dropout" in finding for finding in found.findings)

@@ -48,6 +48,7 @@ def opened(
                 f"{path} is not a folder; give the run folder that `diffusional train` wrote, or a checkpoint: a folder that diffusers "
                 "wrote, or a Hub id, owner/name"
             )
+        _refuse_other_code(path)
         run = load_run(path)
         if not given:
             return run, False
@@ -65,6 +66,17 @@ def opened(
         )
     model = fitted(path, command, _levels(command), space, _options(command))
     return as_run(path, model), True
+
+
+def _refuse_other_code(path: Path) -> None:
+    """Raise DiffusionalError for a file or a folder of weights without a network, as other code writes them."""
+    from diffusional.interop.place import OTHER_CODE, weights_of_other_code
+
+    if (path / "data.json").exists() or (path / "config.toml").exists() or (path / "config.json").exists():
+        return
+    name = weights_of_other_code(path)
+    if name is not None:
+        raise DiffusionalError(f"{path} is neither a run nor a checkpoint of diffusers. {OTHER_CODE.format(name)}")
 
 
 def is_foreign(path: Path) -> bool:

@@ -442,7 +442,8 @@ class _Network:
         known[:, at[some], item[some]] = one
         if bool((~some).any()):
             known[:, at[~some], item[~some]] = self.products([how], at[~some], item[~some])[0].cpu()
-        return not torch.equal(one, other)
+        # NaN, as of the logarithm of a wrong time, is no noise.
+        return not torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
     def of_time(self, how: _Call) -> tuple[Tensor, Tensor]:
         """Return ‖ε − ε̂‖²/D (levels, items) of the declared output on a quarter of the items: as it is, and with the times in reversed order.

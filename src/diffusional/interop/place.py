@@ -27,6 +27,11 @@ MEANS: dict[Copy, str] = {"ema": "the moving average (EMA)", "raw": "the copy of
 _AVERAGE = "_ema"
 # Weights of these variants are the one copy, if those without a variant are there too: the other one.
 _VARIANTS: dict[Copy, str] = {"ema": "ema", "raw": "non_ema"}
+# What to do with weights of other code.
+OTHER_CODE = (
+    "{} has weights without the network that they belong to: build the network in Python with the code of its training, fill it by "
+    "df.load_weights(network, …) (a pickle of a whole module: by its own code), and read it by df.wrap; see docs/checkpoints.md"
+)
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -113,6 +118,23 @@ def locate(
     return place
 
 
+def weights_of_other_code(path: Path) -> str | None:
+    """Return the name of a file of weights without a network, as other code writes: a path, or the first such file in a folder.
+
+    >>> weights_of_other_code(Path("no/such/model000100.pt")) is None
+    True
+    """
+    ends = (".pt", ".pth", ".ckpt", ".pkl", ".safetensors", ".bin")
+    if path.is_file():
+        return path.name if path.suffix in ends else None
+    return next((one.name for one in sorted(path.glob("*")) if one.suffix in ends and one.is_file()), None)
+
+
+def _other_code(path: Path) -> str:
+    name = weights_of_other_code(path)
+    return "" if name is None else f". {OTHER_CODE.format(name)}"
+
+
 def _copied(place: Place, variant: str | None, weights: Copy | None) -> Place:
     """Return a place with the copies of the weights that are there, and with the one that is wanted."""
     copies, taken = _copies(place.network, variant)
@@ -167,7 +189,7 @@ def _located(path_or_hub_id: str | Path, subfolder: str | None, variant: str | N
         folder, commit = _download(name, subfolder, variant, revision)
     elif not folder.is_dir():
         raise DiffusionalError(
-            f"{name} is a file; expected the folder that diffusers' save_pretrained wrote, with model_index.json or config.json"
+            f"{name} is a file; expected the folder that diffusers' save_pretrained wrote, with model_index.json or config.json{_other_code(folder)}"
         )
     elif revision is not None:
         raise DiffusionalError(
@@ -183,7 +205,7 @@ def _located(path_or_hub_id: str | Path, subfolder: str | None, variant: str | N
         network = folder
     if not (network / NETWORK).exists():
         raise DiffusionalError(
-            f"{network} has neither {INDEX} nor {NETWORK}; expected the folder that diffusers' save_pretrained wrote"
+            f"{network} has neither {INDEX} nor {NETWORK}; expected the folder that diffusers' save_pretrained wrote{_other_code(network)}"
         )
     nearby = [
         network / SCHEDULER,
