@@ -261,8 +261,8 @@ def test_a_bound_worse_than_equally_likely_levels_is_noted(
 def test_levels_that_are_not_those_of_the_data(
     folder: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("evaluate", "check", "score"):
-        line = refused(capsys, command, folder, "--data", data, "--levels", 17)
+    for verb in ("evaluate", "check", "score"):
+        line = refused(capsys, verb, folder, "--data", data, "--levels", 17)
         assert "17 levels are what --levels gives" in line
     np.save(tmp_path / "few.npy", np.load(data) // 16)
     _, printed = record_of(capsys, "evaluate", folder, "--data", tmp_path / "few.npy", "--draws", 1, "--no-check")
