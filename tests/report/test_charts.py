@@ -54,6 +54,8 @@ def test_curves_pass_through_their_points_and_stay_within_the_limits() -> None:
     points = [tuple(map(float, point.split())) for point in line.get("d", "")[1:].split("L")]
     assert points[0][0] < points[1][0] < points[2][0]
     assert all(20 <= y <= 160.1 for _, y in points)
+    marked = curves("c", [one], Axes("x", "y", low=0.0, high=2.0, marks=[(1.0, "in"), (-1.0, "out")]), "", height=200)
+    assert len(marks(marked, "zero")) == 1
     reverse = curves("c", [one], Axes("x", "y", reverse=True), "")
     xs = [float(point.split()[0]) for point in marks(reverse, "line")[0].get("d", "")[1:].split("L")]
     assert xs == sorted(xs, reverse=True)

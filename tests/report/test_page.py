@@ -154,6 +154,7 @@ def test_a_density_is_reported_in_nats() -> None:
     assert big.split()[:4] == ["−2.500", "±", "0.010", "nats"]
     assert "Where the nats go" in [one["text"] for one in tree.all("h2")]
     assert "equally likely levels" not in text
+    assert "95 % Monte Carlo interval −2.520 to −2.480 nats" in text
     assert [one["text"] for one in tree.all("h3")] == ["height", "width", "a<b"]
 
 

@@ -298,6 +298,8 @@ def curves(title: str, series: Sequence[Series], axes: Axes, description: str, h
     for number_, one in enumerate(series):
         marks += _curve(one, across, clipped, f"s{number_ % SERIES}", len(series) == 1)
     for y, label in axes.marks:
+        if not low <= y <= high:
+            continue
         marks.append(f'<path class="zero" d="M{_LEFT} {_n(up(y))}H{WIDTH - _RIGHT}"/>')
         marks.append(_text(WIDTH - _RIGHT - 2, up(y) - 4, label, "end", "tick"))
     marks.append(_text(2, 11, axes.y, "start", "label"))

@@ -129,7 +129,7 @@ def _headline(name: str, result: Evaluation) -> dict[str, Any]:
     first, second = ledgers.units(result)
     main, other = (result.nelbo.to(unit, result.dimensions) for unit in (first, second))
     item_error = with_plus_minus(main.value, main.item_error).partition(" ± ")[2]
-    facts = [f"data: {verdicts.of_what(result)}", interval_text(result.nelbo, result.freedom, result.dimensions)]
+    facts = [f"data: {verdicts.of_what(result)}", _interval(result, first)]
     if item_error:
         facts.append(
             f"another sample of {result.nelbo.n:,} items would move the number by about ± {item_error} {first} (standard error over items)"
@@ -149,6 +149,16 @@ def _headline(name: str, result: Evaluation) -> dict[str, Any]:
         "facts": [f"{text[:1].upper()}{text[1:]}" for text in facts],
         "shares": ledgers.shares(result, first),
     }
+
+
+def _interval(result: Evaluation, unit: str) -> str:
+    """Return the 95 % Monte Carlo interval in a unit, in words; or that there is none."""
+    error = result.nelbo.to(unit, result.dimensions).error
+    if not error > 0 or not np.isfinite(error):
+        return interval_text(result.nelbo, result.freedom, result.dimensions)
+    low, high = (number(end, error) for end in result.interval(unit=unit))
+    degrees = f", {result.freedom:.0f} degrees of freedom" if np.isfinite(result.freedom) else ""
+    return f"95 % Monte Carlo interval {low} to {high} {unit}{degrees}"
 
 
 def _best(named: Mapping[str, Evaluation], different: str) -> str:
