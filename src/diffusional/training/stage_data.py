@@ -42,8 +42,11 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
     condition = config.condition or ""
     if config.encoder is None and not condition.startswith(_MARK):
         return build_dataset(config)
-    first, other = split_condition(condition) if condition.startswith(_MARK) else (None, None)
-    condition = first or condition
+    first, other = split_condition(condition)
+    if first is None:
+        other = None
+    elif first.startswith(_MARK):
+        condition = first
     path = condition.removeprefix(_MARK) if condition.startswith(_MARK) else config.encoder
     assert path is not None
     plain = dataclasses.replace(config, encoder=None, encoder_draws=0, encoder_sha256=None)
