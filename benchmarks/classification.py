@@ -19,6 +19,7 @@ take no evaluation of a diffusion network. All errors are standard errors over i
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from diffusional.evaluation.common import CommonNoise, difference_plan
 from diffusional.forward import diffuse
 
 PARTS = ("ours", "bound", "published", "default", "classifiers")
-VISITS = (4, 8, 16, 32, 64)
+VISITS = (4, 8, 16, 32)
 # Draws of each stage, and the classes that are kept after it.
 PUBLISHED = (
     ((4,), (1,)),
@@ -103,45 +104,60 @@ def to_the_end(model: Any, x: Tensor, visits: tuple[int, ...], seed: int = 0) ->
     return [(costs[:, :v].mean(1).argmin(1), v * k + pilot) for v in visits]
 
 
+def rows_of(
+    part: str, model: Any, data: Any, x: Tensor, c: Tensor, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a part of the record: accuracy against evaluations per item."""
+    if part == "ours":
+        for visits in options.visits:
+            result = df.classify(model, x, max_visits=visits)
+            evaluations = (int(result.evaluations.sum()) + result.pilot) / len(x)
+            confidence = float(result.confidence.mean())
+            yield {
+                "max_visits": visits,
+                "evaluations": evaluations,
+                "confidence": confidence,
+                **share(result.label == c),
+            }
+    elif part == "bound":
+        for visits, (label, calls) in zip(options.visits, to_the_end(model, x, options.visits), strict=True):
+            yield {"max_visits": visits, "evaluations": calls, **share(label == c)}
+    elif part in ("published", "default"):
+        few = slice(0, options.default_items if part == "default" else None)
+        for draws, keep in (DEFAULT,) if part == "default" else PUBLISHED:
+            label, calls = published(model, x[few], draws, keep)
+            yield {"draws": draws, "keep": keep, "evaluations": calls, "items": len(label), **share(label == c[few])}
+    else:
+        for name, fit in (("logistic regression", logistic_classifier), ("perceptron", network_classifier)):
+            yield {"name": name, "evaluations": 0, **accuracy_of(fit(data), x, c)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, items=500)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--visits", nargs="+", type=int, default=VISITS, help="draws of a class, at most")
     parser.add_argument("--default-items", type=int, default=100, help="items of the published way's full default")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "classification.json")
     options = parser.parse_args()
     model, data, x, c = opened(options)
     model.eval()
-    found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"sets": {}}
-    into = found["sets"].setdefault(options.set, {})
-    into |= {"items": len(x), "shape": list(data.space.shape), "config": df.load_run(options.run).config.to_dict()}
-    into.setdefault("machine", {})
+    into: dict[str, Any] = {
+        "items": len(x),
+        "shape": list(data.space.shape),
+        "config": df.load_run(options.run).config.to_dict(),
+    }
     for part in options.part:
-        began = time.perf_counter()
-        rows: list[dict[str, Any]] = []
-        if part == "ours":
-            for visits in VISITS:
-                result = df.classify(model, x, max_visits=visits)
-                evaluations = (int(result.evaluations.sum()) + result.pilot) / len(x)
-                rows.append({"max_visits": visits, "evaluations": evaluations, **share(result.label == c)})
-                rows[-1]["confidence"] = float(result.confidence.mean())
-        elif part == "bound":
-            for visits, (label, calls) in zip(VISITS[:-1], to_the_end(model, x, VISITS[:-1]), strict=True):
-                rows.append({"max_visits": visits, "evaluations": calls, **share(label == c)})
-        elif part in ("published", "default"):
-            few = slice(0, options.default_items if part == "default" else None)
-            for draws, keep in (DEFAULT,) if part == "default" else PUBLISHED:
-                label, calls = published(model, x[few], draws, keep)
-                rows.append({"draws": draws, "keep": keep, "evaluations": calls, **share(label == c[few])})
-                rows[-1]["items"] = len(label)
-        else:
-            for name, fit in (("logistic regression", logistic_classifier), ("perceptron", network_classifier)):
-                rows.append({"name": name, "evaluations": 0, **accuracy_of(fit(data), x, c)})
-        into[part] = rows
-        into["machine"][part] = machine() | {"seconds": round(time.perf_counter() - began, 1)}
-        for one in rows:
-            print(options.set, part, one, flush=True)
-        save(options.out, found)
+        began, rows = time.perf_counter(), list[dict[str, Any]]()
+        for row in rows_of(part, model, data, x, c, options):
+            rows.append(row)
+            print(options.set, part, row, flush=True)
+            # Read again, since another part may have been saved meanwhile.
+            found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"sets": {}}
+            its = found["sets"].setdefault(options.set, {"machine": {}}) | into | {part: rows}
+            its["machine"][part] = machine() | {"seconds": round(time.perf_counter() - began, 1)}
+            found["sets"][options.set] = its
+            save(options.out, found)
 
 
 if __name__ == "__main__":

@@ -1159,4 +1159,18 @@ FAULTS = [
         "each.var(0)",
         "evaluation/test_importance.py::test_groups_have_the_error_of_their_mean",
     ),
+    fault(
+        "evaluation/stage_controls.py",
+        "the functions of a stage's levels not scaled to the joint time",
+        "slope = (factor * slopes(part.affine",
+        "slope = (slopes(part.affine",
+        "evaluation/test_stage_controls.py::test_functions_of_the_noise_have_mean_zero_and_those_of_the_item_known_sums[frozen encoder-None]",
+    ),
+    fault(
+        "evaluation/plan.py",
+        "the expected part of the controls of stages is subtracted and not added back",
+        'total += torch.einsum("bce,ec->bc", control.sums(x, self.edges), used)',
+        'total += 0 * torch.einsum("bce,ec->bc", control.sums(x, self.edges), used)',
+        "evaluation/test_stage_controls.py::test_controls_save_evaluations_and_leave_the_estimate[frozen encoder-8]",
+    ),
 ]

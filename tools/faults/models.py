@@ -1076,4 +1076,18 @@ FAULTS = [
         "total = total + ratios.sum(1)",
         "models/test_composite.py::test_weights_along_one_path_have_the_mean_p_of_x",
     ),
+    fault(
+        "models/stage_chain.py",
+        "the controls of a tail at levels below the latent that is handed over",
+        "return rows, level + self.shift if self.shift else level, factor",
+        "return rows, level, factor",
+        "evaluation/test_stage_controls.py::test_functions_of_the_noise_have_mean_zero_and_those_of_the_item_known_sums[frozen encoder-8]",
+    ),
+    fault(
+        "models/stage_chain.py",
+        "the controls of a stage at the noise of its condition",
+        "begin, shape = self.stages.model.drawn + self.skipped, self.affine.space.shape",
+        "begin, shape = 0, self.affine.space.shape",
+        "evaluation/test_stage_controls.py::test_controls_save_evaluations_and_leave_the_estimate[frozen encoder-8]",
+    ),
 ]

@@ -11,6 +11,7 @@ from diffusional.evaluation.control import Control, Own
 from diffusional.evaluation.histogram import MOST_LEVELS, Histogram
 from diffusional.evaluation.moments import Moments
 from diffusional.evaluation.neighbours import MOST_CATEGORIES, Neighbours
+from diffusional.evaluation.stage_controls import PREFIX, StageControls
 from diffusional.evaluation.wiener import Wiener
 from diffusional.models.chain import Chain
 from diffusional.space import Discrete
@@ -43,6 +44,8 @@ def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Contr
             fitted.append(Own(chain))
         if name == "neighbours" and chain.masks is not None and chain.masks.space.levels <= MOST_CATEGORIES:
             fitted.append(Neighbours.fit(x, chain.masks))
+        if chain.affine_levels() and (staged := StageControls.fit(name, chain, x)) is not None:
+            fitted.append(staged)
         if chain.affine is None:
             continue
         if name == "wiener":
@@ -69,5 +72,7 @@ def restored(name: str, chain: Chain, state: dict[str, Tensor]) -> Control:
     if name == "neighbours":
         assert chain.masks is not None
         return Neighbours.from_state(chain.masks, state)
+    if name.startswith(PREFIX):
+        return StageControls.from_state(name.removeprefix(PREFIX), chain, state)
     kinds = {"wiener": Wiener, "histogram": Histogram, "moments": Moments, "context": Context}
     return kinds[name].from_state(chain.space, state)

@@ -40,6 +40,7 @@ from diffusional.evaluation.control import Control, width_of
 from diffusional.evaluation.controls import NAMES, restored
 from diffusional.evaluation.noise import stream
 from diffusional.evaluation.provenance import tensor_hash
+from diffusional.evaluation.stage_controls import StageControls
 from diffusional.evaluation.visits import (
     FIRST_SLOPE,
     LevelVisits,
@@ -297,6 +298,9 @@ class Plan:
         total = (self.constant[1:] * self.width[1:]).expand(len(x), -1).clone()
         decoder = self.constant[:1].expand(len(x)).clone()
         costs = model.affine
+        if model.affine_levels():
+            total = total + constants(model, self.edges) + self._of_stages(x)
+            return torch.cat([decoder[:, None], total], 1)
         if costs is None:
             if not bool((self.expected != 0).any()) or model.timesteps is None:
                 return torch.cat([decoder[:, None], total + constants(model, self.edges)], 1)
@@ -320,6 +324,16 @@ class Plan:
             if bool((used[:, 0] != 0).any()):
                 decoder += control.totals(x, start, once, first=True, context=context).cpu()[:, 0] @ used[:, 0]
         return torch.cat([decoder[:, None], total], 1)
+
+    def _of_stages(self, x: Tensor) -> Tensor:
+        """Return the sum over the levels of each cell (N, C) of what the controls of stages expect."""
+        total, begin = torch.zeros(len(x), self.cells, dtype=torch.float64), 0
+        for control in self.controls:
+            first, begin = begin, begin + len(control.expects)
+            used = self.expected[first:begin, 1:]
+            if isinstance(control, StageControls) and bool((used != 0).any()):
+                total += torch.einsum("bce,ec->bc", control.sums(x, self.edges), used)
+        return total
 
     def check(self, model: LatentVariableModel) -> None:
         """Raise DiffusionalError unless the plan's levels are the model's."""

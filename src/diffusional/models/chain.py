@@ -149,6 +149,40 @@ class Section:
     gamma: Callable[[Tensor], Tensor | None]
 
 
+@runtime_checkable
+class AffineLevels(Protocol):
+    """Levels of one stage of a composite model whose KL_t are affine in the squared error of the noise, as those of `affine`."""
+
+    @property
+    def affine(self) -> AffineCosts:
+        """The stage's chain, in whose numbering levels are returned."""
+        ...
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the stage's variable is a function of x, and each of its levels is one level of the composite model."""
+        ...
+
+    def items(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return the stage's variable for items x (V, *dims) at the noise of their visits (V, *visit_shape)."""
+        ...
+
+    def noise(self, noise: Tensor) -> Tensor:
+        """Return ε of the level (V, *shape of the variable) in the noise of visits."""
+        ...
+
+    def found(self, latent: Tensor, first: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return which visits (V,) go to these levels, (n,), their levels (n,), and the factor between the stage's costs and those of x.
+
+        `latent` is t of z_t, one above the level, or u in continuous time; `first` marks visits to a decoder.
+        """
+        ...
+
+    def cells(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cells (n,) between `edges` (C + 1,) of the composite model that have these levels, and their edges (n + 1,)."""
+        ...
+
+
 class Chain(LatentVariableModel):
     """A chain of latents with a fixed posterior. x is (B, *space.shape), and so are its latents; costs are nats, float64.
 
@@ -348,6 +382,16 @@ class Chain(LatentVariableModel):
     def masks(self) -> MaskCosts | None:
         """The chain itself if its costs are those of masked positions, so that their controls exist; by default None."""
         return None
+
+    def inner(self) -> "tuple[Chain, int, int] | None":
+        """Return the chain inside whose costs those of this one are, how far its levels are shifted, and how many numbers of the noise of a
+        visit come before those of its level; by default None.
+        """
+        return None
+
+    def affine_levels(self) -> "Sequence[AffineLevels]":
+        """Return the levels of stages whose costs are affine in the squared error of the noise, for composite models; by default ()."""
+        return ()
 
     def visited(self) -> "Chain | None":
         """Return the chain whose levels an evaluation visits: this one."""

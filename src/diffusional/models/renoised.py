@@ -254,6 +254,9 @@ class RenoisedChain(VisitedChain):
         model = self.model
         return [type(model).__name__, model.gamma, model.key, model.rescaled, model.gives_level, *self.over.identity()]
 
+    def inner(self) -> tuple[Chain, int, int]:
+        return self.over, 0, self.model.drawn
+
     def prior(self, x: Batch) -> PerItem:
         return self.over.prior(x)
 

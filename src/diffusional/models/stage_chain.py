@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, rows_of
 from diffusional.ledger import total_of
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.chain import Chain, Section
+from diffusional.models.chain import AffineCosts, Chain, Section
 from diffusional.models.renoised import terms_of
 from diffusional.models.visited_chain import VisitedChain
 from diffusional.shapes import Batch, PerItem
@@ -74,6 +74,49 @@ def _parts(stage: str, model: LatentVariableModel) -> list[_Part]:
     return found
 
 
+@dataclass(frozen=True)
+class _Affine:
+    """The levels of a part whose chain has affine costs, or a chain inside it: see `AffineLevels`."""
+
+    stages: "StageChain"
+    part: int
+    affine: AffineCosts
+    shift: int
+    skipped: int
+
+    @property
+    def _stage(self) -> str:
+        return self.stages._all[self.part].stage
+
+    @property
+    def fixed(self) -> bool:
+        whole = self.stages._discrete_time or self.affine.timesteps is None
+        return whole and self.stages.model.fixed(self._stage)
+
+    def items(self, x: Tensor, noise: Tensor) -> Tensor:
+        model, kept = self.stages.model, self.stages._kept(x)
+        if model.fixed(self._stage):
+            return model.variable(self._stage, x, kept)
+        return model.given(self._stage, x, noise[:, : model.drawn], None, kept)[0]
+
+    def noise(self, noise: Tensor) -> Tensor:
+        begin, shape = self.stages.model.drawn + self.skipped, self.affine.space.shape
+        return noise[:, begin : begin + math.prod(shape)].reshape(-1, *shape)
+
+    def found(self, latent: Tensor, first: Tensor) -> tuple[Tensor, Tensor, float]:
+        part, at = self.stages._place(latent - 1 if self.stages._discrete_time else latent)
+        rows = ((part == self.part) & ~first).nonzero().squeeze(1)
+        level, factor = self.stages._level(self.stages._all[self.part], at[rows])
+        return rows, level + self.shift if self.shift else level, factor
+
+    def cells(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = self.stages._span(self.part)
+        middle = 0.5 * (edges[:-1] + edges[1:]).double()
+        cells = ((middle > first) & (middle < last)).nonzero().squeeze(1)
+        own = self.stages._own(self.part, edges[torch.cat([cells, cells[-1:] + 1])])
+        return cells, own + self.shift if self.shift else own
+
+
 class StageChain(VisitedChain):
     """The chain that `Composite.visited` returns. Its noise (B, n) is that of the stages' variables, then that of the level."""
 
@@ -121,6 +164,18 @@ class StageChain(VisitedChain):
 
     def identity(self) -> list[Any]:
         return self.model.identity()
+
+    def affine_levels(self) -> tuple[_Affine, ...]:
+        found = []
+        for i, part in enumerate(self._all):
+            chain, shift, skipped = part.chain, 0, 0
+            while chain is not None and chain.affine is None:
+                inner = chain.inner()
+                chain, more, before = (None, 0, 0) if inner is None else inner
+                shift, skipped = shift + more, skipped + before
+            if chain is not None and chain.affine is not None:
+                found.append(_Affine(self, i, chain.affine, shift, skipped))
+        return tuple(found)
 
     def sections(self) -> tuple[Section, ...]:
         found = []

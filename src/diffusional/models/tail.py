@@ -106,6 +106,9 @@ class ChainTail(Chain):
         assert isinstance(guided, Chain)
         return ChainTail(guided, self.level)
 
+    def inner(self) -> tuple[Chain, int, int]:
+        return self.over, 0 if self.steps is None else self.level - 1, 0
+
     def noise_levels(self) -> Tensor:
         return self.over.noise_levels()[self.level - 1 :]
 
