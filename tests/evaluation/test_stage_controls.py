@@ -94,8 +94,9 @@ def test_controls_save_evaluations_and_leave_the_estimate(name: str, steps: int 
     plan = df.Plan.fit(model, DATA, 800)
     without = df.Plan.fit(model, DATA, 800, controls=())
     assert "stages-wiener" in plan.provenance["controls"]
-    # Of a variable that is drawn at every visit, what the cost depends on besides the noise of the level remains.
-    most = 0.5 if name == "frozen encoder" else 0.8
+    # Denoisers are optimal and data Gaussian, so that Wiener's filter explains every cost of a variable that is a function of x. Of a
+    # variable that is drawn at every visit, the part that depends on it remains.
+    most = 1e-3 if name == "frozen encoder" else 0.8
     assert plan.draw_variance < most * without.draw_variance
     results = [
         df.evaluate(model, DATA, visits=24, plan=each, audit=False, seed=3)
