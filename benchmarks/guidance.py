@@ -3,7 +3,7 @@
     python benchmarks/guidance.py --set digits --run runs/digits-classes [--train] [--out FILE]
     python benchmarks/guidance.py --set mnist --run runs/mnist14 --data ../shared/data/mnist [--train]
 
-A label-conditional model is trained with condition dropout of 0.1 (--train; about two minutes for the digits, five for MNIST at 14 × 14).
+A label-conditional model is trained with condition dropout of 0.1 (--train; two to four minutes each).
 For every weight its guided chain has a bound, all from the same draws (`df.guidance_table`), and samples, `--samples` for each class, by
 the chain with T = `--steps`. A multilayer perceptron of scikit-learn, trained on the labelled images, says how many samples look like
 their class. The diversity of the samples is their mean variance within a class, relative to that of the test images.

@@ -37,10 +37,9 @@ def config(name: str, data: str) -> Config:
         data=dataclasses.replace(plain.data, name=data, downscale=(2,), condition="label"),
         model=dataclasses.replace(plain.model, widths=(16, 32)),
         batch=64,
-        steps=6000,
+        steps=2000,
         validate_every=2000,
         condition_dropout=0.1,
-        max_seconds=320.0,
     )
 
 

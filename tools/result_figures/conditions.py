@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from result_tables.conditions import sets_of
+from result_tables.common import sets_of
 
 from diffusional.report import style
 from result_figures.common import figure
@@ -27,7 +27,9 @@ def guidance(bound: Axes, samples: Axes) -> str:
         spread = [row["diversity"] for row in its["weights"]]
         samples.plot(w, spread, marker, color=colour, mfc="white", ms=4.5, ls=(0, (1, 2)), lw=1)
     bound.set_yscale("symlog", linthresh=1)
-    bound.set_ylim(-0.5, None)
+    bound.set_ylim(-0.5, 200)
+    bound.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+    bound.set_yticks([], minor=True)
     bound.set_xlabel("guidance weight w")
     bound.set_title("NELBO(w) − NELBO(1), nats ± 2", loc="left")
     bound.legend(loc="upper left", handlelength=1)
@@ -62,6 +64,7 @@ def classification(*axes: Axes) -> str:
             one.errorbar(x, y, [2 * row["error"] for row in rows], fmt=fmt, color=colour, ms=4.5, lw=1, label=label)
         for row, line in zip(its["classifiers"], ((0, (4, 3)), (0, (1, 2))), strict=True):
             one.axhline(row["value"], color=style.MUTED, lw=1, ls=line, label=row["name"])
+        one.set_xlim(30, 4000)
         one.set_xlabel("network evaluations per item")
         one.set_title(title, loc="left")
         best = max(its["ours"], key=lambda row: row["value"])

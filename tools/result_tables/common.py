@@ -14,6 +14,16 @@ def record(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
 
+# Data sets of the records of conditional models: key, name.
+_SETS = (("digits", "digits, 8 × 8"), ("mnist", "MNIST, 14 × 14"))
+
+
+def sets_of(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the names and the parts of the record of the data sets that were measured."""
+    found = record(name)["sets"]
+    return [(title, found[key]) for key, title in _SETS if key in found]
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table.
 

@@ -2,15 +2,12 @@
 
 from typing import Any
 
-from result_tables.common import markdown, record, with_error
-
-SETS = (("digits", "digits, 8 × 8"), ("mnist", "MNIST, 14 × 14"))
+from result_tables.common import markdown, sets_of, with_error
 
 
-def sets_of(name: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the names and the parts of the record of the data sets that were measured."""
-    found = record(name)["sets"]
-    return [(title, found[key]) for key, title in SETS if key in found]
+def _share(row: dict[str, float], items: int) -> str:
+    """Return a share with its standard error; all of n as such, since that error would be 0."""
+    return f"{items} of {items}" if row["value"] == 1 else f"{row['value']:.3f} ± {row['error']:.3f}"
 
 
 def guidance() -> str:
@@ -25,7 +22,7 @@ def guidance() -> str:
                     f"{row['weight']:g}",
                     f"{row['nelbo']['value']:.3f}",
                     "" if row["weight"] == 1 else with_error(rise["value"], rise["error"]),
-                    f"{row['accuracy']['value']:.3f} ± {row['accuracy']['error']:.3f}",
+                    _share(row["accuracy"], its["samples"]),
                     f"{row['diversity']:.2f}",
                 ]
             )
@@ -73,5 +70,5 @@ def classification() -> str:
             for row in its.get(part, ()):
                 items = f", {row['items']} items" if part == "default" else ""
                 cells = [title, _way(part, row) + items, f"{row['evaluations']:,.0f}"]
-                rows.append([*cells, f"{row['value']:.3f} ± {row['error']:.3f}"])
+                rows.append([*cells, _share(row, row.get("items", its["items"]))])
     return markdown(["data", "way", "evaluations per item", "accuracy"], rows)
