@@ -17,15 +17,12 @@ class _Block(nn.Module):
         super().__init__()
         self.heads, self.causal, self.dropout = heads, causal, dropout
         self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        back = nn.Linear(4 * width, width)
         self.feed = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-            nn.Dropout(dropout),
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), back, nn.Dropout(dropout)
         )
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.feed[3].weight)
+        nn.init.zeros_(back.weight)
 
     def forward(self, h: Tensor) -> Tensor:
         b, n, width = h.shape
