@@ -186,7 +186,7 @@ class Categorical(Discrete):
         categories: K, at least 2.
         alphabet: what the categories are, such as "text8" or the hash of a tokenizer. Spaces of different alphabets are not equal, so that
             data in one alphabet are refused by a model of another.
-        excluded: a number among them that is no category, such as the mask of a vocabulary from elsewhere: data that have it are refused.
+        excluded: a number among them that is not a category, such as the mask of a vocabulary from elsewhere: data that have it are refused.
 
     Raises DiffusionalError for a length below 1, fewer than two categories, and more than 2²⁴, which float32 cannot number.
 

@@ -20,7 +20,7 @@ from diffusional.models.likelihood import GaussianLikelihood
 from diffusional.space import Continuous
 
 _WEIGHTS = (0.0, 0.5, 2.0, 3.0)
-# Of the integral over γ from −18 to 18, whose ends are of the order of e^−18.
+# The tolerance of the integral over γ from −18 to 18, whose ends are of the order of e^−18.
 _INTEGRAL = 1e-6
 
 

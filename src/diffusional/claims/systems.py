@@ -40,7 +40,7 @@ def _built(space: Space, seed: int, along: bool) -> FrozenEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = nn.Sequential(nn.Flatten(), nn.Linear(space.dimensions, _DIMS))
-        # γ_1 = −3, where z_1 knows less than half of the entropy of the items.
+        # γ_1 = −3, where I(x; z_1) is less than half of the entropy of the items.
         process = GaussianDiffusion(schedules.log_snr_linear(-3.0, 8.0, 10))
         network = MLP((_DIMS,), hidden=32, depth=1)
         prior = DiffusionModel(process, Denoiser(network, "v"), GaussianLikelihood(Continuous((_DIMS,))))

@@ -36,7 +36,7 @@ def description(command: Sample) -> str:
 def sampled_given(command: Sample, record: "RunRecord", model: Any, n: int, start: int) -> "dict[str, Tensor]":
     """Return samples `start` … `start` + n − 1 by name: "x" along an interpolation, or every stage's variable of an upsampling.
 
-    Raises DiffusionalError for a model that is no such system, and for items that do not exist or do not fit.
+    Raises DiffusionalError for a model that is not such a system, and for items that do not exist or do not fit.
     """
     import torch
 

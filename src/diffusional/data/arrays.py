@@ -147,7 +147,7 @@ def choose_splits(
     are left out, or are the targets of the parts if `condition` is "label" or a word of their keys, such as "fine" for y_fine_train; so are
     texts, and the numbers or tokens that `condition` names (`data.given`);
     strings under the key "columns" are the names of the columns of (N, D) arrays. Of several arrays, "x" or "samples" holds the items,
-    and the others, such as numbers that are no condition, are not read. Raises DiffusionalError, listing keys and shapes,
+    and the others, such as numbers that are not a condition, are not read. Raises DiffusionalError, listing keys and shapes,
     when it is unclear which array is which, and for labels that are missing or do not fit the items.
 
     >>> parts = choose_splits({"x": np.zeros((10, 3)), "y": np.zeros(10)}, "a.npz", (0.8, 0.1, 0.1), seed=0)

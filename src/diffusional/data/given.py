@@ -1,4 +1,4 @@
-"""Conditions of items that are read beside them and are no labels: texts, numbers and tokens.
+"""Conditions of items that are read beside them and are not labels: texts, numbers and tokens.
 
 caption, caption:NAME, text…   a text for each item (data/texts.py embeds them)
 numbers:NAME[,NAME…]           real numbers: (N,) or (N, n) under a key, or columns of a table
@@ -149,7 +149,7 @@ class Given:
                 array = np.zeros(0)
             if array.ndim != 2 or not array.size or (arrays and array.shape[1:] != arrays[0].shape[1:]):
                 raise DiffusionalError(
-                    f"{source}: row {row} is no list of vectors of one length; expected tokens, such as [[0.1, 0.2], [0.3, 0.4]]"
+                    f"{source}: row {row} is not a list of vectors of one length; expected tokens, such as [[0.1, 0.2], [0.3, 0.4]]"
                 )
             arrays.append(array)
         length, width = max(map(len, arrays)), arrays[0].shape[1]

@@ -37,7 +37,7 @@ def given_beside(folder: Path, images: list[str], wanted: Wanted) -> Given:
     unknown = sorted(rows.keys() - set(images))
     if unknown:
         raise DiffusionalError(
-            f"{folder}: {len(unknown)} lines of {' or '.join(FILES)} are of files that are no images of the folder: {listed(unknown)}; correct or "
+            f"{folder}: {len(unknown)} lines of {' or '.join(FILES)} are of files that are not images of the folder: {listed(unknown)}; correct or "
             "remove them"
         )
     held = dict.fromkeys(key for name in images for key in rows[name] if key != _NAME)

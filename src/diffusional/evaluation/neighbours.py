@@ -6,7 +6,7 @@ frequencies π:
 
     p(x_i | l, r) = P^g[x_l, x_i] P^h[x_i, x_r] / P^{g+h}[x_l, x_r],     with P^g[x_l, x_i] without r, and π[x_i] P^h[x_i, x_r]/π[x_r] without l.
 
-A neighbour that is more than G positions away, or beyond the end, does not count. The event (g, h) says that g + h − 1 positions are masked and
+A neighbour that is more than G positions away, or beyond the end, does not count. The event (g, h) means that g + h − 1 positions are masked and
 two are shown, so that its probability is known for every process of masks (`Chain.masks`), and with it the expectation of the sum, for every
 item and every latent, without a draw. The same holds for Σ_{i ∈ M} w_i(x), with w_i what the chain pays for i beside two shown neighbours, or by π.
 """

@@ -354,7 +354,7 @@ class _Solver:
         bit = per_unit("bits/dim", self.dimensions)
         about: dict[str, Any] = {
             "method": "probability flow",
-            "estimate_of": "another model with the same network, MATH (31)",
+            "estimate_of": "another model with the same network: that of its probability flow",
             "unit": "nats of x in its original units",
             "errors": {name: {"nats": one, "bits/dim": one / bit} for name, one in errors.items()},
             "trace": {"exact": self.exact, "probes": 0 if self.exact else options.probes},

@@ -275,7 +275,7 @@ def _losses(model: LatentVariableModel, data: Tensor, condition: Condition | Non
 
 
 def load_weights(network: nn.Module, path: str | Path, weights: Copy | None = None) -> Copies | None:
-    """Fill a network with the weights of a file of another package, and say which copy was taken where there are two.
+    """Fill a network with the weights of a file of another package, and report which copy was taken where there are two.
 
     The names of all weights must be those of the network, or of the object round it with the network as its part. `check_weights` of a model
     with this network then compares the two copies, and evaluations record which one was taken.
@@ -308,7 +308,7 @@ def load_weights(network: nn.Module, path: str | Path, weights: Copy | None = No
             f"{path} has no copy {taken!r} of the weights, {MEANS[taken]}: expected it {_WHERE[taken]}, got only {MEANS[OTHER[taken]]}; leave "
             "weights out"
             if OTHER[taken] in readers
-            else f"{path} has one copy of the weights, and nothing says which it is: expected the other one beside it, as "
+            else f"{path} has one copy of the weights, and it is not known which it is: expected the other one beside it, as "
             "model010000.pt and ema_0.9999_010000.pt, or both in one file, got weights="
             f"{taken!r}; leave weights out"
         )
@@ -373,7 +373,7 @@ def _readers(path: Path) -> tuple[dict[Copy, _Reader], Copy | None]:
 
 
 def _parts(path: Path, content: Any) -> dict[Copy, State]:
-    """Return the copies inside one file; {} if it does not say that it has any."""
+    """Return the copies inside one file; {} if it names none."""
     if not isinstance(content, Mapping):
         return {}
     if isinstance(average := content.get("ema"), Mapping) and isinstance(model := content.get("model"), Mapping):

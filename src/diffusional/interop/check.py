@@ -442,7 +442,7 @@ class _Network:
         known[:, at[some], item[some]] = one
         if bool((~some).any()):
             known[:, at[~some], item[~some]] = self.products([how], at[~some], item[~some])[0].cpu()
-        # NaN, as of the logarithm of a wrong time, is no noise.
+        # NaN, as of the logarithm of a wrong time, is not noise.
         return not torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
     def of_time(self, how: _Call) -> tuple[Tensor, Tensor]:

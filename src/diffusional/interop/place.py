@@ -49,8 +49,8 @@ class Place:
         revision: the commit of a Hub repository.
         classes: names of the classes by number, of a pipeline with id2label (DiT); empty if it has none.
         variant: of the weights.
-        taken: the copy of the weights that `network` and `variant` are; None if nothing says so.
-        copies: the folder and the variant of each copy that is there; empty if nothing says which copy the weights are.
+        taken: the copy of the weights that `network` and `variant` are; None if it is not known.
+        copies: the folder and the variant of each copy that is there; empty if it is not known which copy the weights are.
     """
 
     source: str
@@ -212,7 +212,7 @@ def _located(path_or_hub_id: str | Path, subfolder: str | None, variant: str | N
         folder / SCHEDULER,
         folder / "scheduler" / SCHEDULER,
         network.parent / "scheduler" / SCHEDULER,
-        # Of a script of training, whose output folder has the scheduler and the checkpoints.
+        # A folder of a training script, whose output folder has the scheduler and the checkpoints.
         *([folder.parent / "scheduler" / SCHEDULER] if part is not None else []),
     ]
     return Place(name, folder, network, next((one for one in nearby if one.is_file()), None), revision=commit)

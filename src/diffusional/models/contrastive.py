@@ -31,7 +31,7 @@ _START, _MOST = 1 / 0.07, 100.0
 class ContrastiveEncoder(LatentVariableModel):
     """An encoder of items x and an encoder of conditions c, whose embeddings of a pair are close: CLIP's loss, in nats.
 
-    It is trained like a model, in a run of its own, but is none: its loss is no bound on ln p(x), so that `elbo`, `terms` and `sample` raise
+    It is trained like a model, in a run of its own, but it is not one: its loss is not a bound on ln p(x), so that `elbo`, `terms` and `sample` raise
     DiffusionalError. `FrozenEncoder` takes its `features`, and the bound is that of prior and decoder.
 
     Args:
@@ -112,11 +112,11 @@ class ContrastiveEncoder(LatentVariableModel):
         s = self.similarities(x, condition)
         return -0.5 * (s.log_softmax(1).diagonal() + s.log_softmax(0).diagonal())
 
-    # It is no model of x.
+    # It is not a model of x.
 
     def _refused(self) -> DiffusionalError:
         return DiffusionalError(
-            "a contrastive encoder has no p(x): its loss is no bound, and there is nothing to sample. Evaluate the system whose frozen "
+            "a contrastive encoder has no p(x): its loss is not a bound, and there is nothing to sample. Evaluate the system whose frozen "
             "encoder it is"
         )
 

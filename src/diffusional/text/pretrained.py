@@ -108,7 +108,7 @@ class PretrainedEncoder(TextEncoder):
         folder: its files: config.json, weights, and those of its tokenizer.
 
     Raises DiffusionalError, on use, for a folder without a model and tokenizer, with weights that do not belong to the model, and for a
-    model that is no encoder of texts.
+    model that is not an encoder of texts.
     """
 
     def __init__(self, name: str, folder: Path) -> None:

@@ -161,7 +161,7 @@ class ModelConfig:
         "uniform",
     ] = "diffusion"
     """The kind of model. binomial-diffusion is a diffusion of binary data. gaussian-chain has few steps (schedule.steps), each with a free
-    mean and variance. vae-diffusion-prior is a VAE with a diffusion model as the prior of its latent. contrastive is no model of x but an encoder for one: it is
+    mean and variance. vae-diffusion-prior is a VAE with a diffusion model as the prior of its latent. contrastive is not a model of x but an encoder for one: it is
     trained on items and their conditions by the loss of CLIP, with latent.sizes as its dimensions. masked and uniform are diffusions of sequences of tokens (data.alphabet)."""
     network: Literal["unet", "mlp", "ddpm", "vdm", "transformer"] | None = None
     """The network. Defaults to unet for images and mlp for other data, to mlp for a gaussian-chain, and to transformer for sequences. ddpm is the U-Net of DDPM, from

@@ -303,7 +303,7 @@ class Composite(LatentVariableModel):
         shared.
 
         A stage that takes c besides the variable of the stage before it is guided by c, and is given the variable in both predictions. A stage
-        that takes the variable alone is guided by the variable. For stages with different weights, call `guided` once for each.
+        that takes only the variable is guided by the variable. For stages with different weights, call `guided` once for each.
 
         Args:
             weight, threshold, rescale, null, kept: those of `df.Guided`, for every one of these stages.
