@@ -163,7 +163,7 @@ def test_lists_that_are_no_tokens(tmp_path: Path) -> None:
     for bad in ([[1.0, 2.0], [3.0]], [[1.0]], [], None):
         lists = [[[1.0, 2.0]]] * 19 + [bad]
         pq.write_table(pa.table({"a": X[:, 0], "emb": lists}), tmp_path / "a.parquet")
-        with pytest.raises(DiffusionalError, match="row 19 is no list of vectors"):
+        with pytest.raises(DiffusionalError, match="row 19 is not a list of vectors"):
             df.data.load(tmp_path / "a.parquet", 17, condition="tokens:emb")
 
 
