@@ -45,10 +45,10 @@ def test_the_size_is_the_distance_from_the_centre_of_mass() -> None:
 
 def test_large_images_do_not_overflow() -> None:
     image = np.zeros((1, 1024, 1024), np.uint8)
-    image[0, 200:800, 500:520] = 255
+    image[0, 200:800, 100:1000] = 255
     found = measure(image, 256)
     assert found.slant[0] == 0
-    assert found.size[0] == pytest.approx(np.sqrt((600**2 - 1) / 12 + (20**2 - 1) / 12) / 1024, rel=1e-12)
+    assert found.size[0] == pytest.approx(np.sqrt((600**2 - 1) / 12 + (900**2 - 1) / 12) / 1024, rel=1e-12)
 
 
 def test_words_and_their_thresholds() -> None:
