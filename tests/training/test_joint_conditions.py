@@ -56,7 +56,8 @@ def test_later_stages_get_the_condition_of_the_system(name: str, tmp_path: Path)
     key = "latent" if name == "unclip" else "low"
     record = read_run(folder / "stages" / stage)
     assert record.form is not None
-    assert (record.form.kind, record.form.parts[0][0]) == ("joint", key)
+    assert record.form.kind == "joint"
+    assert record.form.parts[0][0] == key
     # What the system gives its stage is what the stage was trained with.
     run, trained = df.load_run(folder), own_data(record)
     x, c = run.encode("test")[:5], run.condition("test")
