@@ -687,9 +687,9 @@ def test_bad_input(case: str, tiny: Path, tmp_path: Path, capsys: pytest.Capture
 
 # What the parser does not take: nothing is looked at, and no folder is made.
 MISTYPED = {
-    (): "expected a command, one of demo, train, evaluate, import, export, push, pull, check, score, classify, sample, information, plot, report, data, claims, doctor, completion, got none. "
+    (): "expected a command, one of demo, train, evaluate, import, export, compress, decompress, push, pull, check, score, classify, sample, information, plot, report, data, claims, doctor, completion, got none. "
     "See diffusional --help",
-    ("--steps", "3"): "expected a command, one of demo, train, evaluate, import, export, push, pull, check, score, classify, sample, information, plot, report, data, claims, doctor, completion, "
+    ("--steps", "3"): "expected a command, one of demo, train, evaluate, import, export, compress, decompress, push, pull, check, score, classify, sample, information, plot, report, data, claims, doctor, completion, "
     "got --steps. See diffusional --help",
     ("trian", "new"): "unknown command 'trian'; did you mean train? See diffusional --help",
     ("train",): "RUN is missing. See diffusional train --help",

@@ -82,6 +82,7 @@ FLOORS = (
     "baselines",
     "evaluation",
     "information",
+    "codec",
     "data",
     "interop",
     "training",

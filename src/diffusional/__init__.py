@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "baselines": "baselines",
     "claims": "claims",
+    "codec": "codec",
     "composite": "models.composite",
     "conditions": "conditions",
     "data": "data",

@@ -1,5 +1,6 @@
 from diffusional import baselines as baselines
 from diffusional import claims as claims
+from diffusional import codec as codec
 from diffusional import conditions as conditions
 from diffusional import data as data
 from diffusional import exact as exact

@@ -29,7 +29,7 @@ def test_bash_accepts_it(capsys: pytest.CaptureFixture[str]) -> None:
     ("typed", "offered"),
     [
         (["tr"], ["train"]),
-        (["d"], ["demo", "data", "doctor"]),
+        (["d"], ["demo", "decompress", "data", "doctor"]),
         (["train", "run", "--preset", "digits-v"], ["digits-vae"]),
         (["train", "run", "--model.kind", "=", "v"], ["vae", "vae-diffusion-prior"]),
         (["train", "run", "--optimizer.w"], ["--optimizer.weight-decay", "--optimizer.warmup"]),

@@ -148,7 +148,10 @@ def _plain_warnings() -> Iterator[None]:
 
 def _inputs(command: Any) -> list[Path]:
     """Return the files that a command reads: its result must not replace them."""
-    named = [getattr(command, name, None) for name in ("data", "other", "plan", "reference", "outliers", "config_file")]
+    named = [
+        getattr(command, name, None)
+        for name in ("data", "other", "plan", "reference", "outliers", "config_file", "file")
+    ]
     named.append(getattr(getattr(getattr(command, "config", None), "data", None), "name", None))
     named.append(getattr(getattr(command, "config", None), "name", None))
     return [Path(os.path.expanduser(str(one))) for one in named if one is not None]
@@ -189,6 +192,10 @@ def _done(command: Any) -> Result:
             from diffusional.cli import export
 
             return export.run(command)
+        case commands.Compress() | commands.Decompress():
+            from diffusional.cli import codec
+
+            return codec.compressed(command) if isinstance(command, commands.Compress) else codec.decompressed(command)
         case commands.Push() | commands.Pull():
             from diffusional.cli import hub
 

@@ -462,6 +462,40 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Compress:
+    """Compress items without loss by a run's model, into a file that is about as long as its bound (bits back). The file is decoded and
+    compared before it is written."""
+
+    run: Run
+    data: str | None = None
+    """The items, as for evaluate. Defaults to the run's own data."""
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """The split to compress, as for evaluate."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("items.dfz")
+    """The file to write."""
+    steps: int | None = None
+    """T, the number of latents to code with. Defaults to that of the run, or to 200 in continuous time. More latents make the file shorter, as
+    far as the bound falls, and take longer."""
+    rows: int = 16
+    """The number of items of one call of the network."""
+    most: int | None = None
+    """The largest number of items; the first are used. Defaults to all."""
+    seed: int = 0
+    """The seed of the bits that the first item borrows."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
+class Decompress:
+    """Write the items of a file of compress as raw levels in a .npy file, with the same run, version of torch and kind of machine."""
+
+    run: Run
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help="The file that compress wrote.")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT", help="The .npy file to write.")]
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Push:
     """Upload a run to the Hugging Face Hub. Its files are uploaded as one commit, with a model card that has the run's bound, and without
     checkpoints. Log in with `hf auth login` first."""
@@ -730,6 +764,8 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "import": Import,
     "export": Export,
+    "compress": Compress,
+    "decompress": Decompress,
     "push": Push,
     "pull": Pull,
     "check": Check,
@@ -750,6 +786,8 @@ Command = (
     | Evaluate
     | Import
     | Export
+    | Compress
+    | Decompress
     | Push
     | Pull
     | Check

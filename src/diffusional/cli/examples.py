@@ -38,6 +38,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional export runs/ddpm --to diffusers pipelines/ddpm",
         "diffusional export runs/ddpm pipelines/ddpm --json export.json",
     ),
+    "compress": (
+        "diffusional compress runs/digits -o digits.dfz",
+        "diffusional compress runs/digits --data new.npy --steps 100 -o new.dfz",
+    ),
+    "decompress": ("diffusional decompress runs/digits digits.dfz digits.npy",),
     "push": (
         "diffusional push runs/digits me/digits",
         "diffusional push runs/digits me/digits --private --checkpoints",

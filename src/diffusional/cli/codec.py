@@ -1,0 +1,72 @@
+"""`diffusional compress` and `decompress`: items as a file that is as long as the bound, and back."""
+
+from diffusional.cli.commands import Compress, Decompress
+from diffusional.cli.console import Result, working
+from diffusional.cli.outputs import check_target, save
+from diffusional.errors import DiffusionalError
+
+# The number of latents of a model in continuous time.
+_LATENTS = 200
+
+
+def compressed(command: Compress) -> Result:
+    """Write the file, and report its length beside the parts that it has."""
+    from diffusional.cli.items import items
+    from diffusional.codec import compress
+    from diffusional.training.folder import load_run
+
+    check_target("--out", command.out, [command.run])
+    if command.most is not None and command.most < 1:
+        raise DiffusionalError(
+            f"expected --most of at least 1, got {command.most}; give a larger number, or leave it out"
+        )
+    run = load_run(command.run)
+    chosen = items(run.record, command.data, None, command.split)
+    x = chosen.x if command.most is None else chosen.x[: command.most]
+    steps = command.steps or (None if run.model.steps is not None else _LATENTS)
+    with working(f"coding {len(x):,} items and decoding the file"):
+        done = compress(run.model, x, steps=steps, rows=command.rows, seed=command.seed)
+    save(command.out, lambda file: file.write(done.data))
+    latents = run.model.steps if steps is None else steps
+    record = {
+        "run": str(command.run),
+        "file": str(command.out),
+        "data": chosen.name,
+        "split": chosen.split,
+        "items": done.items,
+        "latents": latents,
+        "bytes": len(done.data),
+        "bits_per_dim": done.bits_per_dim,
+        "net_bits_per_dim": done.net_bits_per_dim,
+        "borrowed_bits": done.borrowed_bits,
+        "header_bits": done.header_bits,
+        "network_evaluations": done.network_evaluations,
+    }
+    lines = [
+        f"{command.out}: {done.items:,} items of {chosen.name} {chosen.split} in {len(done.data):,} bytes, {done.bits_per_dim:.4f} bits/dim, "
+        f"T = {latents}",
+        f"the items take {done.net_bits_per_dim:.4f} bits/dim; {done.borrowed_bits:,} bits are borrowed by the first item, and "
+        f"{done.header_bits:,} are the header and the checksum",
+        "the file was decoded, and its items are the same",
+    ]
+    return Result(record, lines)
+
+
+def decompressed(command: Decompress) -> Result:
+    """Write the raw levels of the items."""
+    import numpy as np
+
+    from diffusional.codec import decompress
+    from diffusional.training.folder import load_run
+
+    check_target("OUT", command.out, [command.file])
+    if not command.file.is_file():
+        raise DiffusionalError(f"{command.file} does not exist or is not a file; give a file of `diffusional compress`")
+    run = load_run(command.run)
+    with working(f"decoding {command.file}"):
+        x = decompress(run.model, command.file.read_bytes())
+    levels = run.model.space.decode(x).numpy()
+    values = levels.astype(np.uint8) if run.model.space.levels and run.model.space.levels <= 256 else levels
+    save(command.out, lambda file: np.save(file, values))
+    record = {"run": str(command.run), "file": str(command.file), "out": str(command.out), "items": len(values)}
+    return Result(record, [f"{command.out}: {len(values):,} items of shape {tuple(values.shape[1:])}, {values.dtype}"])

@@ -1,0 +1,139 @@
+"""A stack of bits from which values are popped under one distribution and to which they are pushed under another.
+
+The entropy coder is the ANS coder of `constriction` (extra `codec`). Pushing a value of probability p makes the stack −log₂ p bits longer,
+and popping one of probability p makes it as much shorter. A pop is the exact inverse of a push under the same distribution.
+
+A pop right after a push returns nearly the same quantile as the value that was pushed, since the coder's state holds it. Bits that were pushed
+are therefore hidden by a keystream before they are popped as another variable (`hide`): without it the pops of 16 items of 9 dimensions had
+2.9 times the variance of their distribution, and files were 0.7 bits/dim too long.
+
+Real values are numbers of a grid of spacing δ. N(m, s²) is coded on the grid points within six standard deviations of m; a value beyond is
+coded as the outermost point, followed by its distance from there in bytes.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusional.extras import needed_for
+
+with needed_for("codec"):
+    import constriction
+
+# Its submodules are attributes that type checkers do not find.
+_STREAM: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
+
+_CATEGORICAL = _STREAM.model.Categorical(perfect=False)
+# The half-width of the window in standard deviations.
+REACH = 6.0
+# The least probability of a level, in units of the coder's resolution.
+_LEAST = 2.0**-24
+# Words of the coder's state, below which a stack is empty.
+_STATE = 2
+# A byte of a distance of 255 or more, which is continued by the next one.
+_MORE = 255
+
+Whole = NDArray[np.int64]
+Real = NDArray[np.float64]
+
+
+class Stack:
+    """Words of 32 bits, the last of which is on top and not zero.
+
+    Attributes:
+        lowest: the number of words from the bottom that neither pops nor `hide` have changed; 0 once the stack has been empty.
+
+    >>> stack = Stack(np.arange(1, 9, dtype=np.uint32))
+    >>> drawn = stack.pop_gaussian(np.zeros(3), np.full(3, 16.0))
+    >>> stack.push_gaussian(drawn, np.zeros(3), np.full(3, 16.0))
+    >>> stack.words().tolist()
+    [1, 2, 3, 4, 5, 6, 7, 8]
+    """
+
+    def __init__(self, words: NDArray[np.uint32]) -> None:
+        self._ans = _STREAM.stack.AnsCoder(words)
+        self.lowest = len(words)
+
+    def __len__(self) -> int:
+        return self._ans.num_words()
+
+    def words(self) -> NDArray[np.uint32]:
+        """Return a copy of all words."""
+        return self._ans.get_compressed().copy()
+
+    def hide(self, values: int, key: int) -> None:
+        """Exclusive-or the top of the stack, from which `values` values are going to be popped, with a keystream of `key`. The highest bit of
+        the word on top stays, so that it is not zero. Doing it twice changes nothing.
+        """
+        words = self.words()
+        start = max(0, len(words) - _hidden(values))
+        stream = keystream(key, len(words) - start)
+        stream[-1] &= (1 << (int(words[-1]).bit_length() - 1)) - 1
+        words[start:] ^= stream
+        self.lowest = min(self.lowest, start)
+        self._ans = _STREAM.stack.AnsCoder(words)
+
+    def push_levels(self, levels: Whole, probabilities: Real) -> None:
+        """Push levels (n,) under probabilities (n, K)."""
+        self._ans.encode_reverse(levels.astype(np.int32), _CATEGORICAL, _rows(probabilities))
+
+    def pop_levels(self, probabilities: Real) -> Whole:
+        """Pop levels (n,) under probabilities (n, K)."""
+        return self._ans.decode(_CATEGORICAL, _rows(probabilities)).astype(np.int64)
+
+    def push_gaussian(self, values: Whole, mean: Real, std: Real) -> None:
+        """Push numbers of the grid (n,) under N(mean, std²), with mean and std (n,) in units of the grid."""
+        centre, model, edge = _window(mean, std)
+        apart = values - centre
+        near = np.clip(apart, -edge, edge)
+        for i in np.flatnonzero(np.abs(near) == edge)[::-1]:
+            self._push_distance(abs(int(apart[i])) - edge)
+        self._ans.encode_reverse(near.astype(np.int32), model, mean - centre, std)
+
+    def pop_gaussian(self, mean: Real, std: Real) -> Whole:
+        """Pop numbers of the grid (n,) under N(mean, std²), with mean and std (n,) in units of the grid."""
+        centre, model, edge = _window(mean, std)
+        near = self._ans.decode(model, mean - centre, std).astype(np.int64)
+        for i in np.flatnonzero(np.abs(near) == edge):
+            near[i] += np.sign(near[i]) * self._pop_distance()
+        self.lowest = min(self.lowest, max(0, len(self) - _STATE))
+        return centre + near
+
+    def _push_distance(self, distance: int) -> None:
+        byte = _STREAM.model.Uniform(_MORE + 1)
+        for part in reversed([_MORE] * (distance // _MORE) + [distance % _MORE]):
+            self._ans.encode_reverse(np.array([part], dtype=np.int32), byte)
+
+    def _pop_distance(self) -> int:
+        byte, distance, part = _STREAM.model.Uniform(_MORE + 1), 0, _MORE
+        while part == _MORE:
+            part = int(self._ans.decode(byte))
+            distance += part
+        return distance
+
+
+def _rows(probabilities: Real) -> Real:
+    """Return probabilities (n, K) with a least value, in C order: the coder takes an array of another order for one of this order."""
+    return np.ascontiguousarray(np.maximum(probabilities, _LEAST))
+
+
+def _hidden(values: int) -> int:
+    """Return the number of words that are hidden for values to be popped, 12 bits for each."""
+    return _STATE + 3 * values // 8
+
+
+def keystream(key: int, words: int) -> NDArray[np.uint32]:
+    """Return pseudorandom words (Philox).
+
+    >>> keystream(1, 2).tolist() == keystream(1, 5)[:2].tolist()
+    True
+    """
+    return np.random.Philox(key=key).random_raw(words).astype(np.uint32)
+
+
+def _window(mean: Real, std: Real) -> tuple[Whole, Any, int]:
+    """Return the grid point next to each mean, the model of the distances from there, and the largest distance."""
+    edge = math.ceil(REACH * float(std.max())) + 2
+    return np.rint(mean).astype(np.int64), _STREAM.model.QuantizedGaussian(-edge, edge), edge

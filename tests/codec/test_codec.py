@@ -1,0 +1,186 @@
+"""The codec: what is decoded is what was coded, files are as long as the bound, and damaged or foreign files are refused."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import diffusional as df
+from battery import generator, randn
+from diffusional import likelihood, schedule
+from diffusional.codec import compress, decompress
+from diffusional.codec.stack import Stack
+from diffusional.space import Discrete
+
+SPACE = Discrete((1, 3, 3), levels=5)
+
+
+class Small(nn.Module):
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(9) + 0.2 * randn(9, 9, dtype=torch.float32, seed=seed))
+
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return torch.tanh(z.flatten(1) @ self.weight).view(z.shape)
+
+
+def model(steps: int | None = 12, decoder: type = likelihood.LevelPosterior, seed: int = 0) -> df.DiffusionModel:
+    forward = df.GaussianDiffusion(schedule.log_snr_linear(-6.0, 7.0, steps=steps))
+    return df.DiffusionModel(forward, df.Denoiser(Small(seed), "data"), decoder(SPACE))
+
+
+def best() -> df.DiffusionModel:
+    """The optimal denoiser of independent, equally likely levels, T = 20."""
+
+    def mean(z: Tensor, log_snr: Tensor) -> Tensor:
+        gamma = -log_snr.view(-1, 1, 1, 1, 1)
+        values = SPACE.values.float()
+        evidence = -0.5 * (z[..., None] - torch.sigmoid(-gamma).sqrt() * values).square() / torch.sigmoid(gamma)
+        return evidence.softmax(-1) @ values
+
+    forward = df.GaussianDiffusion(schedule.log_snr_linear(-6.0, 7.0, steps=20))
+    return df.DiffusionModel(forward, df.Denoiser(mean, "data"), likelihood.LevelPosterior(SPACE))
+
+
+def items(n: int, seed: int = 0) -> Tensor:
+    return SPACE.encode(torch.from_numpy(np.random.default_rng(seed).integers(0, 5, (n, 1, 3, 3))))
+
+
+@pytest.mark.parametrize("decoder", [likelihood.LevelPosterior, likelihood.DiscretizedGaussian])
+@pytest.mark.parametrize(("n", "rows"), [(1, 1), (5, 4), (23, 16)])
+def test_items_come_back(decoder: type, n: int, rows: int) -> None:
+    x, coder = items(n), model(decoder=decoder)
+    done = compress(coder, x, rows=rows, check=False)
+    assert decompress(coder, done.data).equal(x)
+    assert (done.items, done.dimensions, done.network_evaluations) == (n, 9, 12 * n)
+    assert 8 * len(done.data) == done.net_bits + done.borrowed_bits + done.header_bits
+
+
+def test_a_file_is_as_long_as_the_path_form_of_the_bound() -> None:
+    x, coder = items(1600), best()
+    done = compress(coder, x, check=False)
+    with torch.no_grad():
+        paths = torch.stack([coder.path_elbo(x, generator(seed)).nelbo for seed in range(20)]) / (9 * math.log(2))
+    error = math.hypot(float(paths[0].std()) / 1600**0.5, float(paths.mean(0).std()) / 1600**0.5 / 20**0.5)
+    assert abs(done.net_bits_per_dim - float(paths.mean())) < 4 * error + 0.01
+    assert error < 0.02
+
+
+def test_few_bits_are_borrowed() -> None:
+    x, coder = items(64), model(20)
+    done = compress(coder, x, check=False)
+    # One item's first two latents, 9 dimensions of at most 10 bits, and not 16 items'.
+    assert 0 < done.borrowed_bits < 2 * 9 * 12 + 128
+
+
+def test_the_steps_of_a_file_are_restored_from_it() -> None:
+    x, coder = items(3), model(None)
+    with pytest.raises(df.DiffusionalError, match="continuous time"):
+        compress(coder, x)
+    assert decompress(coder, compress(coder, x, steps=7).data).equal(x)
+
+
+@pytest.mark.parametrize("far", [97, 98, 99, 352, 353, 354, 10_000])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_values_beyond_the_window_are_coded(far: int, side: int) -> None:
+    stack, mean, std = Stack(np.arange(1, 9, dtype=np.uint32)), np.array([0.3, -7.6, 100.2]), np.full(3, 16.0)
+    values = np.array([0, side * far - 8, 100 + side * far])
+    stack.push_gaussian(values, mean, std)
+    assert stack.pop_gaussian(mean, std).tolist() == values.tolist()
+    assert stack.words().tolist() == [*range(1, 9)]
+
+
+def test_pushes_have_the_length_of_their_probability() -> None:
+    rng = np.random.default_rng(0)
+    std = rng.uniform(4, 30, 20_000)
+    mean = rng.normal(0, 100, 20_000)
+    values = np.rint(mean + std * rng.standard_normal(20_000)).astype(np.int64)
+    stack = Stack(np.ones(1, dtype=np.uint32))
+    stack.push_gaussian(values, mean, std)
+    density = ((values - mean) ** 2 / std**2 / 2 + np.log(std) + math.log(2 * math.pi) / 2) / math.log(2)
+    assert 32 * len(stack) == pytest.approx(density.sum(), rel=1e-3)
+
+
+def test_levels_have_the_length_of_their_probability_whatever_the_order_of_the_array() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(5, 0.3), 9000)
+    levels = np.array([rng.choice(5, p=row) for row in probabilities])
+    for order in ("C", "F"):
+        stack = Stack(np.ones(1, dtype=np.uint32))
+        stack.push_levels(levels, np.asarray(probabilities, order=order))
+        wanted = -np.log2(probabilities[np.arange(9000), levels]).sum()
+        assert 32 * len(stack) == pytest.approx(wanted, rel=0.01, abs=64)
+
+
+def test_damaged_files_are_refused() -> None:
+    x, coder = items(6), model()
+    data = compress(coder, x, check=False).data
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        place = int(rng.integers(len(data)))
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        other = int(rng.integers(len(data)))
+        swapped = bytearray(data)
+        swapped[place], swapped[other] = swapped[other], swapped[place]
+        for bad in (bytes(flipped), data[:place], bytes(swapped), data + data[place:]):
+            if bad != data:
+                with pytest.raises(df.DiffusionalError, match=r"damaged|other data"):
+                    decompress(coder, bad)
+
+
+def test_another_model_another_version_and_another_machine_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = items(4)
+    data = compress(model(), x, check=False).data
+    with pytest.raises(df.DiffusionalError, match="weights_sha256"):
+        decompress(model(seed=1), data)
+    with pytest.raises(df.DiffusionalError, match="model="):
+        decompress(_Renamed.of(model()), data)
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    with pytest.raises(df.DiffusionalError, match=r"torch=2.*got 1\.0"):
+        decompress(model(), data)
+
+
+class _Renamed(df.DiffusionModel):
+    @staticmethod
+    def of(other: df.DiffusionModel) -> "_Renamed":
+        return _Renamed(other.process, other.denoiser, other.likelihood)
+
+
+def test_a_network_whose_numbers_change_is_found_before_its_file_is_returned() -> None:
+    class Unsteady(Small):
+        calls = 0
+
+        def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(z, log_snr) + 0.01 * self.calls
+
+    coder = model()
+    coder.denoiser.module = Unsteady()
+    with pytest.raises(df.DiffusionalError, match="did not decode"):
+        compress(coder, items(4))
+
+
+def test_what_cannot_be_coded_is_refused() -> None:
+    real = df.DiffusionModel(
+        df.GaussianDiffusion(schedule.log_snr_linear(-6.0, 7.0, steps=5)),
+        df.Denoiser(lambda z, log_snr: 0 * z, "data"),
+        likelihood.GaussianLikelihood(df.Continuous((2,))),
+    )
+    with pytest.raises(df.DiffusionalError, match="discrete data"):
+        compress(real, torch.zeros(2, 2))
+    bits = df.BinomialDiffusionModel(df.BinomialDiffusion.constant(5), lambda z, log_snr: 0 * z, df.space.binary((4,)))
+    with pytest.raises(df.DiffusionalError, match="Gaussian latents"):
+        compress(bits, torch.ones(2, 4))
+    with pytest.raises(df.DiffusionalError, match="rows"):
+        compress(model(), items(2), rows=0)
+
+
+def test_no_items_and_other_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(df.DiffusionalError, match="at least one item"):
+        compress(model(), torch.zeros(0, 1, 3, 3))
+    with pytest.raises(df.DiffusionalError, match="levels"):
+        compress(model(), torch.full((1, 1, 3, 3), 0.1))
