@@ -428,3 +428,46 @@ def gpu(axes: Axes) -> str:
         f"VDM's CIFAR-10 run of {exaflop:.0f} exaFLOP would take {days:,.0f} days at the {measured:.2f} TFLOP/s that two cores sustain. "
         "Times on GPUs are arithmetic, not measurements."
     )
+
+
+@figure(2.6)
+def composite_stages(axes: Axes) -> str:
+    """The nats of the last stage of every system, p(x|…), and of the stages before it."""
+    names = {
+        "unconditional": "one diffusion",
+        "label": "the same, given the label",
+        "caption": "the same, given a caption",
+        "cascade": "cascade",
+        "latent": "latent diffusion",
+        "unclip": "unCLIP, given the label",
+    }
+    systems = {key: list(one["seeds"].values()) for key, one in record("systems_mnist.json")["systems"].items()}
+    keys = [key for key in names if systems.get(key)]
+
+    def nats(key: str, last: bool) -> list[float]:
+        """Return the sum of every seed."""
+        stages = ("upsampler", "decoder")
+        return [
+            sum(
+                cost["value"]
+                for term, cost in one["terms"].items()
+                if ("." not in term or term.partition(".")[0] in stages) == last
+            )
+            for one in systems[key]
+        ]
+
+    before, after = ([float(np.mean(nats(key, last))) for key in keys] for last in (False, True))
+    totals = [a + b for a, b in zip(before, after, strict=True)]
+    stacked(
+        axes,
+        [names[key] for key in keys],
+        {"stages before": (style.ORANGE, before), "the model of x": (style.BLUE, after)},
+        [f"{total:.1f}" for total in totals],
+    )
+    axes.set_xlabel("nats of x")
+    best = min(keys, key=lambda key: totals[keys.index(key)])
+    worst = max(keys, key=lambda key: totals[keys.index(key)])
+    return (
+        f"At equal training time {names[best]} has the lowest bound, {min(totals):.1f} nats, and {names[worst]} the highest, "
+        f"{max(totals):.1f} nats, of which its stages before the model of x cost {before[keys.index(worst)]:.1f}."
+    )

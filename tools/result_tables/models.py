@@ -1,6 +1,7 @@
 """Tables of the pages about models."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -323,3 +324,67 @@ def gpu() -> str:
         ["memory", f"{measured['resident_gibibytes']:.2f} GiB"],
     ]
     return markdown(["dry run on two cores", ""], rows)
+
+
+# Systems of several models: key of the record, name, and what the model is given.
+_SYSTEMS = (
+    ("unconditional", "one diffusion", "nothing"),
+    ("label", "one diffusion", "the label"),
+    ("caption", "one diffusion", "a caption"),
+    ("cascade", "cascade", "nothing"),
+    ("latent", "latent diffusion (a VAE, frozen)", "nothing"),
+    ("unclip", "unCLIP (a contrastive encoder, frozen)", "the label, for encoder and prior"),
+)
+
+
+def composite_bits() -> str:
+    """For every system, its bits/dim: the mean over seeds, its standard error, and each seed with its Monte Carlo error."""
+    rows = []
+    for key, name, given in _SYSTEMS:
+        seeds = list(record("systems_mnist.json")["systems"].get(key, {}).get("seeds", {}).values())
+        if not seeds:
+            continue
+        bits = [one["bits"]["value"] for one in seeds]
+        each = ", ".join(f"{one['bits']['value']:.3f} ± {one['bits']['error']:.3f}" for one in seeds)
+        weights = sum(seeds[0]["weights"].values())
+        took = " + ".join(f"{value:.1f}" for value in seeds[0]["training_seconds"].values())
+        error = statistics.stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
+        mean = f"{statistics.mean(bits):.3f}" + (f" ± {error:.3f}" if len(bits) > 1 else "")
+        rows.append([name, given, mean, each, took, f"{weights / 1e6:.2f}"])
+    return markdown(["system", "given", "bits/dim", "of each seed", "CPU-seconds by stage", "M weights"], rows)
+
+
+def composite_stages() -> str:
+    """For every system, the nats of every stage: the means over seeds of the sums of its terms."""
+    rows = []
+    for key, name, _ in _SYSTEMS:
+        seeds = list(record("systems_mnist.json")["systems"].get(key, {}).get("seeds", {}).values())
+        if not seeds:
+            continue
+        stages: dict[str, float] = {}
+        for one in seeds:
+            for term, cost in one["terms"].items():
+                stage = term.partition(".")[0] if "." in term else "model"
+                stages[stage] = stages.get(stage, 0.0) + cost["value"] / len(seeds)
+        parts = " + ".join(f"{value:.1f} {stage}" for stage, value in stages.items()).replace("-", "−")
+        rows.append([f"{name}, {key}" if name == "one diffusion" else name, parts, f"{sum(stages.values()):.1f}"])
+    return markdown(["system", "nats by stage", "in all"], rows)
+
+
+def composite_information() -> str:
+    """I(x; c) of labels and captions, nats: the estimate, that of shuffled conditions, and for labels the bounded form and H(label)."""
+    rows = []
+    for key, name in (("label", "label"), ("caption", "caption")):
+        for seed, one in record("systems_mnist.json")["systems"].get(key, {}).get("seeds", {}).items():
+            found, form = one["information"], one.get("bounded")
+            cells = [
+                f"{found[part]['value']:.2f} ± {found[part]['error']:.2f}".replace("-", "−")
+                for part in ("information_nats", "shuffled_nats")
+            ]
+            if form is None:
+                cells += ["", ""]
+            else:
+                least, most = (form[part]["value"] for part in ("least", "most"))
+                cells += [f"{least:.2f} to {most:.2f}", f"{form['entropy_of_labels']:.2f}"]
+            rows.append([name, seed, *cells])
+    return markdown(["condition", "seed", "i(x; c), mean", "of other items", "bounded form", "H(label)"], rows)
