@@ -83,7 +83,7 @@ RUN = {
     "random walk": 12,
     "test_walk": 1,
     "test_tensors": 2,
-    "C10": 2,
+    "C18": 2,
     "Tangent": 1,
     "models.walk": 1,
 }

@@ -313,7 +313,7 @@ def load_text(
 
     >>> data = load_text("text")
     >>> data.space, "".join(_LETTERS[token] for token in data.test[0, :11].tolist())[:1].isalpha()
-    (Categorical(shape=(128,), levels=27, low=0.0, high=26.0, alphabet='text8'), True)
+    (Categorical(shape=(128,), levels=27, low=0.0, high=26.0, alphabet='text8', excluded=None), True)
     """
     length = LENGTH if length is None else length
     if length < 2:

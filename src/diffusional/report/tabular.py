@@ -34,7 +34,7 @@ def pit_shares(values: np.ndarray, drawn: int, bins: int = _PIT_BINS) -> tuple[n
 
     >>> shares, error = pit_shares(np.array([0.05, 0.5, 0.95, 0.55]), 1000, 2)
     >>> shares.tolist(), round(error, 3)
-    ([0.375, 0.625], 0.251)
+    ([0.375, 0.625], 0.25)
     """
     counts = np.zeros(bins)
     place = values * bins
