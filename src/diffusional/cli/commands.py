@@ -463,16 +463,16 @@ class Export:
 
 @dataclass(frozen=True)
 class Compress:
-    """Compress items without loss by a run's model, into a file that is about as long as its bound (bits back). The file is decoded and
-    compared before it is written."""
+    """Compress items to the length of the bound. The coder is lossless, by a run's model and bits back; the file is decoded and compared
+    before it is written."""
 
     run: Run
     data: str | None = None
     """The items, as for evaluate. Defaults to the run's own data."""
     split: Literal["train", "validation", "test", "all"] | None = None
     """The split to compress, as for evaluate."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("items.dfz")
-    """The file to write."""
+    out: Path = Path("items.dfz")
+    """The file to write; -o for short."""
     steps: int | None = None
     """T, the number of latents to code with. Defaults to that of the run, or to 200 in continuous time. More latents make the file shorter, as
     far as the bound falls, and take longer."""
@@ -487,7 +487,7 @@ class Compress:
 
 @dataclass(frozen=True)
 class Decompress:
-    """Write the items of a file of compress as raw levels in a .npy file, with the same run, version of torch and kind of machine."""
+    """Decompress items to a .npy file. They are raw levels, decoded with the run, version of torch and kind of machine of the coding."""
 
     run: Run
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help="The file that compress wrote.")]

@@ -42,7 +42,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional compress runs/digits -o digits.dfz",
         "diffusional compress runs/digits --data new.npy --steps 100 -o new.dfz",
     ),
-    "decompress": ("diffusional decompress runs/digits digits.dfz digits.npy",),
+    "decompress": (
+        "diffusional decompress runs/digits digits.dfz digits.npy",
+        "diffusional decompress runs/digits digits.dfz digits.npy --json decoded.json",
+    ),
     "push": (
         "diffusional push runs/digits me/digits",
         "diffusional push runs/digits me/digits --private --checkpoints",

@@ -63,6 +63,7 @@ _SHORT = {
         "--text-encoder": "--data.text-encoder",
     },
     "sample": {"--label": "--condition"},
+    "compress": {"-o": "--out"},
     "plot": {"-o": "--out"},
     "report": {"-o": "--out"},
 }
