@@ -14,7 +14,27 @@ from diffusional.conditions import Condition, missing_rows
 from diffusional.errors import DiffusionalError
 
 
-class ConditionAdapter(nn.Module):
+class Adapter(nn.Module):
+    """A module around a `network`, whose time input and activation checkpointing are the network's."""
+
+    network: nn.Module
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether a `Denoiser` must be given the network's time input."""
+        return bool(getattr(self.network, "needs_time", False))
+
+    @property
+    def recompute(self) -> bool:
+        """Activation checkpointing of the network's blocks."""
+        return bool(self.network.recompute)
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        setattr(self.network, "recompute", on)  # noqa: B010
+
+
+class ConditionAdapter(Adapter):
     """A network z, log_snr, condition → output, for a condition of a given form.
 
     Args:
@@ -49,20 +69,6 @@ class ConditionAdapter(nn.Module):
     def channels(form: ConditionForm, null: bool) -> int:
         """Return the number of further input channels that a network for images as condition has."""
         return form.shape[0] + null if form.kind == "image" else 0
-
-    @property
-    def needs_time(self) -> bool:
-        """Whether a `Denoiser` must be given the network's time input."""
-        return bool(getattr(self.network, "needs_time", False))
-
-    @property
-    def recompute(self) -> bool:
-        """Activation checkpointing of the network's blocks."""
-        return bool(self.network.recompute)
-
-    @recompute.setter
-    def recompute(self, on: bool) -> None:
-        setattr(self.network, "recompute", on)  # noqa: B010
 
     def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         if condition is None:

@@ -9,10 +9,10 @@ from torch.nn.functional import interpolate, one_hot
 from diffusional.condition_form import ConditionForm, split_first
 from diffusional.conditions import Condition, check_labels, missing_rows
 from diffusional.errors import DiffusionalError
-from diffusional.networks.conditioning import pooled
+from diffusional.networks.conditioning import Adapter, pooled
 
 
-class JointAdapter(nn.Module):
+class JointAdapter(Adapter):
     """A network z, log_snr, condition → output, for a condition of a `joint` form, such as {"low": (B, C, h, w), "condition": (B, n)}.
 
     The variable of the stage before is read as further input channels, scaled to the size of z, if it is an image, otherwise as numbers. The
@@ -56,20 +56,6 @@ class JointAdapter(nn.Module):
         """Return the number of numbers that the network gets; with `null`, one of them is 1 where the other condition is missing."""
         (_, first), (_, own) = form.parts
         return _width(own) + null + (first.shape[0] if first.kind == "numbers" else 0)
-
-    @property
-    def needs_time(self) -> bool:
-        """Whether a `Denoiser` must be given the network's time input."""
-        return bool(getattr(self.network, "needs_time", False))
-
-    @property
-    def recompute(self) -> bool:
-        """Activation checkpointing of the network's blocks."""
-        return bool(self.network.recompute)
-
-    @recompute.setter
-    def recompute(self, on: bool) -> None:
-        setattr(self.network, "recompute", on)  # noqa: B010
 
     def forward(self, z: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         if not isinstance(condition, Mapping) or self.key not in condition:
