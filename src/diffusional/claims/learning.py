@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from diffusional.training.build import build_model
 from diffusional.training.config import Config, LatentConfig, ModelConfig, ScheduleConfig
 
 Kind = Literal["diffusion", "learned γ_1", "VAE"]
+Model = TypeVar("Model", bound=LatentVariableModel)
 # γ_1 = 0, SNR 1, where the information of 400 digits is 3/4 of their entropy and depends on γ_1; at γ_1 = −9 it would be ln N.
 _SCHEDULE = ScheduleConfig(gamma_min=0.0, gamma_max=10.0, steps=20)
 _ITEMS, _BATCH, _DRAWS = 400, 128, 32
@@ -65,21 +66,38 @@ def _build(kind: Kind, space: Space, seed: int) -> LatentVariableModel:
 
 def checkpoints(kind: Kind, space: Space, x: Tensor, seed: int, steps: int, kept: int) -> list[LatentVariableModel]:
     """Train on x by the loss. Return `kept` models, from initialisation on, each loaded from its saved state."""
-    model, generator = _build(kind, space, seed), torch.Generator().manual_seed(seed)
-    start = [p for name, p in model.named_parameters() if name.endswith("gamma_min")]
-    others = [p for name, p in model.named_parameters() if not name.endswith("gamma_min")]
-    optimizer = torch.optim.Adam([{"params": others, "lr": 5e-3}, {"params": start, "lr": 1e-2}])
+
+    def optimizer(model: LatentVariableModel) -> torch.optim.Optimizer:
+        start = [p for name, p in model.named_parameters() if name.endswith("gamma_min")]
+        others = [p for name, p in model.named_parameters() if not name.endswith("gamma_min")]
+        return torch.optim.Adam([{"params": others, "lr": 5e-3}, {"params": start, "lr": 1e-2}])
+
+    return saved_models(lambda at: _build(kind, space, at), optimizer, x, seed, steps, kept, _BATCH)
+
+
+def saved_models(
+    build: Callable[[int], Model],
+    optimizer: Callable[[Model], torch.optim.Optimizer],
+    x: Tensor,
+    seed: int,
+    steps: int,
+    kept: int,
+    size: int,
+) -> list[Model]:
+    """Train the model of a seed on batches of x of this size. Return `kept` models, from initialisation on, each loaded from its saved state."""
+    model, generator = build(seed), torch.Generator().manual_seed(seed)
+    optimiser = optimizer(model)
     states = [copy.deepcopy(model.state_dict())]
     for step in range(1, steps + 1):
-        batch = x[torch.randint(len(x), (_BATCH,), generator=generator)]
-        optimizer.zero_grad()
+        batch = x[torch.randint(len(x), (size,), generator=generator)]
+        optimiser.zero_grad()
         model.loss(batch, generator).backward()
-        optimizer.step()
+        optimiser.step()
         if step * (kept - 1) % steps < kept - 1:
             states.append(copy.deepcopy(model.state_dict()))
     out = []
     for state in states:
-        read = _build(kind, space, seed + 1)
+        read = build(seed + 1)
         read.load_state_dict(state)
         out.append(read.eval())
     return out

@@ -1,6 +1,5 @@
 """C10: the information of a frozen encoder, over the training of a system and in a linear world."""
 
-import copy
 import math
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from diffusional import schedule as schedules
 from diffusional.claims.chains import Joint, cubature
 from diffusional.claims.check import Check
 from diffusional.claims.identities import DECODER_VARIANCE, ROUNDING, LinearWorld
-from diffusional.claims.learning import informations, mean_of
+from diffusional.claims.learning import informations, mean_of, saved_models
 from diffusional.data import load
 from diffusional.forward import GaussianDiffusion
 from diffusional.gaussian import Gaussian
@@ -56,22 +55,11 @@ def _built(space: Space, seed: int, along: bool) -> FrozenEncoder:
 
 def checkpoints(space: Space, x: Tensor, seed: int, along: bool, steps: int, kept: int) -> list[FrozenEncoder]:
     """Train all stages on x by the joint loss. Return `kept` systems, from initialisation on, each loaded from its saved state."""
-    model, generator = _built(space, seed, along), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    states = [copy.deepcopy(model.state_dict())]
-    for step in range(1, steps + 1):
-        batch = x[torch.randint(len(x), (_BATCH,), generator=generator)]
-        optimizer.zero_grad()
-        model.loss(batch, generator).backward()
-        optimizer.step()
-        if step * (kept - 1) % steps < kept - 1:
-            states.append(copy.deepcopy(model.state_dict()))
-    out = []
-    for state in states:
-        read = _built(space, seed + 1, along)
-        read.load_state_dict(state)
-        out.append(read.eval())
-    return out
+
+    def optimizer(model: FrozenEncoder) -> torch.optim.Optimizer:
+        return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+    return saved_models(lambda at: _built(space, at, along), optimizer, x, seed, steps, kept, _BATCH)
 
 
 def _first_latent(model: FrozenEncoder, x: Tensor) -> Gaussian:
