@@ -36,7 +36,7 @@ nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 _OUTSIDE = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\.?/[^)\s#]*)(#[^)\s]*)?\)")
 
 
