@@ -29,8 +29,9 @@ from torch import Tensor, nn
 import diffusional as df
 from diffusional import likelihood, schedule
 from diffusional.interop.adapter import Adapter, Output, value_at
-from diffusional.interop.check import OUTPUTS, Diagnosis
 from diffusional.interop.clocks import FlowTime, SigmaTime, edm_scale, flow_scale, ve_scale
+from diffusional.interop.diagnosis import Diagnosis
+from diffusional.interop.readings import OUTPUTS
 from diffusional.networks import UNet
 from diffusional.shapes import align
 

@@ -19,7 +19,8 @@ from diffusional import (
     likelihood,
     schedule,
 )
-from diffusional.interop.check import Reading, check_denoiser
+from diffusional.interop.check import check_denoiser
+from diffusional.interop.readings import Reading
 from diffusional.models.parameterization import Prediction
 from diffusional.shapes import align
 

@@ -24,7 +24,8 @@ from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular, sha256
 from diffusional.forward import alpha, sigma
-from diffusional.interop.check import NOT_FOUND, NOT_FOUND_OF_BOTH, Diagnosis, denoiser_of, noise_levels
+from diffusional.interop.check import denoiser_of, noise_levels
+from diffusional.interop.diagnosis import NOT_FOUND, NOT_FOUND_OF_BOTH, Diagnosis
 from diffusional.interop.place import COPIES, MEANS, OTHER, Copy
 from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.seeds import check_seed
