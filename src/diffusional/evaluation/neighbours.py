@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusional.evaluation.control import Look
-from diffusional.models.chain import MaskCosts
+from diffusional.models.protocols import MaskCosts
 from diffusional.shapes import align
 
 # G, the distance up to which neighbours count; the most categories of which powers of P are kept.

@@ -34,7 +34,8 @@ from diffusional.evaluation.visits import (
 from diffusional.evaluation.wiener import Wiener
 from diffusional.ledger import total_of
 from diffusional.models.base import device_of
-from diffusional.models.chain import AffineCosts, Chain
+from diffusional.models.chain import Chain
+from diffusional.models.protocols import AffineCosts
 
 # The part of the pilot that is divided equally among all cells.
 _EVEN = 0.3

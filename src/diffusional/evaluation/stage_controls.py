@@ -17,7 +17,8 @@ from diffusional.evaluation.histogram import MOST_LEVELS, Histogram
 from diffusional.evaluation.moments import Moments
 from diffusional.evaluation.visits import quadrature, slopes
 from diffusional.evaluation.wiener import Wiener
-from diffusional.models.chain import AffineLevels, Chain
+from diffusional.models.chain import Chain
+from diffusional.models.protocols import AffineLevels
 from diffusional.space import Discrete
 
 PREFIX = "stages-"

@@ -14,7 +14,8 @@ from diffusional.conditions import Condition, rows_of
 from diffusional.evaluation.control import Control, Look
 from diffusional.evaluation.interpolated import TABLE_STEP
 from diffusional.ledger import total_of
-from diffusional.models.chain import AffineCosts, Chain, batch_rows
+from diffusional.models.chain import Chain, batch_rows
+from diffusional.models.protocols import AffineCosts
 
 # Gauss–Legendre nodes for each piece of a cell in continuous time.
 _NODES = 4

@@ -32,8 +32,9 @@ from diffusional.deprecation import RenamedAttribute
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs
 from diffusional.models.calls import call
-from diffusional.models.chain import Chain, Decoding
+from diffusional.models.chain import Chain
 from diffusional.models.likelihood import check_drawn
+from diffusional.models.protocols import Decoding
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Discrete, Space, binary
 

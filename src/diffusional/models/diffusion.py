@@ -21,12 +21,13 @@ from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, LevelDraws, per_unit
 from diffusional.models import reverse
 from diffusional.models.base import plain_options
-from diffusional.models.chain import Chain, Decoding, batch_rows, by_position, same_shape, standard_normal
+from diffusional.models.chain import Chain, batch_rows, by_position, same_shape, standard_normal
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.flow import ProbabilityFlow
 from diffusional.models.guidance import Guided
 from diffusional.models.likelihood import Decoded, Likelihood, NetworkLevels, decoded, options_of
 from diffusional.models.parameterization import LevelsPrediction, Prediction
+from diffusional.models.protocols import Decoding
 from diffusional.models.rules import Rule
 from diffusional.schedule import Pull
 from diffusional.shapes import Batch, PerItem, align

@@ -20,7 +20,8 @@ from torch import Tensor
 from diffusional.conditions import Condition, rows_of
 from diffusional.ledger import total_of
 from diffusional.models.base import LatentVariableModel
-from diffusional.models.chain import AffineCosts, Chain, Section
+from diffusional.models.chain import Chain
+from diffusional.models.protocols import AffineCosts, Section
 from diffusional.models.renoised import terms_of
 from diffusional.models.visited_chain import VisitedChain
 from diffusional.shapes import Batch, PerItem
