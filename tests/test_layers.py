@@ -60,6 +60,7 @@ FLOORS = (
     "models.flow",
     "models.reverse",
     "models.likelihood",
+    "models.protocols",
     "models.chain",
     "models.tail",
     "models.visited_chain",
