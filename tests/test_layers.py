@@ -69,6 +69,7 @@ FLOORS = (
     "models.diffusion",
     "models.binomial",
     "models.masked",
+    "models.prompted",
     "models.redrawn",
     "models.prior",
     "models.latent_chain",

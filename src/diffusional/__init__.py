@@ -35,6 +35,7 @@ _MODULES = {
 _NAMES = {
     "Absorbing": "absorbing",
     "MaskedDiffusion": "models.masked",
+    "PromptedDiffusion": "models.prompted",
     "OneAtATime": "absorbing",
     "SequenceWorld": "sequences",
     "UniformDiffusion": "models.redrawn",

@@ -279,17 +279,7 @@ class MaskedDiffusion(Chain):
         """
         self.space.check(x)
         length = self.space.dimensions
-        if length > _MOST_ENUMERATED:
-            raise DiffusionalError(
-                f"expected sequences of at most {_MOST_ENUMERATED} positions, whose 2^L masks are enumerated, got {length}; use evaluate"
-            )
-        masks = torch.tensor(list(product([False, True], repeat=length)), device=x.device)
-        sums = x.new_zeros(len(x), len(masks), dtype=torch.float64)
-        for some in torch.arange(len(masks), device=x.device).split(max(1, _ROWS // len(x))):
-            z = torch.where(masks[some, None], float(self.process.mask), x).flatten(0, 1)
-            c = rows_of(condition, torch.arange(len(x), device=x.device).repeat(len(some)))
-            hidden = self.hidden_map(x.repeat(len(some), 1), z, c).sum(1)
-            sums[:, some] = hidden.view(len(some), len(x)).T
+        masks, sums = self.sums_over_masks(x, condition)
         number, process = masks.sum(1), self.process
         if isinstance(process, Absorbing) and process.steps is not None:
             keep = process.signal.to(x.device)[:, None]
@@ -301,3 +291,23 @@ class MaskedDiffusion(Chain):
             rate = 1 / torch.arange(2, length + 1, device=x.device).double()
         each = sums @ chance.T
         return Ledger(each[:, 0], each[:, 1:] * rate, self.prior(x), length)
+
+    @torch.no_grad()
+    def sums_over_masks(self, x: Batch, condition: Condition | None = None) -> tuple[Tensor, Tensor]:
+        """Return all masks (2^L, L), bool, and Σ_{i ∈ M} −ln p_i(x_i | the rest) (B, 2^L), nats, of items x (B, L) for each of them.
+
+        Raises DiffusionalError for sequences of more than 16 positions.
+        """
+        length = self.space.dimensions
+        if length > _MOST_ENUMERATED:
+            raise DiffusionalError(
+                f"expected sequences of at most {_MOST_ENUMERATED} positions, whose 2^L masks are enumerated, got {length}; use evaluate"
+            )
+        masks = torch.tensor(list(product([False, True], repeat=length)), device=x.device)
+        sums = x.new_zeros(len(x), len(masks), dtype=torch.float64)
+        for some in torch.arange(len(masks), device=x.device).split(max(1, _ROWS // len(x))):
+            z = torch.where(masks[some, None], float(self.process.mask), x).flatten(0, 1)
+            c = rows_of(condition, torch.arange(len(x), device=x.device).repeat(len(some)))
+            hidden = self.hidden_map(x.repeat(len(some), 1), z, c).sum(1)
+            sums[:, some] = hidden.view(len(some), len(x)).T
+        return masks, sums

@@ -1,0 +1,259 @@
+"""A masked diffusion given a prompt: p(x_B | x_A) of the free positions B of each sequence, whose other positions A are known and never masked.
+
+The condition is the prompt: int64 tokens (N, L), −1 at free positions. Each item has its own. Of an item with F free positions the bound is
+
+    −ln p(x_B | x_A) ≤ Σ_{n=1..F} (1/n) E_{|M| = n, M ⊂ B} Σ_{i ∈ M} −ln p_i(x_i | x_{∖M}),
+
+which has L levels here, whatever F is, so that items of different prompts share a plan: level s = 1 … L has n(s) = ⌈s F/L⌉ masks, and levels with
+the same number of masks share its cost equally. Without a prompt these are the levels of `OneAtATime`.
+"""
+
+import torch
+from torch import Tensor
+
+from diffusional.absorbing import Absorbing
+from diffusional.conditions import Condition, check_condition, rows_of
+from diffusional.errors import DiffusionalError
+from diffusional.ledger import Ledger
+from diffusional.models.chain import Chain, same_shape
+from diffusional.models.masked import MaskedDiffusion
+from diffusional.shapes import Batch, PerItem
+from diffusional.space import Categorical
+
+# The name of the prompt in a condition of several parts.
+PROMPT = "prompt"
+
+
+def prompts(x: Tensor, given: Tensor | int) -> Tensor:
+    """Return the prompts (N, L), int64, of tokens x (N, L): the tokens that are given, and −1 at the others.
+
+    Args:
+        x: tokens (N, L).
+        given: the number of tokens at the beginning of each item that are given, one number or (N,); or a mask (N, L), true where given.
+
+    Raises DiffusionalError for another shape and for numbers outside 0 … L.
+
+    >>> prompts(torch.tensor([[5, 6, 7], [8, 9, 4]]), torch.tensor([2, 0])).tolist()
+    [[5, 6, -1], [-1, -1, -1]]
+    """
+    tokens = x.round().long()
+    mask = torch.as_tensor(given, device=x.device)
+    if mask.dtype != torch.bool:
+        if mask.ndim > 1 or (mask.ndim == 1 and len(mask) != len(x)) or mask.dtype.is_floating_point:
+            raise DiffusionalError(
+                f"expected given to be an integer, integers ({len(x)},) or a mask {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+        if bool(((mask < 0) | (mask > x.shape[1])).any()):
+            raise DiffusionalError(
+                f"expected from 0 to {x.shape[1]} given tokens, got {int(mask.min())} to {int(mask.max())}"
+            )
+        mask = torch.arange(x.shape[1], device=x.device) < mask.reshape(-1, 1)
+    if mask.ndim != 2 or mask.shape[1] != x.shape[1] or len(mask) not in (1, len(x)):
+        raise DiffusionalError(f"expected a mask of shape {tuple(x.shape)}, that of x, got {tuple(mask.shape)}")
+    return torch.where(mask, tokens, -1)
+
+
+class PromptedDiffusion(Chain):
+    """p(x_B | x_A) of a masked diffusion, with the prompt x_A as the condition: `prompts(x, given)`, or a dict with it as "prompt" and further
+    entries for the network. Evaluations, scores, losses and samples take it as any condition.
+
+    Costs are nats of the free positions; given positions cost nothing. "bits/dim" would divide them by all L positions: use unit="nats".
+
+    Args:
+        model: a masked diffusion in continuous time (`OneAtATime`, the default).
+
+    Raises DiffusionalError for a masked diffusion of T independent steps.
+
+    >>> space = Categorical(4, 3)
+    >>> model = PromptedDiffusion(MaskedDiffusion(lambda tokens: torch.zeros(*tokens.shape, 3), space))
+    >>> x = torch.zeros(2, 4)
+    >>> ledger = model.elbo(x, torch.Generator().manual_seed(0), prompts(x, torch.tensor([1, 3])))
+    >>> ledger.nelbo                                                                                 # 3 ln 3, and ln 3
+    tensor([3.2958, 1.0986], dtype=torch.float64)
+    """
+
+    def __init__(self, model: MaskedDiffusion) -> None:
+        super().__init__()
+        if isinstance(model.process, Absorbing) and model.steps is not None:
+            raise DiffusionalError(
+                f"expected a masked diffusion in continuous time for prompts, got one of {model.steps} steps; use its regrid(None)"
+            )
+        self.model = model
+
+    @property
+    def space(self) -> Categorical:
+        return self.model.space
+
+    @property
+    def steps(self) -> int:
+        """T = L, the number of levels."""
+        return self.space.shape[0]
+
+    @property
+    def reconstruction_share(self) -> float:
+        """1/T, as of a masked diffusion."""
+        return 1 / self.steps
+
+    def check_without_condition(self) -> None:
+        """Raise DiffusionalError: a prompt is needed, if only an empty one."""
+        raise self._missing()
+
+    def _missing(self) -> DiffusionalError:
+        return DiffusionalError(
+            "expected a prompt as the condition, int64 tokens (N, L) with −1 at free positions, got none; see prompts(x, given)"
+        )
+
+    def _parts(self, condition: Condition | None, n: int) -> tuple[Tensor, Condition | None]:
+        """Return the prompt (n, L), and the rest of a condition for the network. Raises DiffusionalError for anything but a prompt."""
+        check_condition(condition, n)
+        prompt, rest = condition, None
+        if condition is not None and not isinstance(condition, Tensor):
+            prompt, rest = condition.get(PROMPT), {name: v for name, v in condition.items() if name != PROMPT} or None
+        if not isinstance(prompt, Tensor):
+            raise self._missing()
+        if prompt.dtype.is_floating_point or prompt.dtype == torch.bool or prompt.shape[1:] != self.space.shape:
+            raise DiffusionalError(
+                f"expected a prompt of integers (N, {self.steps}), with −1 at free positions, got {prompt.dtype} of shape {tuple(prompt.shape)}"
+            )
+        wrong = (prompt < -1) | (prompt >= self.space.levels) | (prompt == self._excluded)
+        if bool(wrong.any()):
+            item, place = wrong.nonzero()[0].tolist()
+            raise DiffusionalError(
+                f"expected tokens of the space in the prompt, or −1, got {int(prompt[item, place])} in item {item} at position {place}"
+            )
+        full = ~(prompt < 0).any(1)
+        if bool(full.any()):
+            raise DiffusionalError(
+                f"expected at least one free position in every item, got none in item {int(full.nonzero()[0])}"
+            )
+        return prompt, rest
+
+    @property
+    def _excluded(self) -> int:
+        return -2 if self.space.excluded is None else self.space.excluded
+
+    def _given(self, x: Batch, condition: Condition | None) -> tuple[Tensor, Condition | None]:
+        """Return which positions of x are free (B, L), and the condition of the network. Raises DiffusionalError for another prompt than x's."""
+        prompt, rest = self._parts(condition, len(x))
+        free = prompt < 0
+        apart = ~free & (prompt != x.round().long())
+        if bool(apart.any()):
+            item, place = apart.nonzero()[0].tolist()
+            raise DiffusionalError(
+                f"expected the prompt's token {int(prompt[item, place])} at position {place} of item {item}, got {int(x[item, place])}"
+            )
+        return free, rest
+
+    def masks_at(self, latent: PerItem, free: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the number of masks n(s) (B,) of level s = `latent` (B,) in 1 … L for items with the free positions `free` (B, L), and the
+        factor (B,) of the sum over them: 1/n, divided by the number of levels that have n masks.
+        """
+        length, number = self.steps, free.sum(1)
+        n = (latent * number + length - 1) // length
+        shared = n * length // number - (n - 1) * length // number
+        return n, 1 / (n * shared).double()
+
+    def _costs(self, x: Batch, latent: PerItem, noise: Batch, condition: Condition | None) -> Batch:
+        """Return the cost of level s = `latent` at every position (B, L): one network evaluation."""
+        same_shape(x, noise)
+        free, rest = self._given(x, condition)
+        n, rate = self.masks_at(latent, free)
+        place = torch.where(free, noise, torch.inf).argsort(dim=1, stable=True).argsort(1)
+        z = torch.where(place < n[:, None], float(self.model.process.mask), x)
+        return rate[:, None] * self.model.hidden_map(x, z, rest)
+
+    def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
+        """Return the cost of level s = `level` + 1 (B,): one network evaluation."""
+        return self._costs(x, level + 1, noise, condition).sum(1)
+
+    def kl_map(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> Batch:
+        """Return the cost of level s = `level` + 1 at every position (B, L)."""
+        return self._costs(x, level + 1, noise, condition)
+
+    def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
+        """Return the cost of level s = 1 (B,), which has one mask."""
+        return self.reconstruction_map(x, noise, condition).sum(1)
+
+    def reconstruction_map(self, x: Batch, noise: Batch, condition: Condition | None = None) -> Batch:
+        """Return the cost of level s = 1 at every position (B, L)."""
+        return self._costs(x, torch.ones(len(x), dtype=torch.long, device=x.device), noise, condition)
+
+    def prior(self, x: Batch) -> PerItem:
+        """Return 0 (B,): all free positions are masked at the end."""
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def prior_map(self, x: Batch) -> Batch:
+        """Return 0 at every position (B, L)."""
+        return torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+
+    @torch.no_grad()
+    def exact_ledger(self, x: Batch, condition: Condition | None = None) -> Ledger:
+        """Return the ledger of items x (B, L) without any Monte Carlo error, from all masks of their free positions, L ≤ 16.
+
+        Raises DiffusionalError for longer sequences.
+        """
+        self.space.check(x)
+        free, rest = self._given(x, condition)
+        masks, sums = self.model.sums_over_masks(x, rest)
+        valid = ~(masks[None] & ~free[:, None]).any(2)  # (B, M)
+        each = []
+        for s in range(1, self.steps + 1):
+            n, rate = self.masks_at(torch.full((len(x),), s, device=x.device), free)
+            chance = (valid & (masks.sum(1)[None] == n[:, None])).double()
+            each.append(rate * (chance * sums).sum(1) / chance.sum(1))
+        costs = torch.stack(each, 1)
+        return Ledger(costs[:, 0], costs[:, 1:], self.prior(x), self.space.dimensions)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        condition: Condition | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Return n samples x (n, L) of which the prompts are a part.
+
+        With `steps` smaller than the number of free positions, positions that are filled in the same step are drawn independently of each
+        other, from another model than the one whose bound is reported. Raises DiffusionalError without a prompt.
+        """
+        return self._filled(n, condition, steps, generator, greedy=False)
+
+    @torch.no_grad()
+    def most_confident(self, condition: Condition) -> Tensor:
+        """Return sequences (N, L) in which the free positions are filled one by one with the most probable token of all of them: the
+        equivalent of greedy decoding, in L network evaluations.
+        """
+        prompt = condition if isinstance(condition, Tensor) else condition[PROMPT]
+        return self._filled(len(prompt), condition, None, None, greedy=True)
+
+    def _filled(
+        self, n: int, condition: Condition | None, steps: int | None, generator: torch.Generator | None, greedy: bool
+    ) -> Tensor:
+        prompt, rest = self._parts(condition, n)
+        if len(prompt) != n:
+            raise DiffusionalError(f"expected {n} prompts, one for each sample, got {len(prompt)}")
+        if steps is not None and steps < 1:
+            raise DiffusionalError(f"expected at least 1 step, got steps={steps}")
+        like = next(self.model.parameters(), torch.empty(0))
+        dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+        mask, free = self.model.process.mask, prompt < 0
+        z = torch.where(free, mask, prompt).to(like.device, dtype)
+        number = free.sum(1).to(like.device)
+        total = int(number.max()) if steps is None else min(steps, int(number.max()))
+        for step in range(total):
+            masked = z == mask
+            more = masked.sum(1) - number * (total - step - 1) // total
+            rows = (more > 0).nonzero().squeeze(1)
+            log_probs = self.model.log_probs(z[rows], rows_of(rest, rows.cpu()) if rest else None)
+            best, token = log_probs.max(-1)
+            noise = -best if greedy else torch.empty(best.shape, device=best.device).uniform_(generator=generator)
+            order = torch.where(masked[rows], noise, torch.inf).argsort(dim=1, stable=True).argsort(1)
+            at, place = (order < more[rows, None]).nonzero().T
+            if greedy:
+                drawn = token[at, place]
+            else:
+                drawn = torch.multinomial(log_probs[at, place].exp(), 1, generator=generator)[:, 0]
+            z[rows[at], place] = drawn.to(dtype)
+        return z
+
