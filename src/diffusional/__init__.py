@@ -85,6 +85,7 @@ _NAMES = {
     "compare": "evaluation.comparison",
     "cost_map": "evaluation.maps",
     "evaluate": "evaluation.evaluation",
+    "log_prob": "evaluation.differentiable",
     "export": "training.export",
     "extremes": "evaluation.extremes",
     "load": "training.run",

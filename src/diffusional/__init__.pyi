@@ -21,6 +21,7 @@ from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.classify import classify as classify
 from diffusional.evaluation.comparison import compare as compare
 from diffusional.evaluation.difference import Comparison as Comparison
+from diffusional.evaluation.differentiable import log_prob as log_prob
 from diffusional.evaluation.estimator import DensityEstimator as DensityEstimator
 from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.extremes import extremes as extremes

@@ -56,7 +56,7 @@ def conditional(x: Tensor, given: Tensor) -> Tensor:
     """Return ln p(x_B | x_A) (N,) of the world."""
     log_p, part = WORLD.log_prob(x), torch.zeros(len(x), dtype=torch.float64)
     for i in range(len(x)):
-        same = ((X == x[i]) | ~given[i]).all(1)
+        same = ((x[i] == X) | ~given[i]).all(1)
         part[i] = WORLD.table.flatten()[same].sum().log()
     return log_p - part
 

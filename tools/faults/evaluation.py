@@ -1173,4 +1173,18 @@ FAULTS = [
         'total += 0 * torch.einsum("bce,ec->bc", control.sums(x, self.edges), used)',
         "evaluation/test_stage_controls.py::test_controls_save_evaluations_and_leave_the_estimate[frozen encoder-8]",
     ),
+    fault(
+        "evaluation/differentiable.py",
+        "visits of an item are not weighted by the plan's probabilities",
+        "left = level_visits.weight.to(x.device) * (cost - given)",
+        "left = level_visits.weight.to(x.device).mean() * (cost - given)",
+        "evaluation/test_differentiable.py::test_its_mean_and_gradient_are_those_of_the_exact_bound",
+    ),
+    fault(
+        "evaluation/differentiable.py",
+        "the draws depend on the place in the batch",
+        'stream(key, j, b"log_prob")',
+        'stream(key + bytes([len(keys) % 256]), j, b"log_prob")',
+        "evaluation/test_differentiable.py::test_two_policies_have_the_same_draws",
+    ),
 ]

@@ -1035,6 +1035,20 @@ FAULTS = [
         "test_masked_worlds.py::test_every_cost_of_a_masked_chain_by_the_sum_over_its_latents",
     ),
     fault(
+        "models/prompted.py",
+        "levels that have the same number of masks are not shared",
+        "return n, 1 / (n * shared).double()",
+        "return n, 1 / n.double()",
+        "models/test_prompted.py::test_the_exact_ledger_is_the_sum_over_all_sets_of_free_positions",
+    ),
+    fault(
+        "models/prompted.py",
+        "the prompt may be masked",
+        "place = torch.where(free, noise, torch.inf)",
+        "place = torch.where(free, noise, noise)",
+        "models/test_prompted.py::test_given_tokens_are_never_masked_and_never_charged",
+    ),
+    fault(
         "models/composite/base.py",
         "guidance of a stage leaves out the variable of the stage before it",
         "made[name].guided(weight, threshold, rescale, null, (*link, *kept))",

@@ -256,4 +256,3 @@ class PromptedDiffusion(Chain):
                 drawn = torch.multinomial(log_probs[at, place].exp(), 1, generator=generator)[:, 0]
             z[rows[at], place] = drawn.to(dtype)
         return z
-

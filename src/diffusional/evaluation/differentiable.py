@@ -1,0 +1,138 @@
+"""A differentiable estimate of ln p(x) for each item, of low variance: for reinforcement learning and preference optimisation.
+
+`log_prob` estimates −NELBO. Its draws of an item are
+
+    stratified   the levels of V visits invert a plan's probabilities at (j + U)/V, j = 0 … V − 1, with one U for each item
+    antithetic   visits j and V − 1 − j have the noise ε and −ε: for masks, a set of positions and one that is disjoint as far as possible
+    common       they depend on the item, its condition, the seed and the plan only, not on the weights or the other items of a batch
+
+so that the ratio of two policies, exp(log_prob(a, x) − log_prob(b, x)), has the variance of a difference under the same draws (as VRPO, Zhu et
+al. 2025, and d1, Zhao et al. 2025, want). The estimate and its gradient are unbiased; that of a ratio, as of any nonlinear function, is not.
+"""
+
+import torch
+from torch import Tensor
+
+from diffusional.conditions import Condition, check_condition, repeated, rows_of
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.noise import item_keys, normal, stream
+from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.visits import LevelVisits, knows_constants, network_rows
+from diffusional.ledger import total_of
+from diffusional.models.base import LatentVariableModel
+from diffusional.models.chain import Chain
+from diffusional.shapes import Batch, PerItem
+
+
+def log_prob(
+    model: LatentVariableModel,
+    x: Batch,
+    visits: int = 8,
+    *,
+    condition: Condition | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    antithetic: bool = True,
+) -> PerItem:
+    """Return estimates of the ELBO of items x (B, *space.shape), (B,) nats, float64, with gradients to the model's parameters.
+
+    Args:
+        model: a chain, such as a `MaskedDiffusion`, a `PromptedDiffusion` or a `DiffusionModel`, in the mode (train, eval) that it is to have.
+        x: encoded items, on the model's device.
+        visits: network evaluations of each item, V.
+        condition: of a conditional model, with a row for each item; for a `PromptedDiffusion` the prompts.
+        plan: chooses the levels, and has constants and controls that are subtracted and added back exactly. It may be of another model with the
+            same levels, such as the reference policy. By default all levels are equally likely.
+        seed: of the draws. Two models with the same levels, plan and seed have the same draws; a new seed at each step gives new ones.
+        antithetic: whether noise is drawn in pairs ε, −ε.
+
+    Raises DiffusionalError for a model that is not a chain, fewer than one visit, a plan of other levels and one with the control `context`.
+
+    >>> from diffusional.models.masked import MaskedDiffusion
+    >>> from diffusional.space import Categorical
+    >>> network = torch.nn.Sequential(torch.nn.Embedding(4, 8), torch.nn.Linear(8, 3))
+    >>> policy = MaskedDiffusion(network, Categorical(5, 3))
+    >>> estimate = log_prob(policy, torch.zeros(2, 5), visits=4)
+    >>> estimate.mean().backward()
+    >>> estimate.shape, network[1].weight.grad.shape
+    (torch.Size([2]), torch.Size([3, 8]))
+    """
+    chain = model.visited()
+    if chain is None or chain is not model:
+        raise DiffusionalError(
+            f"expected a chain for log_prob, such as a MaskedDiffusion or a DiffusionModel, got a {type(model).__name__}; use evaluate, or the "
+            "negative of its loss"
+        )
+    if visits < 1:
+        raise DiffusionalError(f"expected at least 1 visit of each item, got visits={visits}")
+    chain.space.check(x)
+    check_condition(condition, len(x))
+    if plan is None:
+        plan = Plan.uniform(chain)
+    plan.check(chain)
+    if plan.takes_context:
+        raise DiffusionalError(
+            "expected a plan without the control context, which takes a network evaluation of its own"
+        )
+    noise, v = _draws(chain, x, visits, condition, seed, antithetic)
+    level_visits = plan.at(v)
+    rows, rows_condition = x.detach().repeat_interleave(visits, 0), _interleaved(condition, visits)
+    given = plan.subtracted(chain, rows, level_visits, noise).to(x.device)
+    cost = _costs(chain, rows, level_visits, noise, rows_condition)
+    left = level_visits.weight.to(x.device) * (cost - given)
+    total = plan.base(chain, x.detach()).sum(1).to(x.device) + left.view(len(x), visits).mean(1)
+    if not chain.decoder_uses_network:
+        # It takes no network evaluation, so that every visit's noise has a draw.
+        decoder = LevelVisits.of_decoder(len(rows))
+        drawn = _costs(chain, rows, decoder, noise, rows_condition)
+        drawn = drawn - plan.subtracted(chain, rows, decoder, noise).to(x.device)
+        total = total + drawn.view(len(x), visits).mean(1)
+    others = {"prior": chain.prior(x)} | chain.extra(x)
+    return -(total + total_of(others).to(total))
+
+
+def _draws(
+    chain: Chain, x: Tensor, visits: int, condition: Condition | None, seed: int, antithetic: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the noise (B · V, *visit_shape), and uniform numbers (B · V,) on the CPU that choose the levels; the visits of an item follow each
+    other.
+    """
+    keys = item_keys(x.detach(), seed, condition)
+    half = (visits + 1) // 2 if antithetic else visits
+    streams = [[stream(key, j, b"log_prob") for j in range(half)] for key in keys]
+    offset = torch.tensor([own[0].random() for own in streams], dtype=torch.float64)
+    noise = normal([one for own in streams for one in own], chain.visit_shape).view(len(x), half, *chain.visit_shape)
+    if antithetic:
+        noise = torch.cat([noise, -noise[:, : visits - half].flip(1)], 1)
+    v = (torch.arange(visits) + offset[:, None]) / visits
+    return noise.flatten(0, 1).to(x.device, x.dtype), v.flatten().clamp(max=1 - 2.0**-53)
+
+
+def _interleaved(condition: Condition | None, times: int) -> Condition | None:
+    """Return a condition (B, …) with each row `times` times, one after the other."""
+    if condition is None:
+        return None
+    n = len(condition) if isinstance(condition, Tensor) else len(next(iter(condition.values())))
+    return rows_of(repeated(condition, times), torch.arange(times * n).view(times, n).T.flatten())
+
+
+def _costs(chain: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, condition: Condition | None) -> Tensor:
+    """Return the cost of every visit (V,), nats, float64 on x's device, with gradients: KL_t without the value of its constant part, which the
+    plan's base has, or the costs of the decoder.
+    """
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for first in (False, True):
+        chosen = ((visits.cell == 0) == first).nonzero().squeeze(1)
+        for some in chosen.split(network_rows(chain)) if len(chosen) else ():
+            at = some.to(x.device)
+            c = rows_of(condition, at)
+            if first:
+                cost = total_of(chain.decoder_costs(x[at], noise[at], c))
+            else:
+                level = visits.level[some].to(x.device)
+                cost = chain.kl_at(x[at], level, noise[at], c)
+                if knows_constants(chain):
+                    # Only its value: a learned schedule has its gradient in KL_t itself.
+                    cost = cost - chain.level_constants(level).detach().to(x.device)
+            total = total.index_add(0, at, cost.double())
+    return total
