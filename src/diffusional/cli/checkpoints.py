@@ -13,6 +13,7 @@ from diffusional.errors import DiffusionalError, LevelsError
 if TYPE_CHECKING:
     from diffusional.cli.items import ChosenItems
     from diffusional.models.diffusion import DiffusionModel
+    from diffusional.models.masked import MaskedDiffusion
     from diffusional.space import Space
     from diffusional.training.config import Config
     from diffusional.training.folder import Run
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # Options of `evaluate` for checkpoints.
 _OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "variance", "variant", "weights", "revision")
+# Options of masked language models, beside --revision.
+_TEXT_OPTIONS = ("length", "mask_token", "shift")
 # Files of which a folder of diffusers has one: of a pipeline, of a model, and of a checkpoint in training.
 _MARKS = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json", "prior/config.json")
 # Items of --training-data on which p is fitted.
@@ -41,7 +44,7 @@ def opened(
     from diffusional.interop.imported import is_imported, load_reference
     from diffusional.training.folder import Run, load_run
 
-    given = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(command, name) not in (None, False)]
+    given = _given(command, (*_OPTIONS, *_TEXT_OPTIONS))
     if not is_foreign(path):
         if not path.exists():
             raise DiffusionalError(
@@ -64,8 +67,52 @@ def opened(
         raise DiffusionalError(
             f"--data is missing: {path} is a checkpoint, which has no data of its own. Name the data to evaluate, such as --data digits"
         )
+    if is_text_model(path):
+        return as_run(path, _masked(path, command, space)), True
+    _refuse_text_options(path, command)
     model = fitted(path, command, _levels(command), space, _options(command))
     return as_run(path, model), True
+
+
+def is_text_model(path: Path) -> bool:
+    """Return whether a path is hf:NAME, a masked language model of transformers."""
+    return str(path).startswith("hf:")
+
+
+def _given(command: Any, names: tuple[str, ...]) -> list[str]:
+    """Return those of some options that are given, as they are written."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(command, name, None) not in (None, False)]
+
+
+def _refuse_text_options(path: Path, command: Any) -> None:
+    if given := _given(command, _TEXT_OPTIONS):
+        raise DiffusionalError(
+            f"{', '.join(given)} was given for {path}, but is for masked language models, hf:NAME; leave it out"
+        )
+
+
+def _masked(
+    path: Path, command: Evaluate | Check | Score | Classify | Import, space: "Space | None"
+) -> "MaskedDiffusion":
+    """Load a masked language model. Raises DiffusionalError for options that it does not have."""
+    from diffusional.interop.masked_lm import load_masked_lm
+    from diffusional.space import Categorical
+
+    if not isinstance(command, Evaluate | Score | Import):
+        raise DiffusionalError(
+            f"expected a run or a checkpoint of diffusers for this command, got {path}, a masked language model"
+        )
+    other = ("steps",) if isinstance(command, Import) else ()
+    if given := _given(command, (*(name for name in _OPTIONS if name != "revision"), "levels", "condition", *other)):
+        raise DiffusionalError(
+            f"{', '.join(given)} was given, but does not apply to {path}, a masked language model; leave it out"
+        )
+    if space is not None and not isinstance(space, Categorical):
+        raise DiffusionalError(
+            f"expected two models of the same data, got one of {space} and {path}, a masked language model"
+        )
+    options: dict[str, Any] = {"mask_token": command.mask_token, "shift": command.shift, "revision": command.revision}
+    return load_masked_lm(str(path), None if space is not None else command.length, space=space, **options)
 
 
 def _refuse_other_code(path: Path) -> None:
@@ -85,6 +132,8 @@ def is_foreign(path: Path) -> bool:
     >>> is_foreign(Path("runs/nothing/here"))
     False
     """
+    if is_text_model(path):
+        return True
     # Reading a folder's files is cheap; importing the library that reads checkpoints is not.
     if (path / "data.json").exists():
         return False
@@ -181,7 +230,7 @@ def loaded(path: Path, levels: int | None, space: "Space | None", options: dict[
     return model
 
 
-def as_run(path: Path, model: "DiffusionModel") -> "Run":
+def as_run(path: Path, model: "DiffusionModel | MaskedDiffusion") -> "Run":
     """Return a checkpoint in the form of a run: without training data, plan and folder."""
     from diffusional.training.folder import Run
     from diffusional.training.run import RunRecord
@@ -199,7 +248,7 @@ def _needs_levels(data: str) -> bool:
     return format_of(Path(data).expanduser()) != "images"
 
 
-def _config(name: str, model: "DiffusionModel") -> "Config":
+def _config(name: str, model: "DiffusionModel | MaskedDiffusion") -> "Config":
     """Return a config that has the T of a model and no data; its other entries do not describe the model."""
     from diffusional.data import PYTHON
     from diffusional.training.config import Config, DataConfig, ScheduleConfig
@@ -285,6 +334,8 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
 
     if not model.origin or not first():
         return None
+    if model.origin.get("kind") == "transformers":
+        return _checked_shift(name, model, chosen)
     items = min(SHORT_ITEMS, len(chosen.data))
     if items < 2:
         say(f"check of {name}: omitted, as it needs at least 2 items")
@@ -305,6 +356,24 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
     return {key: value for key, value in found.to_json().items() if key in keys} | {"items": items}
 
 
+def _checked_shift(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | None:
+    """Check whether the logits of a masked language model are at the declared positions, in one line: of the other convention, the cost is
+    higher unless it is the one that the network was trained with.
+    """
+    from diffusional.interop.masked_lm import check_shift
+
+    found = check_shift(model, chosen.x[:16].to(next(model.parameters()).device))
+    if found is None:
+        return None
+    own, other = found
+    shift = bool(model.network.shift)
+    better = "" if own <= other else f". The other convention fits better: {'leave out' if shift else 'give'} --shift"
+    say(
+        f"check of {name}: {own:.3f} nats per masked token at half-masked blocks, {other:.3f} {'without' if shift else 'with'} --shift{better}"
+    )
+    return {"nats_per_masked_token": {"own": own, "other_shift": other}}
+
+
 def _fitted_values(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return what was fitted as options of `load_checkpoint`, numbers."""
     values: dict[str, Any] = {}
@@ -320,11 +389,9 @@ def run(command: Import) -> Result:
     from dataclasses import replace
 
     from diffusional.conditions import rows_of
-    from diffusional.files import save_json, settle
-    from diffusional.interop.imported import IMPORTED, save_reference
     from diffusional.training.build import build_dataset
     from diffusional.training.config import DataConfig
-    from diffusional.training.run import CONFIG, DATA, describe
+    from diffusional.training.run import DATA, describe
 
     source, target = command.checkpoint, command.run
     if os.path.lexists(target):
@@ -334,6 +401,9 @@ def run(command: Import) -> Result:
         raise DiffusionalError(
             f"{source} {what}; expected a folder that diffusers' save_pretrained wrote, or a Hub id, owner/name"
         )
+    if is_text_model(source):
+        return _import_text_model(command)
+    _refuse_text_options(source, command)
     options = _options(command) | {"steps": command.steps}
     later = command.training_data is None and command.data is not None
     plain = {name: value for name, value in options.items() if not (later and value == "fit")}
@@ -376,6 +446,44 @@ def run(command: Import) -> Result:
     elif model.classes:
         described["classes"] = list(model.classes)
     options |= _fitted_values(model, options)
+    return _made(source, target, model, config, described, options, data=command.data is not None)
+
+
+def _import_text_model(command: Import) -> Result:
+    """Make a run folder of a masked language model."""
+    if command.data is not None or command.size is not None:
+        raise DiffusionalError(
+            f"--data and --size do not apply to {command.checkpoint}, a masked language model; leave them out, and give --data to evaluate"
+        )
+    model = _masked(command.checkpoint, command, None)
+    described: dict[str, Any] = {
+        "name": None,
+        "space": model.space.to_dict(),
+        "source": None,
+        "columns": [],
+        "items": {},
+        "sha256": {},
+    }
+    options = {"mask_token": command.mask_token, "shift": command.shift or None, "revision": command.revision}
+    return _made(
+        command.checkpoint, command.run, model, _config(str(command.checkpoint), model), described, options, data=False
+    )
+
+
+def _made(
+    source: Path,
+    target: Path,
+    model: "DiffusionModel | MaskedDiffusion",
+    config: "Config",
+    described: dict[str, Any],
+    options: dict[str, Any],
+    data: bool,
+) -> Result:
+    """Write the run folder of an imported model."""
+    from diffusional.files import save_json, settle
+    from diffusional.interop.imported import IMPORTED, save_reference
+    from diffusional.training.run import CONFIG, DATA
+
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -397,6 +505,6 @@ def run(command: Import) -> Result:
     }
     lines = [f"{source}:", *(f"  {line}" for line in origin_lines(model))]
     last = f"{target} is a run of this checkpoint, by reference: keep the checkpoint where it is. Next: diffusional evaluate {target}"
-    if command.data is None:
+    if not data:
         last += " --data …"
     return Result(record, [*lines, last])

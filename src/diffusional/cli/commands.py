@@ -17,7 +17,9 @@ RunOrCheckpoint = Annotated[
     Path,
     tyro.conf.Positional,
     tyro.conf.arg(
-        metavar="RUN", help="The run folder; or a checkpoint: a folder of diffusers, or a Hub id, owner/name."
+        metavar="RUN",
+        help="The run folder; or a checkpoint: a folder of diffusers, a Hub id, owner/name, or hf:NAME for a masked language model of "
+        "transformers.",
     ),
 ]
 # The option for a split of the data; the docstring of each field has its default.
@@ -64,6 +66,19 @@ Weights = Annotated[
     ),
 ]
 Revision = Annotated[str | None, tyro.conf.arg(metavar="NAME", help="For a Hub id: the branch, tag or commit.")]
+# The options for masked language models.
+Length = Annotated[
+    int | None,
+    tyro.conf.arg(
+        metavar="TOKENS",
+        help="For hf:NAME: the number of tokens of a block. Defaults to 128, or to the most that the model takes.",
+    ),
+]
+MaskToken = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="TOKEN", help="For hf:NAME: the mask, its text or number, instead of the tokenizer's."),
+]
+Shift = Annotated[bool, tyro.conf.arg(help="For hf:NAME: the logits at position i − 1 predict token i (Dream).")]
 
 
 # The options of classifier-free guidance.
@@ -268,6 +283,9 @@ class Evaluate:
     variant: Variant = None
     weights: Weights = None
     revision: Revision = None
+    length: Length = None
+    mask_token: MaskToken = None
+    shift: Shift = False
     no_audit: bool = False
     """Omit the audit, which visits every level once to detect costs that the plan does not expect."""
     deterministic: bool = False
@@ -287,7 +305,10 @@ class Import:
     checkpoint: Annotated[
         Path,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="CHECKPOINT", help="A folder of diffusers, or a Hub id, owner/name."),
+        tyro.conf.arg(
+            metavar="CHECKPOINT",
+            help="A folder of diffusers, a Hub id, owner/name, or hf:NAME for a masked language model of transformers.",
+        ),
     ]
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The new run folder.")]
     data: str | None = None
@@ -307,6 +328,9 @@ class Import:
     variant: Variant = None
     weights: Weights = None
     revision: Revision = None
+    length: Length = None
+    mask_token: MaskToken = None
+    shift: Shift = False
     steps: int | None = None
     """The number of latents T, for a model in continuous time."""
     json: Json = None
@@ -391,6 +415,9 @@ class Score:
     variant: Variant = None
     weights: Weights = None
     revision: Revision = None
+    length: Length = None
+    mask_token: MaskToken = None
+    shift: Shift = False
     unclipped: bool = False
     """Leave out what the scheduler of a checkpoint does to x̂ (clip_sample, thresholding)."""
     seed: int = 0

@@ -133,7 +133,7 @@ def _evaluate(command: Evaluate) -> Result:
         title += " (each with and without the condition)" if weights[0] not in (0, 1) else ""
     shown: list[Any] = [
         ledger_table(result, title),
-        *_text_units(result, model, chosen.x, about),
+        *_text_units(result, model, chosen, about),
         *_worse_than_uniform(result, model),
     ]
     if command.importance_weighted is not None:
@@ -167,7 +167,9 @@ def _evaluate(command: Evaluate) -> Result:
     return Result(out, shown, saves)
 
 
-def _text_units(result: "Evaluation", model: "LatentVariableModel", x: "Tensor", about: dict[str, Any]) -> list[str]:
+def _text_units(
+    result: "Evaluation", model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any]
+) -> list[str]:
     """Return a line with the bound per token, character and byte of a text, and add them to the record; otherwise none."""
     from diffusional.data.tokens import TextUnits
     from diffusional.space import Categorical
@@ -175,7 +177,8 @@ def _text_units(result: "Evaluation", model: "LatentVariableModel", x: "Tensor",
     space = model.space
     if not isinstance(space, Categorical) or space.alphabet is None:
         return []
-    units = TextUnits.of(result.nelbo, space.decode(x).cpu().numpy(), space.alphabet, space.dimensions)
+    raw = space.decode(chosen.x).cpu().numpy()
+    units = TextUnits.of(result.nelbo, raw, space.alphabet, space.dimensions, chosen.columns)
     about["text"] = units.to_json()
     return [str(units)]
 

@@ -1,7 +1,7 @@
 """The origin of items: the file, and the row in it, of every item of a split."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Origin:
         where: for each item its row in the array (N, …) that was read; or a slice of the array.
         length: N, the number of rows of that array.
         files: the files that the array was read from, if there are several.
+        further: columns by name, each (N,), of the rows of the array: of a text, the numbers of tokens, characters and bytes.
 
     >>> origin = Origin("folder", np.array([4, 0]), 5, Files.of(["a.csv", "b.csv"], [3, 2]))
     >>> origin.rows().tolist(), origin.names().tolist()
@@ -47,6 +48,7 @@ class Origin:
     where: np.ndarray | slice
     length: int
     files: Files | None = None
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
     def unknown(n: int) -> "Origin":
@@ -70,6 +72,10 @@ class Origin:
         if self.files is None:
             return np.full(len(self), self.name)
         return np.array(self.files.names)[self._files(self.files, self._array_rows())]
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one of the further columns, (n,)."""
+        return self.further[name][self._array_rows()]
 
     def place(self, item: int) -> str:
         """Return the place of one item, for messages.
@@ -100,7 +106,8 @@ class Origin:
 
 
 def joined(origins: list[tuple[str, Origin]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the columns "source", "row" and "split" of the items of (split, origin) pairs, one pair after the other.
+    """Yield the columns "source", "row" and "split" of the items of (split, origin) pairs, one pair after the other, and the further columns
+    that all of them have.
 
     >>> dict(joined([("test", Origin("a.npy", slice(0, 2), 2))]))["row"].tolist()
     [0, 1]
@@ -108,3 +115,6 @@ def joined(origins: list[tuple[str, Origin]]) -> Iterator[tuple[str, np.ndarray]
     yield "source", np.concatenate([origin.names() for _, origin in origins])
     yield "row", np.concatenate([origin.rows() for _, origin in origins])
     yield "split", np.concatenate([np.full(len(origin), split) for split, origin in origins])
+    for name in origins[0][1].further if origins else ():
+        if all(name in origin.further for _, origin in origins):
+            yield name, np.concatenate([origin.column(name) for _, origin in origins])

@@ -15,7 +15,7 @@ byte 0, the tokenizer's padding or end token). Their cost counts, so that a boun
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,45 @@ _TOKENIZER = "tokenizer:"
 
 
 @dataclass(frozen=True, eq=False)
+class Written:
+    """A text as tokens, and the part of the text that each token stands for: every character and byte is counted once.
+
+    Attributes:
+        tokens: (n,), int64.
+        characters, bytes: (n,), int64. A character of several tokens, such as one of several bytes, is counted with one of them; what a
+            tokenizer leaves out between two tokens, such as a space, is counted with the one before.
+        unknown: the number of tokens that stand for text that the alphabet cannot write.
+        exact: whether the tokens determine the text.
+    """
+
+    tokens: np.ndarray
+    characters: np.ndarray
+    bytes: np.ndarray
+    unknown: int = 0
+    exact: bool = True
+
+    def columns(self, length: int) -> dict[str, np.ndarray]:
+        """Return the numbers of tokens, characters and bytes of every block of `length` tokens, (N,) each, without padding."""
+        every = {"tokens": np.ones_like(self.tokens), "characters": self.characters, "bytes": self.bytes}
+        return {name: blocks(values, length, 0).sum(1) for name, values in every.items()}
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """Return what bits per character and byte do not cover, one sentence each."""
+        found = []
+        if self.unknown:
+            found.append(
+                f"{self.unknown:,} of the {len(self.tokens):,} tokens of {path.name} stand for text that the tokenizer does not know: bits per "
+                "character count its characters, but no bits pay for which they are"
+            )
+        if not self.exact:
+            found.append(
+                f"the tokens of {path.name} do not determine its text exactly, since the tokenizer changes case, white space or characters: "
+                "bits per character and byte are those of the tokens, divided by the characters and bytes of the text itself"
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
 class Alphabet:
     """A set of tokens, and how texts are written in it.
 
@@ -53,15 +92,19 @@ class Alphabet:
         name: as in `space.Categorical`.
         size: K, the number of tokens.
         pad: the token that fills up the last block.
-        encode: converts a text to tokens (n,), int64.
+        write: converts a text to tokens, with what each stands for.
         decode: converts tokens (n,) to a text.
     """
 
     name: str
     size: int
     pad: int
-    encode: Callable[[str], np.ndarray]
+    write: Callable[[str], Written]
     decode: Callable[[np.ndarray], str]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Convert a text to tokens (n,), int64."""
+        return self.write(text).tokens
 
 
 def to_text8(text: str) -> str:
@@ -74,9 +117,17 @@ def to_text8(text: str) -> str:
     return re.sub(r"[^a-z]+", " ", spelled).strip()
 
 
-def _letters(text: str) -> np.ndarray:
+def _letters(text: str) -> Written:
+    """Return a text in text8. Its characters and bytes are those of text8, as everywhere."""
     codes = np.frombuffer(to_text8(text).encode("ascii"), dtype=np.uint8).astype(np.int64)
-    return np.where(codes == ord(" "), 0, codes - ord("a") + 1)
+    each = np.ones_like(codes)
+    return Written(np.where(codes == ord(" "), 0, codes - ord("a") + 1), each, each)
+
+
+def _bytes(text: str) -> Written:
+    tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+    # All bytes of a character but the first are 10xxxxxx.
+    return Written(tokens, (tokens & 0xC0 != 0x80).astype(np.int64), np.ones_like(tokens))
 
 
 def _of_letters(tokens: np.ndarray) -> str:
@@ -97,28 +148,51 @@ def alphabet_of(name: str) -> Alphabet:
     if name == "text8":
         return Alphabet(name, len(_LETTERS), 0, _letters, _of_letters)
     if name == "bytes":
-        return Alphabet(name, 256, 0, lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int64), _of_bytes)
+        return Alphabet(name, 256, 0, _bytes, _of_bytes)
     if name.startswith(_TOKENIZER):
         return _of_tokenizer(name)
     raise DiffusionalError(f'expected an alphabet of text, "text8", "bytes" or "tokenizer:NAME", got {name!r}')
 
 
 def _of_tokenizer(name: str) -> Alphabet:
-    with needed_for("text"):
-        from transformers import AutoTokenizer
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name.removeprefix(_TOKENIZER))
-    except (OSError, ValueError) as error:
-        raise DiffusionalError(
-            f"the tokenizer {name.removeprefix(_TOKENIZER)!r} could not be loaded: {error}"
-        ) from error
+    tokenizer = load_tokenizer(name.removeprefix(_TOKENIZER))
     ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(token for token in ends if token is not None)
 
-    def encode(text: str) -> np.ndarray:
-        return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    def write(text: str) -> Written:
+        # Texts are longer than what a model takes at once: they are cut into blocks later.
+        given: Any = {"add_special_tokens": False, "verbose": False}
+        if tokenizer.is_fast:
+            found = tokenizer(text, return_offsets_mapping=True, **given)
+            starts = np.asarray([start for start, _ in found["offset_mapping"]], dtype=np.int64)
+        else:  # without the places of its tokens, their characters are spread evenly
+            found = tokenizer(text, **given)
+            starts = np.arange(len(found["input_ids"])) * len(text) // max(1, len(found["input_ids"]))
+        tokens = np.asarray(found["input_ids"], dtype=np.int64)
+        edges = np.append(np.maximum.accumulate(starts), len(text))[: len(tokens) + 1]
+        edges[:1] = 0
+        sizes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ends = np.append(0, np.cumsum(1 + (sizes > 0x7F) + (sizes > 0x7FF) + (sizes > 0xFFFF)))
+        unknown = 0 if tokenizer.unk_token_id is None else int((tokens == tokenizer.unk_token_id).sum())
+        return Written(tokens, np.diff(edges), np.diff(ends[edges]), unknown, decode(tokens) == text)
 
-    return Alphabet(name, len(tokenizer), pad, encode, lambda tokens: tokenizer.decode(tokens.tolist()))
+    def decode(tokens: np.ndarray) -> str:
+        return tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False)
+
+    return Alphabet(name, len(tokenizer), pad, write, decode)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load a tokenizer of transformers, by a local folder or a name of the Hub. Code of the repository is not run.
+
+    Raises DiffusionalError for one that cannot be loaded.
+    """
+    with needed_for("text"):
+        from transformers import AutoTokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise DiffusionalError(f"the tokenizer {name!r} could not be loaded: {error}") from error
 
 
 def blocks(tokens: np.ndarray, length: int, pad: int) -> np.ndarray:
@@ -151,11 +225,23 @@ class TextUnits:
     bytes: int
 
     @staticmethod
-    def of(estimate: Estimate, raw: np.ndarray, alphabet: str, dimensions: int) -> "TextUnits":
-        """Return the units of the mean NELBO of all blocks `raw` (N, L) of a text; with "tokens" a character and a byte are a token."""
+    def of(
+        estimate: Estimate,
+        raw: np.ndarray,
+        alphabet: str,
+        dimensions: int,
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> "TextUnits":
+        """Return the units of the mean NELBO of all blocks `raw` (N, L) of a text; with "tokens" a character and a byte are a token.
+
+        `columns` are the numbers of "tokens", "characters" and "bytes" of every block, (N,) each, as they were counted when the text was read.
+        Without them they are counted in what the tokens are decoded to, which is not the text itself if the tokenizer changes it.
+        """
         per_item = estimate.to("nats", dimensions)
         flat = np.asarray(raw).reshape(-1)
-        if alphabet == "tokens":
+        if columns is not None and {"tokens", "characters", "bytes"} <= columns.keys():
+            tokens, characters, size = (int(columns[name].sum()) for name in ("tokens", "characters", "bytes"))
+        elif alphabet == "tokens":
             tokens = characters = size = len(flat)
         else:
             known = alphabet_of(alphabet)
@@ -219,10 +305,14 @@ def read_words(path: Path) -> str:
     return text
 
 
-def tokens_of(path: Path, alphabet: str, length: int) -> np.ndarray:
-    """Return the blocks (N, length) of a text file, or of a .npy of tokens. Raises DiffusionalError for anything else and nothing in it."""
+def tokens_of(path: Path, alphabet: str, length: int) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the blocks (N, length) of a text file, or of a .npy of tokens; the numbers of tokens, characters and bytes of each block of a text,
+    (N,) by name; and notes, one sentence each.
+
+    Raises DiffusionalError for anything else and nothing in it.
+    """
     if path.suffix == ".npy":
-        return _stored(path, alphabet, length)
+        return _stored(path, alphabet, length), {}, ()
     if alphabet == "tokens":
         raise DiffusionalError(
             f'expected a .npy of integers for the alphabet "tokens", got {path}; give a .npy, or another alphabet'
@@ -232,10 +322,10 @@ def tokens_of(path: Path, alphabet: str, length: int) -> np.ndarray:
             f"expected a text ({', '.join(TEXTS)}) or a .npy of tokens, got {path}; rename it if it is one"
         )
     known = alphabet_of(alphabet)
-    tokens = known.encode(read_words(path))
-    if not len(tokens):
+    written = known.write(read_words(path))
+    if not len(written.tokens):
         raise DiffusionalError(f"expected a text in the alphabet {alphabet!r}, got none of its characters in {path}")
-    return blocks(tokens, length, known.pad)
+    return blocks(written.tokens, length, known.pad), written.columns(length), written.notes(path)
 
 
 def _stored(path: Path, alphabet: str, length: int) -> np.ndarray:
@@ -270,9 +360,9 @@ def paragraphs() -> list[str]:
     return out
 
 
-def _embedded(alphabet: str, length: int) -> dict[str, np.ndarray]:
-    """Return the blocks of the embedded text by split: 80, 10 and 10 % of the paragraphs, at random. No paragraph of a held-out split
-    stands in the training text, and no two are the same.
+def _embedded(alphabet: str, length: int) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Return the blocks of the embedded text by split, with the numbers of tokens, characters and bytes of each: 80, 10 and 10 % of the
+    paragraphs, at random. No paragraph of a held-out split stands in the training text, and no two are the same.
     """
     every = paragraphs()
     order = np.random.default_rng(0).permutation(len(every))
@@ -284,10 +374,12 @@ def _embedded(alphabet: str, length: int) -> dict[str, np.ndarray]:
             train = to_text8("\n".join(some))
         else:
             some = [one for one in some if to_text8(one) not in train]
-        found = blocks(known.encode("\n".join(some)), length, known.pad)
+        written = known.write("\n".join(some))
+        found, columns = blocks(written.tokens, length, known.pad), written.columns(length)
         if split != "train" and alphabet == "text8":
-            found = found[[_of_letters(row) not in train for row in found]]
-        out[split] = found
+            kept = [_of_letters(row) not in train for row in found]
+            found, columns = found[kept], {name: values[kept] for name, values in columns.items()}
+        out[split] = found, columns
     return out
 
 
@@ -330,9 +422,11 @@ def load_text(
     space = Categorical(length, size, alphabet)
     if embedded:
         found = _embedded(alphabet, length)
-        parts = {part: Part(values, slice(None), name) for part, values in found.items()}
+        parts = {part: Part(values, slice(None), name) for part, (values, _) in found.items()}
+        columns, notes = {part: own for part, (_, own) in found.items()}, ()
     else:
-        values = tokens_of(path, alphabet, length)
+        values, every, notes = tokens_of(path, alphabet, length)
+        columns = dict.fromkeys(("train", "validation", "test"), every)
         parts = split_at_random(values, str(path), split, seed)
         if not stored or alphabet != "tokens":
             starts = np.cumsum([0, *(len(parts[part]) for part in ("train", "validation", "test"))])
@@ -345,7 +439,12 @@ def load_text(
     assert dataset.source is not None
     arguments: dict[str, Any] = {"name_or_path": name if embedded else str(path.absolute())}
     arguments |= {"levels": levels, "split": tuple(split), "seed": seed, "alphabet": alphabet, "length": length}
-    return replace(dataset, source=replace(dataset.source, arguments=arguments))
+    splits = {
+        part: (items, replace(origin, further=columns[part]) if origin is not None else None)
+        for part, (items, origin) in dataset.source.splits.items()
+    }
+    source = replace(dataset.source, splits=splits, arguments=arguments)
+    return replace(dataset, notes=(*dataset.notes, *notes), source=source)
 
 
 def read_text(name_or_path: str | Path, space: Categorical, split: str | None = None) -> Collection:
@@ -363,17 +462,19 @@ def read_text(name_or_path: str | Path, space: Categorical, split: str | None = 
         if split is not None and split not in found:
             raise DiffusionalError(f"expected split to be one of {', '.join(found)}, got {split!r}")
         values = {part: found[part] for part in ([split] if split else found)}
-        name = EMBEDDED
+        name, notes = EMBEDDED, ()
     else:
         if split is not None:
             raise DiffusionalError(
                 f"split={split!r} was given for {name_or_path}, which has no splits; leave it out to score all blocks"
             )
         path = Path(name_or_path).expanduser()
-        values, name = {UNSPLIT: tokens_of(path, alphabet, length)}, path.resolve().name
+        array, columns, notes = tokens_of(path, alphabet, length)
+        values, name = {UNSPLIT: (array, columns)}, path.resolve().name
     return Collection(
         name,
         space,
-        {part: Rows(array, slice(None), integers) for part, array in values.items()},
-        {part: Origin(name, slice(None), len(array)) for part, array in values.items()},
+        {part: Rows(array, slice(None), integers) for part, (array, _) in values.items()},
+        {part: Origin(name, slice(None), len(array), further=own) for part, (array, own) in values.items()},
+        notes=notes,
     )

@@ -32,7 +32,7 @@ from diffusional.models.diffusion import DiffusionModel
 from diffusional.models.likelihood import Likelihood
 from diffusional.models.masked import MaskedDiffusion
 from diffusional.schedule import Schedule, log_snr_linear
-from diffusional.space import Continuous, Discrete, Space
+from diffusional.space import Categorical, Continuous, Discrete, Space
 
 DECODERS = ("discretized-gaussian", "openai", "level-posterior", "bernoulli", "gaussian")
 
@@ -57,11 +57,13 @@ def load_checkpoint(
     variant: str | None = None,
     revision: str | None = None,
     weights: Copy | None = None,
+    mask_token: int | str | None = None,
+    shift: bool = False,
 ) -> DiffusionModel | MaskedDiffusion:
     """Load a model of diffusers as a model as any other: `df.evaluate`, `df.compare` and samples work on it.
 
     "hf:NAME" loads a masked language model of transformers as a masked diffusion, over sequences of the length of `space`
-    (a `space.Categorical`, or 128 tokens); the other options do not apply. See `interop.masked_lm` for models with other conventions.
+    (a `space.Categorical`, or 128 tokens). Only `revision`, `mask_token` and `shift` apply to it: see `interop.masked_lm`.
 
     Its `origin` lists what the checkpoint's own files determine, what was assumed and what was given; evaluations record it.
 
@@ -89,6 +91,8 @@ def load_checkpoint(
         revision: branch, tag or commit of a Hub repository.
         weights: "ema" for the moving average of the weights (unet_ema/, or the variant "ema"), "raw" for those of training (unet/, or the
             variant "non_ema"), where a checkpoint has both; by default unet/, or the weights without a variant. `check_weights` compares both.
+        mask_token: of "hf:NAME": the number of the mask, or its text, instead of its tokenizer's.
+        shift: of "hf:NAME": whether the logits at position i − 1 predict token i.
 
     Raises DiffusionalError for files that are missing, damaged, pickles that need code, or do not fit each other; schedulers without a bound
     and unknown settings; spaces of another shape; and decoders that do not fit the space.
@@ -104,7 +108,34 @@ def load_checkpoint(
     (10, 256, 'T = 10 latents, linear betas from 0.0001 to 0.02')
     """
     if str(path_or_hub_id).startswith(PREFIX):
-        return load_masked_lm(path_or_hub_id, 128 if space is None else space.shape[0])
+        others = {
+            "levels": levels,
+            "variance": variance,
+            "clipped": clipped,
+            "decoder": decoder,
+            "time": time,
+            "steps": steps,
+        }
+        others |= {
+            "decoder_variance": decoder_variance,
+            "scheduler": scheduler,
+            "reference": reference,
+            "weights": weights,
+        }
+        others |= {"gamma_min": gamma_min, "gamma_max": gamma_max, "subfolder": subfolder, "variant": variant}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise DiffusionalError(
+                f"expected only revision, mask_token and shift for {path_or_hub_id}, a masked language model, got {', '.join(given)} too"
+            )
+        # A space with an alphabet is that of another model; one without has the length of the items.
+        named = isinstance(space, Categorical) and space.alphabet is not None
+        length = None if space is None or named else space.dimensions
+        options: dict[str, Any] = {"mask_token": mask_token, "shift": shift, "revision": revision}
+        return load_masked_lm(path_or_hub_id, length, space=space if named else None, **options)
+    if mask_token is not None or shift:
+        raise DiffusionalError(
+            f"mask_token and shift are for masked language models, by the name hf:NAME, got {path_or_hub_id}; leave them out"
+        )
     place = locate(path_or_hub_id, subfolder=subfolder, variant=variant, revision=revision, weights=weights)
     origin = Origin(place.source, "diffusers", place.revision)
     own, stated = [], read_stated(place.folder)

@@ -8,6 +8,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import load_json, save_json
 from diffusional.interop.checkpoint import load_checkpoint
 from diffusional.models.diffusion import DiffusionModel
+from diffusional.models.masked import MaskedDiffusion
 from diffusional.space import Space
 
 # The file that makes a run folder one of an imported checkpoint.
@@ -26,7 +27,7 @@ def is_imported(run: Path) -> bool:
     return (run / IMPORTED).is_file()
 
 
-def save_reference(run: Path, model: DiffusionModel, options: Mapping[str, Any]) -> None:
+def save_reference(run: Path, model: DiffusionModel | MaskedDiffusion, options: Mapping[str, Any]) -> None:
     """Write checkpoint.json: where the checkpoint is, the hashes of its files, and the options of `load_checkpoint`, JSON values.
 
     A folder is stored by its absolute path, and a Hub id with its commit.
@@ -46,7 +47,7 @@ def save_reference(run: Path, model: DiffusionModel, options: Mapping[str, Any])
     save_json(run / IMPORTED, record)
 
 
-def load_reference(run: Path, space: Space, **changed: Any) -> DiffusionModel:
+def load_reference(run: Path, space: Space, **changed: Any) -> DiffusionModel | MaskedDiffusion:
     """Load the model of an imported run over its space, with some options of `load_checkpoint` changed.
 
     Raises DiffusionalError if the checkpoint is not there any more, or if its files have changed since it was imported.
@@ -70,10 +71,6 @@ def load_reference(run: Path, space: Space, **changed: Any) -> DiffusionModel:
         ) from error
     except DiffusionalError as error:
         raise DiffusionalError(f"{run} was imported from {source}: {error}") from error
-    if not isinstance(model, DiffusionModel):
-        raise DiffusionalError(
-            f"expected a run of a checkpoint of diffusers in {run}, got {source}; load it with df.load_checkpoint"
-        )
     now = model.origin["files"]
     fitted = {
         name: text

@@ -16,13 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusional.data.tokens import load_tokenizer
 from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
+from diffusional.files import sha256
+from diffusional.interop.record import Origin
 from diffusional.models.masked import MaskedDiffusion
-from diffusional.space import Categorical
+from diffusional.space import Categorical, Space
 
 # Prefix of the names of models of transformers.
 PREFIX = "hf:"
+# The default number of tokens of an item, and what stands for no limit.
+_LENGTH, _ANY = 128, 10**9
+_CAUSAL = "A causal language model is no masked diffusion: it predicts a token from earlier ones only, and its own likelihood is exact"
 
 
 class MaskedLanguageModel(nn.Module):
@@ -82,7 +88,8 @@ def masked_language_model(
         categories: the size of the vocabulary; defaults to `module.config.vocab_size`.
         alphabet: of the space, such as "tokenizer:NAME", in which `diffusional.data` then writes texts.
 
-    Raises DiffusionalError without a size of the vocabulary, and for a mask outside it.
+    Raises DiffusionalError without a size of the vocabulary, for a mask outside it, and for a causal language model, whose logits do not depend
+    on later tokens.
 
     >>> from transformers import BertConfig, BertForMaskedLM
     >>> tiny = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
@@ -96,36 +103,220 @@ def masked_language_model(
             "expected categories, the size of the vocabulary, for a module without config.vocab_size, got none"
         )
     network = MaskedLanguageModel(module, k, mask_token, shift)
+    if reads_later_tokens(module, k, length) is False:
+        raise DiffusionalError(
+            f"expected a masked language model, got a {type(module).__name__} in which no token sees later ones. {_CAUSAL}"
+        )
     return MaskedDiffusion(network, Categorical(length, k, alphabet, excluded=mask_token if mask_token < k else None))
 
 
 def load_masked_lm(
-    name: str | Path, length: int, *, mask_token: int | None = None, shift: bool = False
+    name: str | Path,
+    length: int | None = None,
+    *,
+    space: Space | None = None,
+    mask_token: int | str | None = None,
+    shift: bool = False,
+    revision: str | None = None,
+    most: int = _LENGTH,
 ) -> MaskedDiffusion:
     """Load a masked language model of transformers, a local folder or a name of the Hub, as a masked diffusion. No code of the repository is run:
     load models that need their own code yourself, and pass them to `masked_language_model`.
 
-    The mask defaults to that of its tokenizer, and the alphabet is its tokenizer, if it has one. Raises DiffusionalError for a model that cannot
-    be loaded, and without a mask.
+    Its `origin` lists what its files determine, what was assumed and what was given. The alphabet is its tokenizer, if it has one.
+
+    Args:
+        name: a folder or a name of the Hub, with or without "hf:".
+        length: the number of tokens of an item; defaults to `most`, or to the most that the model takes if that is less.
+        space: of another model that it is to be compared with, instead of `length`: a space of the same vocabulary and tokenizer.
+        mask_token: the number of the mask, or its text, instead of the tokenizer's.
+        shift: see `MaskedLanguageModel`.
+        revision: branch, tag or commit of a repository of the Hub.
+        most: the default of `length`, 128.
+
+    Raises DiffusionalError for a model that cannot be loaded, causal language models, weights that are missing in the files, a model without a
+    mask, a tokenizer with more tokens than the model, more tokens than the model takes, and another space.
     """
     name = str(name).removeprefix(PREFIX)
-    with needed_for("text"):
-        from transformers import AutoModelForMaskedLM, AutoTokenizer
-        from transformers.utils.hub import cached_file
-    try:
-        module: Any = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    folder = Path(name).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else name
+    module, tokenizer = _module(name, revision), _tokenizer(name, revision)
+    config: Any = module.config
+    k = int(config.vocab_size)
+    room = min(
+        int(getattr(config, "max_position_embeddings", None) or _ANY), getattr(tokenizer, "model_max_length", _ANY)
+    )
+    length = space.dimensions if space is not None else min(most, room) if length is None else length
+    if length > room:
         raise DiffusionalError(
-            f"expected a masked language model of transformers in {name!r}, which could not be loaded: {error}"
-        ) from error
-    # Without its files transformers makes an empty tokenizer: data are then arrays of tokens.
-    tokenizer: Any = None
-    if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    found = getattr(tokenizer, "mask_token_id", None) if mask_token is None else mask_token
+            f"expected at most {room} tokens for {name!r}, the most that the model takes, got length {length}"
+        )
+    if tokenizer is not None and len(tokenizer) > k:
+        raise DiffusionalError(
+            f"expected a tokenizer of at most {k} tokens in {name!r}, the vocabulary of the model, got {len(tokenizer)}: it is another model's"
+        )
+    mask, text = _mask(name, tokenizer, mask_token, k)
+    alphabet = None if tokenizer is None else f"tokenizer:{name}"
+    model = masked_language_model(module.eval(), length, mask_token=mask, shift=shift, alphabet=alphabet)
+    if space is not None:
+        model = MaskedDiffusion(model.network, _shared(name, model.space, space, tokenizer))
+    model.origin = _origin(
+        name, model, tokenizer, text, given={"mask": mask_token is not None, "shift": shift}
+    ).to_dict()
+    return model.eval()
+
+
+def _module(name: str, revision: str | None) -> Any:
+    """Load the network. Raises DiffusionalError for anything but a masked language model with all its weights."""
+    with needed_for("text"):
+        from transformers import AutoConfig, AutoModelForMaskedLM
+    expected = f"expected a masked language model of transformers in {name!r}"
+    try:
+        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        kinds = [str(kind) for kind in getattr(config, "architectures", None) or ()]
+        causal = [kind for kind in kinds if kind.endswith(("ForCausalLM", "LMHeadModel")) and "MaskedLM" not in kind]
+        if getattr(config, "is_decoder", False) or (causal and type(config) not in AutoModelForMaskedLM._model_mapping):
+            raise DiffusionalError(f"{expected}, got {', '.join(kinds) or 'a decoder'}. {_CAUSAL}")
+        module, info = AutoModelForMaskedLM.from_pretrained(
+            name, revision=revision, trust_remote_code=False, output_loading_info=True
+        )
+    except DiffusionalError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise DiffusionalError(f"{expected}, which could not be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise DiffusionalError(
+            f"{expected}, got files without the weights {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} of a "
+            f"{type(module).__name__}, which would be random; they are of another model, such as one without a head"
+        )
+    return module
+
+
+def _tokenizer(name: str, revision: str | None) -> Any:
+    """Return the tokenizer, or None if there is none: without its files transformers makes an empty one. Data are then arrays of tokens."""
+    with needed_for("text"):
+        from transformers.utils.hub import cached_file
+    config = cached_file(name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if config is None else load_tokenizer(name)
+
+
+def _mask(name: str, tokenizer: Any, given: int | str | None, categories: int) -> tuple[int, str | None]:
+    """Return the number of the mask, and its text if it is known."""
+    if isinstance(given, str) and given.lstrip("-").isdigit():
+        given = int(given)
+    if isinstance(given, str):
+        known = {} if tokenizer is None else tokenizer.get_vocab()
+        if given not in known:
+            raise DiffusionalError(
+                f"expected mask_token to be a token of the tokenizer of {name!r}, or its number, got {given!r}"
+            )
+        return known[given], given
+    found = getattr(tokenizer, "mask_token_id", None) if given is None else given
     if found is None:
         raise DiffusionalError(
             f"expected mask_token, the number of the mask, for {name!r}, whose tokenizer names none, got None"
         )
-    alphabet = None if tokenizer is None else f"tokenizer:{name}"
-    return masked_language_model(module.eval(), length, mask_token=int(found), shift=shift, alphabet=alphabet)
+    text = None if tokenizer is None or not 0 <= found < len(tokenizer) else tokenizer.convert_ids_to_tokens(int(found))
+    return int(found), text
+
+
+def _shared(name: str, own: Categorical, space: Space, tokenizer: Any) -> Categorical:
+    """Return the space of another model, if it has the same tokens. Raises DiffusionalError otherwise."""
+    same = isinstance(space, Categorical) and replace_alphabet(space, own.alphabet) == own
+    if (
+        same
+        and space.alphabet != own.alphabet
+        and tokenizer is not None
+        and (space.alphabet or "").startswith("tokenizer:")
+    ):
+        theirs = load_tokenizer((space.alphabet or "").removeprefix("tokenizer:"))
+        same = theirs.get_vocab() == tokenizer.get_vocab() and _rules(theirs) == _rules(tokenizer)
+    elif same:
+        same = space.alphabet == own.alphabet
+    if not same or not isinstance(space, Categorical):
+        raise DiffusionalError(
+            f"expected {name!r} to have the tokens of {space}, those of the model that it is compared with, got {own}; bounds of different "
+            "tokens cannot be compared"
+        )
+    return space
+
+
+def replace_alphabet(space: Categorical, alphabet: str | None) -> Categorical:
+    """Return a space of sequences with another alphabet."""
+    return Categorical(space.shape[0], space.levels, alphabet, space.excluded)
+
+
+def _rules(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(tokenizer).__name__ if backend is None else backend.to_str()
+
+
+def _origin(name: str, model: MaskedDiffusion, tokenizer: Any, text: str | None, given: dict[str, bool]) -> Origin:
+    """Return what the model's number rests on."""
+    network: Any = model.network
+    origin = Origin(f"{PREFIX}{name}", "transformers", getattr(network.module.config, "_commit_hash", None))
+    folder = Path(name)
+    if folder.is_dir():
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model")
+        )
+        origin.files |= {path.name: sha256(path) for path in files}
+    length, k = model.space.shape[0], model.space.levels
+    origin.config["network"] = f"{type(network.module).__name__}, {k:,} tokens"
+    if tokenizer is not None:
+        origin.config["tokenizer"] = (
+            f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens; no special tokens are added to a text"
+        )
+    named = f" ({text})" if text is not None else ""
+    sentence = f"the mask is token {network.mask_token}{named}: it is never predicted, and not part of data"
+    (origin.given if given["mask"] else origin.config)["mask"] = sentence
+    where = "i − 1 predict token i" if network.shift else "i predict token i"
+    origin.choose("shift", f"the logits at position {where}", given["shift"])
+    if network.timed:
+        origin.assumed["time"] = "the network takes a time, and receives 0"
+    origin.assumed["blocks"] = (
+        f"a text is cut into blocks of {length} tokens, one after the other, each evaluated without the others"
+    )
+    return origin
+
+
+@torch.no_grad()
+def reads_later_tokens(module: nn.Module, categories: int, length: int) -> bool | None:
+    """Return whether the logits at a position depend on the tokens after it; None if they do not depend on other positions at all, so that
+    nothing can be said. A causal language model returns False.
+    """
+    network = MaskedLanguageModel(module, categories, categories - 1)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    place = torch.arange(min(length, 8), device=device)
+    first = (place * 7 + 1) % (categories - 1)
+    last, begin = first.clone(), first.clone()
+    last[-1] = begin[0] = (first[-1] + 1) % (categories - 1)
+    if int(begin[0]) == int(first[0]):
+        begin[0] = (first[0] + 1) % (categories - 1)
+    plain, changed, before = network(torch.stack([first, last, begin]))[..., : categories - 1].double()
+    later = bool((plain[0] != changed[0]).any())
+    earlier = bool((plain[-1] != before[-1]).any())
+    return True if later else False if earlier else None
+
+
+@torch.no_grad()
+def check_shift(model: MaskedDiffusion, x: Tensor, items: int = 16) -> tuple[float, float] | None:
+    """Return the nats per masked token with the model's own convention for `shift`, and with the other one, at half-masked items (N, L) from
+    the first `items` of x. The lower one is the convention with which the network was trained, if it was trained on such data. None for a
+    network that is not a `MaskedLanguageModel`.
+    """
+    network = model.network
+    if not isinstance(network, MaskedLanguageModel) or not len(x):
+        return None
+    some = x[:items]
+    noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    level = torch.full((len(some),), max(1, model.space.shape[0] // 2), device=x.device)
+    z = MaskedDiffusion(network, model.space).noisy(some, level, noise)
+    found = []
+    for shift in (network.shift, not network.shift):
+        other = MaskedLanguageModel(network.module, network.categories, network.mask_token, shift)
+        cost = MaskedDiffusion(other, model.space).hidden_map(some, z)
+        found.append(float(cost.sum() / (z == model.process.mask).sum()))
+    return found[0], found[1]

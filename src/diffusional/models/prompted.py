@@ -220,12 +220,12 @@ class PromptedDiffusion(Chain):
         return self._filled(n, condition, steps, generator, greedy=False)
 
     @torch.no_grad()
-    def most_confident(self, condition: Condition) -> Tensor:
-        """Return sequences (N, L) in which the free positions are filled one by one with the most probable token of all of them: the
-        equivalent of greedy decoding, in L network evaluations.
+    def most_confident(self, condition: Condition, steps: int | None = None) -> Tensor:
+        """Return sequences (N, L) in which the free positions are filled with the most probable token, the most certain position first: the
+        equivalent of greedy decoding, in as many network evaluations as there are free positions, or in `steps`.
         """
         prompt = condition if isinstance(condition, Tensor) else condition[PROMPT]
-        return self._filled(len(prompt), condition, None, None, greedy=True)
+        return self._filled(len(prompt), condition, steps, None, greedy=True)
 
     def _filled(
         self, n: int, condition: Condition | None, steps: int | None, generator: torch.Generator | None, greedy: bool
