@@ -68,7 +68,8 @@ def llada(folder: Path, vocabulary: int, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     sizes |= {"intermediate_size": 16, "max_position_embeddings": 64}
-    found = EuroBertForMaskedLM(EuroBertConfig(vocab_size=vocabulary, **sizes)).eval()
+    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "mask_token_id": 1}
+    found = EuroBertForMaskedLM(EuroBertConfig(vocab_size=vocabulary, **sizes, **special)).eval()
     found.save_pretrained(folder)
     return found
 

@@ -30,7 +30,7 @@ def test_evaluate_has_bits_per_token_character_and_byte(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, items = tmp_path / "out.json", tmp_path / "items.csv"
-    options = ("--mask-token", "<|mdm_mask|>", "--length", 8, "--visits", 4, "--no-audit")
+    options = ("--mask-token", "<|mdm_mask|>", "--length", 8, "--error", 0.2, "--no-audit")
     status, printed, _ = command(
         capsys, "evaluate", f"hf:{folder / 'llada'}", "--data", folder / "text.txt", *options, "--json", out,
         "--per-item", items,
@@ -57,8 +57,7 @@ def test_compare_score_and_import(folder: Path, tmp_path: Path, capsys: pytest.C
     text = folder / "text.txt"
     base = ("--data", text, "--length", 8)
     status, printed, error = command(
-        capsys, "evaluate", f"hf:{folder / 'bert'}", f"hf:{folder / 'other'}", *base, "--max-evaluations", 3000,
-        "--error", 0.5, "--no-audit",
+        capsys, "evaluate", f"hf:{folder / 'bert'}", f"hf:{folder / 'other'}", *base, "--error", 2, "--no-audit",
     )  # fmt: skip
     assert status == 0, error
     assert "difference" in printed
@@ -76,10 +75,10 @@ def test_compare_score_and_import(folder: Path, tmp_path: Path, capsys: pytest.C
     for source, more in ((f"hf:{folder / 'bert'}", ("--length", 8)), (run, ())):
         out = tmp_path / f"{len(values)}.json"
         status, _, error = command(
-            capsys, "evaluate", source, "--data", text, *more, "--visits", 2, "--no-audit", "--no-check", "--json", out
+            capsys, "evaluate", source, "--data", text, *more, "--error", 1, "--no-audit", "--no-check", "--json", out
         )
         assert status == 0, error
-        values.append(json.loads(out.read_text())["nelbo"]["n"])
+        values.append(json.loads(out.read_text())["nelbo"]["value"])
     assert values[0] == values[1]
 
 

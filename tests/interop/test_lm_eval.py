@@ -15,9 +15,10 @@ import torch
 import diffusional as df
 from diffusional.interop import lm_eval
 from diffusional.interop.lm_eval import Harness, windows
+from diffusional.interop.masked_lm import load_masked_lm
 from diffusional.models.prompted import PromptedDiffusion, prompts
 from diffusional.space import Categorical
-from language import bert, word_piece
+from language import bert, byte_pairs, word_piece
 
 pytest.importorskip("transformers")
 
@@ -146,6 +147,14 @@ def test_a_log_likelihood_is_that_of_the_continuation_given_its_context(harness:
     # The same request has the same number, whatever is beside it.
     again = harness.loglikelihood([Instance(REQUESTS[0])])
     assert again[0] == found[0]
+
+
+def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(folder: Path, tmp_path: Path) -> None:
+    """Seen by a tokenizer that keeps spaces."""
+    pairs = byte_pairs(tmp_path)
+    made = Harness(model=load_masked_lm(folder, 8), tokenizer=pairs)
+    before, after = made._pair("the model ", "is")
+    assert (pairs.decode(before), pairs.decode(after)) == ("the model", " is")
 
 
 def test_the_most_confident_continuation_is_greedy(harness: Harness) -> None:

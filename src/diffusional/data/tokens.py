@@ -423,11 +423,11 @@ def load_text(
     if embedded:
         found = _embedded(alphabet, length)
         parts = {part: Part(values, slice(None), name) for part, (values, _) in found.items()}
-        columns, notes = {part: own for part, (_, own) in found.items()}, ()
+        columns, notes = {str(part): own for part, (_, own) in found.items()}, ()
     else:
         values, every, notes = tokens_of(path, alphabet, length)
-        columns = dict.fromkeys(("train", "validation", "test"), every)
         parts = split_at_random(values, str(path), split, seed)
+        columns = dict.fromkeys(map(str, parts), every)
         if not stored or alphabet != "tokens":
             starts = np.cumsum([0, *(len(parts[part]) for part in ("train", "validation", "test"))])
             parts = {

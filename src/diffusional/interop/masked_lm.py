@@ -10,6 +10,8 @@ The vocabulary keeps its numbers. The mask is one of them but not a category: th
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +179,10 @@ def _module(name: str, revision: str | None) -> Any:
         causal = [kind for kind in kinds if kind.endswith(("ForCausalLM", "LMHeadModel")) and "MaskedLM" not in kind]
         if getattr(config, "is_decoder", False) or (causal and type(config) not in AutoModelForMaskedLM._model_mapping):
             raise DiffusionalError(f"{expected}, got {', '.join(kinds) or 'a decoder'}. {_CAUSAL}")
-        module, info = AutoModelForMaskedLM.from_pretrained(
-            name, revision=revision, trust_remote_code=False, output_loading_info=True
-        )
+        with _silent():
+            module, info = AutoModelForMaskedLM.from_pretrained(
+                name, revision=revision, trust_remote_code=False, output_loading_info=True
+            )
     except DiffusionalError:
         raise
     except (OSError, ValueError, KeyError) as error:
@@ -190,6 +193,22 @@ def _module(name: str, revision: str | None) -> Any:
             f"{type(module).__name__}, which would be random; they are of another model, such as one without a head"
         )
     return module
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep transformers from printing progress and reports: what matters raises an error."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _tokenizer(name: str, revision: str | None) -> Any:
@@ -222,33 +241,26 @@ def _mask(name: str, tokenizer: Any, given: int | str | None, categories: int) -
 
 def _shared(name: str, own: Categorical, space: Space, tokenizer: Any) -> Categorical:
     """Return the space of another model, if it has the same tokens. Raises DiffusionalError otherwise."""
-    same = isinstance(space, Categorical) and replace_alphabet(space, own.alphabet) == own
-    if (
-        same
-        and space.alphabet != own.alphabet
-        and tokenizer is not None
-        and (space.alphabet or "").startswith("tokenizer:")
-    ):
-        theirs = load_tokenizer((space.alphabet or "").removeprefix("tokenizer:"))
-        same = theirs.get_vocab() == tokenizer.get_vocab() and _rules(theirs) == _rules(tokenizer)
-    elif same:
-        same = space.alphabet == own.alphabet
-    if not same or not isinstance(space, Categorical):
-        raise DiffusionalError(
-            f"expected {name!r} to have the tokens of {space}, those of the model that it is compared with, got {own}; bounds of different "
-            "tokens cannot be compared"
-        )
-    return space
+    same = False
+    if isinstance(space, Categorical):
+        theirs = space.alphabet or ""
+        same = (space.shape, space.levels, space.excluded) == (own.shape, own.levels, own.excluded)
+        if theirs != (own.alphabet or ""):
+            # The same tokenizer in another folder.
+            same = same and tokenizer is not None and theirs.startswith("tokenizer:")
+            same = same and _rules(load_tokenizer(theirs.removeprefix("tokenizer:"))) == _rules(tokenizer)
+        if same:
+            return space
+    raise DiffusionalError(
+        f"expected {name!r} to have the tokens of {space}, those of the model that it is compared with, got {own}; bounds of different tokens "
+        "cannot be compared"
+    )
 
 
-def replace_alphabet(space: Categorical, alphabet: str | None) -> Categorical:
-    """Return a space of sequences with another alphabet."""
-    return Categorical(space.shape[0], space.levels, alphabet, space.excluded)
-
-
-def _rules(tokenizer: Any) -> str:
+def _rules(tokenizer: Any) -> tuple[str, dict[str, int]]:
+    """Return the rules and the vocabulary of a tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return type(tokenizer).__name__ if backend is None else backend.to_str()
+    return type(tokenizer).__name__ if backend is None else backend.to_str(), tokenizer.get_vocab()
 
 
 def _origin(name: str, model: MaskedDiffusion, tokenizer: Any, text: str | None, given: dict[str, bool]) -> Origin:
@@ -267,7 +279,7 @@ def _origin(name: str, model: MaskedDiffusion, tokenizer: Any, text: str | None,
     origin.config["network"] = f"{type(network.module).__name__}, {k:,} tokens"
     if tokenizer is not None:
         origin.config["tokenizer"] = (
-            f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens; no special tokens are added to a text"
+            f"its tokenizer has {len(tokenizer):,} tokens; no special tokens are added to a text"
         )
     named = f" ({text})" if text is not None else ""
     sentence = f"the mask is token {network.mask_token}{named}: it is never predicted, and not part of data"
