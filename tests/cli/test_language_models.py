@@ -41,10 +41,10 @@ def test_evaluate_has_bits_per_token_character_and_byte(
     text, nelbo = record["text"], record["nelbo"]
     assert text["characters"] == len(SHORT)
     assert text["bytes"] == len(SHORT.encode())
-    bits = nelbo["value"] * 8 * nelbo["n"]
+    bits = nelbo["value"] * 8 * record["items"]
     assert text["bits_per_character"][0] == pytest.approx(bits / len(SHORT))
     assert text["bits_per_token"][0] == pytest.approx(bits / text["tokens"])
-    assert text["bits_per_character"][1] == pytest.approx(nelbo["error"] * 8 * nelbo["n"] / len(SHORT))
+    assert text["bits_per_character"][1] == pytest.approx(nelbo["error"] * 8 * record["items"] / len(SHORT))
     assert text["perplexity"] == pytest.approx(2 ** (bits / text["tokens"]))
     # A random network of 290 tokens.
     assert text["bits_per_token"][0] > 0.5 * math.log2(290)
@@ -80,6 +80,9 @@ def test_compare_score_and_import(folder: Path, tmp_path: Path, capsys: pytest.C
         assert status == 0, error
         values.append(json.loads(out.read_text())["nelbo"]["value"])
     assert values[0] == values[1]
+    status, _, error = command(capsys, "evaluate", run, "--data", text, "--shift")
+    assert status == 2
+    assert "--shift" in error
 
 
 def test_bad_input_is_refused_by_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,13 @@ def test_the_convention_of_the_logits_is_checked(folder: Path) -> None:
         model = df.MaskedDiffusion(MaskedLanguageModel(Shifted(), 10, 9, shift), Categorical(8, 10, excluded=9))
         found = check_shift(model, x)
         assert found is not None
+        assert found[2] != shift
         assert (found[0] < found[1]) == shift
+    # Equal predictions are no reason to change.
+    model = df.MaskedDiffusion(MaskedLanguageModel(Constant(), 20, 9), Categorical(8, 20, excluded=9))
+    found = check_shift(model, x)
+    assert found is not None
+    assert not found[2]
     assert check_shift(df.MaskedDiffusion(lambda z: torch.zeros(*z.shape, 10), Categorical(8, 10)), x) is None
 
 

@@ -108,6 +108,8 @@ def test_estimates_have_the_mean_of_the_exact_ledger_for_every_prompt() -> None:
         df.evaluate(model, x[rows], visits=4, unit="nats", condition=prompt[rows], plan=plan, audit=False)
         for rows in (torch.arange(len(x)), some)
     )
+    scores = df.score(model, x[some], visits=4, condition=prompt[some], plan=plan)
+    assert torch.equal(scores.nelbo, whole.per_item["nelbo"][whole.per_item["item"].argsort()][some])
     ordered = [one.per_item["nelbo"][one.per_item["item"].argsort()] for one in (whole, part)]
     assert torch.equal(ordered[0][some], ordered[1])
 

@@ -56,6 +56,10 @@ def opened(
         if not given:
             return run, False
         if is_imported(path):
+            if fixed := _given(command, _TEXT_OPTIONS):
+                raise DiffusionalError(
+                    f"{', '.join(fixed)} cannot be changed for {path}, which was imported with its own; import the checkpoint again"
+                )
             options = _options(command)
             options |= _reference(command, run.record, run.model, options)
             return Run(run.record, loaded=load_reference(path, run.space, **options)), True
@@ -365,9 +369,9 @@ def _checked_shift(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, A
     found = check_shift(model, chosen.x[:16].to(next(model.parameters()).device))
     if found is None:
         return None
-    own, other = found
+    own, other, worse = found
     shift = bool(model.network.shift)
-    better = "" if own <= other else f". The other convention fits better: {'leave out' if shift else 'give'} --shift"
+    better = "" if not worse else f". The other convention fits better: {'leave out' if shift else 'give'} --shift"
     say(
         f"check of {name}: {own:.3f} nats per masked token at half-masked blocks, {other:.3f} {'without' if shift else 'with'} --shift{better}"
     )

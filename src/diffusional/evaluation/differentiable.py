@@ -6,8 +6,9 @@
     antithetic   visits j and V − 1 − j have the noise ε and −ε: for masks, a set of positions and one that is disjoint as far as possible
     common       they depend on the item, its condition, the seed and the plan only, not on the weights or the other items of a batch
 
-so that the ratio of two policies, exp(log_prob(a, x) − log_prob(b, x)), has the variance of a difference under the same draws (as VRPO, Zhu et
-al. 2025, and d1, Zhao et al. 2025, want). The estimate and its gradient are unbiased; that of a ratio, as of any nonlinear function, is not.
+so that the ratio of two policies, exp(log_prob(a, x) − log_prob(b, x)), has the variance of a difference under the same draws (VRPO, Zhu et al.
+2025, shares times and masks between policies for this reason). The estimate and its gradient are unbiased; that of a ratio, as of any nonlinear
+function, is not.
 """
 
 import torch

@@ -314,21 +314,22 @@ def reads_later_tokens(module: nn.Module, categories: int, length: int) -> bool 
 
 
 @torch.no_grad()
-def check_shift(model: MaskedDiffusion, x: Tensor, items: int = 16) -> tuple[float, float] | None:
-    """Return the nats per masked token with the model's own convention for `shift`, and with the other one, at half-masked items (N, L) from
-    the first `items` of x. The lower one is the convention with which the network was trained, if it was trained on such data. None for a
-    network that is not a `MaskedLanguageModel`.
+def check_shift(model: MaskedDiffusion, x: Tensor) -> tuple[float, float, bool] | None:
+    """Return the nats per masked token with the model's own convention for `shift` and with the other one, at half-masked items x (N, L); and
+    whether the other one is better, by more than 5 % and three standard errors of the items' differences. The better one is the convention
+    with which the network was trained, if the data are like those of its training. None for a network that is not a `MaskedLanguageModel`
+    and for fewer than two items.
     """
     network = model.network
-    if not isinstance(network, MaskedLanguageModel) or not len(x):
+    if not isinstance(network, MaskedLanguageModel) or len(x) < 2:
         return None
-    some = x[:items]
-    noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
-    level = torch.full((len(some),), max(1, model.space.shape[0] // 2), device=x.device)
-    z = MaskedDiffusion(network, model.space).noisy(some, level, noise)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    level = torch.full((len(x),), max(1, model.space.shape[0] // 2), device=x.device)
+    z = MaskedDiffusion(network, model.space).noisy(x, level, noise)
     found = []
     for shift in (network.shift, not network.shift):
         other = MaskedLanguageModel(network.module, network.categories, network.mask_token, shift)
-        cost = MaskedDiffusion(other, model.space).hidden_map(some, z)
-        found.append(float(cost.sum() / (z == model.process.mask).sum()))
-    return found[0], found[1]
+        found.append(MaskedDiffusion(other, model.space).hidden_map(x, z).sum(1) / level)
+    own, theirs = found
+    gain, error = float((own - theirs).mean()), float((own - theirs).std()) / len(x) ** 0.5
+    return float(own.mean()), float(theirs.mean()), gain > max(3 * error, 0.05 * float(own.mean()))
