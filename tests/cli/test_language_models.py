@@ -60,7 +60,7 @@ def test_compare_score_and_import(folder: Path, tmp_path: Path, capsys: pytest.C
         capsys, "evaluate", f"hf:{folder / 'bert'}", f"hf:{folder / 'other'}", *base, "--error", 2, "--no-audit",
     )  # fmt: skip
     assert status == 0, error
-    assert "difference" in printed
+    assert "A − B" in printed
     status, _, error = command(
         capsys, "evaluate", f"hf:{folder / 'bert'}", f"hf:{folder / 'llada'}", *base, "--mask-token", 2
     )

@@ -91,6 +91,7 @@ def harness(folder: Path) -> Harness:
     return Harness(str(folder), max_length=8, visits=64, greedy=True)
 
 
+@torch.no_grad()
 def exact(harness: Harness, context: list[int], continuation: list[int]) -> float:
     row = torch.tensor([context + continuation]).float()
     if row.shape[1] == 1:
@@ -170,13 +171,13 @@ def test_errors_cover_the_exact_numbers(folder: Path) -> None:
     made = Harness(str(folder), max_length=8, visits=8)
     pair = made._pair("the model", " is masked")
     found = []
-    for seed in range(60):
+    for seed in range(40):
         made.seed = seed
         found.append(made._scores([pair])[0])
     values, errors = torch.tensor([one[0] for one in found]), torch.tensor([one[1] for one in found])
     wanted = exact(made, *pair)
-    assert abs(float(values.mean()) - wanted) < 4.5 * float(values.std()) / 60**0.5
-    assert 0.75 < float(errors.square().mean().sqrt() / values.std()) < 1.33
+    assert abs(float(values.mean()) - wanted) < 4.5 * float(values.std()) / 40**0.5
+    assert 0.65 < float(errors.square().mean().sqrt() / values.std()) < 1.5
 
 
 def harness_windows(tokens: list[int], prefix: int, most: int) -> list[tuple[list[int], list[int]]]:
