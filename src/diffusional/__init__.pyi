@@ -60,8 +60,8 @@ from diffusional.models.gaussian_chain import GaussianChain as GaussianChain
 from diffusional.models.guidance import Guided as Guided
 from diffusional.models.hvae import HierarchicalVAE as HierarchicalVAE
 from diffusional.models.masked import MaskedDiffusion as MaskedDiffusion
-from diffusional.models.prompted import PromptedDiffusion as PromptedDiffusion
 from diffusional.models.prior import Prior as Prior
+from diffusional.models.prompted import PromptedDiffusion as PromptedDiffusion
 from diffusional.models.redrawn import UniformDiffusion as UniformDiffusion
 from diffusional.models.renoised import Renoised as Renoised
 from diffusional.models.tail import ChainTail as ChainTail

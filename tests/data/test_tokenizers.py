@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import diffusional as df
-from diffusional.data.tokens import TextUnits, alphabet_of, load_text
+from diffusional.data.alphabets import alphabet_of
+from diffusional.data.tokens import TextUnits, load_text
 from diffusional.space import Categorical
 from language import TEXT, byte_pairs, word_piece
 

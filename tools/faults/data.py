@@ -60,14 +60,14 @@ FAULTS = [
         "data/test_given.py::test_conditions_are_those_of_their_items",
     ),
     fault(
-        "data/tokens.py",
+        "data/alphabets.py",
         "characters between two tokens are dropped",
         "edges[:1] = 0",
         "edges[:1] = starts[:1]",
         "data/test_tokenizers.py::test_every_character_and_byte_is_counted_once",
     ),
     fault(
-        "data/tokens.py",
+        "data/alphabets.py",
         "a character of several bytes counts several times",
         "(tokens & 0xC0 != 0x80)",
         "(tokens & 0xFF != 0x80)",

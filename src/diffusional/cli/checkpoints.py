@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffusional.cli.commands import Check, Classify, Evaluate, Import, Score
 from diffusional.cli.console import Result, first, say, working
+from diffusional.cli.text_models import (
+    OPTIONS,
+    TEXT_OPTIONS,
+    checked_shift,
+    given_options,
+    is_text_model,
+    refuse_text_options,
+    text_model,
+)
 from diffusional.errors import DiffusionalError, LevelsError
 
 if TYPE_CHECKING:
@@ -19,10 +28,6 @@ if TYPE_CHECKING:
     from diffusional.training.folder import Run
     from diffusional.training.run import RunRecord
 
-# Options of `evaluate` for checkpoints.
-_OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "variance", "variant", "weights", "revision")
-# Options of masked language models, beside --revision.
-_TEXT_OPTIONS = ("length", "mask_token", "shift")
 # Files of which a folder of diffusers has one: of a pipeline, of a model, and of a checkpoint in training.
 _MARKS = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json", "prior/config.json")
 # Items of --training-data on which p is fitted.
@@ -44,7 +49,7 @@ def opened(
     from diffusional.interop.imported import is_imported, load_reference
     from diffusional.training.folder import Run, load_run
 
-    given = _given(command, (*_OPTIONS, *_TEXT_OPTIONS))
+    given = given_options(command, (*OPTIONS, *TEXT_OPTIONS))
     if not is_foreign(path):
         if not path.exists():
             raise DiffusionalError(
@@ -56,7 +61,7 @@ def opened(
         if not given:
             return run, False
         if is_imported(path):
-            if fixed := _given(command, _TEXT_OPTIONS):
+            if fixed := given_options(command, TEXT_OPTIONS):
                 raise DiffusionalError(
                     f"{', '.join(fixed)} cannot be changed for {path}, which was imported with its own; import the checkpoint again"
                 )
@@ -72,51 +77,10 @@ def opened(
             f"--data is missing: {path} is a checkpoint, which has no data of its own. Name the data to evaluate, such as --data digits"
         )
     if is_text_model(path):
-        return as_run(path, _masked(path, command, space)), True
-    _refuse_text_options(path, command)
+        return as_run(path, text_model(path, command, space)), True
+    refuse_text_options(path, command)
     model = fitted(path, command, _levels(command), space, _options(command))
     return as_run(path, model), True
-
-
-def is_text_model(path: Path) -> bool:
-    """Return whether a path is hf:NAME, a masked language model of transformers."""
-    return str(path).startswith("hf:")
-
-
-def _given(command: Any, names: tuple[str, ...]) -> list[str]:
-    """Return those of some options that are given, as they are written."""
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(command, name, None) not in (None, False)]
-
-
-def _refuse_text_options(path: Path, command: Any) -> None:
-    if given := _given(command, _TEXT_OPTIONS):
-        raise DiffusionalError(
-            f"{', '.join(given)} was given for {path}, but is for masked language models, hf:NAME; leave it out"
-        )
-
-
-def _masked(
-    path: Path, command: Evaluate | Check | Score | Classify | Import, space: "Space | None"
-) -> "MaskedDiffusion":
-    """Load a masked language model. Raises DiffusionalError for options that it does not have."""
-    from diffusional.interop.masked_lm import load_masked_lm
-    from diffusional.space import Categorical
-
-    if not isinstance(command, Evaluate | Score | Import):
-        raise DiffusionalError(
-            f"expected a run or a checkpoint of diffusers for this command, got {path}, a masked language model"
-        )
-    other = ("steps",) if isinstance(command, Import) else ()
-    if given := _given(command, (*(name for name in _OPTIONS if name != "revision"), "levels", "condition", *other)):
-        raise DiffusionalError(
-            f"{', '.join(given)} was given, but does not apply to {path}, a masked language model; leave it out"
-        )
-    if space is not None and not isinstance(space, Categorical):
-        raise DiffusionalError(
-            f"expected two models of the same data, got one of {space} and {path}, a masked language model"
-        )
-    options: dict[str, Any] = {"mask_token": command.mask_token, "shift": command.shift, "revision": command.revision}
-    return load_masked_lm(str(path), None if space is not None else command.length, space=space, **options)
 
 
 def _refuse_other_code(path: Path) -> None:
@@ -339,7 +303,7 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
     if not model.origin or not first():
         return None
     if model.origin.get("kind") == "transformers":
-        return _checked_shift(name, model, chosen)
+        return checked_shift(name, model, chosen)
     items = min(SHORT_ITEMS, len(chosen.data))
     if items < 2:
         say(f"check of {name}: omitted, as it needs at least 2 items")
@@ -358,24 +322,6 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
     say(f"check of {name}: {found.line()}{more}")
     keys = ("findings", "remedies", "network_evaluations")
     return {key: value for key, value in found.to_json().items() if key in keys} | {"items": items}
-
-
-def _checked_shift(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | None:
-    """Check whether the logits of a masked language model are at the declared positions, in one line: of the other convention, the cost is
-    higher unless it is the one that the network was trained with.
-    """
-    from diffusional.interop.masked_lm import check_shift
-
-    found = check_shift(model, chosen.x[:16].to(next(model.parameters()).device))
-    if found is None:
-        return None
-    own, other, worse = found
-    shift = bool(model.network.shift)
-    better = "" if not worse else f". The other convention fits better: {'leave out' if shift else 'give'} --shift"
-    say(
-        f"check of {name}: {own:.3f} nats per masked token at half-masked blocks, {other:.3f} {'without' if shift else 'with'} --shift{better}"
-    )
-    return {"nats_per_masked_token": {"own": own, "other_shift": other}}
 
 
 def _fitted_values(model: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -407,7 +353,7 @@ def run(command: Import) -> Result:
         )
     if is_text_model(source):
         return _import_text_model(command)
-    _refuse_text_options(source, command)
+    refuse_text_options(source, command)
     options = _options(command) | {"steps": command.steps}
     later = command.training_data is None and command.data is not None
     plain = {name: value for name, value in options.items() if not (later and value == "fit")}
@@ -459,7 +405,7 @@ def _import_text_model(command: Import) -> Result:
         raise DiffusionalError(
             f"--data and --size do not apply to {command.checkpoint}, a masked language model; leave them out, and give --data to evaluate"
         )
-    model = _masked(command.checkpoint, command, None)
+    model = text_model(command.checkpoint, command, None)
     described: dict[str, Any] = {
         "name": None,
         "space": model.space.to_dict(),

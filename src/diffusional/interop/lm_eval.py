@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusional.data.tokens import load_tokenizer
+from diffusional.data.alphabets import load_tokenizer
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.differentiable import log_prob
 from diffusional.files import save_json

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusional.data.tokens import load_tokenizer
+from diffusional.data.alphabets import load_tokenizer
 from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
 from diffusional.files import sha256

@@ -1,0 +1,79 @@
+"""Masked language models of transformers on the command line, by the name hf:NAME."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusional.cli.commands import Check, Classify, Evaluate, Import, Score
+from diffusional.cli.console import say
+from diffusional.errors import DiffusionalError
+
+if TYPE_CHECKING:
+    from diffusional.cli.items import ChosenItems
+    from diffusional.models.masked import MaskedDiffusion
+    from diffusional.space import Space
+
+# Options of `evaluate` for checkpoints, and those of masked language models beside --revision.
+OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "variance", "variant", "weights", "revision")
+TEXT_OPTIONS = ("length", "mask_token", "shift")
+
+
+def is_text_model(path: Path) -> bool:
+    """Return whether a path is hf:NAME, a masked language model of transformers."""
+    return str(path).startswith("hf:")
+
+
+def given_options(command: Any, names: tuple[str, ...]) -> list[str]:
+    """Return those of some options that are given, as they are written."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(command, name, None) not in (None, False)]
+
+
+def refuse_text_options(path: Path, command: Any) -> None:
+    """Raise DiffusionalError for options of masked language models that are given for something else."""
+    if given := given_options(command, TEXT_OPTIONS):
+        raise DiffusionalError(
+            f"{', '.join(given)} was given for {path}, but is for masked language models, hf:NAME; leave it out"
+        )
+
+
+def text_model(
+    path: Path, command: Evaluate | Check | Score | Classify | Import, space: "Space | None"
+) -> "MaskedDiffusion":
+    """Load a masked language model. Raises DiffusionalError for options that it does not have."""
+    from diffusional.interop.masked_lm import load_masked_lm
+    from diffusional.space import Categorical
+
+    if not isinstance(command, Evaluate | Score | Import):
+        raise DiffusionalError(
+            f"expected a run or a checkpoint of diffusers for this command, got {path}, a masked language model"
+        )
+    others = (*(name for name in OPTIONS if name != "revision"), "levels", "condition", "steps")
+    if not isinstance(command, Import):
+        others = others[:-1]  # `evaluate --steps` regrids any model
+    if given := given_options(command, others):
+        raise DiffusionalError(
+            f"{', '.join(given)} was given, but does not apply to {path}, a masked language model; leave it out"
+        )
+    if space is not None and not isinstance(space, Categorical):
+        raise DiffusionalError(
+            f"expected two models of the same data, got one of {space} and {path}, a masked language model"
+        )
+    options: dict[str, Any] = {"mask_token": command.mask_token, "shift": command.shift, "revision": command.revision}
+    return load_masked_lm(str(path), None if space is not None else command.length, space=space, **options)
+
+
+def checked_shift(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | None:
+    """Check whether the logits of a masked language model are at the declared positions, in one line: of the other convention, the cost is
+    higher unless it is the one that the network was trained with.
+    """
+    from diffusional.interop.masked_lm import check_shift
+
+    found = check_shift(model, chosen.x[:16].to(next(model.parameters()).device))
+    if found is None:
+        return None
+    own, other, worse = found
+    shift = bool(model.network.shift)
+    better = "" if not worse else f". The other convention fits better: {'leave out' if shift else 'give'} --shift"
+    say(
+        f"check of {name}: {own:.3f} nats per masked token at half-masked blocks, {other:.3f} {'without' if shift else 'with'} --shift{better}"
+    )
+    return {"nats_per_masked_token": {"own": own, "other_shift": other}}
