@@ -49,6 +49,7 @@ FLOORS = (
     "absorbing",
     "redrawn",
     "networks",
+    "models.coding",
     "models.base",
     "models.time",
     "models.level_mean",

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from diffusional.errors import DiffusionalError
 
-FORMAT = 1
+FORMAT = 2
 _MAGIC = b"diffusional\x00"
 _CHECKSUM = 32
-_KEYS = ("format", "items", "rows", "seed", "initial_words", "unused_words", "data_sha256", "latents")
+_KEYS = (
+    "format items rows seed initial_words unused_words data_sha256 latents grid spacings paid label_counts condition".split()
+)
 
 
 def pack(header: dict[str, Any], words: NDArray[np.uint32]) -> bytes:
@@ -25,7 +27,7 @@ def pack(header: dict[str, Any], words: NDArray[np.uint32]) -> bytes:
 def unpack(data: bytes) -> tuple[dict[str, Any], NDArray[np.uint32]]:
     """Return header and words of a file. Raises DiffusionalError for bytes that `pack` did not write, or that have changed since.
 
-    >>> header = dict.fromkeys(("items", "rows", "seed", "initial_words", "unused_words", "data_sha256", "latents"), 1) | {"format": 1}
+    >>> header = dict.fromkeys(_KEYS, 1) | {"format": FORMAT}
     >>> unpack(pack(header, np.array([7, 8], dtype=np.uint32)))[1].tolist()
     [7, 8]
     >>> unpack(b"PNG")

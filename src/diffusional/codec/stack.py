@@ -8,7 +8,8 @@ are therefore hidden by a keystream before they are popped as another variable (
 2.9 times the variance of their distribution, and files were 0.7 bits/dim too long.
 
 Real values are numbers of a grid of spacing δ. N(m, s²) is coded on the grid points within six standard deviations of m; a value beyond is
-coded as the outermost point, followed by its distance from there in bytes.
+coded as the outermost point, followed by its distance from there: a number of bytes, and these bytes. Values whose windows are of about the
+same size are coded together, since every point of a window has a probability of at least 2^-24.
 """
 
 import math
@@ -32,8 +33,10 @@ REACH = 6.0
 _LEAST = 2.0**-24
 # Words of the coder's state, below which a stack is empty.
 _STATE = 2
-# A byte of a distance of 255 or more, which is continued by the next one.
-_MORE = 255
+# Standard deviations within this factor share a window.
+_ALIKE = 4.0
+# The largest half-width of a window: its points have a part of 2^-4 of the coder's probability.
+_WIDEST = 2**19
 
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -63,12 +66,12 @@ class Stack:
         """Return a copy of all words."""
         return self._ans.get_compressed().copy()
 
-    def hide(self, values: int, key: int) -> None:
-        """Exclusive-or the top of the stack, from which `values` values are going to be popped, with a keystream of `key`. The highest bit of
+    def hide(self, number: int, key: int) -> None:
+        """Exclusive-or the `number` words on top, from which values are going to be popped, with a keystream of `key`. The highest bit of
         the word on top stays, so that it is not zero. Doing it twice changes nothing.
         """
         words = self.words()
-        start = max(0, len(words) - _hidden(values))
+        start = max(0, len(words) - number)
         stream = keystream(key, len(words) - start)
         stream[-1] &= (1 << (int(words[-1]).bit_length() - 1)) - 1
         words[start:] ^= stream
@@ -81,47 +84,50 @@ class Stack:
 
     def pop_levels(self, probabilities: Real) -> Whole:
         """Pop levels (n,) under probabilities (n, K)."""
-        return self._ans.decode(_CATEGORICAL, _rows(probabilities)).astype(np.int64)
+        found = self._ans.decode(_CATEGORICAL, _rows(probabilities)).astype(np.int64)
+        self._popped()
+        return found
 
     def push_gaussian(self, values: Whole, mean: Real, std: Real) -> None:
         """Push numbers of the grid (n,) under N(mean, std²), with mean and std (n,) in units of the grid."""
-        centre, model, edge = _window(mean, std)
+        centre = np.rint(mean).astype(np.int64)
         apart = values - centre
-        near = np.clip(apart, -edge, edge)
-        for i in np.flatnonzero(np.abs(near) == edge)[::-1]:
-            self._push_distance(abs(int(apart[i])) - edge)
-        self._ans.encode_reverse(near.astype(np.int32), model, mean - centre, std)
+        for edge, some in _windows(std)[::-1]:
+            near = np.clip(apart[some], -edge, edge)
+            for i in np.flatnonzero(np.abs(near) == edge)[::-1]:
+                self._push_distance(abs(int(apart[some][i])) - edge)
+            self._ans.encode_reverse(near.astype(np.int32), _gaussian(edge), (mean - centre)[some], std[some])
 
     def pop_gaussian(self, mean: Real, std: Real) -> Whole:
         """Pop numbers of the grid (n,) under N(mean, std²), with mean and std (n,) in units of the grid."""
-        centre, model, edge = _window(mean, std)
-        near = self._ans.decode(model, mean - centre, std).astype(np.int64)
-        for i in np.flatnonzero(np.abs(near) == edge):
-            near[i] += np.sign(near[i]) * self._pop_distance()
+        centre = np.rint(mean).astype(np.int64)
+        apart = np.zeros_like(centre)
+        for edge, some in _windows(std):
+            near = self._ans.decode(_gaussian(edge), (mean - centre)[some], std[some]).astype(np.int64)
+            for i in np.flatnonzero(np.abs(near) == edge):
+                near[i] += np.sign(near[i]) * self._pop_distance()
+            apart[some] = near
+        self._popped()
+        return centre + apart
+
+    def _popped(self) -> None:
         self.lowest = min(self.lowest, max(0, len(self) - _STATE))
-        return centre + near
 
     def _push_distance(self, distance: int) -> None:
-        byte = _STREAM.model.Uniform(_MORE + 1)
-        for part in reversed([_MORE] * (distance // _MORE) + [distance % _MORE]):
-            self._ans.encode_reverse(np.array([part], dtype=np.int32), byte)
+        parts = distance.to_bytes((distance.bit_length() + 7) // 8, "little")
+        for part in (*parts, len(parts)):
+            self._ans.encode_reverse(np.array([part], dtype=np.int32), _STREAM.model.Uniform(256))
 
     def _pop_distance(self) -> int:
-        byte, distance, part = _STREAM.model.Uniform(_MORE + 1), 0, _MORE
-        while part == _MORE:
-            part = int(self._ans.decode(byte))
-            distance += part
-        return distance
+        def byte() -> int:
+            return int(self._ans.decode(_STREAM.model.Uniform(256)))
+
+        return int.from_bytes(bytes(byte() for _ in range(byte()))[::-1], "little")
 
 
 def _rows(probabilities: Real) -> Real:
     """Return probabilities (n, K) with a least value, in C order: the coder takes an array of another order for one of this order."""
     return np.ascontiguousarray(np.maximum(probabilities, _LEAST))
-
-
-def _hidden(values: int) -> int:
-    """Return the number of words that are hidden for values to be popped, 12 bits for each."""
-    return _STATE + 3 * values // 8
 
 
 def keystream(key: int, words: int) -> NDArray[np.uint32]:
@@ -133,7 +139,17 @@ def keystream(key: int, words: int) -> NDArray[np.uint32]:
     return np.random.Philox(key=key).random_raw(words).astype(np.uint32)
 
 
-def _window(mean: Real, std: Real) -> tuple[Whole, Any, int]:
-    """Return the grid point next to each mean, the model of the distances from there, and the largest distance."""
-    edge = math.ceil(REACH * float(std.max())) + 2
-    return np.rint(mean).astype(np.int64), _STREAM.model.QuantizedGaussian(-edge, edge), edge
+def _windows(std: Real) -> list[tuple[int, NDArray[np.bool_] | slice]]:
+    """Return the half-widths of windows, and which values they are for: six of the largest standard deviation in each factor of four."""
+    if float(std.max()) <= _ALIKE * float(std.min()):
+        return [(_edge(std), slice(None))]
+    octave = np.floor(np.log2(std) / math.log2(_ALIKE))
+    return [(_edge(std[octave == one]), octave == one) for one in np.unique(octave)]
+
+
+def _edge(std: Real) -> int:
+    return min(_WIDEST, math.ceil(REACH * float(std.max())) + 2)
+
+
+def _gaussian(edge: int) -> Any:
+    return _STREAM.model.QuantizedGaussian(-edge, edge)

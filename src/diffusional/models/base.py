@@ -15,7 +15,8 @@ from diffusional.conditions import Condition, check_condition
 from diffusional.encoded import DataItems
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
-from diffusional.space import Continuous, Space
+from diffusional.models.coding import Given, Move, the_condition
+from diffusional.space import Continuous, Discrete, Space
 from diffusional.timesteps import Stratified, TimestepSampler
 
 if TYPE_CHECKING:
@@ -246,6 +247,25 @@ class LatentVariableModel(nn.Module, ABC):
         """
         if type(self).log_weight is LatentVariableModel.log_weight:
             raise self._no_weights()
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return how items are coded by bits back, as the moves of their latents (models/coding.py).
+
+        Args:
+            x: the name of the variable that the model is a model of.
+            prefix: of the names of latents.
+            condition: returns the condition of the networks for what is known.
+
+        Raises DiffusionalError for models that cannot be coded.
+        """
+        raise DiffusionalError(
+            f"a {type(self).__name__} cannot be coded: it does not define `moves`, how its latents are popped and pushed; use a chain, a VAE or "
+            "a composite of them"
+        )
+
+    def derived(self) -> Mapping[str, tuple[Discrete, Callable[[Tensor], Tensor]]]:
+        """Return the variables among `moves` that are functions of x, by name, with their space: by default none."""
+        return {}
 
     def _no_weights(self) -> DiffusionalError:
         return DiffusionalError(

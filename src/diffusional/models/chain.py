@@ -29,6 +29,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import Distribution, transition_of
 from diffusional.ledger import Costs, Ledger, LevelDraws
 from diffusional.models.base import LatentVariableModel, Noise, plain_options, served
+from diffusional.models.coding import Given, Known, Move, the_condition
 from diffusional.models.protocols import AffineCosts, AffineLevels, Decoding, MaskCosts, Section
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
@@ -471,6 +472,49 @@ class Chain(LatentVariableModel):
         ratios, z_1 = self.walk(x, noise, condition)
         log_p = one_per_item(self._decode(z_1, condition).log_prob(x), len(x), "log_prob of p(x|z_1)")
         return -Ledger(-log_p.double(), ratios[:, :-1], ratios[:, -1], self.space.dimensions, self.extra(x)).nelbo
+
+    # Coding by bits back, MATH (33).
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the moves of Bit-Swap (Kingma, Abbeel & Ho 2019): pop z_1 by q(z_1|x), push x by p(x|z_1), then `moves_after` z_1."""
+        first = self.first_move(1, prefix, lambda known: known[x])
+        push = Move(x, lambda known: self._decode(known[first.name], condition(known)))
+        return [first, push, *self.moves_after(1, prefix, condition)]
+
+    def first_move(self, t: int, prefix: str, x: Callable[[Known], Tensor]) -> Move:
+        """Return the move that pops z_t by q(z_t|x)."""
+        steps = self._discrete()
+        if not self._markov:
+            raise DiffusionalError(
+                f"expected a Markov forward process for coding, got a {type(self.process).__name__}, whose q(z_t|z_{{t−1}}) depends on x"
+            )
+        law = self.process.transition if t == 1 else self.process.marginal
+        return Move(f"{prefix}z_{t}", lambda known: law(x(known), t), pops=True, finest=self._finest(t, steps))
+
+    def moves_after(self, t: int, prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the moves that code z_t once it is known: pop z_{t+1} by q(z_{t+1}|z_t), push z_t by p(z_t|z_{t+1}), and so on until z_T."""
+        steps, moves = self._discrete(), list[Move]()
+
+        def pair(t: int) -> list[Move]:
+            now, after = f"{prefix}z_{t}", f"{prefix}z_{t + 1}"
+            pop = Move(after, lambda known: self.process.transition(known[now], t + 1), True, self._finest(t + 1, steps))
+            push = Move(
+                now, lambda known: self._step(known[after], torch.full((known.rows,), t), condition(known))
+            )
+            return [pop, push]
+
+        for level in range(t, steps):
+            moves += pair(level)
+        return [*moves, Move(f"{prefix}z_{steps}", lambda known: self.last(known.rows))]
+
+    def _finest(self, t: int, steps: int) -> float | None:
+        """Return the smaller of the standard deviations of q(z_t|z_{t−1}) and q(z_t|z_{t+1}, x); None if z_t is not Gaussian."""
+        nothing = torch.zeros(1, *self.space.shape)
+        around = [self.process.transition(nothing, t)]
+        if t < steps:
+            around.append(self.process.posterior(nothing, nothing, t))
+        stds = [getattr(one, "std", None) for one in around]
+        return min((float(std.double().max()) for std in stds if std is not None), default=None)
 
     @property
     def _markov(self) -> bool:

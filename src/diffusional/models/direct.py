@@ -12,8 +12,9 @@ from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.calls import call
+from diffusional.models.coding import Given, Known, Move, the_condition
 from diffusional.models.denoiser import Head, read
-from diffusional.models.likelihood import Likelihood
+from diffusional.models.likelihood import Decoded, Likelihood
 from diffusional.models.parameterization import Prediction
 from diffusional.models.vae import checked_decoder
 from diffusional.shapes import Batch
@@ -121,6 +122,15 @@ class DirectModel(LatentVariableModel):
         """Return −ln p(x|c) as "reconstruction"."""
         none = torch.zeros(0)
         return Costs({"reconstruction": self._reconstruction(x, condition), **self.extra(x)}, none, none)
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the only move: push x by p(x|c)."""
+
+        def law(known: Known) -> Decoded:
+            like = torch.zeros(known.rows, *self.space.shape)
+            return Decoded(self.likelihood, self.decode(condition(known), like))
+
+        return [Move(x, law)]
 
     def identity(self) -> list[Any]:
         """Return what the costs depend on besides the tensors of the model, as JSON values."""

@@ -22,6 +22,7 @@ from diffusional.models.calls import explained
 from diffusional.models.chain import Chain
 from diffusional.models.denoiser import Head
 from diffusional.models.likelihood import Likelihood
+from diffusional.models.parameterization import Prediction
 from diffusional.models.prior import Prior, as_prior
 from diffusional.models.vae import Autoencoder, Inference, bounded, checked_decoder
 from diffusional.networks import Ladder
@@ -144,6 +145,27 @@ class HierarchicalVAE(Autoencoder):
             total += q.log_prob(drawn).double().view(s, n)
             state = self.ladder.down(layer, state, drawn if paired else z[layer - 1])
         return total
+
+    def _state(self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None) -> Tensor:
+        """Return the top-down state h_l (n, hidden) for z_{l+1} … z_L."""
+        state = self._top(n, condition)
+        for number, z in zip(range(len(self.latents), layer, -1), above[::-1], strict=True):
+            state = self.ladder.down(number, state, z)
+        return state
+
+    def layer_prior(self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None) -> Gaussian:
+        return self._prior(layer, self._state(layer, above, n, condition))
+
+    def layer_posterior(
+        self, layer: int, above: tuple[Tensor, ...], x: Batch, condition: Condition | None = None
+    ) -> Gaussian:
+        features, _ = self.encoded(x, condition)
+        state = self._state(layer, above, len(x), condition)
+        return self._posterior(layer, state, features[layer - 1].to(x.dtype), self._prior(layer, state))
+
+    def at_latents(self, z: tuple[Tensor, ...], condition: Condition | None = None) -> Prediction:
+        output = self.ladder.output(self._state(0, z, len(z[0]), condition))
+        return self._decoded(output, z[0].new_zeros(len(z[0]), *self.space.shape), self.predicts, self.head)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:

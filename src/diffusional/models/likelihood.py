@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.special import log_ndtr
 
+from diffusional.categorical import Categorical
 from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
+from diffusional.gaussian import Gaussian
 from diffusional.models.denoiser import Denoiser, unassisted
 from diffusional.models.parameterization import LevelsPrediction, Prediction, level_log_probs
 from diffusional.shapes import Batch, PerItem, PerLevel, align, sum_dims
@@ -86,6 +88,23 @@ class Decoded:
                 "(B, *dims), which cost maps need; it does not"
             )
         return self.likelihood.log_prob_map(x, self.prediction)
+
+    def distribution(self) -> Gaussian | Categorical:
+        """Return the distribution of every position: levels with their values, or a Gaussian. Raises DiffusionalError for a likelihood with
+        neither `level_log_probs` nor `gaussian`.
+
+        >>> some = Prediction(torch.zeros(1, 1), torch.tensor([-2.0]), torch.zeros(1, 1), "data")
+        >>> Decoded(LevelPosterior(Discrete((1,), 3)), some).distribution().mean
+        tensor([[0.]], dtype=torch.float64)
+        """
+        likelihood: Any = self.likelihood
+        if hasattr(likelihood, "level_log_probs"):
+            return Categorical(likelihood.level_log_probs(self.prediction).movedim(1, -1), likelihood.space.values)
+        if hasattr(likelihood, "gaussian"):
+            return likelihood.gaussian(self.prediction)
+        raise DiffusionalError(
+            f"expected a likelihood with `level_log_probs` or `gaussian`, the distribution of every position, got a {type(likelihood).__name__}"
+        )
 
     def sample(self, generator: torch.Generator | None = None, rows: int | None = None) -> Batch:
         """Return samples x ~ p(x|z_1) (B, *dims). They are drawn for `rows` items at a time, since a likelihood may need a table of all levels
@@ -347,6 +366,11 @@ class GaussianLikelihood(nn.Module):
         if self.variance is None:
             return align(prediction.gamma.double(), prediction.z.double())
         return torch.tensor(math.log(self.variance), dtype=torch.float64, device=prediction.z.device)
+
+    def gaussian(self, prediction: Prediction) -> Gaussian:
+        """Return p(x | z_1)."""
+        mean = prediction.data.double()
+        return Gaussian(mean, self._log_variance(prediction).expand_as(mean))
 
     def log_prob(self, x: Batch, prediction: Prediction) -> PerItem:
         """Return ln p(x | z_1) (B,), nats, float64."""

@@ -28,6 +28,7 @@ from diffusional.forward import Distribution
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain, batch_rows, same_shape
+from diffusional.models.coding import Given, Known, Move, the_condition
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Categorical as Sequences
 from diffusional.space import Space
@@ -167,6 +168,28 @@ class MaskedDiffusion(Chain):
         shown = torch.full_like(log_probs, -torch.inf)
         shown.scatter_(-1, z_1.long().clamp(max=self.process.mask - 1)[..., None], 0.0)
         return Categorical(torch.where(masks, log_probs, shown), self.space.values)
+
+    # Coding, MATH (33).
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the moves that push x as masks cover it: what z_1 masks by p(x|z_1), then what z_{t+1} masks and z_t shows by p(z_t|z_{t+1}).
+
+        The masks do not depend on x and have the same distribution under q and p, so that both ends draw them, and nothing is popped.
+        """
+        shape, process = self.space.shape, self.process
+
+        def move(t: int) -> Move:
+            def where(known: Known) -> Tensor:
+                noise = known.shared(shape)
+                now = process.masked(torch.full((known.rows,), t), noise)
+                return now & ~process.masked(torch.full((known.rows,), t - 1), noise) if t > 1 else now
+
+            def law(known: Known) -> Categorical:
+                return Categorical(self.log_probs(known[x], condition(known)), self.space.values)
+
+            return Move(x, law, where=where, blank=float(process.mask))
+
+        return [move(t) for t in range(1, self._discrete() + 1)]
 
     # What controls of an evaluation need, `MaskCosts`.
 

@@ -19,6 +19,7 @@ from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import Noise
 from diffusional.models.chain import Chain
+from diffusional.models.coding import Given, Move, the_condition
 from diffusional.shapes import PerItem
 from diffusional.timesteps import TimestepSampler
 
@@ -73,6 +74,12 @@ class Prior(ABC):
     def check_log_weight(self) -> None:
         """Raise DiffusionalError if `log_weight` is not available, as for a chain in continuous time."""
         self.check_log_prob()
+
+    def moves(self, name: str, prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the moves that code z, the variable `name` (models/coding.py). Raises DiffusionalError unless p(z) is N(0, I) or a chain."""
+        raise DiffusionalError(
+            f"expected a prior N(0, I) or a chain for coding, got a {type(self).__name__}, which does not define `moves`"
+        )
 
     @property
     def chain(self) -> Chain | None:
@@ -146,6 +153,9 @@ class StandardNormal(Prior):
     def log_prob(self, z: Tensor, condition: Condition | None = None) -> PerItem:
         return self.distribution(z).log_prob(z)
 
+    def moves(self, name: str, prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        return [Move(name, lambda known: self.distribution(torch.zeros(known.rows, *self.shape)))]
+
     @property
     def normal(self) -> bool:
         return True
@@ -206,6 +216,9 @@ class ChainPrior(Prior):
 
     def check_log_weight(self) -> None:
         self.over.check_log_weight()
+
+    def moves(self, name: str, prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        return self.over.moves(name, f"{prefix}prior.", condition)
 
     def _bounded_only(self) -> DiffusionalError:
         return DiffusionalError(

@@ -11,14 +11,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusional.conditions import Condition, check_condition
 from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
+from diffusional.gaussian import Gaussian
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel, Noise, served
 from diffusional.models.chain import Chain
+from diffusional.models.coding import Given, Known, Move, the_condition
 from diffusional.models.visited_chain import VisitedChain
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Space
@@ -178,6 +180,22 @@ class Renoised(LatentVariableModel):
 
     def check_log_weight(self) -> None:
         self.model.check_log_weight()
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the moves of `model` for a ỹ that is popped first, and pushed by the same q(ỹ|y) in the end: it costs nothing."""
+        name = f"{prefix}noised"
+
+        def noise(known: Known) -> Gaussian:
+            given = condition(known)
+            y = given[self.key] if isinstance(given, Mapping) else given
+            if y is None:
+                raise DiffusionalError(f"expected a condition {self.key!r} to be noised, got none")
+            level = torch.tensor(self.gamma, dtype=torch.float64)
+            return Gaussian(alpha(level).to(y) * y, nn.functional.logsigmoid(level).to(y).expand_as(y))
+
+        inner = self.model.moves(x, prefix, lambda known: self.given(known[name], condition(known)))
+        std = float(sigma(torch.tensor(self.gamma, dtype=torch.float64)))
+        return [Move(name, noise, pops=True, finest=std), *inner, Move(name, noise)]
 
     def draw(
         self,

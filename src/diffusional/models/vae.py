@@ -28,9 +28,11 @@ from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel, Noise, served
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain
+from diffusional.models.coding import Given, Known, Move, the_condition
 from diffusional.models.denoiser import Head, read
 from diffusional.models.latent_chain import LatentChain
 from diffusional.models.likelihood import (
+    Decoded,
     DiscretizedGaussian,
     GaussianLikelihood,
     LevelPosterior,
@@ -161,6 +163,51 @@ class Autoencoder(LatentVariableModel):
     @abstractmethod
     def log_posteriors(self, encoded: Any, z: tuple[Tensor, ...]) -> Tensor:
         """Return ln q(z_{1:L}|x_i) (S, N) for S draws z of the latents and each of N items, from which an aggregated posterior is computed."""
+
+    # Coding by bits back, MATH (33).
+
+    @abstractmethod
+    def layer_prior(self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None) -> Gaussian:
+        """Return p(z_l|z_{>l}) of n items for l = `layer` < L and z_{l+1} … z_L."""
+
+    @abstractmethod
+    def layer_posterior(
+        self, layer: int, above: tuple[Tensor, ...], x: Batch, condition: Condition | None = None
+    ) -> Gaussian:
+        """Return q(z_l|z_{>l}, x) for l = `layer` and z_{l+1} … z_L."""
+
+    @abstractmethod
+    def at_latents(self, z: tuple[Tensor, ...], condition: Condition | None = None) -> Prediction:
+        """Return the decoder's prediction at latents z_1 … z_L (B, n_l)."""
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the moves of bits back over all layers: pop z_L … z_1 by q(z_l|z_{>l}, x), push x by p(x|z), push z_1 … z_{L−1} by p(z_l|z_{>l})
+        and z_L by its prior.
+        """
+        layers = len(self.latents)
+        names = [f"{prefix}z_{layer}" for layer in range(1, layers + 1)]
+
+        def above(known: Known, layer: int) -> tuple[Tensor, ...]:
+            return tuple(known[name] for name in names[layer:])
+
+        def pop(layer: int) -> Move:
+            return Move(
+                names[layer - 1],
+                lambda known: self.layer_posterior(layer, above(known, layer), known[x], condition(known)),
+                pops=True,
+                finest=0.0,
+            )
+
+        def push(layer: int) -> Move:
+            return Move(
+                names[layer - 1],
+                lambda known: self.layer_prior(layer, above(known, layer), known.rows, condition(known)),
+            )
+
+        decode = Move(x, lambda known: Decoded(self.likelihood, self.at_latents(above(known, 0), condition(known))))
+        pops = [pop(layer) for layer in range(layers, 0, -1)]
+        pushes = [push(layer) for layer in range(1, layers)]
+        return [*pops, decode, *pushes, *self.prior.moves(names[-1], prefix, condition)]
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -419,6 +466,17 @@ class VAE(Autoencoder):
 
     def log_posteriors(self, encoded: Gaussian, z: tuple[Tensor, ...]) -> Tensor:
         return log_probs(encoded, z[0])
+
+    def layer_prior(self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None) -> Gaussian:
+        raise DiffusionalError(f"expected a layer below the last, got {layer}: a VAE has one layer")
+
+    def layer_posterior(
+        self, layer: int, above: tuple[Tensor, ...], x: Batch, condition: Condition | None = None
+    ) -> Gaussian:
+        return self.posterior(x, condition)
+
+    def at_latents(self, z: tuple[Tensor, ...], condition: Condition | None = None) -> Prediction:
+        return self.decode(z[0], z[0].new_zeros(len(z[0]), *self.space.shape), condition)
 
     def decode(self, z: Tensor, x: Batch, condition: Condition | None = None) -> Prediction:
         """Return the decoder's prediction at z (B, *latents). Only the shape and type of x are used."""

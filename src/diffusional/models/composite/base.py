@@ -1,7 +1,7 @@
 """What all composite models share: the joint ledger of their stages, losses, and sampling stage by stage."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel, Noise, served
 from diffusional.models.chain import Chain
+from diffusional.models.coding import Given, Known, Move, the_condition
 from diffusional.models.renoised import Renoised, identity_of, terms_of
 from diffusional.models.stage_chain import StageChain
 from diffusional.models.tail import ChainTail
@@ -233,6 +234,51 @@ class Composite(LatentVariableModel):
         for _, model in self.models():
             inner = model.model if isinstance(model, Renoised) else model
             (inner.over if isinstance(inner, ChainTail) else inner).check_log_weight()
+
+    # Coding by bits back, MATH (33).
+
+    def popped(self, name: str, x: str) -> Move | None:
+        """Return the move that pops the variable of a stage, under its name, if it is a latent of x such as y ~ q(y|x); None for a function of
+        x.
+        """
+        return None
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Return the moves of the stages, each by its own: what they are given is popped first, and the last stage is pushed first."""
+        pops, stages = list[Move](), list[list[Move]]()
+        before, handed = "", ""
+        for name, model in self.models():
+            given = self._given_in_coding(name, model, before, handed, condition)
+            inner = model.model if handed and isinstance(model, Renoised) else model
+            handed, before, own = "", x if model is self.last else name, f"{prefix}{name}."
+            if isinstance(inner, ChainTail):
+                pops.append(inner.over.first_move(inner.level, own, self._variable_of(name, x)))
+                handed = pops[-1].name
+                stages.append(inner.over.moves_after(inner.level, own, given))
+                continue
+            pop = self.popped(name, x)
+            pops += [] if pop is None else [pop]
+            stages.append(inner.moves(before, own, given))
+        return [*pops, *(move for stage in stages[::-1] for move in stage)]
+
+    def _variable_of(self, name: str, x: str) -> Callable[[Known], Tensor]:
+        return lambda known: self.variable(name, known[x], self.encoded(known[x]))
+
+    def _given_in_coding(
+        self, name: str, model: LatentVariableModel, before: str, handed: str, condition: Given
+    ) -> Given:
+        """Return the condition of a stage for the variable `before` of the stage before it, or the latent `handed` by it."""
+        if handed:
+            assert isinstance(model, Renoised)
+
+            def noised(known: Known) -> Condition:
+                z = known[handed]
+                return model.given(z, self._with(name, self.key, z, condition(known)))
+
+            return noised
+        if before:
+            return lambda known: self._with(name, self.key, known[before], condition(known))
+        return lambda known: self._own(name, condition(known))
 
     def models(self) -> Iterator[tuple[str, LatentVariableModel]]:
         """Yield the name and the model of every stage, in order."""

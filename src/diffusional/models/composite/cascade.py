@@ -1,6 +1,6 @@
 """Cascades: a model of a low resolution, then models of higher resolutions given the one before, MATH (29)."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,14 @@ class Cascade(Composite):
         if not place:
             return item, self._own(name, condition)
         return item, self._with(name, self.key, self.downscale[place - 1](x), condition)
+
+    def derived(self) -> Mapping[str, tuple[Discrete, Callable[[Tensor], Tensor]]]:
+        """Return the low resolutions that are coded; a stage that hands z_s over codes none."""
+        found = {}
+        for (name, model), down in zip(self.models(), self.downscale, strict=False):
+            if isinstance(model.space, Discrete) and self.handover is None:
+                found[name] = (model.space, down)
+        return found
 
     def generate(
         self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None

@@ -12,6 +12,7 @@ from diffusional.gaussian import Gaussian
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain
+from diffusional.models.coding import Move
 from diffusional.models.composite.base import Composite
 from diffusional.models.composite.links import linked, tail_of
 from diffusional.models.renoised import Renoised
@@ -334,6 +335,11 @@ class FrozenPosterior(_Encoded):
         if name == "prior":
             return y, self._own(name, condition)
         return x, self._with(name, self.key, y, condition)
+
+    def popped(self, name: str, x: str) -> Move | None:
+        if name != "prior":
+            return None
+        return Move(name, lambda known: Gaussian(*self.encoded(known[x])), pops=True, finest=0.0)
 
     def _log_weight_of_variables(self, noise: Tensor, kept: tuple[Tensor, ...], x: Batch) -> PerItem:
         q = Gaussian(*kept)
