@@ -13,8 +13,6 @@ True
 
 import math
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,15 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusional.codec.coder import Coder, Grids
+from diffusional.codec.coder import Coder, encoded, initial_words, one_thread
 from diffusional.codec.container import FORMAT, pack, unpack
-from diffusional.codec.stack import Stack, keystream
+from diffusional.codec.stack import Stack
+from diffusional.codec.steps import Choice, choose_steps
 from diffusional.conditions import Condition, check_condition, concatenated, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
-from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
+from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.seeds import check_seed
 from diffusional.space import Discrete
+
+__all__ = ["Choice", "Compressed", "Restored", "choose_steps", "compress", "decompress", "restore"]
 
 # What must be equal for the network's numbers to be so to the last bit.
 _SAME = ("weights_sha256", "model", "space", "latents", "torch", "machine")
@@ -130,19 +131,17 @@ def compress(
     if labels not in ("coded", "given"):
         raise DiffusionalError(f"expected labels to be 'coded' or 'given', got {labels!r}")
     if steps == "auto" or (steps is None and _continuous(model)):
-        from diffusional.codec.steps import choose_steps
-
         steps = choose_steps(model, x, condition=condition, seed=seed).steps
     model = model if steps is None and not _continuous(model) else model.regrid(steps)
     assert isinstance(model.space, Discrete)
     x = model.space.encode(model.space.index(x))
     condition, frequencies = _prepared_condition(condition, labels)
-    with _one_thread(model):
+    with one_thread(model):
         counts = None if frequencies is None else _frequencies(frequencies)
         grids = Coder(model, rows).measured(x, condition, seed)
         paid = _paid(Coder(model, rows, grids, labels=counts), x, condition, seed)
         coder, words = Coder(model, rows, grids, paid, counts), 64 + x[0].numel()
-        while (found := _encoded(coder, x, condition, _initial(words, seed))) is None:
+        while (found := encoded(coder, x, condition, initial_words(words, seed))) is None:
             words *= 2
         stack, nats = found
         unused = stack.lowest
@@ -213,10 +212,10 @@ def restore(model: LatentVariableModel, data: bytes, *, condition: Condition | N
             f"{'none' if condition is None else 'another one' if header['condition'] else 'one'}; the file "
             f"{'does not contain it' if header['condition'] else 'needs none'}"
         )
-    initial = _initial(header["initial_words"], header["seed"])
+    initial = initial_words(header["initial_words"], header["seed"])
     stack = Stack(np.concatenate([initial[: header["unused_words"]], payload]))
     counts = header["label_counts"]
-    with _one_thread(model):
+    with one_thread(model):
         coder = Coder(
             model, header["rows"], header["spacings"], header["paid"], None if counts is None else _frequencies(counts)
         )
@@ -252,9 +251,7 @@ def _continuous(model: LatentVariableModel) -> bool:
     return visited is not None and visited.steps is None
 
 
-def _prepared_condition(
-    condition: Condition | None, labels: str
-) -> tuple[Condition | None, list[int] | None]:
+def _prepared_condition(condition: Condition | None, labels: str) -> tuple[Condition | None, list[int] | None]:
     """Return the condition, and how often each class occurs if it is labels that are coded."""
     if not isinstance(condition, Tensor) or condition.ndim != 1 or condition.is_floating_point() or labels == "given":
         return condition, None
@@ -280,45 +277,14 @@ def _about(model: LatentVariableModel) -> dict[str, Any]:
     }
 
 
-def _initial(words: int, seed: int) -> NDArray[np.uint32]:
-    """Return random words, the last of which is not zero."""
-    drawn = keystream(seed, words)
-    drawn[-1] |= 1
-    return drawn
-
-
 def _paid(coder: Coder, x: Tensor, condition: Condition | None, seed: int) -> int:
     """Return the number of items whose bits pay for the latents of one more, from coding the first items one by one."""
     if len(x) <= _FIRST:
         return coder.paid
     words = 64 + 64 * x[0].numel()
-    found = _encoded(coder, x[:_FIRST], rows_of(condition, slice(_FIRST)), _initial(words, seed))
+    found = encoded(coder, x[:_FIRST], rows_of(condition, slice(_FIRST)), initial_words(words, seed))
     if found is None:
         return _MOST_PAID
     stack, nats = found
     each = max(1.0, float(nats.mean()) / math.log(2))
     return max(1, min(_MOST_PAID, math.ceil(32 * (words - stack.lowest) / each)))
-
-
-def _encoded(
-    coder: Coder, x: Tensor, condition: Condition | None, initial: NDArray[np.uint32]
-) -> tuple[Stack, NDArray[np.float64]] | None:
-    """Return the stack of all items and the costs of their paths (N,), or None if the stack has been empty."""
-    stack, nats = Stack(initial), list[NDArray[np.float64]]()
-    for number, some in enumerate(coder.groups(len(x))):
-        nats.append(coder.encode(stack, x[some], number, rows_of(condition, some)))
-        if not stack.lowest:
-            return None
-    return stack, np.concatenate(nats)
-
-
-@contextmanager
-def _one_thread(model: LatentVariableModel) -> Iterator[None]:
-    """Evaluate the model with one thread, since sums of several depend on how they are divided."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with evaluation_mode(model), torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,6 +11,7 @@ every dimension, and is a part of the file.
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.special import ndtri
 
+from diffusional.categorical import Categorical
 from diffusional.codec.laws import Law, law_of
 from diffusional.codec.stack import Stack, keystream
-from diffusional.categorical import Categorical
 from diffusional.conditions import Condition, rows_of
 from diffusional.gaussian import Gaussian
-from diffusional.models.base import LatentVariableModel
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.coding import Known, Move
 from diffusional.space import Discrete
 
@@ -91,7 +92,8 @@ class Coder:
                     finest[move.name] = torch.minimum(finest.get(move.name, least), least)
                     known[move.name] = q.sample(generator).float()
         return {
-            name: torch.floor(torch.log2(std / FINENESS)).clamp(*EXPONENTS).int().tolist() for name, std in finest.items()
+            name: torch.floor(torch.log2(std / FINENESS)).clamp(*EXPONENTS).int().tolist()
+            for name, std in finest.items()
         }
 
     def groups(self, items: int) -> Iterator[slice]:
@@ -185,3 +187,34 @@ class Coder:
 
 def _classes(log_probs: Tensor, rows: int) -> Categorical:
     return Categorical(log_probs.expand(rows, -1), torch.arange(len(log_probs), dtype=torch.float64))
+
+
+def initial_words(words: int, seed: int) -> NDArray[np.uint32]:
+    """Return random words, the last of which is not zero."""
+    drawn = keystream(seed, words)
+    drawn[-1] |= 1
+    return drawn
+
+
+def encoded(
+    coder: Coder, x: Tensor, condition: Condition | None, initial: NDArray[np.uint32]
+) -> tuple[Stack, NDArray[np.float64]] | None:
+    """Return the stack of all items and the costs of their paths (N,), or None if the stack has been empty."""
+    stack, nats = Stack(initial), list[NDArray[np.float64]]()
+    for number, some in enumerate(coder.groups(len(x))):
+        nats.append(coder.encode(stack, x[some], number, rows_of(condition, some)))
+        if not stack.lowest:
+            return None
+    return stack, np.concatenate(nats)
+
+
+@contextmanager
+def one_thread(model: LatentVariableModel) -> Iterator[None]:
+    """Evaluate the model with one thread, since sums of several depend on how they are divided."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with evaluation_mode(model), torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -12,9 +12,21 @@ from diffusional.errors import DiffusionalError
 FORMAT = 2
 _MAGIC = b"diffusional\x00"
 _CHECKSUM = 32
-_KEYS = (
-    "format items rows seed initial_words unused_words data_sha256 latents grid spacings paid label_counts condition".split()
-)
+_KEYS = [
+    "format",
+    "items",
+    "rows",
+    "seed",
+    "initial_words",
+    "unused_words",
+    "data_sha256",
+    "latents",
+    "grid",
+    "spacings",
+    "paid",
+    "label_counts",
+    "condition",
+]
 
 
 def pack(header: dict[str, Any], words: NDArray[np.uint32]) -> bytes:

@@ -1,7 +1,7 @@
 """The distribution of one variable of a move as the stack codes it: real values on a grid, or one of finitely many values.
 
-    Gaussian             numbers of a grid of spacing δ, under N(mean, std²) in units of δ
-    Bits, Categorical    the number of a value, under its probability. Positions where a value is certain are not coded.
+Gaussian             numbers of a grid of spacing δ, under N(mean, std²) in units of δ
+Bits, Categorical    the number of a value, under its probability. Positions where a value is certain are not coded.
 """
 
 import math
@@ -136,7 +136,7 @@ class Finite:
         log_probs = self._log_probs[rows]
         if k == log_probs.shape[-1]:
             return rows, None, log_probs.exp().numpy()
-        columns = possible[rows].sort(-1, descending=True, stable=True).indices[:, :k]
+        columns = torch.sort(possible[rows], dim=-1, descending=True, stable=True).indices[:, :k]
         return rows, columns.numpy(), log_probs.gather(-1, columns).exp().numpy()
 
     def _index(self, value: Tensor) -> Tensor:

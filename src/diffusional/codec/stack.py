@@ -46,7 +46,7 @@ class Stack:
     """Words of 32 bits, the last of which is on top and not zero.
 
     Attributes:
-        lowest: the number of words from the bottom that neither pops nor `hide` have changed; 0 once the stack has been empty.
+        lowest: the number of words from the bottom that have never changed; 0 once the stack has been empty.
 
     >>> stack = Stack(np.arange(1, 9, dtype=np.uint32))
     >>> drawn = stack.pop_gaussian(np.zeros(3), np.full(3, 16.0))
@@ -57,7 +57,7 @@ class Stack:
 
     def __init__(self, words: NDArray[np.uint32]) -> None:
         self._ans = _STREAM.stack.AnsCoder(words)
-        self.lowest = len(words)
+        self.lowest = max(0, len(words) - _STATE)
 
     def __len__(self) -> int:
         return self._ans.num_words()

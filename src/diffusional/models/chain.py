@@ -497,10 +497,10 @@ class Chain(LatentVariableModel):
 
         def pair(t: int) -> list[Move]:
             now, after = f"{prefix}z_{t}", f"{prefix}z_{t + 1}"
-            pop = Move(after, lambda known: self.process.transition(known[now], t + 1), True, self._finest(t + 1, steps))
-            push = Move(
-                now, lambda known: self._step(known[after], torch.full((known.rows,), t), condition(known))
+            pop = Move(
+                after, lambda known: self.process.transition(known[now], t + 1), True, self._finest(t + 1, steps)
             )
+            push = Move(now, lambda known: self._step(known[after], torch.full((known.rows,), t), condition(known)))
             return [pop, push]
 
         for level in range(t, steps):

@@ -153,7 +153,9 @@ class HierarchicalVAE(Autoencoder):
             state = self.ladder.down(number, state, z)
         return state
 
-    def layer_prior(self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None) -> Gaussian:
+    def layer_prior(
+        self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None
+    ) -> Gaussian:
         return self._prior(layer, self._state(layer, above, n, condition))
 
     def layer_posterior(

@@ -167,7 +167,9 @@ class Autoencoder(LatentVariableModel):
     # Coding by bits back, MATH (33).
 
     @abstractmethod
-    def layer_prior(self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None) -> Gaussian:
+    def layer_prior(
+        self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None
+    ) -> Gaussian:
         """Return p(z_l|z_{>l}) of n items for l = `layer` < L and z_{l+1} … z_L."""
 
     @abstractmethod
@@ -467,7 +469,9 @@ class VAE(Autoencoder):
     def log_posteriors(self, encoded: Gaussian, z: tuple[Tensor, ...]) -> Tensor:
         return log_probs(encoded, z[0])
 
-    def layer_prior(self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None) -> Gaussian:
+    def layer_prior(
+        self, layer: int, above: tuple[Tensor, ...], n: int, condition: Condition | None = None
+    ) -> Gaussian:
         raise DiffusionalError(f"expected a layer below the last, got {layer}: a VAE has one layer")
 
     def layer_posterior(
