@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffusional.codec.coder import Coder, encoded, initial_words, one_thread
 from diffusional.codec.container import FORMAT, pack, unpack
+from diffusional.codec.rate import RateDistortion, rate_distortion
 from diffusional.codec.stack import Stack
 from diffusional.codec.steps import Choice, choose_steps
 from diffusional.conditions import Condition, check_condition, concatenated, rows_of
@@ -32,7 +33,17 @@ from diffusional.models.base import LatentVariableModel, device_of
 from diffusional.seeds import check_seed
 from diffusional.space import Discrete
 
-__all__ = ["Choice", "Compressed", "Restored", "choose_steps", "compress", "decompress", "restore"]
+__all__ = [
+    "Choice",
+    "Compressed",
+    "RateDistortion",
+    "Restored",
+    "choose_steps",
+    "compress",
+    "decompress",
+    "rate_distortion",
+    "restore",
+]
 
 # What must be equal for the network's numbers to be so to the last bit.
 _SAME = ("weights_sha256", "model", "space", "latents", "torch", "machine")
