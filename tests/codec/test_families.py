@@ -50,7 +50,9 @@ class Tokens(nn.Module):
 def diffusion(space: Discrete | Continuous, steps: int | None = 5) -> df.DiffusionModel:
     forward = df.GaussianDiffusion(schedule.log_snr_linear(-3.0, 3.0, steps=steps))
     decoder = (
-        likelihood.GaussianLikelihood(space, assisted=False) if isinstance(space, Continuous) else likelihood.LevelPosterior(space)
+        likelihood.GaussianLikelihood(space, assisted=False)
+        if isinstance(space, Continuous)
+        else likelihood.LevelPosterior(space)
     )
     return df.DiffusionModel(forward, df.Denoiser(Denoise(), "data"), decoder)
 
@@ -214,7 +216,7 @@ def test_values_of_probability_zero_are_never_popped() -> None:
     from diffusional.categorical import Categorical as States
 
     logits = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf]).expand(500, 4)
-    law = law_of(States(logits, torch.arange(4.0).double()), 500, None)
+    law = law_of(States(logits, torch.arange(4.0).double()))
     stack = Stack(np.arange(1, 99, dtype=np.uint32))
     assert set(law.pop(stack).tolist()) == {0.0, 2.0}
     with pytest.raises(df.DiffusionalError, match="probability 0"):

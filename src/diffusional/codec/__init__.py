@@ -48,7 +48,7 @@ __all__ = [
 # What must be equal for the network's numbers to be so to the last bit.
 _SAME = ("weights_sha256", "model", "space", "latents", "torch", "machine")
 # Items that are coded first, to find out how many pay for the latents of one more; the largest such number.
-_FIRST, _MOST_PAID = 4, 64
+_FIRST, _MOST_PAID = 4, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def compress(
         labels: "coded", under their frequencies among the items, or "given", to both ends.
         steps: T, the number of latents to code with, or "auto" for the one with the shortest file (`choose_steps`). By default that of the
             model, and "auto" in continuous time. More latents lower the bound and take longer.
-        rows: the number of items of one call of the network.
+        rows: the largest number of items of one call of a network.
         seed: of the bits that are on the stack before the first item.
         check: whether the file is decoded and compared before it is returned.
 
@@ -138,7 +138,7 @@ def compress(
     check_condition(condition, len(x))
     check_seed(seed)
     if rows < 1:
-        raise DiffusionalError(f"expected rows, the items of one call of the network, of at least 1, got {rows}")
+        raise DiffusionalError(f"expected rows, the items of one call of a network, of at least 1, got {rows}")
     if labels not in ("coded", "given"):
         raise DiffusionalError(f"expected labels to be 'coded' or 'given', got {labels!r}")
     if steps == "auto" or (steps is None and _continuous(model)):

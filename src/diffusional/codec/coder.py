@@ -1,8 +1,8 @@
 """Coding of items by the moves of a model (models/coding.py), group by group.
 
 Items are coded in groups, for which a network is called once a move. A group has a fixed share of the items before it, so that the bits of
-these pay for the latents that are popped first, and few are borrowed. Every call of a network has `rows` items, the last of a smaller group
-repeated, so that its numbers do not depend on the size of a group.
+these pay for the latents that are popped first, and few are borrowed. The groups are the same in coding and decoding, so that a network's
+numbers are those of the same call.
 
 Real-valued latents lie on grids, whose spacing is 1/16 of the smallest standard deviation of the distributions that they are popped under:
 rounding then adds 1/(12 · 16²) to the variance of a step. Where that depends on the items, as for a VAE, it is measured, one power of two for
@@ -42,7 +42,7 @@ class Coder:
 
     Args:
         model: a model with `moves`, in evaluation mode.
-        rows: the number of items of one call of a network.
+        rows: the largest number of items of a group.
         grids: log₂ of the measured spacings, by variable; see `measured`.
         paid: the number of items whose bits pay for the latents of one more.
         labels: the logarithms of the frequencies of classes, if labels are coded with the items.
@@ -119,7 +119,7 @@ class Coder:
                 continue
             value, place = known.pop(move.name), None
             if move.where is not None:
-                place = move.where(self._known(known | {move.name: value}, n, group))[:n]
+                place = move.where(self._known(known | {move.name: value}, n, group))
                 known[move.name] = torch.where(place, move.blank, value)
                 if not bool(place.any()):
                     continue
@@ -145,7 +145,7 @@ class Coder:
             place = None
             if move.where is not None:
                 known.setdefault(move.name, torch.full((n, *self.space.shape), move.blank))
-                place = move.where(self._known(known, n, group))[:n]
+                place = move.where(self._known(known, n, group))
                 if not bool(place.any()):
                     continue
             law = self._law(move, known, n, group, place)
@@ -164,21 +164,16 @@ class Coder:
         return value if space is None or move.where is not None else space.encode(space.index(value))
 
     def _law(self, move: Move, known: dict[str, Any], n: int, group: int, place: Tensor | None = None) -> Law:
-        return law_of(move.law(self._known(known, n, group)), n, self._spacing.get(move.name), place)
+        return law_of(move.law(self._known(known, n, group)), self._spacing.get(move.name), place)
 
     def _known(self, known: dict[str, Any], n: int, group: int) -> Known:
-        """Return values of `rows` items, the last of n repeated."""
-
-        def filled(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: filled(one) for name, one in value.items()}
-            return torch.cat([value, value[-1:].expand(self.rows - n, *value.shape[1:])]) if n < self.rows else value
+        """Return the values of n items as moves take them."""
 
         def shared(shape: tuple[int, ...]) -> Tensor:
-            words = keystream((1 << 64) + group, self.rows * math.prod(shape))
-            return ndtri((torch.from_numpy(words.astype(np.float64)) + 0.5) / 2**32).view(self.rows, *shape)
+            words = keystream((1 << 64) + group, n * math.prod(shape))
+            return ndtri((torch.from_numpy(words.astype(np.float64)) + 0.5) / 2**32).view(n, *shape)
 
-        return Known({name: filled(value) for name, value in known.items() if value is not None}, self.rows, shared)
+        return Known(known, n, shared)
 
     def _key(self, group: int, move: int) -> int:
         """Return a number of its own for each move of each group."""

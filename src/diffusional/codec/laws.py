@@ -46,12 +46,12 @@ class Law(Protocol):
         ...
 
 
-def law_of(distribution: Any, n: int, spacing: Tensor | float | None, place: Tensor | None = None) -> Law:
-    """Return the law of the first n items of a distribution (rows, *dims), at the positions `place` (n, *dims) if not at all.
+def law_of(distribution: Any, spacing: Tensor | float | None = None, place: Tensor | None = None) -> Law:
+    """Return the law of a distribution (n, *dims), at the positions `place` (n, *dims) if not at all.
 
     Raises DiffusionalError for a distribution that is not one of those above.
 
-    >>> law = law_of(Bits(torch.zeros(2, 3)), 2, None)
+    >>> law = law_of(Bits(torch.zeros(2, 3)))
     >>> stack = Stack(np.arange(1, 9, dtype=np.uint32))
     >>> law.push(stack, torch.ones(2, 3))
     >>> law.pop(stack).tolist()
@@ -62,14 +62,14 @@ def law_of(distribution: Any, n: int, spacing: Tensor | float | None, place: Ten
     if isinstance(distribution, Gaussian):
         if spacing is None:
             raise DiffusionalError("expected a spacing for a Gaussian variable that is coded, got none")
-        return OnGrid(distribution, n, spacing)
+        return OnGrid(distribution, spacing)
     if isinstance(distribution, Bits):
         logit = distribution.logit.double()
         distribution = Categorical(
             torch.stack([logsigmoid(-logit), logsigmoid(logit)], -1), torch.tensor([-1.0, 1.0], dtype=torch.float64)
         )
     if isinstance(distribution, Categorical):
-        return Finite(distribution, n, place)
+        return Finite(distribution, place)
     raise DiffusionalError(
         f"the codec expected Gaussian, Bits or Categorical distributions of latents and levels, got {type(distribution).__name__}"
     )
@@ -78,11 +78,11 @@ def law_of(distribution: Any, n: int, spacing: Tensor | float | None, place: Ten
 class OnGrid:
     """N(mean, std²) on the grid of numbers k · spacing, where `spacing` is one number or has the shape of an item."""
 
-    def __init__(self, distribution: Gaussian, n: int, spacing: Tensor | float) -> None:
+    def __init__(self, distribution: Gaussian, spacing: Tensor | float) -> None:
         mean = distribution.mean.double()
-        std = distribution.std.double().expand_as(mean)[:n]
-        self.shape, self.spacing = mean[:n].shape, spacing
-        self._mean: Real = (mean[:n] / spacing).flatten().numpy()
+        std = distribution.std.double().expand_as(mean)
+        self.shape, self.spacing = mean.shape, spacing
+        self._mean: Real = (mean / spacing).flatten().numpy()
         self._std: Real = (std / spacing).flatten().numpy()
         if not np.isfinite(self._mean).all() or np.abs(self._mean).max(initial=0) > 2**40:
             raise DiffusionalError("the network's output is NaN or too large to be coded; examine its weights")
@@ -119,10 +119,10 @@ class OnGrid:
 class Finite:
     """One of finitely many values at every position; `place` (n, *dims) selects positions. Values of probability 0 are never popped."""
 
-    def __init__(self, distribution: Categorical, n: int, place: Tensor | None = None) -> None:
-        log_probs = distribution.log_probs[:n]
+    def __init__(self, distribution: Categorical, place: Tensor | None = None) -> None:
+        log_probs = distribution.log_probs
         self.shape, self._distribution, self._log_probs = log_probs.shape[:-1], distribution, log_probs
-        self._where = torch.ones(self.shape, dtype=torch.bool) if place is None else place[:n]
+        self._where = torch.ones(self.shape, dtype=torch.bool) if place is None else place
         possible = log_probs > -torch.inf
         number = torch.where(self._where, possible.sum(-1), 1)
         if bool((number == 0).any()):

@@ -24,7 +24,7 @@ class Known(dict[str, Any]):
     """The values that both ends know at a move, by name: tensors (rows, …). `condition` is that of the items.
 
     Attributes:
-        rows: the number of items of every tensor.
+        rows: the number of items, that of the rows of every tensor.
         shared: returns standard normal numbers (rows, *shape) that both ends draw, for a shape.
     """
 
