@@ -1,5 +1,6 @@
 """The codec: what is decoded is what was coded, files are as long as the bound, and damaged or foreign files are refused."""
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import diffusional as df
 from battery import generator, randn
 from diffusional import likelihood, schedule
-from diffusional.codec import compress, decompress
+from diffusional.codec import Choice, choose_steps, compress, decompress, rate_distortion
 from diffusional.codec.stack import Stack
 from diffusional.space import Discrete
 
@@ -55,18 +56,22 @@ def test_items_come_back(decoder: type, n: int, rows: int) -> None:
     x, coder = items(n), model(decoder=decoder)
     done = compress(coder, x, rows=rows, check=False)
     assert decompress(coder, done.data).equal(x)
-    assert (done.items, done.dimensions, done.network_evaluations) == (n, 9, 12 * n)
+    assert (done.items, done.dimensions) == (n, 9)
+    # A LevelPosterior takes no network.
+    assert done.network_evaluations == (11 + coder.decoder_uses_network) * n
     assert 8 * len(done.data) == done.net_bits + done.borrowed_bits + done.header_bits
 
 
 def test_a_file_is_as_long_as_the_path_form_of_the_bound() -> None:
     x, coder = items(1600), best()
-    done = compress(coder, x, check=False)
+    done = compress(coder, x, rows=64, check=False)
     with torch.no_grad():
         paths = torch.stack([coder.path_elbo(x, generator(seed)).nelbo for seed in range(20)]) / (9 * math.log(2))
     error = math.hypot(float(paths[0].std()) / 1600**0.5, float(paths.mean(0).std()) / 1600**0.5 / 20**0.5)
     assert abs(done.net_bits_per_dim - float(paths.mean())) < 4 * error + 0.01
     assert error < 0.02
+    # Without the noise of the paths: the words of the stack and its top.
+    assert 0 < done.overhead < 0.006
 
 
 def test_few_bits_are_borrowed() -> None:
@@ -76,11 +81,39 @@ def test_few_bits_are_borrowed() -> None:
     assert 0 < done.borrowed_bits < 2 * 9 * 12 + 128
 
 
-def test_the_steps_of_a_file_are_restored_from_it() -> None:
+def test_the_steps_of_a_file_are_restored_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     x, coder = items(3), model(None)
-    with pytest.raises(df.DiffusionalError, match="continuous time"):
-        compress(coder, x)
-    assert decompress(coder, compress(coder, x, steps=7).data).equal(x)
+    done = compress(coder, x, steps=7)
+    assert done.latents == 7
+    assert decompress(coder, done.data).equal(x)
+    # In continuous time T is chosen, and in discrete time if asked for.
+    monkeypatch.setattr("diffusional.codec.choose_steps", lambda *args, **options: Choice(9, {9: 1.0}))
+    for some, steps in ((coder, None), (model(4), "auto")):
+        done = compress(some, x, steps=steps)
+        assert done.latents == 9
+        assert decompress(some, done.data).equal(x)
+    assert compress(model(4), x).latents == 4
+
+
+def test_the_chosen_steps_have_the_shortest_file() -> None:
+    coder, x = best().regrid(None), items(200)
+    choice = choose_steps(coder, x, candidates=(3, 6, 24))
+    assert choice.steps == 24
+    for steps, bits in choice.bits.items():
+        done = compress(coder, x[:50], steps=steps, check=False)
+        assert bits / 200 == pytest.approx((done.net_bits + done.borrowed_bits) / 50, rel=0.15)
+    with pytest.raises(df.DiffusionalError, match="candidates"):
+        choose_steps(coder, x, candidates=(1, 2))
+    # The bound of masks that appear one at a time is that of continuous time.
+    masks = df.MaskedDiffusion(lambda tokens: torch.zeros(*tokens.shape, 3), df.space.Categorical(4, 3))
+    assert choose_steps(masks, torch.zeros(1, 4)).steps is None
+
+
+def test_a_file_of_another_format_is_refused() -> None:
+    data = compress(model(), items(2), check=False).data
+    body = data[:-32].replace(b'"format": 2', b'"format": 1')
+    with pytest.raises(df.DiffusionalError, match=r"format 2.*format 1"):
+        decompress(model(), body + hashlib.sha256(body).digest())
 
 
 @pytest.mark.parametrize("far", [97, 98, 99, 352, 353, 354, 10_000])
@@ -172,11 +205,26 @@ def test_what_cannot_be_coded_is_refused() -> None:
     )
     with pytest.raises(df.DiffusionalError, match="discrete data"):
         compress(real, torch.zeros(2, 2))
-    bits = df.BinomialDiffusionModel(df.BinomialDiffusion.constant(5), lambda z, log_snr: 0 * z, df.space.binary((4,)))
-    with pytest.raises(df.DiffusionalError, match="Gaussian latents"):
-        compress(bits, torch.ones(2, 4))
+    with pytest.raises(df.DiffusionalError, match="labels"):
+        compress(model(), items(2), labels="none")  # type: ignore[arg-type]
     with pytest.raises(df.DiffusionalError, match="rows"):
         compress(model(), items(2), rows=0)
+
+
+def test_rate_and_distortion() -> None:
+    x, chain = items(40), best()
+    found = rate_distortion(chain, x, points=6)
+    assert found.latents.tolist() == [20, 16, 12, 9, 5, 1]
+    assert found.bits_per_dim.diff().min() > 0
+    assert found.rmse.diff().max() < 0
+    # Nothing is known at first: the spread of five equally likely levels; in the end the decoder's bits are left.
+    assert float(found.rmse[0]) == pytest.approx(math.sqrt(2), rel=0.1)
+    assert 0 < float(found.bits_per_dim[-1]) < found.total
+    with torch.no_grad():
+        whole = float(chain.elbo(x, generator(5)).nelbo.mean()) / (9 * math.log(2))
+    assert found.total == pytest.approx(whole, rel=0.03)
+    with pytest.raises(df.DiffusionalError, match="regrid"):
+        rate_distortion(model(None), x)
 
 
 def test_no_items_and_other_values_are_refused(tmp_path: Path) -> None:

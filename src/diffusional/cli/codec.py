@@ -5,14 +5,12 @@ from diffusional.cli.console import Result, working
 from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
 
-# The number of latents of a model in continuous time.
-_LATENTS = 200
-
 
 def compressed(command: Compress) -> Result:
     """Write the file, and report its length beside the parts that it has."""
     from diffusional.cli.items import items
     from diffusional.codec import compress
+    from diffusional.conditions import rows_of
     from diffusional.training.folder import load_run
 
     check_target("--out", command.out, [command.run])
@@ -23,30 +21,38 @@ def compressed(command: Compress) -> Result:
     run = load_run(command.run)
     chosen = items(run.record, command.data, None, command.split)
     x = chosen.x if command.most is None else chosen.x[: command.most]
-    steps = command.steps or (None if run.model.steps is not None else _LATENTS)
+    condition = rows_of(chosen.condition, slice(len(x)))
     with working(f"coding {len(x):,} items and decoding the file"):
-        done = compress(run.model, x, steps=steps, rows=command.rows, seed=command.seed)
+        done = compress(run.model, x, condition=condition, steps=command.steps, rows=command.rows, seed=command.seed)
     save(command.out, lambda file: file.write(done.data))
-    latents = run.model.steps if steps is None else steps
     record = {
         "run": str(command.run),
         "file": str(command.out),
         "data": chosen.name,
         "split": chosen.split,
         "items": done.items,
-        "latents": latents,
+        "latents": done.latents,
         "bytes": len(done.data),
         "bits_per_dim": done.bits_per_dim,
         "net_bits_per_dim": done.net_bits_per_dim,
+        "path_bits_per_dim": done.path_bits_per_dim,
+        "overhead_bits_per_dim": done.overhead,
         "borrowed_bits": done.borrowed_bits,
         "header_bits": done.header_bits,
         "network_evaluations": done.network_evaluations,
     }
+    latents = "" if done.latents is None else f", T = {done.latents}"
+    chosen_steps = (
+        ""
+        if command.steps not in (None, "auto") or run.model.steps == done.latents
+        else ", chosen for the shortest file"
+    )
     lines = [
-        f"{command.out}: {done.items:,} items of {chosen.name} {chosen.split} in {len(done.data):,} bytes, {done.bits_per_dim:.4f} bits/dim, "
-        f"T = {latents}",
-        f"the items take {done.net_bits_per_dim:.4f} bits/dim; {done.borrowed_bits:,} bits are borrowed by the first item, and "
-        f"{done.header_bits:,} are the header and the checksum",
+        f"{command.out}: {done.items:,} items of {chosen.name} {chosen.split} in {len(done.data):,} bytes, {done.bits_per_dim:.4f} bits/dim"
+        f"{latents}{chosen_steps}",
+        f"the items take {done.net_bits_per_dim:.4f} bits/dim, the bound of the same path is {done.path_bits_per_dim:.4f}: overhead "
+        f"{done.overhead:.4f}",
+        f"the first item borrows {done.borrowed_bits:,} bits; the header and the checksum are {done.header_bits:,}",
         "the file was decoded, and its items are the same",
     ]
     return Result(record, lines)

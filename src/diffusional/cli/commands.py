@@ -500,11 +500,11 @@ class Compress:
     """The split to compress, as for evaluate."""
     out: Path = Path("items.dfz")
     """The file to write; -o for short."""
-    steps: int | None = None
-    """T, the number of latents to code with. Defaults to that of the run, or to 200 in continuous time. More latents make the file shorter, as
-    far as the bound falls, and take longer."""
+    steps: int | Literal["auto"] | None = None
+    """T, the number of latents to code with, or auto for the one with the shortest file. Defaults to that of the run, and to auto in
+    continuous time. More latents lower the bound and take longer."""
     rows: int = 16
-    """The number of items of one call of the network."""
+    """The largest number of items of one call of a network."""
     most: int | None = None
     """The largest number of items; the first are used. Defaults to all."""
     seed: int = 0
