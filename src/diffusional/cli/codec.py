@@ -61,8 +61,9 @@ def compressed(command: Compress) -> Result:
 def decompressed(command: Decompress) -> Result:
     """Write the raw levels of the items."""
     import numpy as np
+    from torch import Tensor
 
-    from diffusional.codec import decompress
+    from diffusional.codec import restore
     from diffusional.training.folder import load_run
 
     check_target("OUT", command.out, [command.file])
@@ -70,9 +71,15 @@ def decompressed(command: Decompress) -> Result:
         raise DiffusionalError(f"{command.file} does not exist or is not a file; give a file of `diffusional compress`")
     run = load_run(command.run)
     with working(f"decoding {command.file}"):
-        x = decompress(run.model, command.file.read_bytes())
-    levels = run.model.space.decode(x).numpy()
+        found = restore(run.model, command.file.read_bytes())
+    levels = run.model.space.decode(found.x).numpy()
     values = levels.astype(np.uint8) if run.model.space.levels and run.model.space.levels <= 256 else levels
     save(command.out, lambda file: np.save(file, values))
     record = {"run": str(command.run), "file": str(command.file), "out": str(command.out), "items": len(values)}
-    return Result(record, [f"{command.out}: {len(values):,} items of shape {tuple(values.shape[1:])}, {values.dtype}"])
+    lines = [f"{command.out}: {len(values):,} items of shape {tuple(values.shape[1:])}, {values.dtype}"]
+    if isinstance(found.condition, Tensor):
+        labels, beside = found.condition.numpy(), command.out.with_suffix(".labels.npy")
+        save(beside, lambda file: np.save(file, labels))
+        record["labels"] = str(beside)
+        lines.append(f"{beside}: their labels, {labels.dtype}")
+    return Result(record, lines)

@@ -69,7 +69,7 @@ def rate_distortion(
     >>> model = DiffusionModel(forward, Denoiser(lambda z, log_snr: 0 * z, "data"), likelihood.LevelPosterior(space))
     >>> found = rate_distortion(model, space.encode(torch.tensor([[0, 3], [1, 1]])), points=3)
     >>> found.latents.tolist(), found.bits_per_dim.shape
-    ([8, 5, 1], torch.Size([3]))
+    ([8, 4, 1], torch.Size([3]))
     """
     flow = model.flow()
     chain: Any = model.visited()
