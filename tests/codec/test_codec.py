@@ -221,7 +221,9 @@ def test_rate_and_distortion() -> None:
     assert 0 < float(found.bits_per_dim[-1]) <= found.total
     with torch.no_grad():
         whole = float(chain.elbo(x, generator(5)).nelbo.mean()) / (9 * math.log(2))
-    assert found.total == pytest.approx(whole, rel=0.03)
+    # One draw of each KL.
+    assert found.total == pytest.approx(whole, rel=0.25)
+    assert float(found.bits_per_dim[2]) < 0.2
     with pytest.raises(df.DiffusionalError, match="regrid"):
         rate_distortion(model(None), x)
 
