@@ -1,6 +1,6 @@
 """Rate and distortion of progressive decoding: what the first bits of a file show, MATH (33).
 
-A receiver who has the latents z_T … z_t of an item, at the cost KL_T + Σ_{s ≥ t} KL_s of MATH (8), knows x̂(z_t). At t = 1 the decoder's
+A receiver who has the latents z_T … z_t of an item, at the cost KL_T + Σ_{s ≥ t} KL_s of MATH (8), can compute x̂(z_t). At t = 1 the decoder's
 −ln p(x|z_1) remains, after which nothing is lost (Ho, Jain & Abbeel 2020, §4.3).
 """
 

@@ -21,7 +21,7 @@ from diffusional.conditions import Condition
 
 
 class Known(dict[str, Any]):
-    """The values that both ends know at a move, by name: tensors (rows, …). `condition` is that of the items.
+    """The values that both ends have at a move, by name: tensors (rows, …). `condition` is that of the items.
 
     Attributes:
         rows: the number of items, that of the rows of every tensor.
