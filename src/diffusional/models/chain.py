@@ -9,7 +9,7 @@ ledgers, losses, samples and evaluations follow. Where a cost has a closed form 
 (gaussian_chain.py) are such families.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
