@@ -16,6 +16,7 @@ from diffusional.conditions import Condition, check_condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.ledger import Ledger
 from diffusional.models.chain import Chain, same_shape
+from diffusional.models.coding import Given, Move, the_condition
 from diffusional.models.masked import MaskedDiffusion
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Categorical
@@ -161,6 +162,12 @@ class PromptedDiffusion(Chain):
         place = torch.where(free, noise, torch.inf).argsort(dim=1, stable=True).argsort(1)
         z = torch.where(place < n[:, None], float(self.model.process.mask), x)
         return rate[:, None] * self.model.hidden_map(x, z, rest)
+
+    def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
+        """Raise DiffusionalError: sequences cannot be coded given a prompt."""
+        raise DiffusionalError(
+            "a PromptedDiffusion cannot be coded, only the masked diffusion of whole sequences: use the model without the prompt"
+        )
 
     def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
         """Return the cost of level s = `level` + 1 (B,): one network evaluation."""
