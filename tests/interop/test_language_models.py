@@ -78,6 +78,13 @@ def test_the_convention_of_the_logits_is_checked(folder: Path) -> None:
     assert check_shift(df.MaskedDiffusion(lambda z: torch.zeros(*z.shape, 10), Categorical(8, 10)), x) is None
 
 
+def test_weights_of_half_precision_are_evaluated_in_single_precision(tmp_path: Path) -> None:
+    bert(tmp_path, 20).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load_masked_lm(tmp_path, 8, mask_token=3)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert "bfloat16" in model.origin["config"]["network"]
+
+
 def test_causal_models_are_refused(tmp_path: Path, folder: Path) -> None:
     causal = llama(tmp_path / "llama", 20)
     with pytest.raises(df.DiffusionalError, match="LlamaForCausalLM"):
@@ -113,8 +120,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, folder: Path) -> None
     bert(tmp_path, 20)
     with pytest.raises(df.DiffusionalError, match="at most 20 tokens"):
         load_masked_lm(tmp_path, 8, mask_token=3)
-    with pytest.raises(df.DiffusionalError, match="nothing"):
+    with pytest.raises(df.DiffusionalError, match="nothing") as raised:
         load_masked_lm(tmp_path / "nothing", 8)
+    assert "\n" not in str(raised.value)
     for option, value in (("levels", 5), ("decoder", "gaussian"), ("variant", "fp16")):
         given: Any = {option: value}
         with pytest.raises(df.DiffusionalError, match=option):

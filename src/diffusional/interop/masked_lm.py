@@ -142,7 +142,7 @@ def load_masked_lm(
     name = str(name).removeprefix(PREFIX)
     folder = Path(name).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else name
-    module, tokenizer = _module(name, revision), _tokenizer(name, revision)
+    (module, stored), tokenizer = _module(name, revision), _tokenizer(name, revision)
     config: Any = module.config
     k = int(config.vocab_size)
     room = min(
@@ -163,13 +163,13 @@ def load_masked_lm(
     if space is not None:
         model = MaskedDiffusion(model.network, _shared(name, model.space, space, tokenizer))
     model.origin = _origin(
-        name, model, tokenizer, text, given={"mask": mask_token is not None, "shift": shift}
+        name, model, tokenizer, text, stored, given={"mask": mask_token is not None, "shift": shift}
     ).to_dict()
     return model.eval()
 
 
-def _module(name: str, revision: str | None) -> Any:
-    """Load the network. Raises DiffusionalError for anything but a masked language model with all its weights."""
+def _module(name: str, revision: str | None) -> tuple[Any, str]:
+    """Load the network in float32, and return it with the type in which its weights are stored. Raises DiffusionalError for anything but a masked language model with all its weights."""
     with needed_for("text"):
         from transformers import AutoConfig, AutoModelForMaskedLM
     expected = f"expected a masked language model of transformers in {name!r}"
@@ -181,18 +181,20 @@ def _module(name: str, revision: str | None) -> Any:
             raise DiffusionalError(f"{expected}, got {', '.join(kinds) or 'a decoder'}. {_CAUSAL}")
         with _silent():
             module, info = AutoModelForMaskedLM.from_pretrained(
-                name, revision=revision, trust_remote_code=False, output_loading_info=True
+                name, revision=revision, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
             )
     except DiffusionalError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise DiffusionalError(f"{expected}, which could not be loaded: {error}") from error
+        # What transformers raises has several lines of advice.
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DiffusionalError(f"{expected}, which could not be loaded: {reason}") from error
     if missing := sorted(info["missing_keys"]):
         raise DiffusionalError(
             f"{expected}, got files without the weights {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} of a "
             f"{type(module).__name__}, which would be random; they are of another model, such as one without a head"
         )
-    return module
+    return module, str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
 
 
 @contextmanager
@@ -263,7 +265,9 @@ def _rules(tokenizer: Any) -> tuple[str, dict[str, int]]:
     return type(tokenizer).__name__ if backend is None else backend.to_str(), tokenizer.get_vocab()
 
 
-def _origin(name: str, model: MaskedDiffusion, tokenizer: Any, text: str | None, given: dict[str, bool]) -> Origin:
+def _origin(
+    name: str, model: MaskedDiffusion, tokenizer: Any, text: str | None, stored: str, given: dict[str, bool]
+) -> Origin:
     """Return what the model's number rests on."""
     network: Any = model.network
     origin = Origin(f"{PREFIX}{name}", "transformers", getattr(network.module.config, "_commit_hash", None))
@@ -276,7 +280,9 @@ def _origin(name: str, model: MaskedDiffusion, tokenizer: Any, text: str | None,
         )
         origin.files |= {path.name: sha256(path) for path in files}
     length, k = model.space.shape[0], model.space.levels
-    origin.config["network"] = f"{type(network.module).__name__}, {k:,} tokens"
+    origin.config["network"] = (
+        f"{type(network.module).__name__}, {k:,} tokens, weights of {stored}, computed in float32"
+    )
     if tokenizer is not None:
         origin.config["tokenizer"] = (
             f"its tokenizer has {len(tokenizer):,} tokens; no special tokens are added to a text"
