@@ -1,5 +1,6 @@
 """`diffusional plot` draws the numbers of a run, of a saved evaluation, and of an information curve."""
 
+import dataclasses
 import json
 import math
 import re
@@ -13,6 +14,9 @@ import torch
 from diffusional import cli
 from diffusional.evaluation import Comparison, Evaluation
 from diffusional.ledger import Estimate
+from diffusional.report.figures import shared_levels
+from diffusional.report.plots import several_levels
+from diffusional.report.style import figure
 
 RESULT = Evaluation(
     Estimate(76.125, 0.21, 1.5, n=9, network_evaluations=1000),
@@ -141,3 +145,68 @@ def test_a_comparison_of_two_runs(tmp_path: Path) -> None:
     } <= set(found)
     plot(tmp_path / "ab.json", "-o", tmp_path / "ab.png")
     assert (tmp_path / "ab.png").read_bytes().startswith(b"\x89PNG")
+
+
+def halved(name: str, tmp_path: Path) -> Path:
+    """An evaluation of another model of the same items, whose levels cost half as much and lie elsewhere."""
+    kl = 0.5 * RESULT.levels_kl
+    other = dataclasses.replace(
+        RESULT,
+        nelbo=Estimate(39.6875, 0.21, 1.5, n=9, network_evaluations=1000),
+        levels_kl=kl,
+        gamma_edges=torch.tensor([-6.0, 1.0, 5.0], dtype=torch.float64),
+    )
+    other.save(tmp_path / name)
+    return tmp_path / name
+
+
+def test_several_evaluations_share_their_axes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny, run)
+    RESULT.save(run / "evaluation-test.json")
+    other = halved("half.json", tmp_path)
+    plot(run, other, "-o", tmp_path / "ab.svg", "--unit", "nats", "--json", tmp_path / "plot.json")
+    assert capsys.readouterr().out == f"{tmp_path / 'ab.svg'}: bounds, levels of kl\n"
+    found = texts(tmp_path / "ab.svg")
+    # In the panel of the bounds, and in the legend of the levels.
+    assert found.count(str(run)) == found.count(str(other)) == 2
+    assert {"76.12 ± 0.21", "39.69 ± 0.21", "KL, nats per unit of log-SNR"} <= set(found)
+    record = json.loads((tmp_path / "plot.json").read_text(encoding="utf-8"))
+    assert record["panels"] == ["bounds", "levels of kl"]
+
+
+def test_levels_are_drawn_for_all_evaluations_with_their_bands(tmp_path: Path) -> None:
+    second = Evaluation.load(halved("half.json", tmp_path))
+    ((block, found),) = shared_levels({"a": RESULT, "b": second, "without": Evaluation.from_scores(torch.ones(3), 64)})
+    assert block == "kl"
+    assert list(found) == ["a", "b"]
+    axes = several_levels(
+        {name: (one.kl, one.error, one.edges, one.gamma) for name, one in found.items()}, figure(4.0, 2.0).subplots()
+    )
+    lines, bands = axes.patches[::2], axes.patches[1::2]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert [line.get_data().values.tolist() for line in lines] == [[30 / 4, 42.875 / 5], [15 / 7, 42.875 / 2 / 4]]
+    upper = [
+        line.get_data().values + 2 * np.array([0.1, 0.15]) / np.array(width)
+        for line, width in zip(lines, ([4, 5], [7, 4]), strict=True)
+    ]
+    assert [band.get_data().values.tolist() for band in bands] == [one.tolist() for one in upper]
+
+
+def test_evaluations_of_different_items_are_drawn_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RESULT.save(tmp_path / "a.json")
+    dataclasses.replace(RESULT, dimensions=32).save(tmp_path / "b.json")
+    plot(tmp_path / "a.json", tmp_path / "b.json", "-o", tmp_path / "ab.svg")
+    assert "cannot be compared" in capsys.readouterr().out.splitlines()[1]
+    assert any("cannot be compared" in text for text in texts(tmp_path / "ab.svg"))
+
+
+def test_what_cannot_be_drawn_together(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RESULT.save(tmp_path / "a.json")
+    assert "different" in fails(capsys, tmp_path / "a.json", tmp_path / "a.json")
+    assert f"diffusional evaluate {tiny}" in fails(capsys, tmp_path / "a.json", tiny)
+    many = [halved(f"{i}.json", tmp_path) for i in range(7)]
+    assert "2 to 6" in fails(capsys, *many)
+    assert "RUN or FILE" in fails(capsys)

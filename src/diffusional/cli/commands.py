@@ -659,15 +659,17 @@ class Information:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw a run or a saved result. For a run, these are the terms and the noise levels of its evaluation, with errors, and its training; for
-    a JSON file of evaluate or information, what it contains."""
+    """Draw runs or saved results. For a run, these are the terms and the noise levels of its evaluation, with errors, and its training; for
+    several, their bounds, and the costs of the noise levels of all of them on the same axes; for a JSON file of evaluate or information,
+    what it contains."""
 
     what: Annotated[
-        Path,
+        tuple[Path, ...],
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="RUN|FILE",
-            help="The run folder, or the JSON file of an evaluation, of a comparison of two runs, or of an information curve.",
+            help="The run folder, or the JSON file of an evaluation, of a comparison of two runs, or of an information curve. Give up to six "
+            "runs or evaluations to draw them together.",
         ),
     ]
     out: Annotated[
@@ -675,7 +677,7 @@ class Plot:
         tyro.conf.arg(
             metavar="FILE",
             help="A .png, .svg or .pdf file for the figure; -o FILE for short. Defaults to RUN/plot.png, or to the name of the JSON file "
-            "with .png.",
+            "with .png; for several, to plot.png.",
         ),
     ] = None
     split: Split = None

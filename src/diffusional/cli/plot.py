@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusional.cli.commands import Plot
 from diffusional.cli.console import Result, check_figure
-from diffusional.cli.items import SPLITS
+from diffusional.cli.pages import subject_of
 from diffusional.errors import DiffusionalError
 
 # The entries that the JSON of an information curve has.
@@ -15,62 +15,91 @@ _CURVE = ("level", "gamma", "information", "information_error", "entropy", "wast
 
 
 def run(command: Plot) -> Result:
-    """Draw what a run folder or a JSON file has."""
-    folder = command.what.is_dir()
-    out = command.out or (command.what / "plot.png" if folder else command.what.with_suffix(".png"))
+    """Draw what a run folder or a JSON file has, or several of them together."""
+    if not command.what:
+        raise DiffusionalError("expected a run folder or a JSON file to draw, got none; give RUN or FILE")
+    if len(command.what) > 1:
+        out = command.out or Path("plot.png")
+        check_figure("--out", out)
+        return _of_several(command, out)
+    only = command.what[0]
+    out = command.out or (only / "plot.png" if only.is_dir() else only.with_suffix(".png"))
     check_figure("--out", out)
-    return _of_run(command, out) if folder else _of_file(command, out)
+    return _of_run(only, command, out) if only.is_dir() else _of_file(only, command, out)
 
 
-def _of_run(command: Plot, out: Path) -> Result:
+def _of_run(run: Path, command: Plot, out: Path) -> Result:
     """Draw the terms and the levels of the run's evaluation, and its training."""
-    from diffusional.evaluation.result import Evaluation
     from diffusional.report.figures import overview
-    from diffusional.training.metrics_logger import METRICS, read
-    from diffusional.training.run import read_run
 
-    record = read_run(command.what)
-    found = [command.what / f"evaluation-{split}.json" for split in _splits(command)]
-    found = [path for path in found if path.exists()]
-    result = Evaluation.load(found[0]) if found else None
-    metrics = read(record.path) if (record.path / METRICS).exists() else []
+    subject = subject_of(run, command.split)
+    result, metrics = subject.evaluation, subject.metrics
     if result is None and not metrics:
         raise DiffusionalError(
-            f"{command.what} has neither an evaluation{f' of {command.split}' if command.split else ''} nor metrics of its training: run "
-            f"`diffusional evaluate {command.what}` first"
+            f"{run} has neither an evaluation{f' of {command.split}' if command.split else ''} nor metrics of its training: run "
+            f"`diffusional evaluate {run}` first"
         )
-    title = f"{command.what}{f', {result.headline}' if result else ''}"
-    lines = (
-        [] if found else [f"{command.what} has no evaluation: run `diffusional evaluate {command.what}` to draw it too"]
-    )
+    title = f"{run}{f', {result.headline}' if result else ''}"
+    lines = [] if result else [f"{run} has no evaluation: run `diffusional evaluate {run}` to draw it too"]
     panels = [*_panels(result), *(["training"] if metrics else [])]
     return _result(out, panels, lines, lambda: overview(out, result, metrics, title, command.unit))
 
 
-def _of_file(command: Plot, out: Path) -> Result:
+def _of_several(command: Plot, out: Path) -> Result:
+    """Draw the bounds and the levels of several evaluations."""
+    from diffusional.evaluation.result import Evaluation
+    from diffusional.report.figures import several, shared_levels
+    from diffusional.report.style import COLOURS
+    from diffusional.report.subject import Subject
+    from diffusional.report.verdicts import different_data
+
+    names = [str(path) for path in command.what]
+    if len(set(names)) < len(names) or len(names) > len(COLOURS):
+        raise DiffusionalError(f"expected 2 to {len(COLOURS)} different runs or evaluations, got {' '.join(names)}")
+    subjects = [
+        subject_of(path, command.split) if path.is_dir() else Subject(str(path), Evaluation.load(path))
+        for path in command.what
+    ]
+    for one in subjects:
+        if one.evaluation is None:
+            raise DiffusionalError(
+                f"expected evaluated runs, got {one.name} without an evaluation"
+                f"{f' of {command.split}' if command.split else ''}: run `diffusional evaluate {one.name}` first"
+            )
+    results = {one.name: one.evaluation for one in subjects if one.evaluation is not None}
+    apart = different_data(subjects)
+    title = f"{len(results)} evaluations"
+    panels = ["bounds", *(f"levels of {block}" for block, _ in shared_levels(results))]
+    lines = [apart] if apart else []
+    return _result(
+        out, panels, lines, lambda: several(out, results, f"{title}. {apart}" if apart else title, command.unit)
+    )
+
+
+def _of_file(path: Path, command: Plot, out: Path) -> Result:
     """Draw the record of an evaluation, of a comparison, or an information curve."""
     from diffusional.evaluation.result import Evaluation
     from diffusional.files import load_json
     from diffusional.report.figures import overview
 
-    record = load_json(command.what)
+    record = load_json(path)
     if isinstance(record, dict) and all(name in record for name in _CURVE):
-        title = ", ".join(str(record[name]) for name in ("data", "split") if name in record) or str(command.what)
+        title = ", ".join(str(record[name]) for name in ("data", "split") if name in record) or str(path)
         return _result(out, ["information"], [], lambda: _draw_curve(out, record, title))
     if isinstance(record, dict) and "difference_nats" in record:
         from diffusional.evaluation.difference import Comparison
         from diffusional.report.figures import comparison
 
-        both = Comparison.load(command.what)
+        both = Comparison.load(path)
         title = f"{' and '.join(both.names)}: {both.difference.n:,} items"
         return _result(out, ["bounds", "difference"], [], lambda: comparison(out, both, title, command.unit))
     if not isinstance(record, dict) or "nelbo" not in record or "terms" not in record:
         raise DiffusionalError(
-            f"expected the JSON of `diffusional evaluate`, or of `diffusional information` for data, got {command.what}, "
+            f"expected the JSON of `diffusional evaluate`, or of `diffusional information` for data, got {path}, "
             "which is neither"
         )
-    result = Evaluation.load(command.what)
-    title = f"{command.what}, {result.headline}"
+    result = Evaluation.load(path)
+    title = f"{path}, {result.headline}"
     return _result(out, _panels(result), [], lambda: overview(out, result, [], title, command.unit))
 
 
@@ -86,10 +115,6 @@ def _panels(result: Any) -> list[str]:
     if result is None:
         return []
     return ["terms", *(f"levels of {name}" for name, block in result.level_blocks().items() if len(block.kl))]
-
-
-def _splits(command: Plot) -> tuple[str, ...]:
-    return (command.split,) if command.split else ("test", *(split for split in (*SPLITS, "all") if split != "test"))
 
 
 def _result(out: Path, panels: list[str], lines: list[str], draw: Any) -> Result:

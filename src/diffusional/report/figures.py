@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.difference import Comparison
-from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.result import Evaluation, LevelCosts
 from diffusional.extras import needed_for
 from diffusional.ledger import Estimate
 from diffusional.report import plots, style
@@ -23,18 +23,21 @@ with needed_for("report"):
     from matplotlib.axes import Axes
 
 P = ParamSpec("P")
+R = TypeVar("R")
+# The height of a panel in inches, and what draws it.
+_Panel = tuple[float, Callable[[Axes], Any]]
 
 # The largest number of bins of a histogram.
 _BINS = 40
 
 
-def _styled(draw: Callable[P, None]) -> Callable[P, None]:
+def _styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Draw in the style of this package, with names literally: a dollar sign does not begin a formula."""
 
     @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
         with style.styled():
-            draw(*args, **kwargs)
+            return draw(*args, **kwargs)
 
     return drawn
 
@@ -314,7 +317,7 @@ def overview(
     >>> target.read_text().count("nats per item")
     0
     """
-    panels: list[tuple[float, Callable[[Axes], Any]]] = []
+    panels: list[_Panel] = []
     if result is not None:
         panels.append((0.9 + 0.34 * (len(result.terms) + 1), lambda axes: result.plot(axes, unit=unit)))
         blocks = {name: block for name, block in result.level_blocks().items() if len(block.kl)}
@@ -327,14 +330,7 @@ def overview(
         panels.append((2.4, lambda axes: _training(axes, metrics)))
     if not panels:
         raise DiffusionalError("expected an evaluation or metrics to draw, got neither")
-    heights = [height for height, _ in panels]
-    figure = style.figure(7.2, sum(heights) + 0.3)
-    for axes, (_, draw) in zip(
-        figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
-    ):
-        draw(axes)
-    figure.suptitle(title, fontsize=10, wrap=True)
-    style.save(figure, path)
+    _stacked(path, panels, title)
 
 
 def _training(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -368,23 +364,81 @@ def comparison(path: Path, result: Comparison, title: str, unit: str = "bits/dim
     >>> "equally good" in target.read_text()
     True
     """
-    names = result.names
-
-    def row(one: Estimate) -> tuple[float, float, float]:
-        one = one.to(unit, result.a.dimensions)
-        return one.value, one.error, one.item_error
-
-    values = dict(zip(names, (row(result.a.nelbo), row(result.b.nelbo)), strict=True))
-    panels: list[tuple[float, Callable[[Axes], Any]]] = [
-        (1.6, lambda axes: plots.bounds(values, unit, axes)),
-        (1.2, lambda axes: plots.bounds({"A − B, paired": row(result.difference)}, unit, axes, "equally good")),
+    results = dict(zip(result.names, (result.a, result.b), strict=True))
+    difference = {"A − B, paired": _row(result.difference, unit, result.a.dimensions)}
+    panels: list[_Panel] = [
+        _bounds(results, unit),
+        (1.2, lambda axes: plots.bounds(difference, unit, axes, "equally good")),
+        *_levels(results),
     ]
-    ours, theirs = (one.level_blocks() for one in (result.a, result.b))
-    for block in ours.keys() & theirs.keys():
-        both = {name: one[block] for name, one in zip(names, (ours, theirs), strict=True) if len(one[block].kl)}
-        if len(both) == 2 and len({one.gamma is None for one in both.values()}) == 1:
-            drawn = {name: (one.kl, one.error, one.edges, one.gamma) for name, one in both.items()}
-            panels.append((2.5, lambda axes, drawn=drawn: plots.several_levels(drawn, axes)))
+    _stacked(path, panels, title)
+
+
+@_styled
+def several(path: Path, results: Mapping[str, Evaluation], title: str, unit: str = "bits/dim") -> None:
+    """Draw several evaluations: their bounds, and the costs of the levels of all of them in one panel for each block of levels.
+
+    Args:
+        path: the file to write.
+        results: evaluations by name, from two to six.
+        title: the title above the panels.
+        unit: "bits/dim" or "nats", for the bounds.
+
+    Raises DiffusionalError for fewer evaluations, or more than there are colours.
+
+    >>> import tempfile, torch
+    >>> runs = {name: Evaluation.from_scores(torch.tensor([3.0, 5.0]), dimensions=2) for name in ("first", "second")}
+    >>> target = Path(tempfile.mkdtemp()) / "runs.svg"
+    >>> several(target, runs, "two runs")
+    >>> "second" in target.read_text()
+    True
+    """
+    if not 2 <= len(results) <= len(style.COLOURS):
+        raise DiffusionalError(
+            f"expected 2 to {len(style.COLOURS)} evaluations to draw in one figure, got {len(results)}"
+        )
+    _stacked(path, [_bounds(results, unit), *_levels(results)], title)
+
+
+def _row(one: Estimate, unit: str, dimensions: int) -> tuple[float, float, float]:
+    one = one.to(unit, dimensions)
+    return one.value, one.error, one.item_error
+
+
+def _bounds(results: Mapping[str, Evaluation], unit: str) -> _Panel:
+    """Return the panel of the bounds of evaluations."""
+    rows = {name: _row(one.nelbo, unit, one.dimensions) for name, one in results.items()}
+    return 0.8 + 0.4 * len(rows), lambda axes: plots.bounds(rows, unit, axes)
+
+
+def shared_levels(results: Mapping[str, Evaluation]) -> list[tuple[str, dict[str, LevelCosts]]]:
+    """Return the costs of the levels that at least two evaluations have in the same coordinate, by the names of blocks and evaluations.
+
+    >>> shared_levels({})
+    []
+    """
+    blocks = {name: one.level_blocks() for name, one in results.items()}
+    found: list[tuple[str, dict[str, LevelCosts]]] = []
+    for block in dict.fromkeys(block for own in blocks.values() for block in own):
+        own = {name: one[block] for name, one in blocks.items() if block in one and len(one[block].kl)}
+        for has_gamma in (True, False):
+            same = {name: one for name, one in own.items() if (one.gamma is not None) == has_gamma}
+            if len(same) > 1:
+                found.append((block, same))
+    return found
+
+
+def _levels(results: Mapping[str, Evaluation]) -> list[_Panel]:
+    """Return a panel for each block of levels that evaluations share."""
+    panels: list[_Panel] = []
+    for _, same in shared_levels(results):
+        drawn = {name: (one.kl, one.error, one.edges, one.gamma) for name, one in same.items()}
+        panels.append((2.5, lambda axes, drawn=drawn: plots.several_levels(drawn, axes)))
+    return panels
+
+
+def _stacked(path: Path, panels: Sequence[_Panel], title: str) -> None:
+    """Draw panels below each other."""
     heights = [height for height, _ in panels]
     figure = style.figure(7.2, sum(heights) + 0.3)
     for axes, (_, draw) in zip(
