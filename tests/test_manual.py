@@ -112,8 +112,12 @@ def test_there_are_notebooks() -> None:
 def test_published_numbers_have_a_source_a_version_and_a_kind() -> None:
     numbers = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["numbers"]
     for one in numbers:
-        assert set(one) == {"data", "model", "value", "kind", "version", "source"}
-        assert all(one.values())
+        assert set(one) == {"data", "model", "value", "kind", "version", "source", "checked"}
+        assert all(value for key, value in one.items() if key != "checked")
+        # Where the number was read, with its digits or a commit; null if nowhere.
+        assert one["checked"] is None or len(one["checked"]) > 10
+    text = (DOCS / "leaderboard.md").read_text(encoding="utf-8")
+    assert text.count("; **not checked**") == sum(one["checked"] is None for one in numbers)
     assert {one["data"] for one in numbers} == {"CIFAR-10", "MNIST", "binary MNIST"}
 
 

@@ -18,7 +18,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ODE, ode_log_likelihood
 from diffusional.evaluation.ode import jackknife, solver_error
 from diffusional.interop.processes import LevelTimes
-from diffusional.models.flow import integrated
+from diffusional.models.flow import ProbabilityFlow, integrated
 from diffusional.models.time import TrainedIndex
 from diffusional.networks import MLP
 
@@ -43,11 +43,11 @@ def items(world: exact.World, n: int) -> Tensor:
     return world.sample(n, torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize(("d", "predicts"), [(1, "noise"), (2, "data"), (2, "v"), (3, "score"), (8, "data")])
+@pytest.mark.parametrize(("d", "predicts"), [(1, "noise"), (2, "v"), (3, "score"), (8, "data")])
 def test_an_optimal_denoiser_gives_the_density_of_the_data(d: int, predicts: str) -> None:
     world = mixture(d)
     x = items(world, 3)
-    found = ode_log_likelihood(optimal(world, predicts), x, tolerance=2e-6 / d)
+    found = ode_log_likelihood(optimal(world, predicts), x, tolerance=6e-6 / d)
     off = (found.per_item["nelbo"] + world.log_prob(x)).abs()
     assert found.reached
     assert float(off.max()) < 1e-5
@@ -57,24 +57,13 @@ def test_an_optimal_denoiser_gives_the_density_of_the_data(d: int, predicts: str
 
 
 def test_the_trace_is_exact_up_to_a_number_of_dimensions() -> None:
-    root = torch.randn(20, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    world = exact.Gaussian(torch.zeros(20), 0.3 / 20 * root @ root.T + 0.5 * torch.eye(20))
+    root = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    world = exact.Gaussian(torch.zeros(5), 0.3 / 5 * root @ root.T + 0.5 * torch.eye(5))
     model, x = optimal(world, ends=(-14.0, 14.0)), items(world, 2)
-    found = ode_log_likelihood(model, x, exact_up_to=20, tolerance=1e-5)
+    found = ode_log_likelihood(model, x, exact_up_to=5, tolerance=1e-4)
     assert found.per_item["nelbo"] == pytest.approx(-world.log_prob(x), abs=1e-3)
     assert bool((found.per_item["probe_error"] == 0).all())
-    assert not ode_log_likelihood(model, x, exact_up_to=19, tolerance=1e-2, probes=2).provenance["trace"]["exact"]
-
-
-def test_halving_the_step_divides_the_error_by_sixteen() -> None:
-    world = mixture(2)
-    flow, unit = optimal(world, ends=(-10.0, 10.0)).flow(), torch.eye(2).double()[:, None]
-    z = items(world, 4)
-    every = [integrated(flow, z, steps, unit) for steps in (32, 64, 128, 512)]
-    for of in (lambda found: found[0], lambda found: found[1].sum(0)):
-        errors = [float((of(found) - of(every[-1])).abs().max()) for found in every[:-1]]
-        assert 10 < errors[0] / errors[1] < 25
-        assert 12 < errors[1] / errors[2] < 20
+    assert not ode_log_likelihood(model, x, exact_up_to=4, max_steps=16, probes=2).provenance["trace"]["exact"]
 
 
 class _Tanh(nn.Module):
@@ -88,13 +77,24 @@ class _Tanh(nn.Module):
         return self.outer(torch.tanh(self.inner(torch.cat([z, 0.3 * log_snr[:, None]], 1))))
 
 
-@pytest.mark.parametrize(("d", "n"), [(1, 100), (2, 30)])
+def test_halving_the_step_divides_the_error_by_sixteen() -> None:
+    torch.manual_seed(0)
+    flow, unit = ProbabilityFlow(df.Denoiser(_Tanh(2), "v"), -6.0, 6.0), torch.eye(2).double()[:, None]
+    z = torch.randn(4, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    every = [integrated(flow, z, steps, unit) for steps in (16, 32, 64, 256)]
+    for of in (lambda found: found[0], lambda found: found[1].sum(0)):
+        errors = [float((of(found) - of(every[-1])).abs().max()) for found in every[:-1]]
+        assert 10 < errors[0] / errors[1] < 25
+        assert 12 < errors[1] / errors[2] < 20
+
+
+@pytest.mark.parametrize(("d", "n"), [(1, 64), (2, 24)])
 def test_densities_integrate_to_one(d: int, n: int) -> None:
     network = _Tanh(d)
     process = df.GaussianDiffusion(schedule.log_snr_linear(-6.0, 6.0))
     space = df.Continuous((d,), (2.0,), (3.0,))
     model = df.DiffusionModel(process, df.Denoiser(network, "v"), likelihood.GaussianLikelihood(space))
-    axis = torch.linspace(-7, 7, n, dtype=torch.float64)
+    axis = torch.linspace(-6, 6, n, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
     found = ode_log_likelihood(model, grid, tolerance=1e-3)
     # In original units: a cell of the grid is 3 times as wide.
@@ -182,8 +182,8 @@ CASES: dict[str, tuple[Callable[[], df.DiffusionModel], Tensor, dict[str, Any]]]
         {},
     ),
     "probes": (lambda: small(20), torch.randn(4, 20, generator=torch.Generator().manual_seed(0)), {"probes": 2}),
-    "levels, draws and probes": (levels_model, levels(5), {"draws": 3, "probes": 2, "max_steps": 32}),
-    "a place that matters": (placed, torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), {"max_steps": 32}),
+    "levels, draws and probes": (levels_model, levels(5), {"draws": 3, "probes": 2, "max_steps": 16}),
+    "a place that matters": (placed, torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), {"max_steps": 16}),
 }
 
 
@@ -207,8 +207,8 @@ def test_every_item_has_steps_of_its_own() -> None:
     """An item far out needs more steps, and does not change those of the others."""
     model = small(2)
     x = torch.tensor([[0.1, -0.2], [30.0, 30.0]]).double()
-    near = ode_log_likelihood(model, x[:1], tolerance=1e-4).provenance["steps"]
-    both = ode_log_likelihood(model, x, tolerance=1e-4).provenance["steps"]
+    near = ode_log_likelihood(model, x[:1], tolerance=1e-3).provenance["steps"]
+    both = ode_log_likelihood(model, x, tolerance=1e-3).provenance["steps"]
     assert both[0] == near[0] == near[1] < both[1]
 
 
@@ -239,8 +239,8 @@ def test_probes_are_within_their_own_error() -> None:
 
 def test_more_probes_have_a_smaller_error() -> None:
     model, x = small(20), torch.randn(6, 20).double()
-    few, many = (ode_log_likelihood(model, x, probes=p, tolerance=1e-2).nelbo for p in (4, 64))
-    truth = ode_log_likelihood(model, x, exact_up_to=20, tolerance=1e-2).nelbo
+    few, many = (ode_log_likelihood(model, x, probes=p, max_steps=16).nelbo for p in (4, 48))
+    truth = ode_log_likelihood(model, x, exact_up_to=20, max_steps=16).nelbo
     assert many.error < 0.5 * few.error
     assert abs(many.value - truth.value) < 5 * many.error
 
@@ -275,7 +275,7 @@ def finite() -> tuple[exact.Finite, df.DiffusionModel]:
 def test_discrete_data_have_a_bound_that_draws_tighten() -> None:
     world, model = finite()
     x = world.points
-    few, many = (ode_log_likelihood(model, x, draws=k, tolerance=2e-3).per_item for k in (2, 32))
+    few, many = (ode_log_likelihood(model, x, draws=k, tolerance=1e-2).per_item for k in (2, 32))
     truth = -world.log_prob(x)
     for found in (few, many):
         error = found["draw_error"] + found["solver_error"]
@@ -287,7 +287,7 @@ def test_discrete_data_have_a_bound_that_draws_tighten() -> None:
 def test_draws_for_real_values_bound_the_density_of_the_flow() -> None:
     world = mixture(2)
     model, x = optimal(world, ends=(-4.0, 16.0)), items(world, 3)
-    found = ode_log_likelihood(model, x, draws=64, tolerance=1e-4)
+    found = ode_log_likelihood(model, x, draws=64, tolerance=2e-3)
     truth = -world.log_prob(x)
     assert bool((found.per_item["nelbo"] > truth - 4 * found.per_item["error"]).all())
     assert found.per_item["nelbo"] == pytest.approx(truth, abs=0.2)
@@ -302,7 +302,7 @@ def test_the_density_is_in_original_units() -> None:
     spaces = df.Continuous((2,)), df.Continuous((2,), (5.0,), (10.0,))
     models = [df.DiffusionModel(process, df.Denoiser(network), likelihood.GaussianLikelihood(one)) for one in spaces]
     x = torch.randn(3, 2).double()
-    plain, scaled = (ode_log_likelihood(model, x) for model in models)
+    plain, scaled = (ode_log_likelihood(model, x, tolerance=1e-2) for model in models)
     assert scaled.per_item["nelbo"] == pytest.approx(plain.per_item["nelbo"] + 2 * math.log(10))
     assert scaled.terms["jacobian"].value == pytest.approx(2 * math.log(10))
 
@@ -310,7 +310,7 @@ def test_the_density_is_in_original_units() -> None:
 def labelled() -> tuple[exact.Labelled, df.DiffusionModel]:
     means = torch.tensor([[-1.0, 0.5], [1.0, -0.5]])
     world = exact.Labelled(torch.tensor([0.5, 0.5]), means, 0.3 * torch.eye(2).expand(2, 2, 2))
-    process = df.GaussianDiffusion(schedule.log_snr_linear(-16.0, 34.0))
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-12.0, 18.0))
     decoder = likelihood.GaussianLikelihood(df.Continuous((2,)))
     return world, df.DiffusionModel(process, world.conditional_denoiser(), decoder)
 
@@ -359,13 +359,13 @@ def test_numbers_of_levels_are_refused_or_interpolated(time: Callable[[Any], Any
     model, x = indexed(time), torch.randn(3, 2).double()
     with pytest.raises(DiffusionalError, match="interpolate=True"):
         ode_log_likelihood(model, x)
-    found = ode_log_likelihood(model, x, interpolate=True, tolerance=1e-4)
+    found = ode_log_likelihood(model, x, interpolate=True, tolerance=1e-2)
     assert found.provenance["time"].startswith("interpolated")
     # The index is linear in u = index/99, which the network could have read as a function of γ.
     index = TrainedIndex(model.process.schedule)
     other = df.DiffusionModel(model.process, df.Denoiser(model.denoiser.module, time=index.position), model.likelihood)
     assert found.per_item["nelbo"] == pytest.approx(
-        ode_log_likelihood(other, x, tolerance=1e-4).per_item["nelbo"], abs=1e-4
+        ode_log_likelihood(other, x, tolerance=1e-2).per_item["nelbo"], abs=1e-4
     )
     # Afterwards, the model refuses levels in between as before.
     with pytest.raises(DiffusionalError, match="levels that the network was trained at"):
@@ -390,8 +390,8 @@ def test_a_network_that_needs_integers_is_refused() -> None:
 
 def test_the_number_of_latents_does_not_matter() -> None:
     model, x = small(2), torch.randn(2, 2).double()
-    few = df.evaluate(model.regrid(7), x, estimator=ODE())
-    assert torch.equal(few.per_item["nelbo"], df.evaluate(model, x, estimator=ODE()).per_item["nelbo"])
+    few = df.evaluate(model.regrid(7), x, estimator=ODE(tolerance=1e-2))
+    assert torch.equal(few.per_item["nelbo"], df.evaluate(model, x, estimator=ODE(tolerance=1e-2)).per_item["nelbo"])
     assert few.provenance["latents"] == 7
 
 
@@ -399,7 +399,7 @@ def test_the_number_of_latents_does_not_matter() -> None:
 
 
 def test_a_record_says_what_it_is_and_is_kept(tmp_path: Any) -> None:
-    found = ode_log_likelihood(levels_model(), levels(3), draws=4, probes=2, tolerance=0.02)
+    found = ode_log_likelihood(levels_model(), levels(3), draws=2, probes=2, max_steps=16)
     assert found.kind == "estimate"
     assert "another model" in found.of
     assert "estimate" in str(found)

@@ -40,7 +40,8 @@ def _published(data: str) -> Iterator[Row]:
     for one in numbers:
         if one["data"] == data:
             version = f"{one['kind']}; {one['version']}"
-            yield Row(one["value"], f"{one['value']:g}", f"{one['model']}, published", version, one["source"])
+            seen = f"; read in: {one['checked']}" if one["checked"] else "; **not checked**"
+            yield Row(one["value"], f"{one['value']:g}", f"{one['model']}, published", version, one["source"] + seen)
 
 
 def _table(rows: list[Row], unit: str) -> str:

@@ -1,0 +1,56 @@
+"""The manual that `make docs` built, in headless Chromium: axe-core finds nothing serious, and no page is wider than the screen.
+
+Skipped where the site was not built, or where there is no browser.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SITE = Path(__file__).parents[1] / "build" / "docs"
+CHROMIUM = Path("/usr/bin/chromium")
+# One page of each form: text, code, a long table, a figure with tables, a tutorial's notebook, docstrings, search.
+PAGES = (
+    "index.html",
+    "start.html",
+    "cli.html",
+    "leaderboard.html",
+    "results/guidance.html",
+    "audit/index.html",
+    "essay.html",
+    "search.html",
+)
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
+axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed (the extra dev)")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed: apt-get install chromium"),
+    pytest.mark.skipif(not (SITE / "index.html").exists(), reason=f"{SITE} was not built: make docs"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_the_site_are_accessible(browser: Any, name: str, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 375, "height": 800}, color_scheme=scheme)
+    page.goto((SITE / name).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")
+    assert len(found["passes"]) > 10
+    serious = [
+        (one["id"], one["nodes"][0]["target"], one["nodes"][0]["html"][:200])
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+    page.close()
+    assert serious == []
