@@ -23,6 +23,10 @@ extensions = ["myst_nb"]
 html_theme = "furo"
 html_title = "diffusional"
 html_copy_source = False
+# What furo leaves out for keyboards and screen readers.
+html_static_path = ["static"]
+html_js_files = ["accessible.js"]
+html_css_files = ["accessible.css"]
 exclude_patterns = ["_build"]
 
 # Pages are Markdown that GitHub shows as well, and their headings have the anchors that GitHub gives them.
