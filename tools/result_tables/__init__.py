@@ -7,11 +7,11 @@ its name. The tables of docs/audit are made from one list of faults (audit.py).
 from collections.abc import Callable
 from types import FunctionType
 
-from result_tables import audit, conditions, evaluation, information, leaderboard, models, text, training
+from result_tables import audit, conditions, evaluation, information, leaderboard, models, text, training, witnesses
 
 TABLES: dict[str, Callable[[], str]] = {
     name: function
-    for module in (models, conditions, evaluation, information, training, text, leaderboard)
+    for module in (models, conditions, evaluation, information, training, text, leaderboard, witnesses)
     for name, function in vars(module).items()
     if isinstance(function, FunctionType) and function.__module__ == module.__name__ and not name.startswith("_")
 }
