@@ -283,3 +283,23 @@ def test_weights_of_other_code_are_refused_with_the_way(tmp_path: Path, capsys: 
         assert "df.load_weights" in err
         with pytest.raises(DiffusionalError, match=r"df\.load_weights"):
             df.load_checkpoint(path)
+
+
+def test_a_report_of_a_checkpoint_has_samples_and_items(folder: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    options = ("--samples", 2, "--items", 4, "--visits", 2, "--shown", 1)
+    run("report", folder, "--data", data, "-o", out, *options)
+    text = out.read_text(encoding="utf-8")
+    assert "images.npy" in text
+    assert "was trained elsewhere" in text
+    assert "are missing" not in text
+    # Two samples, and an item at each end.
+    assert text.count("<img") >= 4
+
+
+def test_a_report_of_a_checkpoint_needs_data(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.html"
+    assert "--data" in refused(capsys, "report", folder, "-o", out)
+    assert "--saved" in refused(capsys, "report", folder, "-o", out, "--saved", "--data", "digits")
+    assert "leave it out" in refused(capsys, "report", tmp_path / "bound.json", "-o", out, "--data", "digits")
+    assert not out.exists()

@@ -698,8 +698,8 @@ class Report:
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="RUN",
-            help="Run folders; or JSON files of `diffusional evaluate` (of one run, or of two for their difference), or of `diffusional "
-            "information RUN --reference RUN`.",
+            help="Run folders; checkpoints of diffusers, with --data; or JSON files of `diffusional evaluate` (of one run, or of two for their "
+            "difference), or of `diffusional information RUN --reference RUN`.",
         ),
     ]
     out: Annotated[
@@ -709,6 +709,8 @@ class Report:
             help="The .html file; -o FILE for short. Defaults to RUN/report.html, or to report.html for several runs.",
         ),
     ] = None
+    data: str | None = None
+    """For checkpoints from elsewhere: the data to evaluate them on, as for evaluate. Runs are shown with their own data."""
     split: Split = None
     """The split whose evaluation is shown. Defaults to test, or to another one that was evaluated."""
     samples: int = 16

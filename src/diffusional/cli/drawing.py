@@ -109,8 +109,13 @@ def _states(model: Any, n: int, generator: Any, condition: Any, with_paths: bool
     return kept, labels
 
 
-def scores_of(model: "LatentVariableModel", record: "RunRecord", command: Report, split: str | None) -> "ItemScores":
-    """Score the first items of a split, and draw those at the ends again, with cost maps of images. Raises DiffusionalError as `score` does."""
+def scores_of(
+    model: "LatentVariableModel", record: "RunRecord", command: Report, split: str | None, data: str | None = None
+) -> "ItemScores":
+    """Score the first items of a split, and draw those at the ends again, with cost maps of images. Raises DiffusionalError as `score` does.
+
+    The items are the run's own, or those of `data`.
+    """
     from diffusional.conditions import rows_of
     from diffusional.evaluation.extremes import extremes
     from diffusional.evaluation.maps import cost_map
@@ -118,7 +123,7 @@ def scores_of(model: "LatentVariableModel", record: "RunRecord", command: Report
     from diffusional.report.subject import ItemScores
 
     model = model.to(device())
-    chosen = items(record, split=split)
+    chosen = items(record, data, split=split)
     some = slice(0, command.items)
     x, condition = chosen.x[some], rows_of(chosen.condition, some)
     if len(x) < 2:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusional.cli.checkpoints import is_foreign, opened, origin_lines
 from diffusional.cli.commands import Evaluate, Report
 from diffusional.cli.console import Result, say
 from diffusional.cli.pages import baselines_of, check_page, page_of, subject_of
@@ -46,6 +47,17 @@ def _check(command: Report) -> None:
             raise DiffusionalError(
                 f"expected --{name} of at least {least}, got {getattr(command, name)}; give a larger number, or leave it out"
             )
+    foreign = [path for path in command.runs if is_foreign(path)]
+    if foreign and (command.data is None or command.saved):
+        given = "--saved" if command.saved else "no --data"
+        raise DiffusionalError(
+            f"expected --data, and not --saved, for {foreign[0]}, a checkpoint without data and saved results of its own, got {given}; name the "
+            "data to evaluate it on, such as --data digits, or make a run of it with `diffusional import`"
+        )
+    if command.data is not None and not foreign:
+        raise DiffusionalError(
+            f"--data {command.data} is for checkpoints from elsewhere, but all that was given are runs and results; leave it out"
+        )
     if len({os.path.realpath(path) for path in command.runs}) < len(command.runs):
         raise DiffusionalError(f"expected different runs, got {' '.join(map(str, command.runs))}; give each run once")
 
@@ -60,6 +72,9 @@ def _gathered(command: Report) -> "tuple[list[Subject], list[Comparison], list[d
     comparisons: list[Comparison] = []
     budgets: list[dict[str, Any]] = []
     for path in command.runs:
+        if is_foreign(path):
+            subjects.append(_of_checkpoint(path, command))
+            continue
         if path.is_dir():
             subjects.append(subject_of(path, command.split))
             continue
@@ -140,6 +155,32 @@ def _completed(subject: "Subject", command: Report) -> "Subject":
     return dataclasses.replace(
         subject, evaluation=result, baselines=baselines, samples=samples, items=scores, notes=notes
     )
+
+
+def _of_checkpoint(path: Path, command: Report) -> "Subject":
+    """Evaluate a checkpoint from elsewhere on --data, and draw samples and scores of items where its model allows it."""
+    from diffusional.cli import drawing
+    from diffusional.evaluation import Evaluation
+    from diffusional.report.subject import Subject
+
+    asked = Evaluate(path, data=command.data, split=command.split)
+    result = Evaluation.from_json(_evaluated(asked))
+    run, _ = opened(path, asked)
+    record, model, split = run.record, run.model, str(result.about.get("split") or command.split or "test")
+    notes = [
+        f"{path} was trained elsewhere: {'; '.join(line.strip() for line in origin_lines(model))}.",
+        "A checkpoint has no record of its training and no training items: there are no training curves, baselines and percentiles of items.",
+    ]
+    samples = scores = None
+    if command.samples:
+        samples = _tried(
+            notes, "Samples", lambda: drawing.samples_of(model, record, command.samples, command.seed, split)
+        )
+    if command.items:
+        scores = _tried(
+            notes, "Scores of items", lambda: drawing.scores_of(model, record, command, command.split, command.data)
+        )
+    return Subject(str(path), result, samples=samples, items=scores, notes=notes)
 
 
 def _tried(notes: list[str], what: str, draw: Callable[[], Any]) -> Any:
