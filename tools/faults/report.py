@@ -24,4 +24,11 @@ FAULTS = [
         "float(kl[own][:-1].sum()) * factor, off * factor",
         "report/test_page.py::test_the_waterfall_adds_up_with_the_levels_in_bands",
     ),
+    fault(
+        "report/plots.py",
+        "bands of several models have half their width",
+        "spread = 2 * np.nan_to_num(groups.density_error)",
+        "spread = np.nan_to_num(groups.density_error)",
+        "cli/test_plot.py::test_levels_are_drawn_for_all_evaluations_with_their_bands",
+    ),
 ]

@@ -62,7 +62,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "plot": (
         "diffusional plot runs/digits",
-        "diffusional plot runs/digits -o digits.svg",
+        "diffusional plot runs/digits runs/vae -o both.svg",
         "diffusional plot bound.json --out bound.pdf --unit nats",
     ),
     "report": (
