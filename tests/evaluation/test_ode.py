@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Callable[[], df.DiffusionModel], Tensor, dict[str, Any]]]
         {},
     ),
     "probes": (lambda: small(20), torch.randn(4, 20, generator=torch.Generator().manual_seed(0)), {"probes": 2}),
-    "levels, draws and probes": (levels_model, levels(5), {"draws": 3, "probes": 2, "max_steps": 16}),
+    "levels, draws and probes": (levels_model, levels(5), {"draws": 2, "probes": 2, "max_steps": 16}),
     "a place that matters": (placed, torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), {"max_steps": 16}),
 }
 
@@ -327,7 +327,7 @@ def test_guidance_gives_another_density() -> None:
     world, model = labelled()
     x, c = world.sample_labelled(4, torch.Generator().manual_seed(0))
     none, plain, strong = (
-        ode_log_likelihood(model.guided(w), x, condition=c).per_item["nelbo"] for w in (0.0, 1.0, 3.0)
+        ode_log_likelihood(model.guided(w), x, condition=c, tolerance=2e-3).per_item["nelbo"] for w in (0.0, 1.0, 3.0)
     )
     assert none == pytest.approx(-world.log_prob(x), abs=5e-3)
     assert plain == pytest.approx(-world.log_prob_given(x, c), abs=5e-3)
