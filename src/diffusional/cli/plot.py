@@ -18,11 +18,11 @@ def run(command: Plot) -> Result:
     """Draw what a run folder or a JSON file has, or several of them together."""
     if not command.what:
         raise DiffusionalError("expected a run folder or a JSON file to draw, got none; give RUN or FILE")
-    if len(command.what) > 1:
+    only, *others = command.what
+    if others:
         out = command.out or Path("plot.png")
         check_figure("--out", out)
         return _of_several(command, out)
-    only = command.what[0]
     out = command.out or (only / "plot.png" if only.is_dir() else only.with_suffix(".png"))
     check_figure("--out", out)
     return _of_run(only, command, out) if only.is_dir() else _of_file(only, command, out)
