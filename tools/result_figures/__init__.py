@@ -7,12 +7,12 @@ write the function and a line `<!-- figure: NAME -->` in the page, and run `make
 
 from collections.abc import Callable
 
-from result_figures import conditions, evaluation, information, models, training, witnesses
+from result_figures import conditions, evaluation, information, models, training
 from result_figures.common import Drawn
 
 FIGURES: dict[str, Callable[[], Drawn]] = {
     name: function
-    for module in (models, conditions, evaluation, information, training, witnesses)
+    for module in (models, conditions, evaluation, information, training)
     for name, function in vars(module).items()
     if getattr(function, "__module__", None) == module.__name__ and not name.startswith("_")
 }

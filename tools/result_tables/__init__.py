@@ -7,11 +7,11 @@ its name. The tables of docs/audit are made from one list of faults (audit.py).
 from collections.abc import Callable
 from types import FunctionType
 
-from result_tables import audit, conditions, evaluation, information, leaderboard, models, text, training, witnesses
+from result_tables import audit, conditions, evaluation, information, leaderboard, models, text, training
 
 TABLES: dict[str, Callable[[], str]] = {
     name: function
-    for module in (models, conditions, evaluation, information, training, text, leaderboard, witnesses)
+    for module in (models, conditions, evaluation, information, training, text, leaderboard)
     for name, function in vars(module).items()
     if isinstance(function, FunctionType) and function.__module__ == module.__name__ and not name.startswith("_")
 }
