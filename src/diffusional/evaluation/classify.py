@@ -1,18 +1,22 @@
 """Classification by likelihood: the class whose bound is best, by common noise, with its confidence (MATH (25)).
 
-All classes of an item are visited at the same levels with the same noise. With a_kj the cost of class k at the j-th visit, less ln p(k), and b
-the class with the least mean so far, the paired differences d_kj = a_kj − a_bj have far less noise than the costs. In rounds of growing length,
-a class is dropped when the mean of its differences exceeds t · (their standard error), with t the quantile of Student's t at the
-error 1 − confidence, shared by all classes and rounds (Bonferroni). An item is finished when one class remains, or at `max_visits`.
+All classes of an item are visited at the same levels with the same noise, so that their paired differences have far less noise than the costs.
+The levels are spread evenly over those of a plan that is learned for these differences, and the differences of the bounds are estimated from few visits by the
+best linear prediction, with a Student's t distribution for each (contrasts.py). In rounds of growing length, class k is dropped when the
+probability that its bound is better than that of the best class so far is below (1 − confidence)/(K − 1). These are posterior probabilities, so that looking
+at them repeatedly needs no correction. An item is finished when one class remains, or at `max_visits`.
 
 The confidence of an answer is 1 − Σ_k P(class k is better), by the same distributions: it is about which *bound* is best, not about whether
 the best bound is that of the true class.
+
+With weighting="unweighted", the differences are those of the error ‖ε − ε̂‖², averaged over the noise levels of DDPM's linear schedule, as Li et al. 2023 ("Your
+diffusion model is secretly a zero-shot classifier") have it. This is no likelihood, and its confidence is about which *error* is least.
 
 The evidence is a lower bound of ln p(x) over the classes. With any distribution r(c) that does not depend on the draws,
 
     ln p(x) ≥ Σ_c r(c) [ln p(c) + ELBO(x|c) − ln r(c)],                                                       (25)
 
-r is proportional to p(c) e^{ELBO(x|c)} by the draws of the classification, without classes of less than 0.001, or that of a classifier; the
+r is proportional to the estimates of p(c) e^{ELBO(x|c)} of the classification, without classes of less than 0.001, or that of a classifier; the
 ELBOs are estimated by new draws. The plug-in ln Σ_c p(c) e^{estimate} is too large by Jensen's inequality, and is not used.
 """
 
@@ -27,17 +31,20 @@ from torch import Tensor
 
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
-from diffusional.evaluation.common import CommonNoise, difference_plan
+from diffusional.evaluation.common import CommonNoise
+from diffusional.evaluation.contrasts import ClassPlan, Weighting, spread, unweighted_costs
 from diffusional.evaluation.evaluation import as_the_network, check_model
+from diffusional.evaluation.noise import stream
 from diffusional.evaluation.plan import SHORTEST, Plan, visited
 from diffusional.evaluation.shares import shared
 from diffusional.evaluation.sweep import mean_of_items
 from diffusional.ledger import Estimate
 from diffusional.models.base import LatentVariableModel, evaluation_mode
+from diffusional.models.chain import Chain
 from diffusional.seeds import check_seed
 
 # Visits of the first round, the factor between rounds, and the least probability of r.
-_FIRST, _GROWTH, _LEAST = 4, 1.5, 1e-3
+_FIRST, _GROWTH, _LEAST = 2, 1.5, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +52,16 @@ class Classification:
     """The result of `classify`, for N items and K classes.
 
     Attributes:
-        label: (N,) numbers of the classes with the best bounds.
-        confidence: (N,) the probability that the bound of this class is the best, given the noise of the draws.
-        nelbo: (N, K) estimates of −ELBO(x|c), nats; for classes that were dropped early from few draws.
+        label: (N,) numbers of the classes whose bounds, or unweighted errors, are predicted to be best.
+        confidence: (N,) the probability that the bound (or unweighted error) of this class is the best, given the noise of the draws.
+        nelbo: (N, K) unbiased estimates of −ELBO(x|c), nats, from few draws. They have much more noise than the predicted differences, so that the
+            smallest need not be that of `label`.
         visits: (N, K) draws of every class.
         evaluations: (N,) network evaluations of every item, those of the evidence included.
         evidence: (N,) lower bounds of ln p(x), nats, and their Monte Carlo errors, `evidence_error`; empty if not asked for.
         classes: names of the classes, if the model has them.
         pilot: network evaluations of the pilots, for all items together.
+        weighting: "bound" or "unweighted", by which the classes were compared.
     """
 
     label: Tensor
@@ -64,6 +73,7 @@ class Classification:
     evidence_error: Tensor
     classes: tuple[str, ...] = ()
     pilot: int = 0
+    weighting: Weighting = "bound"
 
     @property
     def names(self) -> list[str]:
@@ -105,9 +115,10 @@ def classify(
     classes: int | None = None,
     confidence: float = 0.95,
     max_visits: int = 64,
+    weighting: Weighting = "bound",
     evidence_visits: int = 0,
     r: Tensor | None = None,
-    plan: Plan | None = None,
+    plan: ClassPlan | Plan | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Classification:
@@ -118,9 +129,11 @@ def classify(
         classes: K, for a model that has no names of classes; by default that of `model.classes`.
         confidence: classes are dropped, and an item finished, with at most the probability 1 − confidence of an error in which bound is best.
         max_visits: the largest number of draws of a class of an item.
+        weighting: "bound", or "unweighted" for the class with the least error ‖ε − ε̂‖², averaged over the noise levels of DDPM's linear schedule. It is
+            no likelihood, and takes no prior.
         evidence_visits: draws of each remaining class for the lower bound of ln p(x); 0 leaves it out.
         r: (N, K) a distribution over classes for the evidence, such as that of a classifier; it must not depend on the draws.
-        plan: of the visits; by default one is learned for differences between classes.
+        plan: the levels and the second moments of differences, from `ClassPlan.fit`, or the levels only. What is not given is learned in a pilot on `data`.
         progress: called with (items finished, N).
 
     Raises DiffusionalError for a model without levels to visit or without classes, and for arguments out of range.
@@ -153,29 +166,28 @@ def classify(
     log_prior = log_prior_of(prior, k)
     if r is not None:
         _check_r(r, len(data), k, evidence_visits)
+    _check_weighting(weighting, chain, prior is not None, evidence_visits > 0 and r is None, plan)
     data, pilot = as_the_network(model, data), 0
     with evaluation_mode(model):
-        if plan is None:
-            pairs = np.random.default_rng(seed).permuted(np.tile(np.arange(k), (len(data), 1)), axis=1)
-            one, other = torch.from_numpy(pairs[:, 0].copy()), torch.from_numpy(pairs[:, 1].copy())
-            plan = difference_plan(chain, data, lambda rows: one[rows], lambda rows: other[rows], seed)
-            pilot = int(plan.provenance["evaluations"])
-        noise = CommonNoise(chain, plan, data, seed, "classify")
-        race = _Race(noise, log_prior, confidence, max_visits)
+        if not isinstance(plan, ClassPlan):
+            plan = ClassPlan.fit(chain, data, k, seed, weighting, plan)
+            pilot = plan.evaluations
+        race = _Race(chain, plan, data, seed, log_prior, confidence, max_visits)
         race.run(progress)
-        label, certain = race.answer()
-        mean = race.means()
         evaluations = race.count.sum(1)
         evidence, error = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         if evidence_visits:
-            fitted = Plan.fit(chain, data, SHORTEST, seed, condition=label)
+            fitted = Plan.fit(chain, data, SHORTEST, seed, condition=race.best)
             pilot += int(fitted.provenance["evaluations"])
-            weights = _weights(mean) if r is None else r.double().cpu()
+            weights = _weights(race.margin) if r is None else r.double().cpu()
             later = CommonNoise(chain, fitted, data, seed, "evidence")
             evidence, error, drawn = _evidence(later, weights, log_prior, evidence_visits)
             evaluations = evaluations + drawn
-    nelbo = noise.known()[:, None] + mean + log_prior
-    return Classification(label, certain, nelbo, race.count, evaluations, evidence, error, model.classes, pilot)
+    nelbo = race.noise.known()[:, None] + race.sums / race.count
+    confident = (1 - race.doubt.sum(1)).clamp(min=0)
+    return Classification(
+        race.best, confident, nelbo, race.count, evaluations, evidence, error, model.classes, pilot, weighting
+    )
 
 
 def log_prior_of(prior: Sequence[float] | Tensor | None, k: int) -> Tensor:
@@ -209,20 +221,47 @@ def _check_r(r: Tensor, items: int, k: int, visits: int) -> None:
         )
 
 
-class _Race:
-    """The draws of all classes of all items: a class is visited until it is dropped."""
+def _check_weighting(weighting: str, chain: Chain, prior: bool, evidence: bool, plan: ClassPlan | Plan | None) -> None:
+    if weighting not in ("bound", "unweighted"):
+        raise DiffusionalError(f'expected weighting="bound" or "unweighted", got {weighting!r}')
+    if isinstance(plan, ClassPlan) and plan.weighting != weighting:
+        raise DiffusionalError(
+            f"expected a plan learned with weighting={weighting!r}, got one with weighting={plan.weighting!r}; learn another with df.ClassPlan.fit"
+        )
+    if weighting == "bound":
+        return
+    unweighted_costs(chain)
+    if prior or evidence:
+        what = "a prior" if prior else "evidence_visits without r"
+        raise DiffusionalError(
+            f'weighting="unweighted" expected no {"prior" if prior else "evidence"}, got {what}: unweighted errors are not log-probabilities; use '
+            'weighting="bound"'
+        )
 
-    def __init__(self, noise: CommonNoise, log_prior: Tensor, confidence: float, most: int) -> None:
-        n, k = len(noise.data), len(log_prior)
-        self.noise, self.log_prior, self.most = noise, log_prior, most
-        rounds, visits = 1, _FIRST
-        while visits < most:
-            visits, rounds = math.ceil(_GROWTH * visits), rounds + 1
-        # The error of each test: of one class in one round.
-        self.tail = (1 - confidence) / ((k - 1) * rounds)
+
+class _Race:
+    """The draws of all classes of all items: a class is visited until it is dropped.
+
+    `margin` (N, K) are the predicted differences from the best class `best` (N,), and `doubt` (N, K) the probabilities that a class is better: for
+    dropped classes those of when they were dropped. `sums` (N, K) are the sums of their weighted costs over `count` (N, K) visits.
+    """
+
+    def __init__(
+        self, chain: Chain, plan: ClassPlan, data: Tensor, seed: int, log_prior: Tensor, confidence: float, most: int
+    ) -> None:
+        n, k = len(data), len(log_prior)
+        self.chain, self.plan, self.log_prior, self.most = chain, plan, log_prior, most
+        self.noise = CommonNoise(
+            chain, plan.plan, data, seed, "classify", lambda item, draw, _: spread(item, draw, self.start)
+        )
+        self.start = torch.tensor([stream(key, 0, b"classify start").random() for key in self.noise.keys]).double()
+        # The posterior probability of an error with which each class may be dropped.
+        self.tail = (1 - confidence) / (k - 1)
         self.count = torch.zeros(n, k, dtype=torch.long)
         self.active = torch.ones(n, k, dtype=torch.bool)
         self.values = torch.zeros(n, k, 0, dtype=torch.float64)
+        self.best = torch.zeros(n, dtype=torch.long)
+        self.margin, self.doubt, self.sums = (torch.zeros(n, k, dtype=torch.float64) for _ in range(3))
 
     def run(self, progress: Callable[[int, int], None] | None) -> None:
         n, visits, before = len(self.active), min(_FIRST, self.most), 0
@@ -230,7 +269,7 @@ class _Race:
             racing = (self.active.sum(1) > 1).nonzero()[:, 0]
             if len(racing):
                 self._draw(racing, before, visits)
-                self._drop(racing)
+                self._judge(racing)
             if progress is not None:
                 progress(n - int((self.active.sum(1) > 1).sum()), n)
             if visits >= self.most or not len(racing):
@@ -253,54 +292,43 @@ class _Race:
 
         found = shared(items, {"costs": (k, new)}, costs, about=lambda place: f" for class {place[0]}")
         self.values[items, :, before:] = found["costs"]
+        self.sums[items] += found["costs"].sum(2)
         self.count[items] += new * self.active[items].long()
 
-    def means(self) -> Tensor:
-        """Return the mean (N, K) of every class's costs, less ln p(c)."""
-        return self.values.sum(2) / self.count.clamp(min=1) - self.log_prior
-
-    def _differences(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the best class (n,) of items, and of the differences of all classes from it the means, standard errors and degrees of freedom
-        (n, K), by the draws that both have.
-        """
-        open_ = torch.where(self.active[items], self.means()[items], math.inf)
-        best = open_.argmin(1)
-        count = self.count[items]
-        values = self.values[items]
-        theirs = values.gather(1, best[:, None, None].expand(-1, 1, values.shape[2]))
-        filled = (torch.arange(values.shape[2]) < count[:, :, None]).double()
-        apart = (values - theirs) * filled
-        mean = apart.sum(2) / count
-        spread = ((apart - mean[:, :, None]).square() * filled).sum(2) / (count - 1)
-        offset = self.log_prior[best][:, None] - self.log_prior
-        return best, mean + offset, (spread / count).sqrt(), (count - 1).double()
-
-    def _drop(self, items: Tensor) -> None:
-        best, mean, error, freedom = self._differences(items)
-        worse = _tail(mean, error, freedom) < self.tail
-        worse[torch.arange(len(items)), best] = False
+    def _judge(self, items: Tensor) -> None:
+        """Predict the differences of the classes of `items` from the best, and drop those that are unlikely to be better."""
+        n, visits = len(items), self.values.shape[2]
+        places = spread(torch.arange(n).repeat_interleave(visits), torch.arange(visits).repeat(n), self.start[items])
+        at = self.plan.plan.at(places)
+        y = self.values[items] * self.plan.factors(self.chain, at).view(n, 1, visits)
+        cells, active = at.cell.view(n, visits), self.active[items]
+        mean = self.plan.predict(cells, y - y.mean(1, keepdim=True))[0] - self.log_prior
+        best = torch.where(active, mean, math.inf).argmin(1)
         # Equal in all processes, whatever the last bits of their libraries: it decides which draws follow.
-        self.active[items] &= ~ranks.agreed(worse.long()).bool()
+        best = ranks.agreed(best)
+        theirs = y.gather(1, best[:, None, None].expand(-1, 1, visits))
+        mean, scale, freedom = self.plan.predict(cells, y - theirs)
+        mean = mean + self.log_prior[best][:, None] - self.log_prior
+        doubt = _tail(mean, scale, freedom)
+        doubt[torch.arange(n), best] = 0
+        self.best[items] = best
+        self.margin[items] = torch.where(active, mean, self.margin[items])
+        self.doubt[items] = torch.where(active, doubt, self.doubt[items])
+        self.active[items] &= ~ranks.agreed((doubt < self.tail).long()).bool()
+        self.active[items, best] = True
 
-    def answer(self) -> tuple[Tensor, Tensor]:
-        """Return the best class (N,) of every item, and the confidence in it (N,)."""
-        best, mean, error, freedom = self._differences(torch.arange(len(self.active)))
-        doubt = _tail(mean, error, freedom)
-        doubt[torch.arange(len(best)), best] = 0
-        return best, (1 - doubt.sum(1)).clamp(min=0)
 
-
-def _tail(mean: Tensor, error: Tensor, freedom: Tensor) -> Tensor:
-    """Return the probability that a true difference is below 0, from its estimate, by Student's t; ½ for differences that are 0."""
+def _tail(mean: Tensor, scale: Tensor, freedom: float) -> Tensor:
+    """Return the probability that a difference is below 0, from its Student's t distribution; ½ for differences that are 0."""
     from scipy.stats import t
 
-    ratio = torch.where(error > 0, mean / error.clamp(min=1e-300), mean.sign() * math.inf).nan_to_num(nan=0.0)
-    return torch.from_numpy(np.asarray(t.sf(ratio.numpy(), freedom.numpy())))
+    ratio = torch.where(scale > 0, mean / scale.clamp(min=1e-300), mean.sign() * math.inf).nan_to_num(nan=0.0)
+    return torch.from_numpy(np.asarray(t.sf(ratio.numpy(), freedom)))
 
 
-def _weights(mean: Tensor) -> Tensor:
-    """Return r(c) (N, K) ∝ p(c) e^{ELBO(x|c)} from estimates −ELBO − ln p(c), without classes of a small probability."""
-    r = torch.softmax(-mean, 1)
+def _weights(margin: Tensor) -> Tensor:
+    """Return r(c) (N, K) ∝ e^{−margin}, without classes of a small probability."""
+    r = torch.softmax(-margin, 1)
     r = torch.where(r < _LEAST, 0.0, r)
     return r / r.sum(1, keepdim=True)
 
@@ -334,6 +362,7 @@ def summary(result: Classification, labels: Tensor | None = None) -> dict[str, A
         "evaluations_per_item": float(result.evaluations.double().mean()),
         "network_evaluations": int(result.evaluations.sum()) + result.pilot,
         "pilot": result.pilot,
+        "weighting": result.weighting,
     }
     if labels is not None:
         value, error = result.accuracy(labels)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.evaluation import ranks
-from diffusional.evaluation.noise import item_keys, normal
+from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.provenance import as_seen
 from diffusional.evaluation.shares import shared
@@ -29,6 +29,8 @@ from diffusional.ledger import sharing, total_of
 from diffusional.models.base import device_of
 from diffusional.models.chain import Chain
 from diffusional.shapes import align
+
+Place = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Cells of a plan for differences, visits of its pilot, and the part of the uniform plan that is mixed in.
 _CELLS, _PILOT, _UNIFORM = 16, 512, 0.2
@@ -44,11 +46,15 @@ class CommonNoise:
         data: items (N, *space.shape), encoded.
         seed: of the noise.
         purpose: noises of different purposes are independent.
+        place: returns the numbers v (V,) in [0, 1) that choose the levels of visits (`Plan.at`), given their items, draws and independent
+            uniform numbers, each (V,). By default v are the uniform numbers.
     """
 
-    def __init__(self, chain: Chain, plan: Plan, data: Tensor, seed: int, purpose: str) -> None:
+    def __init__(
+        self, chain: Chain, plan: Plan, data: Tensor, seed: int, purpose: str, place: Place | None = None
+    ) -> None:
         plan.check(chain)
-        self.chain, self.plan, self.data, self.purpose = chain, plan, data, purpose.encode()
+        self.chain, self.plan, self.data, self.purpose, self.place = chain, plan, data, purpose.encode(), place
         self.keys = item_keys(as_seen(chain.space, data), seed)
         self.device = device_of(chain.whole(), data)
         self.evaluations = 0
@@ -87,7 +93,14 @@ class CommonNoise:
 
     def visits(self, item: Tensor, draw: Tensor) -> LevelVisits:
         """Return the levels of the visits (P,)."""
-        return self.plan.draw(self.keys, item, draw, self.purpose)[0]
+        return self._drawn(item, draw)[0]
+
+    def _drawn(self, item: Tensor, draw: Tensor) -> tuple[LevelVisits, list[np.random.Generator]]:
+        if self.place is None:
+            return self.plan.draw(self.keys, item, draw, self.purpose)
+        streams = [stream(self.keys[i], j, self.purpose) for i, j in zip(item.tolist(), draw.tolist(), strict=True)]
+        random = torch.tensor([g.random() for g in streams], dtype=torch.float64)
+        return self.plan.at(self.place(item, draw, random)), streams
 
     @torch.inference_mode()
     def position_gains(self, item: Tensor, draw: Tensor, condition: Condition) -> Tensor:
@@ -99,7 +112,7 @@ class CommonNoise:
         both = chain.two_predictions().both
         out = torch.zeros(len(item), *chain.space.shape, dtype=torch.float64)
         for some in torch.arange(len(item)).split(_BLOCK):
-            visits, streams = self.plan.draw(self.keys, item[some], draw[some], self.purpose)
+            visits, streams = self._drawn(item[some], draw[some])
             noise = normal(streams, chain.visit_shape).to(self.device, self.data.dtype)
             x = self.data[item[some]].to(self.device)
             gamma = chain.noisy_gamma(visits.level.to(self.device))
@@ -114,7 +127,7 @@ class CommonNoise:
 
     def _block(self, item: Tensor, draw: Tensor, row: Tensor, condition: Condition | None) -> Tensor:
         chain, plan = self.chain, self.plan
-        visits, streams = plan.draw(self.keys, item, draw, self.purpose)
+        visits, streams = self._drawn(item, draw)
         noise = normal(streams, chain.visit_shape).to(self.device, self.data.dtype)
         x = self.data[item].to(self.device)
         less = plan.subtracted(chain, x, visits, noise).cpu()
