@@ -5,8 +5,11 @@
 
 The model is that of benchmarks/guidance.py: a diffusion given the label. Ways to classify with it:
 
-    ours         `df.classify`: the bound, by common noise at levels of a plan, adaptively: --confidence 0.95, for several `max_visits`
-    bound        the bound by the same plan and noise, all classes to the end: what dropping of classes saves
+    ours         `df.classify`: the differences of the bounds, predicted from visits of evenly spread levels with common noise, adaptively
+                 (confidence 0.95), for several `max_visits`
+    unweighted   the same with weighting="unweighted"
+    all          `ours` without dropping of classes
+    plain        the bound as the mean of independent, weighted visits with common noise, all classes to the end
     published    Li et al. 2023, "Your diffusion model is secretly a zero-shot classifier": the error ‖ε − ε̂‖² without weights, at
                  timesteps that are evenly spaced in 1 … 1000 of DDPM's linear schedule, with the same noise for all classes; all classes to
                  the end, or keeping the best 5 of 10 after a tenth of the draws, as their commands for ten classes do (CIFAR-10: 50 and 500).
@@ -33,16 +36,18 @@ import diffusional as df
 from diffusional.evaluation.common import CommonNoise, difference_plan
 from diffusional.forward import diffuse
 
-PARTS = ("ours", "bound", "published", "default", "classifiers")
-VISITS = (4, 8, 16, 32)
+PARTS = ("ours", "unweighted", "all", "plain", "published", "default", "classifiers")
+VISITS = (2, 4, 8, 16, 64)
+# Visits of the parts that drop no class.
+EVERY = (4, 8, 16)
 # Draws of each stage, and the classes that are kept after it.
 PUBLISHED = (
     ((4,), (1,)),
     ((8,), (1,)),
     ((16,), (1,)),
-    ((32,), (1,)),
     ((2, 20), (5, 1)),
     ((4, 40), (5, 1)),
+    ((32,), (1,)),
     ((8, 80), (5, 1)),
 )
 DEFAULT = ((50, 500), (5, 1))
@@ -108,23 +113,25 @@ def rows_of(
     part: str, model: Any, data: Any, x: Tensor, c: Tensor, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a part of the record: accuracy against evaluations per item."""
-    if part == "ours":
-        for visits in options.visits:
-            result = df.classify(model, x, max_visits=visits)
+    if part in ("ours", "unweighted", "all"):
+        confidence = 0.95 if part != "all" else 1 - 1e-12
+        weighting = "unweighted" if part == "unweighted" else "bound"
+        for visits in options.visits if part != "all" else options.every:
+            result = df.classify(model, x, max_visits=visits, confidence=confidence, weighting=weighting)
             evaluations = (int(result.evaluations.sum()) + result.pilot) / len(x)
-            confidence = float(result.confidence.mean())
             yield {
                 "max_visits": visits,
                 "evaluations": evaluations,
-                "confidence": confidence,
+                "pilot": result.pilot / len(x),
+                "confidence": float(result.confidence.mean()),
                 **share(result.label == c),
             }
-    elif part == "bound":
-        for visits, (label, calls) in zip(options.visits, to_the_end(model, x, options.visits), strict=True):
+    elif part == "plain":
+        for visits, (label, calls) in zip(options.every, to_the_end(model, x, options.every), strict=True):
             yield {"max_visits": visits, "evaluations": calls, **share(label == c)}
     elif part in ("published", "default"):
         few = slice(0, options.default_items if part == "default" else None)
-        for draws, keep in (DEFAULT,) if part == "default" else PUBLISHED:
+        for draws, keep in (DEFAULT,) if part == "default" else PUBLISHED[: options.published]:
             label, calls = published(model, x[few], draws, keep)
             yield {"draws": draws, "keep": keep, "evaluations": calls, "items": len(label), **share(label == c[few])}
     else:
@@ -137,6 +144,8 @@ def main() -> None:
     add_options(parser, items=500)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--visits", nargs="+", type=int, default=VISITS, help="draws of a class, at most")
+    parser.add_argument("--every", nargs="+", type=int, default=EVERY, help="draws of a class, if none is dropped")
+    parser.add_argument("--published", type=int, help="the number of published settings that are run, from the first")
     parser.add_argument("--default-items", type=int, default=100, help="items of the published way's full default")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "classification.json")
     options = parser.parse_args()

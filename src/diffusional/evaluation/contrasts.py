@@ -32,9 +32,10 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.common import CommonNoise
-from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.plan import Plan, visited
 from diffusional.evaluation.shares import shared
 from diffusional.evaluation.visits import LevelVisits, slopes
+from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.chain import AffineCosts, Chain
 
 Weighting = Literal["bound", "unweighted"]
@@ -96,7 +97,7 @@ class ClassPlan:
     @classmethod
     def fit(
         cls,
-        chain: Chain,
+        model: LatentVariableModel,
         data: Tensor,
         classes: int,
         seed: int = 0,
@@ -105,8 +106,8 @@ class ClassPlan:
     ) -> "ClassPlan":
         """Learn a plan from a pilot on at most 16 of the items (N, *space.shape), encoded, with at most 5 of the classes each.
 
-        With `plan` its cells and probabilities are kept, and only the moments are learned. Raises DiffusionalError for
-        weighting="unweighted" and a chain whose costs are not affine in ‖ε − ε̂‖².
+        With `plan` its cells and probabilities are kept, and only the moments are learned. Raises DiffusionalError for a model without
+        levels to visit, fewer than 2 classes, and weighting="unweighted" with a model whose costs are not affine in ‖ε − ε̂‖².
 
         >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
         >>> world = exact.Labelled(torch.ones(2), torch.tensor([[-3.0], [3.0]]), torch.full((2, 1, 1), 0.25))
@@ -118,7 +119,10 @@ class ClassPlan:
         >>> found.evaluations, found.plan.cells
         (1024, 16)
         """
-        with torch.inference_mode():
+        chain = visited(model)
+        if classes < 2 or not len(data):
+            raise DiffusionalError(f"expected at least 2 classes and 1 item, got {classes} classes and {len(data)} items")
+        with evaluation_mode(model), torch.inference_mode():
             signal, noise, at, evaluations = _moments(chain, data, classes, seed, weighting, plan)
             mass = at.mass if plan is not None else _design(signal, noise, at.mass)
         # Tensors made in inference mode cannot be used with those that need gradients.
