@@ -81,6 +81,7 @@ _NAMES = {
     "VAE": "models.vae",
     "check_denoiser": "interop.check",
     "check_weights": "interop.averages",
+    "ClassPlan": "evaluation.contrasts",
     "classify": "evaluation.classify",
     "compare": "evaluation.comparison",
     "cost_map": "evaluation.maps",

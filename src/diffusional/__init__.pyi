@@ -20,6 +20,7 @@ from diffusional.binomial import BinomialDiffusion as BinomialDiffusion
 from diffusional.errors import DiffusionalError as DiffusionalError
 from diffusional.evaluation.classify import classify as classify
 from diffusional.evaluation.comparison import compare as compare
+from diffusional.evaluation.contrasts import ClassPlan as ClassPlan
 from diffusional.evaluation.difference import Comparison as Comparison
 from diffusional.evaluation.differentiable import log_prob as log_prob
 from diffusional.evaluation.estimator import DensityEstimator as DensityEstimator

@@ -173,7 +173,9 @@ def test_classes_from_the_command_line(folder: Path, capsys: pytest.CaptureFixtu
     import csv
 
     run, table = folder / "guided", tmp_path / "answers.csv"
-    status, record, err = told(capsys, "classify", run, "--per-item", table, "--evidence-visits", 4, "--max-visits", 16)
+    status, record, err = told(
+        capsys, "classify", run, "--per-item", table, "--evidence-visits", 4, "--max-visits", 16, "--seed", 1
+    )
     assert status == 0, err
     assert record["accuracy"]["value"] > 0.8
     assert (record["classes"], sum(record["counts"]), record["items"]) == (["ant", "bee", "cow"], 9, 9)
@@ -189,6 +191,9 @@ def test_classes_from_the_command_line(folder: Path, capsys: pytest.CaptureFixtu
     status, record, err = told(capsys, "classify", run, *other, "--prior", "train")
     assert status == 0, err
     assert (record["items"], "accuracy" in record) == (5, False)
+    status, record, err = told(capsys, "classify", run, "--weighting", "unweighted", "--max-visits", 4)
+    assert status == 0, err
+    assert record["weighting"] == "unweighted"
 
 
 def test_pointwise_information_from_the_command_line(
@@ -228,7 +233,8 @@ def test_pointwise_information_that_does_not_fit_is_refused(
     [
         (["--unlabelled"], "--unlabelled"),
         (["--confidence", "1"], "confidence"),
-        (["--max-visits", "2"], "max_visits"),
+        (["--max-visits", "1"], "max_visits"),
+        (["--weighting", "unweighted", "--prior", "train"], "--prior"),
         (["--most", "0"], "--most"),
         (["--per-item", "answers.txt"], "csv"),
     ],

@@ -12,6 +12,7 @@ from diffusional import exact, likelihood, schedule
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.classify import Classification, classify
 from diffusional.evaluation.common import CommonNoise
+from diffusional.evaluation.contrasts import ClassPlan
 from diffusional.space import Discrete
 
 LOW, HIGH = -9.0, 9.0
@@ -86,7 +87,7 @@ def test_a_class_gets_the_noise_of_the_others() -> None:
 def test_an_answer_does_not_depend_on_the_other_items() -> None:
     here = world()
     x, _ = here.sample_labelled(8, torch.Generator().manual_seed(0))
-    plan = df.Plan.uniform(model_of(here))
+    plan = df.ClassPlan.fit(model_of(here), x, 3)
     whole, part = (classify(model_of(here), one, classes=3, plan=plan, max_visits=16) for one in (x, x[5:]))
     assert part.nelbo.equal(whole.nelbo[5:])
     assert part.visits.equal(whole.visits[5:])
@@ -182,6 +183,12 @@ def test_a_levels_model_in_discrete_time() -> None:
         ({"classes": 3, "prior": [0.5, 0.5, 0.5]}, "prior"),
         ({"classes": 3, "r": torch.ones(2, 3) / 3}, "evidence_visits"),
         ({"classes": 3, "r": torch.ones(2, 3), "evidence_visits": 4}, "sum to 1"),
+        ({"classes": 3, "weighting": "unweighted", "prior": [0.2, 0.5, 0.3]}, "prior"),
+        ({"classes": 3, "weighting": "unweighted", "evidence_visits": 4}, "evidence_visits"),
+        (
+            {"classes": 3, "weighting": "unweighted", "plan": ClassPlan.fit(model_of(world()), torch.zeros(2, 2), 3)},
+            "ClassPlan.fit",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit(options: dict[str, Any], match: str) -> None:
@@ -227,18 +234,18 @@ def test_the_evidence_has_draws_of_its_own() -> None:
     model = model_of(here)
     x, c = here.sample_labelled(50, torch.Generator().manual_seed(0))
     plan = df.Plan.fit(model, x, 500, 0, condition=c)
-    seen: list[bytes] = []
-    original = df.Plan.draw
+    seen: set[bytes] = set()
+    original = CommonNoise._drawn
 
-    def spy(self: Any, keys: Any, item: Tensor, draw: Tensor, purpose: bytes) -> Any:
+    def spy(self: Any, item: Tensor, draw: Tensor) -> Any:
         # The streams of different purposes are independent (evaluation/noise.py).
-        seen.append(purpose)
-        return original(self, keys, item, draw, purpose)
+        seen.add(self.purpose)
+        return original(self, item, draw)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(df.Plan, "draw", spy)
+        patch.setattr(CommonNoise, "_drawn", spy)
         classify(model, x, classes=3, plan=plan, max_visits=4, evidence_visits=4)
-    assert len(seen) == len(set(seen)) == 2
+    assert len(seen) == 3  # the pilot, the classification and the evidence
 
 
 def test_classes_that_do_not_differ_are_told_apart_by_the_prior() -> None:

@@ -55,6 +55,11 @@ def _classify(command: Classify) -> Result:
         condition = rows_of(chosen.condition, some)
         columns = {name: values[some] for name, values in chosen.columns.items()}
         chosen = dataclasses.replace(chosen, data=chosen.data[some], condition=condition, columns=columns)
+    if command.weighting == "unweighted" and (command.prior != "uniform" or command.evidence_visits):
+        what = "--prior train" if command.prior != "uniform" else "--evidence-visits"
+        raise DiffusionalError(
+            f"--weighting unweighted was given with {what}: unweighted errors are not log-probabilities. Leave one of them out"
+        )
     prior = None
     if command.prior == "train":
         from diffusional.training.own import own_data
@@ -68,6 +73,7 @@ def _classify(command: Classify) -> Result:
             prior=prior,
             confidence=command.confidence,
             max_visits=command.max_visits,
+            weighting=command.weighting,
             evidence_visits=command.evidence_visits,
             seed=command.seed,
         )
@@ -113,6 +119,8 @@ def _answered(chosen: Any, result: "Classification") -> Any:
 
 def _lines(result: "Classification", out: dict[str, Any]) -> list[str]:
     lines = [f"{out['data']}, {out['split']}: {result}"]
+    if result.weighting == "unweighted":
+        lines.append("classes compared by unweighted errors, which are not likelihoods")
     counts = ", ".join(f"{name} {n:,}" for name, n in zip(result.classes, out["counts"], strict=True) if n)
     lines.append(f"answers: {counts}")
     if "accuracy" in out:

@@ -451,6 +451,8 @@ class Classify:
     """The probability with which the class of the best bound is found before an item is finished, unless --max-visits ends it."""
     max_visits: int = 64
     """The largest number of network evaluations for a class of an item."""
+    weighting: Literal["bound", "unweighted"] = "bound"
+    """Compare the bounds of the classes, or the errors of the predicted noise without weights, which are no likelihoods."""
     prior: Literal["uniform", "train"] = "uniform"
     """The probabilities p(c) of the classes: uniform, or those of the run's training data."""
     evidence_visits: int = 0

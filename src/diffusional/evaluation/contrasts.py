@@ -121,7 +121,9 @@ class ClassPlan:
         """
         chain = visited(model)
         if classes < 2 or not len(data):
-            raise DiffusionalError(f"expected at least 2 classes and 1 item, got {classes} classes and {len(data)} items")
+            raise DiffusionalError(
+                f"expected at least 2 classes and 1 item, got {classes} classes and {len(data)} items"
+            )
         with evaluation_mode(model), torch.inference_mode():
             signal, noise, at, evaluations = _moments(chain, data, classes, seed, weighting, plan)
             mass = at.mass if plan is not None else _design(signal, noise, at.mass)
