@@ -17,7 +17,7 @@ from battery import command
 from diffusional.condition_form import ConditionForm
 from diffusional.data import Dataset
 from diffusional.errors import DiffusionalError
-from diffusional.training.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig
+from diffusional.training.config import Config, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.run import read_run
 
 QUIET = Console(quiet=True)
@@ -81,6 +81,54 @@ def test_a_dataset_with_a_condition_trains_a_model_of_it(form: str, tmp_path: Pa
         model.sample(3, condition=torch.zeros(3, 9))
 
 
+@pytest.mark.parametrize("kind", ["vae", "hierarchical-vae", "vae-diffusion-prior"])
+@pytest.mark.parametrize("form", ["numbers", "tokens"])
+def test_autoencoders_take_numbers_and_tokens(kind: Any, form: str, tmp_path: Path) -> None:
+    data, run = dataset(form), tmp_path / "run"
+    schedule = ScheduleConfig(steps=10) if kind == "vae-diffusion-prior" else ScheduleConfig()
+    config = replace(
+        SMALL,
+        model=replace(SMALL.model, kind=kind, network=None),
+        latent=LatentConfig(sizes=(2, 2) if kind == "hierarchical-vae" else (2,)),
+        schedule=schedule,
+        steps=120,
+    )
+    df.train(config, run, data, console=QUIET)
+    model = df.load(run)
+    assert read_run(run).form == data.condition_form == model.condition_form
+    x, c = data.encode("test"), data.condition_of("test")
+    order = torch.arange(20).roll(7)
+    wrong = {k: v[order] for k, v in c.items()} if isinstance(c, dict) else c[order]
+
+    def bound(condition: Any) -> float:
+        with torch.no_grad():
+            return sum(float(model.elbo(x, torch.Generator().manual_seed(k), condition).nelbo.mean()) for k in range(8))
+
+    assert bound(c) < bound(wrong)
+    some = {k: v[:3] for k, v in c.items()} if isinstance(c, dict) else c[:3]
+    assert model.sample(3, torch.Generator().manual_seed(0), some).shape == (3, 4)
+    assert df.evaluate(model, x, visits=2, condition=c).n == 20
+    with pytest.raises(DiffusionalError, match="condition"):
+        model.sample(3)
+    with pytest.raises(DiffusionalError, match="expected a condition"):
+        model.sample(3, condition=torch.zeros(3, 9))
+
+
+@pytest.mark.parametrize("kind", ["vae", "hierarchical-vae"])
+def test_autoencoders_take_images(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    options = ["--model.kind", kind, "--model.hidden", "16", "--batch", "16", "--steps", "3"]
+    options += ["--latent.sizes", "4", "4"] if kind == "hierarchical-vae" else []
+    status, _, err = told(capsys, "train", run, "--condition", "low-resolution:2", *options)
+    assert status == 0, err
+    assert read_run(run).form == ConditionForm("image", (1, 4, 4))
+    status, _, err = command(capsys, "sample", run, "--n", 2, "--out", tmp_path / "a.npz", "--condition", "test:5")
+    assert status == 0, err
+    status, record, err = told(capsys, "evaluate", run, "--data", "digits", "--samples", 2)
+    assert status in (0, 3), err
+    assert record["condition"] == "low-resolution:2"
+
+
 def test_an_interrupted_run_is_resumed_with_the_same_condition_only(tmp_path: Path) -> None:
     plain = OptimizerConfig(lr=0.01, warmup=5, flat=1.0)
     config, data = replace(SMALL, condition_dropout=0.3, checkpoint_every=2, optimizer=plain), dataset()
@@ -97,7 +145,7 @@ def test_conditions_that_a_config_s_networks_do_not_take(tmp_path: Path) -> None
     data = dataset()
     assert data.condition is not None
     for change, match in (
-        (replace(SMALL, model=replace(SMALL.model, kind="vae", network=None), schedule=ScheduleConfig()), "vae"),
+        (replace(SMALL, model=replace(SMALL.model, kind="gaussian-chain")), r"gaussian-chain.*class labels.*numbers"),
         (replace(SMALL, model=replace(SMALL.model, network="unet")), r"unet"),
     ):
         with pytest.raises(DiffusionalError, match=match):
@@ -163,7 +211,8 @@ def test_super_resolution_and_inpainting_from_the_command_line(
         (["--condition", "low-resolution:3"], "low-resolution:3.*8×8"),
         (["--condition", "low-resolution"], "low-resolution.*factor"),
         (["--condition", "inpaint", "--model.network", "mlp"], "image as condition"),
-        (["--condition", "inpaint", "--model.kind", "vae"], "vae"),
+        (["--condition", "inpaint", "--model.kind", "vae-diffusion-prior"], "vae-diffusion-prior.*image"),
+        (["--condition", "low-resolution:2 + label", "--model.kind", "vae"], "vae.*image.*and"),
     ],
 )
 def test_derived_conditions_that_do_not_fit_are_refused(

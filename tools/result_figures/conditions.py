@@ -51,7 +51,8 @@ def classification(*axes: Axes) -> str:
     """Accuracy against network evaluations per item, of every way to classify."""
     ways = (
         ("ours", "df.classify", style.BLUE, "o-"),
-        ("bound", "bound, all classes", style.SKY, "s-"),
+        ("unweighted", "df.classify, unweighted", style.SKY, "s-"),
+        ("plain", "bound, independent draws", style.GREEN, "^-"),
         ("published", "published (Li et al. 2023)", style.VERMILION, "D"),
         ("default", None, style.VERMILION, "D"),
     )
@@ -64,7 +65,7 @@ def classification(*axes: Axes) -> str:
             one.errorbar(x, y, [2 * row["error"] for row in rows], fmt=fmt, color=colour, ms=4.5, lw=1, label=label)
         for row, line in zip(its["classifiers"], ((0, (4, 3)), (0, (1, 2))), strict=True):
             one.axhline(row["value"], color=style.MUTED, lw=1, ls=line, label=row["name"])
-        one.set_xlim(30, 4000)
+        one.set_xlim(20, 4000)
         one.set_xlabel("network evaluations per item")
         one.set_title(title, loc="left")
         best = max(its["ours"], key=lambda row: row["value"])

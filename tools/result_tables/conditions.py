@@ -52,8 +52,12 @@ def guided_information() -> str:
 def _way(part: str, row: dict[str, Any]) -> str:
     if part == "ours":
         return f"`df.classify`, at most {row['max_visits']} draws of a class"
-    if part == "bound":
-        return f"the bound, all classes, {row['max_visits']} draws"
+    if part == "unweighted":
+        return f"`df.classify`, unweighted, at most {row['max_visits']} draws of a class"
+    if part == "all":
+        return f"`df.classify`, all classes to the end, {row['max_visits']} draws"
+    if part == "plain":
+        return f"the bound as a mean of independent draws, all classes, {row['max_visits']} draws"
     draws, keep = row["draws"], row["keep"]
     if len(draws) == 1:
         return f"published, all classes, {draws[0]} draws"
@@ -66,8 +70,8 @@ def classification() -> str:
     for title, its in sets_of("classification.json"):
         for row in its.get("classifiers", ()):
             rows.append([title, row["name"], "0", f"{row['value']:.3f} ± {row['error']:.3f}"])
-        for part in ("ours", "bound", "published", "default"):
-            for row in its.get(part, ()):
+        for part in ("ours", "unweighted", "all", "plain", "published", "default"):
+            for row in sorted(its.get(part, ()), key=lambda one: one["evaluations"]):
                 items = f", {row['items']} items" if part == "default" else ""
                 cells = [title, _way(part, row) + items, f"{row['evaluations']:,.0f}"]
                 rows.append([*cells, _share(row, row.get("items", its["items"]))])

@@ -208,6 +208,14 @@ class Evaluate:
     """The decimal mark of a text table, if its values are ambiguous."""
     condition: str | None = None
     """The column or key of the labels in --data, for a run trained with --data.condition. Defaults to that of the run."""
+    other_condition: Annotated[
+        tuple[str, ...] | None,
+        tyro.conf.arg(
+            metavar="CONDITION",
+            help="With two runs: another condition for RUN B, as for sample --condition, or `shuffled` for those of other items. RUN RUN "
+            "--other-condition 3 compares conditions of one model with a paired error.",
+        ),
+    ] = None
     guidance: Annotated[
         tuple[float, ...] | None,
         tyro.conf.arg(

@@ -76,6 +76,10 @@ def _evaluate(command: Evaluate) -> Result:
     labelled = theirs.record if theirs is not None and theirs.record.conditional and not record.conditional else record
     chosen = items_of(command, labelled, bare, columns=command.columns, decimal=command.decimal)
     name, split, data = chosen.name, chosen.split, chosen.data
+    if command.other_condition is not None and theirs is None:
+        raise DiffusionalError(
+            f"--other-condition compares two conditions, but one run was given; give the run twice: {command.run} {command.run}"
+        )
     if theirs is not None:
         return _compare(command, run, theirs, model, chosen, bare)
     about = _about(chosen, record)
@@ -359,6 +363,7 @@ def _opened(command: Evaluate) -> "tuple[Run, Run | None, bool]":
 def _compare(
     command: Evaluate, run: "Run", other_run: "Run", model: "LatentVariableModel", chosen: ChosenItems, bare: bool
 ) -> Result:
+    from diffusional.cli.other_condition import other_condition_of
     from diffusional.conditions import ignoring_condition
     from diffusional.data.excerpt import listed
     from diffusional.evaluation import compare
@@ -413,6 +418,10 @@ def _compare(
             one if has else ignoring_condition(one)
             for one, has in ((model, record.conditional), (other, theirs.conditional))
         )
+    other_condition = other_condition_of(command, theirs, chosen)
+    if command.other_condition is not None:
+        about["other_condition"] = list(command.other_condition)
+        notes.append(f"the second bound is given the condition: {' '.join(command.other_condition)}")
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
     plans = None if bare else run.paired_plans(other_run, model, other, seed=command.seed, learning=_learning)
@@ -431,6 +440,7 @@ def _compare(
             max_evaluations=command.max_evaluations,
             audit=not command.no_audit,
             condition=chosen.condition,
+            other_condition=other_condition,
             progress=watch,
         )
     result = dataclasses.replace(result, about={"runs": [str(command.run), str(command.other)]} | about)

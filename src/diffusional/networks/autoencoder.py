@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffusional.condition_form import ConditionForm
 from diffusional.conditions import Condition
+from diffusional.networks.conditioning import ConditionVectors
 from diffusional.networks.embedding import check_condition, class_vectors
 from diffusional.networks.norms import check_hidden
 
@@ -13,7 +15,8 @@ from diffusional.networks.norms import check_hidden
 class ResidualMLP(nn.Module):
     """A network (B, *shape) → (B, outputs) of `blocks` residual layers of width `hidden`, at least 2 (else DiffusionalError).
 
-    With `classes` it requires a condition of labels (B,), and adds a learned vector for each class after the first layer.
+    With `classes` it requires a condition of labels (B,), and adds a learned vector for each class after the first layer; with `form` a condition
+    of numbers, tokens or images of that form, and adds vectors that are linear in it.
 
     >>> ResidualMLP((1, 8, 8), 10, hidden=16)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
@@ -27,6 +30,7 @@ class ResidualMLP(nn.Module):
         blocks: int = 2,
         dropout: float = 0.0,
         classes: int = 0,
+        form: ConditionForm | None = None,
     ) -> None:
         super().__init__()
         check_hidden(hidden)
@@ -34,15 +38,14 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.Sequential(*(_Residual(hidden, dropout) for _ in range(blocks)))
         self.last = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs))
         self.classes = classes
-        self.condition = class_vectors(classes, hidden)
+        self.condition = _vectors(classes, form, hidden)
 
     def forward(self, x: Tensor, condition: Condition | None = None) -> Tensor:
-        condition = check_condition(condition, 0, self.classes)
-        return self.last(self.blocks(_added(self.first(x.flatten(1)), self.condition, condition)))
+        return self.last(self.blocks(_added(self.first(x.flatten(1)), self.condition, condition, self.classes)))
 
 
 class Decoder(nn.Sequential):
-    """A ResidualMLP from latents (B, n) to outputs of shape `out_shape`, with its argument `classes`.
+    """A ResidualMLP from latents (B, n) to outputs of shape `out_shape`, with its arguments `classes` and `form`.
 
     >>> Decoder(4, (2, 8, 8), hidden=16, classes=3)(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1])).shape
     torch.Size([5, 2, 8, 8])
@@ -56,8 +59,9 @@ class Decoder(nn.Sequential):
         blocks: int = 2,
         dropout: float = 0.0,
         classes: int = 0,
+        form: ConditionForm | None = None,
     ) -> None:
-        network = ResidualMLP((latents,), math.prod(out_shape), hidden, blocks, dropout, classes)
+        network = ResidualMLP((latents,), math.prod(out_shape), hidden, blocks, dropout, classes, form)
         super().__init__(network, nn.Unflatten(1, out_shape))
 
     def forward(self, input: Tensor, condition: Condition | None = None) -> Tensor:
@@ -65,8 +69,19 @@ class Decoder(nn.Sequential):
         return unflatten(network(input, condition))
 
 
-def _added(h: Tensor, vectors: nn.Embedding | None, condition: Tensor | None) -> Tensor:
-    return h if vectors is None or condition is None else h + vectors(condition)
+def _vectors(classes: int, form: ConditionForm | None, width: int) -> nn.Embedding | ConditionVectors | None:
+    """Return the network of a condition of `classes`, or of a form; None without a condition."""
+    return class_vectors(classes, width) if form is None else ConditionVectors(form, width)
+
+
+def _added(
+    h: Tensor, vectors: nn.Embedding | ConditionVectors | None, condition: Condition | None, classes: int
+) -> Tensor:
+    """Return h (B, hidden) with the vectors of the condition, if there is one, added. Raises DiffusionalError for one that does not fit."""
+    if isinstance(vectors, ConditionVectors):
+        return h + vectors(condition, len(h))
+    labels = check_condition(condition, 0, classes)
+    return h if vectors is None or labels is None else h + vectors(labels)
 
 
 class Ladder(nn.Module):
@@ -83,6 +98,7 @@ class Ladder(nn.Module):
         hidden: width of the layers, at least 2 (else DiffusionalError).
         classes: number of classes. If it is not 0, `up` and `top` require labels (B,), and learned vectors of the classes are added to
             the first features and to the top-down state.
+        form: of a condition of numbers, tokens or images instead of labels.
 
     >>> ladder = Ladder((1, 8, 8), (2, 8, 8), latents=(8, 4), hidden=16)
     >>> features, state = ladder.up(torch.zeros(3, 1, 8, 8)), ladder.top(3)
@@ -100,6 +116,7 @@ class Ladder(nn.Module):
         blocks: int = 1,
         dropout: float = 0.0,
         classes: int = 0,
+        form: ConditionForm | None = None,
     ) -> None:
         super().__init__()
         check_hidden(hidden)
@@ -114,21 +131,19 @@ class Ladder(nn.Module):
         self.fall = nn.ModuleList(_stack(hidden, blocks, dropout) for _ in depth)
         self.last = _Head(hidden, math.prod(out_shape))
         self.classes = classes
-        self.condition_up, self.condition_top = class_vectors(classes, hidden), class_vectors(classes, hidden)
+        self.condition_up, self.condition_top = _vectors(classes, form, hidden), _vectors(classes, form, hidden)
 
     def up(self, x: Tensor, condition: Condition | None = None) -> list[Tensor]:
         """Return d_1 … d_L, each (B, hidden)."""
-        condition = check_condition(condition, 0, self.classes)
-        h, features = _added(self.first(x.flatten(1)), self.condition_up, condition), []
+        h, features = _added(self.first(x.flatten(1)), self.condition_up, condition, self.classes), []
         for layer in self.rise:
             h = layer(h)
             features.append(h)
         return features
 
     def top(self, n: int, condition: Condition | None = None) -> Tensor:
-        """Return h_L (n, hidden): the same for all items of a class."""
-        condition = check_condition(condition, 0, self.classes)
-        return _added(self.start.expand(n, -1), self.condition_top, condition)
+        """Return h_L (n, hidden): the same for all items of the same condition."""
+        return _added(self.start.expand(n, -1), self.condition_top, condition, self.classes)
 
     def prior(self, layer: int, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log std of p(z_l|z_{>l}), each (B, latents[l − 1])."""

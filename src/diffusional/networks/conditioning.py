@@ -5,6 +5,8 @@ image     scaled to the size of z (nearest), as further input channels
 tokens    the mean of the tokens that are present, as the network's `condition_dim` numbers, or to a network with cross-attention
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -124,6 +126,43 @@ class ConditionAdapter(Adapter):
         tokens = torch.where(missing[:, None, None], self.null_token, tokens)
         first = torch.arange(tokens.shape[1], device=z.device) == 0
         return {"tokens": tokens, "mask": torch.where(missing[:, None], first, mask)}
+
+
+class ConditionVectors(nn.Module):
+    """Vectors (B, width), linear in a condition: in standardised numbers, in the mean of the tokens that are present, or in the values of an image.
+
+    Raises DiffusionalError for a form of labels, or of two conditions.
+
+    >>> form = ConditionForm("image", (1, 4, 4))
+    >>> ConditionVectors(form, 16)(torch.zeros(3, 1, 4, 4)).shape
+    torch.Size([3, 16])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, form: ConditionForm, width: int) -> None:
+        super().__init__()
+        if form.kind not in ("numbers", "tokens", "image"):
+            raise DiffusionalError(f"expected a condition of numbers, tokens or an image, got {form}")
+        self.form = form
+        if form.kind == "numbers":
+            self.register_buffer("mean", torch.tensor(form.mean))
+            self.register_buffer("scale", torch.tensor(form.scale))
+        self.linear = nn.Linear(math.prod(form.shape) if form.kind == "image" else form.shape[-1], width, bias=False)
+
+    def forward(self, condition: Condition | None, items: int) -> Tensor:
+        """Return the vectors (items, width). Raises DiffusionalError for a condition that is missing or of another form."""
+        if condition is None:
+            raise DiffusionalError(
+                f"the network requires a condition, {self.form}, but none was given; pass condition=…"
+            )
+        self.form.check(condition, items)
+        if self.form.kind == "tokens":
+            return self.linear(pooled(condition))
+        assert isinstance(condition, Tensor)
+        values = (condition - self.mean) / self.scale if self.form.kind == "numbers" else condition.flatten(1)
+        return self.linear(values.to(self.linear.weight))
 
 
 def pooled(condition: Condition) -> Tensor:

@@ -63,6 +63,9 @@ from diffusional.training.config import (
     SystemConfig,
 )
 
+# Kinds of models of residual layers that are not diffusions of x.
+_AUTOENCODERS = ("vae", "hierarchical-vae", "vae-diffusion-prior")
+
 
 def build_dataset(config: DataConfig) -> Dataset:
     """Return the data of a config, including warped copies in the train split.
@@ -215,10 +218,10 @@ def build_model(
         )
     if config.model.kind == "contrastive":
         return _contrastive(config, space, classes, form)
-    if form is not None and config.model.kind != "diffusion":
+    if form is not None and config.model.kind not in ("diffusion", *_AUTOENCODERS):
         raise DiffusionalError(
-            f'a condition of {form} is for model.kind="diffusion", got model.kind="{config.model.kind}", whose networks take class labels '
-            "only; leave the condition out, or use a diffusion model"
+            f'model.kind="{config.model.kind}" takes class labels as condition, got {form}; use model.kind="diffusion", '
+            f'{", ".join(_AUTOENCODERS)}, or data.condition="label"'
         )
     if config.condition_dropout and config.data.condition is None:
         raise DiffusionalError(
@@ -226,12 +229,16 @@ def build_model(
             'data.condition="label", or leave it out'
         )
     noise = config.model.condition_noise
+    if noise is not None and config.model.kind != "diffusion":
+        raise DiffusionalError(
+            f'model.condition_noise is for model.kind="diffusion", got {noise:g} for "{config.model.kind}"; leave it out'
+        )
     if noise is not None and (form is None or form.kind not in ("numbers", "image", "joint")):
         raise DiffusionalError(
             f"expected a condition of images or numbers for model.condition_noise={noise:g}, got {form or 'none'}; leave it out"
         )
     if form is not None:
-        model = _diffusion(config, space, 0, form)
+        model = (_diffusion if config.model.kind == "diffusion" else _autoencoder)(config, space, 0, form)
         model.condition_form = form
         if noise is None:
             return model
@@ -379,7 +386,7 @@ def _time(config: ScheduleConfig, forward: GaussianDiffusion) -> Affine | Traine
     return Affine(-1000 / (high - low), -1000 * low / (high - low))
 
 
-def _autoencoder(config: Config, space: Space, classes: int) -> Autoencoder:
+def _autoencoder(config: Config, space: Space, classes: int, form: ConditionForm | None = None) -> Autoencoder:
     """Build a VAE, with or without a diffusion prior, or a hierarchical VAE, of residual layers."""
     chosen, latent = config.model, config.latent
     name = chosen.likelihood or ("network-levels" if isinstance(space, Discrete) else "gaussian")
@@ -393,20 +400,27 @@ def _autoencoder(config: Config, space: Space, classes: int) -> Autoencoder:
             f'expected model.likelihood to be one of {", ".join(kinds)}, and no predicts and network, for model.kind="{chosen.kind}", got '
             f'"{name}", {chosen.predicts} and {chosen.network}'
         )
+    if form is not None and (form.kind == "joint" or (form.kind == "image" and chosen.kind == "vae-diffusion-prior")):
+        raise DiffusionalError(
+            f'model.kind="{chosen.kind}" does not take a condition of {form}; use model.kind="diffusion"'
+            + (', "vae" or "hierarchical-vae"' if form.kind == "image" else ", or one condition")
+        )
     likelihood = kinds[name]()
     channels = output_channels(decoder_output(likelihood), chosen.head, space.shape[0], space.levels)
     out_shape = (channels, *space.shape[1:])
     sizes = (chosen.hidden, chosen.blocks, chosen.dropout)
     if chosen.kind == "hierarchical-vae":
-        ladder = Ladder(space.shape, out_shape, latent.sizes, *sizes, classes=classes)
+        ladder = Ladder(space.shape, out_shape, latent.sizes, *sizes, classes=classes, form=form)
         return HierarchicalVAE(ladder, likelihood, head=chosen.head)
     (n,) = latent.sizes
-    encoder = ResidualMLP(space.shape, 2 * n, *sizes, classes=classes)
-    decoder = Decoder(n, out_shape, *sizes, classes=classes)
+    encoder = ResidualMLP(space.shape, 2 * n, *sizes, classes=classes, form=form)
+    decoder = Decoder(n, out_shape, *sizes, classes=classes, form=form)
     chain = None
     if chosen.kind == "vae-diffusion-prior":
         over = Continuous((n,))
-        denoiser = Denoiser(MLP((n,), 1, *sizes, classes=classes), "v")
+        width = 0 if form is None else form.shape[-1]
+        network: nn.Module = MLP((n,), 1, *sizes, condition_dim=width, classes=classes)
+        denoiser = Denoiser(network if form is None else ConditionAdapter(network, form), "v")
         chain = DiffusionModel(
             GaussianDiffusion(build_schedule(config.schedule)),
             denoiser,
