@@ -194,6 +194,28 @@ def test_classes_from_the_command_line(folder: Path, capsys: pytest.CaptureFixtu
     status, record, err = told(capsys, "classify", run, "--weighting", "unweighted", "--max-visits", 4)
     assert status == 0, err
     assert record["weighting"] == "unweighted"
+    # The probabilities of a classifier as r.
+    np.save(tmp_path / "r.npy", np.full((9, 3), 1 / 3))
+    few = ["--max-visits", 4, "--evidence-visits", 4, "--weighting", "unweighted"]
+    status, record, err = told(capsys, "classify", run, *few, "--probabilities", tmp_path / "r.npy")
+    assert status == 0, err
+    assert record["evidence_nats"]["value"] < 0
+
+
+def test_two_conditions_of_one_run_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "guided"
+    status, record, err = told(capsys, "evaluate", run, run, "--other-condition", "shuffled", "--error", 0.1)
+    assert status in (0, 3), err
+    assert record["other_condition"] == ["shuffled"]
+    assert record["difference_nats"]["value"] < -2 * record["difference_nats"]["error"]
+    status, _, err = told(capsys, "evaluate", run, run, "--other-condition", "bee", "--error", 0.1)
+    assert status in (0, 3), err
+    for options, match in (
+        ([run, "--other-condition", "bee"], "--other-condition"),
+        ([run, run, "--other-condition", "wasp"], "wasp"),
+    ):
+        status, _, err = command(capsys, "evaluate", *options)
+        assert (status, match in err) == (2, True), err
 
 
 def test_pointwise_information_from_the_command_line(
@@ -235,6 +257,9 @@ def test_pointwise_information_that_does_not_fit_is_refused(
         (["--confidence", "1"], "confidence"),
         (["--max-visits", "1"], "max_visits"),
         (["--weighting", "unweighted", "--prior", "train"], "--prior"),
+        (["--weighting", "unweighted", "--evidence-visits", "4"], "--evidence-visits"),
+        (["--probabilities", "r.npy"], "--evidence-visits"),
+        (["--probabilities", "none.npy", "--evidence-visits", "4"], "none.npy"),
         (["--most", "0"], "--most"),
         (["--per-item", "answers.txt"], "csv"),
     ],

@@ -55,11 +55,17 @@ def _classify(command: Classify) -> Result:
         condition = rows_of(chosen.condition, some)
         columns = {name: values[some] for name, values in chosen.columns.items()}
         chosen = dataclasses.replace(chosen, data=chosen.data[some], condition=condition, columns=columns)
-    if command.weighting == "unweighted" and (command.prior != "uniform" or command.evidence_visits):
-        what = "--prior train" if command.prior != "uniform" else "--evidence-visits"
+    if command.probabilities is not None and not command.evidence_visits:
+        raise DiffusionalError(
+            "--probabilities was given without --evidence-visits, the network evaluations of the lower bound of ln p(x); give both, or neither"
+        )
+    evidence = command.evidence_visits and command.probabilities is None
+    if command.weighting == "unweighted" and (command.prior != "uniform" or evidence):
+        what = "--prior train" if command.prior != "uniform" else "--evidence-visits without --probabilities"
         raise DiffusionalError(
             f"--weighting unweighted was given with {what}: unweighted errors are not log-probabilities. Leave one of them out"
         )
+    r = _probabilities(command, len(chosen.data))
     prior = None
     if command.prior == "train":
         from diffusional.training.own import own_data
@@ -75,6 +81,7 @@ def _classify(command: Classify) -> Result:
             max_visits=command.max_visits,
             weighting=command.weighting,
             evidence_visits=command.evidence_visits,
+            r=r,
             seed=command.seed,
         )
     labels = chosen.condition
@@ -94,6 +101,23 @@ def _classify(command: Classify) -> Result:
         per_item = command.per_item
         saves.append(lambda: write_scores(per_item, _columns(result), _answered(chosen, result)))
     return Result(out, _lines(result, out), saves)
+
+
+def _probabilities(command: Classify, items: int) -> "Tensor | None":
+    """Return the probabilities (items, classes) in the file of --probabilities; those of the first items with --most."""
+    import numpy as np
+    import torch
+
+    if command.probabilities is None:
+        return None
+    try:
+        values = np.load(command.probabilities, allow_pickle=False)
+        r = torch.from_numpy(values[:items] if command.most is not None else values)
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise DiffusionalError(
+            f"--probabilities expected an .npy file of numbers (items, classes), but {command.probabilities} cannot be read ({error})"
+        ) from error
+    return r
 
 
 def _columns(result: "Classification") -> "dict[str, Tensor]":

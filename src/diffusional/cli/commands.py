@@ -465,6 +465,9 @@ class Classify:
     """The probabilities p(c) of the classes: uniform, or those of the run's training data."""
     evidence_visits: int = 0
     """Also estimate a lower bound of ln p(x) over the classes, with this number of network evaluations for each class that remains."""
+    probabilities: Path | None = None
+    """An .npy file (items, classes) with the class probabilities of a classifier, for the lower bound of ln p(x), whose weights r(c) they are. By
+    default r is that of the classification."""
     most: int | None = None
     """The largest number of items; the first are used. Defaults to all."""
     per_item: Path | None = None
