@@ -460,7 +460,7 @@ class Classify:
     max_visits: int = 64
     """The largest number of network evaluations for a class of an item."""
     weighting: Literal["bound", "unweighted"] = "bound"
-    """Compare the bounds of the classes, or the errors of the predicted noise without weights, which are no likelihoods."""
+    """Compare the bounds of the classes, or the errors of the predicted noise without weights, which are not likelihoods."""
     prior: Literal["uniform", "train"] = "uniform"
     """The probabilities p(c) of the classes: uniform, or those of the run's training data."""
     evidence_visits: int = 0

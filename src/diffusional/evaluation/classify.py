@@ -10,7 +10,7 @@ The confidence of an answer is 1 − Σ_k P(class k is better), by the same dist
 the best bound is that of the true class.
 
 With weighting="unweighted", the differences are those of the error ‖ε − ε̂‖², averaged over the noise levels of DDPM's linear schedule, as Li et al. 2023 ("Your
-diffusion model is secretly a zero-shot classifier") have it. This is no likelihood, and its confidence is about which *error* is least.
+diffusion model is secretly a zero-shot classifier") have it. This is not a likelihood, and its confidence is about which *error* is least.
 
 The evidence is a lower bound of ln p(x) over the classes. With any distribution r(c) that does not depend on the draws,
 
@@ -130,7 +130,7 @@ def classify(
         confidence: classes are dropped, and an item finished, with at most the probability 1 − confidence of an error in which bound is best.
         max_visits: the largest number of draws of a class of an item.
         weighting: "bound", or "unweighted" for the class with the least error ‖ε − ε̂‖², averaged over the noise levels of DDPM's linear schedule. It is
-            no likelihood, and takes no prior.
+            not a likelihood, and takes no prior.
         evidence_visits: draws of each remaining class for the lower bound of ln p(x); 0 leaves it out.
         r: (N, K) a distribution over classes for the evidence, such as that of a classifier; it must not depend on the draws.
         plan: the levels and the second moments of differences, from `ClassPlan.fit`, or the levels only. What is not given is learned in a pilot on `data`.

@@ -1,4 +1,4 @@
-"""Which levels tell classes apart: the plan of `classify`, and the estimates of differences between bounds from few draws.
+"""The levels at which classes differ: the plan of `classify`, and the estimates of differences between bounds from few draws.
 
 The levels are divided into cells, and the reconstruction is one more. Let a_k (C + 1,) be the costs of an item given class k by cell. Their sum
 is class k's NELBO, up to a part that is equal for all classes. A visit of cell c gives an unbiased estimate y_k of a_kc, with the same noise for
