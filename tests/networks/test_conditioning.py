@@ -10,6 +10,7 @@ from diffusional.condition_form import ConditionForm
 from diffusional.conditions import dropped
 from diffusional.errors import DiffusionalError
 from diffusional.networks import MLP, ConditionAdapter, UNet, VDMUNet, ddpm_unet
+from diffusional.networks.conditioning import ConditionVectors
 
 NUMBERS = ConditionForm("numbers", (2,), mean=(50.0, -1.0), scale=(10.0, 0.5))
 IMAGE = ConditionForm("image", (2, 4, 4))
@@ -87,6 +88,29 @@ def test_padding_has_no_effect(name: str) -> None:
         assert network(z, t, c) == pytest.approx(network(z, t, other), abs=1e-6)
         all_of_it = {"tokens": c["tokens"], "mask": torch.ones_like(c["mask"])}
         assert float((network(z, t, c) - network(z, t, all_of_it))[1:].abs().max()) > 1e-6
+
+
+def test_vectors_of_a_condition_are_linear_in_it() -> None:
+    numbers = torch.tensor([[1000.0, 2.0], [1100.0, 4.0], [1200.0, 9.0]])
+    form = ConditionForm.of(numbers)
+    vectors = ConditionVectors(form, 8)
+    assert vectors(numbers, 3).mean(0).detach() == pytest.approx(torch.zeros(8), abs=1e-5)
+    assert float(vectors(numbers, 3).detach().std()) < 10
+    tokens = torch.randn(2, 3, 4)
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    some = ConditionVectors(ConditionForm.of({"tokens": tokens, "mask": mask}), 8)
+    assert some({"tokens": tokens, "mask": mask}, 2)[0].detach() == pytest.approx(
+        some.linear(tokens[0, 0]).detach(), abs=1e-6
+    )
+    image = torch.randn(2, 1, 4, 4)
+    other = ConditionVectors(ConditionForm.of(image), 8)
+    assert other(2 * image, 2).detach() == pytest.approx(2 * other(image, 2).detach(), abs=1e-5)
+    with pytest.raises(DiffusionalError, match="condition"):
+        other(None, 2)
+    with pytest.raises(DiffusionalError, match="images"):
+        other(torch.zeros(2, 1, 3, 3), 2)
+    with pytest.raises(DiffusionalError, match="labels|classes"):
+        ConditionVectors(ConditionForm("labels", classes=3), 8)
 
 
 def test_numbers_are_standardised_and_an_image_is_scaled() -> None:

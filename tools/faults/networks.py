@@ -159,6 +159,13 @@ FAULTS = [
     ),
     fault(
         "networks/conditioning.py",
+        "vectors of numbers that are not standardised",
+        "torch.div(condition - self.mean, self.scale)",
+        "torch.div(condition, self.scale)",
+        "networks/test_conditioning.py::test_vectors_of_a_condition_are_linear_in_it",
+    ),
+    fault(
+        "networks/conditioning.py",
         "numbers that are not standardised",
         "(condition - self.mean) / self.scale",
         "condition - self.mean",

@@ -161,7 +161,8 @@ class ConditionVectors(nn.Module):
         if self.form.kind == "tokens":
             return self.linear(pooled(condition))
         assert isinstance(condition, Tensor)
-        values = (condition - self.mean) / self.scale if self.form.kind == "numbers" else condition.flatten(1)
+        numbers = self.form.kind == "numbers"
+        values = torch.div(condition - self.mean, self.scale) if numbers else condition.flatten(1)
         return self.linear(values.to(self.linear.weight))
 
 
