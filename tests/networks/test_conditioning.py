@@ -109,7 +109,7 @@ def test_vectors_of_a_condition_are_linear_in_it() -> None:
         other(None, 2)
     with pytest.raises(DiffusionalError, match="images"):
         other(torch.zeros(2, 1, 3, 3), 2)
-    with pytest.raises(DiffusionalError, match="labels|classes"):
+    with pytest.raises(DiffusionalError, match=r"labels|classes"):
         ConditionVectors(ConditionForm("labels", classes=3), 8)
 
 
