@@ -43,6 +43,7 @@ from diffusional.training.stage_data import dataset_of
 from diffusional.training.stopping import Stopping
 from diffusional.training.stopwatch import Stopwatch
 from diffusional.training.tensorboard import check_installed
+from diffusional.training.visit_log import VisitLog
 
 with needed_for("training"):
     from accelerate import Accelerator
@@ -149,7 +150,12 @@ def train(
                 warnings.warn(levels, stacklevel=2)
         batches = BatchLoader(dataset, config.seed, config.batch, share, accelerator.device, config.steps)
         batches.seek(progress.step, (progress.epoch, progress.of_epoch))
-        trainer = _Trainer(config, run, dataset, accelerator, others, objective, state, progress, batches, share)
+        visits = VisitLog.of(trained, dataset.train, config.steps * config.batch)
+        if visits is not None:
+            visits.restore(run, progress.step)
+        trainer = _Trainer(
+            config, run, dataset, accelerator, others, objective, state, progress, batches, share, visits
+        )
         try:
             trainer.run_to_the_end(console, watch, Stopwatch(profile, accelerator.device, clock), clock, tensorboard)
         finally:
@@ -183,6 +189,7 @@ class _Trainer:
     progress: checkpoint.Progress
     batches: BatchLoader
     share: slice
+    visits: VisitLog | None = None
 
     def run_to_the_end(
         self,
@@ -282,6 +289,8 @@ class _Trainer:
         with stopwatch("level sampler"):
             if isinstance(state.sampler, LEARNING):
                 state.sampler.update(*self.others.visits(costs))
+        if self.visits is not None:
+            self.visits.record(rows, draws, costs)
         return loss_of_all, norm, asked
 
     def _dropped(self, condition: Any, step: int) -> Any:
@@ -385,6 +394,8 @@ class _Trainer:
         tensors = self.state.tensors(keep=main)
         if main:
             try:
+                if self.visits is not None:
+                    self.visits.save(self.run, self.progress.step)
                 checkpoint.save(
                     self.run / CHECKPOINTS, tensors, self.progress, self.config, self.accelerator.num_processes
                 )
