@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--coverage", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=840.0, help="of training of the autoregressive model")
     parser.add_argument("--orders", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masked-text.json"))
     given = parser.parse_args()
@@ -194,6 +195,72 @@ def main() -> None:
     record.setdefault("cpu_seconds", {})[given.part] = round(time.process_time() - started)
     given.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=1, ensure_ascii=False))
+
+
+def causal_bits(network: SequenceTransformer, x: Tensor) -> Tensor:
+    """Return −log2 p of blocks x (B, L), per character (B,). The mask stands before the first character."""
+    tokens = x.long()
+    before = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=27)
+    logits = network(before).float()
+    return torch.nn.functional.cross_entropy(logits.mT, tokens, reduction="none").mean(1) / BIT
+
+
+def causal(data: Any, size: dict[str, int], seconds: float, batch: int, rate: float, bf16: bool) -> dict[str, Any]:
+    """Train an autoregressive transformer for some seconds of one core, and return its bits per character of the test text.
+
+    AdamW with the schedule of `diffusional train`; the weights are averaged, and those with the best of twelve validations are kept.
+    """
+    torch.manual_seed(0)
+    length = data.space.dimensions
+    network = SequenceTransformer(27, length, **size, dropout=0.1, causal=True)
+    average = SequenceTransformer(27, length, **size, causal=True).requires_grad_(False).eval()
+    average.load_state_dict(network.state_dict())
+    optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01)
+    train, validation, test = (data.encode(split) for split in ("train", "validation", "test"))
+    rng, order, at, step = torch.Generator().manual_seed(1), torch.zeros(0, dtype=torch.long), 0, 0
+    best, kept, found, start = math.inf, {}, list[dict[str, float]](), time.process_time()
+    while (part := (time.process_time() - start) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 150) * (1 if part < 0.3 else 0.5 * (1 + math.cos(math.pi * (part - 0.3) / 0.7)))
+        if at + batch > len(order):
+            order, at = torch.randperm(len(train), generator=rng), 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = causal_bits(network, train[order[at : at + batch]]).mean() * BIT
+        at, step = at + batch, step + 1
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        keep = min(0.998, (1 + step) / (10 + step))
+        for mine, live in zip(average.parameters(), network.parameters(), strict=True):
+            mine.lerp_(live.detach(), 1 - keep)
+        if part > (len(found) + 1) / 13:
+            with torch.inference_mode():
+                now = float(torch.cat([causal_bits(average, some) for some in validation.split(64)]).mean())
+            found.append({"seconds": round(time.process_time() - start), "validation": now})
+            print(step, found[-1], flush=True)
+            if now < best:
+                best, kept = now, {name: value.clone() for name, value in average.state_dict().items()}
+    average.load_state_dict(kept)
+    with torch.inference_mode():
+        bits = torch.cat([causal_bits(average, some) for some in test.split(64)])
+    return {
+        "bits": float(bits.mean()),
+        "over items": float(bits.std()) / len(bits) ** 0.5,
+        "weights": sum(p.numel() for p in network.parameters()),
+        "steps": step,
+        "cpu_seconds": round(time.process_time() - start),
+        "validations": found,
+    }
+
+
+def autoregressive(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Return the bits per character of an autoregressive transformer of the same size, trained here for `--seconds`."""
+    config = df.training.Config.load(given.run / "config.json")
+    size = {"width": config.model.hidden, "layers": config.model.blocks, "heads": config.model.heads}
+    data = load_text("text", length=model.space.dimensions)
+    rate, bf16 = config.optimizer.lr, config.precision == "bf16"
+    return {"autoregressive": causal(data, size, given.seconds, config.batch, rate, bf16)}
 
 
 def bound(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
@@ -249,7 +316,7 @@ def coverage(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse
     return {"coverage": found | {"repeats": given.coverage, "items": len(x), "error of the truth, nats": truth.error}}
 
 
-PARTS = {"bound": bound, "variance": variance, "coverage": coverage}
+PARTS = {"bound": bound, "autoregressive": autoregressive, "variance": variance, "coverage": coverage}
 
 if __name__ == "__main__":
     main()
