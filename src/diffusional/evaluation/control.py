@@ -10,6 +10,7 @@ sum over the levels is known without a draw. The multiples are found by regressi
     moments      Σ_i w_i(x) φ(ε_i) with φ of known mean: ε_i² − 1, products of neighbours, exceedances        (moments.py)
     own          functions of the noise that the chain's family offers, such as a binomial one (`Chain.noise_moments`)
     neighbours   what a Markov chain would pay for the masked positions of a sequence, and moments of the mask  (neighbours.py)
+    window       what a small model of two positions on either side would pay for the masked positions                (window.py)
     context      ‖ε − ε̂_c‖² with the distributions that a levels head predicts for the item without noise             (context.py)
 
 `context` needs one network evaluation for every item, and is tried only where it may save more (evaluation.py). None of the others needs

@@ -13,17 +13,19 @@ from diffusional.evaluation.moments import Moments
 from diffusional.evaluation.neighbours import MOST_CATEGORIES, Neighbours
 from diffusional.evaluation.stage_controls import PREFIX, StageControls
 from diffusional.evaluation.wiener import Wiener
+from diffusional.evaluation.window import MOST_CATEGORIES as MOST_OF_WINDOW
+from diffusional.evaluation.window import Window
 from diffusional.models.chain import Chain
 from diffusional.space import Discrete
 
-NAMES = ("wiener", "histogram", "moments", "own", "neighbours")
+NAMES = ("wiener", "histogram", "moments", "own", "neighbours", "window")
 # Those that take network evaluations, so that a plan has them only if they are named.
 FURTHER = ("context",)
 
 
 def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Control, ...]:
     """Return the controls of these names that the chain has, fitted to items x (N, *dims): Wiener's filter and the moments of the noise for
-    costs that are affine in ‖ε − ε̂‖², histograms for discrete data, a Markov chain for masked sequences, what the chain's family offers, and if it is named the context of a
+    costs that are affine in ‖ε − ε̂‖², histograms for discrete data, a Markov chain and a model of windows for masked sequences, what the chain's family offers, and if it is named the context of a
     levels head over at most 32 levels.
 
     Raises DiffusionalError for an unknown name.
@@ -44,6 +46,8 @@ def fit_controls(names: tuple[str, ...], chain: Chain, x: Tensor) -> tuple[Contr
             fitted.append(Own(chain))
         if name == "neighbours" and chain.masks is not None and chain.masks.space.levels <= MOST_CATEGORIES:
             fitted.append(Neighbours.fit(x, chain.masks))
+        if name == "window" and chain.masks is not None and chain.masks.space.levels <= MOST_OF_WINDOW:
+            fitted.append(Window.fit(x, chain.masks))
         if chain.affine_levels() and (staged := StageControls.fit(name, chain, x)) is not None:
             fitted.append(staged)
         if chain.affine is None:
@@ -72,6 +76,9 @@ def restored(name: str, chain: Chain, state: dict[str, Tensor]) -> Control:
     if name == "neighbours":
         assert chain.masks is not None
         return Neighbours.from_state(chain.masks, state)
+    if name == "window":
+        assert chain.masks is not None
+        return Window.from_state(chain.masks, state)
     if name.startswith(PREFIX):
         return StageControls.from_state(name.removeprefix(PREFIX), chain, state)
     kinds = {"wiener": Wiener, "histogram": Histogram, "moments": Moments, "context": Context}
