@@ -75,11 +75,11 @@ def fit(
     """Do the work of `Plan.fit`, for a model in evaluation mode."""
     device = device_of(model.whole(), data)
     said = about(model)
-    worlds, visited = _parted(len(data), model.space.dimensions, seed)
+    worlds, visited = parted(len(data), model.space.dimensions, seed)
     worlds = worlds[:: max(1, -(-len(worlds) // _FITTED))]
     fitted = data if isinstance(data, Tensor) and len(worlds) == len(data) else data[worlds]
     controls = fit_controls(names, model, fitted) if len(worlds) else ()
-    plan = _even(model, controls, data, cells)
+    plan = even_plan(model, controls, data, cells)
     context = None
     if plan.takes_context:
         # Few items, visited several times each: every one of them takes an evaluation for its context.
@@ -99,7 +99,7 @@ def fit(
         evaluations, draws = len(like.met.left) or evaluations, None
         replayed = like.met
 
-    def visit(n: int) -> _Seen:
+    def visit(n: int) -> Seen:
         """Make n further evaluations under the present plan, and return the results of all evaluations."""
         repeats = -(-n // len(visited))
         item = visited[torch.cat([torch.randperm(len(visited), generator=generator) for _ in range(repeats)])[:n]]
@@ -133,7 +133,7 @@ def fit(
             other = torch.randn(n, *model.visit_shape, generator=generator).to(device, data.dtype)
             of_noise = visit_features(model, controls, x, zero, other, of_item)
             rows.append((zero.cell, visit_costs(model, x, zero, other, None), *of_noise))
-        return _Seen(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+        return Seen(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
     even = int(_EVEN * evaluations)
     seen = visit(even)
@@ -142,10 +142,7 @@ def fit(
         seen = visit(ahead)
         plan = _regressed(plan, model, seen, known)
         ahead = 0 if draws is None else _further(sum(map(len, levels)), draws(plan.draw_variance))
-    helpful = _helpful(plan, model, seen, known, torch.searchsorted(visited, torch.cat(items)) % 2)
-    plan, seen, known = _with_controls(plan, helpful, seen, known)
-    if len(helpful) < len(controls):
-        plan = _regressed(plan, model, seen, known)
+    plan, seen = selected(plan, model, seen, known, torch.searchsorted(visited, torch.cat(items)) % 2)
     if like is not None and all(like.provenance.get(key) == said[key] for key in said) and plan.edges.equal(like.edges):
         plan = replace(plan, mass=like.mass)
     learned = {
@@ -160,7 +157,7 @@ def fit(
     # Every other part belongs to a decoder without network.
     step = 1 if model.decoder_uses_network else 2
     own = torch.cat([torch.full((len(part[0]),), i % step == 0) for i, part in enumerate(rows)])
-    residual = seen.costs - plan._subtracted(seen.cell, seen.expected, seen.drawn)
+    residual = seen.costs - plan.subtract(seen.cell, seen.expected, seen.drawn)
     return replace(plan, provenance=said | learned, met=Met(seen.cell[own], torch.cat(levels), residual[own]))
 
 
@@ -176,7 +173,7 @@ def _further(done: int, draws: float) -> int:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """The results of a pilot: `cell` (V,), `costs` (V,), and the controls' functions of item and level (V, E) and of the noise (V, F)."""
 
     cell: Tensor
@@ -189,11 +186,11 @@ class _Seen:
         """(V, E + F)."""
         return torch.cat([self.expected, self.drawn], 1)
 
-    def __getitem__(self, rows: Tensor) -> "_Seen":
-        return _Seen(self.cell[rows], self.costs[rows], self.expected[rows], self.drawn[rows])
+    def __getitem__(self, rows: Tensor) -> "Seen":
+        return Seen(self.cell[rows], self.costs[rows], self.expected[rows], self.drawn[rows])
 
 
-def _parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
+def parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the rows of the reference data to which the controls are fitted, and the rows that the pilot visits.
 
     If there are enough items, both are all of them. Few items are split into two random halves, since controls follow the items that they
@@ -208,7 +205,22 @@ def _parted(items: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
     return shuffled[: items // 2].sort().values, shuffled[items // 2 :].sort().values
 
 
-def _with_controls(plan: Plan, kept: list[int], seen: _Seen, known: Tensor) -> tuple[Plan, _Seen, Tensor]:
+def selected(plan: Plan, model: Chain, seen: Seen, known: Tensor, fold: Tensor) -> tuple[Plan, Seen]:
+    """Return the plan with coefficients and probabilities from what was seen, and only those controls that help, and what was seen with these.
+
+    Args:
+        known: (F, C + 1) known variances of the functions of the noise, zero where they are not known.
+        fold: (V,) 0 or 1, by item: coefficients of one half are tried on the other.
+    """
+    plan = _regressed(plan, model, seen, known)
+    helpful = _helpful(plan, model, seen, known, fold)
+    if len(helpful) < len(plan.controls):
+        plan, seen, known = _with_controls(plan, helpful, seen, known)
+        plan = _regressed(plan, model, seen, known)
+    return plan, seen
+
+
+def _with_controls(plan: Plan, kept: list[int], seen: Seen, known: Tensor) -> tuple[Plan, Seen, Tensor]:
     """Return the plan, what the pilot saw and the known variances (F, C + 1) with the controls of `kept` only."""
     if len(kept) == len(plan.controls):
         return plan, seen, known
@@ -222,7 +234,7 @@ def _with_controls(plan: Plan, kept: list[int], seen: _Seen, known: Tensor) -> t
     return fewer, replace(seen, expected=seen.expected[:, expects], drawn=seen.drawn[:, draws]), known[draws]
 
 
-def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor) -> list[int]:
+def _helpful(plan: Plan, model: Chain, seen: Seen, known: Tensor, fold: Tensor) -> list[int]:
     """Return the controls to keep: all, unless a part of them leaves less variance. The coefficients are fitted to one half of the items
     (`fold` (V,) is 0 or 1) and the variance is measured on the other.
     """
@@ -236,7 +248,7 @@ def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor)
         for half in (0, 1):
             fitted, tried = theirs[fold != half], theirs[fold == half]
             trial = _regressed(some, model, fitted, variances)
-            residual = tried.costs - trial._subtracted(tried.cell, tried.expected, tried.drawn)
+            residual = tried.costs - trial.subtract(tried.cell, tried.expected, tried.drawn)
             squares.index_add_(0, tried.cell, residual.square())
             count.index_add_(0, tried.cell, torch.ones_like(residual))
         return float((width * (squares / count.clamp(min=1)).sqrt()).sum()) ** 2
@@ -252,7 +264,7 @@ def _helpful(plan: Plan, model: Chain, seen: _Seen, known: Tensor, fold: Tensor)
     return chosen
 
 
-def _even(model: Chain, controls: tuple[Control, ...], data: DataItems, cells: int) -> Plan:
+def even_plan(model: Chain, controls: tuple[Control, ...], data: DataItems, cells: int) -> Plan:
     """Return a plan with equally likely cells. They have equal shares of the cost under Wiener's control, if there is one, and of γ, or
     equal numbers of levels for a chain without controls.
     """
@@ -310,7 +322,7 @@ def _known_variance(
     return out
 
 
-def _regressed(plan: Plan, model: Chain, seen: _Seen, known: Tensor) -> Plan:
+def _regressed(plan: Plan, model: Chain, seen: Seen, known: Tensor) -> Plan:
     """Return the plan with coefficients from ridge regression in each cell, towards those of its neighbours and of all cells, and with π from
     the residuals.
     """

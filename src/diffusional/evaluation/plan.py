@@ -161,8 +161,8 @@ class Plan:
 
     @property
     def learned(self) -> bool:
-        """Whether a pilot learned the plan, so that it has expectations of the costs."""
-        return self.provenance.get("method") == "pilot"
+        """Whether the plan was learned from visits of a pilot or of training, so that it has expectations of the costs."""
+        return self.provenance.get("method") in ("pilot", "training")
 
     @property
     def continuous(self) -> bool:
@@ -279,13 +279,13 @@ class Plan:
         self, model: Chain, x: Tensor, visits: LevelVisits, noise: Tensor, context: Tensor | None = None
     ) -> Tensor:
         """Return g (V,) of items x (V, *dims) at their visits, nats. It takes no network evaluation."""
-        return self._subtracted(visits.cell, *visit_features(model, self.controls, x, visits, noise, context))
+        return self.subtract(visits.cell, *visit_features(model, self.controls, x, visits, noise, context))
 
     def decoder_residuals(self, model: Chain, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """Return −ln p(x|z_1) − g (V,) for a decoder without network, of which every visit has a draw."""
         return self.residuals(model, x, LevelVisits.of_decoder(len(x)), noise, None, context)
 
-    def _subtracted(self, cell: Tensor, expected: Tensor, drawn: Tensor) -> Tensor:
+    def subtract(self, cell: Tensor, expected: Tensor, drawn: Tensor) -> Tensor:
         """Return g (V,) from the controls' functions (V, E) and (V, F), `visit_features`."""
         of_item = (expected * self.expected[:, cell].T).sum(1)
         return self.constant[cell] + of_item + (drawn * self.drawn[:, cell].T).sum(1)

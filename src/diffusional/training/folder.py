@@ -158,7 +158,7 @@ class Run:
                 other.plan(other_model, seed=seed, learning=learning),
             )
             return None if own == (None, None) else own
-        first = mine.load(visits=True) or mine.learn(seed)
+        first = mine.load(visits=True) or mine.learn(seed, pilot=True)
         if first is None:
             return None
         paired = replace(theirs, like=first, dataset=self.dataset, source=self.record)

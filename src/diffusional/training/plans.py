@@ -24,11 +24,13 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.plan import Plan, about, same_pilot
 from diffusional.evaluation.provenance import tensor_hash
+from diffusional.evaluation.recorded import FEWEST, plan_from_visits
 from diffusional.files import load_json
 from diffusional.models.chain import Chain
 from diffusional.models.guidance import Guided
 from diffusional.training.own import reference_items
 from diffusional.training.run import RunRecord
+from diffusional.training.visit_log import VISITS, kept_visits
 
 # Called with the path of a plan that is about to be learned; entered while it is.
 Learning = Callable[[Path], AbstractContextManager[None]]
@@ -76,7 +78,8 @@ class KeptPlan:
         ignored with a warning, and `learn` does not replace it.
 
         Args:
-            visits: whether the plan must have a record of its pilot's visits, which plans of early versions do not have.
+            visits: whether the plan must have a record of its pilot's visits, which plans of early versions and plans of training visits do
+                not have.
         """
         self._replaceable = True
         if not self.path.exists():
@@ -97,10 +100,16 @@ class KeptPlan:
         except DiffusionalError as error:
             _warn(f"{error}. The plan is learned again")
             return None
-        return plan if len(plan.met.left) or not visits else None
+        repeatable = len(plan.met.left) > 0 and plan.provenance.get("method") == "pilot"
+        return plan if repeatable or not visits else None
 
-    def learn(self, seed: int = 0) -> Plan | None:
-        """Learn the plan from the training data, and keep it in the folder unless another run's plan or a read-only folder prevents it.
+    def learn(self, seed: int = 0, pilot: bool = False) -> Plan | None:
+        """Learn the plan from the training data, and keep it in the folder unless another run's plan or a read-only folder prevents it. A run
+        of masked sequences has kept visits of its training: its plan is learned from them, without network evaluations.
+
+        Args:
+            seed: of a pilot.
+            pilot: whether a pilot is made in any case.
 
         Returns None, with a warning, if the training data are not available. Where several processes evaluate together, all learn the
         same plan, and one of them writes it.
@@ -115,13 +124,30 @@ class KeptPlan:
             )
             return None
         with nullcontext() if self.learning is None else self.learning(self.path):
-            plan = self._learned(reference, condition, seed)
+            plan = None if pilot or condition is not None else self._of_training(reference)
+            if plan is None:
+                plan = self._learned(reference, condition, seed)
         if self._replaceable and ranks.is_main():
             try:
                 plan.save(self.path)
             except DiffusionalError as error:
                 _warn(f"{error}. The plan is used, but not kept")
         return plan
+
+    def _of_training(self, reference: Tensor) -> Plan | None:
+        """Return the plan from the visits that the run has kept of its training; None if it has none for this model."""
+        own = self.record if self.source is None else self.source
+        if self.like is not None or own is not self.record or self.model.masks is None:
+            return None
+        visits = kept_visits(self.record.path, self.model)
+        if visits is None or len(visits.row) < FEWEST or self.record.items.get("train") != len(reference):
+            return None
+        try:
+            plan = plan_from_visits(self.model, reference, visits)
+        except DiffusionalError as error:
+            _warn(f"{self.record.path / VISITS}: {error}. A pilot is made")
+            return None
+        return replace(plan, provenance=plan.provenance | self._own())
 
     def _learned(self, reference: Tensor, condition: Condition | None, seed: int) -> Plan:
         if self.like is None:

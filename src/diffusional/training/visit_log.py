@@ -6,9 +6,12 @@ Every item of a training step is a visit of a level: a cost at a mask, which the
     level (V,)      t, or 0 for the reconstruction
     cost (V,)       KL_t, or −ln p(x|z_1), nats, of the weights in training at that step
     mask (V, B)     which positions were masked, eight in a byte
+    chain (32,)     a hash of the chain's levels: another T has others
     step ()         the number of steps when the file was written
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from torch import Tensor
 
 from diffusional.data.dataset import Stream
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation.plan import about
+from diffusional.evaluation.recorded import Recorded
 from diffusional.files import load_tensors, save_tensors
 from diffusional.ledger import Costs
 from diffusional.models.chain import Chain
@@ -72,13 +77,31 @@ class VisitLog:
         """Write visits.safetensors, if there are visits."""
         if self._parts:
             joined = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
-            save_tensors(run / VISITS, joined | {"step": torch.tensor(step)})
+            save_tensors(run / VISITS, joined | {"chain": _levels_hash(self.chain), "step": torch.tensor(step)})
 
     def restore(self, run: Path, step: int) -> None:
         """Continue with the visits that were written at this step. Those of another step, or none, are not an error: the log begins anew."""
         try:
             found = load_tensors(run / VISITS)
-            if int(found.pop("step")) == step:
+            if int(found.pop("step")) == step and torch.equal(found.pop("chain"), _levels_hash(self.chain)):
                 self._parts = [found]
         except (DiffusionalError, KeyError):
             return
+
+
+def kept_visits(run: Path, chain: Chain) -> Recorded | None:
+    """Return the visits of a chain's levels in a run folder; None if there are none of this chain, or if the file is damaged."""
+    try:
+        found = load_tensors(run / VISITS)
+        if not torch.equal(found["chain"], _levels_hash(chain)):
+            return None
+        masks = np.unpackbits(found["mask"].numpy(), axis=1, count=chain.space.dimensions).astype(bool)
+        return Recorded(found["row"].long(), found["level"].long(), found["cost"], torch.from_numpy(masks))
+    except (DiffusionalError, KeyError, ValueError):
+        return None
+
+
+def _levels_hash(chain: Chain) -> Tensor:
+    """Return a hash (32,), uint8, of what the levels of a chain are, whatever its weights."""
+    text = json.dumps([chain.identity(), about(chain)], sort_keys=True)
+    return torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
