@@ -221,7 +221,11 @@ def causal(data: Any, size: dict[str, int], seconds: float, batch: int, rate: fl
     best, kept, found, start = math.inf, {}, list[dict[str, float]](), time.process_time()
     while (part := (time.process_time() - start) / seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 150) * (1 if part < 0.3 else 0.5 * (1 + math.cos(math.pi * (part - 0.3) / 0.7)))
+            group["lr"] = (
+                rate
+                * min(1, (step + 1) / 150)
+                * (1 if part < 0.3 else 0.5 * (1 + math.cos(math.pi * (part - 0.3) / 0.7)))
+            )
         if at + batch > len(order):
             order, at = torch.randperm(len(train), generator=rng), 0
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

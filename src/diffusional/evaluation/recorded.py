@@ -75,9 +75,11 @@ def plan_from_visits(model: Chain, data: Tensor, visits: Recorded, cells: int = 
         level, row = visits.level[own].long(), visits.row[own].long()
         cell = torch.where(level == 0, 0, torch.searchsorted(plan.edges, level, right=True))
         at = LevelVisits(cell, level.clamp(min=1), torch.ones(len(own), dtype=torch.float64))
-        noise = torch.where(visits.mask[own], -_CERTAIN, _CERTAIN)
-        latent = torch.where(level == 0, 1, level + 1)
-        if not torch.equal(chain.masked(latent, noise), visits.mask[own]):
+        latent, mask = torch.where(level == 0, 1, level + 1), visits.mask[own]
+        # Small numbers are masked in one process, large ones in another.
+        noise = torch.where(mask, -_CERTAIN, _CERTAIN)
+        noise = noise if torch.equal(chain.masked(latent, noise), mask) else -noise
+        if not torch.equal(chain.masked(latent, noise), mask):
             raise DiffusionalError(
                 "expected masks with as many positions as the levels of their visits have, got others; use Plan.fit"
             )
@@ -97,6 +99,8 @@ def plan_from_visits(model: Chain, data: Tensor, visits: Recorded, cells: int = 
         "dropped_controls": [control.name for control in controls if control not in plan.controls],
         "weights_sha256": tensor_hash(model.whole().state_dict()),
     }
-    numbers = {name: getattr(plan, name).clone() for name in ("edges", "mass", "constant", "expected", "drawn", "scale")}
+    numbers = {
+        name: getattr(plan, name).clone() for name in ("edges", "mass", "constant", "expected", "drawn", "scale")
+    }
     met = Met(cell.clone(), at.level.clone(), residual.clone())
     return replace(plan, **numbers, provenance=about(model) | learned, met=met)

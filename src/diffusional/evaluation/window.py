@@ -125,7 +125,10 @@ class Window:
     def _drawn(self, x: Tensor, masks: Tensor) -> Tensor:
         """Return the sum over the masked positions (B,) of tokens x (B, L)."""
         k, embedding = self.chain.space.levels, self.embedding.to(x.device)
-        around, out = _windows(torch.where(masks, k, x), k + 1), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        around, out = (
+            _windows(torch.where(masks, k, x), k + 1),
+            torch.zeros(len(x), dtype=torch.float64, device=x.device),
+        )
         item, place = masks.nonzero(as_tuple=True)
         for some in torch.arange(len(item), device=x.device).split(_ROWS):
             i, at = item[some], place[some]
@@ -184,7 +187,10 @@ def _fitted(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         around = windows[some]
         shown = torch.rand(around.shape, generator=generator) < torch.rand(rows, 1, generator=generator)
         seen = torch.where(shown | (around > k), around, k)
-        hidden = sum((functional.embedding(seen[:, j], embedding[j]) for j in range(1, 2 * _REACH)), functional.embedding(seen[:, 0], embedding[0]))
+        hidden = sum(
+            (functional.embedding(seen[:, j], embedding[j]) for j in range(1, 2 * _REACH)),
+            functional.embedding(seen[:, 0], embedding[0]),
+        )
         loss = functional.cross_entropy(functional.gelu(hidden + bias) @ output + frequency, tokens[some])
         optimizer.zero_grad()
         loss.backward()
