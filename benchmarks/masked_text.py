@@ -2,11 +2,13 @@
 
     python benchmarks/masked_text.py --run quick.pt --quick --part bound     # then --part variance, --part coverage
 
-RUN is a folder of `diffusional train … --data.name text --model.kind masked`, or a state dict that `--quick` trained (85 s of one core). Estimators:
+RUN is a folder of `diffusional train … --data.name text --model.kind masked`, or a state dict that `--quick` trained (85 s of one core). Estimators of part
+`variance`:
 
     mdlm     one t a sequence, u + i/B over the batch, weight 1/t (Sahoo et al. 2024): a data set is one batch
     llada    n masked positions, systematic over the draws of an item from one uniform number, weight L/n (Nie et al. 2025)
-    plan     visits under a plan that a pilot on training text learned, with and without the control `neighbours`
+    plan     visits under a plan that the run's own training visits (or a pilot on training text) have learned, with controls or without
+    disjoint the same, where an item's masks do not overlap: parts of one permutation of its positions, until that is used up
 """
 
 import argparse
@@ -26,7 +28,10 @@ from torch import Tensor
 import diffusional as df
 from diffusional.data.tokens import alphabet_of, load_text
 from diffusional.evaluation import Plan
+from diffusional.evaluation.recorded import plan_from_visits
 from diffusional.networks import SequenceTransformer
+from diffusional.training.checkpoint import restore_progress
+from diffusional.training.visit_log import kept_visits
 
 BIT = math.log(2)
 
@@ -85,6 +90,26 @@ def llada(model: df.MaskedDiffusion, x: Tensor, draws: int, rng: torch.Generator
     return total / draws
 
 
+@torch.inference_mode()
+def disjoint(model: df.MaskedDiffusion, x: Tensor, plan: Plan, draws: int, rng: torch.Generator) -> Tensor:
+    """Return an estimate (B,) from `draws` visits of every item under a plan, of which consecutive ones have disjoint masks. A mask that no
+    longer fits begins a new permutation. Each mask is uniform, so that the estimate is unbiased; those of an item are not independent.
+    """
+    total = plan.base(model, x).sum(1) + model.prior(x)
+    order, used = torch.zeros(x.shape), torch.full((len(x),), x.shape[1])
+    for _ in range(draws):
+        visits = plan.at(torch.rand(len(x), generator=rng, dtype=torch.float64))
+        n = torch.where(visits.cell == 0, 1, visits.level + 1)
+        fresh = used + n > x.shape[1]
+        order = torch.where(fresh[:, None], torch.rand(x.shape, generator=rng).argsort(1).argsort(1), order)
+        used = torch.where(fresh, 0, used)
+        # The chain masks the positions of the smallest noise.
+        noise = ((order - used[:, None]) % x.shape[1]).float()
+        used = used + n
+        total += visits.weight * plan.residuals(model, x, visits, noise) / draws
+    return total
+
+
 def measured(model: df.MaskedDiffusion, x: Tensor, plans: dict[str, Plan], draws: int, repeats: int) -> dict[str, Any]:
     """Return, for each estimator, the variance of the mean of x at one evaluation an item, the mean over items of the variance of an item's score at
     `draws` evaluations, and the mean, nats; from repetitions.
@@ -97,6 +122,7 @@ def measured(model: df.MaskedDiffusion, x: Tensor, plans: dict[str, Plan], draws
         rng = torch.Generator().manual_seed(1000 + r)
         found.setdefault("mdlm", []).append(torch.stack([mdlm(model, x, rng) for _ in range(draws)]).mean(0))
         found.setdefault("llada", []).append(llada(model, x, draws, rng))
+        found.setdefault("plan, disjoint masks", []).append(disjoint(model, x, plans["plan"], draws, rng))
         for name, plan in plans.items():
             scores = df.evaluate(model, x, visits=draws, plan=plan, audit=False, seed=r).per_item
             found.setdefault(name, []).append(scores["nelbo"])
@@ -158,12 +184,28 @@ def quick(path: Path, length: int = 64, seconds: float = 85.0) -> None:
     torch.save({"state": average, "steps": step, "cpu_seconds": time.process_time() - start}, path)
 
 
+def trained_of(run: Path) -> dict[str, Any]:
+    """Return how a run was trained: its steps, the seconds that these took, and its options."""
+    config = df.training.Config.load(run / "config.json")
+    return {
+        "steps": config.steps,
+        "seconds": round(restore_progress(run / "checkpoints").seconds),
+        "width": config.model.hidden,
+        "layers": config.model.blocks,
+        "heads": config.model.heads,
+        "dropout": config.model.dropout,
+        "batch": config.batch,
+        "learning rate": config.optimizer.lr,
+        "average": config.optimizer.ema,
+    }
+
+
 def loaded(path: Path) -> tuple[df.MaskedDiffusion, dict[str, Any]]:
     """Return the model of a run, or of what `quick` saved, and how it was trained."""
     if path.is_dir():
         model = df.load(path)
         assert isinstance(model, df.MaskedDiffusion)
-        return model, {"run": path.name}
+        return model, trained_of(path)
     saved = torch.load(path, weights_only=True)
     length, width = saved["state"]["network.positions"].shape
     model = df.MaskedDiffusion(SequenceTransformer(27, length, width, 2, 4), df.space.Categorical(length, 27, "text8"))
@@ -181,6 +223,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--coverage", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=840.0, help="of training of the autoregressive model")
+    parser.add_argument("--truth", type=int, default=600, help="evaluations of an item for the value that intervals should contain")
     parser.add_argument("--orders", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masked-text.json"))
     given = parser.parse_args()
@@ -267,12 +310,18 @@ def autoregressive(model: df.MaskedDiffusion, trained: dict[str, Any], given: ar
     return {"autoregressive": causal(data, size, given.seconds, config.batch, rate, bf16)}
 
 
+def plan_of(run: Path, model: df.MaskedDiffusion, train: Tensor) -> Plan:
+    """Return the plan from the visits that a run has kept of its training, or from a pilot of 2,000 evaluations."""
+    visits = kept_visits(run, model) if run.is_dir() else None
+    return Plan.fit(model, train, 2000) if visits is None else plan_from_visits(model, train, visits)
+
+
 def bound(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """Return the bound of the test text, beside the chain rule from left to right, Markov models and compressors."""
     length = model.space.dimensions
     data = load_text("text", length=length)
     x, test, train = data.encode("test"), data.tensor("test").numpy(), data.tensor("train").numpy().reshape(-1)
-    plan = Plan.fit(model, data.encode("train"), 2000)
+    plan = plan_of(given.run, model, data.encode("train"))
     said = df.evaluate(model, x, visits=16, plan=plan, audit=False).nelbo.to("bits/dim", length)
     order = model.chain_rule(x) / (length * BIT)
     flat, known = test.reshape(-1), alphabet_of("text8")
@@ -292,9 +341,12 @@ def variance(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse
     length = model.space.dimensions
     data, bits = load_text("text", length=length), length * BIT
     x = data.encode("test")[: given.items]
+    train = data.encode("train")
     plans = {
-        "plan, no control": Plan.fit(model, data.encode("train"), 2000, controls=()),
-        "plan": Plan.fit(model, data.encode("train"), 2000),
+        "plan, no control": Plan.fit(model, train, 2000, controls=()),
+        "plan, neighbours": Plan.fit(model, train, 2000, controls=("neighbours",)),
+        "plan, pilot": Plan.fit(model, train, 2000),
+        "plan": plan_of(given.run, model, train),
     }
     found = measured(model, x, plans, given.draws, given.repeats)
     for one in found.values():
@@ -314,13 +366,30 @@ def variance(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse
 def coverage(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """Return how often 95 % intervals contain the value of many more draws."""
     data = load_text("text", length=model.space.dimensions)
-    x, plan = data.encode("test")[:40], Plan.fit(model, data.encode("train"), 2000)
-    truth = df.evaluate(model, x, visits=600, plan=plan, audit=False, seed=99).nelbo
+    x, plan = data.encode("test")[: given.items], plan_of(given.run, model, data.encode("train"))
+    truth = df.evaluate(model, x, visits=given.truth, plan=plan, audit=False, seed=99).nelbo
     found = covered(model, x, plan, truth.value, given.coverage)
-    return {"coverage": found | {"repeats": given.coverage, "items": len(x), "error of the truth, nats": truth.error}}
+    return {
+        "plan": plan.provenance["method"],
+        "coverage": found | {"repeats": given.coverage, "items": len(x), "error of the truth, nats": truth.error},
+    }
 
 
-PARTS = {"bound": bound, "autoregressive": autoregressive, "variance": variance, "coverage": coverage}
+def steps(model: df.MaskedDiffusion, trained: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Return the bound of the same network when it samples in T steps, of the first blocks of the test text."""
+    length = model.space.dimensions
+    data = load_text("text", length=length)
+    x, train = data.encode("test")[: given.items], data.encode("train")
+    found = {}
+    for count in (4, 8, 16, 32, 64, 128, 256, None):
+        few = model if count is None else model.regrid(count)
+        plan = plan_of(given.run, model, train) if count is None else Plan.fit(few, train, 1000)
+        said = df.evaluate(few, x, visits=8, plan=plan, audit=False).nelbo.to("bits/dim", length)
+        found["one at a time" if count is None else str(count)] = {"bits": said.value, "error": said.error}
+    return {"steps": found, "steps, items": len(x)}
+
+
+PARTS = {"steps": steps, "bound": bound, "autoregressive": autoregressive, "variance": variance, "coverage": coverage}
 
 if __name__ == "__main__":
     main()

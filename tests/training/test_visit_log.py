@@ -85,7 +85,8 @@ def test_other_models_keep_none(tmp_path: Path) -> None:
     images = df.data.load("digits")
     small = Config(steps=2, batch=8, model=ModelConfig(widths=(8, 8), blocks=1))
     model = df.train(small, tmp_path / "run", images, console=Console(quiet=True))
-    assert VisitLog.of(model, images.train, 10) is None and not (tmp_path / "run" / VISITS).exists()
+    assert VisitLog.of(model, images.train, 10) is None
+    assert not (tmp_path / "run" / VISITS).exists()
 
 
 def test_a_damaged_file_is_ignored(tmp_path: Path) -> None:
