@@ -52,9 +52,10 @@ class VisitLog:
     @classmethod
     def of(cls, model: object, items: object, visits: int) -> "VisitLog | None":
         """Return a log for a model of masked sequences in discrete time whose items can be found again by their rows; None for others."""
-        if not isinstance(model, Chain) or model.masks is None or isinstance(items, Stream):
+        chain = getattr(model, "visited", lambda: None)()
+        if chain is not model or chain is None or chain.masks is None or isinstance(items, Stream):
             return None
-        return cls(model, visits)
+        return cls(chain, visits)
 
     def record(self, rows: Tensor, draws: dict[str, Tensor], costs: Costs) -> None:
         """Keep the visits of a step: the rows (B,) of its items, what the chain drew and what that cost."""
