@@ -1152,6 +1152,27 @@ FAULTS = [
         "evaluation/test_shares.py::test_two_processes_are_one",
     ),
     fault(
+        "evaluation/window.py",
+        "patterns of a window without the position itself",
+        "self.chain.mask_chance(t, 1 + size - shown, shown)",
+        "self.chain.mask_chance(t, size - shown, shown)",
+        "evaluation/test_window.py::test_the_expectation_is_the_sum_over_all_masks",
+    ),
+    fault(
+        "evaluation/window.py",
+        "positions beyond the end count as masked neighbours",
+        "rows = (inside | ~shown).all(1).nonzero().squeeze(1)",
+        "rows = torch.arange(len(windows))",
+        "evaluation/test_window.py::test_the_expectation_is_the_sum_over_all_masks",
+    ),
+    fault(
+        "evaluation/recorded.py",
+        "the reconstruction's visits in the first cell of levels",
+        "cell = torch.where(level == 0, 0, torch.searchsorted(plan.edges, level, right=True))",
+        "cell = torch.searchsorted(plan.edges, level.clamp(min=1), right=True)",
+        "evaluation/test_recorded.py::test_its_variance_is_that_of_a_pilots_plan",
+    ),
+    fault(
         "evaluation/neighbours.py",
         "an event of neighbours with one mask too few",
         "masked = 1 + (g - 1 if g else before) + (h - 1 if h else after)",

@@ -4,6 +4,20 @@ from faults.row import fault
 
 FAULTS = [
     fault(
+        "training/visit_log.py",
+        "recorded costs with the weight of their level",
+        '* (1 - share) / draws["weight"].cpu().double()',
+        "* (1 - share)",
+        "training/test_visit_log.py::test_the_costs_are_those_of_the_model_at_the_masks",
+    ),
+    fault(
+        "training/visit_log.py",
+        "visits of another T are used for this one",
+        """if not torch.equal(found["chain"], _levels_hash(chain)):""",
+        """if len(found["chain"]) != len(_levels_hash(chain)):""",
+        "training/test_visit_log.py::test_the_plan_of_a_run_needs_no_pilot",
+    ),
+    fault(
         "training/average.py",
         "decay of the average a step late",
         "keep = min(self.decay, (1 + i) / (10 + i))",

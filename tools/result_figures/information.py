@@ -117,3 +117,73 @@ def memorisation(axes: Axes) -> str:
         f"The bounds of exact empirical denoisers on their own points are {min(above):.2f} to {max(above):.2f} nats above ln N, "
         f"at most {max(row['above_entropy'] / row['nelbo']['error'] for row in found):.1f} standard errors."
     )
+
+
+@figure(3.0)
+def masked_information(axes: Axes) -> str:
+    """The nat budget of a masked chain of eight steps, with exact and with flattened conditionals, by level."""
+    data = record("masked-information.json")
+    budget = data["budget"]
+    terms = ["−RE", *(f"KL {t}" for t in range(1, len(budget["exact"])))]
+    place = np.arange(len(terms))
+    for k, (name, label) in enumerate((("exact", "exact conditionals"), ("flattened", "flattened conditionals"))):
+        at = place + 0.4 * (k - 0.5)
+        information, gap = (np.array([row[key] for row in budget[name]]) for key in ("information", "gap"))
+        axes.bar(at, information, 0.36, color=style.BLUE, alpha=1.0 - 0.45 * k, label=f"information, {label}")
+        axes.bar(at, gap, 0.36, bottom=information, color=style.ORANGE, alpha=1.0 - 0.45 * k, label=f"gap, {label}")
+    axes.set_xticks(place, terms)
+    axes.set(ylabel="nats", ylim=(0, 1.45 * max(row["cost"] for row in budget["flattened"])))
+    axes.legend(ncols=2, frameon=False, loc="upper left", fontsize="small")
+    total = {name: sum(row["gap"] for row in rows) for name, rows in budget.items()}
+    return (
+        f"Each cost of a masked chain of {len(terms)} steps is information, equal for both networks and {data['entropy']:.2f} nats in sum, and a gap: "
+        f"{total['exact']:.3f} nats in sum with exact conditionals, {total['flattened']:.3f} with flattened ones."
+    )
+
+
+@figure(2.9)
+def masked_curve(axes: Axes) -> str:
+    """I(x; z) along the signal, and I(x; z_t | z_{t−1}) of the chain and of masks that are drawn anew."""
+    data = record("masked-information.json")
+    curve, rows = data["curve"], data["markov"]
+    steps = len(data["budget"]["exact"])
+    axes.axhline(data["entropy"], color=style.MUTED, lw=1, ls=(0, (4, 3)))
+    axes.annotate(
+        f"H(x) = {data['entropy']:.2f} nats",
+        (1, data["entropy"]),
+        xytext=(2, 4),
+        textcoords="offset points",
+        color=style.MUTED,
+    )
+    axes.plot(curve["a"], curve["masked"], color=style.BLUE, label="I(x; z), masked")
+    axes.plot(curve["a, uniform"], curve["uniform"], color=style.GREEN, ls=(0, (4, 2)), label="I(x; z), uniform")
+    signal = [1 - row["t"] / steps for row in rows]
+    axes.plot(
+        signal,
+        [row["chain"] for row in rows],
+        color=style.BLUE,
+        marker="o",
+        ms=4,
+        lw=0,
+        label="I(x; z_t | z_{t−1}), the chain",
+    )
+    axes.plot(
+        signal,
+        [row["anew"] for row in rows],
+        color=style.ORANGE,
+        marker="s",
+        ms=4,
+        label="I(x; z_t | z_{t−1}), masks drawn anew",
+    )
+    axes.set(
+        xlim=(1, 0),
+        ylim=(-0.15, 1.15 * data["entropy"]),
+        xlabel="a, the fraction of positions that is shown",
+        ylabel="nats",
+    )
+    axes.legend(frameon=False, loc="upper right", fontsize="small")
+    most = max(row["anew"] for row in rows)
+    return (
+        f"I(x; z) falls from H(x) = {data['entropy']:.2f} nats to 0 along the signal, for the masked process above the uniform one. "
+        f"I(x; z_t | z_(t−1)) is 0 for the chain, and up to {most:.2f} nats for masks that are drawn anew at every level."
+    )

@@ -80,3 +80,43 @@ def information_in_training() -> str:
     rows.append(["diffusion, γ_1 = 2", constant, "", nelbos])
     header = ["decoder", "I(x; z): start → a tenth of the run → end", "KL[q(z) ‖ p(z)] at these"]
     return markdown([*header, "validation NELBO, nats"], rows)
+
+
+def masked_budget() -> str:
+    """Information, gap and cost of every term of a masked chain, nats."""
+    data = record("masked-information.json")["budget"]
+    rows = []
+    for t, (exact, flat) in enumerate(zip(data["exact"], data["flattened"], strict=True)):
+        name = "−ln p(x given z_1)" if t == 0 else f"KL_{t}"
+        values = (exact["information"], exact["gap"], exact["cost"], flat["gap"], flat["cost"])
+        rows.append([name, *(f"{value:.4f}" for value in values)])
+    sums = [
+        sum(row[key] for row in data[name])
+        for name, key in (
+            ("exact", "information"),
+            ("exact", "gap"),
+            ("exact", "cost"),
+            ("flattened", "gap"),
+            ("flattened", "cost"),
+        )
+    ]
+    rows.append(["sum", *(f"{value:.4f}" for value in sums)])
+    return markdown(["term", "information", "gap, exact", "cost, exact", "gap, flattened", "cost, flattened"], rows)
+
+
+def masked_markov() -> str:
+    """I(x; z_t | z_{t−1}) of the chain and of masks that are drawn anew, nats."""
+    rows = [
+        [str(row["t"]), "0" if abs(row["chain"]) < 1e-9 else f"{row['chain']:.4f}", f"{row['anew']:.4f}"]
+        for row in record("masked-information.json")["markov"]
+    ]
+    return markdown(["t", "I(x; z_t given z_{t−1}), the chain", "masks drawn anew at every level"], rows)
+
+
+def masked_steps() -> str:
+    """What sampling in few steps costs with exact conditionals: the excess of the bound, and the divergence of the samples, nats."""
+    rows = [
+        [name, f"{abs(row['excess']):.4f}", f"{abs(row['divergence']):.4f}"]
+        for name, row in record("masked-information.json")["steps"].items()
+    ]
+    return markdown(["steps", "bound − H(x)", "KL of the samples from the data"], rows)
