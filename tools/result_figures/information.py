@@ -181,7 +181,7 @@ def masked_curve(axes: Axes) -> str:
         xlabel="a, the fraction of positions that is shown",
         ylabel="nats",
     )
-    axes.legend(frameon=False, loc="upper right", fontsize="small")
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9), fontsize="small")
     most = max(row["anew"] for row in rows)
     return (
         f"I(x; z) falls from H(x) = {data['entropy']:.2f} nats to 0 along the signal, for the masked process above the uniform one. "
