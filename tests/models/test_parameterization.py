@@ -11,6 +11,7 @@ from diffusional.models.parameterization import (
     LevelsPrediction,
     Prediction,
     categorical_logits,
+    decoded_levels,
     level_log_probs,
     level_mean,
     logistic_logits,
@@ -185,3 +186,32 @@ def test_wrong_channels_are_refused(wrong: tuple[int, ...]) -> None:
     for convert in (categorical_logits, logistic_logits):
         with pytest.raises(ValueError, match="levels head over 17 levels"):
             convert(torch.zeros(wrong), space)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 256])
+def test_a_decoded_level_costs_what_the_table_has(levels: int) -> None:
+    space, index = Discrete((2, 3), levels, low=-1.0, high=3.0), torch.arange(6).reshape(1, 2, 3) * (levels - 1) // 5
+    index = torch.cat([index, levels - 1 - index])
+    outputs = [2 * randn(2, 4, 3, seed=4).requires_grad_() for _ in range(2)]
+    gamma = torch.full((2,), torch.inf, dtype=torch.float64)
+    prediction = decoded_levels(outputs[0], float64(np.zeros((2, 2, 3))), gamma, space)
+    table = logistic_logits(outputs[1], space).log_softmax(1)
+    expected = table.gather(1, index.unsqueeze(1)).squeeze(1)
+    found = prediction.of_level(index)
+    close(found, expected, rtol=1e-12, atol=1e-12)
+    grads = [
+        torch.autograd.grad(value.sum(), output)[0] for value, output in zip((found, expected), outputs, strict=True)
+    ]
+    close(*grads, rtol=1e-9, atol=1e-10)
+    close(prediction.log_probs, table, rtol=1e-12, atol=1e-12)
+    values = space.values.double().reshape(-1, 1, 1)
+    close(prediction.data, (table.exp() * values).sum(1), rtol=1e-9)
+
+
+def test_an_unlikely_decoded_level_has_a_finite_cost_and_gradient() -> None:
+    space, gamma = Discrete((1,), 256), torch.full((3,), torch.inf, dtype=torch.float64)
+    # A scale far below a level, one far beyond the range, and a mean far from the level.
+    output = float64([[0.9, -50.0], [0.0, 50.0], [100.0, 0.0]]).requires_grad_()
+    found = decoded_levels(output, float64([[0.0]] * 3), gamma, space).of_level(torch.tensor([[3], [3], [3]]))
+    assert found.isfinite().all()
+    assert torch.autograd.grad(found.sum(), output)[0].isfinite().all()

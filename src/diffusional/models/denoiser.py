@@ -1,5 +1,6 @@
 """The denoiser: any `nn.Module` with a declared meaning (MATH (5))."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,16 +14,18 @@ from diffusional.forward import alpha
 from diffusional.models.calls import call, shape_hint
 from diffusional.models.parameterization import (
     HEADS,
+    MANY_LEVELS,
     PREDICTS,
     Head,
     LevelsPrediction,
     Prediction,
     Predicts,
+    decoded_levels,
     level_mean,
 )
 from diffusional.models.rules import Clip
 from diffusional.shapes import Batch, align
-from diffusional.space import Discrete
+from diffusional.space import Discrete, Space
 from diffusional.words import check_word, our_word
 
 
@@ -166,6 +169,24 @@ def read(output: Tensor, z: Batch, gamma: Tensor, predicts: Predicts, head: Head
     assert space is not None
     value = level_mean(output, z, gamma, head, space)
     return LevelsPrediction(z, gamma, value, "data", output, head, space)
+
+
+def decoded(output: Tensor, like: Tensor, predicts: Predicts, head: Head, space: Space) -> Prediction:
+    """Convert a decoder's output (B, …) to a Prediction of items of the shape of `like` (B, *dims), which is not read: at γ = ∞.
+
+    Raises DiffusionalError for a wrong shape.
+
+    >>> import torch
+    >>> decoded(torch.ones(2, 3), torch.zeros(2, 3), "data", "logistic", Discrete((3,), 2)).data.shape
+    torch.Size([2, 3])
+    """
+    nothing = torch.full((len(like),), math.inf, dtype=torch.float64, device=like.device)
+    levels = space if isinstance(space, Discrete) else None
+    z = torch.zeros_like(like)
+    # With few levels the table is as fast, and bounds are those of earlier versions to the last bit.
+    if predicts == "levels" and head == "logistic" and levels is not None and levels.levels >= MANY_LEVELS:
+        return decoded_levels(output.to(z.dtype), z, nothing, levels)
+    return read(output, z, nothing, predicts, head, levels)
 
 
 class _Clipped(nn.Module):

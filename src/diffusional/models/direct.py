@@ -1,6 +1,5 @@
 """A model without latents, p(x|c): a likelihood at the output of a decoder. It is the last stage of a latent diffusion, with c the latent."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -13,12 +12,12 @@ from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.calls import call
 from diffusional.models.coding import Given, Known, Move, the_condition
-from diffusional.models.denoiser import Head, read
+from diffusional.models.denoiser import Head, decoded
 from diffusional.models.likelihood import Decoded, Likelihood
 from diffusional.models.parameterization import Prediction
 from diffusional.models.vae import checked_decoder
 from diffusional.shapes import Batch
-from diffusional.space import Discrete, Space
+from diffusional.space import Space
 from diffusional.timesteps import TimestepSampler
 
 
@@ -86,9 +85,7 @@ class DirectModel(LatentVariableModel):
                 f"expected a condition, the input of the decoder of a {type(self).__name__}, got none"
             )
         output = call(self.decoder, condition, condition=rest, role="decoder")
-        nothing = torch.full((len(like),), math.inf, dtype=torch.float64, device=like.device)
-        space = self.space if isinstance(self.space, Discrete) else None
-        return read(output, torch.zeros_like(like), nothing, self.predicts, self.head, space)
+        return decoded(output, like, self.predicts, self.head, self.space)
 
     def _reconstruction(self, x: Tensor, condition: Condition | None) -> Tensor:
         self.space.check(x)

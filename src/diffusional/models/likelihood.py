@@ -25,7 +25,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.forward import alpha, sigma
 from diffusional.gaussian import Gaussian
 from diffusional.models.denoiser import Denoiser, unassisted
-from diffusional.models.parameterization import LevelsPrediction, Prediction, level_log_probs
+from diffusional.models.parameterization import DecodedLevels, LevelsPrediction, Prediction, level_log_probs
 from diffusional.shapes import Batch, PerItem, PerLevel, align, sum_dims
 from diffusional.space import Continuous, Discrete, Space
 
@@ -334,6 +334,8 @@ class NetworkLevels(nn.Module):
 
     def log_prob_map(self, x: Batch, prediction: Prediction) -> Batch:
         """Return ln p(x_d | z_1) at every position (B, *dims), nats."""
+        if isinstance(prediction, DecodedLevels):
+            return prediction.of_level(self.space.index(x))
         return chosen_levels(self.level_log_probs(prediction), self.space.index(x))
 
     def sample(self, prediction: Prediction, generator: torch.Generator | None = None) -> Batch:

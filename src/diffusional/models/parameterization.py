@@ -195,6 +195,44 @@ class LevelsPrediction(Prediction):
         return replace(self, **fixed)
 
 
+# Number of levels from which on decoders return `DecodedLevels`.
+MANY_LEVELS = 64
+
+
+@dataclass(frozen=True)
+class DecodedLevels(LevelsPrediction):
+    """Levels under a logistic head that are predicted without a noisy x, by the decoder of a VAE. `value` has no items.
+
+    The probability of one level is a difference of two sigmoids, so that a loss takes no table of levels × positions. x̂ is computed when
+    `data` is read.
+
+    >>> space, gamma = Discrete((1,), 256), torch.tensor([torch.inf])
+    >>> prediction = decoded_levels(torch.zeros(1, 2), torch.zeros(1, 1), gamma, space)
+    >>> prediction.of_level(torch.tensor([[0]])).exp()       # σ(−1 + 1/255)
+    tensor([[0.2697]])
+    """
+
+    @property
+    def data(self) -> Tensor:
+        """x̂ (B, *dims), computed anew at every access."""
+        return level_mean(self.output, self.z, self.gamma, self.head, self.space)
+
+    def of_level(self, index: Tensor) -> Batch:
+        """Return ln p (B, *dims) of the level with index (B, *dims) at every position."""
+        mu, s = logistic_scales(self.output, self.space)
+        last, half = self.space.levels - 1, 0.5 * self.space.width
+        x = self.space.values.to(self.output)[index]
+        below, above = index > 0, index < last
+        upper = torch.where(above, logsigmoid((x + half - mu) / s), 0.0)
+        lower = torch.where(below, logsigmoid((mu - x + half) / s), 0.0)
+        return upper + lower + torch.where(below & above, torch.log(-torch.expm1(-self.space.width / s)), 0.0)
+
+
+def decoded_levels(output: Tensor, z: Batch, gamma: Tensor, space: Discrete) -> DecodedLevels:
+    """Return the prediction of a decoder's output (B, 2C, *rest) with a logistic head, at γ = ∞ (B,), where z has no information."""
+    return DecodedLevels(z, gamma, output.new_zeros(0), "data", output, "logistic", space)
+
+
 def level_mean(output: Tensor, z: Batch, gamma: Tensor, head: Head, space: Discrete) -> Batch:
     """Return x̂ = Σ_k p_k x_k (B, *dims) for the output (B, …) of a levels head. For the logistic head its gradient has a closed form.
 

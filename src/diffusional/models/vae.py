@@ -29,7 +29,7 @@ from diffusional.models.base import LatentVariableModel, Noise, served
 from diffusional.models.calls import call
 from diffusional.models.chain import Chain
 from diffusional.models.coding import Given, Known, Move, the_condition
-from diffusional.models.denoiser import Head, read
+from diffusional.models.denoiser import Head, decoded
 from diffusional.models.latent_chain import LatentChain
 from diffusional.models.likelihood import (
     Decoded,
@@ -42,7 +42,7 @@ from diffusional.models.likelihood import (
 from diffusional.models.parameterization import HEADS, Prediction
 from diffusional.models.prior import Prior, PriorCosts, as_prior
 from diffusional.shapes import Batch, PerItem
-from diffusional.space import Discrete, Space
+from diffusional.space import Space
 from diffusional.timesteps import TimestepSampler
 from diffusional.words import check_word
 
@@ -235,9 +235,7 @@ class Autoencoder(LatentVariableModel):
 
     def _decoded(self, output: Tensor, x: Batch, predicts: Literal["levels", "data"], head: Head) -> Prediction:
         """Return the decoder's output as a prediction at SNR 0, where the noisy x has no information."""
-        nothing = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
-        space = self.space if isinstance(self.space, Discrete) else None
-        return read(output, torch.zeros_like(x), nothing, predicts, head, space)
+        return decoded(output, x, predicts, head, self.space)
 
     def _checked_noise(self, x: Tensor, noise: Tensor, condition: Condition | None) -> None:
         self.space.check(x)

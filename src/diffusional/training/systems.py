@@ -10,14 +10,17 @@ from diffusional.training.composite_config import CompositeConfig
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from diffusional.training.published_systems import imagen, unclip
 
-_MNIST = DataConfig(levels=256, condition="label")
+# Captions are written from the label and the image (docs/conditions.md); --data.condition label is for samples by class.
+_CAPTIONED = DataConfig(levels=256, condition="caption")
+_LABELLED = DataConfig(levels=256, condition="label")
 
 
-def _stage(widths: tuple[int, ...], steps: int, lr: float = 2e-3, batch: int = 64) -> Config:
+def _stage(widths: tuple[int, ...], steps: int, lr: float = 2e-3, batch: int = 64, dropout: float = 0.1) -> Config:
     """Return the config of a diffusion of images by one U-Net, in continuous time with a levels head (our choice, docs/results)."""
     return Config(
         model=ModelConfig(predicts="levels", head="logistic", widths=widths, blocks=1, dropout=0.0),
         optimizer=OptimizerConfig(lr=lr, warmup=100),
+        condition_dropout=dropout,
         steps=steps,
         batch=batch,
         validate_every=max(1, steps // 2),
@@ -26,27 +29,29 @@ def _stage(widths: tuple[int, ...], steps: int, lr: float = 2e-3, batch: int = 6
 
 
 def imagen_small() -> CompositeConfig:
-    """Return a cascade of three diffusions, label → 7×7 → 14×14 → 28×28, for 8-bit MNIST: --data.name is the folder of its files.
+    """Return a cascade of three diffusions, caption → 7×7 → 14×14 → 28×28, for 8-bit MNIST: --data.name is the folder of its files.
 
     Imagen (Saharia et al. 2022) is a cascade 64 → 256 → 1024 (§2.4), whose upsamplers get the low resolution as further input channels, noised
-    (§2.2, noise-conditioning augmentation). Deviates: a label instead of a text embedding, which only the first stage gets; a quantised low
-    resolution without noise, MATH (29), since augmentation with a finished low resolution pays twice for what the noise hides (set renoise for
-    Imagen's sampler, or handover for (29b)); the mean of blocks instead of bilinear downscaling; no guidance and no dynamic thresholding.
+    (§2.2, noise-conditioning augmentation). As there, all stages get the text, which is dropped in 10 % of training for guidance (§2.2).
+    Deviates: texts are embedded by hashed words instead of T5, pooled, without cross-attention (--data.text-encoder names another encoder); a
+    quantised low resolution without noise, MATH (29), since augmentation with a finished low resolution pays twice for what the noise hides (set
+    renoise for Imagen's sampler, or handover for (29b)); the mean of blocks instead of bilinear downscaling; no dynamic thresholding.
 
-    >>> list(imagen_small().stages), imagen_small().factors
-    (['base', 'middle', 'last'], (2, 2))
+    >>> list(imagen_small().stages), imagen_small().factors, imagen_small().conditional
+    (['base', 'middle', 'last'], (2, 2), ('middle', 'last'))
     """
     return CompositeConfig(
         "cascade",
         {
-            "base": _stage((16, 32), 3000),
+            "base": _stage((16, 32), 2500),
             # Efficient U-Nets (App. B.1) have more of their parameters at low resolutions.
-            "middle": _stage((16, 32), 2500),
-            "last": _stage((16, 32, 64), 2000, batch=32),
+            "middle": _stage((16, 32), 2000),
+            "last": _stage((16, 32, 64), 1500, batch=32),
         },
-        _MNIST,
+        _CAPTIONED,
         # Two steps of super-resolution (§2.4); ours are by two, theirs by four.
         (2, 2),
+        conditional=("middle", "last"),
     )
 
 
@@ -74,7 +79,7 @@ def latent_small() -> CompositeConfig:
             ),
             "prior": _prior(6000),
         },
-        _MNIST,
+        _LABELLED,
     )
 
 
@@ -84,6 +89,8 @@ def _prior(steps: int) -> Config:
         schedule=ScheduleConfig(gamma_min=-7.0, gamma_max=9.0, steps=1000),
         model=ModelConfig(network="mlp", predicts="v", hidden=256, blocks=3, dropout=0.0),
         optimizer=OptimizerConfig(lr=1e-3, warmup=100),
+        # For guidance (Ramesh et al. 2022, §2.2; Rombach et al. 2022, §4.3.1).
+        condition_dropout=0.1,
         steps=steps,
         validate_every=steps // 2,
         checkpoint_every=1000,
@@ -91,20 +98,20 @@ def _prior(steps: int) -> Config:
 
 
 def unclip_small() -> CompositeConfig:
-    """Return the shape of unCLIP: a contrastive encoder that is trained first and then frozen, a diffusion prior of its embedding given the
-    label, and a diffusion decoder given a latent of the prior, for 8-bit MNIST.
+    """Return the shape of unCLIP: a contrastive encoder of images and captions that is trained first and then frozen, a diffusion prior of its
+    embedding given the caption, and a diffusion decoder given a latent of the prior and the caption, for 8-bit MNIST.
 
     unCLIP (Ramesh et al. 2022) has a frozen CLIP encoder, a diffusion prior P(z_i|y) (§2.2) and a diffusion decoder P(x|z_i, y) (§2.1). The
     encoder is trained by CLIP's symmetric loss (Radford et al. 2021, Fig. 3), with its temperature 0.07 and the limit of 100 on its inverse
-    (§2.5).
-    Deviates: pairs of images and labels instead of captions (--data.condition names another condition), which the decoder does not get; residual
-    layers instead of vision and text transformers, with 16 instead of 319 dimensions (§2.2: principal components of CLIP's); the embedding has
-    length √n, so that its numbers are of order one; the prior is an MLP that predicts v, not a transformer that predicts z_i; the decoder gets a
-    latent of the prior with γ = −1 and not z_i, so that the system has a bound, MATH (28), which is lower there than at z_1 (docs/results);
-    no upsamplers and no guidance.
+    (§2.5). The caption is dropped in 10 % of the prior's training (§2.2) and 50 % of the decoder's (§2.1).
+    Deviates: residual layers instead of vision and text transformers, with 16 instead of 319 dimensions (§2.2: principal components of CLIP's);
+    captions are embedded by hashed words (--data.text-encoder names another encoder); the embedding has length √n, so that its numbers are of
+    order one; the prior is an MLP that predicts v, not a transformer that predicts z_i; the decoder gets a latent of the prior with γ = −1 and
+    not z_i, so that the system has a bound, MATH (28), which is lower there than at z_1 (docs/results), and the latent is never dropped; no
+    upsamplers.
 
-    >>> list(unclip_small().stages)
-    ['encoder', 'prior', 'decoder']
+    >>> list(unclip_small().stages), unclip_small().conditional
+    (['encoder', 'prior', 'decoder'], ('decoder',))
     """
     encoder = Config(
         model=ModelConfig(kind="contrastive", hidden=256, blocks=2, dropout=0.1),
@@ -117,8 +124,12 @@ def unclip_small() -> CompositeConfig:
         checkpoint_every=1000,
     )
     # γ_t of the prior rises by 16/999 a step, from −7 to −1.
-    stages = {"encoder": encoder, "prior": _prior(4000), "decoder": _stage((16, 32, 64), 2500, batch=32)}
-    return CompositeConfig("unclip", stages, _MNIST, handover=376)
+    stages = {
+        "encoder": encoder,
+        "prior": _prior(4000),
+        "decoder": _stage((16, 32, 64), 2000, batch=32, dropout=0.5),
+    }
+    return CompositeConfig("unclip", stages, _CAPTIONED, handover=376, conditional=("decoder",))
 
 
 def digits_cascade() -> CompositeConfig:
