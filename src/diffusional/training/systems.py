@@ -43,10 +43,10 @@ def imagen_small() -> CompositeConfig:
     return CompositeConfig(
         "cascade",
         {
-            "base": _stage((16, 32), 2500),
+            "base": _stage((16, 32), 2000),
             # Efficient U-Nets (App. B.1) have more of their parameters at low resolutions.
-            "middle": _stage((16, 32), 2000),
-            "last": _stage((16, 32, 64), 1500, batch=32),
+            "middle": _stage((16, 32), 1500),
+            "last": _stage((16, 32, 64), 1300, batch=32),
         },
         _CAPTIONED,
         # Two steps of super-resolution (§2.4); ours are by two, theirs by four.
@@ -127,7 +127,7 @@ def unclip_small() -> CompositeConfig:
     stages = {
         "encoder": encoder,
         "prior": _prior(4000),
-        "decoder": _stage((16, 32, 64), 2000, batch=32, dropout=0.5),
+        "decoder": _stage((16, 32, 64), 1700, batch=32, dropout=0.5),
     }
     return CompositeConfig("unclip", stages, _CAPTIONED, handover=376, conditional=("decoder",))
 
