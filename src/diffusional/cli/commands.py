@@ -114,6 +114,7 @@ essay, essay-tuned: a chain of five steps with free means and variances; the sec
 laptop: a model of MNIST, trained for ten minutes on two cores (give its folder as --data).
 images: the same system in a size for a GPU, for your own images.
 sohl-dickstein-2015, sohl-dickstein-2015-binary, ddpm, iddpm, vdm: the systems of these papers, for CIFAR-10 (or binary data).
+imagen-small, latent-small, unclip-small, digits-cascade, unclip, imagen: systems of several stages, the same as --composite NAME.
 """
 
 

@@ -216,6 +216,7 @@ def _guidance_table(
     plan = None if bare else run.plan(model, seed=command.seed, learning=_learning)
     with working(f"evaluating {len(chosen.data)} items with and without their condition"):
         options: dict[str, Any] = {} if command.visits is None else {"visits": command.visits}
+        options["stages"] = command.guidance_stages
         table = guidance_table(
             model, chosen.x, command.guidance, condition=chosen.condition, plan=plan, seed=command.seed, **options
         )
@@ -289,7 +290,7 @@ def _check_guidance(command: Evaluate) -> None:
         names = ("error", "item_error", "max_evaluations", "plan", "importance_weighted", "per_item", "draws", "cells")
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(command, name) is not None]
         given += ["--sweep"] * command.sweep + ["--deterministic"] * command.deterministic
-        given += [f"--guidance-{name}" for name in options]
+        given += [f"--guidance-{name}" for name in options if name != "stages"]
         if given:
             raise DiffusionalError(
                 f"{', '.join(given)} cannot be used with several weights of --guidance, whose bounds are estimated from the same draws "

@@ -40,7 +40,7 @@ def subject_of(path: Path, split: str | None, evaluation: "Evaluation | None" = 
     from diffusional.files import load_json
     from diffusional.report.subject import Subject
     from diffusional.training.metrics_logger import METRICS, read
-    from diffusional.training.run import CONFIG, DATA, read_run
+    from diffusional.training.run import COMPOSITE, CONFIG, DATA, STAGES, composite_of, read_run
 
     record = read_run(path)
     splits = (split,) if split else ("test", *(one for one in (*SPLITS, "all") if one != "test"))
@@ -48,8 +48,13 @@ def subject_of(path: Path, split: str | None, evaluation: "Evaluation | None" = 
     if evaluation is None and saved:
         evaluation = Evaluation.load(saved[0])
     metrics = read(record.path) if (record.path / METRICS).exists() else []
-    config = load_json(path / CONFIG) if (path / CONFIG).exists() else None
-    return Subject(str(path), evaluation, metrics, config, load_json(path / DATA))
+    source = path / COMPOSITE if (path / COMPOSITE).exists() else path / CONFIG
+    config = load_json(source) if source.exists() else None
+    stages = {}
+    if source.name == COMPOSITE:
+        folders = {name: path / STAGES / name for name in composite_of(path)[0].stages}
+        stages = {name: read(folder) for name, folder in folders.items() if (folder / METRICS).exists()}
+    return Subject(str(path), evaluation, metrics, stages, config, load_json(path / DATA))
 
 
 def html_of(

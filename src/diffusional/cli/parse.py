@@ -19,6 +19,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
 from diffusional.seeds import check_seed
 from diffusional.training.config import Config
+from diffusional.training.systems import SYSTEMS
 
 with needed_for("cli"):
     import tyro
@@ -75,12 +76,18 @@ _OLD_PRESETS = {"levels": "images"}
 def _spelled_out(args: Sequence[str]) -> list[str]:
     """Replace the short names of options by their full names: those of train are like the options of other commands.
 
+    A preset of a system of several stages is given as --composite.
+
     >>> _spelled_out(["train", "runs/a", "--data=x.npy"]), _spelled_out(["evaluate", "runs/a", "--data", "x.npy"])
     (['train', 'runs/a', '--data.name=x.npy'], ['evaluate', 'runs/a', '--data', 'x.npy'])
+    >>> _spelled_out(["train", "runs/a", "--preset", "unclip-small"])
+    ['train', 'runs/a', '--composite', 'unclip-small']
     """
     short, found = _SHORT.get(args[0], {}) if args else {}, []
-    for arg in args:
+    for arg, after in zip(args, [*args[1:], None], strict=True):
         name, equals, value = arg.partition("=")
+        if args[0] == "train" and name == "--preset" and (value if equals else after) in SYSTEMS:
+            name = "--composite"
         found.append(short.get(name, name) + equals + value)
     return found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diffusional.cli.commands import Sample
 from diffusional.cli.console import Result, device, numbered, working
 from diffusional.cli.guidance import guidance_options, guided
-from diffusional.cli.sample_given import check_given, description, sampled_given
+from diffusional.cli.sample_given import check_conditional, check_given, description, sampled_given
 from diffusional.cli.sample_tables import check_table, write_table
 from diffusional.errors import DiffusionalError
 
@@ -35,13 +35,16 @@ def run(command: Sample) -> Result:
     given = command.interpolate is not None or command.upsample is not None
     if given:
         check_given(command)
-    condition = None if given else condition_of(command, record)
+    # Stages that are given an item may be sampled without the condition that the first stage needs.
+    condition = None if given and command.condition is None else condition_of(command, record)
     captions = None
     if isinstance(condition, tuple):
         condition, captions = condition
     out = command.out or numbered(command.run / "samples.npz", ".png")
     check_table(out, record.columns)
     model = load(command.run)
+    if given:
+        check_conditional(command, model)
     model = guided(model, command.guidance, command)
     images = model.space if len(model.space.shape) == 3 and isinstance(model.space, Discrete) else None
     if os.path.lexists(out):
@@ -70,7 +73,7 @@ def run(command: Sample) -> Result:
             some = rows_of(condition, slice(start, start + _BATCH))
             n = min(_BATCH, command.n - start)
             if given:
-                drawn.append(sampled_given(command, record, model, n, start))
+                drawn.append(sampled_given(command, record, model, n, start, condition))
             elif isinstance(model, Composite):
                 drawn.append(model.sample_stages(n, generator, moved(some, place)))
             else:

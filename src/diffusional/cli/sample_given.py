@@ -18,11 +18,17 @@ def check_given(command: Sample) -> None:
     names = [f"--{name}" for name in ("interpolate", "upsample") if getattr(command, name) is not None]
     if len(names) > 1:
         raise DiffusionalError(f"expected one of {' and '.join(names)}, got both; leave one out")
+
+
+def check_conditional(command: Sample, model: Any) -> None:
+    """Raise DiffusionalError for a condition or guidance if no stage that is sampled for given items takes a condition."""
     others = [f"--{name}" for name in ("condition", "guidance") if getattr(command, name) is not None]
-    if others:
+    sampled = list(model.stages)[1:] if hasattr(model, "stages") else []
+    if others and sampled and not set(sampled) & set(model.conditional):
         raise DiffusionalError(
-            f"{' and '.join(others)} cannot be used with {names[0]}: only the first stage of a system that was trained as a run takes a "
-            "condition, and it is not sampled; leave it out"
+            f"{' and '.join(others)} cannot be used with --{'upsample' if command.interpolate is None else 'interpolate'}: of the stages of "
+            f"{command.run}, only {', '.join(model.conditional) or 'none'} takes a condition, and only {', '.join(sampled)} is sampled; leave "
+            "it out, or train a system that names these stages in `conditional`"
         )
 
 
@@ -33,8 +39,13 @@ def description(command: Sample) -> str:
     return f"for the low resolution of {command.upsample}"
 
 
-def sampled_given(command: Sample, record: "RunRecord", model: Any, n: int, start: int) -> "dict[str, Tensor]":
+def sampled_given(
+    command: Sample, record: "RunRecord", model: Any, n: int, start: int, condition: Any = None
+) -> "dict[str, Tensor]":
     """Return samples `start` … `start` + n − 1 by name: "x" along an interpolation, or every stage's variable of an upsampling.
+
+    Args:
+        condition: of all `command.n` samples.
 
     Raises DiffusionalError for a model that is not such a system, and for items that do not exist or do not fit.
     """
@@ -42,7 +53,10 @@ def sampled_given(command: Sample, record: "RunRecord", model: Any, n: int, star
 
     from diffusional.models.composite import Cascade, FrozenEncoder
 
+    from diffusional.conditions import moved, rows_of
+
     place = next(iter(model.parameters())).device
+    condition = moved(condition, place)
     if command.interpolate is not None:
         if not isinstance(model, FrozenEncoder):
             raise DiffusionalError(
@@ -50,7 +64,7 @@ def sampled_given(command: Sample, record: "RunRecord", model: Any, n: int, star
                 f"{type(model).__name__}; leave it out"
             )
         ends = [_item(word, record, "--interpolate").to(place) for word in command.interpolate]
-        every = model.interpolate(*ends, n=command.n, seed=command.seed)
+        every = model.interpolate(*ends, n=command.n, seed=command.seed, condition=condition)
         return {"x": every[start : start + n]}
     assert command.upsample is not None
     if not isinstance(model, Cascade):
@@ -61,7 +75,8 @@ def sampled_given(command: Sample, record: "RunRecord", model: Any, n: int, star
     low = _low(command.upsample, record, model).to(place)
     low = low.expand(n, *low.shape[1:])
     generator = torch.Generator(place).manual_seed(command.seed + start)
-    return {first: low, last: model.upsample(low, generator)}
+    condition = rows_of(condition, slice(start, start + n))
+    return {first: low, last: model.upsample(low, generator, condition)}
 
 
 def _item(word: str, record: "RunRecord", option: str) -> "Tensor":

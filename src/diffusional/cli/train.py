@@ -72,7 +72,6 @@ def _composite(command: Train) -> Result:
         or command.preset
         or command.config_file
         or command.profile
-        or command.tensorboard
     ):
         raise DiffusionalError(
             "of the options of a config only --data.* apply to a system of several stages, whose stages have configs of their own; leave the others "
@@ -90,10 +89,17 @@ def _composite(command: Train) -> Result:
         )
     if name is not None and command.config.data != DataConfig():
         config = replace(config, data=_merged(config.data, command.config.data))
-    model: Any = train_composite(config, command.run, resume=command.resume, console=console(stderr=True))
+    model: Any = train_composite(
+        config, command.run, resume=command.resume, console=console(stderr=True), tensorboard=command.tensorboard
+    )
     bit, stages, shown = per_unit("bits/dim", model.space.dimensions), {}, list[Any]()
     for stage in config.stages:
         progress = restore_progress(command.run / STAGES / stage / CHECKPOINTS)
+        if config.stages[stage].model.kind == "contrastive":
+            # A loss of pairs, which is no part of the bound of x.
+            stages[stage] = {"contrastive_loss_nats": progress.best, "steps": progress.step}
+            shown.append(f"{stage}: best contrastive loss in validation {progress.best:.4f} nats")
+            continue
         stages[stage] = {"nats": progress.best, "bits/dim of x": progress.best / bit, "steps": progress.step}
         shown.append(
             f"{stage}: best validation bound {progress.best:.2f} nats, {progress.best / bit:.4f} bits/dim of x"

@@ -9,11 +9,13 @@ NELBO is this quadratic; with one that does, −ln p_w(x|z_1) is computed from t
 
 For optimal denoisers in continuous time NELBO(w) = NELBO(1) + (w − 1)² I(x; c). The table has both estimates of I(x; c): the curvature
 Σ E d, and the direct one, NELBO(0) − NELBO(1). Where the denoisers are not optimal they differ, and neither is a bound of I(x; c).
+
+Of a system of several stages the same weight guides all stages that take the condition, or those in `stages` (guidance_stages.py).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.evaluation import as_the_network, check_model
+from diffusional.evaluation.guidance_stages import GuidedStages
 from diffusional.evaluation.noise import normal
 from diffusional.evaluation.plan import SHORTEST, Plan, visited
 from diffusional.evaluation.shares import shared
@@ -35,8 +38,8 @@ from diffusional.models.denoiser import unassisted
 from diffusional.models.guidance import combined
 from diffusional.seeds import check_seed
 
-# Visits of one block.
-_BLOCK = 4096
+# Visits of one block; those of a system keep their predictions.
+_BLOCK, _STAGES_BLOCK = 4096, 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class GuidanceTable:
         optimum: the w of the least NELBO, if the NELBO is a quadratic in w; None for decoders that need the network.
         items: (N, W) the NELBO of every item for every weight, nats.
         dimensions: D of x.
+        stages: for every guided stage of a system, its part of `rise`, nats; {} for a single model.
     """
 
     weights: tuple[float, ...]
@@ -62,6 +66,7 @@ class GuidanceTable:
     optimum: float | None
     items: Tensor
     dimensions: int
+    stages: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
 
     @property
     def best(self) -> float:
@@ -81,13 +86,19 @@ class GuidanceTable:
             "best": self.best,
             "items": len(self.items),
             "network_evaluations": self.direct.network_evaluations,
+            **({"stages": self._of_stages()} if self.stages else {}),
         }
+
+    def _of_stages(self) -> dict[str, list[dict[str, Any]]]:
+        return {name: [one.to_dict() for one in rises] for name, rises in self.stages.items()}
 
     def __str__(self) -> str:
         lines = [f"{'weight':>8}  {'NELBO':<44}  NELBO(w) − NELBO(1), nats"]
-        for w, nelbo, rise in zip(self.weights, self.nelbo, self.rise, strict=True):
+        for k, (w, nelbo, rise) in enumerate(zip(self.weights, self.nelbo, self.rise, strict=True)):
             bits = str(nelbo.to("bits/dim", self.dimensions))
-            lines.append(f"{w:>8g}  {bits:<44}  {rise.value:.3f} ± {rise.error:.3f}")
+            parts = [f"{name} {rises[k].value:.3f} ± {rises[k].error:.3f}" for name, rises in self.stages.items()]
+            of_stages = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+            lines.append(f"{w:>8g}  {bits:<44}  {rise.value:.3f} ± {rise.error:.3f}{of_stages}")
         lines.append(f"I(x; c) if the denoisers are optimal: {self.curvature} by the curvature, {self.direct} directly")
         if self.optimum is not None:
             lines.append(f"least NELBO at w = {self.optimum:.3f}")
@@ -105,10 +116,11 @@ def guidance_table(
     plan: Plan | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    stages: Collection[str] | None = None,
 ) -> GuidanceTable:
     """Estimate the NELBO of the guided chain for all `weights` from the same `visits` draws of every item of `data` (N, *space.shape).
 
-    A draw takes two network evaluations. With the same plan, seed and visits, `evaluate(model.guided(w), …)` gives the same number for
+    A draw takes two network evaluations; one at a stage of a system that is not guided. With the same plan, seed and visits, `evaluate(model.guided(w), …)` gives the same number for
     each w, to rounding.
 
     Args:
@@ -117,8 +129,9 @@ def guidance_table(
         null: the condition that stands for none, as in `df.Guided`.
         plan: learned before; by default a short pilot on the data learns it, for w = 1.
         progress: called with (visits done, visits in all).
+        stages: of a system of several stages, the names of those that are guided; by default those that take the condition.
 
-    Raises DiffusionalError for a model other than a Gaussian diffusion model, one with a learned variance (evaluate it at each weight
+    Raises DiffusionalError for a model other than a Gaussian diffusion model or a system of them, one with a learned variance (evaluate it at each weight
     instead), and a network that cannot predict without a condition.
 
     >>> from diffusional import Continuous, DiffusionModel, GaussianDiffusion, exact, likelihood, schedule
@@ -136,7 +149,12 @@ def guidance_table(
         raise DiffusionalError(f"expected one or more weights and at least 2 visits, got {weights} and {visits}")
     if not all(math.isfinite(w) for w in weights):
         raise DiffusionalError(f"expected finite weights, got {', '.join(f'{w:g}' for w in weights)}")
-    guided, chain = model.two_predictions(null), visited(model)
+    chain, of_stages = visited(model), hasattr(model, "stages")
+    if stages is not None and not of_stages:
+        raise DiffusionalError(
+            f"stages={list(stages)} was given for a {type(model).__name__}, which is a single model; leave it out"
+        )
+    predictions = GuidedStages(model, stages, null) if of_stages else model.two_predictions(null)
     model.space.check(data)
     check_condition(condition, len(data))
     if condition is None:
@@ -149,8 +167,8 @@ def guidance_table(
             plan = Plan.fit(chain, data, SHORTEST, seed, condition=condition)
             pilot = int(plan.provenance["evaluations"])
         with torch.inference_mode():
-            found = _Draws(chain, guided, VisitRecords(chain, plan, data, seed, condition), visits, weights, progress)
-            return found.table(pilot)
+            records, kind = VisitRecords(chain, plan, data, seed, condition), _StageDraws if of_stages else _Draws
+            return kind(chain, predictions, records, visits, weights, progress).table(pilot)
 
 
 class _Draws:
@@ -222,29 +240,116 @@ class _Draws:
                 kl[some] = slope[:, None] * torch.stack([e_0, e_c - e_0 - d, d], 1).cpu().double()
         return kl, decoder
 
-    def _mean(self, values: Tensor, known: Tensor, evaluations: int) -> Estimate:
-        """Return the mean over items of what is known of them (N,) and of their draws (N, J)."""
-        return mean_of_items(known + values.mean(1), values.var(1) / self.visits, evaluations)
-
     def table(self, pilot: int) -> GuidanceTable:
-        n, records = len(self.kl), self.records
-        evaluations = 2 * n * self.visits + pilot + (n if records.context is not None else 0)
+        evaluations = 2 * len(self.kl) * self.visits
         powers = self.weights[:, None] ** torch.arange(3)
         costs = torch.einsum("njp,wp->njw", self.kl, powers) + self.decoder
-        known, zero = records.known(), torch.zeros(n, dtype=torch.float64)
-        at_zero, at_one = costs[:, :, -2], costs[:, :, -1]
         quadratic = self.kl.mean((0, 1))
         optimum = None
         if not self.model.decoder_uses_network and float(quadratic[2]) > 0:
             optimum = float(-quadratic[1] / (2 * quadratic[2]))
-        asked = range(len(self.weights) - 2)
-        return GuidanceTable(
-            tuple(self.weights[:-2].tolist()),
-            tuple(self._mean(costs[:, :, k], known, evaluations) for k in asked),
-            tuple(self._mean(costs[:, :, k] - at_one, zero, evaluations) for k in asked),
-            self._mean(self.kl[:, :, 2], zero, evaluations),
-            self._mean(at_zero - at_one, zero, evaluations),
-            optimum,
-            known[:, None] + costs.mean(1)[:, :-2],
-            self.model.space.dimensions,
+        return _table(self.records, self.weights, costs, self.kl[:, :, 2], optimum, evaluations + pilot)
+
+
+class _StageDraws:
+    """The weighted residuals of `visits` draws of every item of a system, for every weight."""
+
+    def __init__(
+        self,
+        model: Any,
+        stages: GuidedStages,
+        records: VisitRecords,
+        visits: int,
+        weights: Sequence[float],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.model, self.stages, self.records, self.visits = model, stages, records, visits
+        # w = 2 determines the quadratic together with w = 0 and w = 1.
+        self.weights = [*(float(w) for w in weights), 2.0, 0.0, 1.0]
+        n = len(records.data)
+        found = shared(
+            torch.arange(n),
+            {"costs": (visits, len(self.weights)), "beside": (visits,), "section": (visits,)},
+            self._visit,
+            block=max(1, _STAGES_BLOCK // visits),
+            progress=None if progress is None else lambda done, every: progress(done * visits, every * visits),
         )
+        self.costs, self.beside, self.section = found["costs"], found["beside"], found["section"].long()
+
+    def _visit(self, rows: Tensor) -> dict[str, Tensor]:
+        """Draw for items `rows` (n,) what `VisitRecords` draws for them: the same noise at the same levels."""
+        records, model, plan = self.records, self.model, self.records.plan
+        row, column = rows.repeat_interleave(self.visits), torch.arange(self.visits).repeat(len(rows))
+        chosen, streams = plan.draw(records.keys, row, column)
+        noise = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
+        x = records.data[row].to(records.device)
+        c, context = moved(rows_of(records.condition, row), records.device), records.context_of(row)
+        costs = self.stages.costs(x, chosen, noise, c, self.weights)
+        costs = chosen.weight[:, None] * (costs - plan.subtracted(model, x, chosen, noise, context)[:, None])
+        other = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
+        beside = plan.decoder_residuals(model, x, other, context)
+        for values in model.beside(x, noise, c).values():
+            beside = beside + values.double().cpu()
+        shape = (len(rows), self.visits)
+        section = self.stages.section(chosen)
+        return {"costs": costs.view(*shape, -1), "beside": beside.view(shape), "section": section.view(shape)}
+
+    def table(self, pilot: int) -> GuidanceTable:
+        costs, section = self.costs, self.section
+        listed = self.stages.quadratic[section]
+        at_two, at_zero, at_one = costs[:, :, -3:].unbind(2)
+        second = torch.where(listed, 0.5 * (at_two - 2 * at_one + at_zero), 0.0)
+        guided, optimum = self.stages.guided, None
+        if bool(self.stages.quadratic[guided].all()) and float(second.mean()) > 0:
+            optimum = float(0.5 - 0.5 * (at_one - at_zero).mean() / second.mean())
+        evaluations = int((1 + guided[section].long()).sum()) + pilot
+        every = torch.cat([costs[:, :, :-3], costs[:, :, -2:]], 2)
+        weights = torch.tensor([*self.weights[:-3], 0.0, 1.0], dtype=torch.float64)
+        whole = every + self.beside[:, :, None]
+        parts = {
+            name: torch.where(torch.tensor([stage == name for stage in self.stages.stages])[section, None], every, 0.0)
+            for name in self.stages.names
+        }
+        return _table(self.records, weights, whole, second, optimum, evaluations, parts)
+
+
+def _table(
+    records: VisitRecords,
+    weights: Tensor,
+    costs: Tensor,
+    second: Tensor,
+    optimum: float | None,
+    evaluations: int,
+    stages: Mapping[str, Tensor] | None = None,
+) -> GuidanceTable:
+    """Return the table.
+
+    Args:
+        weights: (W + 2,), of which the last two are 0 and 1.
+        costs: (N, J, W + 2) the weighted residuals of J draws of every item.
+        second: (N, J) the coefficients of w² in those that are quadratic in w.
+        evaluations: of the network, without those of the items' context.
+        stages: (N, J, W + 2) the parts of `costs` of the guided stages by name.
+    """
+    n, visits = costs.shape[:2]
+    evaluations += n if records.context is not None else 0
+    known, zero = records.known(), torch.zeros(n, dtype=torch.float64)
+
+    def mean(values: Tensor, known: Tensor = zero) -> Estimate:
+        return mean_of_items(known + values.mean(1), values.var(1) / visits, evaluations)
+
+    def rises(values: Tensor) -> tuple[Estimate, ...]:
+        return tuple(mean(values[:, :, k] - values[:, :, -1]) for k in asked)
+
+    asked = range(len(weights) - 2)
+    return GuidanceTable(
+        tuple(weights[:-2].tolist()),
+        tuple(mean(costs[:, :, k], known) for k in asked),
+        rises(costs),
+        mean(second),
+        mean(costs[:, :, -2] - costs[:, :, -1]),
+        optimum,
+        known[:, None] + costs.mean(1)[:, :-2],
+        records.model.space.dimensions,
+        {name: rises(values) for name, values in (stages or {}).items()},
+    )

@@ -163,13 +163,15 @@ def levels_of(named: Mapping[str, Evaluation], unit: str) -> list[Chart]:
 def training_of(metrics: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[Chart]:
     """Return charts of the losses and validation bounds of runs, by name: a chart for each kind of loss, and one of the validations."""
     losses: dict[str, list[Series]] = {}
-    validations = []
+    bounds: list[Series] = []
+    others: list[Series] = []
     for name, lines in metrics:
         trace = plots.traces_of(lines)
         if len(trace.steps):
             losses.setdefault(trace.label, []).append(Series(name, trace.steps, trace.losses))
         if len(trace.validated):
-            validations.append(Series(name, trace.validated, trace.bounds, marked=len(trace.validated) <= 40))
+            validated = Series(name, trace.validated, trace.bounds, marked=len(trace.validated) <= 40)
+            (bounds if trace.validates_bound else others).append(validated)
     charts = [
         curves(
             f"Training loss, {label}",
@@ -179,21 +181,13 @@ def training_of(metrics: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> l
         )
         for label, series in losses.items()
     ]
-    if validations:
-        charts.append(
-            curves(
-                "Validation bound",
-                validations,
-                Axes(
-                    "step",
-                    "bits per dimension",
-                    named=len(metrics) > 1,
-                    low=_least(validations),
-                    high=_robust(validations),
-                ),
-                "Bound of the validation items in bits per dimension against the optimiser step.",
-            )
-        )
+    for title, series, label, what in (
+        ("Validation bound", bounds, "bits per dimension", "Bound of the validation items in bits per dimension"),
+        ("Validation loss", others, "nats per pair", "Contrastive loss of the validation items in nats per pair"),
+    ):
+        if series:
+            axes = Axes("step", label, named=len(metrics) > 1, low=_least(series), high=_robust(series))
+            charts.append(curves(title, series, axes, f"{what} against the optimiser step."))
     return charts
 
 

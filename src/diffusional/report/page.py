@@ -84,6 +84,12 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
     between += [different] if different else []
     between += _unpaired(differences)
     traces = [(one.name, one.metrics) for one in subjects if one.metrics]
+    # A stage is named with its system only where there are several.
+    traces += [
+        (f"{one.name}: {stage}" if len(subjects) > 1 else stage, lines)
+        for one in subjects
+        for stage, lines in one.stages.items()
+    ]
     return {
         "title": title or "Report: " + ", ".join(one.name for one in subjects),
         "version": diffusional.__version__,
@@ -381,7 +387,8 @@ def _reproduce(subject: Subject) -> dict[str, Any]:
         hashes = subject.data.get("sha256", {})
         facts += [(f"Own data, {split}, SHA-256", str(digest)) for split, digest in hashes.items()]
     if subject.config is not None:
-        commands.insert(0, f"diffusional train {subject.name} --config config.json")
+        options = "--composite composite.json" if "stages" in subject.config else "--config config.json"
+        commands.insert(0, f"diffusional train {subject.name} {options}")
     return {
         "name": subject.name,
         "commands": commands,

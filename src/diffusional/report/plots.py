@@ -289,13 +289,19 @@ def traces(
 
 
 # Keys of losses in metrics.jsonl, by objective, and what they are.
-_LOSSES = {"loss": "bits per dimension", "simple_loss": "L_simple", "hybrid_loss": "L_hybrid"}
+_CONTRASTIVE = "contrastive_loss"
+_LOSSES = {
+    "loss": "bits per dimension",
+    "simple_loss": "L_simple",
+    "hybrid_loss": "L_hybrid",
+    _CONTRASTIVE: "nats per pair",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
     """The training losses (N,) at `steps` and the validation bounds (M,) at `validated` of a run; `label` is the unit of the losses, and
-    `is_bound` is whether they are bounds, as those are.
+    `is_bound` is whether they are bounds, as those are. The validations of a contrastive encoder are its loss, `validates_bound=False`.
     """
 
     steps: np.ndarray
@@ -304,6 +310,7 @@ class Trace:
     bounds: np.ndarray
     label: str
     is_bound: bool
+    validates_bound: bool = True
 
 
 def traces_of(metrics: Sequence[Mapping[str, Any]]) -> Trace:
@@ -320,7 +327,7 @@ def traces_of(metrics: Sequence[Mapping[str, Any]]) -> Trace:
         return pairs[:, 0], pairs[:, 1]
 
     key = next((name for name in _LOSSES if any(name in line for line in metrics)), "loss")
-    return Trace(*column(key), *column("validation"), _LOSSES[key], key == "loss")
+    return Trace(*column(key), *column("validation"), _LOSSES[key], key == "loss", key != _CONTRASTIVE)
 
 
 def training(

@@ -23,6 +23,7 @@ from diffusional.training.config import Config
 from diffusional.training.loop import train
 from diffusional.training.run import COMPOSITE, ENCODER_HASH, STAGES, WEIGHTS, begin, composite_of, load
 from diffusional.training.stage_data import dataset_of
+from diffusional.training.tensorboard import check_installed
 
 with needed_for("training"):
     from rich.console import Console
@@ -34,12 +35,14 @@ def train_composite(
     resume: bool = False,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
+    tensorboard: bool = False,
 ) -> LatentVariableModel:
     """Train the stages of a system one after the other, each in a run of its own; returns the system, as `df.load(run)` does.
 
     Stages that are trained already are left as they are, so that `resume` continues with the stage that was interrupted, to the same bits.
     A stage that was replaced, by another run of the same kind, is used as it is; other stages are not trained again. The config of a stage
-    may differ in the options that may differ when a run is resumed, such as `steps`. `clock` is that of `train`.
+    may differ in the options that may differ when a run is resumed, such as `steps`. `clock` and `tensorboard` are those of `train`, for every
+    stage that is trained.
 
     Under `accelerate launch` or torchrun every process calls this, and all train one stage after the other.
 
@@ -56,6 +59,8 @@ def train_composite(
     ['base', 'upsampler']
     """
     run = Path(run)
+    if tensorboard:
+        check_installed()
     dataset = dataset_of(config.data)
     plain = Config(data=config.data)
     accelerator = process_group.accelerator()
@@ -77,7 +82,7 @@ def train_composite(
                 (digest, *_) = others.objects(_encoder_hash(config, run) if main else None)
                 own = replace(own, data=replace(own.data, encoder_sha256=digest))
             (begun, *_) = others.objects((folder / "config.json").exists())
-            train(own, folder, resume=begun, console=console, clock=clock)
+            train(own, folder, resume=begun, console=console, clock=clock, tensorboard=tensorboard)
         if config.kind != "cascade" and main:
             _encoder_hash(config, run)
         others.agree("the system that was trained", str(run))
