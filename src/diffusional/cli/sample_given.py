@@ -51,9 +51,8 @@ def sampled_given(
     """
     import torch
 
-    from diffusional.models.composite import Cascade, FrozenEncoder
-
     from diffusional.conditions import moved, rows_of
+    from diffusional.models.composite import Cascade, FrozenEncoder
 
     place = next(iter(model.parameters())).device
     condition = moved(condition, place)
