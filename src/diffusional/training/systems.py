@@ -43,10 +43,10 @@ def imagen_small() -> CompositeConfig:
     return CompositeConfig(
         "cascade",
         {
-            "base": _stage((16, 32), 2000),
+            "base": _stage((16, 32), 1500),
             # Efficient U-Nets (App. B.1) have more of their parameters at low resolutions.
-            "middle": _stage((16, 32), 1500),
-            "last": _stage((16, 32, 64), 1300, batch=32),
+            "middle": _stage((16, 32), 1000),
+            "last": _stage((16, 32, 64), 900, batch=32),
         },
         _CAPTIONED,
         # Two steps of super-resolution (§2.4); ours are by two, theirs by four.
@@ -117,7 +117,7 @@ def unclip_small() -> CompositeConfig:
         model=ModelConfig(kind="contrastive", hidden=256, blocks=2, dropout=0.1),
         latent=LatentConfig(sizes=(16,)),
         optimizer=OptimizerConfig(lr=1e-3, warmup=100),
-        steps=3000,
+        steps=2000,
         # CLIP's batches have 32,768 pairs (§2.5).
         batch=256,
         validate_every=500,
@@ -126,8 +126,8 @@ def unclip_small() -> CompositeConfig:
     # γ_t of the prior rises by 16/999 a step, from −7 to −1.
     stages = {
         "encoder": encoder,
-        "prior": _prior(4000),
-        "decoder": _stage((16, 32, 64), 1700, batch=32, dropout=0.5),
+        "prior": _prior(3000),
+        "decoder": _stage((16, 32, 64), 1100, batch=32, dropout=0.5),
     }
     return CompositeConfig("unclip", stages, _CAPTIONED, handover=376, conditional=("decoder",))
 
