@@ -144,12 +144,12 @@ class Renoised(LatentVariableModel):
         """Return the condition of `model` for a ỹ (B, *shape) that is already noised, such as the z_s of another diffusion."""
         if self.rescaled:
             noised = noised / alpha(torch.tensor(self.gamma, dtype=torch.float64)).to(noised)
-        named, form = isinstance(condition, Mapping), self.condition_form
+        form = self.condition_form
         joint = form is not None and form.kind == "joint"
-        alone = not named or (form is not None and len(condition) == 1)
+        alone = not isinstance(condition, Mapping) or (form is not None and len(condition) == 1)
         if alone and not joint and not self.gives_level:
             return noised  # the network of a config takes one tensor, unless it takes c as well
-        out = dict(condition) if named else {}
+        out = dict(condition) if isinstance(condition, Mapping) else {}
         out[self.key] = noised
         if self.gives_level:
             out[f"{self.key}_log_snr"] = noised.new_full((len(noised),), -self.gamma)
