@@ -1033,6 +1033,27 @@ FAULTS = [
         "evaluation/test_guidance_table.py::test_a_table_has_the_numbers_of_the_guided_evaluations",
     ),
     fault(
+        "evaluation/guidance_stages.py",
+        "pairs of predictions that are kept from one block of visits to the next",
+        "                pairs.begin()",
+        "                pairs.again(1.0)",
+        "evaluation/test_guidance_stages.py::test_a_table_of_a_system_has_the_numbers_of_its_guided_evaluations[None-cascade]",
+    ),
+    fault(
+        "evaluation/guidance_stages.py",
+        "the first weight for all weights of a guided stage",
+        "pairs.again(weight)",
+        "pairs.again(every[0])",
+        "evaluation/test_guidance_stages.py::test_a_table_of_a_system_has_the_numbers_of_its_guided_evaluations[None-cascade]",
+    ),
+    fault(
+        "evaluation/guidance.py",
+        "the curvature of a system without the factor of a half",
+        "0.5 * (at_two - 2 * at_one + at_zero)",
+        "(at_two - 2 * at_one + at_zero)",
+        "evaluation/test_guidance_stages.py::test_a_table_of_a_system_has_the_numbers_of_its_guided_evaluations[None-cascade]",
+    ),
+    fault(
         "evaluation/guidance.py",
         "the optimum of the quadratic without the factor of two",
         "-quadratic[1] / (2 * quadratic[2])",

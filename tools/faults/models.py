@@ -33,6 +33,20 @@ FAULTS = [
     ),
     fault(
         "models/parameterization.py",
+        "a decoded level of half its width",
+        "half = self.space.levels - 1, 0.5 * self.space.width",
+        "half = self.space.levels - 1, 0.25 * self.space.width",
+        "models/test_parameterization.py::test_a_decoded_level_costs_what_the_table_has",
+    ),
+    fault(
+        "models/parameterization.py",
+        "a last level with an upper edge",
+        "below, above = index > 0, index < last",
+        "below, above = index > 0, index <= last",
+        "models/test_parameterization.py::test_a_decoded_level_costs_what_the_table_has",
+    ),
+    fault(
+        "models/parameterization.py",
         "sign of v in ε̂",
         "s * self.z + a * self.value",
         "s * self.z - a * self.value",
@@ -921,6 +935,13 @@ FAULTS = [
         "sigma(level).to(y) * drawn.to(y)",
         "0 * drawn.to(y)",
         "models/test_composite.py::test_the_joint_bound_is_the_entropy_and_the_gaps[latent diffusion]",
+    ),
+    fault(
+        "models/renoised.py",
+        "an unnamed latent for a network that takes c as well, where c is left out",
+        "if alone and not joint and not self.gives_level:",
+        "if alone and not self.gives_level:",
+        "training/test_captioned_systems.py::test_captions_of_files_go_to_every_stage_that_takes_them[unclip-encoder]",
     ),
     fault(
         "models/renoised.py",
