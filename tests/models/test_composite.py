@@ -143,16 +143,19 @@ def world() -> Affine:
     return q
 
 
-def expected(model: Composite, x: Tensor | None = None) -> dict[str, Tensor]:
-    """The exact expectation of every term over the noise, and over x ~ N unless it is given (B, …): terms are quadratic, and the points
-    ±√m e_i integrate all cubics over N(0, I).
+def expected(
+    model: Composite, x: Tensor | None = None, mean: Tensor = MEAN, condition: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The exact expectation of every term over the noise, and over x ~ N(mean, …) unless it is given (B, …), for one row of a condition: terms
+    are quadratic, and the points ±√m e_i integrate all cubics over N(0, I).
     """
     numbers = model.noise_shape[0]
     m = numbers + (X if x is None else 0)
     points = math.sqrt(m) * torch.cat([eye(m), -eye(m)])
     if x is None:
-        items, noise = MEAN + points[:, numbers:] @ ROOT.T, points[:, :numbers]
-        totals = model.terms(items, noise).totals() | {"nelbo": model.terms(items, noise).nelbo}
+        items, noise = mean + points[:, numbers:] @ ROOT.T, points[:, :numbers]
+        ledger = model.terms(items, noise, None if condition is None else condition.expand(len(items), -1))
+        totals = ledger.totals() | {"nelbo": ledger.nelbo}
         return {name: value.mean() for name, value in totals.items()}
     every = [model.terms(x, point.expand(len(x), -1)) for point in points]
     names = every[0].totals()
@@ -248,6 +251,36 @@ def test_the_joint_bound_is_the_entropy_and_the_gaps(name: str) -> None:
     assert gap > 0.5
     assert abs(float(found["nelbo"]) - (ENTROPY + gap)) < 1e-8
     assert abs(float(sum(value for term, value in found.items() if term != "nelbo")) - (ENTROPY + gap)) < 1e-8
+
+
+@pytest.mark.parametrize("label", [-0.5, 2.0])
+@pytest.mark.parametrize("name", ["frozen encoder", "cascade"])
+def test_in_a_labelled_mixture_the_joint_bound_is_the_entropy_given_the_label_and_the_gaps(
+    name: str, label: float
+) -> None:
+    """x given c is N(mean + c · shift, …), a class of a mixture; the prior's network takes c, and so has another bias in each class."""
+    c, mean = torch.tensor([label]).double(), MEAN + label * random(X, seed=21)
+    prior, decoder, encoder = diffusion("prior", Y, 1, seed=5), diffusion("decoder", X, Y, seed=9), linear(Y, X, 3)
+    stages = {"prior": prior, "decoder": decoder}
+    model = (
+        FrozenEncoder(encoder, prior, decoder, level=2, conditional=["prior"])
+        if name == "frozen encoder"
+        else Cascade(stages, [encoder], handover=2, conditional=["prior"])
+    )
+    q, p = Affine(), Affine()
+    q.add("x", {}, mean, ROOT @ ROOT.T)
+    forward_latents(q, "y", prior, "x", encoder.weight, encoder.bias, 2)
+    forward_latents(q, "z", decoder, "x", eye(X), torch.zeros(X).double())
+    of_class = diffusion("prior", Y, 1, seed=5)
+    of_class.denoiser.module.bias += of_class.denoiser.module.other @ c
+    backward_latents(p, "y", of_class, least=2)
+    backward_latents(p, "z", decoder, "y2")
+    backward_data(p, "z", decoder, "x", "y2")
+    model = model.double().requires_grad_(False)
+    found = expected(model, mean=mean, condition=c)
+    assert abs(float(found["nelbo"]) - (ENTROPY + kl(q, p))) < 1e-8
+    other = expected(model, mean=mean, condition=c + 1)
+    assert abs(float(other["nelbo"]) - (ENTROPY + kl(q, p))) > 1e-3
 
 
 @pytest.mark.parametrize("name", WORLDS)

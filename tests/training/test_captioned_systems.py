@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import diffusional as df
 from battery import command
 from diffusional.cli import main
 from diffusional.cli.parse import parse
+from diffusional.training import composites
 from diffusional.training.composite_config import CompositeConfig
+from diffusional.training.composites import train_composite
 from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig
 from diffusional.training.metrics_logger import read
 
@@ -35,6 +38,7 @@ ENCODER = replace(
     condition_dropout=0.0,
 )
 PRIOR = replace(STAGE, model=ModelConfig(network="mlp", predicts="v", hidden=8, blocks=1))
+QUIET = Console(quiet=True)
 TEXTS = ["a grey cat", "a white dog", "an owl"]
 
 
@@ -99,6 +103,31 @@ def test_a_caption_file_with_a_missing_row_is_refused_before_anything_is_written
     assert status == 2
     assert "07.png" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_crash_in_a_later_stage_is_resumed_to_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prior ends by an error at its validation, before its first checkpoint, in a system with captions that are dropped at random."""
+    train = composites.train
+
+    def crashed(own: Config, run: Path, **options: Any) -> df.LatentVariableModel:
+        def watch(step: int, model: df.LatentVariableModel) -> None:
+            if run.name == "prior" and step:
+                raise RuntimeError("crashed")
+
+        return train(own, run, watch=watch, **options)
+
+    config, run = CompositeConfig.load(folder / "unclip.json"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(composites, "train", crashed)
+        with pytest.raises(RuntimeError, match="crashed"):
+            train_composite(config, run, console=QUIET)
+    assert not (run / "stages" / "decoder").exists()
+    train_composite(config, run, resume=True, console=QUIET)
+    for stage in config.stages:
+        ours, theirs = (one / "stages" / stage / "model.safetensors" for one in (run, folder / "unclip"))
+        assert ours.read_bytes() == theirs.read_bytes(), stage
 
 
 def test_a_contrastive_encoder_has_a_loss_and_no_bound(folder: Path) -> None:
