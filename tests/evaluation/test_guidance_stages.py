@@ -56,8 +56,8 @@ def test_the_decoder_of_a_stage_that_takes_the_network_is_no_quadratic() -> None
 
 def test_what_a_table_of_a_system_refuses() -> None:
     model = systems()["cascade"]
-    with pytest.raises(DiffusionalError, match="condition"):
-        df.guidance_table(model, DATA, condition=None)
+    with pytest.raises(DiffusionalError, match="4 rows for 5"):
+        df.guidance_table(model, DATA, condition={"label": LABEL[:4]})
     with pytest.raises(DiffusionalError, match="base"):
         df.guidance_table(model, DATA, condition={"label": LABEL}, stages=["base"])
     single = diffusion(3)

@@ -402,3 +402,35 @@ def test_a_system_with_a_frozen_encoder_interpolates_between_two_items(
     status, _, err = told(capsys, "sample", runs["cascade"], *words)
     assert status == 2
     assert "Cascade" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--condition", "11"), "11"),
+        (("--condition", "3", "--guidance", "2"), "condition dropout"),
+        ((), "--condition"),
+    ],
+)
+def test_conditions_of_a_system_that_are_refused(
+    words: tuple[str, ...],
+    match: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An unknown label, guidance of a prior that cannot predict without one, and no label."""
+    status, _, err = told(capsys, "sample", runs["latent"], *words, "--n", "2", "--out", tmp_path / "a.npz")
+    assert status == 2
+    assert match in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_condition_of_another_shape_is_refused_by_a_system(runs: dict[str, Path]) -> None:
+    run = df.load_run(runs["latent"])
+    x, c = run.encode("test")[:4], run.condition("test")
+    assert isinstance(c, torch.Tensor)
+    with pytest.raises(df.DiffusionalError, match="3 rows.*4"):
+        run.model.elbo(x, torch.Generator().manual_seed(0), c[:3])
+    with pytest.raises(df.DiffusionalError, match=r"\(4, 2\)"):
+        run.model.elbo(x, torch.Generator().manual_seed(0), c[:4, None].expand(4, 2))
