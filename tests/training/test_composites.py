@@ -432,5 +432,5 @@ def test_a_condition_of_another_shape_is_refused_by_a_system(runs: dict[str, Pat
     assert isinstance(c, torch.Tensor)
     with pytest.raises(df.DiffusionalError, match="3 rows.*4"):
         run.model.elbo(x, torch.Generator().manual_seed(0), c[:3])
-    with pytest.raises(df.DiffusionalError, match=r"\(4, 2\)"):
+    with pytest.raises(df.DiffusionalError, match=r", 2\)"):
         run.model.elbo(x, torch.Generator().manual_seed(0), c[:4, None].expand(4, 2))
