@@ -430,7 +430,7 @@ def test_a_condition_of_another_shape_is_refused_by_a_system(runs: dict[str, Pat
     run = df.load_run(runs["latent"])
     x, c = run.encode("test")[:4], run.condition("test")
     assert isinstance(c, torch.Tensor)
-    with pytest.raises(df.DiffusionalError, match="3 rows.*4"):
+    with pytest.raises(df.DiffusionalError, match=r"3 rows.*4"):
         run.model.elbo(x, torch.Generator().manual_seed(0), c[:3])
     with pytest.raises(df.DiffusionalError, match=r", 2\)"):
         run.model.elbo(x, torch.Generator().manual_seed(0), c[:4, None].expand(4, 2))
