@@ -33,6 +33,7 @@ class DirectModel(LatentVariableModel):
     Raises DiffusionalError without a condition, for a dict without `key`, and as `VAE` does for a likelihood that needs a noisy x.
 
     >>> from diffusional.models.likelihood import NetworkLevels
+    >>> from diffusional.space import Discrete
     >>> bits = Discrete((3,), 2)
     >>> model = DirectModel(torch.nn.Linear(2, 6), NetworkLevels(bits))
     >>> model.elbo(torch.ones(4, 3), condition={"latent": torch.zeros(4, 2)}).reconstruction.shape

@@ -394,6 +394,7 @@ class VAE(Autoencoder):
     another space, and items that do not fit the space.
 
     >>> from diffusional.networks import ResidualMLP
+    >>> from diffusional.space import Discrete
     >>> digits = Discrete((1, 8, 8), levels=17)
     >>> encoder = ResidualMLP((1, 8, 8), 2 * 4, hidden=16)
     >>> decoder = nn.Sequential(ResidualMLP((4,), 2 * 64, hidden=16), nn.Unflatten(1, (2, 8, 8)))
@@ -511,6 +512,7 @@ class VAE(Autoencoder):
 def decoder_output(likelihood: Likelihood) -> Literal["levels", "data"]:
     """Return the output that a likelihood needs of a decoder: "levels" for NetworkLevels, "data" (the mean) for the others.
 
+    >>> from diffusional.space import Discrete
     >>> decoder_output(NetworkLevels(Discrete((1,), 2)))
     'levels'
     """
