@@ -46,8 +46,8 @@ def items(world: exact.World, n: int) -> Tensor:
 @pytest.mark.parametrize(("d", "predicts"), [(1, "noise"), (2, "v"), (3, "score"), (8, "data")])
 def test_an_optimal_denoiser_gives_the_density_of_the_data(d: int, predicts: str) -> None:
     world = mixture(d)
-    x = items(world, 3)
-    found = ode_log_likelihood(optimal(world, predicts), x, tolerance=6e-6 / d)
+    x = items(world, 2)
+    found = ode_log_likelihood(optimal(world, predicts), x, tolerance=1.2e-5 / d)
     off = (found.per_item["nelbo"] + world.log_prob(x)).abs()
     assert found.reached
     assert float(off.max()) < 1e-5
@@ -192,7 +192,7 @@ CASES: dict[str, tuple[Callable[[], df.DiffusionModel], Tensor, dict[str, Any]]]
 def test_a_score_is_the_same_alone_and_in_any_batch(name: str) -> None:
     make, x, options = CASES[name]
     model = make()
-    options = {"tolerance": 0.02} | options
+    options = {"tolerance": 0.1} | options
     together = ode_log_likelihood(model, x, **options)
     assert together.provenance["rows"] == (1 if name == "a place that matters" else 64)
     columns = ("nelbo", "solver_error", "probe_error", "draw_error")
@@ -239,7 +239,7 @@ def test_probes_are_within_their_own_error() -> None:
 
 def test_more_probes_have_a_smaller_error() -> None:
     model, x = small(20), torch.randn(6, 20).double()
-    few, many = (ode_log_likelihood(model, x, probes=p, max_steps=16).nelbo for p in (4, 48))
+    few, many = (ode_log_likelihood(model, x, probes=p, max_steps=16).nelbo for p in (4, 24))
     truth = ode_log_likelihood(model, x, exact_up_to=20, max_steps=16).nelbo
     assert many.error < 0.5 * few.error
     assert abs(many.value - truth.value) < 5 * many.error
