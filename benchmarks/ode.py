@@ -1,6 +1,6 @@
 """The likelihood of a probability flow: ours beside the ways of score_sde and flow_matching, with the same networks.
 
-    python benchmarks/ode.py [--part errors|batch|coverage|orders|mass] [--quick] [--out FILE]
+    python benchmarks/ode.py [--part errors|batch|coverage|orders|mass …] [--quick] [--out FILE]
 
 Worlds: mixtures of Gaussians in 8 and 64 dimensions with their optimal denoisers, where ln p(x) is known, and the digits (17 levels, with
 uniform noise added once, as public code does) with a small network that is trained here; its reference is the flow itself, by 512 steps of
@@ -418,7 +418,8 @@ def mass(quick: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("errors", "batch", "coverage", "orders", "mass"), help="one part only")
+    parts = ("mass", "coverage", "errors", "batch", "orders")
+    parser.add_argument("--part", nargs="+", choices=parts, default=parts, help="some parts only")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ode.json")
     options = parser.parse_args()
@@ -431,21 +432,20 @@ def main() -> None:
         found.setdefault("cpu_seconds", {})[name] = round(time.process_time() - began, 1)
         save(options.out, found)
 
-    def wanted(part: str) -> bool:
-        return options.part in (None, part)
-
-    if wanted("mass"):
+    if "mass" in options.part:
         keep("mass", mass(quick))
-    worlds = []
-    if any(wanted(part) for part in ("errors", "batch", "orders")):
-        items = 4 if quick else 32
-        worlds = [mixture(8, items), mixture(64, items), digits(items, 1 if quick else 60, 8 if quick else 512)]
-        keep("dequantisation", noise_of_dequantisation(worlds[-1], 2 if quick else 8, 4 if quick else 32))
-    for part, measure in (("orders", orders), ("batch", batch), ("errors", errors)):
-        if wanted(part):
-            keep(part, {world.name: measure(world, quick) for world in worlds})
-    if wanted("coverage"):
+    if "coverage" in options.part:
         keep("coverage", coverage(quick))
+    rest = [part for part in options.part if part in ("errors", "batch", "orders")]
+    if not rest:
+        return
+    items = 4 if quick else 32
+    worlds = [mixture(8, items), mixture(64, items)]
+    worlds.append(digits(items, 1 if quick else 60, 8 if quick else 512))
+    for part, measure in (("errors", errors), ("batch", batch), ("orders", orders)):
+        if part in rest:
+            keep(part, {world.name: measure(world, quick) for world in worlds})
+    keep("dequantisation", noise_of_dequantisation(worlds[-1], 2 if quick else 8, 4 if quick else 32))
 
 
 if __name__ == "__main__":
