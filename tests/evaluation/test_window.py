@@ -32,6 +32,16 @@ def test_the_expectation_is_the_sum_over_all_masks(process: df.Absorbing | None)
             torch.testing.assert_close(control._totals(x)[i, t - 1], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [2, 3])
+def test_sequences_shorter_than_a_window(length: int) -> None:
+    """At the last latent everything is masked, so that the expectation is the cost of that mask."""
+    chain = df.MaskedDiffusion(lambda tokens: torch.zeros(*tokens.shape, K), df.space.Categorical(length, K))
+    x = torch.randint(K, (5, length), generator=generator(3))
+    control = Window.fit(x.float(), chain)
+    masks = torch.ones(5, length, dtype=torch.bool)
+    torch.testing.assert_close(control._totals(x)[:, -1], control._drawn(x, masks), rtol=1e-6, atol=1e-6)
+
+
 def test_what_it_pays_is_a_normalised_prediction_from_the_window_only() -> None:
     chain, x = model(), text(1).long()
     control = Window.fit(text(200), chain)

@@ -108,7 +108,8 @@ class Window:
             assert steps is not None
             t = torch.arange(1, steps + 1)
             table = torch.zeros(steps, 2 * _REACH + 1, 2 * _REACH + 1, dtype=torch.float64)
-            for size in range(2 * _REACH + 1):
+            # No position of a short sequence has more than the others in its window.
+            for size in range(min(2 * _REACH, self.chain.space.shape[0] - 1) + 1):
                 for shown in range(size + 1):
                     table[:, size, shown] = self.chain.mask_chance(t, 1 + size - shown, shown)
             self._chance = table
