@@ -64,7 +64,8 @@ def test_classes_are_dropped_and_hard_items_get_more_visits() -> None:
     assert float(result.confidence[easy].min()) > 0.9
     # The doubt about a class that was dropped early is that of the draws that it shares with the best.
     finished = result.visits.amax(1) < 64
-    assert float(result.confidence[finished].min()) > 0.9
+    # Each of two classes was dropped with a doubt below 0.05 / 2, some before others.
+    assert float(result.confidence[finished].min()) >= 0.95
     # A class that was dropped has fewer draws than the best.
     assert bool((result.visits.amax(1) > result.visits.amin(1)).any())
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,10 +121,16 @@ def test_unweighted_costs_are_the_mean_error_at_the_levels_of_ddpm(steps: int | 
 
 
 def test_unweighted_errors_have_no_reconstruction() -> None:
-    model, here = model_of()
-    x, _ = here.sample_labelled(4, torch.Generator().manual_seed(0))
-    plan = ClassPlan.fit(model, x, 3, weighting="unweighted")
-    assert plan.factors(model, LevelVisits.of_decoder(2)).tolist() == [0.0, 0.0]
+    model, _ = model_of()
+    plan = df.Plan.uniform(model, 3)
+    # As if the decoder used the network, so that it is visited.
+    visited = replace(plan, mass=torch.full((4,), 0.25, dtype=torch.float64))
+    zero = torch.zeros(4, dtype=torch.float64)
+    both = LevelVisits(torch.tensor([0, 2]), torch.tensor([0.5, 0.5]), torch.ones(2, dtype=torch.float64))
+    for weighting, first in (("bound", 0.25), ("unweighted", 0.0)):
+        factors = ClassPlan(visited, torch.diag(zero), zero, weighting).factors(model, both)
+        assert float(factors[0]) == first
+        assert float(factors[1]) > 0
 
 
 def test_few_draws_classify_better_than_the_mean_of_their_weighted_costs() -> None:

@@ -39,4 +39,6 @@ def other_condition_of(command: Evaluate, theirs: "RunRecord", chosen: "ChosenIt
         other = torch.empty_like(order)
         other[order] = order.roll(1)
         return rows_of(chosen.condition, other)
-    return condition_of(Sample(command.other, condition=words, n=n), theirs)
+    found = condition_of(Sample(command.other, condition=words, n=n), theirs)
+    # Of captions, the texts are returned beside their embeddings.
+    return found[0] if isinstance(found, tuple) else found
