@@ -40,6 +40,10 @@ def test_captions_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert record.form is not None
     assert record.form.shape == (128,)
     scores = tmp_path / "scores.csv"
+    both = ["evaluate", run, run, "--other-condition", "a thick seven", "--error", 3]
+    status, found, err = told(capsys, *both)
+    assert status in (0, 3), err
+    assert found["other_condition"] == ["a thick seven"]
     status, found, err = told(capsys, "evaluate", run, "--visits", 2, "--per-item", scores)
     assert (status, found["condition"]) == (0, "caption"), err
     captions = df.data.load("digits", condition="caption").captions_of("test")
