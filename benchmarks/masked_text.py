@@ -223,7 +223,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--coverage", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=840.0, help="of training of the autoregressive model")
-    parser.add_argument("--truth", type=int, default=600, help="evaluations of an item for the value that intervals should contain")
+    parser.add_argument(
+        "--truth", type=int, default=600, help="evaluations of an item for the value that intervals should contain"
+    )
     parser.add_argument("--orders", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masked-text.json"))
     given = parser.parse_args()

@@ -96,7 +96,7 @@ def _composite(command: Train) -> Result:
     for stage in config.stages:
         progress = restore_progress(command.run / STAGES / stage / CHECKPOINTS)
         if config.stages[stage].model.kind == "contrastive":
-            # A loss of pairs, which is no part of the bound of x.
+            # A loss of pairs, which is not a part of the bound of x.
             stages[stage] = {"contrastive_loss_nats": progress.best, "steps": progress.step}
             shown.append(f"{stage}: best contrastive loss in validation {progress.best:.4f} nats")
             continue

@@ -52,7 +52,7 @@ class Written:
         found = []
         if self.unknown:
             found.append(
-                f"{self.unknown:,} of the {len(self.tokens):,} tokens of {path.name} stand for text that the tokenizer does not know: bits per "
+                f"{self.unknown:,} of the {len(self.tokens):,} tokens of {path.name} stand for text that is not in the tokenizer's vocabulary: bits per "
                 "character count its characters, but no bits pay for which they are"
             )
         if not self.exact:

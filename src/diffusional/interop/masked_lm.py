@@ -30,7 +30,7 @@ from diffusional.space import Categorical, Space
 PREFIX = "hf:"
 # The default number of tokens of an item, and what stands for no limit.
 _LENGTH, _ANY = 128, 10**9
-_CAUSAL = "A causal language model is no masked diffusion: it predicts a token from earlier ones only, and its own likelihood is exact"
+_CAUSAL = "A causal language model is not a masked diffusion: it predicts a token from earlier ones only, and its own likelihood is exact"
 
 
 class MaskedLanguageModel(nn.Module):
@@ -303,7 +303,7 @@ def _origin(
 @torch.no_grad()
 def reads_later_tokens(module: nn.Module, categories: int, length: int) -> bool | None:
     """Return whether the logits at a position depend on the tokens after it; None if they do not depend on other positions at all, so that
-    nothing can be said. A causal language model returns False.
+    there is no answer. A causal language model returns False.
     """
     network = MaskedLanguageModel(module, categories, categories - 1)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
