@@ -12,10 +12,17 @@ FAULTS = [
     ),
     fault(
         "codec/stack.py",
-        "bytes of a distance in the wrong order",
-        "for _ in range(byte()))[::-1]",
-        "for _ in range(byte()))",
+        "distances of another number of bits",
+        "for _ in range(n - 1):",
+        "for _ in range(n):",
         "codec/test_codec.py::test_values_beyond_the_window_are_coded",
+    ),
+    fault(
+        "codec/stack.py",
+        "leading bits of the state that are made uniform",
+        "_LEADING = 10",
+        "_LEADING = 1",
+        "codec/test_codec.py::test_hiding_does_not_make_the_stack_longer",
     ),
     fault(
         "codec/laws.py",

@@ -114,6 +114,15 @@ def estimated(command: Evaluate, model: "LatentVariableModel", chosen: ChosenIte
     return Result(result.to_json(), shown, saves)
 
 
+def _code(model: "LatentVariableModel") -> "Code | None":
+    """Return the length of the codec's files, if its package is installed and the data are discrete."""
+    if importlib.util.find_spec("constriction") is None or model.space.levels is None:
+        return None
+    from diffusional.codec import code_length
+
+    return code_length
+
+
 def _witnessed(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any]) -> Result:
     from diffusional.evaluation.witnesses import witnesses
 
@@ -122,7 +131,13 @@ def _witnessed(command: Evaluate, model: "LatentVariableModel", chosen: ChosenIt
         options["target_error"], options["unit"] = command.error, command.unit
     with working(f"comparing the witnesses of {len(chosen.data)} items"):
         found = witnesses(
-            model, chosen.x, flow=_flow(command), condition=chosen.condition, seed=command.seed, **options
+            model,
+            chosen.x,
+            flow=_flow(command),
+            condition=chosen.condition,
+            seed=command.seed,
+            code=_code(model),
+            **options,
         )
     found = dataclasses.replace(found, about=about)
     return Result(found.to_json(), [str(found)])

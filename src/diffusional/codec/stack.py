@@ -8,7 +8,7 @@ are therefore hidden by a keystream before they are popped as another variable (
 2.9 times the variance of their distribution, and files were 0.7 bits/dim too long.
 
 Real values are numbers of a grid of spacing δ. N(m, s²) is coded on the grid points within six standard deviations of m; a value beyond is
-coded as the outermost point, followed by its distance from there: a number of bytes, and these bytes. Values whose windows are of about the
+coded as the outermost point, followed by its distance from there in twice as many bits as it has. Values whose windows are of about the
 same size are coded together, since every point of a window has a probability of at least 2^-24.
 """
 
@@ -26,6 +26,7 @@ with needed_for("codec"):
 # Its submodules are attributes that type checkers do not find.
 _STREAM: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 
+_COIN = _STREAM.model.Uniform(2)
 _CATEGORICAL = _STREAM.model.Categorical(perfect=False)
 # The half-width of the window in standard deviations.
 REACH = 6.0
@@ -33,6 +34,10 @@ REACH = 6.0
 _LEAST = 2.0**-24
 # Words of the coder's state, below which a stack is empty.
 _STATE = 2
+# The most bits of a distance.
+_LONGEST = 40
+# The highest bits of the coder's state, which `hide` leaves as they are.
+_LEADING = 10
 # Standard deviations within this factor share a window.
 _ALIKE = 4.0
 # The largest half-width of a window: its points have a part of 2^-4 of the coder's probability.
@@ -67,13 +72,19 @@ class Stack:
         return self._ans.get_compressed().copy()
 
     def hide(self, number: int, key: int) -> None:
-        """Exclusive-or the `number` words on top, from which values are going to be popped, with a keystream of `key`. The highest bit of
-        the word on top stays, so that it is not zero. Doing it twice changes nothing.
+        """Exclusive-or the `number` words on top, from which values are going to be popped, with a keystream of `key`. Doing it twice changes
+        nothing.
+
+        The leading bits of the coder's state stay: they are not uniform, and the stack would be 0.06 bits longer if they were made so.
         """
         words = self.words()
         start = max(0, len(words) - number)
         stream = keystream(key, len(words) - start)
-        stream[-1] &= (1 << (int(words[-1]).bit_length() - 1)) - 1
+        free = int(words[-1]).bit_length() - _LEADING
+        for place in (1, 2):
+            if place <= len(stream):
+                stream[-place] &= (1 << max(0, min(32, free))) - 1
+            free += 32
         words[start:] ^= stream
         self.lowest = min(self.lowest, start)
         self._ans = _STREAM.stack.AnsCoder(words)
@@ -114,15 +125,21 @@ class Stack:
         self.lowest = min(self.lowest, max(0, len(self) - _STATE))
 
     def _push_distance(self, distance: int) -> None:
-        parts = distance.to_bytes((distance.bit_length() + 7) // 8, "little")
-        for part in (*parts, len(parts)):
-            self._ans.encode_reverse(np.array([part], dtype=np.int32), _STREAM.model.Uniform(256))
+        """Push a distance ≥ 0: its bits below the highest one, and the number of its bits in unary (Elias). A pop of random bits is then short."""
+        n = distance.bit_length()
+        bits = [0] * n + [1] if n < _LONGEST else [0] * n
+        bits += [distance >> i & 1 for i in reversed(range(n - 1))]
+        for bit in reversed(bits):
+            self._ans.encode_reverse(np.array([bit], dtype=np.int32), _COIN)
 
     def _pop_distance(self) -> int:
-        def byte() -> int:
-            return int(self._ans.decode(_STREAM.model.Uniform(256)))
-
-        return int.from_bytes(bytes(byte() for _ in range(byte()))[::-1], "little")
+        n = 0
+        while n < _LONGEST and not int(self._ans.decode(_COIN)):
+            n += 1
+        distance = min(n, 1)
+        for _ in range(n - 1):
+            distance = 2 * distance + int(self._ans.decode(_COIN))
+        return distance
 
 
 def _rows(probabilities: Real) -> Real:

@@ -37,8 +37,8 @@ from diffusional.seeds import check_seed
 
 # Standard errors of a difference by which an order may seem to be broken.
 SIGMAS = 4.0
-# The length of a code of items in bytes, for (model, items, condition).
-Code = Callable[[LatentVariableModel, Tensor, Condition | None], int]
+# The length of a code of items for (model, items, condition): of all in bytes, or of each in nats (N,).
+Code = Callable[[LatentVariableModel, Tensor, Condition | None], int | Tensor]
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def witnesses(
         flow: options of the probability flow.
         condition: of the items, for conditional models.
         seed: of all noise; the draws of different witnesses are independent.
-        code: the length of a code of the items in bytes, for (model, items, condition).
+        code: the length of a code of the items for (model, items, condition), in bytes or in nats for each item (N,): `df.codec.code_length`.
         progress: called with the name of each witness before it is computed.
         options: those of `evaluate` for the NELBO, such as `visits=64` or `plan`; by default `target_error=0.01` bits/dim, of all items.
 
@@ -225,9 +225,26 @@ def witnesses(
             rows.append(Witness(name, one.kind, one.nelbo, caveats=one.caveats))
     if code is not None:
         say("code")
-        nats = 8 * math.log(2) * code(model, data, condition) / len(data)
-        rows.append(Witness("code", "code", Estimate(nats, 0.0, 0.0, len(data), 0)))
+        rows.append(_coded(code, model, data, condition, found["NELBO"]))
     return Witnesses(tuple(rows), tuple(_orders(rows)), found, len(data), model.space.dimensions)
+
+
+def _coded(
+    code: Code, model: LatentVariableModel, data: Tensor, condition: Condition | None, bound: Evaluation
+) -> Witness:
+    """Return the row of a code. Its error is that of one path for each item: the spread of the items' differences from their NELBO."""
+    n = len(data)
+    try:
+        length = code(model, data, condition)
+    except DiffusionalError as error:
+        return Witness("code", "code", None, str(error))
+    if not isinstance(length, Tensor):
+        return Witness("code", "code", Estimate(8 * math.log(2) * length / n, 0.0, 0.0, n, 0))
+    length = length.double()
+    apart = length - bound.per_item["nelbo"].to(length)[bound.per_item["item"].argsort()]
+    error, items = (float(one.std()) / math.sqrt(n) if n > 1 else math.nan for one in (apart, length))
+    caveat = "the part of the items in a file that was decoded, without its header and borrowed bits"
+    return Witness("code", "code", Estimate(float(length.mean()), error, items, n, 0), caveats=(caveat,))
 
 
 def _iwae(k: int) -> str:
