@@ -33,7 +33,7 @@ CHEAP |= {"C10": {"steps": 60, "kept": 2}, "C11": {"items": 3500}}
 
 
 def test_the_claims_are_those_of_the_theory() -> None:
-    assert list(BY_ID) == [*(f"C{i}" for i in range(1, 16)), "C17"]
+    assert list(BY_ID) == [f"C{i}" for i in range(1, 18)]
     assert all(claim.controls for claim in CLAIMS)
 
 
@@ -187,6 +187,11 @@ BROKEN: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None], dict[str, Any
     "i(x; c) of the densities off by 1 %": ("C12", _scaled(exact.Labelled, "pointwise_information", 1.01), {}),
     "gaps of a guided chain off by 1 %": ("C13", _scaled(Joint, "kl", 1.01), {}),
     "the prior term of a guided chain": ("C13", _prior_flipped, {}),
+    "bits that are popped as they were pushed": (
+        "C16",
+        lambda patch: patch.setattr("diffusional.codec.stack.Stack.hide", lambda *_: None),
+        {},
+    ),
     "H(x) of sequences off by 1 %": ("C17", _scaled(SequenceWorld, "entropy", 1.01), {}),
     "the rate at which masks appear off by 1 %": ("C17", _scaled(Absorbing, "rate", 1.01), {}),
 }

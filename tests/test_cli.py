@@ -655,7 +655,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "an unknown claim": (
         lambda f: ["claims", "--only", "C77"],
-        "expected claims to be some of C1, C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13, C14, C15, C17, got C77",
+        "expected claims to be some of C1, C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13, C14, C15, C16, C17, got C77",
     ),
     "a schedule for a run": (
         lambda f: ["information", f / "run", "--schedule", "cosine"],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import diffusional as df
 from battery import generator, randn
 from diffusional import likelihood, schedule
-from diffusional.codec import Choice, choose_steps, compress, decompress, rate_distortion
+from diffusional.codec import Choice, choose_steps, code_length, compress, decompress, rate_distortion
 from diffusional.codec.stack import Stack
 from diffusional.space import Discrete
 
@@ -72,6 +72,13 @@ def test_a_file_is_as_long_as_the_path_form_of_the_bound() -> None:
     assert error < 0.02
     # Without the noise of the paths. A grid makes KLs a little smaller, and words of the stack make files larger.
     assert abs(done.overhead) < 0.006
+
+
+def test_the_length_of_items_is_that_of_their_file() -> None:
+    x, coder = items(12), model()
+    done = compress(coder, x, labels="given")
+    assert float(code_length(coder, x).sum()) == pytest.approx(done.net_bits * math.log(2))
+    assert code_length(coder, x).shape == (12,)
 
 
 def test_few_bits_are_borrowed() -> None:

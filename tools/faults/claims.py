@@ -108,4 +108,11 @@ FAULTS = [
         "parts.logsumexp(2) - math.log(k) if mean_of_logs",
         "test_claims.py::test_control_fails",
     ),
+    fault(
+        "claims/codes.py",
+        "the control of C16 gets its bits back",
+        "(Stack if bits_back else Wasteful)",
+        "(Stack if bits_back or True else Wasteful)",
+        "test_claims.py::test_control_fails[C16-without bits back]",
+    ),
 ]

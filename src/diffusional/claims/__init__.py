@@ -1,4 +1,4 @@
-"""The claims of MATH §6, C1 to C15 and C17, each tested together with a negative control that must fail: `diffusional claims`.
+"""The claims of MATH §6, C1 to C17, each tested together with a negative control that must fail: `diffusional claims`.
 
 A claim is a function that returns checks (check.py) for a seed; the same function with a broken part as a further argument is the
 control. Worlds, networks and noise are drawn from the seed. The two sides of a comparison are always computed independently: bounds by
@@ -13,7 +13,7 @@ the model; informations, gaps and slacks from separate densities (chains.py, `in
 import time
 from collections.abc import Callable, Iterable
 
-from diffusional.claims import conditions, identities, learning, masks, systems, witnesses
+from diffusional.claims import codes, conditions, identities, learning, masks, systems, witnesses
 from diffusional.claims.check import Check, Claim, Result
 from diffusional.errors import DiffusionalError
 from diffusional.seeds import check_seed
@@ -112,6 +112,13 @@ CLAIMS = (
         {"the mean of the K log-weights": {"mean_of_logs": True}},
     ),
     Claim(
+        "C16",
+        "a file is as long as the path form of the bound (33)",
+        codes.c16,
+        {"without bits back": {"bits_back": False}},
+        needs="constriction",
+    ),
+    Claim(
         "C17",
         "a masked diffusion's bound depends on no schedule, and is H(x) with exact conditionals (34)",
         masks.c17,
@@ -123,11 +130,11 @@ CLAIMS = (
 def run(
     only: Iterable[str] | None = None, seed: int = 0, progress: Callable[[str], None] | None = None
 ) -> list[Result]:
-    """Test the claims of these ids (by default all) and their controls; `progress` is called with a description of each before it starts.
+    """Test the claims of these ids (by default all whose packages are installed) and their controls; `progress` is called with a description of each before it starts.
 
     Raises DiffusionalError for an unknown id, and for a seed outside 0 … 2³² − 1.
     """
-    chosen = [claim.id for claim in CLAIMS] if only is None else [name.upper() for name in only]
+    chosen = [claim.id for claim in CLAIMS if claim.available] if only is None else [name.upper() for name in only]
     known = {claim.id: claim for claim in CLAIMS}
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:

@@ -10,6 +10,7 @@ Numbers are relative to the size of the quantity (an information, a bound), so t
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 # The number of standard errors that a discrepancy may have; the largest allowed error, with which 1 % is twice that number of errors; the
@@ -66,12 +67,20 @@ def worst(checks: Sequence[Check]) -> Check:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of MATH §6: `measure(seed, **broken)` returns its checks; each of `controls` is a broken part, by name."""
+    """A claim of MATH §6: `measure(seed, **broken)` returns its checks; each of `controls` is a broken part, by name. `needs` is an optional
+    package that it uses.
+    """
 
     id: str
     says: str
     measure: Callable[..., list[Check]]
     controls: Mapping[str, Mapping[str, Any]]
+    needs: str = ""
+
+    @property
+    def available(self) -> bool:
+        """Whether the package that the claim needs is installed."""
+        return not self.needs or find_spec(self.needs) is not None
 
 
 @dataclass(frozen=True)

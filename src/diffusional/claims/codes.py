@@ -59,7 +59,9 @@ def c16(seed: int, bits_back: bool = True) -> list[Check]:
         groups = [*enumerate(coder.groups(len(x)))]
         path = np.concatenate([coder.encode(stack, x[some], number) for number, some in groups])
         bits = 32 * (len(stack) - words)
-        checks = [Check("bits of the items over the path form", bits * math.log(2) / path.sum(), 0.0, 1.0, _TOLERANCE)]
+        checks = [
+            Check("bits of the items over the path form", bits * math.log(2) / float(path.sum()), 0.0, 1.0, _TOLERANCE)
+        ]
         if bits_back:
             found = [coder.decode(stack, some.stop - some.start, number) for number, some in groups[::-1]][::-1]
             again = np.concatenate([part[2] for part in found])

@@ -748,7 +748,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Claims:
-    """Test claims about the bound, C1 to C15 and C17, with controls. Each of them must hold and its negative control must fail; otherwise the exit
+    """Test claims about the bound, C1 to C17, with controls. Each of them must hold and its negative control must fail; otherwise the exit
     status is 1."""
 
     only: tuple[str, ...] | None = None

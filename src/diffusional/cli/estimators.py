@@ -1,6 +1,7 @@
 """`diffusional evaluate` with --estimator or --witnesses: importance weights, the probability flow, and all of them side by side."""
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
     from diffusional.evaluation.target import ODE
+    from diffusional.evaluation.witnesses import Code
     from diffusional.models.base import LatentVariableModel
 
 # Items of --witnesses, unless another number is given: each takes 64 paths.
