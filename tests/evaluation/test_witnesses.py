@@ -44,13 +44,13 @@ def test_every_witness_and_every_order() -> None:
 
 
 def test_a_code_of_each_item_has_the_error_of_its_paths() -> None:
-    bound = witnesses(model(), X, counts=(1,), visits=200).evaluations["NELBO"]
+    bound = witnesses(model(), X, counts=(1, 2), visits=200).evaluations["NELBO"]
     apart = torch.tensor([0.3, -0.2, 0.1, 0.4, -0.1, 0.2], dtype=torch.float64)
     nelbo = bound.per_item["nelbo"][bound.per_item["item"].argsort()]
-    row = by_name(witnesses(model(), X, counts=(1,), visits=200, code=lambda *_: nelbo + apart))["code"]
+    row = by_name(witnesses(model(), X, counts=(1, 2), visits=200, code=lambda *_: nelbo + apart))["code"]
     assert row.nelbo.value == pytest.approx(float((nelbo + apart).mean()))
     assert row.nelbo.error == pytest.approx(float(apart.std()) / 6**0.5)
-    found = witnesses(model(), X, counts=(1,), visits=200, code=lambda *_: nelbo - 10)
+    found = witnesses(model(), X, counts=(1, 2), visits=200, code=lambda *_: nelbo - 10)
     assert ("code", "NELBO") in [(one.left, one.right) for one in found.orders if one.holds is False]
 
 
@@ -58,7 +58,7 @@ def test_a_model_that_cannot_be_coded_has_no_code() -> None:
     def refuses(*_: Any) -> int:
         raise DiffusionalError("expected discrete data")
 
-    found = witnesses(model(), X, counts=(1,), visits=200, code=refuses)
+    found = witnesses(model(), X, counts=(1, 2), visits=200, code=refuses)
     assert by_name(found)["code"].missing == "expected discrete data"
     assert found.agree
 
