@@ -20,7 +20,7 @@ from diffusional.models.likelihood import LevelPosterior
 from diffusional.space import Discrete
 
 _SPACE, _ITEMS, _STEPS, _ROWS = Discrete((64,), levels=4), 320, 16, 64
-# Of the ratio of a file and its path: words of the stack are a part of it.
+# The tolerance of the ratio of a file and its path: words of the stack are a part of the file.
 _TOLERANCE = 1e-3
 
 
