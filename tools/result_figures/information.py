@@ -132,7 +132,9 @@ def masked_information(axes: Axes) -> str:
         axes.bar(at, information, 0.36, color=style.BLUE, alpha=1.0 - 0.45 * k, label=f"information, {label}")
         axes.bar(at, gap, 0.36, bottom=information, color=style.ORANGE, alpha=1.0 - 0.45 * k, label=f"gap, {label}")
     axes.set_xticks(place, terms)
-    axes.set(ylabel="nats", ylim=(0, 1.45 * max(row["cost"] for row in budget["flattened"])))
+    axes.set(
+        xlabel="term of the bound", ylabel="nats", ylim=(0, 1.45 * max(row["cost"] for row in budget["flattened"]))
+    )
     axes.legend(ncols=2, frameon=False, loc="upper left", fontsize="small")
     total = {name: sum(row["gap"] for row in rows) for name, rows in budget.items()}
     return (
