@@ -471,3 +471,29 @@ def composite_stages(axes: Axes) -> str:
         f"At equal training time {names[best]} has the lowest bound, {min(totals):.1f} nats, and {names[worst]} the highest, "
         f"{max(totals):.1f} nats, of which its stages before the model of x cost {before[keys.index(worst)]:.1f}."
     )
+
+
+@figure(3.6, rows=2, height_ratios=(3, 1))
+def codec(curve: Axes, pictures: Axes) -> str:
+    """Rate and distortion of progressive decoding of the digits, and x̂ of one of them after some of the bits."""
+    found = record("codec.json")["rate_distortion"]
+    bits, rmse = found["bits_per_dim"], found["rmse_levels"]
+    curve.plot(bits, rmse, marker="o", ms=3, color=style.BLUE)
+    curve.set(xlabel="bits per dimension for z_T … z_t", ylabel="RMSE of x̂, levels", xlim=(0, None), ylim=(0, None))
+    side = math.isqrt(len(found["item"]))
+    shares = [0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0]
+    chosen = [min(range(len(bits)), key=lambda i: abs(bits[i] - share * bits[-1])) for share in shares]
+    shown = [np.array(found["shown"][i]) for i in chosen] + [np.array(found["item"])]
+    blank = np.zeros((side, 1))
+    tiles = [part for one in shown for part in (one.reshape(side, side), blank)][:-1]
+    pictures.imshow(np.concatenate(tiles, 1), cmap="gray_r", vmin=0, vmax=16, aspect="equal")
+    pictures.set_xticks([])
+    pictures.set_yticks([])
+    for spine in pictures.spines.values():
+        spine.set_visible(False)
+    pictures.set_xlabel("x̂ after 0, 10, 25, … 100 % of these bits; right: x")
+    half = next(i for i, value in enumerate(rmse) if value < rmse[0] / 2)
+    return (
+        f"The error of x̂ falls from {rmse[0]:.1f} levels to {rmse[-1]:.2f}; half of it is gone after {bits[half]:.2f} of "
+        f"{bits[-1]:.2f} bits per dimension."
+    )

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from result_tables.common import markdown, numbers, record
+from result_tables.common import markdown, numbers, record, two_digits, with_error
 
 # How the systems of benchmarks/order.py differ.
 _DIFFERENCES = {
@@ -388,3 +388,38 @@ def composite_information() -> str:
                 cells += [f"{least:.2f} to {most:.2f}", f"{form['entropy_of_labels']:.2f}"]
             rows.append([name, seed, *cells])
     return markdown(["condition", "seed", "i(x; c), mean", "of other items", "bounded form", "H(label)"], rows)
+
+
+def codec_files() -> str:
+    """Files of the digits' models: bits of the items, the bound of the same path, and what is added."""
+    rows = []
+    for name, file in record("codec.json")["files"].items():
+        latents = "" if file["latents"] is None or "T =" in name else f", T = {file['latents']}"
+        rows.append(
+            [
+                name.replace("_", " ").replace("hierarchical vae", "hierarchical VAE").replace("vae", "VAE") + latents,
+                f"{file['items']}",
+                f"{file['items_bits_per_dim']:.4f}",
+                f"{file['same_path_bits_per_dim']:.4f}",
+                numbers([file["overhead"]], 4),
+                with_error(file["bound_bits_per_dim"], file["bound_error"]),
+                f"{file['borrowed_bits']:,}",
+                f"{file['header_bits']:,}",
+                f"{file['bytes']:,}",
+                f"{two_digits(file['coded_per_second'])}, {two_digits(file['decoded_per_second'])}",
+            ]
+        )
+    header = ["model", "items", "the items, bits/dim", "bound of the same path", "overhead", "NELBO", "borrowed, bits"]
+    return markdown([*header, "header, bits", "file, bytes", "items per second, coding and decoding"], rows)
+
+
+def codec_others() -> str:
+    """Bytes of the test digits by other compressors, and by the codec."""
+    found = record("codec.json")
+    whole = {name: file for name, file in found["files"].items() if file["items"] == found["items"]}
+    sizes = dict(found["others"]) | {
+        f"this codec, {name.replace('_', ' ').replace('vae', 'VAE')}": file["bytes"] for name, file in whole.items()
+    }
+    per = 8 / (found["items"] * found["dimensions"])
+    rows = [[name, f"{size:,}", f"{size * per:.3f}"] for name, size in sorted(sizes.items(), key=lambda row: -row[1])]
+    return markdown(["file", "bytes", "bits/dim"], rows)
