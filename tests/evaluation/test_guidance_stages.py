@@ -6,6 +6,7 @@ import torch
 import diffusional as df
 from diffusional import likelihood
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation import guidance
 from models.test_guided_composite import DATA, LABEL, diffusion, systems
 
 SYSTEMS = ["frozen encoder", "frozen posterior", "cascade"]
@@ -13,7 +14,10 @@ SYSTEMS = ["frozen encoder", "frozen posterior", "cascade"]
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("stages", [None, ["decoder"]])
-def test_a_table_of_a_system_has_the_numbers_of_its_guided_evaluations(name: str, stages: list[str] | None) -> None:
+def test_a_table_of_a_system_has_the_numbers_of_its_guided_evaluations(
+    name: str, stages: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guidance, "_STAGES_BLOCK", 12)  # two items
     model, c = systems()[name], {"label": LABEL}
     for stage in model.modules():
         if isinstance(stage, df.DiffusionModel):

@@ -82,6 +82,9 @@ def test_captions_of_files_go_to_every_stage_that_takes_them(folder: Path, name:
         texts = df.load_run(folder / name / "stages" / stage).record.text
         assert texts is not None, stage
         assert texts.sha256 == run.record.text.sha256
+    if name == "unclip":
+        # The network of two conditions is given the latent by its name, also where the caption is left out.
+        assert set(run.model.last.given(torch.zeros(2, 3), None)) == {"latent"}
     condition, generator = run.embed(TEXTS[:2]), torch.Generator().manual_seed(0)
     assert run.model.sample(2, generator, condition).shape == (2, *run.space.shape)
     assert run.model.elbo(run.encode("test"), generator, run.condition("test")).nelbo.isfinite().all()

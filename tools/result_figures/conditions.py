@@ -1,8 +1,12 @@
 """Figures of the pages about conditional models."""
 
+import base64
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
-from result_tables.common import sets_of
+from result_tables.common import record, sets_of
 
 from diffusional.report import style
 from result_figures.common import figure
@@ -79,3 +83,91 @@ def classification(*axes: Axes) -> str:
     axes[0].set_ylabel("accuracy ± 2 standard errors")
     axes[0].legend(loc="lower right", fontsize=7.5, handlelength=1.6)
     return f"Classification by the bound is right {'; '.join(said)}."
+
+
+def _images(coded: dict[str, Any]) -> np.ndarray:
+    """Return images (N, H, W) in [0, 1] of a record's levels."""
+    flat = np.frombuffer(base64.b64decode(coded["base64"]), dtype=np.uint8)
+    return flat.reshape(coded["shape"]) / (coded["levels"] - 1)
+
+
+def _mosaic(axes: Axes, images: np.ndarray, columns: int, names: Sequence[str] = (), title: str = "") -> None:
+    """Draw images (N, H, W) in rows of `columns`, with a margin between them, and the names of the rows."""
+    n, height, width = images.shape
+    cells = np.ones((n // columns, height + 2, columns, width + 2))
+    cells[:, 1:-1, :, 1:-1] = 1 - images.reshape(-1, columns, height, width).transpose(0, 2, 1, 3)
+    axes.imshow(cells.reshape(-1, columns * (width + 2)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks((np.arange(len(names)) + 0.5) * (height + 2) - 0.5, names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_title(title, loc="left")
+
+
+def _drawn(name: str) -> dict[str, Any]:
+    return record("presets.json")["presets"][name]["samples"]
+
+
+def _share(found: dict[str, Any]) -> str:
+    return f"{100 * found['accuracy']['value']:.0f} %"
+
+
+@figure(4.6, columns=2, width_ratios=(1, 1))
+def presets_unclip(plain: Axes, strong: Axes) -> str:
+    """Samples of unclip-small for ten captions, without guidance and with w = 2."""
+    found = _drawn("unclip-small")
+    for axes, weight, names in ((plain, "1", found["asked"]), (strong, "2", ())):
+        images = _images(found[f"w={weight}"]["images"]["decoder"])
+        _mosaic(axes, images, found["each"], names, f"w = {weight}")
+    return (
+        f"Samples of unclip-small for ten captions such as “{found['asked'][0]}”: without guidance {_share(found['w=1'])} look like their digit, "
+        f"with w = 2 {_share(found['w=2'])}."
+    )
+
+
+@figure(0.9)
+def presets_interpolation(axes: Axes) -> str:
+    """Samples of unclip-small for embeddings between those of two test images, which are at both ends."""
+    images = _images(_drawn("unclip-small")["interpolated"])
+    _mosaic(axes, images, len(images))
+    return "Two test images at both ends, and eight samples of unclip-small between them for embeddings on the arc between theirs."
+
+
+@figure(4.6, columns=3, width_ratios=(3, 6, 6))
+def presets_imagen(stages: Axes, plain: Axes, strong: Axes) -> str:
+    """Samples of imagen-small for ten captions: the three stages of one sample, and samples without guidance and with w = 2."""
+    found = _drawn("imagen-small")
+    each, coded = found["each"], found["w=1"]["images"]
+    one = [_images(coded[name])[::each] for name in ("base", "middle", "last")]
+    side = one[-1].shape[-1]
+    wide = [image.repeat(side // image.shape[1], 1).repeat(side // image.shape[2], 2) for image in one]
+    _mosaic(stages, np.stack(wide, 1).reshape(-1, side, side), 3, found["asked"], "7, 14, 28, w = 1")
+    for axes, weight in ((plain, "1"), (strong, "2")):
+        _mosaic(axes, _images(found[f"w={weight}"]["images"]["last"]), each, (), f"w = {weight}")
+    return (
+        f"Samples of the cascade imagen-small for ten captions, on the left the three stages of one: without guidance {_share(found['w=1'])} look "
+        f"like their digit, with w = 2 {_share(found['w=2'])}."
+    )
+
+
+@figure(4.6, columns=2, width_ratios=(1, 1))
+def presets_latent(plain: Axes, strong: Axes) -> str:
+    """Samples of latent-small for ten labels, without guidance and with w = 2."""
+    found = _drawn("latent-small")
+    for axes, weight, names in ((plain, "1", found["asked"]), (strong, "2", ())):
+        _mosaic(axes, _images(found[f"w={weight}"]["images"]["decoder"]), found["each"], names, f"w = {weight}")
+    return (
+        f"Samples of latent-small for the labels 0 to 9: without guidance {_share(found['w=1'])} look like their digit, with w = 2 "
+        f"{_share(found['w=2'])}."
+    )
+
+
+@figure(1.5)
+def presets_digits(axes: Axes) -> str:
+    """Samples of digits-cascade: the low resolution above the image."""
+    coded = _drawn("digits-cascade")["plain"]["images"]
+    low, images = _images(coded["base"]), _images(coded["upsampler"])
+    _mosaic(axes, np.concatenate([low.repeat(2, 1).repeat(2, 2), images]), len(images), ("4 × 4", "8 × 8"))
+    return f"{len(images)} samples of digits-cascade of 8 × 8 pixels, and above each the 4 × 4 pixels that it was made from."

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from result_tables.common import markdown, sets_of, with_error
+from result_tables.common import evaluations, markdown, record, sets_of, with_error
 
 
 def _share(row: dict[str, float], items: int) -> str:
@@ -76,3 +76,62 @@ def classification() -> str:
                 cells = [title, _way(part, row) + items, f"{row['evaluations']:,.0f}"]
                 rows.append([*cells, _share(row, row.get("items", its["items"]))])
     return markdown(["data", "way", "evaluations per item", "accuracy"], rows)
+
+
+_PRESETS = ("digits-cascade", "latent-small", "unclip-small", "imagen-small")
+
+
+def _presets() -> list[tuple[str, dict[str, Any]]]:
+    found = record("presets.json")["presets"]
+    return [(name, found[name]) for name in _PRESETS if name in found]
+
+
+def presets_bits() -> str:
+    """For every preset of a system, its bound with both errors, and the CPU-seconds of training, evaluation and samples."""
+    rows = []
+    for name, one in _presets():
+        bits = one["bits"]
+        rows.append(
+            [
+                f"`{name}`",
+                {None: "nothing"}.get(one["condition"], f"the {one['condition']}"),
+                with_error(bits["value"], bits["error"]),
+                f"{one['items_error_bits']:.4f}",
+                evaluations(one["network_evaluations"] / one["items"]),
+                f"{one['training_seconds'] / 60:.1f}",
+                f"{one['evaluation_seconds']:.0f}",
+                f"{one['sampling_seconds']:.0f}",
+            ]
+        )
+    header = ["preset", "given", "bits/dim ± MC", "± items", "evaluations per item"]
+    return markdown([*header, "training, CPU-minutes", "evaluation, CPU-s", "samples, CPU-s"], rows)
+
+
+def presets_stages() -> str:
+    """For every stage of a preset its length, the time of its training, its weights, and what it costs in the joint bound."""
+    rows = []
+    for name, one in _presets():
+        for stage, its in one["stages"].items():
+            terms = [term for key, term in one["terms"].items() if key.partition(".")[0] == stage]
+            value, error = sum(term["value"] for term in terms), sum(term["error"] ** 2 for term in terms) ** 0.5
+            trained = [f"{its['steps']:,} × {its['batch']}", f"{its['seconds']:.0f}"] if "steps" in its else ["", ""]
+            weights = f"{its['weights'] / 1e6:.2f}" if "weights" in its else ""
+            rows.append([f"`{name}`", stage, *trained, weights, with_error(value, error) if terms else ""])
+        total = one["nats"]
+        rows.append([f"`{name}`", "**in all**", "", "", "", f"**{with_error(total['value'], total['error'])}**"])
+    return markdown(["preset", "stage", "steps × batch", "training, CPU-s", "M weights", "nats of x ± MC"], rows)
+
+
+def presets_samples() -> str:
+    """For the presets of MNIST and two guidance weights, how many samples are what was asked for."""
+    rows = []
+    for name, one in _presets():
+        for weight in ("1", "2"):
+            found = one["samples"].get(f"w={weight}")
+            if found is None:
+                continue
+            words = found.get("words")
+            kept = f"{words['value']:.2f} ± {words['error']:.2f}" if words else ""
+            items = len(one["samples"]["asked"]) * one["samples"]["each"]
+            rows.append([f"`{name}`", weight, _share(found["accuracy"], items), kept])
+    return markdown(["preset", "w", "samples of their digit", "words of the caption kept"], rows)
