@@ -1034,13 +1034,6 @@ FAULTS = [
     ),
     fault(
         "evaluation/guidance_stages.py",
-        "pairs of predictions that are kept from one block of visits to the next",
-        "                pairs.begin()",
-        "                pairs.again(1.0)",
-        "evaluation/test_guidance_stages.py::test_a_table_of_a_system_has_the_numbers_of_its_guided_evaluations[None-cascade]",
-    ),
-    fault(
-        "evaluation/guidance_stages.py",
         "the first weight for all weights of a guided stage",
         "pairs.again(weight)",
         "pairs.again(every[0])",

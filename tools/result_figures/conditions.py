@@ -135,23 +135,6 @@ def presets_interpolation(axes: Axes) -> str:
     return "Two test images at both ends, and eight samples of unclip-small between them for embeddings on the arc between theirs."
 
 
-@figure(4.6, columns=3, width_ratios=(3, 6, 6))
-def presets_imagen(stages: Axes, plain: Axes, strong: Axes) -> str:
-    """Samples of imagen-small for ten captions: the three stages of one sample, and samples without guidance and with w = 2."""
-    found = _drawn("imagen-small")
-    each, coded = found["each"], found["w=1"]["images"]
-    one = [_images(coded[name])[::each] for name in ("base", "middle", "last")]
-    side = one[-1].shape[-1]
-    wide = [image.repeat(side // image.shape[1], 1).repeat(side // image.shape[2], 2) for image in one]
-    _mosaic(stages, np.stack(wide, 1).reshape(-1, side, side), 3, found["asked"], "7, 14, 28, w = 1")
-    for axes, weight in ((plain, "1"), (strong, "2")):
-        _mosaic(axes, _images(found[f"w={weight}"]["images"]["last"]), each, (), f"w = {weight}")
-    return (
-        f"Samples of the cascade imagen-small for ten captions, on the left the three stages of one: without guidance {_share(found['w=1'])} look "
-        f"like their digit, with w = 2 {_share(found['w=2'])}."
-    )
-
-
 @figure(4.6, columns=2, width_ratios=(1, 1))
 def presets_latent(plain: Axes, strong: Axes) -> str:
     """Samples of latent-small for ten labels, without guidance and with w = 2."""
