@@ -91,8 +91,8 @@ def _images(coded: dict[str, Any]) -> np.ndarray:
     return flat.reshape(coded["shape"]) / (coded["levels"] - 1)
 
 
-def _mosaic(axes: Axes, images: np.ndarray, columns: int, names: Sequence[str] = (), title: str = "") -> None:
-    """Draw images (N, H, W) in rows of `columns`, with a margin between them, and the names of the rows."""
+def _mosaic(axes: Axes, images: np.ndarray, columns: int, names: Sequence[str] = (), label: str = "") -> None:
+    """Draw images (N, H, W) in rows of `columns`, with a margin between them, the names of the rows, and a label below."""
     n, height, width = images.shape
     cells = np.ones((n // columns, height + 2, columns, width + 2))
     cells[:, 1:-1, :, 1:-1] = 1 - images.reshape(-1, columns, height, width).transpose(0, 2, 1, 3)
@@ -103,7 +103,7 @@ def _mosaic(axes: Axes, images: np.ndarray, columns: int, names: Sequence[str] =
     axes.grid(visible=False)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(title, loc="left")
+    axes.set_xlabel(label)
 
 
 def _drawn(name: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def presets_unclip(plain: Axes, strong: Axes) -> str:
 def presets_interpolation(axes: Axes) -> str:
     """Samples of unclip-small for embeddings between those of two test images, which are at both ends."""
     images = _images(_drawn("unclip-small")["interpolated"])
-    _mosaic(axes, images, len(images))
+    _mosaic(axes, images, len(images), (), "test image, samples for embeddings between the two, test image")
     return "Two test images at both ends, and eight samples of unclip-small between them for embeddings on the arc between theirs."
 
 
@@ -152,5 +152,5 @@ def presets_digits(axes: Axes) -> str:
     """Samples of digits-cascade: the low resolution above the image."""
     coded = _drawn("digits-cascade")["plain"]["images"]
     low, images = _images(coded["base"]), _images(coded["upsampler"])
-    _mosaic(axes, np.concatenate([low.repeat(2, 1).repeat(2, 2), images]), len(images), ("4 × 4", "8 × 8"))
+    _mosaic(axes, np.concatenate([low.repeat(2, 1).repeat(2, 2), images]), len(images), ("4 × 4", "8 × 8"), "samples")
     return f"{len(images)} samples of digits-cascade of 8 × 8 pixels, and above each the 4 × 4 pixels that it was made from."
