@@ -26,16 +26,16 @@ FAULTS = [
     ),
     fault(
         "codec/laws.py",
-        "values of probability zero may be popped",
-        "if k == log_probs.shape[-1]:",
-        "if k:",
+        "the values of probability zero for the others",
+        "descending=True, stable=True",
+        "descending=False, stable=True",
         "codec/test_families.py::test_values_of_probability_zero_are_never_popped",
     ),
     fault(
         "codec/laws.py",
-        "a density for the mass of a grid point, in other units",
+        "ln σ² for ln σ in the length of a grid point",
         "+ np.log(self._std)",
-        "+ np.log(self._std * self.spacing)",
+        "+ 2 * np.log(self._std)",
         "codec/test_families.py::test_items_come_back_and_take_what_their_path_costs",
     ),
     fault(
