@@ -59,7 +59,7 @@ def test_witnesses_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "IWAE, K = 64" in out
     assert "another model" in out
     record = json.loads((tmp_path / "out.json").read_text())
-    names = ["NELBO", "IWAE, K = 1", "IWAE, K = 8", "IWAE, K = 64", "probability flow"]
+    names = ["NELBO", "IWAE, K = 1", "IWAE, K = 8", "IWAE, K = 64", "probability flow", "code"]
     assert [row["name"] for row in record["witnesses"]] == names
     assert record["agree"] is True
     assert record["items"] == 2

@@ -70,8 +70,8 @@ def test_a_file_is_as_long_as_the_path_form_of_the_bound() -> None:
     error = math.hypot(float(paths[0].std()) / 1600**0.5, float(paths.mean(0).std()) / 1600**0.5 / 20**0.5)
     assert abs(done.net_bits_per_dim - float(paths.mean())) < 4 * error + 0.01
     assert error < 0.02
-    # Without the noise of the paths. A grid makes KLs a little smaller, and words of the stack make files larger.
-    assert abs(done.overhead) < 0.006
+    # Without the noise of the paths, a file is at most this much longer. It may be a little shorter: values in tails cost less.
+    assert -0.02 < done.overhead < 0.006
 
 
 def test_the_length_of_items_is_that_of_their_file() -> None:

@@ -271,7 +271,7 @@ def test_the_folds_of_a_pilot_part_the_items_that_it_visits(monkeypatch: pytest.
         return list(range(len(plan.controls)))
 
     monkeypatch.setattr(pilot, "_helpful", seen)
-    monkeypatch.setattr(pilot, "_parted", lambda *_: (torch.tensor([1, 3, 5]), torch.tensor([0, 2, 4])))
+    monkeypatch.setattr(pilot, "parted", lambda *_: (torch.tensor([1, 3, 5]), torch.tensor([0, 2, 4])))
     Plan.fit(normal_model(20, 0.0, 3.0), torch.randn(6, 1, generator=generator(0), dtype=torch.float64), 120)
     assert {0, 1} == set(folds[0].tolist())
     assert 0.25 < float(folds[0].double().mean()) < 0.75

@@ -134,7 +134,7 @@ class ConditionVectors(nn.Module):
     Raises DiffusionalError for a form of labels, or of two conditions.
 
     >>> form = ConditionForm("image", (1, 4, 4))
-    >>> ConditionVectors(form, 16)(torch.zeros(3, 1, 4, 4)).shape
+    >>> ConditionVectors(form, 16)(torch.zeros(3, 1, 4, 4), items=3).shape
     torch.Size([3, 16])
     """
 

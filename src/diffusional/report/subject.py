@@ -85,18 +85,17 @@ class Subject:
         name: what it is called on the page.
         evaluation: its bound; None if it was not evaluated.
         metrics: the lines of its metrics.jsonl.
-        stages: the same for every stage of a system, by name; {} for a single model.
         config: its config.json (composite.json for a system), and data: its data.json; None for a file.
         baselines: of the same data, by name.
         items, samples: what was drawn from the model; None if nothing was.
         budget: the record of `diffusional information RUN --reference RUN`, or of an exact world: costs, information and gaps.
         notes: further caveats, one sentence each.
+        stages: the metrics of every stage of a system, by name; {} for a single model.
     """
 
     name: str
     evaluation: Evaluation | None = None
     metrics: Sequence[Mapping[str, Any]] = ()
-    stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     data: Mapping[str, Any] | None = None
     baselines: Mapping[str, Evaluation] = field(default_factory=dict)
@@ -104,3 +103,4 @@ class Subject:
     samples: Samples | None = None
     budget: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
+    stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
