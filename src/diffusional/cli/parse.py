@@ -82,9 +82,11 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
     (['train', 'runs/a', '--data.name=x.npy'], ['evaluate', 'runs/a', '--data', 'x.npy'])
     >>> _spelled_out(["train", "runs/a", "--preset", "unclip-small"])
     ['train', 'runs/a', '--composite', 'unclip-small']
+    >>> _spelled_out([])
+    []
     """
     short, found = _SHORT.get(args[0], {}) if args else {}, []
-    for arg, after in zip(args, [*args[1:], None], strict=True):
+    for arg, after in zip(args, [*args[1:], None][: len(args)], strict=True):
         name, equals, value = arg.partition("=")
         if args[0] == "train" and name == "--preset" and (value if equals else after) in SYSTEMS:
             name = "--composite"
