@@ -54,7 +54,7 @@ def subject_of(path: Path, split: str | None, evaluation: "Evaluation | None" = 
     if source.name == COMPOSITE:
         folders = {name: path / STAGES / name for name in composite_of(path)[0].stages}
         stages = {name: read(folder) for name, folder in folders.items() if (folder / METRICS).exists()}
-    return Subject(str(path), evaluation, metrics, stages, config, load_json(path / DATA))
+    return Subject(str(path), evaluation, metrics, config, load_json(path / DATA), stages=stages)
 
 
 def html_of(
