@@ -65,7 +65,7 @@ def options(kind: type, prefix: str = "") -> list[Option]:
             found += options(typing.cast(type, hint), prefix if flat else f"{prefix}{field.name}.")
             continue
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
-            # Of several types, such as `int | Literal["auto"]`, the first.
+            # The first of several types, such as those of `int | Literal["auto"]`.
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         positional = tyro.conf.Positional in marks
