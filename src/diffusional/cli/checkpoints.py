@@ -359,14 +359,7 @@ def run(command: Import) -> Result:
     plain = {name: value for name, value in options.items() if not (later and value == "fit")}
     model = fitted(source, command, _levels(command), None, plain)
     config = _config(str(source), model)
-    described: dict[str, Any] = {
-        "name": None,
-        "space": model.space.to_dict(),
-        "source": None,
-        "columns": [],
-        "items": {},
-        "sha256": {},
-    }
+    described = _without_data(model)
     if command.data is not None:
         levels = model.space.levels if _needs_levels(command.data) else None
         condition = command.condition or ("label" if model.classes else None)
@@ -406,18 +399,16 @@ def _import_text_model(command: Import) -> Result:
             f"--data and --size do not apply to {command.checkpoint}, a masked language model; leave them out, and give --data to evaluate"
         )
     model = text_model(command.checkpoint, command, None)
-    described: dict[str, Any] = {
-        "name": None,
-        "space": model.space.to_dict(),
-        "source": None,
-        "columns": [],
-        "items": {},
-        "sha256": {},
-    }
+    described = _without_data(model)
     options = {"mask_token": command.mask_token, "shift": command.shift or None, "revision": command.revision}
     return _made(
         command.checkpoint, command.run, model, _config(str(command.checkpoint), model), described, options, data=False
     )
+
+
+def _without_data(model: "DiffusionModel | MaskedDiffusion") -> dict[str, Any]:
+    """Return the description of the data of a run that was imported without any."""
+    return {"name": None, "space": model.space.to_dict(), "source": None, "columns": [], "items": {}, "sha256": {}}
 
 
 def _made(

@@ -36,7 +36,8 @@ from diffusional.evaluation.plan import Plan, visited
 from diffusional.evaluation.shares import shared
 from diffusional.evaluation.visits import LevelVisits, slopes
 from diffusional.models.base import LatentVariableModel, evaluation_mode
-from diffusional.models.chain import AffineCosts, Chain
+from diffusional.models.chain import Chain
+from diffusional.models.protocols import AffineCosts
 
 Weighting = Literal["bound", "unweighted"]
 

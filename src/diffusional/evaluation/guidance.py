@@ -201,11 +201,7 @@ class _Draws:
     def _visit(self, rows: Tensor) -> dict[str, Tensor]:
         """Draw for items `rows` (n,) what `VisitRecords` draws for them: the same noise at the same levels."""
         records, model, plan = self.records, self.model, self.records.plan
-        row, column = rows.repeat_interleave(self.visits), torch.arange(self.visits).repeat(len(rows))
-        chosen, streams = plan.draw(records.keys, row, column)
-        noise = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
-        x = records.data[row].to(records.device)
-        c, context = moved(rows_of(records.condition, row), records.device), records.context_of(row)
+        chosen, streams, noise, x, c, context = _drawn(records, model, self.visits, rows)
         kl, decoder = self._costs(x, chosen, noise, c)
         less = plan.subtracted(model, x, chosen, noise, context)
         first = (chosen.cell == 0)[:, None]
@@ -251,6 +247,15 @@ class _Draws:
         return _table(self.records, self.weights, costs, self.kl[:, :, 2], optimum, evaluations + pilot)
 
 
+def _drawn(records: VisitRecords, model: Any, visits: int, rows: Tensor) -> tuple[Any, ...]:
+    """Return what `VisitRecords` draws for items `rows` (n,): visits, streams and noise; and the items, their conditions and contexts."""
+    row, column = rows.repeat_interleave(visits), torch.arange(visits).repeat(len(rows))
+    chosen, streams = records.plan.draw(records.keys, row, column)
+    noise = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
+    x = records.data[row].to(records.device)
+    return chosen, streams, noise, x, moved(rows_of(records.condition, row), records.device), records.context_of(row)
+
+
 class _StageDraws:
     """The weighted residuals of `visits` draws of every item of a system, for every weight."""
 
@@ -279,11 +284,7 @@ class _StageDraws:
     def _visit(self, rows: Tensor) -> dict[str, Tensor]:
         """Draw for items `rows` (n,) what `VisitRecords` draws for them: the same noise at the same levels."""
         records, model, plan = self.records, self.model, self.records.plan
-        row, column = rows.repeat_interleave(self.visits), torch.arange(self.visits).repeat(len(rows))
-        chosen, streams = plan.draw(records.keys, row, column)
-        noise = normal(streams, model.visit_shape).to(records.device, records.data.dtype)
-        x = records.data[row].to(records.device)
-        c, context = moved(rows_of(records.condition, row), records.device), records.context_of(row)
+        chosen, streams, noise, x, c, context = _drawn(records, model, self.visits, rows)
         costs = self.stages.costs(x, chosen, noise, c, self.weights)
         costs = chosen.weight[:, None] * (costs - plan.subtracted(model, x, chosen, noise, context)[:, None])
         other = normal(streams, model.visit_shape).to(records.device, records.data.dtype)

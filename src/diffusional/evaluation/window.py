@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusional.evaluation.control import Look
-from diffusional.models.chain import MaskCosts
+from diffusional.models.protocols import MaskCosts
 from diffusional.shapes import align
 
 # W, the hidden width of w, and the most categories of a space for which it is fitted.
