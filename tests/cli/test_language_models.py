@@ -111,3 +111,50 @@ def test_bad_input_is_refused_by_name(folder: Path, tmp_path: Path, capsys: pyte
     assert command(capsys, "import", model, tmp_path / "run", "--data", text)[0] == 2
     assert not (tmp_path / "run").exists()
     assert command(capsys, "classify", model, "--data", text)[0] == 2
+
+
+def test_report_has_units_of_the_text_masked_positions_and_blocks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "marked.txt", tmp_path / "report.html"
+    text.write_text(f"{SHORT} <b>bold</b> & {SHORT}", encoding="utf-8")
+    options = ("--mask-token", "<|mdm_mask|>", "--length", 8, "--samples", 2, "--shown", 2, "--visits", 2)
+    status, _, error = command(capsys, "report", f"hf:{folder / 'llada'}", "--data", text, *options, "-o", out)
+    assert status == 0, error
+    page = out.read_text(encoding="utf-8")
+    for said in ("bits per token", "bits per character", "bits per byte", "perplexity per token", " masked</th>"):
+        assert said in page, said
+    assert f"{len(text.read_text()):,} characters" in page
+    assert page.count('<span class="text">') == 2 + 4
+    assert "<b>" not in page
+    assert "are missing" not in page
+    assert "Checkpoint, tokenizer" in page
+    assert out.stat().st_size < 500_000
+
+
+def test_reports_of_two_language_models_are_paired(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.html"
+    names = [f"hf:{folder / name}" for name in ("bert", "other")]
+    options = ("--data", folder / "text.txt", "--length", 8, "--samples", 0, "--items", 0)
+    status, _, error = command(capsys, "report", *names, *options, "-o", out, "--json", tmp_path / "r.json")
+    assert status == 0, error
+    assert sorted(json.loads((tmp_path / "r.json").read_text())["comparisons"][0]) == sorted(names)
+    assert "separate evaluations" not in out.read_text(encoding="utf-8")
+
+
+def test_reports_refuse_options_of_language_models_for_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, text = f"hf:{folder / 'bert'}", folder / "text.txt"
+    for said, arguments in (
+        ("--data", (model,)),
+        ("--saved", (model, "--data", text, "--saved")),
+        ("--length", (tmp_path, "--length", 8)),
+        ("--revision", (tmp_path, "--revision", "main")),
+        ("at most 64", (model, "--data", text, "--length", 100)),
+    ):
+        status, _, error = command(capsys, "report", *arguments, "-o", tmp_path / "r.html")
+        assert (status, said in error) == (2, True), (arguments, error)
+    assert not (tmp_path / "r.html").exists()

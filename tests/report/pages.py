@@ -109,6 +109,33 @@ def full(name: str = "runs/a", total: float = 80.0) -> Subject:
     )
 
 
+def masked() -> Evaluation:
+    """Of 9 blocks of five tokens, by number of masked positions: 1 costs 1 nat, 2 cost 2, 3 and 4 together 7, and 5 cost 5."""
+    kl, error = torch.tensor([2.0, 7.0, 5.0], dtype=torch.float64), torch.tensor([0.0, 0.3, 0.4], dtype=torch.float64)
+    bits = {f"bits_per_{unit}": [value, 0.01] for unit, value in (("token", 3.0), ("character", 1.5), ("byte", 1.25))}
+    text = {"tokens": 43, "characters": 86, "bytes": 100, "perplexity": 8.0} | bits
+    return Evaluation(
+        nats(15.0, 0.51),
+        {"reconstruction": nats(1.0, 0.1), "kl": nats(14.0, 0.5), "prior": nats(0.0, 0.0, 0.0)},
+        {},
+        kl,
+        error,
+        torch.tensor([1, 2, 4, 5]),
+        5,
+        DATA | {"levels": 27, "levels_are": "masked positions"},
+        about={"data": "a.txt", "text": text},
+    )
+
+
+def texts() -> Subject:
+    """Return a subject of a model of texts, with samples and items."""
+    easy, hard = (
+        ListedItem(f"a.txt, row {i}", 2.0 * i, 0.1, text=text) for i, text in ((3, "the\n the"), (8, "<b>&x"))
+    )
+    items = ItemScores(np.arange(9.0), np.full(9, 0.1), 9, [easy], [hard], "By 8 draws.")
+    return Subject("hf:a/b", masked(), items=items, samples=Samples("Two.", texts=["to <i>be</i>", "or not"]))
+
+
 def table() -> Subject:
     """Return a subject of a table with samples."""
     rng = np.random.default_rng(0)

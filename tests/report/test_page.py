@@ -13,7 +13,8 @@ from diffusional.errors import DiffusionalError
 from diffusional.report import page as pages
 from diffusional.report.page import page
 from diffusional.report.subject import Samples, Subject
-from report.pages import comparison, composite, density, full, images, table
+from diffusional.report.texts import mask_bars
+from report.pages import comparison, composite, density, full, images, masked, table, texts
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -71,6 +72,7 @@ PAGES = {
     "several": lambda: page([full(), full("runs/b", 84.0)], [comparison()]),
     "composite": lambda: page([Subject("runs/c", composite())]),
     "table": lambda: page([table()]),
+    "texts": lambda: page([texts()]),
     "not evaluated": lambda: page([Subject("runs/new")]),
 }
 
@@ -316,3 +318,43 @@ def test_errors_that_are_not_known() -> None:
     )
     assert ">nan<" not in text
     assert "± nan" not in text
+
+
+def test_a_text_has_its_units_and_its_costs_by_masked_positions() -> None:
+    tree = Tree(page([texts()]))
+    assert tree.rows("The bound of hf:a/b in the units of a text") == [
+        ["unit", "value", "± MC", "of"],
+        ["bits per token", "3.000", "0.010", "43 tokens"],
+        ["bits per character", "1.500", "0.010", "86 characters"],
+        ["bits per byte", "1.250", "0.010", "100 bytes"],
+        ["perplexity per token", "8.000", "0.055", ""],
+    ]
+    # 9 blocks of five.
+    assert "2 positions of padding count as cost" in tree.all("main")[0]["text"]
+    rows = tree.rows("Where the bits of hf:a/b go")[1:]
+    assert [row[0] for row in rows] == ["1 to 2 masked", "3 to 4 masked", "5 masked", "NELBO"]
+    values = [float(row[1]) * 5 * math.log(2) for row in rows]
+    assert values == pytest.approx([3.0, 7.0, 5.0, 15.0], abs=0.05)
+    # Nats of one token, with an error of ±: (3, 4] has 7 nats for two numbers of masks.
+    curve = tree.rows("Cost of a token by the number of masked positions")[1:]
+    assert [row[1] for row in curve] == ["0 to 1", "1 to 2", "2 to 4", "4 to 5"]
+    heights = [float(row[2]) * math.log(2) for row in curve]
+    assert heights == pytest.approx([1.0, 2.0, 3.5, 5.0], abs=0.05)
+    bound = float(rows[-1][1])
+    assert float(np.average(heights, weights=[1, 1, 2, 1])) / math.log(2) == pytest.approx(bound, abs=0.02)
+
+
+def test_blocks_of_text_are_shown_and_escaped() -> None:
+    text = page([texts()])
+    assert "<b>" not in text
+    assert '<span class="text">&lt;b&gt;&amp;x</span>' in text
+    shown = [one["text"] for one in Tree(text).all("span") if one["attrs"].get("class") == "text"]
+    assert shown == ["to <i>be</i>", "or not", "<b>&x", "the\n the"]
+
+
+def test_bands_of_masked_positions_add_up() -> None:
+    result = masked()
+    for most in (1, 2, 3, 10):
+        bars = mask_bars(result, 1.0, most)
+        assert sum(bar.value for bar in bars) == pytest.approx(15.0)
+        assert math.sqrt(sum(bar.error**2 for bar in bars)) == pytest.approx(math.sqrt(0.1**2 + 0.3**2 + 0.4**2))

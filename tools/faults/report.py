@@ -31,4 +31,25 @@ FAULTS = [
         "spread = np.nan_to_num(groups.density_error)",
         "cli/test_plot.py::test_levels_are_drawn_for_all_evaluations_with_their_bands",
     ),
+    fault(
+        "report/texts.py",
+        "bands of masked positions leave out the single mask",
+        "return np.append(first.value, kl), np.append(first.error, error)",
+        "return np.append(0.0, kl), np.append(first.error, error)",
+        "report/test_page.py::test_bands_of_masked_positions_add_up",
+    ),
+    fault(
+        "report/texts.py",
+        "padding counts as tokens",
+        'padding = result.nelbo.n * result.dimensions - text["tokens"]',
+        "padding = 0",
+        "report/test_page.py::test_a_text_has_its_units_and_its_costs_by_masked_positions",
+    ),
+    fault(
+        "cli/report.py",
+        "reports of language models forget the length of blocks",
+        "return dataclasses.replace(asked, revision=command.revision, **text)",
+        "return dataclasses.replace(asked, revision=command.revision)",
+        "cli/test_language_models.py::test_report_has_units_of_the_text_masked_positions_and_blocks",
+    ),
 ]

@@ -712,8 +712,8 @@ class Report:
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="RUN",
-            help="Run folders; checkpoints of diffusers, with --data; or JSON files of `diffusional evaluate` (of one run, or of two for their "
-            "difference), or of `diffusional information RUN --reference RUN`.",
+            help="Run folders; checkpoints of diffusers and masked language models of transformers (hf:NAME), with --data; or JSON files of "
+            "`diffusional evaluate` (of one run, or of two for their difference), or of `diffusional information RUN --reference RUN`.",
         ),
     ]
     out: Annotated[
@@ -725,6 +725,10 @@ class Report:
     ] = None
     data: str | None = None
     """For checkpoints from elsewhere: the data to evaluate them on, as for evaluate. Runs are shown with their own data."""
+    length: Length = None
+    mask_token: MaskToken = None
+    shift: Shift = False
+    revision: Revision = None
     split: Split = None
     """The split whose evaluation is shown. Defaults to test, or to another one that was evaluated."""
     samples: int = 16

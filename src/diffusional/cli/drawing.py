@@ -14,29 +14,34 @@ if TYPE_CHECKING:
 
     from diffusional.models.base import LatentVariableModel
     from diffusional.report.subject import ItemScores, Samples
-    from diffusional.space import Space
+    from diffusional.space import Categorical, Space
     from diffusional.training.run import RunRecord
 
 # Latents of the chain from which samples are drawn, if the model has more; paths that are shown, and latents of each.
 _STEPS, _PATHS, _SHOWN = 100, 3, 8
 # Samples of a table, for the distributions of its columns.
 _ROWS = 1000
+# Characters of a block of text that are shown.
+_CHARACTERS = 1000
 
 
 def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: int, split: str) -> "Samples":
     """Draw samples of a model, and for images of a chain some paths. Raises DiffusionalError if the model cannot be sampled.
 
-    Of a table, 1,000 samples are drawn instead of `n`, for the distributions of its columns, beside those of the items of `split`.
+    Of a table, 1,000 samples are drawn instead of `n`, for the distributions of its columns, beside those of the items of `split`. Sequences are
+    drawn as texts.
     """
     import numpy as np
     import torch
 
     from diffusional.conditions import moved
     from diffusional.report.subject import Samples
+    from diffusional.space import Categorical
     from diffusional.training.own import own_data
 
     space = model.space
-    table = len(space.shape) == 1
+    sequences = isinstance(space, Categorical)
+    table = len(space.shape) == 1 and not sequences
     n = _ROWS if table else n
     every = ("all",) if record.classes else ("test",) if record.conditional else None
     condition = condition_of(Sample(record.path, n=n, condition=every), record)
@@ -56,12 +61,14 @@ def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: 
     if record.classes:
         how += f" The classes are used in turn: {', '.join(record.classes[:10])}{', …' if len(record.classes) > 10 else ''}."
     with working(f"drawing {n} samples"), torch.no_grad():
-        kept, labels = _states(model, n, generator, moved(condition, place), chain and not table)
+        kept, labels = _states(model, n, generator, moved(condition, place), chain and not table and not sequences)
     x = kept[-1]
     if not bool(torch.isfinite(x).all()):
         raise DiffusionalError(
             "expected finite samples, got samples that are not finite: the outputs of the network are too large"
         )
+    if isinstance(space, Categorical):
+        return Samples(how, texts=[text_of(space, row) for row in x])
     if table:
         columns = record.columns or tuple(f"column {d + 1}" for d in range(space.dimensions))
         dataset = own_data(record, ("train", "validation", "test") if split == "all" else (split,))
@@ -177,11 +184,13 @@ def scores_of(
 def _listed(i: int, record: "RunRecord", chosen: ChosenItems, ends: Any, maps: Any, low: float, high: float) -> Any:
     """Return an item at an end of the scores."""
     from diffusional.report.subject import ListedItem
+    from diffusional.space import Categorical
 
     at, x = ends.place(i), chosen.x[i]
     image = ((x - low) / (high - low)).float().cpu().numpy() if x.ndim == 3 else None
+    text = text_of(record.space, x) if isinstance(record.space, Categorical) else None
     values = {}
-    if x.ndim == 1 and len(x) <= 12:
+    if x.ndim == 1 and len(x) <= 12 and text is None:
         raw = record.space.decode(x[None])[0].double().tolist()
         values = dict(zip(record.columns or [f"column {d + 1}" for d in range(len(x))], raw, strict=True))
     return ListedItem(
@@ -192,7 +201,18 @@ def _listed(i: int, record: "RunRecord", chosen: ChosenItems, ends: Any, maps: A
         image,
         None if maps is None else maps.total[at].sum(0).numpy(),
         values,
+        text,
     )
+
+
+def text_of(space: "Categorical", x: "Tensor") -> str:
+    """Return a block of tokens (L,) as a text of at most 1,000 characters; as their numbers if the space has no alphabet."""
+    from diffusional.data.alphabets import alphabet_of
+
+    tokens = space.decode(x[None].cpu())[0].long().numpy()
+    known = space.alphabet not in (None, "tokens")
+    text = alphabet_of(str(space.alphabet)).decode(tokens) if known else " ".join(map(str, tokens.tolist()))
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}…"
 
 
 def _range(space: "Space", x: "Tensor") -> tuple[float, float]:

@@ -69,6 +69,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional report runs/digits",
         "diffusional report runs/digits runs/vae -o report.html",
         "diffusional report bound.json --saved --out bound.html",
+        "diffusional report hf:FOLDER --data book.txt -o report.html",
     ),
     "claims": ("diffusional claims", "diffusional claims --only C1 C5 --json claims.json"),
     "data": (

@@ -10,6 +10,7 @@ from diffusional.cli.checkpoints import is_foreign, opened, origin_lines
 from diffusional.cli.commands import Evaluate, Report
 from diffusional.cli.console import Result, say
 from diffusional.cli.pages import baselines_of, check_page, page_of, subject_of
+from diffusional.cli.text_models import TEXT_OPTIONS, given_options, is_text_model
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ def _check(command: Report) -> None:
             f"expected --data, and not --saved, for {foreign[0]}, a checkpoint without data and saved results of its own, got {given}; name the "
             "data to evaluate it on, such as --data digits, or make a run of it with `diffusional import`"
         )
+    if given := given_options(command, (*TEXT_OPTIONS, "revision")):
+        own = [path for path in foreign if given == ["--revision"] or is_text_model(path)]
+        if not own:
+            raise DiffusionalError(
+                f"{', '.join(given)} was given, but no masked language model, hf:NAME; leave it out"
+                if given != ["--revision"]
+                else "--revision was given, but no checkpoint; leave it out"
+            )
     if command.data is not None and not foreign:
         raise DiffusionalError(
             f"--data {command.data} is for checkpoints from elsewhere, but all that was given are runs and results; leave it out"
@@ -163,12 +172,14 @@ def _of_checkpoint(path: Path, command: Report) -> "Subject":
     from diffusional.evaluation import Evaluation
     from diffusional.report.subject import Subject
 
-    asked = Evaluate(path, data=command.data, split=command.split)
+    asked = _asked(path, None, command)
     result = Evaluation.from_json(_evaluated(asked))
     run, _ = opened(path, asked)
     record, model, split = run.record, run.model, str(result.about.get("split") or command.split or "test")
+    lines = [line.strip() for line in origin_lines(model)]
+    assumed = [line for line in lines if not line.startswith("from the config:")]
     notes = [
-        f"{path} was trained elsewhere: {'; '.join(line.strip() for line in origin_lines(model))}.",
+        f"{path} was trained elsewhere" + (f": {'; '.join(assumed)}." if assumed else "."),
         "A checkpoint has no record of its training and no training items: there are no training curves, baselines and percentiles of items.",
     ]
     samples = scores = None
@@ -181,6 +192,18 @@ def _of_checkpoint(path: Path, command: Report) -> "Subject":
             notes, "Scores of items", lambda: drawing.scores_of(model, record, command, command.split, command.data)
         )
     return Subject(str(path), result, samples=samples, items=scores, notes=notes)
+
+
+def _asked(path: Path, other: Path | None, command: Report) -> Evaluate:
+    """Return the command that evaluates a run or a checkpoint, or compares it with another; checkpoints are evaluated on --data."""
+    foreign = [one for one in (path, other) if one is not None and is_foreign(one)]
+    asked = Evaluate(path, other, data=command.data if foreign else None, split=command.split)
+    if foreign and not is_text_model(path):
+        return dataclasses.replace(asked, revision=command.revision)
+    if not foreign:
+        return asked
+    text = {name: getattr(command, name) for name in TEXT_OPTIONS}
+    return dataclasses.replace(asked, revision=command.revision, **text)
 
 
 def _tried(notes: list[str], what: str, draw: Callable[[], Any]) -> Any:
@@ -211,7 +234,7 @@ def _compared(
     from diffusional.evaluation import Comparison
     from diffusional.report.verdicts import different_data, ranked
 
-    order = [one for one in ranked(subjects) if one.data is not None]
+    order = [one for one in ranked(subjects) if one.data is not None or is_foreign(Path(one.name))]
     if command.no_compare or len(order) < 2:
         return []
     done, found = {frozenset(one.names) for one in comparisons}, []
@@ -220,7 +243,7 @@ def _compared(
         if frozenset((best.name, other.name)) in done or different_data([best, other]):
             continue
         try:
-            record = _evaluated(Evaluate(Path(best.name), Path(other.name), split=command.split))
+            record = _evaluated(_asked(Path(best.name), Path(other.name), command))
         except DiffusionalError as error:
             say(f"{best.name} and {other.name} were not compared: {error}")
             continue

@@ -268,4 +268,7 @@ def _shown(one: Estimate) -> str:
 def short_command(line: str) -> str:
     """Return a command without the folder of its program."""
     program, _, rest = line.partition(" ")
-    return " ".join(filter(None, (PurePath(program).name, rest))) or "unknown"
+    path = PurePath(program)
+    # `python -m diffusional` is the same program.
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    return " ".join(filter(None, (name, rest))) or "unknown"

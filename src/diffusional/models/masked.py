@@ -113,6 +113,10 @@ class MaskedDiffusion(Chain):
         process = self.process
         return process.signal if isinstance(process, Absorbing) else torch.arange(1, process.length + 1).double()
 
+    def described(self) -> dict[str, Any]:
+        """Return "levels_are" of the provenance, if the levels are numbers of masked positions."""
+        return {"levels_are": "masked positions"} if isinstance(self.process, OneAtATime) else {}
+
     @property
     def decoder_uses_network(self) -> bool:
         """False in continuous time, where z at u = 0 is x."""

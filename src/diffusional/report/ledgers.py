@@ -11,6 +11,7 @@ from diffusional.evaluation.summary import cells
 from diffusional.ledger import Estimate, per_unit
 from diffusional.report import plots
 from diffusional.report.charts import Axes, Bar, Chart, Series, brief, curves, number, signed, ticks, waterfall
+from diffusional.report.texts import has_masks, mask_bars, masks_chart
 from diffusional.report.verdicts import unit_of
 
 # Bands of levels in a waterfall, and steps of a curve of levels.
@@ -63,6 +64,10 @@ def waterfall_of(result: Evaluation, name: str, budget: Mapping[str, Any] | None
     bars: list[Bar] = []
     for term, cost in result.terms.items():
         last = term.rpartition(".")[2]
+        if has_masks(result):
+            # The reconstruction is the cost of one masked position.
+            bars += mask_bars(result, factor) if last == "kl" else []
+            continue
         if term in blocks:
             bars += bands(term, blocks[term], factor)
             continue
@@ -127,14 +132,17 @@ def _place(value: float) -> str:
 def levels_of(named: Mapping[str, Evaluation], unit: str) -> list[Chart]:
     """Return a chart of the costs of levels for each block: of all evaluations that have one of that name, with bands of two errors."""
     blocks: dict[tuple[str, bool, str], list[tuple[str, LevelCosts, float]]] = {}
+    masked = {name: result for name, result in named.items() if has_masks(result)}
     for name, result in named.items():
+        if name in masked:
+            continue
         for key, block in result.level_blocks().items():
             if not len(block.kl):
                 continue
             along = "u" if block.edges.dtype.is_floating_point else "t"
             place = (key, block.gamma is not None, "" if block.gamma is not None else along)
             blocks.setdefault(place, []).append((name, block, 1 / per_unit(unit, result.dimensions)))
-    charts = []
+    charts = [masks_chart(masked)] if masked else []
     for (key, has_gamma, along), found in blocks.items():
         series = []
         for name, block, factor in found:
@@ -214,8 +222,8 @@ def shares(result: Evaluation, unit: str) -> list[str]:
     """Return the largest costs in words, the largest first: what to read off the waterfall."""
     factor = 1 / per_unit(unit, result.dimensions)
     blocks = {key: block for key, block in result.level_blocks().items() if len(block.kl)}
-    bars = []
-    for term, cost in result.terms.items():
+    bars = mask_bars(result, factor) if has_masks(result) else []
+    for term, cost in result.terms.items() if not bars else ():
         bars += (
             bands(term, blocks[term], factor)
             if term in blocks

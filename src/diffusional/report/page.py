@@ -19,7 +19,7 @@ from diffusional.evaluation.summary import cells, interval_text
 from diffusional.extras import needed_for
 from diffusional.interop.card import short_command
 from diffusional.ledger import per_unit
-from diffusional.report import ledgers, pictures, verdicts
+from diffusional.report import ledgers, pictures, texts, verdicts
 from diffusional.report.charts import Chart, Dot, brief, dots, histogram, number, signed, with_plus_minus
 from diffusional.report.subject import ItemScores, ListedItem, Samples, Subject
 from diffusional.report.tabular import marginals
@@ -103,6 +103,8 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
         "differences": differences,
         "differences_chart": _differences_chart(differences),
         "standing": _standing(subjects, unit),
+        "texts": [found for name, one in named.items() if (found := texts.units_of_text(name, one)) is not None],
+        "masks": bool(named) and all(texts.has_masks(one) for one in named.values()),
         "ledgers": [_ledger(one) for one in evaluated],
         "levels": ledgers.levels_of(named, unit) if named else [],
         "training": ledgers.training_of(traces) if traces else [],
@@ -258,7 +260,14 @@ def _budget(budget: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _samples(name: str, found: Samples) -> dict[str, Any]:
-    shown: dict[str, Any] = {"name": name, "how": found.how, "sheet": None, "paths": None, "marginals": []}
+    shown: dict[str, Any] = {
+        "name": name,
+        "how": found.how,
+        "sheet": None,
+        "paths": None,
+        "marginals": [],
+        "texts": list(found.texts),
+    }
     if found.images is not None and len(found.images):
         across = min(len(found.images), 8)
         shown["sheet"] = _image(
@@ -343,6 +352,7 @@ def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, A
             "image": image,
             "map": cost_map,
             "values": [(column, signed(f"{value:.6g}")) for column, value in one.values.items()],
+            "text": one.text,
         }
 
     return {
@@ -380,6 +390,11 @@ def _reproduce(subject: Subject) -> dict[str, Any]:
         version = about.get("data_version")
         if isinstance(version, Mapping):
             facts.append(("Data", f"{version.get('name')}, recognised {version.get('recognised')}"))
+        origin = about.get("origin")
+        if isinstance(origin, Mapping):
+            facts += [
+                (f"Checkpoint, {name}", str(text)) for name, text in dict(origin.get("config") or {}).items() if text
+            ]
         versions = about.get("versions")
         if isinstance(versions, Mapping):
             facts.append(("Versions", ", ".join(f"{name} {value}" for name, value in versions.items())))

@@ -23,6 +23,7 @@ class ListedItem:
         image: (C, H, W) in [0, 1]; None for items that are not images.
         cost_map: (H, W) nats; None if it was not computed.
         values: the named values of a row of a table; empty for other items.
+        text: of a block of tokens; None for other items.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ListedItem:
     image: np.ndarray | None = None
     cost_map: np.ndarray | None = None
     values: Mapping[str, float] = field(default_factory=dict)
+    text: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class Samples:
         columns: names of the columns of a table, D of them.
         drawn: (n, D) samples of a table, in its units.
         data: (N, D) items of the evaluated split, in the same units.
+        texts: samples of a model of texts; empty for others.
     """
 
     how: str
@@ -75,6 +78,7 @@ class Samples:
     columns: Sequence[str] = ()
     drawn: np.ndarray | None = None
     data: np.ndarray | None = None
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
