@@ -467,8 +467,9 @@ def composite_stages(axes: Axes) -> str:
     axes.set_xlabel("nats of x")
     best = min(keys, key=lambda key: totals[keys.index(key)])
     worst = max(keys, key=lambda key: totals[keys.index(key)])
+    first = names[best].replace("the same", "one diffusion")
     return (
-        f"At equal training time {names[best]} has the lowest bound, {min(totals):.1f} nats, and {names[worst]} the highest, "
+        f"At equal training time {first} has the lowest bound, {min(totals):.1f} nats, and {names[worst]} the highest, "
         f"{max(totals):.1f} nats, of which its stages before the model of x cost {before[keys.index(worst)]:.1f}."
     )
 
