@@ -83,7 +83,11 @@ def signal_table(signal: str | Signal | Sequence[float] | Tensor, steps: int | N
 
 
 class Absorbing(Float64, ForwardProcess):
-    """The absorbing diffusion of sequences: independent masks, with a_t the probability that a position is still shown.
+    """The absorbing diffusion of sequences, MATH (34): independent masks, with a_t the probability that a position is still shown.
+
+        q(z_t | x): z_{t,i} = x_i with probability a_t, otherwise the mask, independently for every position i
+
+    (Austin et al. 2021.)
 
     Args:
         categories: K, the number of categories; K is the mask.
@@ -204,7 +208,7 @@ class Absorbing(Float64, ForwardProcess):
 
 
 class OneAtATime(ForwardProcess):
-    """The absorbing diffusion that masks one position at each step: z_t has t masks, T = L.
+    """The absorbing diffusion that masks one position at each step, MATH (34): z_t has t masks, T = L.
 
     It is every continuous-time absorbing diffusion without the times at which its masks appear.
 

@@ -37,7 +37,7 @@ def phi(delta: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The diagonal Gaussian N(mean, e^log_variance); `log_variance` broadcasts against `mean` (B, *dims).
+    """The diagonal Gaussian N(mean, e^log_variance); `log_variance` broadcasts against `mean` (B, *dims). KL divergences are those of MATH (10).
 
     >>> q = Gaussian(torch.zeros(2, 3), torch.zeros(2, 1))
     >>> q.entropy()                                       # ½ D ln(2πe), D = 3

@@ -24,7 +24,8 @@ _MOST = 20.0
 
 
 class UniformNoise(Float64, ForwardProcess):
-    """The uniform categorical diffusion of T steps: at z_t each position has been redrawn over the K categories with probability 1 − a_t.
+    """The uniform categorical diffusion of T steps, MATH (35): at z_t each position has been redrawn over the K categories with probability
+    1 − a_t, so that q(z_t = k | x) = a_t 1[x = k] + (1 − a_t)/K (Austin et al. 2021).
 
     Args:
         categories: K, the number of categories.

@@ -43,7 +43,14 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Discrete:
-    """K ordered levels at every position, mapped to K equally spaced values in [low, high].
+    """K ordered levels at every position, mapped to K equally spaced values in [low, high]: x_k = low + (high − low) k/(K − 1).
+
+    Args:
+        shape: of an item, without the dimension of items.
+        levels: K.
+        low, high: the values of the lowest and the highest level.
+
+    Raises DiffusionalError for fewer than 2 levels, and unless low < high.
 
     >>> space = Discrete(shape=(1, 8, 8), levels=17)
     >>> space.values[:3]
@@ -258,6 +265,10 @@ class Categorical(Discrete):
 @dataclass(frozen=True)
 class Continuous:
     """Real values, standardised as x = (raw − shift) / scale with one shift and one scale per item position (or one for all).
+
+    Densities are those of raw values: −ln p(raw) = −ln p(x) + Σ_d ln scale_d.
+
+    Raises DiffusionalError for another number of shifts or scales, values that are not finite, and scales that are not positive.
 
     >>> space = Continuous(shape=(2,), shift=(0.0, 1.0), scale=(2.0, 2.0))
     >>> round(space.log_jacobian(), 4)                     # 2 ln 2 nats are added to −ln p(x)

@@ -122,7 +122,10 @@ def classify(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Classification:
-    """Classify items `data` (N, *space.shape), encoded, by the bounds of a model of classes.
+    """Classify items `data` (N, *space.shape), encoded, by the bounds of a model of classes: argmax_c ln p(c) + ELBO(x|c).
+
+    The evidence is the lower bound of ln p(x) by MATH (25): Σ_c r(c) [ln p(c) + ELBO(x|c) − ln r(c)], nats. All classes of an item have the same
+    noise. Li et al. 2023 classify by unweighted errors: see `weighting`.
 
     Args:
         prior: p(c) of the K classes; uniform by default. The answer is the class with the largest ln p(c) + ELBO(x|c).

@@ -53,6 +53,9 @@ def compare(
 ) -> Comparison:
     """Estimate NELBO(A) − NELBO(B) of `data` (N, *space.shape), to a Monte Carlo error of `target_error` in `unit`.
 
+    It is a difference of two bounds, MATH (8), and no bound itself: the difference of −ln p(x) is another one if the bounds are not equally
+    loose.
+
     The arguments are those of `evaluate`. `plans` are those of A and B (None for a model without levels to visit). Both models get the same
     `condition`, unless B gets `other_condition`: then the noise of an item does not depend on its condition, so that two conditions of one
     model are compared with a paired error. The evaluations of both networks are counted.

@@ -35,7 +35,8 @@ def log_prob(
     seed: int = 0,
     antithetic: bool = True,
 ) -> PerItem:
-    """Return estimates of the ELBO of items x (B, *space.shape), (B,) nats, float64, with gradients to the model's parameters.
+    """Return estimates of the ELBO, MATH (8) by (22), of items x (B, *space.shape), (B,) nats, float64, with gradients to the model's
+    parameters.
 
     Args:
         model: a chain, such as a `MaskedDiffusion`, a `PromptedDiffusion` or a `DiffusionModel`, in the mode (train, eval) that it is to have.

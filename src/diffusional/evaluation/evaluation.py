@@ -69,7 +69,8 @@ def evaluate(
         unit: of `target_error` and `item_error`: "bits/dim" or "nats".
         estimator: `Visits`, which needs a target, `Sweep`, `ImportanceWeights`, or `ODE`. By default visits if there is a target, otherwise
             a sweep. A model without levels, such as a VAE, is evaluated by independent draws.
-        condition: a tensor (N, …) or a dict of such tensors, for conditional models. If a pilot on reference data is needed, pass a plan.
+        condition: a tensor (N, …) or a dict of such tensors, for conditional models. `reference` items have none: give a plan that
+            was learned with their conditions (`Plan.fit(…, condition=…)`) instead.
         seed: of the noise, which depends on each item only: scores do not change with batch-mates, order or subset.
         progress: called with a `Progress` at intervals.
         options: fields of the target and the estimator by name, as a short form: `visits`, `item_error`, `every_item` and

@@ -118,10 +118,12 @@ def guidance_table(
     progress: Callable[[int, int], None] | None = None,
     stages: Collection[str] | None = None,
 ) -> GuidanceTable:
-    """Estimate the NELBO of the guided chain for all `weights` from the same `visits` draws of every item of `data` (N, *space.shape).
+    """Estimate the NELBO of the guided chain, MATH (26), for all `weights` from the same `visits` draws of every item of `data`
+    (N, *space.shape), encoded; nats.
 
-    A draw takes two network evaluations; one at a stage of a system that is not guided. With the same plan, seed and visits, `evaluate(model.guided(w), …)` gives the same number for
-    each w, to rounding.
+    Guidance is x̂_w = x̂_∅ + w (x̂_c − x̂_∅) (Ho & Salimans 2022), and ‖ε − ε̂_w‖² is a quadratic in w. A draw takes two network evaluations; one at
+    a stage of a system that is not guided. With the same plan, seed and visits, `evaluate(model.guided(w), …)` gives the same number for each
+    w, to rounding.
 
     Args:
         condition: one row per item.

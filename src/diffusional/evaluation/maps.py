@@ -93,7 +93,7 @@ def cost_map(
     condition: Condition | None = None,
     seed: int = 0,
 ) -> CostMaps:
-    """Return which positions the NELBOs of items x (N, *space.shape), encoded, come from.
+    """Return which positions the NELBOs of items x (N, *space.shape), encoded, come from: the costs of MATH (8) at every position, nats.
 
     The draws are those of `evaluate(model, x, visits=visits, plan=plan, seed=seed)` and of `score`: a map adds up to the same item's score.
 

@@ -89,7 +89,15 @@ class Met:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Cells of levels with their probabilities, and the control variates with their coefficients.
+    """Cells of levels with their probabilities, and the control variates with their coefficients, learned by `Plan.fit`.
+
+    For E_k functions of item and level, and h_k functions of the noise with mean zero, the plan predicts the cost of a visit at level t of
+    cell c as
+
+        g_t(ε) = a_c + Σ_k b_ck E_k(x, t) + Σ_k β_ck h_k(x, t, ε),
+
+    whose sum is known without a draw. Draws of cells with probabilities π_c estimate the rest, cost − g (MATH (22); Nichol & Dhariwal 2021,
+    §3.3). The estimate is unbiased for all coefficients.
 
     Attributes:
         edges: (C + 1,) first levels t of the cells and L + 1; in continuous time the edges in u.

@@ -206,6 +206,11 @@ def score(
 ) -> Scores:
     """Score every item of `data` (N, *space.shape), encoded, and compare it with reference items.
 
+        nelbo       S_i, the item's NELBO, MATH (8), nats
+        typicality  |S_i − mean of the reference's S| (Nalisnick et al. 2019)
+        profile     Σ_c ((P_ic − μ_c)/s_c)², P_ic the cost of the c-th of C bands of noise levels, μ_c and s_c those of the reference
+                    (Morningstar et al. 2021)
+
     Args:
         reference: (M, *space.shape), encoded, M ≥ 2, normally training items that the model has not been fitted too closely to, such as a validation
             split; a pilot on them learns the plan unless one is given.

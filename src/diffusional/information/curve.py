@@ -144,7 +144,7 @@ def curve(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Curve:
-    """Compute I(x; z_t) at a number of `timesteps` of a schedule, evenly spaced in t from z_1 to z_T; None means all T.
+    """Compute I(x; z_t) at a number of `timesteps` of a schedule, evenly spaced in t from z_1 to z_T; None means all T (MATH (13), (16)).
 
     Args:
         data: encoded items (N, *shape), which means their empirical distribution, or an exact world. Gaussians are computed in closed

@@ -118,10 +118,10 @@ class _Space:
 
 
 class LatentVariableModel(nn.Module, ABC):
-    """A model of x with latents, trained on its ELBO: diffusion, VAE, hierarchical VAE.
+    """A model of x with latents, trained on its ELBO, MATH (8): diffusion, VAE, hierarchical VAE, composite.
 
     x is always (B, *space.shape), encoded by the space; costs are nats. A subclass sets `space`, in the class or in `__init__`, or
-    defines it as a property.
+    defines it as a property, and defines the abstract methods below. Of a family with a fixed posterior, derive from `Chain` instead.
     """
 
     classes: tuple[str, ...] = ()

@@ -33,7 +33,11 @@ _NARROW = -2.0
 
 
 class HierarchicalVAE(Autoencoder):
-    """An L-layer VAE on a `Ladder`: costs `kl` (B, L − 1), the layer next to x first, and `prior` (B,) for the top one.
+    """An L-layer VAE on a `Ladder`: costs `kl` (B, L − 1), the layer next to x first, and `prior` (B,) for the top one, in nats.
+
+        NELBO = −E ln p(x|z_{1:L}) + Σ_{l<L} E KL[q(z_l|z_{>l}, x) ‖ p(z_l|z_{>l})] + E KL[q(z_L|x) ‖ p(z_L)]
+
+    (Sønderby et al. 2016.)
 
     q is residual: q(z_l|z_{>l}, x) = N(μ_p + μ(h, d), σ(h, d)²), where ln σ is the network's output minus 2. The ln σ of p and q
     are clamped to [−15, 10], as in `VAE`.

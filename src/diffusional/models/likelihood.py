@@ -195,7 +195,7 @@ class DiscretizedGaussian(nn.Module):
     """p(x|z_1) = Π_d [Φ((x_d + Δ/2 − x̂_d)/s) − Φ((x_d − Δ/2 − x̂_d)/s)], outermost bins open; Δ the space's bin width.
 
     s² = σ_1², the transition variance of the step to x (Ho et al. 2020), unless `variance` is given. It is computed in float64, also in the
-    tails, and never clipped: decoders that clip a posterior variance to 1e-20, as in DDPM, become a step function. If the network learns its
+    tails, and never clipped: decoders that clip a posterior variance to 1e-20, as DDPM's code does with `fixedsmall`, become a step function. If the network learns its
     variance, s² follows it at every position, ln s² = (1 − f) ln least + f ln σ_1², where `least` is the variance of q(z_1|z_2, x) in Nichol
     & Dhariwal 2021.
 

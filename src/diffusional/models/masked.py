@@ -61,7 +61,11 @@ def predicted(network: Callable[..., Any], space: Space, *inputs: Tensor, condit
 
 
 class MaskedDiffusion(Chain):
-    """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) of sequences under an absorbing diffusion.
+    """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) of sequences under an absorbing diffusion, MATH (34). Costs are nats, float64:
+
+        KL_t = ρ_t Σ_{i masked in z_{t+1}} −ln p_i(x_i|z_{t+1}),    −ln p(x|z_1) = Σ_{i masked in z_1} −ln p_i(x_i|z_1),    KL_T = 0
+
+    (Austin et al. 2021; Sahoo et al. 2024; Shi et al. 2024.)
 
     Args:
         network: module(tokens) or module(tokens, condition), int64 tokens (B, L) of 0 … K, where K is the mask, to logits (B, L, K).

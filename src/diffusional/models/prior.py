@@ -39,7 +39,7 @@ class PriorCosts:
 
 
 class Prior(ABC):
-    """p(z) for z (B, *shape).
+    """p(z) for z (B, *shape), the prior of a VAE: define `shape`, `log_prob` (nats) and `sample`.
 
     >>> class Uniform(Prior):                                                     # on [-1, 1]^D
     ...     shape = (2,)

@@ -25,7 +25,9 @@ from diffusional.space import Space
 
 
 class UniformDiffusion(Chain):
-    """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) of sequences under uniform noise.
+    """p(x, z_{1:T}) = p(x|z_1) Π_{t<T} p(z_t|z_{t+1}) p(z_T) of sequences under uniform noise, MATH (35). Costs are nats, float64.
+
+    p(z_t|z_{t+1}) = Σ_k p(x = k|z_{t+1}) q(z_t|z_{t+1}, x = k), position by position.
 
     Args:
         network: module(tokens, log_snr) or module(tokens, log_snr, condition), int64 tokens (B, L) and ln a_t/(1 − a_t) (B,), to logits

@@ -276,7 +276,14 @@ class SystemConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All options that determine a run."""
+    """All options that determine a run, in six groups and single options; `diffusional train --help` describes each.
+
+    Raises DiffusionalError for values out of range, with the name of the option, and for options that contradict each other.
+
+    >>> config = Config(steps=300, model=ModelConfig(widths=(16, 32)), optimizer=OptimizerConfig(lr=1e-3))
+    >>> config.schedule.kind, config.objective
+    ('log_snr_linear', 'elbo')
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

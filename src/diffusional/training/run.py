@@ -278,6 +278,11 @@ def load(run: str | Path) -> LatentVariableModel:
 
     Raises DiffusionalError for a missing run, and for a model.safetensors that is missing, corrupt, foreign (other names, shapes
     or types) or not finite.
+
+    >>> load("runs/nothing")
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: runs/nothing is not a folder; give the run folder that `diffusional train` wrote
     """
     record = read_run(run)
     if is_imported(record.path):

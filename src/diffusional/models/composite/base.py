@@ -22,7 +22,7 @@ from diffusional.timesteps import TimestepSampler
 
 
 class Composite(LatentVariableModel):
-    """Several stages with a joint bound. Use one of its subclasses, or define `variable` or `beside`, and `given` and `generate`.
+    """Several stages with a joint bound, MATH (28)–(30). Use one of its subclasses, or define `variable` or `beside`, and `given` and `generate`.
 
     Attributes:
         stages: the models by name, in the order in which they are sampled; the last is a model of x.
