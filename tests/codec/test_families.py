@@ -147,6 +147,18 @@ def test_damaged_files_of_every_family_are_refused() -> None:
                     decompress(model, bad)
 
 
+def test_latents_that_take_more_bits_than_there_are_at_first_are_coded() -> None:
+    decoder = nn.Sequential(nn.Linear(400, 8), nn.Unflatten(1, (2, 2, 2)))
+    wide = df.VAE(
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 800)), decoder, likelihood.NetworkLevels(LEVELS), latents=400
+    )
+    x = made("VAE")[1]
+    done = compress(wide, x, check=False)
+    # 400 latents on grids of at least 16 points for a standard deviation, 6 bits each; there are 64 + 4 words at first.
+    assert done.borrowed_bits > 32 * (64 + 4)
+    assert decompress(wide, done.data).equal(x)
+
+
 class Labelled(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -96,7 +96,10 @@ class Compressed:
 
     @property
     def overhead(self) -> float:
-        """`net_bits_per_dim` − `path_bits_per_dim`: what grids and the coder add, without the noise of a path."""
+        """`net_bits_per_dim` − `path_bits_per_dim`: what grids and the coder add, without the noise of a path.
+
+        It is negative where latents are in the tails of p(z_t|z_{t+1}), which the coder gives more probability than a Gaussian has.
+        """
         return self.net_bits_per_dim - self.path_bits_per_dim
 
 

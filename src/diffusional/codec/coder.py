@@ -22,7 +22,7 @@ from torch.special import ndtri
 
 from diffusional.categorical import Categorical
 from diffusional.codec.laws import Law, law_of
-from diffusional.codec.stack import Stack, keystream
+from diffusional.codec.stack import Stack, StackEmpty, keystream
 from diffusional.conditions import Condition, rows_of
 from diffusional.gaussian import Gaussian
 from diffusional.models.base import LatentVariableModel, evaluation_mode
@@ -196,10 +196,11 @@ def encoded(
 ) -> tuple[Stack, NDArray[np.float64]] | None:
     """Return the stack of all items and the costs of their paths (N,), or None if the stack has been empty."""
     stack, nats = Stack(initial), list[NDArray[np.float64]]()
-    for number, some in enumerate(coder.groups(len(x))):
-        nats.append(coder.encode(stack, x[some], number, rows_of(condition, some)))
-        if not stack.lowest:
-            return None
+    try:
+        for number, some in enumerate(coder.groups(len(x))):
+            nats.append(coder.encode(stack, x[some], number, rows_of(condition, some)))
+    except StackEmpty:
+        return None
     return stack, np.concatenate(nats)
 
 

@@ -26,6 +26,7 @@ with needed_for("codec"):
 # Its submodules are attributes that type checkers do not find.
 _STREAM: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 
+_coder = _STREAM.stack.AnsCoder
 _COIN = _STREAM.model.Uniform(2)
 _CATEGORICAL = _STREAM.model.Categorical(perfect=False)
 # The half-width of the window in standard deviations.
@@ -34,6 +35,8 @@ REACH = 6.0
 _LEAST = 2.0**-24
 # Words of the coder's state, below which a stack is empty.
 _STATE = 2
+# The most bits by which the stack shrinks with one value: the coder's resolution.
+_RESOLUTION = 24
 # The most bits of a distance.
 _LONGEST = 40
 # The highest bits of the coder's state, which `hide` leaves as they are.
@@ -45,6 +48,10 @@ _WIDEST = 2**19
 
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
+
+
+class StackEmpty(Exception):
+    """More bits were popped than there are."""
 
 
 class Stack:
@@ -61,23 +68,26 @@ class Stack:
     """
 
     def __init__(self, words: NDArray[np.uint32]) -> None:
-        self._ans = _STREAM.stack.AnsCoder(words)
+        # The words on top are those of the coder. The others are copied only when they are pushed below and when they are needed again.
+        self._ans, self._below, self._deep = _coder(words), list[NDArray[np.uint32]](), 0
         self.lowest = max(0, len(words) - _STATE)
 
     def __len__(self) -> int:
-        return self._ans.num_words()
+        return self._deep + self._ans.num_words()
 
     def words(self) -> NDArray[np.uint32]:
         """Return a copy of all words."""
-        return self._ans.get_compressed().copy()
+        return np.concatenate([*self._below, self._ans.get_compressed()])
 
     def hide(self, number: int, key: int) -> None:
         """Exclusive-or the `number` words on top, from which values are going to be popped, with a keystream of `key`. Doing it twice changes
         nothing.
 
-        The leading bits of the coder's state stay: they are not uniform, and the stack would be 0.06 bits longer if they were made so.
+        The leading bits of the coder's state stay: they are not uniform, and the stack would be 0.06 bits longer if they were made so. It
+        takes time in proportion to `number` and to what was pushed since the last call, whatever the length of the stack.
         """
-        words = self.words()
+        self._need(number - _STATE)
+        words = self._ans.get_compressed()
         start = max(0, len(words) - number)
         stream = keystream(key, len(words) - start)
         free = int(words[-1]).bit_length() - _LEADING
@@ -86,8 +96,28 @@ class Stack:
                 stream[-place] &= (1 << max(0, min(32, free))) - 1
             free += 32
         words[start:] ^= stream
-        self.lowest = min(self.lowest, start)
-        self._ans = _STREAM.stack.AnsCoder(words)
+        self.lowest = min(self.lowest, self._deep + start)
+        if (spare := len(words) - max(number, _STATE)) > 0:
+            self._below.append(words[:spare].copy())
+            self._deep += spare
+            words = words[spare:]
+        self._ans = _coder(words)
+
+    def _need(self, number: int) -> None:
+        """Give the coder at least `number` words besides its state, if there are so many."""
+        missing = number + _STATE - self._ans.num_words()
+        if missing <= 0 or not self._deep:
+            return
+        words = [self._ans.get_compressed()]
+        while missing > 0 and self._below:
+            part = self._below.pop()
+            if len(part) > missing:
+                self._below.append(part[:-missing])
+                part = part[-missing:]
+            words.append(part)
+            missing -= len(part)
+            self._deep -= len(part)
+        self._ans = _coder(np.concatenate(words[::-1]))
 
     def push_levels(self, levels: Whole, probabilities: Real) -> None:
         """Push levels (n,) under probabilities (n, K)."""
@@ -95,6 +125,7 @@ class Stack:
 
     def pop_levels(self, probabilities: Real) -> Whole:
         """Pop levels (n,) under probabilities (n, K)."""
+        self._need(_most_words(len(probabilities)))
         found = self._ans.decode(_CATEGORICAL, _rows(probabilities)).astype(np.int64)
         self._popped()
         return found
@@ -114,7 +145,9 @@ class Stack:
         centre = np.rint(mean).astype(np.int64)
         apart = np.zeros_like(centre)
         for edge, some in _windows(std):
-            near = self._ans.decode(_gaussian(edge), (mean - centre)[some], std[some]).astype(np.int64)
+            own = std[some]
+            self._need(_most_words(len(own)))
+            near = self._ans.decode(_gaussian(edge), (mean - centre)[some], own).astype(np.int64)
             for i in np.flatnonzero(np.abs(near) == edge):
                 near[i] += np.sign(near[i]) * self._pop_distance()
             apart[some] = near
@@ -122,6 +155,9 @@ class Stack:
         return centre + apart
 
     def _popped(self) -> None:
+        """Note how few words are left. Raises StackEmpty if there were not enough: then what was popped is not random."""
+        if len(self) < _STATE:
+            raise StackEmpty
         self.lowest = min(self.lowest, max(0, len(self) - _STATE))
 
     def _push_distance(self, distance: int) -> None:
@@ -133,6 +169,7 @@ class Stack:
             self._ans.encode_reverse(np.array([bit], dtype=np.int32), _COIN)
 
     def _pop_distance(self) -> int:
+        self._need(_most_words(2 * _LONGEST))
         n = 0
         while n < _LONGEST and not int(self._ans.decode(_COIN)):
             n += 1
@@ -140,6 +177,11 @@ class Stack:
         for _ in range(n - 1):
             distance = 2 * distance + int(self._ans.decode(_COIN))
         return distance
+
+
+def _most_words(values: int) -> int:
+    """Return the most words that leave the stack when so many values are popped."""
+    return math.ceil(_RESOLUTION * values / 32) + 1
 
 
 def _rows(probabilities: Real) -> Real:
