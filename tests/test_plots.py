@@ -227,6 +227,28 @@ def test_an_information_curve_shows_its_values_and_errors(axes: Axes, timesteps:
     assert [label.get_text() for label in top.get_xticklabels()] == ["9.0", "5.4", "1.8", "−1.8", "−5.4", "−9.0"]
 
 
+def test_rate_and_distortion_have_a_band_of_two_errors_and_end_where_x_is_known(axes: Axes) -> None:
+    bits, error, rmse = np.array([0.0, 0.5, 1.5]), np.array([0.01, 0.05, 0.1]), np.array([4.0, 1.0, 0.1])
+    plots.rate_distortion(bits, error, rmse, 2.0, axes)
+    curve, end = axes.lines
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == (bits.tolist(), rmse.tolist())
+    assert (list(end.get_xdata()), list(end.get_ydata())) == ([2.0], [0.0])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(np.round(point, 6)) for point in band} >= {(0.4, 1.0), (0.6, 1.0), (1.3, 0.1), (1.7, 0.1)}
+    assert axes.get_xlim()[1] >= 2.0
+
+
+def test_a_progressive_decoding_is_drawn_from_left_to_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[float]()
+    monkeypatch.setattr(figures, "_picture", lambda axes, image, low, high: drawn.append(float(image.mean()) / high))
+    bits = np.array([0.0, 0.1, 0.2, 0.9, 2.0])
+    shown = np.arange(6.0)[:, None, None, None, None] * np.ones((6, 2, 1, 4, 4))
+    figures.rate_distortion(tmp_path / "rate.svg", bits, 0 * bits, 5 - bits, 2.5, "five", shown, levels=11)
+    # The images nearest to equal shares of the bits, without repeats, and x; twice.
+    assert drawn == pytest.approx([0.0, 0.2, 0.3, 0.4, 0.5] * 2)
+    assert "0.90" in (tmp_path / "rate.svg").read_text()
+
+
 TRACES = {
     "diffusion": [{"step": step, "value": 6.9, "error": 0.0} for step in (0, 50, 100)],
     "VAE": [{"step": step, "value": value, "error": 0.1} for step, value in ((0, 1.0), (10, 6.9), (20, 6.9))],

@@ -15,7 +15,7 @@ import diffusional as df
 from battery import generator, randn
 from diffusional import likelihood, schedule
 from diffusional.codec import Choice, choose_steps, code_length, compress, decompress, rate_distortion
-from diffusional.codec.stack import _STREAM, Stack
+from diffusional.codec.stack import _STREAM, Stack, StackEmpty
 from diffusional.space import Discrete
 
 SPACE = Discrete((1, 3, 3), levels=5)
@@ -218,6 +218,12 @@ class Copying(Stack):
         self._need(len(self))
 
 
+def test_more_bits_than_there_are_cannot_be_popped() -> None:
+    stack = Stack(np.arange(1, 9, dtype=np.uint32))
+    with pytest.raises(StackEmpty):
+        stack.pop_gaussian(np.zeros(50), np.full(50, 16.0))
+
+
 def walked(stack: Stack, moves: int, rng: np.random.Generator) -> list[Any]:
     """What is popped, after pushes that make the stack longer and shorter in turn."""
     popped = []
@@ -381,6 +387,40 @@ def test_rate_and_distortion() -> None:
     assert float(found.bits_per_dim[2]) < 0.2
     with pytest.raises(df.DiffusionalError, match="regrid"):
         rate_distortion(model(None), x)
+
+
+def test_errors_of_rates_are_those_of_means() -> None:
+    chain = best()
+    draws = [rate_distortion(chain, items(40, seed), points=3, seed=seed) for seed in range(24)]
+    for name, error in (("bits_per_dim", "error"), ("total", "total_error")):
+        values = torch.stack([torch.as_tensor(getattr(one, name)) for one in draws]).double()
+        stated = torch.stack([torch.as_tensor(getattr(one, error)) for one in draws]).double().square().mean(0).sqrt()
+        # The standard deviation of 24 draws is known to 15 %.
+        assert values.std(0).tolist() == pytest.approx(stated.tolist(), rel=0.6)
+    assert math.isnan(rate_distortion(chain, items(1), points=2).total_error)
+    assert rate_distortion(chain, items(1), points=2).to_json()["bits_per_dim_error"] == [None, None]
+
+
+def test_items_of_several_batches_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, chain = items(10), best()
+    x[4:] = SPACE.encode(torch.full((6, 1, 3, 3), 4))
+    monkeypatch.setattr("diffusional.codec.rate._BATCH", 4)
+    found, least = rate_distortion(chain, x, points=20, show=2), rate_distortion(chain, x[4:], points=20, show=2)
+    # x̂(z_T) is the middle, and most items are the largest level.
+    assert float(least.rmse[0]) == pytest.approx(2, rel=0.1)
+    squares = [((x[rows] / SPACE.width).square().mean()) for rows in (slice(4), slice(4, 10))]
+    assert float(found.rmse[0]) == pytest.approx(float(0.4 * squares[0] + 0.6 * squares[1]) ** 0.5, rel=0.1)
+    assert found.shown.shape == (20, 2, 1, 3, 3)
+
+
+@pytest.mark.parametrize("made", ["VAE", "masks"])
+def test_models_whose_latents_do_not_show_x_have_no_rate_and_distortion(made: str) -> None:
+    models = {
+        "VAE": df.VAE(nn.Flatten(), nn.Identity(), likelihood.NetworkLevels(SPACE), latents=2),
+        "masks": df.MaskedDiffusion(lambda tokens: torch.zeros(*tokens.shape, 3), df.space.Categorical(4, 3)),
+    }
+    with pytest.raises(df.DiffusionalError, match="Gaussian diffusion of x"):
+        rate_distortion(models[made], items(2))
 
 
 def test_no_items_and_other_values_are_refused(tmp_path: Path) -> None:

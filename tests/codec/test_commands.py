@@ -8,6 +8,7 @@ import pytest
 
 import diffusional as df
 from diffusional import cli
+from diffusional.codec import Choice
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +54,42 @@ def test_a_damaged_file_leaves_what_was_there(run: Path, tmp_path: Path, capsys:
     assert np.load(out).tolist() == [0, 0, 0]
     assert main("decompress", run, tmp_path / "none.dfz", out) == 2
     assert main("compress", run, "--most", 0, "-o", file) == 2
+
+
+def test_rate_and_distortion_are_drawn_and_saved(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure, record = tmp_path / "rate.svg", tmp_path / "rate.json"
+    assert main("compress", run, "--steps", 6, "--rate-distortion", figure, "--json", record) == 0
+    assert "T = 6 latents, 10 items" in capsys.readouterr().out
+    assert "bits per dimension" in figure.read_text()
+    about = json.loads(record.read_text())
+    assert (about["items"], about["latents"], "file" in about) == (10, 6, False)
+    curve = about["rate_distortion"]
+    assert curve["latents"] == [6, 5, 4, 3, 2, 1]
+    assert len(curve["bits_per_dim"]) == len(curve["bits_per_dim_error"]) == len(curve["rmse_levels"]) == 6
+    # It is that of Python, and can be drawn again.
+    trained = df.load(run)
+    x = df.data.load(run.parent / "data.npz", levels=4).encode("test")
+    assert df.codec.rate_distortion(trained.regrid(6), x).to_json()["rmse_levels"] == pytest.approx(
+        curve["rmse_levels"]
+    )
+    assert main("plot", record, "-o", tmp_path / "again.png") == 0
+    assert (tmp_path / "again.png").stat().st_size > 1000
+
+
+def test_rate_and_distortion_beside_a_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # T is chosen once, and is that of both.
+    chosen = []
+    monkeypatch.setattr(
+        "diffusional.codec.choose_steps", lambda *given, **more: chosen.append(1) or Choice(5, {5: 1.0})
+    )
+    options = ("--most", 3, "--rate-distortion", "rate.png", "--json", "rate.json")
+    assert main("compress", run, *options, "-o", "a.dfz") == 0
+    about = json.loads(Path("rate.json").read_text())
+    assert about["file"] == "a.dfz"
+    assert about["bytes"] == Path("a.dfz").stat().st_size
+    assert (about["latents"], len(about["rate_distortion"]["latents"]), len(chosen)) == (5, 5, 1)
+    assert Path("rate.png").is_file()
+    assert main("compress", run, *options[:-2]) == 0
+    assert not Path("items.dfz").exists()
+    assert main("compress", run, "--steps", 3, "--rate-distortion", "rate.txt") == 2

@@ -19,9 +19,9 @@ FAULTS = [
     ),
     fault(
         "codec/stack.py",
-        "words below the coder's that are never given back",
-        "if missing <= 0 or not self._deep:",
-        "if True:",
+        "words below the coder's that are put on top of it",
+        "_coder(np.concatenate(words[::-1]))",
+        "_coder(np.concatenate(words))",
         "codec/test_codec.py::test_a_stack_in_parts_has_the_words_of_one_in_a_piece",
     ),
     fault(
@@ -29,7 +29,7 @@ FAULTS = [
         "pops from an empty stack",
         "if len(self) < _STATE:",
         "if len(self) < 0:",
-        "codec/test_families.py::test_latents_that_take_more_bits_than_there_are_at_first_are_coded",
+        "codec/test_codec.py::test_more_bits_than_there_are_cannot_be_popped",
     ),
     fault(
         "codec/__init__.py",
@@ -121,6 +121,20 @@ FAULTS = [
         "Choice(min(bits",
         "Choice(max(bits",
         "codec/test_codec.py::test_the_chosen_steps_have_the_shortest_file",
+    ),
+    fault(
+        "codec/rate.py",
+        "the spread of items for the error of their mean",
+        "values.std(0) / len(values) ** 0.5",
+        "values.std(0)",
+        "codec/test_codec.py::test_errors_of_rates_are_those_of_means",
+    ),
+    fault(
+        "codec/rate.py",
+        "the noise of the first items for all",
+        "part, given = x[rows], rows_of(condition, rows)",
+        "part, given = x[:_BATCH], rows_of(condition, rows)",
+        "codec/test_codec.py::test_items_of_several_batches_all_count",
     ),
     fault(
         "codec/rate.py",

@@ -26,6 +26,20 @@ FAULTS = [
     ),
     fault(
         "report/plots.py",
+        "a band of one error of the bits",
+        "np.where(np.isfinite(error), 2 * error, 0.0)",
+        "np.where(np.isfinite(error), error, 0.0)",
+        "test_plots.py::test_rate_and_distortion_have_a_band_of_two_errors_and_end_where_x_is_known",
+    ),
+    fault(
+        "report/figures.py",
+        "the last x̂ for x",
+        "place, shown[k, item], 0, levels - 1",
+        "place, shown[min(k, 0), item], 0, levels - 1",
+        "test_plots.py::test_a_progressive_decoding_is_drawn_from_left_to_right",
+    ),
+    fault(
+        "report/plots.py",
         "bands of several models have half their width",
         "spread = 2 * np.nan_to_num(groups.density_error)",
         "spread = np.nan_to_num(groups.density_error)",

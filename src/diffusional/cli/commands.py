@@ -505,15 +505,15 @@ class Export:
 @dataclass(frozen=True)
 class Compress:
     """Compress items to the length of the bound. The coder is lossless, by a run's model and bits back; the file is decoded and compared
-    before it is written."""
+    before it is written. --rate-distortion draws what the first bits of a file show."""
 
     run: Run
     data: str | None = None
     """The items, as for evaluate. Defaults to the run's own data."""
     split: Literal["train", "validation", "test", "all"] | None = None
     """The split to compress, as for evaluate."""
-    out: Path = Path("items.dfz")
-    """The file to write; -o for short."""
+    out: Path | None = None
+    """The file to write; -o for short. Defaults to items.dfz, or to none with --rate-distortion."""
     steps: int | Literal["auto"] | None = None
     """T, the number of latents to code with, or auto for the one with the shortest file. Defaults to that of the run, and to auto in
     continuous time. More latents lower the bound and take longer."""
@@ -522,7 +522,15 @@ class Compress:
     most: int | None = None
     """The largest number of items; the first are used. Defaults to all."""
     seed: int = 0
-    """The seed of the bits that the first item borrows."""
+    """The seed of the bits that the first item borrows, and of the noise of --rate-distortion."""
+    rate_distortion: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="A .png, .svg or .pdf file that draws the distance of x̂(z_t) from x against the bits of z_T … z_t: a progressive decoding by a "
+            "Gaussian diffusion. It takes T + 40 network evaluations of each item. No items are coded unless --out is given too.",
+        ),
+    ] = None
     json: Json = None
 
 
@@ -674,16 +682,16 @@ class Information:
 @dataclass(frozen=True)
 class Plot:
     """Draw runs or saved results. For a run, these are the terms and the noise levels of its evaluation, with errors, and its training; for
-    several, their bounds, and the costs of the noise levels of all of them on the same axes; for a JSON file of evaluate or information,
-    what it contains."""
+    several, their bounds, and the costs of the noise levels of all of them on the same axes; for a JSON file of evaluate, information or
+    compress, what it contains."""
 
     what: Annotated[
         tuple[Path, ...],
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="RUN|FILE",
-            help="The run folder, or the JSON file of an evaluation, of a comparison of two runs, or of an information curve. Give up to six "
-            "runs or evaluations to draw them together.",
+            help="The run folder, or the JSON file of an evaluation, of a comparison of two runs, of an information curve, or of compress "
+            "--rate-distortion. Give up to six runs or evaluations to draw them together.",
         ),
     ]
     out: Annotated[

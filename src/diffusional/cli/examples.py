@@ -41,6 +41,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "compress": (
         "diffusional compress runs/digits -o digits.dfz",
         "diffusional compress runs/digits --data new.npy --steps 100 -o new.dfz",
+        "diffusional compress runs/digits --rate-distortion rate.png --json rate.json",
     ),
     "decompress": (
         "diffusional decompress runs/digits digits.dfz digits.npy",

@@ -77,7 +77,7 @@ def _of_several(command: Plot, out: Path) -> Result:
 
 
 def _of_file(path: Path, command: Plot, out: Path) -> Result:
-    """Draw the record of an evaluation, of a comparison, or an information curve."""
+    """Draw the record of an evaluation, of a comparison, an information curve, or rate and distortion."""
     from diffusional.evaluation.result import Evaluation
     from diffusional.files import load_json
     from diffusional.report.figures import overview
@@ -86,6 +86,9 @@ def _of_file(path: Path, command: Plot, out: Path) -> Result:
     if isinstance(record, dict) and all(name in record for name in _CURVE):
         title = ", ".join(str(record[name]) for name in ("data", "split") if name in record) or str(path)
         return _result(out, ["information"], [], lambda: _draw_curve(out, record, title))
+    if isinstance(record, dict) and "rate_distortion" in record:
+        title = f"{record['data']}, {record['split']}: {record['items']:,} items, T = {record['latents']}"
+        return _result(out, ["rate and distortion"], [], lambda: _draw_rate(out, record["rate_distortion"], title))
     if isinstance(record, dict) and "difference_nats" in record:
         from diffusional.evaluation.difference import Comparison
         from diffusional.report.figures import comparison
@@ -95,8 +98,8 @@ def _of_file(path: Path, command: Plot, out: Path) -> Result:
         return _result(out, ["bounds", "difference"], [], lambda: comparison(out, both, title, command.unit))
     if not isinstance(record, dict) or "nelbo" not in record or "terms" not in record:
         raise DiffusionalError(
-            f"expected the JSON of `diffusional evaluate`, or of `diffusional information` for data, got {path}, "
-            "which is neither"
+            "expected the JSON of `diffusional evaluate`, of `diffusional information` for data, or of `diffusional compress "
+            f"--rate-distortion`, got {path}, which is none of them"
         )
     result = Evaluation.load(path)
     title = f"{path}, {result.headline}"
@@ -109,6 +112,14 @@ def _draw_curve(out: Path, record: dict[str, Any], title: str) -> None:
     level, gamma, value, error = (np.asarray(record[name], dtype=float) for name in _CURVE[:4])
     wasted = record["wasted"]["clean"], record["wasted"]["noisy"]
     information_curve(out, level, gamma, value, error, record["entropy"]["value"], wasted, title)
+
+
+def _draw_rate(out: Path, record: dict[str, Any], title: str) -> None:
+    from diffusional.report.figures import rate_distortion
+
+    names = ("bits_per_dim", "bits_per_dim_error", "rmse_levels")
+    bits, error, rmse = (np.asarray(record[name], dtype=float) for name in names)
+    rate_distortion(out, bits, error, rmse, record["total_bits_per_dim"], title)
 
 
 def _panels(result: Any) -> list[str]:

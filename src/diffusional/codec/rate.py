@@ -6,15 +6,19 @@ A receiver who has the latents z_T … z_t of an item, at the cost KL_T + Σ_{s 
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from diffusional.conditions import Condition, check_condition
+from diffusional.conditions import Condition, check_condition, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.models.base import LatentVariableModel, evaluation_mode
+from diffusional.models.flow import ProbabilityFlow
 from diffusional.space import Discrete
+
+# Items of one call of a network.
+_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +28,17 @@ class RateDistortion:
     Attributes:
         latents: t (K,).
         bits_per_dim: bits for z_T … z_t (K,), means of the items; `total` also has the decoder's −log₂ p(x|z_1).
+        error: standard errors of `bits_per_dim` (K,), over items with one draw each; NaN for one item. That of `total` is `total_error`.
         rmse: the root mean square of x̂(z_t) − x (K,), in levels; after `total` bits it is 0.
         shown: x̂(z_t) (K, M, *dims) of the first M items, in levels.
     """
 
     latents: Tensor
     bits_per_dim: Tensor
+    error: Tensor
     rmse: Tensor
     total: float
+    total_error: float
     shown: Tensor
 
     def to_json(self) -> dict[str, Any]:
@@ -39,8 +46,10 @@ class RateDistortion:
         return {
             "latents": self.latents.tolist(),
             "bits_per_dim": self.bits_per_dim.tolist(),
+            "bits_per_dim_error": [None if math.isnan(one) else one for one in self.error.tolist()],
             "rmse_levels": self.rmse.tolist(),
             "total_bits_per_dim": self.total,
+            "total_bits_per_dim_error": None if math.isnan(self.total_error) else self.total_error,
         }
 
 
@@ -58,7 +67,7 @@ def rate_distortion(
 
     Args:
         model: a Gaussian diffusion in discrete time over ordered levels.
-        show: the number of items whose x̂ are returned.
+        show: the number of items whose x̂ are returned, at most 256.
         seed: of one noise for each item and latent.
 
     This takes T + `points` network evaluations of each item. Raises DiffusionalError for other models.
@@ -71,31 +80,53 @@ def rate_distortion(
     >>> found.latents.tolist(), found.bits_per_dim.shape
     ([8, 4, 1], torch.Size([3]))
     """
-    flow = model.flow()
-    chain: Any = model.visited()
+    flow, chain = flow_of(model), cast(Any, model.visited())
     if not isinstance(model.space, Discrete) or chain.steps is None:
         raise DiffusionalError(
             f"expected a diffusion of discrete data with a number of latents, got one of {model.space} with steps={chain.steps}; use "
             "model.regrid(steps)"
         )
-    if points < 2 or show < 0:
-        raise DiffusionalError(f"expected points ≥ 2 and show ≥ 0, got points={points} and show={show}")
+    if points < 2 or not 0 <= show <= _BATCH:
+        raise DiffusionalError(f"expected points ≥ 2 and 0 ≤ show ≤ {_BATCH}, got points={points} and show={show}")
     model.space.check(x)
     check_condition(condition, len(x))
     steps, generator = chain.steps, torch.Generator().manual_seed(seed)
+    t = torch.linspace(steps, 1, min(points, steps), dtype=torch.float64).round().long().unique().flip(0)
+    gamma, width = chain.noise_levels(), model.space.width
+    spent, wholes, shown = list[Tensor](), list[Tensor](), list[Tensor]()
+    squares = torch.zeros(len(t), dtype=torch.float64)
     with evaluation_mode(model):
-        ledger = chain.elbo(x, generator, condition)
-        spent = torch.cat([ledger.prior[:, None], ledger.kl.flip(1)], 1).mean(0).cumsum(0).flip(0)
-        t = torch.linspace(steps, 1, min(points, steps), dtype=torch.float64).round().long().unique().flip(0)
-        gamma, width = chain.noise_levels(), model.space.width
-        errors, shown = list[float](), list[Tensor]()
-        for level in t.tolist():
-            noise = torch.empty_like(x).normal_(generator=generator)
-            z = chain.noisy(x, torch.full((len(x),), level), noise)
-            means = flow.denoiser(z, gamma[level - 1].expand(len(x)), condition).data
-            errors.append(float(((means - x) / width).double().square().mean().sqrt()))
-            shown.append((means[:show] - model.space.low) / width)
+        for start in range(0, len(x), _BATCH):
+            rows = slice(start, start + _BATCH)
+            part, given = x[rows], rows_of(condition, rows)
+            ledger = chain.elbo(part, generator, given)
+            each = torch.cat([ledger.prior[:, None], ledger.kl.flip(1)], 1).cumsum(1).flip(1)
+            spent.append(each[:, t - 1])
+            wholes.append(ledger.nelbo)
+            for i, level in enumerate(t.tolist()):
+                noise = torch.empty_like(part).normal_(generator=generator)
+                z = chain.noisy(part, torch.full((len(part),), level), noise)
+                means = flow.denoiser(z, gamma[level - 1].expand(len(part)), given).data
+                squares[i] += ((means - part) / width).double().square().mean() * (len(part) / len(x))
+                if not start:
+                    shown.append((means[:show] - model.space.low) / width)
     bits = 1 / (math.log(2) * model.space.dimensions)
+    rate, whole = bits * torch.cat(spent).double(), bits * torch.cat(wholes).double()
     return RateDistortion(
-        t, spent[t - 1] * bits, torch.tensor(errors), float(ledger.nelbo.mean()) * bits, torch.stack(shown)
+        t, rate.mean(0), _error(rate), squares.sqrt(), float(whole.mean()), float(_error(whole)), torch.stack(shown)
     )
+
+
+def flow_of(model: LatentVariableModel) -> ProbabilityFlow:
+    """Return the probability flow of a model, whose network has x̂. Raises DiffusionalError for models without one."""
+    try:
+        return model.flow()
+    except DiffusionalError as error:
+        raise DiffusionalError(
+            f"expected a Gaussian diffusion of x, whose latents show x̂ one after the other, got a {type(model).__name__}"
+        ) from error
+
+
+def _error(values: Tensor) -> Tensor:
+    """Return the standard error of the mean over items; NaN for one item."""
+    return values.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.full(values.shape[1:], math.nan)

@@ -27,8 +27,8 @@ R = TypeVar("R")
 # The height of a panel in inches, and what draws it.
 _Panel = tuple[float, Callable[[Axes], Any]]
 
-# The largest number of bins of a histogram.
-_BINS = 40
+# The largest number of bins of a histogram, and of images of one item in a progressive decoding.
+_BINS, _SHARES = 40, 9
 
 
 def _styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -272,6 +272,53 @@ def information_curve(
     """
     figure = style.figure(7.2, 3.6)
     plots.information(level, gamma, information, error, entropy, wasted, figure.subplots())
+    figure.suptitle(title, fontsize=11)
+    style.save(figure, path)
+
+
+@_styled
+def rate_distortion(
+    path: Path,
+    bits: np.ndarray,
+    error: np.ndarray,
+    rmse: np.ndarray,
+    total: float,
+    title: str,
+    shown: np.ndarray | None = None,
+    levels: int = 256,
+) -> None:
+    """Draw a progressive decoding: the distortion of x̂(z_t) against the bits of z_T … z_t, above x̂ of some images after some of the bits.
+
+    Args:
+        bits, error, rmse: (K,) as in a `RateDistortion`, in bits/dim and levels; the band is two standard errors.
+        total: bits/dim after which x is known.
+        shown: images of x̂ (K, M, C, H, W) and in the end x (K + 1, M, C, H, W), in levels. Images whose bits are evenly spaced are drawn.
+        levels: the number of grey levels.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "rate.png"
+    >>> bits, rmse = np.array([0.0, 0.5, 1.5]), np.array([4.0, 1.0, 0.1])
+    >>> rate_distortion(target, bits, 0.1 * bits, rmse, 2.0, "three latents", np.zeros((4, 2, 1, 8, 8)), 16)
+    >>> target.exists()
+    True
+    """
+    if shown is None:
+        figure = style.figure(7.2, 3.4)
+        curve = figure.subplots()
+    else:
+        figure = style.figure(7.2, 3.2 + 0.72 * shown.shape[1])
+        parts = figure.add_gridspec(2, 1, height_ratios=(3.2, 0.72 * shown.shape[1]))
+        above, below = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
+        curve = above.subplots()
+        nearest = [int(np.abs(bits - bits[-1] * share).argmin()) for share in np.linspace(0, 1, _SHARES)]
+        chosen = [*dict.fromkeys(nearest)]
+        grid = below.subplots(shown.shape[1], len(chosen) + 1, squeeze=False)
+        for row, item in zip(grid, range(shown.shape[1]), strict=True):
+            for place, k in zip(row, [*chosen, -1], strict=True):
+                _picture(place, shown[k, item], 0, levels - 1)
+        for place, label in zip(grid[-1], [*(f"{bits[k]:.2f}" for k in chosen), "x"], strict=True):
+            place.set_xlabel(label, fontsize=8)
+    plots.rate_distortion(bits, error, rmse, total, curve)
     figure.suptitle(title, fontsize=11)
     style.save(figure, path)
 

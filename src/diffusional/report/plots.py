@@ -249,6 +249,35 @@ def information(
     return axes
 
 
+def rate_distortion(
+    bits: Any, error: Any, rmse: Any, total: float, ax: Axes | None = None, reached: str = "lossless"
+) -> Axes:
+    """Draw the distortion of x̂(z_t) against the bits of z_T … z_t, with a band of two errors of the bits, and the bits of x itself.
+
+    Args:
+        bits, error, rmse: (K,) from the noisiest latent; bits and their errors in bits/dim, rmse in levels. Errors that are not finite are not
+            drawn.
+        total: bits/dim after which x is known.
+        ax: matplotlib axes; by default those of a new figure.
+        reached: what is written there.
+
+    >>> ax = rate_distortion([0.0, 0.5, 1.5], [0.0, 0.1, 0.1], [4.0, 1.0, 0.1], 2.0, style.figure(4.0, 2.0).subplots())
+    >>> ax.lines[0].get_xdata().tolist(), ax.lines[0].get_ydata().tolist()
+    ([0.0, 0.5, 1.5], [4.0, 1.0, 0.1])
+    """
+    bits, error, rmse = (np.asarray(values, dtype=float) for values in (bits, error, rmse))
+    with _on(ax, 3.0) as axes:
+        axes.plot(bits, rmse, color=style.BLUE, **({"marker": "o", "ms": 3} if len(bits) <= 2 * _MARKED else {}))
+        wide = np.where(np.isfinite(error), 2 * error, 0.0)
+        axes.fill_betweenx(rmse, bits - wide, bits + wide, color=style.BLUE, alpha=0.3, lw=0)
+        axes.plot([total], [0.0], marker="D", ms=5, color=style.ORANGE, clip_on=False, zorder=3, ls="none")
+        place = {"xytext": (-4, 6), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+        axes.annotate(f"{reached}: {total:.2f}", (total, 0.0), color=style.MUTED, **place)
+        axes.set(xlabel="bits per dimension for z_T … z_t", ylabel="RMSE of x̂, levels", ylim=(0, None))
+        axes.set_xlim(0, 1.02 * max(total, float((bits + wide).max())))
+    return axes
+
+
 def traces(
     found: Mapping[str, Sequence[Mapping[str, Any]]], entropy: float, ax: Axes | None = None, of: str = "I(x; z), nats"
 ) -> Axes:
