@@ -87,7 +87,34 @@ def test_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "independent positions" in text
     assert "are missing" not in text
     assert "2 samples by the model&#39;s own reverse chain, with 100 latents, seed 0." in text
+    end = text[text.index("How to reproduce</h2>") :]
+    assert "This report drew 2 samples and scores of 4 of 4 items, at 2 network evaluations each." in end
+    assert f"`diffusional report {folder / 'a'} … --samples 64 --visits 8`" in end
     assert text.count("Cost map of") >= 2
+
+
+def test_large_items_and_networks_get_less_by_default(tmp_path: Path) -> None:
+    from diffusional.cli.commands import Report
+    from diffusional.cli.drawing import Amounts, amounts
+
+    asked = Report((tmp_path,))
+    assert amounts(asked, 256, 10**7) == Amounts(16, 500, None)
+    assert amounts(asked, 257, 10**7) == amounts(asked, 256, 10**7 + 1) == Amounts(8, 100, 0.02)
+    given = Report((tmp_path,), samples=0, items=3, error=0.1)
+    assert amounts(given, 784, 1) == amounts(given, 64, 1) == Amounts(0, 3, 0.1)
+
+
+def test_a_missing_evaluation_is_made_to_the_given_error(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "a", run)
+    errors = []
+    for error in (0.3, 0.03):
+        (run / "evaluation-test.json").unlink()
+        report(run, "--error", error, "--samples", 0, "--items", 0)
+        result = Evaluation.load(run / "evaluation-test.json")
+        errors.append(result.nelbo.to("bits/dim", result.dimensions).error)
+        assert errors[-1] <= error
+    assert errors[1] < errors[0]
 
 
 def test_saved_results_only(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +233,7 @@ def test_refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert ".html" in fails(capsys, "evaluate", run, "--html", tmp_path / "r.txt")
     assert "--samples" in fails(capsys, "report", run, "--samples", -1)
     assert "--visits" in fails(capsys, "report", run, "--visits", 1)
+    assert "error" in fails(capsys, "report", run, "--error", 0)
     assert "each run once" in fails(capsys, "report", run, run)
     assert "missing" in fails(capsys, "report", tmp_path / "missing")
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")

@@ -739,10 +739,14 @@ class Report:
     revision: Revision = None
     split: Split = None
     """The split whose evaluation is shown. Defaults to test, or to another one that was evaluated."""
-    samples: int = 16
-    """Number of samples to draw from each run; 0 for none."""
-    items: int = 500
-    """The largest number of items to score, of which the easiest and the hardest are shown; 0 for none."""
+    error: float | None = None
+    """Target for the Monte Carlo error of an evaluation or a comparison that is missing, bits/dim. Defaults to 0.01, that of evaluate; of items
+    with more than 256 dimensions and networks of more than 10 million parameters to 0.02."""
+    samples: int | None = None
+    """Number of samples to draw from each run; 0 for none. Defaults to 16, or 8 for the larger ones."""
+    items: int | None = None
+    """The largest number of items to score, of which the easiest and the hardest are shown; 0 for none. Defaults to 500, or 100 for the larger
+    ones."""
     visits: int = 16
     """Network evaluations of each of these items."""
     shown: int = 5

@@ -1,5 +1,6 @@
 """What a report shows that needs a model: samples with their paths, and scores of items. The results are arrays for `report/`."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.commands import Report, Sample
@@ -19,10 +20,44 @@ if TYPE_CHECKING:
 
 # Latents of the chain from which samples are drawn, if the model has more; paths that are shown, and latents of each.
 _STEPS, _PATHS, _SHOWN = 100, 3, 8
+# Samples, scored items and target errors: of models up to so many dimensions and parameters, and of larger ones.
+_DIMENSIONS, _PARAMETERS = 256, 10_000_000
+_SMALL, _LARGE = (16, 500, None), (8, 100, 0.02)
 # Samples of a table, for the distributions of its columns.
 _ROWS = 1000
 # Characters of a block of text that are shown.
 _CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What a report computes: samples, scored items, and the target error of an evaluation that is missing, None for that of `evaluate`."""
+
+    samples: int
+    items: int
+    error: float | None
+
+
+def amounts(command: Report, dimensions: int, parameters: int) -> Amounts:
+    """Return the amounts that are asked for; by default fewer of large items and networks, so that a report takes about a minute of one core at
+    28 × 28 pixels. They do not depend on the machine.
+
+    >>> from pathlib import Path
+    >>> amounts(Report((Path("runs/digits"),)), 64, 50_000), amounts(Report((Path("runs/mnist"),), items=7), 784, 50_000)
+    (Amounts(samples=16, items=500, error=None), Amounts(samples=8, items=7, error=0.02))
+    """
+    large = dimensions > _DIMENSIONS or parameters > _PARAMETERS
+    samples, items, error = _LARGE if large else _SMALL
+    return Amounts(
+        samples if command.samples is None else command.samples,
+        items if command.items is None else command.items,
+        error if command.error is None else command.error,
+    )
+
+
+def amounts_of(command: Report, model: "LatentVariableModel") -> Amounts:
+    """Return the amounts for a model."""
+    return amounts(command, model.space.dimensions, sum(p.numel() for p in model.parameters()))
 
 
 def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: int, split: str) -> "Samples":
@@ -117,9 +152,14 @@ def _states(model: Any, n: int, generator: Any, condition: Any, with_paths: bool
 
 
 def scores_of(
-    model: "LatentVariableModel", record: "RunRecord", command: Report, split: str | None, data: str | None = None
+    model: "LatentVariableModel",
+    record: "RunRecord",
+    command: Report,
+    most: int,
+    split: str | None,
+    data: str | None = None,
 ) -> "ItemScores":
-    """Score the first items of a split, and draw those at the ends again, with cost maps of images. Raises DiffusionalError as `score` does.
+    """Score the first `most` items of a split, and draw those at the ends again, with cost maps of images. Raises DiffusionalError as `score` does.
 
     The items are the run's own, or those of `data`.
     """
@@ -131,7 +171,7 @@ def scores_of(
 
     model = model.to(device())
     chosen = items(record, data, split=split)
-    some = slice(0, command.items)
+    some = slice(0, most)
     x, condition = chosen.x[some], rows_of(chosen.condition, some)
     if len(x) < 2:
         raise DiffusionalError(f"expected at least 2 items to score, got {len(x)}")

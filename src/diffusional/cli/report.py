@@ -15,7 +15,7 @@ from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
     from diffusional.evaluation import Comparison
-    from diffusional.report.subject import Subject
+    from diffusional.report.subject import ItemScores, Samples, Subject
 
 # What may go wrong while a part of a report is drawn; the report then states that the part is missing.
 _FAULTS = (DiffusionalError, OSError, MemoryError)
@@ -41,10 +41,14 @@ def run(command: Report) -> Result:
 
 
 def _check(command: Report) -> None:
+    from diffusional.evaluation.target import Target
+
+    if command.error is not None:
+        Target(command.error)
     if not command.runs:
         raise DiffusionalError("expected at least one run folder or JSON file, got none; give RUN")
     for name, least in (("samples", 0), ("items", 0), ("visits", 2), ("shown", 1)):
-        if getattr(command, name) < least:
+        if getattr(command, name) is not None and getattr(command, name) < least:
             raise DiffusionalError(
                 f"expected --{name} of at least {least}, got {getattr(command, name)}; give a larger number, or leave it out"
             )
@@ -147,22 +151,27 @@ def _completed(subject: "Subject", command: Report) -> "Subject":
     path = Path(subject.name)
     record = read_run(path)
     result = subject.evaluation
+    model = load(path)
+    size = drawing.amounts_of(command, model)
     if result is None:
-        result = Evaluation.from_json(_evaluated(Evaluate(path, split=command.split)))
+        result = Evaluation.from_json(_evaluated(Evaluate(path, split=command.split, error=size.error)))
     split = str(result.about.get("split") or command.split or "test")
     own = result.about.get("data") in (None, record.config.data.name, record.source)
     notes = list(subject.notes)
     baselines = baselines_of(record, split) if own else {}
     samples = scores = None
-    model = load(path) if command.samples or command.items else None
-    if model is not None and command.samples:
-        samples = _tried(
-            notes, "Samples", lambda: drawing.samples_of(model, record, command.samples, command.seed, split)
-        )
-    if model is not None and command.items and own:
-        scores = _tried(notes, "Scores of items", lambda: drawing.scores_of(model, record, command, split))
+    if size.samples:
+        samples = _tried(notes, "Samples", lambda: drawing.samples_of(model, record, size.samples, command.seed, split))
+    if size.items and own:
+        scores = _tried(notes, "Scores of items", lambda: drawing.scores_of(model, record, command, size.items, split))
     return dataclasses.replace(
-        subject, evaluation=result, baselines=baselines, samples=samples, items=scores, notes=notes
+        subject,
+        evaluation=result,
+        baselines=baselines,
+        samples=samples,
+        items=scores,
+        notes=notes,
+        drawn=_drawn(subject.name, samples, scores, command),
     )
 
 
@@ -173,8 +182,10 @@ def _of_checkpoint(path: Path, command: Report) -> "Subject":
     from diffusional.report.subject import Subject
 
     asked = _asked(path, None, command)
-    result = Evaluation.from_json(_evaluated(asked))
     run, _ = opened(path, asked)
+    size = drawing.amounts_of(command, run.model)
+    asked = dataclasses.replace(asked, error=size.error)
+    result = Evaluation.from_json(_evaluated(asked))
     record, model, split = run.record, run.model, str(result.about.get("split") or command.split or "test")
     lines = [line.strip() for line in origin_lines(model)]
     assumed = [line for line in lines if not line.startswith("from the config:")]
@@ -183,15 +194,37 @@ def _of_checkpoint(path: Path, command: Report) -> "Subject":
         "A checkpoint has no record of its training and no training items: there are no training curves, baselines and percentiles of items.",
     ]
     samples = scores = None
-    if command.samples:
-        samples = _tried(
-            notes, "Samples", lambda: drawing.samples_of(model, record, command.samples, command.seed, split)
-        )
-    if command.items:
+    if size.samples:
+        samples = _tried(notes, "Samples", lambda: drawing.samples_of(model, record, size.samples, command.seed, split))
+    if size.items:
         scores = _tried(
-            notes, "Scores of items", lambda: drawing.scores_of(model, record, command, command.split, command.data)
+            notes,
+            "Scores of items",
+            lambda: drawing.scores_of(model, record, command, size.items, command.split, command.data),
         )
-    return Subject(str(path), result, samples=samples, items=scores, notes=notes)
+    more = _drawn(str(path), samples, scores, command)
+    return Subject(str(path), result, samples=samples, items=scores, notes=notes, drawn=more)
+
+
+def _drawn(name: str, samples: "Samples | None", scores: "ItemScores | None", command: Report) -> str:
+    """Return what was computed for the report, and how to get more, in two sentences; "" if nothing was drawn."""
+    parts, options = [], []
+    if samples is not None:
+        n = next(
+            (len(one) for one in (samples.images, samples.drawn, samples.texts) if one is not None and len(one)), 0
+        )
+        parts.append(f"{n:,} samples")
+        if samples.drawn is None:
+            options.append("--samples 64")
+    if scores is not None:
+        parts.append(
+            f"scores of {len(scores.nelbo):,} of {scores.of:,} items, at {command.visits} network evaluations each"
+        )
+        options += [f"--items {min(scores.of, 10 * len(scores.nelbo))}"] * (len(scores.nelbo) < scores.of)
+        options.append(f"--visits {4 * command.visits}")
+    if not parts:
+        return ""
+    return f"This report drew {' and '.join(parts)}. For more and smaller errors: `diffusional report {name} … {' '.join(options)}`."
 
 
 def _asked(path: Path, other: Path | None, command: Report) -> Evaluate:
@@ -227,6 +260,12 @@ def _evaluated(command: Evaluate) -> dict[str, Any]:
     return found.record
 
 
+def _error_of(subject: "Subject", command: Report) -> float | None:
+    from diffusional.cli.drawing import amounts
+
+    return command.error if subject.evaluation is None else amounts(command, subject.evaluation.dimensions, 0).error
+
+
 def _compared(
     subjects: "Sequence[Subject]", comparisons: "Sequence[Comparison]", command: Report
 ) -> "list[Comparison]":
@@ -243,7 +282,8 @@ def _compared(
         if frozenset((best.name, other.name)) in done or different_data([best, other]):
             continue
         try:
-            record = _evaluated(_asked(Path(best.name), Path(other.name), command))
+            asked = _asked(Path(best.name), Path(other.name), command)
+            record = _evaluated(dataclasses.replace(asked, error=_error_of(best, command)))
         except DiffusionalError as error:
             say(f"{best.name} and {other.name} were not compared: {error}")
             continue

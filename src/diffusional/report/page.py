@@ -408,5 +408,6 @@ def _reproduce(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "commands": commands,
         "facts": facts,
+        "drawn": subject.drawn,
         "config": None if subject.config is None else json.dumps(subject.config, indent=1, ensure_ascii=False),
     }

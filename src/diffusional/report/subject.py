@@ -94,6 +94,7 @@ class Subject:
         items, samples: what was drawn from the model; None if nothing was.
         budget: the record of `diffusional information RUN --reference RUN`, or of an exact world: costs, information and gaps.
         notes: further caveats, one sentence each.
+        drawn: what was computed for the report, and how to get more; "" if nothing was.
         stages: the metrics of every stage of a system, by name; {} for a single model.
     """
 
@@ -107,4 +108,5 @@ class Subject:
     samples: Samples | None = None
     budget: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
+    drawn: str = ""
     stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
