@@ -85,7 +85,8 @@ class Curve:
         """Return the fractions of levels that hardly change the information.
 
         They are the fraction at the low-noise end before `share` of I(x; z_1) is lost, and that at the high-noise end after all except
-        `share` of it is lost.
+        `share` of it is lost. Of a finite data set the low-noise levels only do not help to tell its items apart: a model of new items
+        has to describe their details there.
 
         >>> from diffusional import schedule
         >>> clean, noisy = curve(Finite(torch.tensor([[-1.0], [1.0]])), schedule.log_snr_linear(-9.0, 9.0)).wasted()
