@@ -85,7 +85,7 @@ class Curve:
         """Return the fractions of levels that hardly change the information.
 
         They are the fraction at the low-noise end before `share` of I(x; z_1) is lost, and that at the high-noise end after all except
-        `share` of it is lost. Of a finite data set the low-noise levels only do not help to tell its items apart: a model of new items
+        `share` of it is lost. Of a finite data set the low-noise levels only do not help to distinguish its items: a model of new items
         has to describe their details there.
 
         >>> from diffusional import schedule
