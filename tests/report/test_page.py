@@ -228,12 +228,22 @@ def test_caveats_come_first() -> None:
 def test_which_model_is_better() -> None:
     text = page([full(), full("runs/b", 84.0)], [comparison(-4.0)])
     assert "runs/a is better than runs/b by 0.0902 ± 0.0023 bits/dim on these 9 items" in text
+    # 4 nats ± 0.1, and ± 0.3 over items.
+    assert "The difference is 40.0 of them from 0 on these items, and 12.6 with the error over items." in text
     rows = Tree(text).rows("Differences in bits/dim, with the 95 % Monte Carlo interval")
     assert rows[1] == ["runs/a − runs/b", "−0.0902", "0.0023", "0.0068", "−0.0946 to −0.0858", "yes"]
     other = page([full(), full("runs/b", 76.0)], [comparison(4.0)])
     assert "runs/b is better than runs/a by 0.0902" in other
     same = page([full(), full("runs/b", 80.1)], [comparison(-0.1)])
     assert "Neither is better as far as this evaluation shows" in same
+
+
+def test_a_single_validation_is_no_curve() -> None:
+    lines = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.5}, {"step": 20, "validation": 1.4}]
+    found = replace(full(), metrics=lines)
+    assert "Training loss" in page([found])
+    assert "Validation bound" not in page([found])
+    assert "Validation bound" in page([replace(found, metrics=[*lines, {"step": 30, "validation": 1.3}])])
 
 
 def test_separate_evaluations_have_a_larger_error_and_a_caveat() -> None:

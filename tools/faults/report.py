@@ -66,4 +66,11 @@ FAULTS = [
         "return dataclasses.replace(asked, revision=command.revision)",
         "cli/test_language_models.py::test_report_has_units_of_the_text_masked_positions_and_blocks",
     ),
+    fault(
+        "report/verdicts.py",
+        "a verdict's standard errors leave out the items",
+        "both = abs(difference.value) / math.hypot(difference.error, difference.item_error)",
+        "both = abs(difference.value) / difference.error",
+        "report/test_page.py::test_which_model_is_better",
+    ),
 ]

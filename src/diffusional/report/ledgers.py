@@ -193,7 +193,8 @@ def training_of(metrics: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> l
         ("Validation bound", bounds, "bits per dimension", "Bound of the validation items in bits per dimension"),
         ("Validation loss", others, "nats per pair", "Contrastive loss of the validation items in nats per pair"),
     ):
-        if series:
+        # A single validation has no course.
+        if any(len(one.x) > 1 for one in series):
             axes = Axes("step", label, named=len(metrics) > 1, low=_least(series), high=_robust(series))
             charts.append(curves(title, series, axes, f"{what} against the optimiser step."))
     return charts

@@ -198,7 +198,23 @@ def _row(names: tuple[str, str], difference: Estimate, unit: str, is_paired: boo
         "items": brief(with_error(difference.item_error, difference.item_error)[0]) or "unknown",
         "paired": is_paired,
         "verdict": verdict(names, difference, is_paired),
+        "sure": sure(difference),
     }
+
+
+def sure(difference: Estimate) -> str:
+    """Return how far a difference is from zero, with both errors if both are known, as a sentence; "" without an error.
+
+    >>> sure(Estimate(-1.0, 0.3, 0.4, n=9, network_evaluations=0))
+    '± is one standard error. The difference is 3.3 of them from 0 on these items, and 2.0 with the error over items.'
+    """
+    if not difference.error > 0:
+        return ""
+    said = f"± is one standard error. The difference is {abs(difference.value) / difference.error:.1f} of them from 0 on these items"
+    if not math.isfinite(difference.item_error):
+        return f"{said}."
+    both = abs(difference.value) / math.hypot(difference.error, difference.item_error)
+    return f"{said}, and {both:.1f} with the error over items."
 
 
 def verdict(names: tuple[str, str], difference: Estimate, is_paired: bool) -> str:
