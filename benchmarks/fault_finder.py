@@ -51,17 +51,18 @@ Clock = Callable[[Tensor], Tensor]
 class MLP(nn.Module):
     """Three hidden layers over the pixels and sines of the time, which is divided by `unit`."""
 
-    def __init__(self, unit: float) -> None:
+    def __init__(self, unit: float, channels: int = 1) -> None:
         super().__init__()
-        self.unit = unit
+        # The noise of all pixels must pass through a layer.
+        self.unit, width = unit, 128 * channels
         self.layers = nn.Sequential(
-            nn.Linear(64 + 32, 128),
+            nn.Linear(64 * channels + 32, width),
             nn.SiLU(),
-            nn.Linear(128, 128),
+            nn.Linear(width, width),
             nn.SiLU(),
-            nn.Linear(128, 128),
+            nn.Linear(width, width),
             nn.SiLU(),
-            nn.Linear(128, 64),
+            nn.Linear(width, 64 * channels),
         )
 
     def forward(self, z: Tensor, time: Tensor) -> Tensor:
@@ -72,9 +73,9 @@ class MLP(nn.Module):
 class SmallUNet(nn.Module):
     """Our U-Net, whose own time is a log SNR, with another clock."""
 
-    def __init__(self, unit: float) -> None:
+    def __init__(self, unit: float, channels: int = 1) -> None:
         super().__init__()
-        self.unit, self.net = unit, UNet(1, widths=(8, 16), blocks=1)
+        self.unit, self.net = unit, UNet(channels, widths=(8, 16), blocks=1)
 
     def forward(self, z: Tensor, time: Tensor) -> Tensor:
         return self.net(z.float(), 10 * time.float() / self.unit)
@@ -83,13 +84,13 @@ class SmallUNet(nn.Module):
 class SmallDiT(nn.Module):
     """diffusers' DiT of two blocks, 32 channels and patches of 2 × 2."""
 
-    def __init__(self, unit: float) -> None:
+    def __init__(self, unit: float, channels: int = 1) -> None:
         super().__init__()
         from diffusers import DiTTransformer2DModel
 
         self.unit = unit
         self.net = DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=16, in_channels=1, num_layers=2, sample_size=8, patch_size=2,
+            num_attention_heads=2, attention_head_dim=16, in_channels=channels, num_layers=2, sample_size=8, patch_size=2,
             num_embeds_ada_norm=1, norm_num_groups=1,
         )  # fmt: skip
 
@@ -98,7 +99,7 @@ class SmallDiT(nn.Module):
         return self.net(z.float(), timestep=1000 * time.float() / self.unit, class_labels=label).sample
 
 
-NETWORKS: dict[str, Callable[[float], nn.Module]] = {"MLP": MLP, "U-Net": SmallUNet, "DiT": SmallDiT}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"MLP": MLP, "U-Net": SmallUNet, "DiT": SmallDiT}
 
 
 def index_of(one: schedule.Schedule) -> Clock:
@@ -284,21 +285,35 @@ def network(architecture: str, name: str, training: str, seed: int) -> nn.Module
     if path.exists():
         net.load_state_dict(torch.load(path, weights_only=True))
         return net.eval()
-    x = df.data.load("digits").encode("train")
-    model = declared(kind, net).train()
+    train(declared(kind, net), net, df.data.load("digits").encode("train"), steps, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), path)
+    return net.eval()
+
+
+def train(
+    model: df.DiffusionModel,
+    net: nn.Module,
+    x: Tensor,
+    steps: int,
+    seed: int,
+    decay: bool = True,
+    after: Callable[[], None] | None = None,
+) -> None:
+    """Train a network on L_simple, with a learning rate that falls to zero or stays; `after` is called after every step."""
+    model.train()
     optimiser = torch.optim.AdamW(net.parameters(), 2e-3)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, 2 * (steps - step) / steps)
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, 2 * (steps - step) / steps if decay else 1.0)
         loss = model.simple_loss(x[torch.randint(len(x), (64,), generator=generator)], generator)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(net.state_dict(), path)
-    return net.eval()
+        if after is not None:
+            after()
 
 
 def trial(name: str, net: nn.Module, number: int, test: Tensor, short: bool = False) -> dict[str, Any]:
