@@ -1,8 +1,10 @@
 """The likelihood of the probability flow (MATH (31)): against exact worlds, a peer's solver, and its own stated errors."""
 
+import json
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,6 +140,31 @@ def test_the_peer_finds_the_same() -> None:
     x = torch.randn(3, 2, dtype=torch.float64)
     found = ode_log_likelihood(model, x, tolerance=1e-7)
     assert found.per_item["nelbo"].tolist() == pytest.approx(by_scipy(model, x), abs=1e-5)
+
+
+class _Stored(nn.Module):
+    """The network of tests/fixtures/torchode.json, v(z, γ)."""
+
+    def __init__(self, inner: list[Any], outer: list[Any]) -> None:
+        super().__init__()
+        (self.w_1, self.b_1), (self.w_2, self.b_2) = (
+            [torch.tensor(one).double() for one in of] for of in (inner, outer)
+        )
+
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return torch.tanh(torch.cat([z, 0.3 * log_snr[:, None]], 1) @ self.w_1.T + self.b_1) @ self.w_2.T + self.b_2
+
+
+def test_torchode_finds_the_same() -> None:
+    peer = json.loads((Path(__file__).parents[1] / "fixtures" / "torchode.json").read_text(encoding="utf-8"))
+    x = torch.tensor(peer["x"], dtype=torch.float64)
+    model = df.DiffusionModel(
+        df.GaussianDiffusion(schedule.log_snr_linear(*peer["ends"])),
+        df.Denoiser(_Stored(peer["inner"], peer["outer"]), "v"),
+        likelihood.GaussianLikelihood(df.Continuous(x.shape[1:])),
+    )
+    found = ode_log_likelihood(model, x, tolerance=1e-7)
+    assert found.per_item["nelbo"].tolist() == pytest.approx(peer["nelbo"], abs=1e-5)
 
 
 # Independence of the batch.
