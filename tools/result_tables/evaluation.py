@@ -1,5 +1,7 @@
 """Tables of the pages about evaluations."""
 
+import math
+from itertools import pairwise
 from typing import Any
 
 from result_tables.common import evaluations, markdown, record, two_digits, with_error
@@ -407,3 +409,100 @@ def shards() -> str:
         ["largest difference of a score, nats", f"{data['largest_difference_of_a_score_nats']:g}"],
     ]
     return markdown([f"{data['items']} items, {data['visits']:,} visits each", ""], rows)
+
+
+# Budgets of the tables of ways to integrate a flow: network evaluations per item, those for products with the Jacobian included.
+_BUDGETS = (100, 300, 1000, 3000)
+_WAYS = ("ours", "score_sde", "flow_matching, dopri5", "flow_matching, midpoint", "flow_matching, Euler")
+
+
+def _within(rows: list[dict[str, Any]], way: str, budget: float) -> dict[str, Any] | None:
+    """The setting of a way with the smallest error among those that cost at most `budget`."""
+    fits = [row for row in rows if row["way"] == way and row["cost"] <= budget]
+    return min(fits, key=lambda row: row["error"], default=None)
+
+
+def _small(value: float) -> str:
+    """Return a number with two significant digits, with an exponent below 0.001."""
+    return two_digits(value) if value >= 1e-3 else f"{value:.1e}"
+
+
+def ode_errors() -> str:
+    """The error of an item's log-density by each way, for several budgets, in each world."""
+    table = list[list[str]]()
+    for world, rows in record("ode.json")["errors"].items():
+        for way in _WAYS:
+            best = [_within(rows, way, budget) for budget in _BUDGETS]
+            table.append([world, way, *("" if row is None else _small(row["error"]) for row in best)])
+    return markdown(["world", "way", *(f"≤ {budget:,}" for budget in _BUDGETS)], table)
+
+
+def ode_stated() -> str:
+    """The error that our estimates state beside the one that they have, by tolerance and number of probes."""
+    table = [
+        [
+            world,
+            f"{row['setting']:g}",
+            str(row["probes"]),
+            evaluations(row["cost"]),
+            _small(row["error"]),
+            _small(row["stated"]),
+            _small(row["stated_solver"]),
+        ]
+        for world, rows in record("ode.json")["errors"].items()
+        for row in rows
+        if row["way"] == "ours" and (row["setting"] == 1e-3 or row["probes"] == "exact")
+    ]
+    header = ["world", "tolerance, nats", "probes", "evaluations per item", "error", "stated", "stated, solver"]
+    return markdown(header, table)
+
+
+def ode_coverage() -> str:
+    """How often intervals with the stated error contain the exact ln p(x)."""
+    found = record("ode.json")["coverage"]
+    names = {"items": "ln p(x) of an item", "means": f"the mean of {found['group']} items"}
+    table = [
+        [
+            name,
+            f"{found[key]['repeats']:,}",
+            f"{100 * found[key]['value']:.1f} ± {100 * found[key]['error']:.1f} %",
+        ]
+        for key, name in names.items()
+    ]
+    return markdown(["95 % interval of", "repeats", "covered"], table)
+
+
+def ode_batch() -> str:
+    """How far the score of an item depends on the other items of its batch."""
+    table = [
+        [world, row["way"], f"{row['setting']:g}", *(_small_or_zero(row[key]["largest"]) for key in ("others", "one far out"))]
+        for world, rows in record("ode.json")["batch"].items()
+        for row in rows
+    ]
+    header = ["world", "way", "tolerance or steps", "in a batch of 16", "beside an item far out"]
+    return markdown(header, table)
+
+
+def _small_or_zero(value: float) -> str:
+    return _small(value) if value > 0 else "0"
+
+
+def ode_orders() -> str:
+    """The error of the solver by the number of steps, and the order between the last two that rounding does not limit."""
+    table = list[list[str]]()
+    for world, rows in record("ode.json")["orders"].items():
+        for row in rows:
+            errors = row["error"]
+            whole = [math.log2(a / b) for a, b in pairwise(errors) if b > 1e-11]
+            table.append([world, row["way"], str(row["order"]), *(_small(one) for one in errors), two_digits(whole[-1])])
+    steps = next(iter(record("ode.json")["orders"].values()))[0]["steps"]
+    return markdown(["world", "way", "order", *(f"{n} steps" for n in steps), "measured order"], table)
+
+
+def ode_mass() -> str:
+    """The integral of the densities of small networks over a grid."""
+    table = [
+        [row["way"], str(row["dimensions"]), f"{row['points']:,}", f"{row['mass']:.6f}"]
+        for row in record("ode.json")["mass"]
+    ]
+    return markdown(["way", "dimensions", "points", "integral"], table)
