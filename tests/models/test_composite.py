@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -358,6 +360,40 @@ def test_losses_draws_and_visits_have_the_same_mean(name: str) -> None:
         chain = stage.visited()
         torch.testing.assert_close(block.gamma, chain.gamma_at(block.edges.clamp(max=chain.steps)).double())
         assert float(block.kl.sum()) == pytest.approx(result.terms[term].value)
+
+
+@pytest.mark.parametrize("name", ["frozen encoder", "cascade"])
+def test_a_path_through_the_stages_keeps_a_few_latents_whatever_t(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importance weights of a composite take memory that does not grow with the T of its stages."""
+    x, whole, most = MEAN + torch.zeros(3, X).double(), df.Gaussian.sample, {}
+    for steps in (10, 40):
+        stages = {"prior": diffusion("prior", Y, seed=5), "decoder": diffusion("decoder", X, Y, seed=9)}
+        prior, decoder = (model.regrid(steps).double() for model in stages.values())
+        encoder = linear(Y, X, 3)
+        model = (
+            FrozenEncoder(encoder, prior, decoder, level=1)
+            if name == "frozen encoder"
+            else Cascade({"prior": prior, "decoder": decoder}, [encoder], handover=1)
+        ).double()
+        drawn, asked = list[weakref.ref[Tensor]](), list[tuple[int, ...]]()
+        most[steps] = 0
+
+        def sample(self: df.Gaussian, *args: Any, drawn: Any = drawn, steps: int = steps, **kwargs: Any) -> Tensor:
+            z = whole(self, *args, **kwargs)
+            drawn.append(weakref.ref(z))
+            most[steps] = max(most[steps], sum(one() is not None for one in drawn))
+            return z
+
+        def noise(shape: tuple[int, ...], asked: Any = asked) -> Tensor:
+            asked.append(shape)
+            return torch.zeros(len(x), *shape).double()
+
+        monkeypatch.setattr(df.Gaussian, "sample", sample)
+        with torch.no_grad():
+            model.walked_log_weight(x, noise)
+        assert len(drawn) >= 2 * steps - 1
+        assert max(math.prod(shape) for shape in asked) <= X
+    assert most[10] == most[40] <= 4
 
 
 @pytest.mark.parametrize("name", ["frozen encoder", "frozen posterior", "cascade"])
