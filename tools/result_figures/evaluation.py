@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from result_tables.common import evaluations, record
+from result_tables.common import evaluations, record, two_digits
 
 from diffusional.report import style
 from result_figures.common import INSIDE, dots, figure, rows, share
@@ -364,9 +364,13 @@ def ode(*panels: Axes) -> str:
         axes.set_title(world, fontsize=9)
         axes.set_xlabel("evaluations per item")
     panels[0].set_ylabel("error, bits per dimension")
-    panels[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, handlelength=1.5, columnspacing=1.2)
+    whole = panels[0].get_figure()
+    assert whole is not None
+    whole.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     last = list(found)[-1]
-    lowest = {way: min(row["error"] for row in found[last] if row["way"] == way and row["cost"] <= 1000) for way, _ in _FLOWS}
+    lowest = {
+        way: min(row["error"] for row in found[last] if row["way"] == way and row["cost"] <= 1000) for way, _ in _FLOWS
+    }
     return (
         f"On the {last.split(',')[0]}, with 1,000 network evaluations per item, the error of ln p(x) is {two_digits(lowest['ours'])} bits per "
         f"dimension by ours, {two_digits(lowest['score_sde'])} by score_sde's way and {two_digits(lowest['flow_matching, midpoint'])} by "

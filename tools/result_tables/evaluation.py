@@ -475,7 +475,12 @@ def ode_coverage() -> str:
 def ode_batch() -> str:
     """How far the score of an item depends on the other items of its batch."""
     table = [
-        [world, row["way"], f"{row['setting']:g}", *(_small_or_zero(row[key]["largest"]) for key in ("others", "one far out"))]
+        [
+            world,
+            row["way"],
+            f"{row['setting']:g}",
+            *(_small_or_zero(row[key]["largest"]) for key in ("others", "one far out")),
+        ]
         for world, rows in record("ode.json")["batch"].items()
         for row in rows
     ]
@@ -494,7 +499,9 @@ def ode_orders() -> str:
         for row in rows:
             errors = row["error"]
             whole = [math.log2(a / b) for a, b in pairwise(errors) if b > 1e-11]
-            table.append([world, row["way"], str(row["order"]), *(_small(one) for one in errors), two_digits(whole[-1])])
+            table.append(
+                [world, row["way"], str(row["order"]), *(_small(one) for one in errors), two_digits(whole[-1])]
+            )
     steps = next(iter(record("ode.json")["orders"].values()))[0]["steps"]
     return markdown(["world", "way", "order", *(f"{n} steps" for n in steps), "measured order"], table)
 
