@@ -423,3 +423,12 @@ def codec_others() -> str:
     per = 8 / (found["items"] * found["dimensions"])
     rows = [[name, f"{size:,}", f"{size * per:.3f}"] for name, size in sorted(sizes.items(), key=lambda row: -row[1])]
     return markdown(["file", "bytes", "bits/dim"], rows)
+
+
+def codec_speed() -> str:
+    """Items per second at T = 50, by the number of dimensions."""
+    rows = [
+        [f"{row['dimensions']}", f"{row['coded_per_second']:.1f}", f"{row['decoded_per_second']:.1f}"]
+        for row in record("codec.json")["speed"]
+    ]
+    return markdown(["dimensions", "coded per second", "decoded per second"], rows)
