@@ -127,6 +127,29 @@ def presets_unclip(plain: Axes, strong: Axes) -> str:
     )
 
 
+@figure(4.6, columns=2, width_ratios=(1, 1))
+def presets_imagen(plain: Axes, strong: Axes) -> str:
+    """Samples of imagen-small for ten captions, without guidance and with w = 2."""
+    found = _drawn("imagen-small")
+    for axes, weight, names in ((plain, "1", found["asked"]), (strong, "2", ())):
+        _mosaic(axes, _images(found[f"w={weight}"]["images"]["last"]), found["each"], names, f"w = {weight}")
+    return (
+        f"Samples of imagen-small for ten captions such as “{found['asked'][0]}”: without guidance {_share(found['w=1'])} look like their digit, "
+        f"with w = 2 {_share(found['w=2'])}."
+    )
+
+
+@figure(1.8)
+def presets_imagen_stages(axes: Axes) -> str:
+    """One sample of imagen-small for each caption: its stages of 7 × 7, 14 × 14 and 28 × 28 pixels."""
+    found = _drawn("imagen-small")
+    drawn, each = found["w=2"]["images"], found["each"]
+    base, middle, last = (_images(drawn[stage])[::each] for stage in ("base", "middle", "last"))
+    rows = np.concatenate([base.repeat(4, 1).repeat(4, 2), middle.repeat(2, 1).repeat(2, 2), last])
+    _mosaic(axes, rows, len(last), ("7 × 7", "14 × 14", "28 × 28"), "samples, w = 2")
+    return f"{len(last)} samples of imagen-small with w = 2, each as its 7 × 7, 14 × 14 and 28 × 28 pixels."
+
+
 @figure(0.9)
 def presets_interpolation(axes: Axes) -> str:
     """Samples of unclip-small for embeddings between those of two test images, which are at both ends."""
