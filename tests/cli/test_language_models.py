@@ -7,11 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
 from battery import command
+from diffusional.interop.masked_lm import load_masked_lm
+from diffusional.models.masked import MaskedDiffusion
+from diffusional.models.prompted import PromptedDiffusion, prompts
+from diffusional.space import Categorical
+from diffusional.training.config import Config, DataConfig, ModelConfig
+from diffusional.training.loop import train
 from language import TEXT, bert, byte_pairs, llada, llama, word_piece
 
-pytest.importorskip("transformers")
+AutoTokenizer = pytest.importorskip("transformers").AutoTokenizer
 SHORT = TEXT[:60]
 
 
@@ -158,3 +166,143 @@ def test_reports_refuse_options_of_language_models_for_others(
         status, _, error = command(capsys, "report", *arguments, "-o", tmp_path / "r.html")
         assert (status, said in error) == (2, True), (arguments, error)
     assert not (tmp_path / "r.html").exists()
+
+
+QUESTIONS = [
+    ("The masked model", " fills what is hidden"),
+    ("one word after the ", "other"),
+    ("the", " model"),
+    ("", "a mask"),
+]
+
+
+@pytest.fixture(scope="module")
+def questions(folder: Path) -> Path:
+    path = folder / "qa.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": p, "continuation": c}) for p, c in QUESTIONS))
+    return path
+
+
+def test_prompts_are_never_masked_and_only_continuations_count(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, items = tmp_path / "out.json", tmp_path / "items.csv"
+    status, printed, error = command(
+        capsys, "evaluate", f"hf:{folder / 'bert'}", "--data", questions, "--visits", 256, "--json", out, "--per-item", items,
+    )  # fmt: skip
+    assert status == 0, error
+    assert "the prompt is empty" in error
+    assert "exact" in printed
+    record, rows = json.loads(out.read_text()), list(csv.DictReader(items.open(encoding="utf-8")))
+    model = load_masked_lm(folder / "bert", 24)
+    tokens = [
+        AutoTokenizer.from_pretrained(folder / "bert")(one, add_special_tokens=False)["input_ids"]
+        for one, _ in QUESTIONS
+    ]
+    for row, (prompt, continuation), before in zip(rows, QUESTIONS, tokens, strict=True):
+        free = int(row["tokens"])
+        # By the sum over all masks, of the row alone.
+        whole = AutoTokenizer.from_pretrained(folder / "bert")(prompt + continuation, add_special_tokens=False)[
+            "input_ids"
+        ]
+        assert (len(before), len(before) + free) == (int(row["prompt_tokens"]), len(whole))
+        x = torch.tensor([whole]).float()
+        alone = PromptedDiffusion(
+            MaskedDiffusion(model.network, Categorical(len(whole), model.space.levels, excluded=model.space.excluded))
+        )
+        if len(whole) <= 16:
+            exact = float(alone.exact_ledger(x, prompts(x, len(before))).nelbo)
+            assert abs(float(row["nelbo"]) - exact) <= 5 * float(row["error"]) + 1e-5
+        assert float(row["log_likelihood"]) == -float(row["nelbo"])
+        assert (float(row["error"]) == 0) == (free == 1)
+        spaces = len(prompt) - len(prompt.rstrip())
+        assert int(row["characters"]) == len(continuation) + spaces
+    text = record["text"]
+    assert (text["tokens"], text["characters"]) == tuple(
+        sum(int(row[k]) for row in rows) for k in ("tokens", "characters")
+    )
+    nats = sum(float(row["nelbo"]) for row in rows)
+    assert record["nelbo_nats"]["value"] * len(rows) == pytest.approx(nats)
+    assert text["bits_per_token"][0] == pytest.approx(nats / math.log(2) / text["tokens"])
+    assert text["perplexity"] == pytest.approx(math.exp(nats / text["tokens"]))
+    assert record["nelbo_nats"]["error"] * len(rows) == pytest.approx(
+        math.sqrt(sum(float(row["error"]) ** 2 for row in rows))
+    )
+
+
+def test_two_models_are_compared_on_prompts(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, items, table = tmp_path / "out.json", tmp_path / "items.csv", tmp_path / "qa.csv"
+    table.write_text("question,answer\n" + "\n".join(f"{p},{c}" for p, c in QUESTIONS))
+    base = ("--data", table, "--prompt-column", "question", "--continuation-column", "answer", "--error", 0.05)
+    status, printed, error = command(
+        capsys, "evaluate", f"hf:{folder / 'bert'}", f"hf:{folder / 'other'}", *base, "--json", out, "--per-item", items
+    )
+    assert status == 0, error
+    assert "A − B, paired" in printed
+    record, rows = json.loads(out.read_text()), list(csv.DictReader(items.open(encoding="utf-8")))
+    differences = [float(row["nelbo_a"]) - float(row["nelbo_b"]) for row in rows]
+    assert [float(row["difference"]) for row in rows] == pytest.approx(differences)
+    assert record["difference_nats"]["error"] <= 0.05 * math.log(2) * record["text"]["a"]["tokens"] / len(rows) + 1e-12
+    # Another tokenizer, and the same model twice.
+    for other, said in ((f"hf:{folder / 'llada'}", "tokens"), (f"hf:{folder / 'bert'}", "twice")):
+        more = ("--mask-token", 2) if "llada" in other else ()
+        status, _, error = command(capsys, "evaluate", f"hf:{folder / 'bert'}", other, *base, *more)
+        assert (status, said in error) == (2, True), error
+
+
+def test_prompts_of_an_imported_model_and_of_a_run(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, values = tmp_path / "run", []
+    assert command(capsys, "import", f"hf:{folder / 'bert'}", run, "--length", 30)[0] == 0
+    for source in (f"hf:{folder / 'bert'}", run):
+        out = tmp_path / f"{len(values)}.json"
+        status, printed, error = command(capsys, "evaluate", source, "--data", questions, "--error", 0.1, "--json", out)
+        assert status == 0, error
+        assert "its continuation given its prompt" in printed
+        values.append(json.loads(out.read_text())["nelbo_nats"])
+    assert values[0] == values[1]
+    # A run of our own network.
+    config = Config(
+        data=DataConfig("text", length=16),
+        model=ModelConfig("masked", hidden=8, blocks=1, heads=2),
+        steps=2,
+    )
+    train(config, tmp_path / "own", console=Console(quiet=True))
+    table = tmp_path / "qa.csv"
+    table.write_text("prompt,continuation\nto be,or not\n")
+    out = tmp_path / "own.json"
+    status, _, error = command(capsys, "evaluate", tmp_path / "own", "--data", table, "--visits", 64, "--json", out)
+    assert status == 0, error
+    text = json.loads(out.read_text())["text"]
+    assert text["tokens"] == text["characters"] == len("or not")
+    assert abs(text["bits_per_token"][0] - math.log2(27)) < 1
+
+
+def test_bad_prompts_are_refused(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, empty = f"hf:{folder / 'bert'}", tmp_path / "empty.jsonl"
+    empty.write_text('{"prompt": "a", "continuation": ""}')
+    for said, arguments in (
+        ("line 1 of empty.jsonl", (model, "--data", empty)),
+        ("--prompt-column", (model, "--data", questions, "--prompt-column", "question")),
+        ("--data FILE.jsonl", (model, "--data", folder / "text.txt", "--prompt-column", "question")),
+        ("--data FILE.jsonl", (model, "--continuation-column", "answer")),
+        ("at most 8 tokens", (model, "--data", questions, "--length", 8)),
+        ("--item-error", (model, "--data", questions, "--item-error", 0.1)),
+        ("--html, --sweep", (model, "--data", questions, "--sweep", "--html", tmp_path / "a.html")),
+        ("both", (model, "--data", questions, "--visits", 8, "--error", 0.1)),
+        ("at least 4", (model, "--data", questions, "--visits", 2)),
+        ("--visits", (model, f"hf:{folder / 'other'}", "--data", questions, "--visits", 8)),
+        ("nothing", (f"hf:{tmp_path / 'nothing'}", "--data", questions)),
+    ):
+        status, _, error = command(capsys, "evaluate", *arguments)
+        assert (status, said in error) == (2, True), (arguments, error)
+    # Too few evaluations for the target: exit status 3.
+    status, _, error = command(
+        capsys, "evaluate", model, "--data", questions, "--error", 1e-4, "--max-evaluations", 100
+    )
+    assert status == 3, error

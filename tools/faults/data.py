@@ -73,4 +73,18 @@ FAULTS = [
         "(tokens & 0xFF != 0x80)",
         "data/test_tokenizers.py::test_every_character_and_byte_is_counted_once",
     ),
+    fault(
+        "data/prompts.py",
+        "spaces at the end of a prompt are lost",
+        "prompt[len(kept) :] + continuation",
+        "continuation",
+        "data/test_prompts.py::test_spaces_move",
+    ),
+    fault(
+        "data/prompts.py",
+        "characters are lost where a tokenizer merges a prompt and its continuation",
+        "if both[: len(own)] != own:",
+        "if not both:",
+        "data/test_prompts.py::test_a_continuation_that_merges_with_its_prompt_is_tokenized_by_itself",
+    ),
 ]

@@ -297,11 +297,4 @@ FAULTS = [
         "parts.std(0)",
         "interop/test_lm_eval.py::test_errors_cover_the_exact_numbers",
     ),
-    fault(
-        "interop/lm_eval.py",
-        "spaces before a continuation are lost",
-        "context[:-spaces], context[-spaces:] + continuation",
-        "context[:-spaces], continuation",
-        "interop/test_lm_eval.py::test_spaces_at_the_end_of_a_context_belong_to_the_continuation",
-    ),
 ]

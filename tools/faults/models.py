@@ -1125,4 +1125,11 @@ FAULTS = [
         "begin, shape = 0, self.affine.space.shape",
         "evaluation/test_stage_controls.py::test_controls_save_evaluations_and_leave_the_estimate[frozen encoder-8]",
     ),
+    fault(
+        "models/prompted.py",
+        "the network sees what an item is filled up with",
+        "self.network(tokens[rows, :length])",
+        "self.network(tokens[rows])[:, :length]",
+        "evaluation/test_continuations.py::test_items_of_different_lengths_cost_what_they_cost_alone",
+    ),
 ]

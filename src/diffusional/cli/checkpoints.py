@@ -303,7 +303,7 @@ def checked(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | N
     if not model.origin or not first():
         return None
     if model.origin.get("kind") == "transformers":
-        return checked_shift(name, model, chosen)
+        return checked_shift(name, model, chosen.x)
     items = min(SHORT_ITEMS, len(chosen.data))
     if items < 2:
         say(f"check of {name}: omitted, as it needs at least 2 items")

@@ -202,11 +202,16 @@ class Evaluate:
         ),
     ] = None
     data: str | None = None
-    """A data set, as for train. All its items are evaluated, in its order. Defaults to the run's own data."""
+    """A data set, as for train. All its items are evaluated, in its order. Defaults to the run's own data. For a model of text also a .jsonl
+    or .csv of prompts and continuations."""
     columns: tuple[str, ...] | None = None
     """Columns of a table to read, if it has more than the run was trained on. Columns are matched by name."""
     decimal: Literal[".", ","] | None = None
     """The decimal mark of a text table, if its values are ambiguous."""
+    prompt_column: str | None = None
+    """For a text model and --data FILE.jsonl or FILE.csv: the field with the prompts, which are never masked. Defaults to prompt."""
+    continuation_column: str | None = None
+    """For a text model and --data FILE.jsonl or FILE.csv: the field with the texts whose bound is estimated. Defaults to continuation."""
     condition: str | None = None
     """The column or key of the labels in --data, for a run trained with --data.condition. Defaults to that of the run."""
     other_condition: Annotated[

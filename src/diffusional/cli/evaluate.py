@@ -16,14 +16,14 @@ from diffusional.cli.console import Result, device, first, plainly, say, watchin
 from diffusional.cli.estimators import check_estimator, estimated
 from diffusional.cli.guidance import guidance_options, guided
 from diffusional.cli.items import ChosenItems, already_trained_on
+from diffusional.cli.prompted import evaluate_prompts, wants_prompts
+from diffusional.cli.scores_file import both_scores
 from diffusional.cli.scores_file import check_scores_file as check_scores_file
 from diffusional.cli.scores_file import write_scores as write_scores
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffusional.evaluation import Comparison, Evaluation
+    from diffusional.evaluation import Evaluation
     from diffusional.models.base import LatentVariableModel
     from diffusional.training.folder import Run
     from diffusional.training.run import RunRecord
@@ -50,6 +50,8 @@ def _evaluate(command: Evaluate) -> Result:
     from diffusional.files import save_json
     from diffusional.report.tables import ledger_table
 
+    if wants_prompts(command):
+        return evaluate_prompts(command)
     _check_evaluate(command)
     check_estimator(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
@@ -450,7 +452,7 @@ def _compare(
     saves: list[Callable[[], None]] = []
     if command.per_item is not None and first():
         per_item = command.per_item
-        saves.append(lambda: write_scores(per_item, _both(result), chosen))
+        saves.append(lambda: write_scores(per_item, both_scores(result), chosen))
     if command.html is not None and first():
         from diffusional.cli.pages import html_of
 
@@ -469,16 +471,6 @@ def _known(record: "RunRecord", split: str) -> str:
     fingerprint = record.fingerprints.get(split) or ""
     known = recognise(fingerprint, record.space.shape, record.items.get(split), record.space.levels)
     return "" if known is None else f" ({known.name}, recognised by {known.evidence}: {known.about})"
-
-
-def _both(result: "Comparison") -> "dict[str, Tensor]":
-    """Return the difference of every item, and the scores of both runs under names that end in _a and _b."""
-    items = result.per_item["item"]
-    columns = {"item": items, "difference": result.per_item["difference"], "error": result.per_item["error"]}
-    for name, one in (("a", result.a), ("b", result.b)):
-        order = one.per_item["item"].argsort()
-        columns |= {f"{key}_{name}": values[order] for key, values in one.per_item.items() if key != "item"}
-    return columns
 
 
 def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:

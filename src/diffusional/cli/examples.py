@@ -17,6 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional evaluate runs/digits runs/vae",
         "diffusional evaluate runs/digits --visits 8 --per-item scores.csv",
         "diffusional evaluate google/ddpm-cifar10-32 --data cifar10/test --unclipped",
+        "diffusional evaluate hf:language-model/ --data qa.jsonl --per-item answers.csv",
     ),
     "import": (
         "diffusional import google/ddpm-cifar10-32 runs/ddpm",

@@ -12,6 +12,8 @@ from diffusional.errors import DiffusionalError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffusional.evaluation import Comparison
+
 
 def check_scores_file(path: Path, inputs: Iterable[str | Path | None], json: Path | None) -> None:
     """Raise DiffusionalError for a --per-item that is neither .csv nor .npz, cannot be written, or is an input or the file of --json."""
@@ -56,3 +58,13 @@ def write_scores(path: Path, per_item: "Mapping[str, Tensor]", chosen: ChosenIte
         text.detach()
 
     save(path, write)
+
+
+def both_scores(result: "Comparison") -> "dict[str, Tensor]":
+    """Return the difference of every item, and the scores of both runs under names that end in _a and _b."""
+    items = result.per_item["item"]
+    columns = {"item": items, "difference": result.per_item["difference"], "error": result.per_item["error"]}
+    for name, one in (("a", result.a), ("b", result.b)):
+        order = one.per_item["item"].argsort()
+        columns |= {f"{key}_{name}": values[order] for key, values in one.per_item.items() if key != "item"}
+    return columns

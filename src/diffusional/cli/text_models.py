@@ -8,7 +8,8 @@ from diffusional.cli.console import say
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
-    from diffusional.cli.items import ChosenItems
+    from torch import Tensor
+
     from diffusional.models.masked import MaskedDiffusion
     from diffusional.space import Space
 
@@ -36,9 +37,12 @@ def refuse_text_options(path: Path, command: Any) -> None:
 
 
 def text_model(
-    path: Path, command: Evaluate | Check | Score | Classify | Import, space: "Space | None"
+    path: Path, command: Evaluate | Check | Score | Classify | Import, space: "Space | None", most: int | None = None
 ) -> "MaskedDiffusion":
-    """Load a masked language model. Raises DiffusionalError for options that it does not have."""
+    """Load a masked language model. Raises DiffusionalError for options that it does not have.
+
+    `most` is the default of --length, if the model takes as many tokens; by default that of `load_masked_lm`.
+    """
     from diffusional.interop.masked_lm import load_masked_lm
     from diffusional.space import Categorical
 
@@ -58,16 +62,17 @@ def text_model(
             f"expected two models of the same data, got one of {space} and {path}, a masked language model"
         )
     options: dict[str, Any] = {"mask_token": command.mask_token, "shift": command.shift, "revision": command.revision}
+    options |= {} if most is None else {"most": most}
     return load_masked_lm(str(path), None if space is not None else command.length, space=space, **options)
 
 
-def checked_shift(name: Path, model: Any, chosen: "ChosenItems") -> dict[str, Any] | None:
-    """Check whether the logits of a masked language model are at the declared positions, in one line: of the other convention, the cost is
-    higher unless it is the one that the network was trained with.
+def checked_shift(name: Path, model: Any, x: "Tensor") -> dict[str, Any] | None:
+    """Check whether the logits of a masked language model are at the declared positions, in one line: of the other convention, the cost of
+    items x (N, L) is higher unless it is the one that the network was trained with.
     """
     from diffusional.interop.masked_lm import check_shift
 
-    found = check_shift(model, chosen.x[:16].to(next(model.parameters()).device))
+    found = check_shift(model, x[:16].to(next(model.parameters()).device))
     if found is None:
         return None
     own, other, worse = found

@@ -73,6 +73,7 @@ class Alphabet:
         pad: the token that fills up the last block.
         write: converts a text to tokens, with what each stands for.
         decode: converts tokens (n,) to a text.
+        unknown: the token that stands for text that the alphabet cannot write, if there is one.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Alphabet:
     pad: int
     write: Callable[[str], Written]
     decode: Callable[[np.ndarray], str]
+    unknown: int | None = None
 
     def encode(self, text: str) -> np.ndarray:
         """Convert a text to tokens (n,), int64."""
@@ -159,7 +161,7 @@ def _of_tokenizer(name: str) -> Alphabet:
     def decode(tokens: np.ndarray) -> str:
         return tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False)
 
-    return Alphabet(name, len(tokenizer), pad, write, decode)
+    return Alphabet(name, len(tokenizer), pad, write, decode, tokenizer.unk_token_id)
 
 
 def load_tokenizer(name: str) -> Any:

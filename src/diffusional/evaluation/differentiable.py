@@ -76,7 +76,7 @@ def log_prob(
         raise DiffusionalError(
             "expected a plan without the control context, which takes a network evaluation of its own"
         )
-    noise, v = _draws(chain, x, visits, condition, seed, antithetic)
+    noise, v = stratified(chain, x, visits, condition, seed, antithetic)
     level_visits = plan.at(v)
     rows, rows_condition = x.detach().repeat_interleave(visits, 0), _interleaved(condition, visits)
     given = plan.subtracted(chain, rows, level_visits, noise).to(x.device)
@@ -93,7 +93,7 @@ def log_prob(
     return -(total + total_of(others).to(total))
 
 
-def _draws(
+def stratified(
     chain: Chain, x: Tensor, visits: int, condition: Condition | None, seed: int, antithetic: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the noise (B · V, *visit_shape), and uniform numbers (B · V,) on the CPU that choose the levels; the visits of an item follow each

@@ -9,8 +9,9 @@ has no place for errors: they are in `errors` of the model, one record for each 
     loglikelihood_rolling   the sum over the harness's windows of a document, each given the tokens of the window that were scored before
     generate_until          the most confident position first, or samples with do_sample
 
-A log-likelihood is a lower bound, as that of every masked diffusion. Its estimate is the mean of independent replicates of `log_prob`, and its error
-is their standard error. A continuation of one token is exact, in one network evaluation.
+A log-likelihood is a lower bound, as that of every masked diffusion. Its estimate is the mean of independent replicates, in each of which the numbers of
+masks are spread over the continuation (evaluation/continuations.py), and its error is their standard error. A continuation of one token is exact, in
+one network evaluation.
 """
 
 import contextlib
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor
 
 from diffusional.data.alphabets import load_tokenizer
+from diffusional.data.prompts import joint_tokens, moved_spaces
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.differentiable import log_prob
+from diffusional.evaluation.continuations import replicated
 from diffusional.files import save_json
 from diffusional.interop.masked_lm import PREFIX, load_masked_lm
 from diffusional.models.base import evaluation_mode
@@ -64,7 +66,7 @@ class Harness:
         pretrained: a folder or a name of the Hub, as for `load_masked_lm`.
         model, tokenizer: instead of `pretrained`, a `MaskedDiffusion` and a tokenizer of transformers, in memory.
         max_length: the most tokens of context and continuation; defaults to 1,024, or to the most that the model takes if that is less.
-        visits: network evaluations of each continuation, in `replicates` independent parts.
+        visits: network evaluations of each continuation, in `replicates` independent parts, of which none has more than one for each token.
         replicates: at least 2; the error of a number has one degree of freedom fewer.
         mask_token, shift: of `pretrained`.
         prefix: a token (its text or number) in front of every context and document, such as the beginning of a sequence; by default none.
@@ -136,13 +138,9 @@ class Harness:
         """Return the tokens of a context and of its continuation, as the harness splits them: spaces at the end of the context belong to the
         continuation, and both are tokenized together.
         """
-        spaces = len(context) - len(context.rstrip())
-        if spaces:
-            context, continuation = context[:-spaces], context[-spaces:] + continuation
-        if not context:
-            return self.prefix, self._encode(continuation)
-        before = self._encode(context)
-        return self.prefix + before, self._encode(context + continuation)[len(before) :]
+        context, continuation = moved_spaces(context, continuation)
+        before, both = joint_tokens(self._encode, context, continuation)
+        return self.prefix + before, both[len(before) :]
 
     def _of_length(self, length: int) -> PromptedDiffusion:
         space = self.model.space
@@ -187,14 +185,10 @@ class Harness:
         """Score continuations of several tokens."""
         model, each = self._of_length(x.shape[1]), self.visits // self.replicates
         prompt = prompts(x, x.shape[1] - free)
-        parts = torch.stack(
-            [
-                log_prob(model, x, each, condition=prompt, seed=self.replicates * self.seed + r)
-                for r in range(self.replicates)
-            ]
-        )
+        (parts,), _ = replicated((model,), x, prompt, each, range(self.replicates), self.seed)
         errors = (parts.std(0) / math.sqrt(self.replicates)).tolist()
-        return [(v, e, each * self.replicates) for v, e in zip(parts.mean(0).tolist(), errors, strict=True)]
+        calls = (free.clamp(max=each) * self.replicates).tolist()
+        return [(-v, e, n) for v, e, n in zip(parts.mean(0).tolist(), errors, calls, strict=True)]
 
     def _record(self, request: str, value: float, error: float, **more: Any) -> None:
         entry = {"request": request, "log_likelihood": value, "error": error} | more

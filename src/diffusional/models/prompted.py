@@ -6,10 +6,15 @@ The condition is the prompt: int64 tokens (N, L), −1 at free positions. Each i
 
 which has L levels here, whatever F is, so that items of different prompts share a plan: level s = 1 … L has n(s) = ⌈s F/L⌉ masks, and levels with
 the same number of masks share its cost equally. Without a prompt these are the levels of `OneAtATime`.
+
+Items of different lengths, such as a question and its answer, are filled up to the longest one (`of_lengths`). The network receives each without
+its filling.
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusional.absorbing import Absorbing
 from diffusional.conditions import Condition, check_condition, rows_of
@@ -21,8 +26,8 @@ from diffusional.models.masked import MaskedDiffusion
 from diffusional.shapes import Batch, PerItem
 from diffusional.space import Categorical
 
-# The name of the prompt in a condition of several parts.
-PROMPT = "prompt"
+# The names of the prompt, and of the lengths of items without their filling, in a condition of several parts.
+PROMPT, LENGTH = "prompt", "length"
 
 
 def prompts(x: Tensor, given: Tensor | int) -> Tensor:
@@ -54,6 +59,86 @@ def prompts(x: Tensor, given: Tensor | int) -> Tensor:
     return torch.where(mask, tokens, -1)
 
 
+def prompts_of_lengths(x: Tensor, given: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """Return the condition of items x (N, L) of different lengths for a model of `of_lengths`: their prompts, to which their filling belongs, and
+    their lengths.
+
+    Args:
+        x: tokens (N, L), each item filled up with any tokens of the space.
+        given: (N,), the number of given tokens at the beginning of each item.
+        lengths: (N,), the number of tokens of each item without its filling.
+
+    Raises DiffusionalError unless 0 ≤ given < lengths ≤ L.
+
+    >>> prompts_of_lengths(torch.tensor([[5, 6, 7], [8, 9, 9]]), torch.tensor([2, 0]), torch.tensor([3, 2]))["prompt"].tolist()
+    [[5, 6, -1], [-1, -1, 9]]
+    """
+    wrong = (given < 0) | (given >= lengths) | (lengths > x.shape[1])
+    if bool(wrong.any()):
+        item = int(wrong.nonzero()[0])
+        raise DiffusionalError(
+            f"expected fewer given tokens than the item has, and a length of at most {x.shape[1]}, got {int(given[item])} given tokens and length "
+            f"{int(lengths[item])} in item {item}"
+        )
+    place = torch.arange(x.shape[1], device=x.device)
+    shown = (place < given[:, None]) | (place >= lengths[:, None])
+    return {PROMPT: prompts(x, shown), LENGTH: lengths}
+
+
+class _OfLengths(nn.Module):
+    """A network whose items have different lengths: each is computed without its filling, together with those of the same length. Logits of the
+    filling are 0.
+    """
+
+    def __init__(self, network: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        lengths = condition[LENGTH].to(tokens.device)
+        out: Tensor | None = None
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().squeeze(1)
+            logits = self.network(tokens[rows, :length])
+            if out is None:
+                out = logits.new_zeros(*tokens.shape, logits.shape[-1])
+            out[rows, :length] = logits
+        if out is None:
+            raise DiffusionalError("expected at least one item, got none")
+        return out
+
+
+def of_lengths(model: MaskedDiffusion, length: int) -> "PromptedDiffusion":
+    """Return p(x_B | x_A) of a masked diffusion for items of different lengths, at most `length` tokens, with the condition `prompts_of_lengths`.
+
+    The bound of an item is that of a model of the item's own length. Its costs do not depend on the filling, nor on the other items.
+
+    Raises DiffusionalError for a masked diffusion of T independent steps.
+
+    >>> network = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 3))
+    >>> model = of_lengths(MaskedDiffusion(network, Categorical(9, 3)), 4)
+    >>> x = torch.zeros(2, 4)
+    >>> condition = prompts_of_lengths(x, torch.tensor([1, 0]), torch.tensor([2, 4]))
+    >>> model.elbo(x, torch.Generator().manual_seed(0), condition).nelbo.shape
+    torch.Size([2])
+    """
+    _check_continuous(model)
+    space = model.space
+    of = MaskedDiffusion(
+        _OfLengths(model.network), Categorical(length, space.levels, space.alphabet, excluded=space.excluded)
+    )
+    found = PromptedDiffusion(of)
+    found.origin = model.origin
+    return found.train(model.training)
+
+
+def _check_continuous(model: MaskedDiffusion) -> None:
+    if isinstance(model.process, Absorbing) and model.steps is not None:
+        raise DiffusionalError(
+            f"expected a masked diffusion in continuous time for prompts, got one of {model.steps} steps; use its regrid(None)"
+        )
+
+
 class PromptedDiffusion(Chain):
     """p(x_B | x_A) of a masked diffusion, with the prompt x_A as the condition: `prompts(x, given)`, or a dict with it as "prompt" and further
     entries for the network. Evaluations, scores, losses and samples take it as any condition.
@@ -75,10 +160,7 @@ class PromptedDiffusion(Chain):
 
     def __init__(self, model: MaskedDiffusion) -> None:
         super().__init__()
-        if isinstance(model.process, Absorbing) and model.steps is not None:
-            raise DiffusionalError(
-                f"expected a masked diffusion in continuous time for prompts, got one of {model.steps} steps; use its regrid(None)"
-            )
+        _check_continuous(model)
         self.model = model
 
     @property
@@ -159,9 +241,27 @@ class PromptedDiffusion(Chain):
         same_shape(x, noise)
         free, rest = self._given(x, condition)
         n, rate = self.masks_at(latent, free)
-        place = torch.where(free, noise, torch.inf).argsort(dim=1, stable=True).argsort(1)
-        z = torch.where(place < n[:, None], float(self.model.process.mask), x)
+        z = self._masked(x, n, noise, free)
         return rate[:, None] * self.model.hidden_map(x, z, rest)
+
+    def free(self, condition: Condition | None) -> Tensor:
+        """Return the number of free positions F (N,) of every item."""
+        prompt = condition if isinstance(condition, Tensor) or condition is None else condition.get(PROMPT)
+        return (self._parts(condition, 0 if prompt is None else len(prompt))[0] < 0).sum(1)
+
+    def masks_cost(self, x: Batch, number: PerItem, noise: Batch, condition: Condition | None) -> PerItem:
+        """Return (F/n) Σ_{i ∈ M} −ln p_i(x_i | x_{∖M}) (B,), nats, with the n = `number` (B,) free positions of the smallest noise (B, L) as M:
+        one network evaluation. Its mean over n = 1 … F and the noise is the bound.
+        """
+        same_shape(x, noise)
+        free, rest = self._given(x, condition)
+        z = self._masked(x, number, noise, free)
+        return free.sum(1) / number.double() * self.model.hidden_map(x, z, rest).sum(1)
+
+    def _masked(self, x: Batch, number: PerItem, noise: Batch, free: Tensor) -> Batch:
+        """Return x with masks at the `number` (B,) free positions of the smallest noise (B, L)."""
+        place = torch.where(free, noise, torch.inf).argsort(dim=1, stable=True).argsort(1)
+        return torch.where(place < number[:, None], float(self.model.process.mask), x)
 
     def moves(self, x: str = "x", prefix: str = "", condition: Given = the_condition) -> list[Move]:
         """Raise DiffusionalError: sequences cannot be coded given a prompt."""

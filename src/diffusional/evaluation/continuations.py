@@ -1,0 +1,240 @@
+"""The bound of continuations given their prompts, item by item: a `PromptedDiffusion`, whose items may differ in length.
+
+An item with F free positions costs Σ_{n=1..F} (1/n) E_{|M| = n} Σ_{i ∈ M} −ln p_i. A replicate of its estimate visits V numbers of masks,
+
+    n_j = ⌈F (j + U)/V⌉, j = 0 … V − 1,      Ŝ = (1/V) Σ_j (F/n_j) Σ_{i ∈ M_j} −ln p_i,      V ≤ F,
+
+with one uniform U for all of them, so that they are spread over 1 … F: with V = F each number occurs once. Replicates are independent, and the
+error of an item is the standard error of their mean. An item of one free position is exact. No number depends on the other items, as it would with
+levels that items of different F share (`evaluate`): F and the cost vary from item to item far more than the cost of an item with the masks.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusional.conditions import Condition, moved, rows_of
+from diffusional.errors import DiffusionalError
+from diffusional.evaluation.difference import Comparison
+from diffusional.evaluation.differentiable import stratified
+from diffusional.evaluation.provenance import provenance
+from diffusional.evaluation.result import Evaluation
+from diffusional.evaluation.shares import shared
+from diffusional.evaluation.sweep import mean_of_items
+from diffusional.evaluation.task import Progress, Watch
+from diffusional.evaluation.visits import network_rows
+from diffusional.models.base import device_of, evaluation_mode
+from diffusional.models.chain import Chain
+from diffusional.seeds import SEEDS, check_seed
+from diffusional.shapes import Batch, PerItem
+
+# The replicates of every item to begin with, and the visits of one of them unless a number of visits is given.
+REPLICATES, _VISITS = 4, 8
+# The most by which the number of replicates grows at once, and what is added to the number that the error seems to need.
+_GROWTH, _MARGIN = 16, 1.05
+
+
+class Prompted(Protocol):
+    """What is asked of a model of sequences given prompts."""
+
+    def free(self, condition: Condition | None) -> Tensor:
+        """Return the number of free positions (N,) of every item."""
+        ...
+
+    def masks_cost(self, x: Batch, number: PerItem, noise: Batch, condition: Condition | None) -> PerItem:
+        """Return an estimate (B,) of every item's bound, nats, from one mask of `number` free positions."""
+        ...
+
+
+def replicated(
+    models: Sequence[Any], x: Tensor, condition: Condition, visits: int, numbers: range, seed: int = 0
+) -> tuple[Tensor, int]:
+    """Return replicates (M, R, N) of the bounds of items x (N, L) under M models, nats, from common draws, and the number of network evaluations
+    of all models.
+
+    Args:
+        models: PromptedDiffusion, in evaluation mode.
+        condition: the prompts.
+        visits: the most visits of one replicate, V.
+        numbers: of the replicates, R of them. Replicate r of an item is the same in every call.
+        seed: of the draws.
+
+    Raises DiffusionalError for a cost that is not finite, with the number of its item.
+    """
+    free = models[0].free(condition)
+    each = free.clamp(max=visits)
+    calls = int(torch.where(free == 1, 1, each * len(numbers)).sum()) * len(models)
+
+    def values(rows: Tensor) -> dict[str, Tensor]:
+        out = torch.zeros(len(rows), len(models), len(numbers), dtype=torch.float64)
+        for v in each[rows].unique().tolist():
+            some = (each[rows] == v).nonzero().squeeze(1)
+            for part in some.split(max(1, network_rows(models[0]) // v)):
+                out[part] = _of_items(models, x[rows[part]], rows_of(condition, rows[part]), v, numbers, seed)
+        return {"cost": out}
+
+    found = shared(torch.arange(len(x)), {"cost": (len(models), len(numbers))}, values)["cost"]
+    return found.permute(1, 2, 0), calls
+
+
+@torch.inference_mode()
+def _of_items(models: Sequence[Any], x: Tensor, condition: Any, visits: int, numbers: range, seed: int) -> Tensor:
+    """Return replicates (B, M, R) of items with the same number of visits."""
+    out = torch.zeros(len(x), len(models), len(numbers), dtype=torch.float64)
+    free = models[0].free(condition)
+    # An item of one free position has the same value in every replicate.
+    needed = torch.arange(len(numbers) if visits > 1 else 1)
+    for some in needed.split(max(1, network_rows(models[0]) // (len(x) * visits))):
+        # The replicates of a visit follow each other: rows are (replicate, item, visit).
+        seeds = [(seed * 65536 + numbers[r]) % SEEDS for r in some.tolist()]
+        drawn = [stratified(models[0], x, visits, condition, own, antithetic=True) for own in seeds]
+        noise, v = torch.cat([one for one, _ in drawn]), torch.cat([one for _, one in drawn])
+        rows = torch.arange(len(x)).repeat_interleave(visits).repeat(len(some))
+        masks = (v * free.cpu()[rows]).floor().long() + 1
+        for m, model in enumerate(models):
+            device = device_of(model, x)
+            c = moved(rows_of(condition, rows), device)
+            cost = model.masks_cost(x[rows].to(device), masks.to(device), noise.to(device), c)
+            out[:, m, some] = cost.cpu().view(len(some), len(x), visits).mean(2).T
+    return out if visits > 1 else out[:, :, :1].expand_as(out)
+
+
+def continuations(
+    model: Chain,
+    x: Tensor,
+    condition: Condition,
+    *,
+    error: float | None = None,
+    visits: int | None = None,
+    max_evaluations: int | None = None,
+    seed: int = 0,
+    progress: Watch | None = None,
+) -> Evaluation:
+    """Return the bound of every item given its prompt, and of their mean, nats.
+
+    Args:
+        model: a PromptedDiffusion.
+        x: encoded items (N, L).
+        condition: their prompts, `prompts` or `prompts_of_lengths`.
+        error: the Monte Carlo error of the mean to reach, nats. All items get the same number of replicates.
+        visits: instead, network evaluations of every item, in four replicates of at most F each.
+        max_evaluations: the most network evaluations for `error`; `reached` is False if they are too few.
+        seed, progress: as of `evaluate`.
+
+    Raises DiffusionalError unless one of error and visits is given, for fewer than 4 visits, and for costs that are not finite.
+
+    >>> from diffusional import MaskedDiffusion, PromptedDiffusion
+    >>> from diffusional.models.prompted import prompts
+    >>> from diffusional.space import Categorical
+    >>> model = PromptedDiffusion(MaskedDiffusion(lambda tokens: torch.zeros(*tokens.shape, 3), Categorical(4, 3)))
+    >>> x = torch.zeros(2, 4)
+    >>> continuations(model, x, prompts(x, torch.tensor([1, 3])), visits=8).per_item["nelbo"]                  # 3 ln 3, and ln 3
+    tensor([3.2958, 1.0986], dtype=torch.float64)
+    """
+    values, calls, reached = _to_error((model,), x, condition, error, visits, max_evaluations, seed, progress)
+    return _record(model, x, condition, values[0], calls, reached, seed)
+
+
+def compare_continuations(
+    a: Chain,
+    b: Chain,
+    x: Tensor,
+    condition: Condition,
+    *,
+    error: float,
+    max_evaluations: int | None = None,
+    seed: int = 0,
+    progress: Watch | None = None,
+) -> Comparison:
+    """Return the bound of A less that of B on the same items and prompts, paired: both models see the same masks. Args as of `continuations`;
+    `error` is that of the mean difference, and evaluations are those of both models.
+
+    Raises DiffusionalError for models of different spaces.
+    """
+    if a.space != b.space:
+        raise DiffusionalError(f"expected two models of the same tokens, got {a.space} and {b.space}")
+    values, calls, reached = _to_error((a, b), x, condition, error, None, max_evaluations, seed, progress)
+    one, other = (_record(m, x, condition, v, calls // 2, reached, seed) for m, v in ((a, values[0]), (b, values[1])))
+    apart = values[0] - values[1]
+    variance = apart.var(0) / len(apart)
+    per_item = {"item": torch.arange(len(x)), "difference": apart.mean(0), "error": variance.sqrt()}
+    difference = mean_of_items(apart.mean(0), variance, calls)
+    return Comparison(difference, one, other, _freedom(apart), reached, (), per_item)
+
+
+def _to_error(
+    models: Sequence[Chain],
+    x: Tensor,
+    condition: Condition,
+    error: float | None,
+    visits: int | None,
+    limit: int | None,
+    seed: int,
+    progress: Watch | None,
+) -> tuple[Tensor, int, bool]:
+    """Return replicates (M, R, N) until the error of the mean, or that of the difference of two models, is reached; the number of network
+    evaluations, and whether it was reached.
+    """
+    check_seed(seed)
+    if (error is None) == (visits is None):
+        raise DiffusionalError(f"expected one of error and visits, got error={error} and visits={visits}")
+    if error is not None and not error > 0:
+        raise DiffusionalError(f"expected a positive error, got {error}")
+    if visits is not None and visits < REPLICATES:
+        raise DiffusionalError(f"expected at least {REPLICATES} visits, one for each replicate, got visits={visits}")
+    for model in models:
+        model.space.check(x)
+    each = _VISITS if visits is None else visits // REPLICATES
+    with evaluation_mode(*models):
+        found, calls = replicated(models, x, condition, each, range(REPLICATES), seed)
+        while error is not None:
+            now = _estimate(found, calls)
+            wanted = math.ceil(min(_GROWTH, _MARGIN * (now.error / error) ** 2) * found.shape[1])
+            if progress is not None:
+                progress(Progress(now, calls, max(calls, calls * wanted // found.shape[1])))
+            if now.error <= error:
+                break
+            if limit is not None:
+                wanted = min(wanted, found.shape[1] + (limit - calls) * found.shape[1] // calls)
+            if wanted <= found.shape[1]:
+                return found, calls, False
+            more, further = replicated(models, x, condition, each, range(found.shape[1], wanted), seed)
+            found, calls = torch.cat([found, more], 1), calls + further
+    return found, calls, True
+
+
+def _estimate(found: Tensor, calls: int) -> Any:
+    """Return the mean of one model's replicates (1, R, N), or of the differences of two."""
+    values = found[0] if len(found) == 1 else found[0] - found[1]
+    return mean_of_items(values.mean(0), values.var(0) / len(values), calls)
+
+
+def _freedom(values: Tensor) -> float:
+    """Return the degrees of freedom of the error of the mean (Satterthwaite), from replicates (R, N)."""
+    variance = values.var(0)
+    fourth = float(variance.square().sum())
+    return math.inf if fourth == 0 else float(variance.sum()) ** 2 / fourth * (len(values) - 1)
+
+
+def _record(
+    model: Chain, x: Tensor, condition: Condition, values: Tensor, calls: int, reached: bool, seed: int
+) -> Evaluation:
+    """Return the record of replicates (R, N)."""
+    mean, variance = values.mean(0), values.var(0) / len(values)
+    nothing = torch.zeros(0, dtype=torch.float64)
+    return Evaluation(
+        nelbo=mean_of_items(mean, variance, calls),
+        terms={},
+        per_item={"item": torch.arange(len(x)), "nelbo": mean, "error": variance.sqrt()},
+        levels_kl=nothing,
+        levels_error=nothing,
+        level_edges=torch.ones(1, dtype=torch.long),
+        dimensions=model.space.dimensions,
+        provenance=provenance(model, x, seed, condition) | {"method": "replicates", "replicates": len(values)},
+        freedom=_freedom(values),
+        reached=reached,
+        of="NELBO given the prompts",
+    )

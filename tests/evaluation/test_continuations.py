@@ -1,0 +1,165 @@
+"""Bounds of continuations given prompts, by replicates of stratified numbers of masks, against the sums over all masks."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import t
+from torch import Tensor, nn
+
+import diffusional as df
+from battery import randn
+from diffusional.evaluation.continuations import compare_continuations, continuations, replicated
+from diffusional.models.prompted import PromptedDiffusion, of_lengths, prompts, prompts_of_lengths
+from diffusional.space import Categorical
+
+L, K = 6, 3
+
+
+class Network(nn.Module):
+    """Logits (B, n, K) of any number n of tokens; each depends on the token before and on the sum of all."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.own, self.all = nn.Parameter(randn(K + 1, K, seed=seed)), nn.Parameter(randn(K + 1, K, seed=seed + 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.own[tokens.roll(1, 1)] + torch.tanh(self.all[tokens].sum(1, keepdim=True))
+
+
+def model_of(seed: int = 0) -> PromptedDiffusion:
+    return of_lengths(df.MaskedDiffusion(Network(seed).requires_grad_(False), Categorical(9, K)), L)
+
+
+X = torch.randint(K, (5, L), generator=torch.Generator().manual_seed(3)).float()
+GIVEN, LENGTHS = torch.tensor([0, 2, 1, 4, 3]), torch.tensor([6, 6, 4, 5, 5])
+CONDITION = prompts_of_lengths(X, GIVEN, LENGTHS)
+
+
+def test_items_of_different_lengths_cost_what_they_cost_alone() -> None:
+    found = model_of().exact_ledger(X, CONDITION).nelbo
+    for i in range(len(X)):
+        n = int(LENGTHS[i])
+        alone = PromptedDiffusion(df.MaskedDiffusion(Network(0).requires_grad_(False), Categorical(n, K)))
+        x = X[i : i + 1, :n]
+        assert float(alone.exact_ledger(x, prompts(x, GIVEN[i : i + 1])).nelbo) == pytest.approx(
+            float(found[i]), abs=1e-10
+        )
+    # Whatever they are filled up with.
+    other = X.clone()
+    for i in range(len(X)):
+        other[i, LENGTHS[i] :] = (other[i, LENGTHS[i] :] + 1) % K
+    again = model_of().exact_ledger(other, prompts_of_lengths(other, GIVEN, LENGTHS)).nelbo
+    torch.testing.assert_close(again, found, rtol=0, atol=1e-12)
+
+
+def test_samples_of_different_lengths_have_their_prompts() -> None:
+    model = model_of()
+    drawn = model.sample(len(X), torch.Generator().manual_seed(0), CONDITION)
+    shown = CONDITION["prompt"] >= 0
+    assert torch.equal(drawn[shown], X[shown])
+    model.space.check(drawn)
+
+
+def test_the_mean_is_the_sum_over_all_masks_and_the_errors_are_those_of_the_spread() -> None:
+    model, exact = model_of(), model_of().exact_ledger(X, CONDITION).nelbo
+    single = LENGTHS - GIVEN == 1
+    # 400 evaluations of four replicates each, of at most four visits.
+    (values,), _ = replicated((model,), X, CONDITION, 4, range(1600))
+    groups = values.view(400, 4, len(X))
+    apart = (values.mean(0) - exact) / (values.std(0) / math.sqrt(len(values))).clamp(min=1e-9)
+    assert float(apart.abs().max()) < 4.5
+    errors, spread = groups.std(1) / 2, groups.mean(1).std(0)
+    torch.testing.assert_close(errors[:, ~single].square().mean(0).sqrt(), spread[~single], rtol=0.15, atol=0)
+    # The item of one free position is exact.
+    assert float((values[:, single] - exact[single]).abs().max()) < 1e-9
+    # That is what `continuations` reports.
+    found = continuations(model, X, CONDITION, visits=16)
+    torch.testing.assert_close(found.per_item["nelbo"], groups[0].mean(0))
+    torch.testing.assert_close(found.per_item["error"], errors[0])
+    assert found.nelbo.error == pytest.approx(float(errors[0].square().sum().sqrt()) / len(X))
+    # Of four items with different spreads, the freedom lies between that of one, 3, and that of all, 12.
+    assert 3 <= found.freedom <= 12
+    inside = [
+        (one - exact.mean()).abs() <= t.ppf(0.975, freedom) * error
+        for one, error, freedom in zip(
+            groups.mean((1, 2)), errors.square().sum(1).sqrt() / len(X), freedoms(errors), strict=True
+        )
+    ]
+    assert 0.92 <= sum(map(float, inside)) / len(inside) <= 0.98
+
+
+def freedoms(errors: Tensor) -> list[float]:
+    """Satterthwaite's degrees of freedom of the mean of items whose errors are of four replicates."""
+    return (3 * errors.square().sum(1) ** 2 / errors.pow(4).sum(1)).tolist()
+
+
+def test_every_number_of_masks_occurs_once_with_a_visit_for_each_free_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen, plain = model_of(), [], PromptedDiffusion.masks_cost
+
+    def masks_cost(
+        self: PromptedDiffusion, x: Tensor, number: Tensor, noise: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor:
+        seen.append(number.view(-1, int(number.max())))
+        return plain(self, x, number, noise, condition)
+
+    monkeypatch.setattr(PromptedDiffusion, "masks_cost", masks_cost)
+    calls = replicated((model,), X, CONDITION, 6, range(3))[1]
+    for one in seen:
+        assert torch.equal(one.sort(1).values, torch.arange(1, one.shape[1] + 1).expand_as(one))
+    assert (
+        sum(one.numel() for one in seen)
+        == calls
+        == int(torch.where(LENGTHS - GIVEN == 1, 1, 3 * (LENGTHS - GIVEN)).sum())
+    )
+
+
+def test_a_number_depends_on_its_item_prompt_and_seed_only() -> None:
+    model, some = model_of(), torch.tensor([3, 1])
+    whole = continuations(model, X, CONDITION, visits=8).per_item["nelbo"]
+    part = {name: value[some] for name, value in CONDITION.items()}
+    assert torch.equal(continuations(model, X[some], part, visits=8).per_item["nelbo"], whole[some])
+    assert not torch.equal(continuations(model, X, CONDITION, visits=8, seed=1).per_item["nelbo"], whole)
+
+
+def test_replicates_are_added_until_the_error_is_reached() -> None:
+    model = model_of()
+    found = continuations(model, X, CONDITION, error=0.04)
+    assert found.reached
+    assert found.nelbo.error <= 0.04
+    assert abs(found.nelbo.value - float(model.exact_ledger(X, CONDITION).nelbo.mean())) < 4.5 * found.nelbo.error
+    limited = continuations(model, X, CONDITION, error=0.0005, max_evaluations=500)
+    assert not limited.reached
+    assert 300 < limited.nelbo.network_evaluations <= 500
+
+
+def test_two_models_see_the_same_masks() -> None:
+    a, b = model_of(0), model_of(0)
+    with torch.no_grad():
+        next(b.parameters()).add_(0.01)
+    found = compare_continuations(a, b, X, CONDITION, error=0.002)
+    exact = a.exact_ledger(X, CONDITION).nelbo - b.exact_ledger(X, CONDITION).nelbo
+    assert found.difference.error <= 0.002
+    assert found.difference.error < 0.2 * math.hypot(found.a.nelbo.error, found.b.nelbo.error)
+    assert abs(found.difference.value - float(exact.mean())) < 4.5 * found.difference.error
+    apart = (found.per_item["difference"] - exact).abs()
+    assert bool((apart <= 5 * found.per_item["error"] + 1e-9).all())
+
+
+def test_bad_input_is_refused() -> None:
+    model = model_of()
+    with pytest.raises(df.DiffusionalError, match="one of error and visits"):
+        continuations(model, X, CONDITION)
+    with pytest.raises(df.DiffusionalError, match="at least 4 visits"):
+        continuations(model, X, CONDITION, visits=3)
+    with pytest.raises(df.DiffusionalError, match="positive error"):
+        continuations(model, X, CONDITION, error=0.0)
+    with pytest.raises(df.DiffusionalError, match="length 7 in item 0"):
+        prompts_of_lengths(X, GIVEN, LENGTHS + 1)
+    with pytest.raises(df.DiffusionalError, match="4 given tokens"):
+        prompts_of_lengths(X, GIVEN, GIVEN + torch.tensor([1, 1, 1, 0, 1]))
+    with pytest.raises(df.DiffusionalError, match="regrid"):
+        of_lengths(df.MaskedDiffusion(Network(0), Categorical(L, K)).regrid(3), L)
+    other = of_lengths(df.MaskedDiffusion(Network(0), Categorical(9, K, "text8")), L)
+    with pytest.raises(df.DiffusionalError, match="same tokens"):
+        compare_continuations(model, other, X, CONDITION, error=0.1)
