@@ -2,9 +2,10 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from result_tables.common import record
+from result_tables.common import record, sets_of
 
 from diffusional.report import style
+from diffusional.report.charts import signed
 from result_figures.common import dots, figure, rows
 
 
@@ -189,3 +190,43 @@ def masked_curve(axes: Axes) -> str:
         f"I(x; z) falls from H(x) = {data['entropy']:.2f} nats to 0 along the signal, for the masked process above the uniform one. "
         f"I(x; z_t | z_(t−1)) is 0 for the chain, and up to {most:.2f} nats for masks that are drawn anew at every level."
     )
+
+
+@figure(3.6, columns=2, width_ratios=(1, 1), sharey=True)
+def probes(*axes: Axes) -> str:
+    """Accuracy of linear probes against log-SNR: of z_t, of features, and what is possible."""
+    lines = (
+        ("features", "features of the network", style.BLUE, "o-", True),
+        ("untrained", "features before training", style.SKY, "s--", True),
+        ("z", "z_t", style.VERMILION, "^-", True),
+        ("bayes", "Bayes classifier of z_t", style.INK, "-", False),
+    )
+    found, said = sets_of("probes.json"), []
+    for one, (title, its) in zip(axes, found, strict=False):
+        levels = sorted(its["levels"], key=lambda row: row["log_snr"])
+        x = [row["log_snr"] for row in levels]
+        for key, label, colour, fmt, over_items in lines:
+            y = [row[key]["value"] for row in levels]
+            off = [2 * row[key]["items" if over_items else "error"] for row in levels]
+            one.errorbar(x, y, off, fmt=fmt, color=colour, ms=4, lw=1.2, label=label)
+        one.plot(x, [row["fano"] for row in levels], color=style.MUTED, lw=1, ls=(0, (1, 1)), label="Fano's bound")
+        vae = its["vae"]
+        for key, label, dash in (("mean", "VAE, means of q(z|x)", (0, (4, 3))), ("draw", "VAE, draws", (0, (6, 2, 1, 2)))):
+            one.axhline(vae[key]["value"], color=style.GREEN, lw=1, ls=dash, label=label)
+        one.axhline(0.1, color=style.MUTED, lw=0.7)
+        one.set(xlim=(max(x) + 0.5, min(x) - 0.5), ylim=(0, 1.03), xlabel="log-SNR (little noise on the left)")
+        one.set_title(title, loc="left")
+        best = max(levels, key=lambda row: row["features"]["value"])
+        gap = max(levels, key=lambda row: row["features_less_z"]["value"])
+        said.append(
+            f"on {title.partition(',')[0]} probes of the features reach {best['features']['value']:.3f} at log-SNR "
+            f"{signed(str(best['log_snr']))} and exceed those of z_t by at most {gap['features_less_z']['value']:.3f}, at {signed(str(gap['log_snr']))}"
+        )
+    axes[0].set_ylabel("accuracy on test items, ± 2")
+    axes[0].legend(loc="lower left", handlelength=2, fontsize=7)
+    return _sentence(said)
+
+
+def _sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."

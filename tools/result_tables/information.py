@@ -2,7 +2,9 @@
 
 import math
 
-from result_tables.common import markdown, record, with_error
+from result_tables.common import markdown, record, sets_of, with_error
+
+from diffusional.report.charts import signed
 
 # Rows of the table: file, key of its record, data, schedule.
 _POINTS = (
@@ -120,3 +122,27 @@ def masked_steps() -> str:
         for name, row in record("masked-information.json")["steps"].items()
     ]
     return markdown(["steps", "bound − H(x)", "KL of the samples from the data"], rows)
+
+
+def probes() -> str:
+    """Accuracies of linear probes by log-SNR, beside what is possible, and of a VAE's latents."""
+    rows, last = [], ""
+    for title, its in sets_of("probes.json"):
+        for row in sorted(its["levels"], key=lambda row: -row["log_snr"]):
+            cells = [_accuracy(row[key]) for key in ("z", "features", "untrained", "features_less_z")]
+            possible = [f"{row['bayes']['value']:.3f}", f"{row['fano']:.3f}", f"{row['information']['value']:.2f}"]
+            name = "" if title == last else title
+            rows.append([name, signed(str(row["log_snr"])), *cells, *possible])
+            last = title
+        vae = its["vae"]
+        rows.append(["", f"VAE, {vae['latents']} latents: means", _accuracy(vae["mean"]), "", "", "", "", "", ""])
+        rows.append(["", "VAE: draws", _accuracy(vae["draw"]), "", "", "", "", "", f"{vae['kl_nats']:.2f} (KL)"])
+    header = ["data", "log-SNR", "z_t", "features", "untrained", "features − z_t", "Bayes", "Fano", "I(x; z_t), nats"]
+    return markdown(header, rows)
+
+
+def _accuracy(one: dict[str, float]) -> str:
+    """Return an accuracy with both errors together, over items and over repeats."""
+    error = math.hypot(one["items"], one["noise"])
+    text = with_error(one["value"], error) if error > 0 else f"{one['value']:.3f}"
+    return text.replace("-", "−")
