@@ -211,7 +211,10 @@ def probes(*axes: Axes) -> str:
             one.errorbar(x, y, off, fmt=fmt, color=colour, ms=4, lw=1.2, label=label)
         one.plot(x, [row["fano"] for row in levels], color=style.MUTED, lw=1, ls=(0, (1, 1)), label="Fano's bound")
         vae = its["vae"]
-        for key, label, dash in (("mean", "VAE, means of q(z|x)", (0, (4, 3))), ("draw", "VAE, draws", (0, (6, 2, 1, 2)))):
+        for key, label, dash in (
+            ("mean", "VAE, means of q(z|x)", (0, (4, 3))),
+            ("draw", "VAE, draws", (0, (6, 2, 1, 2))),
+        ):
             one.axhline(vae[key]["value"], color=style.GREEN, lw=1, ls=dash, label=label)
         one.axhline(0.1, color=style.MUTED, lw=0.7)
         one.set(xlim=(max(x) + 0.5, min(x) - 0.5), ylim=(0, 1.03), xlabel="log-SNR (little noise on the left)")

@@ -2,9 +2,8 @@
 
 import math
 
-from result_tables.common import markdown, record, sets_of, with_error
-
 from diffusional.report.charts import signed
+from result_tables.common import markdown, record, sets_of, with_error
 
 # Rows of the table: file, key of its record, data, schedule.
 _POINTS = (
