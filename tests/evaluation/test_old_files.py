@@ -44,7 +44,8 @@ def test_an_old_plan_gives_the_same_scores() -> None:
     for visits, scores in SCORES["visits"].items():
         found = evaluate(of, X, visits=int(visits), plan=plan, audit=False)
         assert found.per_item["nelbo"].tolist() == pytest.approx(scores, rel=1e-5)
-    assert evaluate(of, X, draws=2).per_item["nelbo"].tolist() == SCORES["sweep"]
+    # Another processor rounds otherwise.
+    assert evaluate(of, X, draws=2).per_item["nelbo"].tolist() == pytest.approx(SCORES["sweep"], rel=1e-12)
     # It has no record of its pilot; a target is reached without.
     found = evaluate(of, X, target_error=0.3, unit="nats", plan=plan, audit=False)
     sweep = sum(SCORES["sweep"]) / len(X)

@@ -27,7 +27,7 @@ STAGE = Config(
     condition_dropout=0.5,
     steps=3,
     batch=8,
-    validate_every=3,
+    validate_every=2,
     checkpoint_every=3,
 )
 ENCODER = replace(

@@ -24,6 +24,8 @@ STEPS = 24
 # Two processes that find each other at a port that is free.
 LAUNCHER = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
 LAUNCHER += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+# The launcher looks for ended processes this seldom, seconds, so that the others have the time to notice it themselves on a busy machine.
+PATIENT = ["--monitor-interval", "20"]
 
 # The same for all; what a test adds comes before it.
 SCRIPT = """
@@ -101,14 +103,15 @@ def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def together(
-    config: Config, run: Path, *options: str, before: str = "", watch: str = "None"
+    config: Config, run: Path, *options: str, before: str = "", watch: str = "None", patient: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Train on two processes of this machine."""
     saved = run.with_name("together.json")
     saved.write_text(json.dumps(config.to_dict()))
     script = run.with_name("script.py")
     script.write_text(SCRIPT.format(before=before, watch=watch))
-    command = [sys.executable, *LAUNCHER, str(script), str(saved), str(run), *options]
+    launcher = [*LAUNCHER, *(PATIENT if patient else ())]
+    command = [sys.executable, *launcher, str(script), str(saved), str(run), *options]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment() | {"OMP_NUM_THREADS": "1"}, timeout=HANGS
     )
@@ -134,7 +137,7 @@ def test_parts_of_a_batch_are_the_batch(alone: Path, config: Config, tmp_path: P
 def test_two_processes_are_one_and_go_on_as_one(alone: Path, config: Config, tmp_path: Path) -> None:
     # Killed after the checkpoint of step 12, when the bound of step 16 had been told.
     ending = "lambda step, model: os.kill(os.getpid(), signal.SIGKILL) if step == 16 and rank == 1 else None"
-    done = together(config, tmp_path / "run", watch=ending)
+    done = together(config, tmp_path / "run", watch=ending, patient=True)
     assert done.returncode != 0
     assert "another process of this run has ended" in done.stderr
     assert "continue with --resume, on any number of processes that divides the batch" in done.stderr

@@ -24,4 +24,11 @@ FAULTS = [
         "for one in (rows.lengths, rows.characters, rows.bytes)",
         "cli/test_language_models.py::test_prompts_are_never_masked_and_only_continuations_count",
     ),
+    fault(
+        "cli/report.py",
+        "reports of language models forget the length of blocks",
+        "return dataclasses.replace(asked, revision=command.revision, **text)",
+        "return dataclasses.replace(asked, revision=command.revision)",
+        "cli/test_language_models.py::test_report_has_units_of_the_text_masked_positions_and_blocks",
+    ),
 ]

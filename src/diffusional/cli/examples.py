@@ -15,7 +15,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional evaluate runs/digits",
         "diffusional evaluate runs/digits --error 0.002 --json bound.json --html bound.html",
         "diffusional evaluate runs/digits runs/vae",
-        "diffusional evaluate runs/digits --visits 8 --per-item scores.csv",
         "diffusional evaluate google/ddpm-cifar10-32 --data cifar10/test --unclipped",
         "diffusional evaluate hf:language-model/ --data qa.jsonl --per-item answers.csv",
     ),

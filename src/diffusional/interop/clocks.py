@@ -86,7 +86,7 @@ def edm_output(sigma_data: float, sign: float = 1.0) -> Output:
 def edm_scale(sigma_data: float) -> Callable[[Tensor], Tensor]:
     """Return c of an EDM network: it reads c_in (x + σ ε), c_in = 1/√(σ² + σ_d²).
 
-    >>> float(edm_scale(1.0)(torch.zeros(())))
+    >>> round(float(edm_scale(1.0)(torch.zeros(()))), 12)
     1.0
     """
     return lambda gamma: ve_scale(gamma) / (gamma.double().exp() + sigma_data**2).sqrt()

@@ -315,7 +315,7 @@ def rate_distortion(
         grid = below.subplots(shown.shape[1], len(chosen) + 1, squeeze=False)
         for row, item in zip(grid, range(shown.shape[1]), strict=True):
             for place, k in zip(row, [*chosen, -1], strict=True):
-                _picture(place, shown[k, item], 0, levels - 1)
+                _picture(place, shown[k, item], 0.0, float(levels - 1))
         for place, label in zip(grid[-1], [*(f"{bits[k]:.2f}" for k in chosen), "x"], strict=True):
             place.set_xlabel(label, fontsize=8)
     plots.rate_distortion(bits, error, rmse, total, curve)
