@@ -85,11 +85,13 @@ def test_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         in text
     )
     assert "independent positions" in text
+    assert re.search(r"Percentages are of the (first 4 of the )?run&#39;s \d+ validation items\.", text)
     assert "are missing" not in text
     assert "2 samples by the model&#39;s own reverse chain, with 100 latents, seed 0." in text
     end = text[text.index("How to reproduce</h2>") :]
     assert "This report drew 2 samples and scores of 4 of 4 items, at 2 network evaluations each." in end
-    assert f"`diffusional report {folder / 'a'} … --samples 64 --visits 8`" in end
+    assert f"<pre>diffusional report {folder / 'a'} --samples 64 --visits 8</pre>" in end
+    assert "`" not in text
     assert text.count("Cost map of") >= 2
 
 
@@ -139,6 +141,8 @@ def test_two_runs_are_compared_on_the_same_items(
     text = out.read_text(encoding="utf-8")
     assert "separate evaluations" not in text
     assert "Differences" in headings(out)
+    assert '<th scope="row">weights</th>' in text
+    assert '<th scope="row">seed</th><td>0</td><td>1</td>' in text
     values = {name: Evaluation.load(Path(name) / "evaluation-test.json").nelbo.value for name in (best, other)}
     assert values[best] < values[other]
 
@@ -176,7 +180,7 @@ def test_saved_files(tmp_path: Path) -> None:
     report(*(tmp_path / f"{name}.json" for name in ("one", "ab", "budget")), "-o", tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert f"Report: {tmp_path / 'one.json'}, runs/a, runs/b" in text
-    assert "runs/a is better than runs/b by 0.0902" in text
+    assert "runs/a has the lower bound, by 0.0902" in text
     assert "Information and gap of runs/a, relative to runs/b" in text
 
 

@@ -81,6 +81,19 @@ def test_no_faults_no_requests_no_overflow(
     assert light == (scheme == "light")
 
 
+def test_tables_are_not_cut_off_on_a_desktop_and_show_that_they_scroll_on_a_phone(
+    files: dict[str, Path], visit: Any
+) -> None:
+    cut = """() => [...document.querySelectorAll('.scroll:has(table)')].filter(one => one.checkVisibility())
+        .filter(one => one.scrollWidth > one.clientWidth + 1)"""
+    opened, _, _ = visit(files["several"], 1440, "light")
+    assert opened.evaluate(f"({cut})().map(one => one.getAttribute('aria-label'))") == []
+    opened, _, _ = visit(files["several"], 375, "dark")
+    shown = opened.evaluate(f"({cut})().map(one => getComputedStyle(one).backgroundImage)")
+    assert len(shown) > 1
+    assert all(one.count("linear-gradient") == 4 for one in shown)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(files: dict[str, Path], visit: Any, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed (the extra dev)")

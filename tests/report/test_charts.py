@@ -69,6 +69,14 @@ def test_whiskers_are_two_errors_and_cut_at_the_edge() -> None:
     assert widths[1] == pytest.approx(4 * widths[2], abs=0.6)  # error over items 2.0
 
 
+def test_lines_of_dots_leave_out_the_labels() -> None:
+    chart = dots("d", [Dot("a", -1.0, 0.1), Dot("b", 1.0, 0.1)], "nats", "0: equal")
+    (zero,) = marks(chart, "zero")
+    spans = [(float(low), float(high)) for low, high in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", zero.get("d", ""))]
+    # The baselines of labels are at 13 and 47; letters reach from 11 above to 3 below.
+    assert spans == [(18.0, 34.0), (52.0, 68.0)]
+
+
 def test_histograms_are_shares() -> None:
     chart = histogram(
         "h", [("a", np.array([0.5, 0.6, 1.5])), ("b", np.array([1.5]))], np.array([0.0, 1.0, 2.0]), "x", ""

@@ -138,10 +138,10 @@ def test_the_number_is_that_of_the_record_beside_baselines() -> None:
     tree = Tree(page([full()]))
     bits = 64 * math.log(2)
     big = next(one for one in tree.elements if one["attrs"].get("class") == "big")["text"]
-    assert big.split() == [f"{80 / bits:.4f}", "±", f"{0.2 / bits:.4f}", "bits/dim", "upper", "bound"]
+    assert big.split() == [f"{80 / bits:.4f}", "±", f"{0.2 / bits:.4f}", "bits/dim", "estimated", "upper", "bound"]
     rows = tree.rows("Models and baselines on the same items, the best first")
     assert [row[0] for row in rows[1:]] == ["runs/a", "independent positions", "equally likely levels"]
-    assert rows[1][1:] == [f"{80 / bits:.4f}", f"{0.2 / bits:.4f}", "0.011", "upper bound"]
+    assert rows[1][1:] == [f"{80 / bits:.4f}", f"{0.2 / bits:.4f}", "0.011", "estimated upper bound"]
     assert rows[2][1] == f"{102 / bits:.4f}"
     assert rows[3][1:] == ["4.0875", "0", "0", "exact"]
     ledger = tree.rows("The ledger of runs/a")
@@ -221,21 +221,73 @@ def test_caveats_come_first() -> None:
         "Samples are missing: none.",
     ):
         assert part in shown
-    assert "no evaluation on this page raised a warning" in page([full()])
-    assert "diffusional evaluate runs/new" in page([Subject("runs/new")])
+    shown = page([full()])
+    shown = shown[shown.index('id="caveats"') : shown.index('id="number"')]
+    assert "<p>No warnings.</p>" in shown
+    # What no error covers is stated with and without warnings.
+    assert "how much other trainings (seeds) of the same model differ" in shown
+    assert "how much other trainings (seeds)" in text
+    assert "errors do not cover" not in page([Subject("runs/new")])
+    assert "<code>diffusional evaluate runs/new</code>" in page([Subject("runs/new")])
 
 
 def test_which_model_is_better() -> None:
     text = page([full(), full("runs/b", 84.0)], [comparison(-4.0)])
-    assert "runs/a is better than runs/b by 0.0902 ± 0.0023 bits/dim on these 9 items" in text
+    assert "runs/a has the lower bound, by 0.0902 ± 0.0023 bits/dim on these 9 items" in text
     # 4 nats ± 0.1, and ± 0.3 over items.
-    assert "The difference is 40.0 of them from 0 on these items, and 12.6 with the error over items." in text
+    assert "The difference is 40.0 standard errors from 0 on these items, and 12.6 with the error over items." in text
     rows = Tree(text).rows("Differences in bits/dim, with the 95 % Monte Carlo interval")
-    assert rows[1] == ["runs/a − runs/b", "−0.0902", "0.0023", "0.0068", "−0.0946 to −0.0858", "yes"]
+    assert rows[1] == ["runs/a − runs/b", "−0.0902", "0.0023", "0.0068", "−0.0946 to −0.0858", "−4.00 ± 0.10", "yes"]
+    assert "In nats, runs/a − runs/b is −4.00 ± 0.10." in text
     other = page([full(), full("runs/b", 76.0)], [comparison(4.0)])
-    assert "runs/b is better than runs/a by 0.0902" in other
+    assert "runs/b has the lower bound, by 0.0902" in other
+    assert "is better than" not in text
+    assert "from which no higher probability of the items follows" in text
+    assert "estimated anew" in text
     same = page([full(), full("runs/b", 80.1)], [comparison(-0.1)])
-    assert "Neither is better as far as this evaluation shows" in same
+    assert "Neither has the lower bound as far as this evaluation shows" in same
+
+
+def test_only_exact_numbers_and_estimates_speak_of_probabilities() -> None:
+    def of(first: str, second: str) -> str:
+        one = comparison(-4.0)
+        one = replace(one, a=replace(one.a, kind=first), b=replace(one.b, kind=second))
+        return page([replace(full(), evaluation=one.a), replace(full("runs/b"), evaluation=one.b)], [one])
+
+    text = of("exact", "exact")
+    assert "runs/a has the lower cost, by 0.0902" in text
+    assert "the lower cost: it gives the items a higher probability." in text
+    assert "a higher probability, as far as the estimates are right." in of("estimate", "estimate")
+    text = of("bound", "exact")
+    assert "runs/a has the lower number, by 0.0902" in text
+    assert "it gives the items" not in text
+
+
+def test_settings_that_differ_weights_and_steps_are_near_the_top() -> None:
+    def run(name: str, **settings: object) -> Subject:
+        config = {"model": {"widths": [8, 16], "kind": "diffusion"}, "seed": 7} | settings
+        return replace(full(name), config=config, weights=1234)
+
+    a, b = run("runs/a"), run("runs/b", model={"widths": [8, 48], "kind": "diffusion"}, init=None)
+    text = page([a, b])
+    assert Tree(text).rows("Settings in which the runs differ") == [
+        ["setting", "runs/a", "runs/b"],
+        ["weights", "1,234", "1,234"],
+        ["trained for, steps", "90", "90"],
+        ["model.widths", "8, 16", "8, 48"],
+        ["init", "", "none"],
+    ]
+    assert text.index("Settings in which") < text.index('id="costs"')
+    assert "are the same" in page([a, replace(a, name="runs/b")])
+    assert "Settings in which" not in page([a])
+    assert "Settings in which" not in page([a, Subject("b.json", images(84.0))])
+
+
+def test_a_reconstruction_of_zero_is_explained() -> None:
+    terms = images().terms
+    none = replace(images(), terms={**terms, "reconstruction": replace(terms["reconstruction"], value=1e-5, error=0.0)})
+    assert "reconstruction: below 1e−4 bits/dim, as the decoder finds the levels" in page([Subject("a", none)])
+    assert "below 1e−4" not in page([full()])
 
 
 def test_a_single_validation_is_no_curve() -> None:
@@ -250,7 +302,8 @@ def test_separate_evaluations_have_a_larger_error_and_a_caveat() -> None:
     text = page([full(), full("runs/b", 84.0)])
     rows = Tree(text).rows("Differences in bits/dim, with the 95 % Monte Carlo interval")
     error = math.hypot(0.2, 0.2) / (64 * math.log(2))
-    assert rows[1][2:3] + rows[1][5:] == [f"{error:.4f}", "no"]
+    assert rows[1][2:3] + rows[1][6:] == [f"{error:.4f}", "no"]
+    assert "estimated anew" not in text
     assert "diffusional evaluate runs/a runs/b" in text[: text.index('id="number"')]
 
 
@@ -259,7 +312,7 @@ def test_different_data_are_not_compared() -> None:
     text = page([full(), Subject("runs/b", other)])
     assert "cannot be compared with one another" in text[: text.index('id="number"')]
     assert 'id="differences"' not in text
-    assert "is better than" not in text
+    assert "has the lower" not in text
 
 
 def test_names_are_escaped() -> None:
@@ -283,6 +336,26 @@ def test_items_are_listed_by_name_with_their_costs_and_maps() -> None:
         *("Item hard.png", "Cost map of hard.png", "Item easy.png", "Cost map of easy.png")
     ]
     assert "40 of 60 items" in text
+    assert "Beside an image is its cost map" in text
+    assert "Negative values are noise of the estimate." in text
+    assert "42.0 % of reference items cost less" in cards[0]
+    items = full().items
+    assert items is not None
+    text = page([replace(full(), items=replace(items, reference="the first 40 of the run's 50 validation items"))])
+    assert "42.0 % of the validation items cost less" in text
+    assert "Percentages are of the first 40 of the run&#39;s 50 validation items." in text
+
+
+def test_the_words_and_the_errors_are_explained_where_the_numbers_are() -> None:
+    text = page([full()])
+    words = [one["text"] for one in Tree(text).all("dt") if any(p["attrs"].get("class") == "words" for p in one["in"])]
+    assert {"NELBO", "Reconstruction", "Kl", "Prior", "Latent z_t, T", "Log-SNR", "Degrees of freedom", "Plan"} <= set(
+        words
+    )
+    assert "Nat, bits/dim, D" in words
+    shown = text[text.index('id="number"') : text.index('id="costs"')]
+    assert "√(MC² + items²). Intervals are 95 %." in shown
+    assert 'href="#words"' in shown
 
 
 def test_how_to_reproduce() -> None:
@@ -299,6 +372,8 @@ def test_how_to_reproduce() -> None:
     ):
         assert part in shown
     assert "/usr/bin" not in shown
+    text = page([replace(full(), drawn="This report drew 3 samples.", more="diffusional report runs/a --samples 64")])
+    assert "<pre>diffusional report runs/a --samples 64</pre>" in text
 
 
 def test_the_same_records_give_the_same_bytes() -> None:

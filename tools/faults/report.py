@@ -5,9 +5,9 @@ from faults.row import fault
 FAULTS = [
     fault(
         "report/verdicts.py",
-        "the worse of two models is called better",
-        "names if difference.value <= 0 else names[::-1]",
-        "names if difference.value >= 0 else names[::-1]",
+        "the higher of two bounds is called the lower",
+        "names[0] if difference.value <= 0 else names[1]",
+        "names[0] if difference.value >= 0 else names[1]",
         "report/test_page.py::test_which_model_is_better",
     ),
     fault(

@@ -208,8 +208,8 @@ def scores_of(
         return [_listed(i, record, chosen, ends, maps, low, high) for i in numbers.tolist()]
 
     how = (
-        f"The histogram has {command.visits} draws of each item, whose noise widens it. The listed items are drawn again, by draws that did not "
-        f"choose them; seed {command.seed}."
+        f"The histogram has {command.visits} draws of each item, whose noise widens it. The listed items are chosen by these scores and shown "
+        f"with scores drawn anew, which are on average less extreme than those that chose them; seed {command.seed}."
     )
     return ItemScores(
         scores.nelbo.numpy(),
@@ -218,6 +218,14 @@ def scores_of(
         listed(ends.most_likely),
         listed(ends.least_likely),
         how,
+        "" if reference is None or ends.percentile is None else _reference(len(reference.x), most),
+    )
+
+
+def _reference(n: int, most: int) -> str:
+    """Return which validation items are the reference, in words."""
+    return (
+        f"the first {most:,} of the run's {n:,} validation items" if most < n else f"the run's {n:,} validation items"
     )
 
 

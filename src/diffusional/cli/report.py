@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,7 @@ def _completed(subject: "Subject", command: Report) -> "Subject":
         samples = _tried(notes, "Samples", lambda: drawing.samples_of(model, record, size.samples, command.seed, split))
     if size.items and own:
         scores = _tried(notes, "Scores of items", lambda: drawing.scores_of(model, record, command, size.items, split))
+    drawn, more = _drawn(samples, scores, command)
     return dataclasses.replace(
         subject,
         evaluation=result,
@@ -171,7 +173,9 @@ def _completed(subject: "Subject", command: Report) -> "Subject":
         samples=samples,
         items=scores,
         notes=notes,
-        drawn=_drawn(subject.name, samples, scores, command),
+        drawn=drawn,
+        more=more,
+        weights=sum(p.numel() for p in model.parameters()),
     )
 
 
@@ -202,12 +206,15 @@ def _of_checkpoint(path: Path, command: Report) -> "Subject":
             "Scores of items",
             lambda: drawing.scores_of(model, record, command, size.items, command.split, command.data),
         )
-    more = _drawn(str(path), samples, scores, command)
-    return Subject(str(path), result, samples=samples, items=scores, notes=notes, drawn=more)
+    drawn, more = _drawn(samples, scores, command)
+    weights = sum(p.numel() for p in run.model.parameters())
+    return Subject(
+        str(path), result, samples=samples, items=scores, notes=notes, drawn=drawn, more=more, weights=weights
+    )
 
 
-def _drawn(name: str, samples: "Samples | None", scores: "ItemScores | None", command: Report) -> str:
-    """Return what was computed for the report, and how to get more, in two sentences; "" if nothing was drawn."""
+def _drawn(samples: "Samples | None", scores: "ItemScores | None", command: Report) -> tuple[str, str]:
+    """Return what was computed for the report, as a sentence, and the command that draws more; "" twice if nothing was drawn."""
     parts, options = [], []
     if samples is not None:
         n = next(
@@ -223,8 +230,13 @@ def _drawn(name: str, samples: "Samples | None", scores: "ItemScores | None", co
         options += [f"--items {min(scores.of, 10 * len(scores.nelbo))}"] * (len(scores.nelbo) < scores.of)
         options.append(f"--visits {4 * command.visits}")
     if not parts:
-        return ""
-    return f"This report drew {' and '.join(parts)}. For more and smaller errors: `diffusional report {name} … {' '.join(options)}`."
+        return "", ""
+    given = [*map(str, command.runs)]
+    for name in ("data", *TEXT_OPTIONS, "revision", "split"):
+        value = getattr(command, name)
+        if value is not None and value is not False:
+            given += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return f"This report drew {' and '.join(parts)}.", f"diffusional report {shlex.join(given)} {' '.join(options)}"
 
 
 def _asked(path: Path, other: Path | None, command: Report) -> Evaluate:

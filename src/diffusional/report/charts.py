@@ -215,11 +215,12 @@ def dots(
     scale = _scale(low - room, high + room, 4, WIDTH - 4)
     bottom = _ROW * len(rows)
     marks = []
+    # Lines are interrupted at the labels of the rows.
     for place in ticks(low - room, high + room, 5):
-        marks.append(f'<path class="grid" d="M{_n(scale(place))} 0V{bottom}"/>')
+        marks.append(f'<path class="grid" d="{_between(scale(place), len(rows))}"/>')
         marks.append(_text(scale(place), bottom + 14, _tick(place), "middle", "tick"))
     for place in ([0.0] if zero else []) + ([] if mark is None else [mark]):
-        marks.append(f'<path class="zero" d="M{_n(scale(place))} 0V{bottom}"/>')
+        marks.append(f'<path class="zero" d="{_between(scale(place), len(rows))}"/>')
     for row, dot in enumerate(rows):
         y = row * _ROW
         marks += _heading(y, dot.name, with_plus_minus(dot.value, dot.error))
@@ -238,6 +239,11 @@ def dots(
         for dot in rows
     ]
     return Chart(title, description, "".join(marks), bottom + 38, ["name", unit, "± Monte Carlo", "± items"], table)
+
+
+def _between(x: Number, rows: int) -> str:
+    """Return a vertical line through rows, without the labels above them."""
+    return "".join(f"M{_n(x)} {row * _ROW + 18}V{(row + 1) * _ROW}" for row in range(rows))
 
 
 def _reach(dot: Dot) -> float:

@@ -50,6 +50,19 @@ def table(result: Evaluation) -> tuple[list[str], list[tuple[str, list[list[str]
     return columns, sections
 
 
+def note_of(result: Evaluation) -> str:
+    """Return why the reconstruction of discrete data is shown as 0, as a sentence; "" if it is not, or if there is none."""
+    unit = unit_of(result)
+    small = [
+        name
+        for name, term in result.terms.items()
+        if name.rpartition(".")[2] == "reconstruction" and abs(term.to(unit, result.dimensions).value) < 1e-4
+    ]
+    if not small or unit == "nats" or has_masks(result):
+        return ""
+    return f"{', '.join(small)}: below 1e−4 {unit}, as the decoder finds the levels of the data in z_1 almost surely."
+
+
 def waterfall_of(result: Evaluation, name: str, budget: Mapping[str, Any] | None = None) -> Chart:
     """Return the waterfall of an evaluation: reconstruction, bands of levels, prior, stage by stage, and their sum.
 

@@ -5,6 +5,7 @@ are escaped by the template.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,18 @@ from diffusional.report.tabular import marginals
 
 with needed_for("report"):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup, escape
 
 TEMPLATES = Path(__file__).parent / "templates"
 # The largest page, in bytes.
 MOST = 2_000_000
+# What no error on the page covers.
+_UNCOVERED = (
+    "The errors do not cover how much other trainings (seeds) of the same model differ, the gap between a bound and −ln p(x), or items of "
+    "another kind than the evaluated ones."
+)
+# The most settings that the table of differing ones shows.
+_SETTINGS = 12
 # Bins of a histogram of items.
 _BINS = 30
 
@@ -70,7 +79,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.globals["style"] = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    found.filters["coded"] = _coded
     return found
+
+
+def _coded(text: str) -> Markup:
+    """Return an escaped text in which `…` is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], title: str) -> dict[str, Any]:
@@ -98,9 +113,14 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
         "between": between,
         "caveats": [(one.name, verdicts.caveats(one)) for one in subjects],
         "headlines": [_headline(one.name, one.evaluation) for one in evaluated if one.evaluation is not None],
+        "uncovered": _UNCOVERED,
+        "settings": _settings(subjects) if len(subjects) > 1 else None,
         "missing": [one.name for one in subjects if one.evaluation is None],
         "best": _best(named, different),
         "differences": differences,
+        "differences_mean": verdicts.meaning_of_difference([kind for row in differences for kind in row["kinds"]])
+        if differences
+        else "",
         "differences_chart": _differences_chart(differences),
         "standing": _standing(subjects, unit),
         "texts": [found for name, one in named.items() if (found := texts.units_of_text(name, one)) is not None],
@@ -152,7 +172,7 @@ def _headline(name: str, result: Evaluation) -> dict[str, Any]:
         "value": number(main.value, main.error or main.item_error),
         "error": cells(result.nelbo, result.dimensions, first)[1] if main.error > 0 else "",
         "unit": first,
-        "kind": {"bound": "upper bound", "exact": "exact", "estimate": "estimate, not a bound"}[result.kind],
+        "kind": verdicts.kind_of(result),
         "meaning": verdicts.meaning(result),
         "facts": [f"{text[:1].upper()}{text[1:]}" for text in facts],
         "shares": ledgers.shares(result, first),
@@ -167,6 +187,46 @@ def _interval(result: Evaluation, unit: str) -> str:
     low, high = (number(end, error) for end in result.interval(unit=unit))
     degrees = f", {result.freedom:.0f} degrees of freedom" if np.isfinite(result.freedom) else ""
     return f"95 % Monte Carlo interval {low} to {high} {unit}{degrees}"
+
+
+def _settings(subjects: Sequence[Subject]) -> dict[str, Any] | None:
+    """Return the table of the settings in which runs differ, with their weights and steps; None if there is nothing to show."""
+    runs = [one for one in subjects if one.config is not None]
+    if len(runs) < 2:
+        return None
+    flat = [_flat(one.config or {}) for one in runs]
+    rows = []
+    if any(one.weights is not None for one in runs):
+        rows.append(["weights", *("" if one.weights is None else f"{one.weights:,}" for one in runs)])
+    trained = [max((int(line["step"]) for line in one.metrics if "step" in line), default=None) for one in runs]
+    if any(trained):
+        rows.append(["trained for, steps", *("" if steps is None else f"{steps:,}" for steps in trained)])
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    differ = [key for key in keys if len({one.get(key, "") for one in flat}) > 1]
+    rows += [[key, *(one.get(key, "") for one in flat)] for key in differ[:_SETTINGS]]
+    if not rows:
+        return None
+    caption = "Settings in which the runs differ" if differ else "The settings of the runs (config.json) are the same"
+    if len(differ) > _SETTINGS:
+        caption += f" (the first {_SETTINGS} of {len(differ)}; all are under How to reproduce)"
+    return {"caption": caption, "columns": ["setting", *(one.name for one in runs)], "rows": rows}
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Return the settings of a config as texts, by their names with those of their sections.
+
+    >>> _flat({"model": {"widths": [8, 16], "head": None}, "seed": 0})
+    {'model.widths': '8, 16', 'model.head': 'none', 'seed': '0'}
+    """
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{above}{key}.")
+        elif isinstance(value, list):
+            found[f"{above}{key}"] = ", ".join(map(str, value))
+        else:
+            found[f"{above}{key}"] = "none" if value is None else str(value)
+    return found
 
 
 def _best(named: Mapping[str, Evaluation], different: str) -> str:
@@ -192,12 +252,11 @@ def _standing(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:
     if not rows:
         return None
     rows.sort(key=lambda row: row[1].nelbo.value / row[1].dimensions)
-    kinds = {"bound": "upper bound", "exact": "exact", "estimate": "estimate"}
     shown, marks = [], []
     for name, result, is_model in rows:
         one = result.nelbo.to(unit, result.dimensions)
         texts = [brief(signed(cell)) for cell in cells(result.nelbo, result.dimensions, unit)]
-        shown.append({"name": name, "cells": texts, "kind": kinds[result.kind], "model": is_model})
+        shown.append({"name": name, "cells": texts, "kind": verdicts.kind_of(result), "model": is_model})
         marks.append(Dot(name, one.value, one.error, one.item_error, "s0" if is_model else "s6"))
     log = verdicts.uniform(rows[0][1])
     if log is not None and unit == "bits/dim":
@@ -228,8 +287,8 @@ def _differences_chart(differences: Sequence[Mapping[str, Any]]) -> Chart | None
         "Differences",
         marks,
         unit,
-        "0: equally good",
-        f"Differences of two models in {unit}. Left of zero, the first model of a row is better; right of it, the second.",
+        "0: equal",
+        f"Differences of two models in {unit}. Left of zero, the first model of a row has the lower number; right of it, the second.",
     )
 
 
@@ -243,6 +302,7 @@ def _ledger(subject: Subject) -> dict[str, Any]:
         "columns": columns,
         "sections": sections,
         "chart": ledgers.waterfall_of(result, subject.name, budget),
+        "note": ledgers.note_of(result),
         "budget": None if budget is None else _budget(budget),
         "shares": ledgers.shares(result, verdicts.unit_of(result)),
     }
@@ -310,6 +370,8 @@ def _items(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:
         factor = 1 / per_unit(unit, one.evaluation.dimensions)
         values.append((one.name, np.asarray(items.nelbo, dtype=float) * factor))
         ends.append(_ends(one.name, items, factor, unit))
+        if ends[-1]["scale"].startswith("−"):
+            ends[-1]["negative"] = _negative(one.evaluation)
         facts.append(_spread(one.name, values[-1][1], np.asarray(items.error, dtype=float) * factor, unit))
     whole = np.concatenate([one for _, one in values])
     low, high = (float(np.quantile(whole, q)) for q in (0.002, 0.998))
@@ -324,6 +386,13 @@ def _items(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:
         + (f" {beyond} items are beyond the ends." if beyond else ""),
     )
     return {"chart": chart, "ends": ends, "facts": facts}
+
+
+def _negative(result: Evaluation) -> str:
+    """Return why a cost map has negative values, as a sentence."""
+    if verdicts.unit_of(result) == "nats":
+        return " Negative values are densities above 1, or noise of the estimate."
+    return " Negative values are noise of the estimate."
 
 
 def _spread(name: str, values: np.ndarray, errors: np.ndarray, unit: str) -> str:
@@ -358,6 +427,8 @@ def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, A
     return {
         "name": name,
         "how": items.how,
+        "reference": items.reference,
+        "negative": "",
         "of": f"{len(items.nelbo):,} of {items.of:,} items" if len(items.nelbo) < items.of else "all items",
         "groups": [
             ("Hardest", [entry(one) for one in items.hardest]),
@@ -409,5 +480,6 @@ def _reproduce(subject: Subject) -> dict[str, Any]:
         "commands": commands,
         "facts": facts,
         "drawn": subject.drawn,
+        "more": subject.more,
         "config": None if subject.config is None else json.dumps(subject.config, indent=1, ensure_ascii=False),
     }

@@ -46,6 +46,7 @@ class ItemScores:
         of: the number of items of the split, of which the first n are scored.
         easiest, hardest: the most and the least likely items, the most extreme first.
         how: how the scores were drawn, one sentence.
+        reference: the items that percentiles refer to, in words; "" without percentiles.
     """
 
     nelbo: np.ndarray
@@ -54,6 +55,7 @@ class ItemScores:
     easiest: Sequence[ListedItem] = ()
     hardest: Sequence[ListedItem] = ()
     how: str = ""
+    reference: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +96,9 @@ class Subject:
         items, samples: what was drawn from the model; None if nothing was.
         budget: the record of `diffusional information RUN --reference RUN`, or of an exact world: costs, information and gaps.
         notes: further caveats, one sentence each.
-        drawn: what was computed for the report, and how to get more; "" if nothing was.
+        drawn, more: what was computed for the report, and the command that computes more; "" if nothing was.
         stages: the metrics of every stage of a system, by name; {} for a single model.
+        weights: the number of weights of its model; None if it was not loaded.
     """
 
     name: str
@@ -109,4 +112,6 @@ class Subject:
     budget: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
     drawn: str = ""
+    more: str = ""
     stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    weights: int | None = None

@@ -12,7 +12,7 @@ from diffusional.ledger import Estimate, with_error
 from diffusional.report.charts import brief, number, with_plus_minus
 from diffusional.report.subject import Subject
 
-# Standard errors by which a difference must exceed zero before one model is called better.
+# Standard errors by which a difference must exceed zero before one model is taken to have the lower number.
 SURE = 2.0
 
 
@@ -53,6 +53,18 @@ def meaning(result: Evaluation) -> str:
     }[result.kind]
     log = ": −log₂ p(x)/D" if discrete else ""
     return f"{sentence}{log}. Lower is better."
+
+
+def kind_of(result: Evaluation) -> str:
+    """Return the kind of a number in words; a bound with a Monte Carlo error is itself estimated.
+
+    >>> import torch
+    >>> kind_of(Evaluation.from_scores(torch.ones(2), dimensions=2))
+    'exact'
+    """
+    if result.kind == "bound":
+        return "upper bound" if result.nelbo.error == 0 else "estimated upper bound"
+    return {"exact": "exact", "estimate": "estimate, not a bound"}[result.kind]
 
 
 def of_what(result: Evaluation) -> str:
@@ -164,7 +176,7 @@ def paired(comparisons: Sequence[Comparison], subjects: Sequence[Subject]) -> li
         low, high = one.interval(unit=unit)
         seen.add(frozenset(one.names))
         rows.append(
-            _row(one.names, difference, unit, True)
+            _row(one.names, difference, (one.a, one.b), True)
             | {"interval": f"{number(low, difference.error)} to {number(high, difference.error)}"}
         )
     order = ranked(subjects)
@@ -181,13 +193,17 @@ def paired(comparisons: Sequence[Comparison], subjects: Sequence[Subject]) -> li
         difference = Estimate(a.value - b.value, error, items, a.n, a.network_evaluations + b.network_evaluations, unit)
         low, high = difference.interval()
         rows.append(
-            _row((best.name, other.name), difference, unit, False)
+            _row((best.name, other.name), difference, (best.evaluation, other.evaluation), False)
             | {"interval": f"{number(low, error)} to {number(high, error)}"}
         )
     return rows
 
 
-def _row(names: tuple[str, str], difference: Estimate, unit: str, is_paired: bool) -> dict[str, Any]:
+def _row(
+    names: tuple[str, str], difference: Estimate, results: tuple[Evaluation, Evaluation], is_paired: bool
+) -> dict[str, Any]:
+    unit, kinds = difference.unit, (results[0].kind, results[1].kind)
+    nats = difference.to("nats", results[0].dimensions)
     return {
         "a": names[0],
         "b": names[1],
@@ -196,8 +212,10 @@ def _row(names: tuple[str, str], difference: Estimate, unit: str, is_paired: boo
         "value": number(difference.value, difference.error),
         "error": brief(with_error(difference.error, difference.error)[0]),
         "items": brief(with_error(difference.item_error, difference.item_error)[0]) or "unknown",
+        "nats": "" if unit == "nats" else with_plus_minus(nats.value, nats.error),
         "paired": is_paired,
-        "verdict": verdict(names, difference, is_paired),
+        "kinds": kinds,
+        "verdict": verdict(names, difference, is_paired, kinds),
         "sure": sure(difference),
     }
 
@@ -206,34 +224,61 @@ def sure(difference: Estimate) -> str:
     """Return how far a difference is from zero, with both errors if both are known, as a sentence; "" without an error.
 
     >>> sure(Estimate(-1.0, 0.3, 0.4, n=9, network_evaluations=0))
-    '± is one standard error. The difference is 3.3 of them from 0 on these items, and 2.0 with the error over items.'
+    'The difference is 3.3 standard errors from 0 on these items, and 2.0 with the error over items.'
     """
     if not difference.error > 0:
         return ""
-    said = f"± is one standard error. The difference is {abs(difference.value) / difference.error:.1f} of them from 0 on these items"
+    said = f"The difference is {abs(difference.value) / difference.error:.1f} standard errors from 0 on these items"
     if not math.isfinite(difference.item_error):
         return f"{said}."
     both = abs(difference.value) / math.hypot(difference.error, difference.item_error)
     return f"{said}, and {both:.1f} with the error over items."
 
 
-def verdict(names: tuple[str, str], difference: Estimate, is_paired: bool) -> str:
-    """Return which of two models is better, by how much and how sure, as a sentence.
+def lower(kinds: Sequence[str]) -> str:
+    """Return what the model with the lower number has, by the kinds of the numbers.
+
+    >>> lower(("bound", "bound")), lower(("exact", "exact")), lower(("bound", "exact"))
+    ('the lower bound', 'the lower cost', 'the lower number')
+    """
+    same = {"bound": "the lower bound", "exact": "the lower cost", "estimate": "the lower estimate"}
+    return same[kinds[0]] if len(set(kinds)) == 1 else "the lower number"
+
+
+def meaning_of_difference(kinds: Sequence[str]) -> str:
+    """Return what a negative difference means, by the kinds of all numbers: of bounds nothing follows about probabilities.
+
+    >>> meaning_of_difference(("exact", "exact"))
+    'A negative difference means that the first model has the lower cost: it gives the items a higher probability.'
+    """
+    said = f"A negative difference means that the first model has {lower(kinds)}"
+    if "bound" in kinds:
+        return (
+            f"{said}. An upper bound is the most that the items cost: a lower one is the better guarantee, from which no higher probability of "
+            "the items follows."
+        )
+    return f"{said}: it gives the items a higher probability{', as far as the estimates are right' if 'estimate' in kinds else ''}."
+
+
+def verdict(
+    names: tuple[str, str], difference: Estimate, is_paired: bool, kinds: tuple[str, str] = ("bound", "bound")
+) -> str:
+    """Return which of two models has the lower number, by how much and how sure, as a sentence.
 
     >>> verdict(("a", "b"), Estimate(-1.0, 0.1, 0.2, n=9, network_evaluations=0), True)
-    'a is better than b by 1.00 ± 0.10 nats on these 9 items, and by 1.00 ± 0.22 nats on other items like them.'
+    'a has the lower bound, by 1.00 ± 0.10 nats on these 9 items, and by 1.00 ± 0.22 nats on other items like them.'
     >>> verdict(("a", "b"), Estimate(-0.1, 0.1, 0.2, n=9, network_evaluations=0), True)
-    'Neither is better as far as this evaluation shows: the difference of a and b, −0.10 ± 0.10 nats, is within two standard errors.'
+    'Neither has the lower bound as far as this evaluation shows: the difference of a and b, −0.10 ± 0.10 nats, is within two standard errors.'
     """
-    better, worse = names if difference.value <= 0 else names[::-1]
+    best = names[0] if difference.value <= 0 else names[1]
     size, unit = abs(difference.value), difference.unit
     on_items = math.hypot(difference.error, difference.item_error if math.isfinite(difference.item_error) else 0.0)
     if size <= SURE * difference.error:
         return (
-            f"Neither is better as far as this evaluation shows: the difference of {names[0]} and {names[1]}, "
+            f"Neither has {lower(kinds)} as far as this evaluation shows: the difference of {names[0]} and {names[1]}, "
             f"{with_plus_minus(difference.value, difference.error)} {unit}, is within two standard errors."
         )
-    said = f"{better} is better than {worse} by {with_plus_minus(size, difference.error)} {unit} on these {difference.n:,} items"
+    said = f"{best} has {lower(kinds)}, by {with_plus_minus(size, difference.error)} {unit} on these {difference.n:,} items"
     if not math.isfinite(difference.item_error):
         return f"{said}; how much that depends on the items is not known."
     if not is_paired:
