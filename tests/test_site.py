@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from battery import HANGS
+
 SITE = Path(__file__).parents[1] / "build" / "docs"
 CHROMIUM = Path("/usr/bin/chromium")
 # One page of each form: a list of links, code, long tables, a notebook with outputs, search.
@@ -33,6 +35,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize(("name", "scheme"), PAGES)
 def test_pages_of_the_site_are_accessible(browser: Any, name: str, scheme: str) -> None:
     page = browser.new_page(viewport={"width": 375, "height": 800}, color_scheme=scheme)
+    page.set_default_timeout(1000 * HANGS)
     page.goto((SITE / name).as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))

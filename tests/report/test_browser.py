@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from battery import HANGS
 from diffusional.report.page import page
 from diffusional.report.subject import Subject
 from report.pages import comparison, composite, full, table
@@ -45,6 +46,7 @@ def visit(browser: Any) -> Iterator[Any]:
 
     def visit(path: Path, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        context.set_default_timeout(1000 * HANGS)
         contexts.append(context)
         opened, faults, requests = context.new_page(), [], []
         opened.on("console", lambda message: faults.append(message.text))
