@@ -43,7 +43,7 @@ def test_a_table_and_other_names(tmp_path: Path) -> None:
 def test_a_continuation_that_merges_with_its_prompt_is_tokenized_by_itself(tmp_path: Path) -> None:
     pairs = byte_pairs(tmp_path / "pairs", "the masked the masked the masked")
     space = Categorical(64, len(pairs), f"tokenizer:{tmp_path / 'pairs'}")
-    prompt, rest = "the mas", "ked"
+    prompt, rest = "the mas", "ked the masked"
     own, both = joint_tokens(lambda text: pairs(text)["input_ids"], prompt, rest)
     assert both[: len(own)] != own
     found = read_prompts(written(tmp_path / "a.jsonl", [{"prompt": prompt, "continuation": rest}]), space)

@@ -1249,18 +1249,4 @@ FAULTS = [
         'stream(key + bytes([len(keys) % 256]), j, b"log_prob")',
         "evaluation/test_differentiable.py::test_two_policies_have_the_same_draws",
     ),
-    fault(
-        "evaluation/continuations.py",
-        "the numbers of masks are spread over the longest continuation",
-        "(v * free.cpu()[rows]).floor()",
-        "(v * int(free.max())).floor()",
-        "evaluation/test_continuations.py::test_the_mean_is_the_sum_over_all_masks_and_the_errors_are_those_of_the_spread",
-    ),
-    fault(
-        "evaluation/continuations.py",
-        "two models do not see the same masks",
-        "noise.to(device), c)",
-        "noise.to(device).roll(m, 1), c)",
-        "evaluation/test_continuations.py::test_two_models_see_the_same_masks",
-    ),
 ]
