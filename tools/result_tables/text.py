@@ -60,3 +60,33 @@ def masked_text_estimators() -> str:
         ],
         rows,
     )
+
+
+def masked_text_steps() -> str:
+    """Bits per character of the same network in T steps, and what the independence of positions in a step costs."""
+    found = record("masked-text.json")["steps"]
+    least = found["one at a time"]
+    rows = []
+    for name, one in found.items():
+        apart = (one["error"] ** 2 + least["error"] ** 2) ** 0.5
+        gap = "" if one is least else f"{one['bits'] - least['bits']:.3f} ± {apart:.3f}"
+        rows.append([name, f"{one['bits']:.3f} ± {one['error']:.3f}", gap])
+    return markdown(["steps T", "bits per character", "above one at a time"], rows)
+
+
+def masked_digits() -> str:
+    """Both families of diffusions of the digits: bits per dimension, steps, time and weights."""
+    names = {"masked": "masked diffusion of 17 categories", "gaussian": "Gaussian diffusion, preset `digits`"}
+    rows = [
+        [
+            name,
+            f"{one['bits']:.3f} ± {one['error']:.3f}",
+            f"± {one['over items']:.3f}",
+            f"{one['weights']:,}",
+            f"{one['steps']:,}",
+            f"{one['cpu_seconds']}",
+        ]
+        for key, name in names.items()
+        for one in [record("masked-digits.json")["models"][key]]
+    ]
+    return markdown(["model", "bits/dim", "over items", "weights", "steps", "CPU-seconds"], rows)
