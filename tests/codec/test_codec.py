@@ -333,6 +333,10 @@ def test_another_model_another_version_and_another_machine_are_refused(monkeypat
         decompress(model(seed=1), data)
     with pytest.raises(df.DiffusionalError, match="model="):
         decompress(_Renamed.of(model()), data)
+    # A model without T latents.
+    other = df.VAE(nn.Flatten(), nn.Identity(), likelihood.NetworkLevels(SPACE), latents=2)
+    with pytest.raises(df.DiffusionalError, match="coded with model=DiffusionModel, got VAE"):
+        decompress(other, data)
     monkeypatch.setattr(torch, "__version__", "1.0")
     with pytest.raises(df.DiffusionalError, match=r"torch=2.*got 1\.0"):
         decompress(model(), data)

@@ -213,15 +213,11 @@ def restore(model: LatentVariableModel, data: bytes, *, condition: Condition | N
     """Return the items, as `decompress` does, with their labels and the costs of the path that was coded."""
     header, payload = unpack(data)
     _check_model(model)
+    # Before a model of another kind is asked for T latents.
+    _check_same(header, {"model": type(model).__name__, "space": model.space.to_dict()})
     if header["latents"] != model.steps or (header["grid"] is None and _continuous(model)):
         model = model.regrid(header["grid"] or header["latents"])
-    mine = _about(model)
-    for name in _SAME:
-        if header.get(name) != mine[name]:
-            raise DiffusionalError(
-                f"the file was coded with {name}={header.get(name)}, got {mine[name]}: decode it with the model and the installation "
-                "that it was coded with"
-            )
+    _check_same(header, {name: value for name, value in _about(model).items() if name in _SAME})
     check_condition(condition, header["items"])
     if condition_record(condition) != header["condition"]:
         raise DiffusionalError(
@@ -289,6 +285,16 @@ def _prepared_condition(condition: Condition | None, labels: str) -> tuple[Condi
 
 def _frequencies(counts: list[int]) -> Tensor:
     return torch.tensor(counts).double().div(sum(counts)).log()
+
+
+def _check_same(header: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Raise DiffusionalError if a file was coded with another model or on another machine than these facts describe."""
+    for name, value in mine.items():
+        if header.get(name) != value:
+            raise DiffusionalError(
+                f"the file was coded with {name}={header.get(name)}, got {value}: decode it with the model and the installation "
+                "that it was coded with"
+            )
 
 
 def _about(model: LatentVariableModel) -> dict[str, Any]:
