@@ -308,6 +308,28 @@ def check_regular(path: Path) -> None:
         raise DiffusionalError(f"{path} is {what}, expected a regular file. {advice}")
 
 
+def text_of(path: Path, encoding: str = "utf-8") -> str:
+    """Return the text of a file that a user names. Raises DiffusionalError for one that is not regular, cannot be read or is not UTF-8.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "latin.txt"
+    >>> _ = path.write_bytes("é".encode("latin-1"))
+    >>> text_of(path)                                                                        # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: expected ...latin.txt to be a text in UTF-8, got unexpected end of data at byte 0
+    """
+    check_regular(path)
+    try:
+        return path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise DiffusionalError(
+            f"expected {path} to be a text in UTF-8, got {error.reason} at byte {error.start}"
+        ) from error
+    except OSError as error:
+        raise DiffusionalError(f"{path} could not be read ({error.strerror})") from error
+
+
 def sha256(path: Path) -> str:
     """Return SHA-256 of a file's bytes, 64 hexadecimal digits. Raises OSError if it is not a regular file or cannot be read."""
     if path.exists() and not path.is_file():  # opening a named pipe would block

@@ -114,13 +114,18 @@ def _share(found: dict[str, Any]) -> str:
     return f"{100 * found['accuracy']['value']:.0f} %"
 
 
+def _both_weights(plain: Axes, strong: Axes, name: str, stage: str) -> dict[str, Any]:
+    """Draw a preset's samples, those of one of its stages, without guidance and with w = 2. Returns the record of its samples."""
+    found = _drawn(name)
+    for axes, weight, names in ((plain, "1", found["asked"]), (strong, "2", ())):
+        _mosaic(axes, _images(found[f"w={weight}"]["images"][stage]), found["each"], names, f"w = {weight}")
+    return found
+
+
 @figure(4.6, columns=2, width_ratios=(1, 1))
 def presets_unclip(plain: Axes, strong: Axes) -> str:
     """Samples of unclip-small for ten captions, without guidance and with w = 2."""
-    found = _drawn("unclip-small")
-    for axes, weight, names in ((plain, "1", found["asked"]), (strong, "2", ())):
-        images = _images(found[f"w={weight}"]["images"]["decoder"])
-        _mosaic(axes, images, found["each"], names, f"w = {weight}")
+    found = _both_weights(plain, strong, "unclip-small", "decoder")
     return (
         f"Samples of unclip-small for ten captions such as “{found['asked'][0]}”: without guidance {_share(found['w=1'])} look like their digit, "
         f"with w = 2 {_share(found['w=2'])}."
@@ -130,9 +135,7 @@ def presets_unclip(plain: Axes, strong: Axes) -> str:
 @figure(4.6, columns=2, width_ratios=(1, 1))
 def presets_imagen(plain: Axes, strong: Axes) -> str:
     """Samples of imagen-small for ten captions, without guidance and with w = 2."""
-    found = _drawn("imagen-small")
-    for axes, weight, names in ((plain, "1", found["asked"]), (strong, "2", ())):
-        _mosaic(axes, _images(found[f"w={weight}"]["images"]["last"]), found["each"], names, f"w = {weight}")
+    found = _both_weights(plain, strong, "imagen-small", "last")
     return (
         f"Samples of imagen-small for ten captions such as “{found['asked'][0]}”: without guidance {_share(found['w=1'])} look like their digit, "
         f"with w = 2 {_share(found['w=2'])}."
@@ -161,9 +164,7 @@ def presets_interpolation(axes: Axes) -> str:
 @figure(4.6, columns=2, width_ratios=(1, 1))
 def presets_latent(plain: Axes, strong: Axes) -> str:
     """Samples of latent-small for ten labels, without guidance and with w = 2."""
-    found = _drawn("latent-small")
-    for axes, weight, names in ((plain, "1", found["asked"]), (strong, "2", ())):
-        _mosaic(axes, _images(found[f"w={weight}"]["images"]["decoder"]), found["each"], names, f"w = {weight}")
+    found = _both_weights(plain, strong, "latent-small", "decoder")
     return (
         f"Samples of latent-small for the labels 0 to 9: without guidance {_share(found['w=1'])} look like their digit, with w = 2 "
         f"{_share(found['w=2'])}."

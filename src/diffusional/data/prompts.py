@@ -20,7 +20,7 @@ import numpy as np
 from diffusional.data.alphabets import alphabet_of
 from diffusional.data.excerpt import listed
 from diffusional.errors import DiffusionalError
-from diffusional.files import check_regular
+from diffusional.files import text_of
 from diffusional.space import Categorical
 
 PROMPT, CONTINUATION = "prompt", "continuation"
@@ -201,15 +201,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the rows of a file with their lines. Raises DiffusionalError for a file that cannot be read."""
     if not is_prompts(path.name):
         raise DiffusionalError(f"expected a file of prompts ({', '.join(ENDINGS)}), got {path}")
-    check_regular(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DiffusionalError(
-            f"expected {path} to be a text in UTF-8, got {error.reason} at byte {error.start}"
-        ) from error
-    except OSError as error:
-        raise DiffusionalError(f"{path} could not be read ({error.strerror})") from error
+    text = text_of(path, "utf-8-sig")
     if path.suffix.lower() == ".csv":
         yield from _of_table(path, text)
         return

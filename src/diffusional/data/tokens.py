@@ -32,7 +32,7 @@ from diffusional.data.origin import Origin
 from diffusional.data.rows import Rows, integers
 from diffusional.data.splits import Part, split_at_random
 from diffusional.errors import DiffusionalError
-from diffusional.files import check_regular
+from diffusional.files import check_regular, text_of
 from diffusional.ledger import Estimate
 from diffusional.space import Categorical
 
@@ -126,15 +126,7 @@ class TextUnits:
 
 def read_words(path: Path) -> str:
     """Return the text of a file. Raises DiffusionalError for an empty file and one that is not UTF-8."""
-    check_regular(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DiffusionalError(
-            f"expected {path} to be a text in UTF-8, got {error.reason} at byte {error.start}"
-        ) from error
-    except OSError as error:
-        raise DiffusionalError(f"{path} could not be read ({error.strerror})") from error
+    text = text_of(path)
     if not text.strip():
         raise DiffusionalError(f"expected a text in {path}, got an empty file")
     return text
