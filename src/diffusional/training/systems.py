@@ -127,7 +127,7 @@ def unclip_small() -> CompositeConfig:
     stages = {
         "encoder": encoder,
         "prior": _prior(3000),
-        "decoder": _stage((16, 32, 64), 1100, batch=32, dropout=0.5),
+        "decoder": _stage((16, 32, 64), 3000, batch=32, dropout=0.5),
     }
     return CompositeConfig("unclip", stages, _CAPTIONED, handover=376, conditional=("decoder",))
 
