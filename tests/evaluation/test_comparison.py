@@ -1,6 +1,7 @@
 """The difference of two models: common noise, a paired error that is the spread of repeated differences, and refusals."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,3 +223,34 @@ def test_both_models_are_given_the_condition(x: Tensor) -> None:
         compare(conditional, ignoring, x, condition=torch.ones(60), reference=x)
     with pytest.raises(DiffusionalError):
         compare(conditional, plain, x, condition=torch.ones(60))
+
+
+def test_the_parts_of_a_difference_add_up_and_have_paired_errors(x: Tensor, tmp_path: Path) -> None:
+    """Costs and levels are those of A less those of B, and their errors are those of common noise."""
+    a, b = model(), model(0.05)
+    plans = (plan := Plan.fit(a, x), Plan.fit(b, x, like=plan))
+    runs = [compare(a, b, x, 1e3, "nats", seed=s, plans=plans, audit=False) for s in range(60)]
+    both = runs[0]
+    assert sum(term.value for term in both.terms.values()) == pytest.approx(both.difference.value, abs=1e-9)
+    assert {name: term.value for name, term in both.terms.items()} == pytest.approx(
+        {name: both.a.terms[name].value - both.b.terms[name].value for name in both.a.terms}, abs=1e-9
+    )
+    assert torch.allclose(both.levels_kl, both.a.levels_kl - both.b.levels_kl, rtol=0, atol=1e-9)
+    # The largest of the levels' errors is what the difference varies by, and far from the error of two separate evaluations.
+    values = torch.stack([one.levels_kl for one in runs]).std(0)
+    reported = torch.stack([one.levels_error for one in runs]).mean(0)
+    at = int(values.argmax())
+    assert 0.7 < float(reported[at] / values[at]) < 1.4
+    assert float(reported.norm()) < 0.3 * float(torch.hypot(both.a.levels_error, both.b.levels_error).norm())
+    both.save(tmp_path / "both.json")
+    loaded = comparison.Comparison.load(tmp_path / "both.json")
+    assert loaded.terms.keys() == both.terms.keys()
+    assert torch.equal(loaded.levels_kl, both.levels_kl)
+    assert torch.equal(loaded.levels_error, both.levels_error)
+
+
+def test_models_of_other_levels_have_no_difference_by_level(x: Tensor) -> None:
+    both = compare(model(), model(low=-8.0), x, 0.05, "nats")
+    assert set(both.terms) == set(both.a.terms)
+    assert sum(term.value for term in both.terms.values()) == pytest.approx(both.difference.value, abs=1e-9)
+    assert len(both.levels_kl) == len(both.levels_error) == 0

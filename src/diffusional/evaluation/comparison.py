@@ -24,6 +24,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.averages import LEAST_FREEDOM, few_draws
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.evaluation import Task, Watch, as_the_network, check_model, evaluate
+from diffusional.evaluation.itemised import differences
 from diffusional.evaluation.plan import PILOT, Plan
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import Strata
@@ -191,7 +192,19 @@ def _compared(tasks: list[Task], target: float, audit: bool, every_item: bool) -
         "difference": a.per_item["nelbo"] - b.per_item["nelbo"],
         "error": one.errors_of(*_paired(one, other), by_pilots),
     }
-    return Comparison(difference, a, b, freedom, enough and not caveats, tuple(caveats), per_item)
+    terms, levels = differences(one, other)
+    return Comparison(
+        difference,
+        a,
+        b,
+        freedom,
+        enough and not caveats,
+        tuple(caveats),
+        per_item,
+        terms=terms,
+        levels_kl=torch.tensor([level.value for level in levels], dtype=torch.float64),
+        levels_error=torch.tensor([level.error for level in levels], dtype=torch.float64),
+    )
 
 
 def _paired(a: VisitRecords, b: VisitRecords) -> tuple[Tensor, Tensor]:

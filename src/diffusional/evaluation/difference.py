@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from diffusional.errors import DiffusionalError
 from diffusional.evaluation import records
 from diffusional.evaluation.checks import check_estimate, check_freedom
 from diffusional.evaluation.reading import agree
@@ -29,10 +31,17 @@ _COMPARISON = frozenset(
         "network_evaluations",
         "reached",
         "caveats",
+        "terms",
+        "levels_kl",
+        "levels_kl_error",
         "a",
         "b",
     ]
 )
+
+
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +51,11 @@ class Comparison:
     It is the difference of two bounds, and so no bound itself. `freedom`, `reached`, `caveats` and `about` are as in an Evaluation; `a`
     and `b` are the two evaluations from the same draws. `per_item` has "item" (n,), "difference" (n,) of the scores in nats, and
     "error" (n,), its Monte Carlo error, paired; it is empty for a record that was saved without scores.
+
+    `terms` are the paired differences of the costs by name, in nats, which add up to `difference`: a cost that one of the models does not
+    have counts as 0 there. `levels_kl` and `levels_error` (C,) are the paired differences of the costs of the levels and their Monte Carlo
+    errors, nats, with the edges and blocks of `a`. The errors of both are those of the draws. They are empty for records of earlier
+    versions and for draws that are not paired, the levels also for models that do not have the same levels.
 
     >>> import torch
     >>> a, b = (Evaluation.from_scores(torch.tensor(scores), dimensions=2) for scores in ([3.0, 5.0], [4.0, 6.0]))
@@ -57,10 +71,20 @@ class Comparison:
     caveats: tuple[str, ...]
     per_item: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    terms: Mapping[str, Estimate] = field(default_factory=dict)
+    levels_kl: Tensor = field(default_factory=_none)
+    levels_error: Tensor = field(default_factory=_none)
 
     def __post_init__(self) -> None:
         check_estimate("difference", self.difference)
         check_freedom(self.freedom)
+        for name, term in self.terms.items():
+            check_estimate(f"the term {name}", term)
+        if len(self.levels_kl) != len(self.levels_error) or len(self.levels_kl) not in (0, len(self.a.levels_kl)):
+            raise DiffusionalError(
+                f"levels_kl and levels_error must be of the {len(self.a.levels_kl)} levels of a, or empty, got {len(self.levels_kl)} and "
+                f"{len(self.levels_error)}"
+            )
         records.check_about(self.about, _COMPARISON)
 
     def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
@@ -86,6 +110,9 @@ class Comparison:
             "network_evaluations": self.difference.network_evaluations,
             "reached": self.reached,
             "caveats": list(self.caveats),
+            "terms": {name: term.to_dict() for name, term in self.terms.items()},
+            "levels_kl": self.levels_kl.tolist(),
+            "levels_kl_error": [v if math.isfinite(v) else None for v in self.levels_error.tolist()],
             "a": self.a.to_json(),
             "b": self.b.to_json(),
             **self.about,
@@ -150,6 +177,7 @@ def _compared(record: Mapping[str, Any], scores: Mapping[str, Tensor], where: st
         raise entries.wrong("a and b", f"of the same {n} items", f"{a!r} and {b!r}")
     if not old and entries.text("kind") != "estimate":
         raise entries.wrong("kind", "'estimate'", entries.text("kind"))
+    terms = Entries(entries.object("terms", {}), f"{where}, terms")
     return Comparison(
         difference,
         a,
@@ -159,6 +187,9 @@ def _compared(record: Mapping[str, Any], scores: Mapping[str, Tensor], where: st
         entries.texts("caveats"),
         _part(scores, "difference"),
         records.others(record, _COMPARISON),
+        {name: terms.estimate(name, n, 0) for name in terms.record},
+        entries.tensor("levels_kl", default=[]).double(),
+        entries.tensor("levels_kl_error", null=True, default=[]).double(),
     )
 
 

@@ -1,4 +1,6 @@
-"""The records of visits as the terms of a ledger, and as costs of levels: of one chain, or of the stages of a composite model."""
+"""The records of visits as the terms of a ledger, and as costs of levels: of one chain, or of the stages of a composite model; and the
+differences of two models' terms and levels that have common noise.
+"""
 
 from dataclasses import dataclass, field
 
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from diffusional.evaluation.provenance import gamma_at
 from diffusional.evaluation.visit_records import Parts, VisitRecords
+from diffusional.ledger import Estimate
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,48 @@ class Itemised:
     edges: Tensor
     gamma: Tensor | None
     blocks: dict[str, int] = field(default_factory=dict)
+
+
+def itemised(draws: VisitRecords, records: Parts, filled: Tensor) -> Itemised:
+    """Return the terms and levels of a chain, by its sections if it has any."""
+    return (by_section if draws.model.sections() else by_term)(draws, records, filled)
+
+
+def differences(one: VisitRecords, other: VisitRecords) -> tuple[dict[str, Estimate], list[Estimate]]:
+    """Return the differences of two models' terms by name, and of their levels, from the same visits of the same items, in nats.
+
+    A term that one of the models does not have counts as 0 there. There are no levels unless both models have the same, at the same γ. The
+    errors are those of the draws.
+    """
+    items = one.visited()
+    (ours, filled), (theirs, _) = one.parts(items), other.parts(items)
+    a, b = itemised(one, ours, filled), itemised(other, theirs, filled)
+    nothing, zero = torch.zeros_like(one.prior), torch.zeros_like(ours.total)
+
+    def estimate(known: Tensor, values: Tensor) -> Estimate:
+        return one.survey(known, *one.spread(values, filled), 0)
+
+    terms = {
+        name: estimate(
+            a.base.get(name, nothing) - b.base.get(name, nothing), a.costs.get(name, zero) - b.costs.get(name, zero)
+        )
+        for name in dict.fromkeys([*a.base, *a.costs, *b.base, *b.costs])
+    }
+    levels = (
+        [estimate(mine[0] - yours[0], mine[1] - yours[1]) for mine, yours in zip(a.levels, b.levels, strict=True)]
+        if _same_levels(a, b)
+        else []
+    )
+    return terms, levels
+
+
+def _same_levels(a: Itemised, b: Itemised) -> bool:
+    """Return whether two models have the same levels: the same edges, blocks and, if there is one, γ."""
+    if a.blocks != b.blocks or not torch.equal(a.edges, b.edges):
+        return False
+    if a.gamma is None or b.gamma is None:
+        return a.gamma is b.gamma
+    return torch.allclose(a.gamma, b.gamma, rtol=0, atol=1e-6)
 
 
 def by_term(draws: VisitRecords, records: Parts, filled: Tensor) -> Itemised:

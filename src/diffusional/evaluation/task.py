@@ -20,7 +20,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation import ranks
 from diffusional.evaluation.audit import Audit
 from diffusional.evaluation.averages import EACH_ITS_OWN, few_draws
-from diffusional.evaluation.itemised import by_section, by_term
+from diffusional.evaluation.itemised import itemised
 from diffusional.evaluation.provenance import provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.strata import FIRST_OF_BAND, grown
@@ -331,7 +331,7 @@ class Task:
         records, filled = draws.parts(items)
         both = draws.spread(records.total, filled)
         zero, spent = torch.zeros(len(items), dtype=torch.float64), self.spent
-        parts = (by_section if draws.model.sections() else by_term)(draws, records, filled)
+        parts = itemised(draws, records, filled)
         base, costs = parts.base, parts.costs
         drawn = {name: draws.spread(values, filled) for name, values in costs.items()}
         base |= {name: torch.zeros_like(draws.prior) for name in drawn if name not in base}
