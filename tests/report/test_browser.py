@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from battery import HANGS
 from diffusional.report.page import page
 from diffusional.report.subject import Subject
-from report.pages import comparison, composite, full, table
+from report.pages import comparison, composite, full, listed, table
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
@@ -27,16 +29,28 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two pages, one of several runs with long names and one of a table."""
+    """Three pages: of several runs with long names, of a table, and of a run with a wide picture and several items."""
     folder = tmp_path_factory.mktemp("pages")
     long = "runs/" + "a-name-without-any-space-" * 6
     pages = {
         "several": page([full(), full("runs/b", 84.0), Subject(long, composite())], [comparison()]),
         "table": page([table()]),
+        "wide": page([wide()]),
     }
     for name, text in pages.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in pages}
+
+
+def wide() -> Subject:
+    rng = np.random.default_rng(0)
+    one = full()
+    assert one.samples is not None
+    assert one.items is not None
+    samples = replace(one.samples, images=rng.random((8, 1, 60, 60)))
+    return replace(
+        one, samples=samples, items=replace(one.items, hardest=[listed(f"{i}.png", 120.0) for i in range(4)])
+    )
 
 
 @pytest.fixture
@@ -94,6 +108,47 @@ def test_tables_are_not_cut_off_on_a_desktop_and_show_that_they_scroll_on_a_phon
     shown = opened.evaluate(f"({cut})().map(one => getComputedStyle(one).backgroundImage)")
     assert len(shown) > 1
     assert all(one.count("linear-gradient") == 4 for one in shown)
+
+
+def test_commands_and_wide_pictures_show_that_they_scroll_on_a_phone(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["wide"], 375, "light")
+    opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    commands = opened.evaluate(
+        """() => [...document.querySelectorAll('.scroll:has(pre)')].map(one => [
+            getComputedStyle(one).backgroundImage.split('linear-gradient').length - 1,
+            getComputedStyle(one.firstElementChild).backgroundColor])"""
+    )
+    # The shadows of the region are not covered by the text's own background.
+    assert commands
+    assert all(one == [4, "rgba(0, 0, 0, 0)"] for one in commands)
+    shadows = """() => Object.fromEntries([...document.querySelectorAll('.picture')].map(one => [
+        one.getAttribute('aria-label'),
+        [one.scrollWidth > one.clientWidth + 1, parseFloat(getComputedStyle(one, '::after').width) > 10]]))"""
+    assert opened.evaluate(shadows) == {"Samples of runs/a": [True, True], "Paths of runs/a": [False, False]}
+    opened, _, _ = visit(files["wide"], 1440, "light")
+    assert opened.evaluate(shadows) == {"Samples of runs/a": [False, False], "Paths of runs/a": [False, False]}
+
+
+def test_items_stand_in_pairs_on_a_phone(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["wide"], 375, "dark")
+    tops = opened.evaluate(
+        "[...document.querySelector('.cards').children].map(one => Math.round(one.getBoundingClientRect().top))"
+    )
+    assert len(tops) == 4
+    assert tops[0] == tops[1] < tops[2] == tops[3]
+
+
+def test_the_chart_of_noise_levels_is_as_wide_as_the_page_with_texts_of_the_same_size(
+    files: dict[str, Path], visit: Any
+) -> None:
+    sizes = """() => [...document.querySelectorAll('.broad svg.chart')].filter(one => one.checkVisibility()).map(one => [
+        one.getBoundingClientRect().width / document.querySelector('main h2').getBoundingClientRect().width,
+        one.querySelector('text').getBoundingClientRect().height])"""
+    for width, size in ((375, 10), (1440, 12)):
+        opened, _, _ = visit(files["wide"], width, "light")
+        ((share, height),) = opened.evaluate(sizes)
+        assert share > 0.99
+        assert height > size
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

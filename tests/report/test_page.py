@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation import Comparison, Evaluation
+from diffusional.evaluation.result import LevelCosts
+from diffusional.report import bands
 from diffusional.report import page as pages
 from diffusional.report.page import page
 from diffusional.report.subject import Samples, Subject
 from diffusional.report.texts import mask_bars
-from report.pages import comparison, composite, density, full, images, masked, table, texts
+from report.pages import DATA, comparison, composite, density, full, images, masked, nats, table, texts
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -443,3 +447,91 @@ def test_bands_of_masked_positions_add_up() -> None:
         bars = mask_bars(result, 1.0, most)
         assert sum(bar.value for bar in bars) == pytest.approx(15.0)
         assert math.sqrt(sum(bar.error**2 for bar in bars)) == pytest.approx(math.sqrt(0.1**2 + 0.3**2 + 0.4**2))
+
+
+def continuous(total: float, high: float = 8.0, cells: int = 40) -> Evaluation:
+    """Of 9 images 1×8×8: KLs that are the same for every unit of log-SNR from −8 to `high`, and a prior of 1 nat."""
+    kl = torch.full((cells,), (total - 1.0) / cells, dtype=torch.float64)
+    terms = {"reconstruction": nats(0.0), "kl": nats(total - 1.0, 0.2), "prior": nats(1.0)}
+    edges = torch.linspace(0, 1, cells + 1, dtype=torch.float64)
+    gamma = -high + (high + 8.0) * edges
+    return Evaluation(nats(total, 0.2), terms, {}, kl, torch.full_like(kl, 0.05), edges, 64, DATA, gamma_edges=gamma)
+
+
+def test_compared_runs_have_the_same_scale_and_rows() -> None:
+    """Also where their levels differ, and where one has no levels."""
+    none = torch.zeros(0, dtype=torch.float64)
+    vae = Evaluation(
+        nats(160.0, 0.1),
+        {"reconstruction": nats(150.0, 0.1), "kl": nats(0.0), "prior": nats(10.0)},
+        {},
+        none,
+        none,
+        none,
+        64,
+        DATA,
+    )
+    subjects = [Subject("a", continuous(80.0)), Subject("b", continuous(99.0, 9.0, 33)), Subject("vae", vae)]
+    text = page(subjects)
+    tree = Tree(text)
+    labels, widths = [], []
+    for name, total in (("a", 80.0), ("b", 99.0), ("vae", 160.0)):
+        rows = tree.rows(f"Where the bits of {name} go")[1:]
+        labels.append([row[0] for row in rows])
+        values = [float(row[1].replace("−", "-")) for row in rows]
+        assert sum(values[:-1]) == pytest.approx(values[-1], abs=3e-3)
+        assert values[-1] == pytest.approx(total / (64 * math.log(2)), abs=3e-3)
+        svg = text[text.index(f'<title id="waterfall-{len(widths) + 1}-title">') :]
+        widths.append(float(re.findall(r'class="bar total" x="[^"]*" y="[^"]*" width="([^"]*)"', svg)[0]))
+    assert labels[0] == labels[1] == labels[2]
+    assert labels[0] == [
+        "reconstruction",
+        *(f"kl, log-SNR {band}" for band in ("9 to 5", "5 to 0", "0 to −5", "−5 to −8")),
+        "prior",
+        "NELBO",
+    ]
+    # The longest bar is as wide as the chart, and the others in proportion.
+    assert widths == pytest.approx([396 * 80 / 160, 396 * 99 / 160, 396.0], abs=0.1)
+
+
+def test_differences_by_cost_add_up_and_have_paired_errors() -> None:
+    a, b = continuous(80.0), continuous(99.0)
+    difference = {"reconstruction": nats(0.0), "kl": nats(-19.0, 0.03), "prior": nats(0.0)}
+    kl, error = a.levels_kl - b.levels_kl, torch.full_like(a.levels_kl, 0.004)
+    both = Comparison(
+        nats(-19.0, 0.05),
+        a,
+        b,
+        math.inf,
+        True,
+        (),
+        about={"runs": ["a", "b"]},
+        terms=difference,
+        levels_kl=kl,
+        levels_error=error,
+    )
+    bit = 64 * math.log(2)
+    header, *rows = Tree(page([Subject("a", a), Subject("b", b)], [both])).rows(
+        "a − b by cost, bits/dim, with paired errors of common noise"
+    )
+    assert header == ["cost", "difference", "± MC", "a", "b", "difference, nats"]
+    values = {row[0]: [float(cell.replace("−", "-")) for cell in row[1:5]] for row in rows}
+    # 5 of 16 units of log-SNR, in 12.5 of 40 cells.
+    assert values["kl, log-SNR 5 to 0"] == pytest.approx(
+        [-19.0 * 5 / 16 / bit, 0.004 * math.sqrt(12.25) / bit, 79 * 5 / 16 / bit, 98 * 5 / 16 / bit], abs=6e-5
+    )
+    assert values["NELBO"][:2] == pytest.approx([-19.0 / bit, 0.05 / bit], abs=6e-5)
+    assert sum(row[0] for row in list(values.values())[:-1]) == pytest.approx(values["NELBO"][0], abs=3e-4)
+    # Without a comparison the errors are those of both evaluations.
+    header, *rows = Tree(page([Subject("a", a), Subject("b", b)])).rows(
+        "a − b by cost, bits/dim, with the errors of separate draws"
+    )
+    assert float(rows[2][2]) == pytest.approx(math.sqrt(2 * 12.25) * 0.05 / bit, abs=6e-5)
+
+
+def test_bands_of_few_levels_divide_none() -> None:
+    kl, edges = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.arange(1, 6)
+    block = LevelCosts(kl, torch.zeros(4), edges, torch.tensor([-9.0, -8.0, 1.0, 3.0, 9.0]))
+    found = [(bar.name, bar.value) for bar in bands.bands("kl", block, 1.0)]
+    labels = [f"kl, log-SNR {label}" for label in ("9 to 8", "8 to −1", "−1 to −3", "−3 to −9")]
+    assert found == list(zip(labels, kl.tolist(), strict=True))

@@ -4,6 +4,20 @@ from faults.row import fault
 
 FAULTS = [
     fault(
+        "evaluation/itemised.py",
+        "differences of levels leave out what is known without visits",
+        "estimate(mine[0] - yours[0], mine[1] - yours[1])",
+        "estimate(nothing, mine[1] - yours[1])",
+        "evaluation/test_comparison.py::test_the_parts_of_a_difference_add_up_and_have_paired_errors",
+    ),
+    fault(
+        "evaluation/itemised.py",
+        "levels of different noise have a difference",
+        "return torch.allclose(a.gamma, b.gamma, rtol=0, atol=1e-6)",
+        "return True",
+        "evaluation/test_comparison.py::test_models_of_other_levels_have_no_difference_by_level",
+    ),
+    fault(
         "evaluation/result.py",
         "edges of a block begin at those of its levels",
         "start, edge = start + count, edge + count + 1",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from diffusional.evaluation import records
 from diffusional.evaluation.checks import check_estimate, check_freedom
 from diffusional.evaluation.reading import agree
 from diffusional.evaluation.records import FORMAT, Entries
-from diffusional.evaluation.result import Evaluation, loaded
+from diffusional.evaluation.result import Evaluation, LevelCosts, loaded
 from diffusional.evaluation.summary import HEADER, cells, html, interval_text, plain
 from diffusional.ledger import Estimate
 
@@ -90,6 +90,12 @@ class Comparison:
     def interval(self, confidence: float = 0.95, unit: str = "nats") -> tuple[float, float]:
         """Return the Monte Carlo confidence interval of this data set's difference, by Student's t."""
         return self.difference.to(unit, self.a.dimensions).interval(self.freedom, confidence)
+
+    def level_blocks(self) -> dict[str, LevelCosts]:
+        """Return the differences of the costs of the levels of each block by name, with paired errors; {} if there are none."""
+        if not len(self.levels_kl):
+            return {}
+        return replace(self.a, levels_kl=self.levels_kl, levels_error=self.levels_error).level_blocks()
 
     @property
     def names(self) -> tuple[str, str]:

@@ -32,9 +32,11 @@ class Chart:
         title: a short name.
         description: what it shows and how to read it, for readers who cannot see it.
         body: SVG marks.
-        height: in units, of which the width has 400.
+        height: in units.
         columns, rows: the numbers as a table of texts.
         legend: names of the series, in the order of the classes s0, s1, …; empty for a single one.
+        width: in units.
+        wide: the same chart for a wide screen, in units of about the same size; None for charts of one width.
     """
 
     title: str
@@ -44,11 +46,8 @@ class Chart:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     legend: Sequence[str] = ()
-
-    @property
-    def width(self) -> int:
-        """The width in units."""
-        return WIDTH
+    width: int = WIDTH
+    wide: "Chart | None" = None
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,29 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     raise AssertionError("twenty times the power of ten is more than the range")
 
 
-def waterfall(title: str, bars: Sequence[Bar], total: Bar, unit: str, description: str = "") -> Chart:
+def reach(every: Sequence[tuple[Sequence[Bar], Bar]]) -> tuple[float, float]:
+    """Return the ends of the common scale of waterfalls, of the bars and the total of each.
+
+    >>> reach([([Bar("a", 2.0, 0.0), Bar("b", -3.0, 0.0)], Bar("sum", -1.0, 0.0)), ([], Bar("sum", 5.0, 0.0))])
+    (-1.0, 5.0)
+    """
+    ends = [0.0, *(total.value for _, total in every)]
+    for bars, _ in every:
+        ends += [float(end) for end in np.cumsum([bar.value for bar in bars])]
+    return min(ends), max(ends)
+
+
+def waterfall(
+    title: str,
+    bars: Sequence[Bar],
+    total: Bar,
+    unit: str,
+    description: str = "",
+    limits: tuple[float, float] | None = None,
+) -> Chart:
     """Return costs as rows of bars, each of which begins where the last one ended, and their sum as the last row.
+
+    `limits` are the ends of the scale, for several charts with the same one; by default those of the bars.
 
     The label of a row stands above its bar, so that long names fit on a phone. Of a bar whose information is known, that part is solid and
     the gap is pale.
@@ -157,8 +177,7 @@ def waterfall(title: str, bars: Sequence[Bar], total: Bar, unit: str, descriptio
     [['kl', '2.00', '0.10', '66.7 %'], ['prior', '1.0000', '0', '33.3 %'], ['NELBO', '3.00', '0.10', '100.0 %']]
     """
     starts = np.concatenate([[0.0], np.cumsum([bar.value for bar in bars])])
-    ends = [float(v) for bar, at in zip(bars, starts, strict=False) for v in (at, at + bar.value)] + [0.0, total.value]
-    low, high = min(ends), max(ends)
+    low, high = limits or reach([(bars, total)])
     scale = _scale(low, high, 2, WIDTH - 2)
     known = any(bar.information is not None for bar in bars)
     marks = [
@@ -271,14 +290,16 @@ class Axes:
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
 
 
-def curves(title: str, series: Sequence[Series], axes: Axes, description: str, height: int = 240) -> Chart:
+def curves(
+    title: str, series: Sequence[Series], axes: Axes, description: str, height: int = 240, width: int = WIDTH
+) -> Chart:
     """Return curves with bands of ± 2 standard errors on common axes. Values outside the limits of y are cut off.
 
     Args:
         title, description: of the chart.
         series: at most six curves.
         axes: limits and labels; its `marks` are horizontal lines (y, label).
-        height: in units.
+        height, width: in units.
 
     >>> one = Series("a", np.array([0.0, 1.0]), np.array([1.0, 3.0]))
     >>> curves("t", [one], Axes("step", "nats"), "").rows
@@ -293,12 +314,12 @@ def curves(title: str, series: Sequence[Series], axes: Axes, description: str, h
     low, high = (low if axes.low is not None else low - 0.04 * (high - low)), high + 0.05 * (high - low)
     left, right = float(xs.min()), float(xs.max())
     right = right if right > left else left + 1.0
-    ends = (WIDTH - _RIGHT, _LEFT) if axes.reverse else (_LEFT, WIDTH - _RIGHT)
+    ends = (width - _RIGHT, _LEFT) if axes.reverse else (_LEFT, width - _RIGHT)
     across, up = _scale(left, right, *ends), _scale(low, high, height - _BOTTOM, _TOP)
-    marks = [f'<path class="grid" d="M{_LEFT} {_n(up(y))}H{WIDTH - _RIGHT}"/>' for y in ticks(low, high, 5)]
+    marks = [f'<path class="grid" d="M{_LEFT} {_n(up(y))}H{width - _RIGHT}"/>' for y in ticks(low, high, 5)]
     for y in ticks(low, high, 5):
         marks.append(_text(_LEFT - 5, up(y) + 4, _tick(y), "end", "tick"))
-    for x in ticks(left, right, 6):
+    for x in ticks(left, right, 6 if width <= WIDTH else 12):
         marks.append(_text(across(x), height - _BOTTOM + 15, _tick(x), "middle", "tick"))
     clipped: Scale = lambda y: up(min(max(y, low), high))  # noqa: E731
     for number_, one in enumerate(series):
@@ -306,14 +327,14 @@ def curves(title: str, series: Sequence[Series], axes: Axes, description: str, h
     for y, label in axes.marks:
         if not low <= y <= high:
             continue
-        marks.append(f'<path class="zero" d="M{_LEFT} {_n(up(y))}H{WIDTH - _RIGHT}"/>')
-        marks.append(_text(WIDTH - _RIGHT - 2, up(y) - 4, label, "end", "tick"))
+        marks.append(f'<path class="zero" d="M{_LEFT} {_n(up(y))}H{width - _RIGHT}"/>')
+        marks.append(_text(width - _RIGHT - 2, up(y) - 4, label, "end", "tick"))
     marks.append(_text(2, 11, axes.y, "start", "label"))
-    marks.append(f'<path class="axis" d="M{_LEFT} {height - _BOTTOM}H{WIDTH - _RIGHT}"/>')
-    marks.append(_text((_LEFT + WIDTH - _RIGHT) / 2, height - 6, axes.x, "middle", "label"))
+    marks.append(f'<path class="axis" d="M{_LEFT} {height - _BOTTOM}H{width - _RIGHT}"/>')
+    marks.append(_text((_LEFT + width - _RIGHT) / 2, height - 6, axes.x, "middle", "label"))
     names = [one.name for one in series] if len(series) > 1 or axes.named else []
     return Chart(
-        title, description, "".join(marks), height, ["series", axes.x, axes.y, "±"], list(_points(series)), names
+        title, description, "".join(marks), height, ["series", axes.x, axes.y, "±"], list(_points(series)), names, width
     )
 
 

@@ -2,21 +2,35 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from diffusional.evaluation.result import Evaluation, LevelCosts
 from diffusional.evaluation.summary import cells
-from diffusional.ledger import Estimate, per_unit
-from diffusional.report import plots
-from diffusional.report.charts import Axes, Bar, Chart, Series, brief, curves, number, signed, ticks, waterfall
-from diffusional.report.texts import has_masks, mask_bars, masks_chart
+from diffusional.ledger import Estimate, per_unit, with_error
+from diffusional.report import bands, plots
+from diffusional.report.bands import STYLES
+from diffusional.report.charts import (
+    WIDTH,
+    Axes,
+    Bar,
+    Chart,
+    Series,
+    brief,
+    curves,
+    number,
+    reach,
+    signed,
+    waterfall,
+    with_plus_minus,
+)
+from diffusional.report.texts import has_masks, masks_chart
 from diffusional.report.verdicts import unit_of
 
-# Bands of levels in a waterfall, and steps of a curve of levels.
-_BANDS, _STEPS = 6, 60
-_STYLES = {"reconstruction": "s0", "kl": "s1", "prior": "s2"}
+# Steps of a curve of levels.
+_STEPS = 60
 
 
 def units(result: Evaluation) -> tuple[str, str]:
@@ -63,83 +77,90 @@ def note_of(result: Evaluation) -> str:
     return f"{', '.join(small)}: below 1e−4 {unit}, as the decoder finds the levels of the data in z_1 almost surely."
 
 
-def waterfall_of(result: Evaluation, name: str, budget: Mapping[str, Any] | None = None) -> Chart:
-    """Return the waterfall of an evaluation: reconstruction, bands of levels, prior, stage by stage, and their sum.
+def waterfalls(
+    results: Mapping[str, Evaluation], budgets: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Chart]:
+    """Return the waterfall of every evaluation by name: reconstruction, bands of levels, prior, stage by stage, and their sum.
 
-    With a budget, each of its rows is a bar, divided into information (or the cost of its reference) and gap.
+    All have the same scale, and rows and bands in common where the costs have common names. With a budget, each row of it is a bar, divided
+    into information (or the cost of its reference) and gap.
     """
-    unit = unit_of(result)
-    factor = 1 / per_unit(unit, result.dimensions)
-    title = f"Where the {'nats' if unit == 'nats' else 'bits'} of {name} go"
-    if budget is not None:
-        return _of_budget(budget, title, unit, factor)
-    blocks = {key: block for key, block in result.level_blocks().items() if len(block.kl)}
-    bars: list[Bar] = []
-    for term, cost in result.terms.items():
-        last = term.rpartition(".")[2]
-        if has_masks(result):
-            # The reconstruction is the cost of one masked position.
-            bars += mask_bars(result, factor) if last == "kl" else []
-            continue
-        if term in blocks:
-            bars += bands(term, blocks[term], factor)
-            continue
-        bars.append(Bar(term, cost.value * factor, cost.error * factor, style=_STYLES.get(last, "s3")))
-    if not bars:
-        bars = [Bar(result.total_name, result.nelbo.value * factor, result.nelbo.error * factor)]
-    total = Bar(result.total_name, result.nelbo.value * factor, result.nelbo.error * factor, style="total")
-    return waterfall(title, bars, total, unit)
+    unit = unit_of(next(iter(results.values())))
+    factors = {name: 1 / per_unit(unit, one.dimensions) for name, one in results.items()}
+    given = bands.of_blocks(list(results.values()))
+    plain = [name for name in results if name not in (budgets or {})]
+    rows = bands.aligned([bands.bars(results[name], factors[name], given) for name in plain])
+    every = {name: (some, _total(results[name], factors[name])) for name, some in zip(plain, rows, strict=True)}
+    notes: dict[str, str] = {}
+    for name, budget in (budgets or {}).items():
+        *some, total, notes[name] = _of_budget(budget, unit, factors[name])
+        every[name] = some, total
+    limits = reach([*every.values()])
+    what = "nats" if unit == "nats" else "bits"
+    return {
+        name: waterfall(f"Where the {what} of {name} go", *every[name], unit, notes.get(name, ""), limits)
+        for name in results
+    }
 
 
-def _of_budget(budget: Mapping[str, Any], title: str, unit: str, factor: float) -> Chart:
+def _total(result: Evaluation, factor: float) -> Bar:
+    return Bar(result.total_name, result.nelbo.value * factor, result.nelbo.error * factor, style="total")
+
+
+def differences(rows: Sequence[Mapping[str, Any]], named: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """Return a table of the costs of both models of each difference, and of their differences, for the rows of `verdicts.paired`."""
+    found = []
+    for row in rows:
+        paired = row["comparison"]
+        a, b = (named[row["a"]], named[row["b"]]) if paired is None else (paired.a, paired.b)
+        unit = row["unit"]
+        parts = bands.differences(a, b, 1 / per_unit(unit, a.dimensions), paired)
+        if not parts:
+            continue
+        total = row["difference"]
+        sums = [Bar("", one.nelbo.to(unit, one.dimensions).value, 0.0) for one in (a, b)]
+        sums.append(Bar(a.total_name if a.total_name == b.total_name else "total", total.value, total.error))
+        nats = per_unit(unit, a.dimensions)
+        table = [
+            [
+                both.name,
+                *_split_error(both.value, both.error),
+                *(number(one.value, both.error) if one.value else "0" for one in (ours, theirs)),
+                *([] if unit == "nats" else [with_plus_minus(both.value * nats, both.error * nats)]),
+            ]
+            for ours, theirs, both in zip(*([*part, end] for part, end in zip(parts, sums, strict=True)), strict=True)
+        ]
+        columns = ["cost", "difference", "± MC", row["a"], row["b"]] + ["difference, nats"] * (unit != "nats")
+        what = (
+            "paired errors of common noise" if paired is not None and paired.terms else "the errors of separate draws"
+        )
+        caption = f"{row['a']} − {row['b']} by cost, {unit}, with {what}"
+        found.append({"caption": caption, "columns": columns, "rows": table})
+    return found
+
+
+def _split_error(value: float, error: float) -> list[str]:
+    if value == error == 0:
+        return ["0", "0"]
+    text, off = with_error(value, error)
+    return [signed(text), brief(off)]
+
+
+def _of_budget(budget: Mapping[str, Any], unit: str, factor: float) -> list[Any]:
+    """Return the bars of a budget, that of its total, and what they mean."""
     second = "reference" if budget["relative_to"] else "information"
 
     def bar(row: Mapping[str, Any], style: str) -> Bar:
-        value, base, gap = (row[key]["value"] * factor for key in ("cost", second, "gap"))
-        del gap
+        value, base = (row[key]["value"] * factor for key in ("cost", second))
         return Bar(row["name"], value, row["cost"]["error"] * factor, base, style)
 
-    rows = [bar(row, _STYLES.get(str(row["name"]).partition(" ")[0].lower(), "s1")) for row in budget["rows"]]
+    rows = [bar(row, STYLES.get(str(row["name"]).partition(" ")[0].lower(), "s1")) for row in budget["rows"]]
     meaning = (
         f"the solid part is the cost of the reference {budget['relative_to']}, the pale part is the gap to it"
         if budget["relative_to"]
         else "the solid part is information in the data, which no training can save; the pale part is the gap of the model"
     )
-    return waterfall(title, rows, bar(budget["total"], "total"), unit, f"A waterfall of costs in {unit}: {meaning}.")
-
-
-def bands(name: str, block: LevelCosts, factor: float, most: int = _BANDS) -> list[Bar]:
-    """Return the costs of levels in at most `most` bands, from the least noisy on; they add up to the cost of the block.
-
-    Bands are of equal width in log-SNR, at round numbers, or in t or u for latents without γ.
-
-    >>> import torch
-    >>> block = LevelCosts(torch.ones(4), torch.zeros(4), torch.arange(1, 6), torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0]))
-    >>> [(bar.name, bar.value) for bar in bands("kl", block, 1.0, 3)]
-    [('kl, log-SNR 4 to 0', 2.0), ('kl, log-SNR 0 to −4', 2.0)]
-    """
-    kl, error, edges = (np.asarray(values, dtype=float) for values in (block.kl, block.error, block.edges))
-    along = "log-SNR" if block.gamma is not None else "t" if block.edges.dtype.is_floating_point is False else "u"
-    places = -np.asarray(block.gamma, dtype=float) if block.gamma is not None else edges
-    low, high = float(places.min()), float(places.max())
-    inner = [tick for tick in ticks(low, high, max(1, most - 1)) if low < tick < high] if len(kl) > 1 else []
-    middle = 0.5 * (places[:-1] + places[1:])
-    owner = np.searchsorted(np.array(inner), middle)
-    owner = owner.max() - owner if block.gamma is not None else owner
-    found = []
-    for band in np.unique(owner):
-        own = np.flatnonzero(owner == band)
-        start, end = float(places[own[0]]), float(places[own[-1] + 1])
-        label = f"{name}, {along} {_place(start)} to {_place(end)}" if len(np.unique(owner)) > 1 else name
-        off = float(np.sqrt(np.nansum(error[own] ** 2)))
-        found.append(Bar(label, float(kl[own].sum()) * factor, off * factor, style=_STYLES["kl"]))
-    return found
-
-
-def _place(value: float) -> str:
-    return signed(
-        f"{value:.1f}".removesuffix(".0").replace("-0", "0") if abs(value) < 0.05 else f"{value:.1f}".removesuffix(".0")
-    )
+    return [*rows, bar(budget["total"], "total"), f"A waterfall of costs in {unit}: {meaning}."]
 
 
 def levels_of(named: Mapping[str, Evaluation], unit: str) -> list[Chart]:
@@ -164,20 +185,18 @@ def levels_of(named: Mapping[str, Evaluation], unit: str) -> list[Chart]:
             series.append(Series(name, x, groups.density * factor, groups.density_error * factor, steps=True))
         label = "log-SNR" if has_gamma else along
         title = "Cost of the noise levels" + (f", {key}" if len(blocks) > 1 or key != "kl" else "")
-        charts.append(
-            curves(
-                title,
-                series,
-                Axes(
-                    f"{label} (little noise on the left)",
-                    f"{unit} per unit of {label}",
-                    reverse=has_gamma,
-                    named=len(named) > 1,
-                ),
-                f"KL divergence in {unit} per unit of {label}, against {label}. The area under a curve is its cost; bands are two Monte Carlo "
-                "standard errors on either side.",
-            )
+        axes = Axes(
+            f"{label} (little noise on the left)",
+            f"{unit} per unit of {label}",
+            reverse=has_gamma,
+            named=len(named) > 1,
         )
+        what = (
+            f"KL divergence in {unit} per unit of {label}, against {label}. The area under a curve is its cost; bands are two Monte Carlo "
+            "standard errors on either side."
+        )
+        wide = curves(title, series, axes, what, width=2 * WIDTH)
+        charts.append(replace(curves(title, series, axes, what), wide=wide))
     return charts
 
 
@@ -235,18 +254,11 @@ def _finite(series: Sequence[Series]) -> np.ndarray:
 def shares(result: Evaluation, unit: str) -> list[str]:
     """Return the largest costs in words, the largest first: what to read off the waterfall."""
     factor = 1 / per_unit(unit, result.dimensions)
-    blocks = {key: block for key, block in result.level_blocks().items() if len(block.kl)}
-    bars = mask_bars(result, factor) if has_masks(result) else []
-    for term, cost in result.terms.items() if not bars else ():
-        bars += (
-            bands(term, blocks[term], factor)
-            if term in blocks
-            else [Bar(term, cost.value * factor, cost.error * factor)]
-        )
+    every = bands.bars(result, factor)
     total = result.nelbo.value * factor
-    if not bars or not total > 0 or not math.isfinite(total):
+    if not result.terms or not total > 0 or not math.isfinite(total):
         return []
-    top = sorted(bars, key=lambda bar: -bar.value)[:2]
+    top = sorted(every, key=lambda bar: -bar.value)[:2]
     return [
         f"{bar.name}: {number(bar.value, bar.error)} {unit}, {bar.value / total:.0%}".replace("%", " %") for bar in top
     ]

@@ -125,7 +125,8 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
         "standing": _standing(subjects, unit),
         "texts": [found for name, one in named.items() if (found := texts.units_of_text(name, one)) is not None],
         "masks": bool(named) and all(texts.has_masks(one) for one in named.values()),
-        "ledgers": [_ledger(one) for one in evaluated],
+        "ledgers": _ledgers(evaluated, named),
+        "by_cost": ledgers.differences(differences, named),
         "levels": ledgers.levels_of(named, unit) if named else [],
         "training": ledgers.training_of(traces) if traces else [],
         "samples": [_samples(one.name, one.samples) for one in subjects if one.samples is not None],
@@ -292,7 +293,15 @@ def _differences_chart(differences: Sequence[Mapping[str, Any]]) -> Chart | None
     )
 
 
-def _ledger(subject: Subject) -> dict[str, Any]:
+def _ledgers(evaluated: Sequence[Subject], named: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    if not evaluated:
+        return []
+    budgets = {one.name: one.budget for one in evaluated if one.budget is not None}
+    charts = ledgers.waterfalls(named, budgets)
+    return [_ledger(one, charts[one.name]) for one in evaluated]
+
+
+def _ledger(subject: Subject, chart: Chart) -> dict[str, Any]:
     result = subject.evaluation
     assert result is not None
     columns, sections = ledgers.table(result)
@@ -301,7 +310,7 @@ def _ledger(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "columns": columns,
         "sections": sections,
-        "chart": ledgers.waterfall_of(result, subject.name, budget),
+        "chart": chart,
         "note": ledgers.note_of(result),
         "budget": None if budget is None else _budget(budget),
         "shares": ledgers.shares(result, verdicts.unit_of(result)),

@@ -177,7 +177,7 @@ def paired(comparisons: Sequence[Comparison], subjects: Sequence[Subject]) -> li
         seen.add(frozenset(one.names))
         rows.append(
             _row(one.names, difference, (one.a, one.b), True)
-            | {"interval": f"{number(low, difference.error)} to {number(high, difference.error)}"}
+            | {"interval": f"{number(low, difference.error)} to {number(high, difference.error)}", "comparison": one}
         )
     order = ranked(subjects)
     for other in order[1:]:
@@ -214,6 +214,7 @@ def _row(
         "items": brief(with_error(difference.item_error, difference.item_error)[0]) or "unknown",
         "nats": "" if unit == "nats" else with_plus_minus(nats.value, nats.error),
         "paired": is_paired,
+        "comparison": None,
         "kinds": kinds,
         "verdict": verdict(names, difference, is_paired, kinds),
         "sure": sure(difference),
