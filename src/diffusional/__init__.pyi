@@ -3,6 +3,7 @@ from diffusional import claims as claims
 from diffusional import codec as codec
 from diffusional import conditions as conditions
 from diffusional import data as data
+from diffusional import evaluation as evaluation
 from diffusional import exact as exact
 from diffusional import gaussian as gaussian
 from diffusional import information as information
@@ -40,12 +41,14 @@ from diffusional.interop.averages import check_weights as check_weights
 from diffusional.interop.averages import load_weights as load_weights
 from diffusional.interop.check import check_denoiser as check_denoiser
 from diffusional.interop.checkpoint import load_checkpoint as load_checkpoint
+from diffusional.interop.masked_lm import masked_language_model as masked_language_model
 from diffusional.interop.wrap import wrap as wrap
 from diffusional.ledger import Estimate as Estimate
 from diffusional.ledger import Ledger as Ledger
 from diffusional.ledger import LevelDraws as LevelDraws
 from diffusional.models import composite as composite
 from diffusional.models import likelihood as likelihood
+from diffusional.models import prompted as prompted
 from diffusional.models.base import LatentVariableModel as LatentVariableModel
 from diffusional.models.binomial import BinomialDiffusionModel as BinomialDiffusionModel
 from diffusional.models.chain import Chain as Chain

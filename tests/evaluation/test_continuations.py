@@ -114,6 +114,95 @@ def test_every_number_of_masks_occurs_once_with_a_visit_for_each_free_position(m
     )
 
 
+class Counting(nn.Module):
+    """Logits of which a masked position costs c(m) where the tokens have m masks, or w_i of its own; all items consist of token 0.
+
+    A cost that depends on the number of masks only leaves the bound without noise: Σ_{n=1..F} c(n).
+    """
+
+    def __init__(self, by_number: Tensor, by_place: Tensor) -> None:
+        super().__init__()
+        self.by_number, self.by_place = by_number, by_place
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        cost = self.by_number[(tokens == K).sum(1)][:, None] + self.by_place[: tokens.shape[1]]
+        p = (-cost).exp()
+        return torch.stack([p, (1 - p) / 2, (1 - p) / 2], 2).log()
+
+
+# Costs of one to L masks, nats: a number of masks that is off by one, or a masked prompt, changes a sum by 3 or more.
+C = torch.tensor([0.0, 1.0, 4.0, 0.5, 7.0, 2.0, 11.0], dtype=torch.float64)
+ZEROS = torch.zeros(3, L)
+# Items of 6, 4 and 3 free positions.
+GROWING = prompts(ZEROS, torch.tensor([0, 2, 3]))
+
+
+def counting(by_place: Tensor | None = None) -> PromptedDiffusion:
+    places = torch.zeros(L, dtype=torch.float64) if by_place is None else by_place
+    return PromptedDiffusion(df.MaskedDiffusion(Counting(C if by_place is None else 0 * C, places), Categorical(L, K)))
+
+
+def test_the_numbers_of_masks_of_every_item_are_spread_over_its_own_free_positions() -> None:
+    """(F/V) Σ_j c(⌈F (j + U)/V⌉): with four visits those of F = 3 and 4 have every number once, whatever U; that of F = 6 depends on U."""
+    (values,), calls = replicated((counting(),), ZEROS, GROWING, 4, range(200))
+    assert calls == 200 * (4 + 4 + 3)
+    for item, free in ((1, 4), (2, 3)):
+        torch.testing.assert_close(values[:, item], torch.full((200,), float(C[1 : free + 1].sum()), dtype=C.dtype))
+    # The four numbers change at U = 1/3 and 2/3; a grid of U has all values.
+    possible = []
+    for u in (torch.arange(600, dtype=torch.float64) + 0.5) / 600:
+        numbers = ((6 * (torch.arange(4) + u) / 4).floor() + 1).long()
+        possible.append(float(1.5 * C[numbers].sum()))
+    assert sum(possible) / len(possible) == pytest.approx(float(C[1:].sum()))
+    kinds = torch.tensor(sorted(set(possible)), dtype=torch.float64)
+    nearest = (values[:, 0, None] - kinds).abs().min(1)
+    assert float(nearest.values.max()) < 1e-6
+    assert sorted(nearest.indices.unique().tolist()) == list(range(len(kinds)))
+    apart = float(values[:, 0].mean() - C[1:].sum())
+    assert abs(apart) < 4.5 * float(values[:, 0].std()) / 200**0.5
+
+
+def test_masks_that_two_models_have_in_common_leave_no_noise() -> None:
+    """−ln p_B = −ln p_A + δ at every position: with common masks every visit differs by F δ, and with others by much more."""
+    places = torch.tensor([0.5, 6.0, 1.0, 9.0, 2.0, 4.0], dtype=torch.float64)
+    a, b, delta = counting(places), counting(places + 0.25), -0.25
+    found = compare_continuations(a, b, ZEROS, GROWING, error=1e-6, max_evaluations=200)
+    assert found.reached
+    expected = delta * torch.tensor([6.0, 4.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(found.per_item["difference"], expected, rtol=0, atol=1e-9)
+    assert found.difference.value == pytest.approx(float(expected.mean()), abs=1e-9)
+    assert found.difference.error < 1e-9
+    assert found.a.nelbo.error > 0.01
+    # Four replicates of two models, and half of them for each.
+    assert found.difference.network_evaluations == 2 * 4 * (6 + 4 + 3)
+    assert found.a.nelbo.network_evaluations == found.b.nelbo.network_evaluations == 4 * (6 + 4 + 3)
+
+
+def test_replicates_and_equal_items_have_draws_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = model_of(), torch.tensor([0, 2, 0, 0])
+    x, condition = X[rows], {name: value[rows] for name, value in CONDITION.items()}
+    seen, plain = [], PromptedDiffusion.masks_cost
+
+    def masks_cost(
+        self: PromptedDiffusion, x: Tensor, number: Tensor, noise: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor:
+        seen.append(noise)
+        return plain(self, x, number, noise, condition)
+
+    monkeypatch.setattr(PromptedDiffusion, "masks_cost", masks_cost)
+    (values,), _ = replicated((model,), x, condition, 2, range(8))
+    # Both visits of a replicate have the same noise with opposite signs, and no other visits have it.
+    noise = torch.cat(seen)
+    assert torch.equal(noise[::2], -noise[1::2])
+    assert len(noise[::2].abs().unique(dim=0)) == 4 * 8
+    # Replicate 5 is the same whenever it is computed, and whatever fits into one call of the network.
+    (some,), _ = replicated((model,), x, condition, 2, range(5, 8))
+    assert torch.equal(some, values[5:])
+    monkeypatch.setattr("diffusional.evaluation.continuations.network_rows", lambda model: 2)
+    (one_by_one,), _ = replicated((model,), x, condition, 2, range(8))
+    torch.testing.assert_close(one_by_one, values, rtol=0, atol=1e-12)
+
+
 def test_a_number_depends_on_its_item_prompt_and_seed_only() -> None:
     model, some = model_of(), torch.tensor([3, 1])
     whole = continuations(model, X, CONDITION, visits=8).per_item["nelbo"]

@@ -103,11 +103,16 @@ def exact(harness: Harness, context: list[int], continuation: list[int]) -> floa
     return -float(PromptedDiffusion(model).exact_ledger(row, prompts(row, len(context))).nelbo)
 
 
-def test_it_is_registered_only_with_the_harness(registry: dict[str, type], folder: Path) -> None:
+def test_it_is_registered_only_with_the_harness(
+    registry: dict[str, type], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     importlib.reload(lm_eval)
     assert list(registry) == ["diffusional"]
     made: Any = registry["diffusional"]
-    model = made.create_from_arg_obj({"pretrained": str(folder), "visits": 8}, {"batch_size": 1, "device": "cpu"})
+    # The command line of the harness asks for CUDA unless --device is given.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="runs on cpu"):
+        model = made.create_from_arg_obj({"pretrained": str(folder), "visits": 8}, {"batch_size": 1, "device": "cuda"})
     assert model.max_length == 64
     assert str(model.device) == "cpu"
     assert model.loglikelihood([Instance(("the", " model"))])[0][1] is False
@@ -146,9 +151,11 @@ def test_a_log_likelihood_is_that_of_the_continuation_given_its_context(harness:
         assert record["tokens"] == len(after)
         # Four replicates, of at most 16 visits and at most one for each token.
         assert record["network_evaluations"] == (1 if len(after) == 1 else 4 * min(len(after), 16))
-    # The same request has the same number, whatever is beside it.
+    # The same request has the same number, whatever is beside it, be it the same one.
     again = harness.loglikelihood([Instance(REQUESTS[0])])
     assert again[0] == found[0]
+    twice = harness.loglikelihood([Instance(REQUESTS[i]) for i in (0, 1, 0)])
+    assert twice == [found[0], found[1], found[0]]
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(folder: Path, tmp_path: Path) -> None:
@@ -174,7 +181,7 @@ def test_errors_cover_the_exact_numbers(folder: Path) -> None:
     found = []
     for seed in range(40):
         made.seed = seed
-        found.append(made._scores([pair])[0])
+        found.append(made._scores([[pair]])[0][0])
     values, errors = torch.tensor([one[0] for one in found]), torch.tensor([one[1] for one in found])
     wanted = exact(made, *pair)
     assert abs(float(values.mean()) - wanted) < 4.5 * float(values.std()) / 40**0.5
@@ -218,6 +225,15 @@ def test_a_document_is_the_sum_over_its_windows(folder: Path, tmp_path: Path) ->
         wanted = sum(exact(made, *pair) for pair in own)
         assert abs(value - wanted) <= 8 * one["error"] + 1e-5
         assert one["windows"] == len(own)
+
+
+def test_equal_windows_of_a_document_have_draws_of_their_own(folder: Path) -> None:
+    """Their errors add up as those of independent numbers; another document with these windows has the same numbers."""
+    made = Harness(str(folder), max_length=4, visits=8)
+    pair = (made._encode("the"), made._encode(" model is masked"))
+    (one, other), (alone,) = made._scores([[pair, pair], [pair]])
+    assert one == alone
+    assert one[0] != other[0]
 
 
 def test_generation_keeps_the_context_and_stops(harness: Harness) -> None:

@@ -75,19 +75,21 @@ def test_llada_s_likelihood_of_an_answer_has_our_costs_on_its_draws(given: int) 
     for k in range(1, answer + 1):
         ours = 0.0
         for n, order in zip(llada_numbers(k, answer, len(orders)), orders, strict=True):
-            # A level with these masks, and noise in their order.
-            noise = torch.zeros(1, L, dtype=torch.float64)
+            # Noise in the order of these masks, and the level of the middle of their number, (n − ½)/F, which noise at a given position chooses.
+            noise, u = torch.zeros(1, L, dtype=torch.float64), (n - 0.5) / answer * L
             noise[0, [given + i for i in order]] = torch.arange(answer).double()
-            free = torch.arange(L)[None] >= given
-            number, rate = zip(*(model.masks_at(torch.tensor([s]), free) for s in range(1, L + 1)), strict=True)
-            s = [int(one) for one in number].index(n) + 1
+            s = int(u) + 1
+            if given:
+                noise[0, 0] = torch.special.ndtri(torch.tensor(s - u, dtype=torch.float64))
+            number, rate = model.masks_at(torch.tensor([s]), noise, torch.arange(L)[None] >= given)
+            assert int(number) == n
             row, prompt = x[None], prompts(x[None], given)
             cost = (
                 model.reconstruction(row, noise, prompt)
                 if s == 1
                 else model.kl_at(row, torch.tensor([s - 1]), noise, prompt)
             )
-            ours += float(cost) / float(rate[s - 1]) * answer / n / len(orders)
+            ours += float(cost) / float(rate) * answer / n / len(orders)
         assert -ours == pytest.approx(llada_log_likelihood(x, given, orders, k), rel=1e-10)
 
 

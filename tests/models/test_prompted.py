@@ -1,5 +1,6 @@
 """Prompts: the bound of x_B | x_A by the sum over all masks of the free positions, whatever the number of given tokens."""
 
+import math
 from itertools import combinations
 
 import pytest
@@ -112,6 +113,43 @@ def test_estimates_have_the_mean_of_the_exact_ledger_for_every_prompt() -> None:
     assert torch.equal(scores.nelbo, whole.per_item["nelbo"][whole.per_item["item"].argsort()][some])
     ordered = [one.per_item["nelbo"][one.per_item["item"].argsort()] for one in (whole, part)]
     assert torch.equal(ordered[0][some], ordered[1])
+
+
+def test_levels_are_equal_parts_of_the_free_positions() -> None:
+    """Level s: (1/L) E_u (F/n) Σ over n = ⌈u F⌉ masks, u uniform in ((s − 1)/L, s/L]; the grid has all pieces of constant n."""
+    network = Random().requires_grad_(False)
+    model = PromptedDiffusion(df.MaskedDiffusion(network, WORLD.space))
+    x, prompt = every_prompt()
+    found = model.exact_ledger(x, prompt)
+    levels = torch.cat([found.reconstruction[:, None], found.kl], 1)
+    free = (prompt < 0).sum(1)
+    for i in range(0, len(x), 5):
+        sums = [0.0]
+        for n in range(1, int(free[i]) + 1):
+            sets = list(combinations((prompt[i] < 0).nonzero()[:, 0].tolist(), n))
+            z = x[i].repeat(len(sets), 1)
+            for row, some in zip(z, sets, strict=True):
+                row[list(some)] = K
+            log_p = network(z.long()).double().log_softmax(-1).gather(-1, x[i].long().expand(len(sets), L)[..., None])
+            sums.append(-float((log_p[..., 0] * (z == K)).sum()) / len(sets))
+        for s in range(1, L + 1):
+            grid = ((torch.arange(12, dtype=torch.float64) + 0.5) / 12 + s - 1) / L
+            numbers = (grid * free[i]).ceil().long().tolist()
+            expected = sum(float(free[i]) / n * sums[n] for n in numbers) / len(numbers) / L
+            assert float(levels[i, s - 1]) == pytest.approx(expected, rel=1e-6)
+    # Draws have these means, level by level.
+    many = torch.arange(len(x)).repeat(400)
+    for s in range(1, L + 1):
+        noise, level = randn(len(many), L, seed=s).float(), torch.full((len(many),), s - 1)
+        drawn = model.level_kl(x[many], level, noise, prompt[many]).view(400, len(x))
+        apart = (drawn.mean(0) - levels[:, s - 1]) / (drawn.std(0) / 400**0.5).clamp(min=1e-6)
+        assert float(apart.abs().max()) < 5
+    # A constant cost of a mask leaves no noise, whatever the prompt: each level has F/L of it.
+    plain = PromptedDiffusion(df.MaskedDiffusion(lambda tokens: torch.zeros(*tokens.shape, K), WORLD.space))
+    for s in range(1, L + 1):
+        noise = randn(len(x), L, seed=s).float()
+        drawn = plain.level_kl(x, torch.full((len(x),), s - 1), noise, prompt)
+        torch.testing.assert_close(drawn, free.double() / L * math.log(K), rtol=1e-6, atol=0)
 
 
 def test_given_tokens_are_never_masked_and_never_charged() -> None:

@@ -1263,4 +1263,32 @@ FAULTS = [
         'stream(key + bytes([len(keys) % 256]), j, b"log_prob")',
         "evaluation/test_differentiable.py::test_two_policies_have_the_same_draws",
     ),
+    fault(
+        "evaluation/continuations.py",
+        "the numbers of masks are spread over the longest continuation",
+        "(v * free.cpu()[rows]).floor()",
+        "(v * int(free.max())).floor()",
+        "evaluation/test_continuations.py::test_the_numbers_of_masks_of_every_item_are_spread_over_its_own_free_positions",
+    ),
+    fault(
+        "evaluation/continuations.py",
+        "two models do not see the same masks",
+        "noise.to(device, x.dtype), c)",
+        "noise.to(device, x.dtype).roll(m, 1), c)",
+        "evaluation/test_continuations.py::test_masks_that_two_models_have_in_common_leave_no_noise",
+    ),
+    fault(
+        "evaluation/continuations.py",
+        "replicates that are added have the draws of the first ones",
+        "replicate=numbers[r])",
+        "replicate=r)",
+        "evaluation/test_continuations.py::test_replicates_and_equal_items_have_draws_of_their_own",
+    ),
+    fault(
+        "evaluation/continuations.py",
+        "items that occur several times have the same draws",
+        "keys = item_keys(x, seed, condition)",
+        "keys = [item_keys(x[i : i + 1], seed, None)[0] for i in range(len(x))]",
+        "evaluation/test_continuations.py::test_replicates_and_equal_items_have_draws_of_their_own",
+    ),
 ]

@@ -292,6 +292,13 @@ FAULTS = [
     ),
     fault(
         "interop/lm_eval.py",
+        "equal windows of a document have the same draws",
+        "seen[pair] += 1",
+        "seen[pair] += 0",
+        "interop/test_lm_eval.py::test_equal_windows_of_a_document_have_draws_of_their_own",
+    ),
+    fault(
+        "interop/lm_eval.py",
         "the error is that of one replicate",
         "parts.std(0) / math.sqrt(self.replicates)",
         "parts.std(0)",

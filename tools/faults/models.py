@@ -1057,10 +1057,17 @@ FAULTS = [
     ),
     fault(
         "models/prompted.py",
-        "levels that have the same number of masks are not shared",
-        "return n, 1 / (n * shared).double()",
-        "return n, 1 / n.double()",
-        "models/test_prompted.py::test_the_exact_ledger_is_the_sum_over_all_sets_of_free_positions",
+        "a level has its largest number of masks only",
+        "u = (latent - torch.special.ndtr(first.double())) / length",
+        "u = latent.double() / length",
+        "models/test_prompted.py::test_levels_are_equal_parts_of_the_free_positions",
+    ),
+    fault(
+        "models/prompted.py",
+        "the exact ledger charges a number of masks to one level only",
+        "ends = torch.minimum(n / number, level / self.steps)",
+        "ends = (n / number).expand(-1, self.steps)",
+        "models/test_prompted.py::test_levels_are_equal_parts_of_the_free_positions",
     ),
     fault(
         "models/prompted.py",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusional.data import arrays, digits, idx, images, tokens
+from diffusional.data import prompts as prompts
 from diffusional.data.checks import to_dataset
 from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.collection import Collection, check_names, collected

@@ -1,5 +1,6 @@
 """Numbers one can publish: the bound of a data set, itemised, with its errors, for as few evaluations as it takes."""
 
+from diffusional.evaluation import continuations as continuations
 from diffusional.evaluation import pilot as pilot  # registers what `Plan.fit` calls
 from diffusional.evaluation.comparison import compare
 from diffusional.evaluation.difference import Comparison

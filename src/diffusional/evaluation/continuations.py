@@ -20,6 +20,7 @@ from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.differentiable import stratified
+from diffusional.evaluation.noise import item_keys
 from diffusional.evaluation.provenance import provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.shares import shared
@@ -28,7 +29,7 @@ from diffusional.evaluation.task import Progress, Watch
 from diffusional.evaluation.visits import network_rows
 from diffusional.models.base import device_of, evaluation_mode
 from diffusional.models.chain import Chain
-from diffusional.seeds import SEEDS, check_seed
+from diffusional.seeds import check_seed
 from diffusional.shapes import Batch, PerItem
 
 # The replicates of every item to begin with, and the visits of one of them unless a number of visits is given.
@@ -59,21 +60,23 @@ def replicated(
         models: PromptedDiffusion, in evaluation mode.
         condition: the prompts.
         visits: the most visits of one replicate, V.
-        numbers: of the replicates, R of them. Replicate r of an item is the same in every call.
-        seed: of the draws.
+        numbers: of the replicates, R of them. Replicate r of an item is the same in every call, and independent of its other ones.
+        seed: of the draws. Items that occur several times have independent draws.
 
     Raises DiffusionalError for a cost that is not finite, with the number of its item.
     """
     free = models[0].free(condition)
     each = free.clamp(max=visits)
     calls = int(torch.where(free == 1, 1, each * len(numbers)).sum()) * len(models)
+    keys = item_keys(x, seed, condition)
 
     def values(rows: Tensor) -> dict[str, Tensor]:
         out = torch.zeros(len(rows), len(models), len(numbers), dtype=torch.float64)
         for v in each[rows].unique().tolist():
             some = (each[rows] == v).nonzero().squeeze(1)
             for part in some.split(max(1, network_rows(models[0]) // v)):
-                out[part] = _of_items(models, x[rows[part]], rows_of(condition, rows[part]), v, numbers, seed)
+                own = [keys[i] for i in rows[part].tolist()]
+                out[part] = _of_items(models, x[rows[part]], rows_of(condition, rows[part]), v, numbers, own)
         return {"cost": out}
 
     found = shared(torch.arange(len(x)), {"cost": (len(models), len(numbers))}, values)["cost"]
@@ -81,7 +84,9 @@ def replicated(
 
 
 @torch.inference_mode()
-def _of_items(models: Sequence[Any], x: Tensor, condition: Any, visits: int, numbers: range, seed: int) -> Tensor:
+def _of_items(
+    models: Sequence[Any], x: Tensor, condition: Any, visits: int, numbers: range, keys: Sequence[bytes]
+) -> Tensor:
     """Return replicates (B, M, R) of items with the same number of visits."""
     out = torch.zeros(len(x), len(models), len(numbers), dtype=torch.float64)
     free = models[0].free(condition)
@@ -89,15 +94,15 @@ def _of_items(models: Sequence[Any], x: Tensor, condition: Any, visits: int, num
     needed = torch.arange(len(numbers) if visits > 1 else 1)
     for some in needed.split(max(1, network_rows(models[0]) // (len(x) * visits))):
         # The replicates of a visit follow each other: rows are (replicate, item, visit).
-        seeds = [(seed * 65536 + numbers[r]) % SEEDS for r in some.tolist()]
-        drawn = [stratified(models[0], x, visits, condition, own, antithetic=True) for own in seeds]
+        shape = models[0].visit_shape
+        drawn = [stratified(keys, visits, shape, antithetic=True, replicate=numbers[r]) for r in some.tolist()]
         noise, v = torch.cat([one for one, _ in drawn]), torch.cat([one for _, one in drawn])
         rows = torch.arange(len(x)).repeat_interleave(visits).repeat(len(some))
         masks = (v * free.cpu()[rows]).floor().long() + 1
         for m, model in enumerate(models):
             device = device_of(model, x)
             c = moved(rows_of(condition, rows), device)
-            cost = model.masks_cost(x[rows].to(device), masks.to(device), noise.to(device), c)
+            cost = model.masks_cost(x[rows].to(device), masks.to(device), noise.to(device, x.dtype), c)
             out[:, m, some] = cost.cpu().view(len(some), len(x), visits).mean(2).T
     return out if visits > 1 else out[:, :, :1].expand_as(out)
 

@@ -11,6 +11,8 @@ so that the ratio of two policies, exp(log_prob(a, x) − log_prob(b, x)), has t
 function, is not.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -76,7 +78,8 @@ def log_prob(
         raise DiffusionalError(
             "expected a plan without the control context, which takes a network evaluation of its own"
         )
-    noise, v = stratified(chain, x, visits, condition, seed, antithetic)
+    noise, v = stratified(item_keys(x.detach(), seed, condition), visits, chain.visit_shape, antithetic)
+    noise = noise.to(x.device, x.dtype)
     level_visits = plan.at(v)
     rows, rows_condition = x.detach().repeat_interleave(visits, 0), _interleaved(condition, visits)
     given = plan.subtracted(chain, rows, level_visits, noise).to(x.device)
@@ -94,20 +97,19 @@ def log_prob(
 
 
 def stratified(
-    chain: Chain, x: Tensor, visits: int, condition: Condition | None, seed: int, antithetic: bool
+    keys: Sequence[bytes], visits: int, shape: tuple[int, ...], antithetic: bool, replicate: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return the noise (B · V, *visit_shape), and uniform numbers (B · V,) on the CPU that choose the levels; the visits of an item follow each
-    other.
+    """Return the noise (B · V, *shape) in float32, and uniform numbers (B · V,) that choose the levels, on the CPU; the visits of an item
+    follow each other. Replicates of the same keys and number of visits are independent.
     """
-    keys = item_keys(x.detach(), seed, condition)
     half = (visits + 1) // 2 if antithetic else visits
-    streams = [[stream(key, j, b"log_prob") for j in range(half)] for key in keys]
+    streams = [[stream(key, replicate * half + j, b"log_prob") for j in range(half)] for key in keys]
     offset = torch.tensor([own[0].random() for own in streams], dtype=torch.float64)
-    noise = normal([one for own in streams for one in own], chain.visit_shape).view(len(x), half, *chain.visit_shape)
+    noise = normal([one for own in streams for one in own], shape).view(len(keys), half, *shape)
     if antithetic:
         noise = torch.cat([noise, -noise[:, : visits - half].flip(1)], 1)
     v = (torch.arange(visits) + offset[:, None]) / visits
-    return noise.flatten(0, 1).to(x.device, x.dtype), v.flatten().clamp(max=1 - 2.0**-53)
+    return noise.flatten(0, 1), v.flatten().clamp(max=1 - 2.0**-53)
 
 
 def _interleaved(condition: Condition | None, times: int) -> Condition | None:

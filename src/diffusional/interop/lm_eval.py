@@ -16,6 +16,9 @@ one network evaluation.
 
 import contextlib
 import math
+import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,15 @@ def windows(tokens: Sequence[int], length: int, prefix: Sequence[int] = ()) -> I
         done = end
 
 
+def _usable(device: str | None) -> torch.device:
+    """Return the device of a name. The harness asks for CUDA unless another device is named, also where there is none."""
+    found = torch.device(device or "cpu")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        warnings.warn(f"{device} was asked for, which is not available here: the model runs on cpu", stacklevel=3)
+        return torch.device("cpu")
+    return found
+
+
 class Harness:
     """The methods of the harness's `LM`, for a masked language model and its tokenizer. `register` makes it a subclass of `LM`.
 
@@ -76,7 +88,8 @@ class Harness:
         steps: of a generation; defaults to one for each token.
         seed: of all draws. The same request has the same number.
         errors: a JSON file for the records of all numbers; by default none is written.
-        device, batch_size, max_batch_size: of the harness; the network takes as many rows at once as fit.
+        device, batch_size, max_batch_size: of the harness; without CUDA its default "cuda" becomes "cpu", with a warning. The network takes as
+            many rows at once as fit.
 
     Raises DiffusionalError as `load_masked_lm` does, and for fewer than 2 replicates or visits.
     """
@@ -115,12 +128,12 @@ class Harness:
             model = load_masked_lm(pretrained, max_length, most=1024, **given)
             tokenizer = load_tokenizer(pretrained.removeprefix(PREFIX))
         assert model is not None
-        self.model, self.tokenizer = model.to(device or "cpu"), tokenizer
+        self._device = _usable(device)
+        self.model, self.tokenizer = model.to(self._device), tokenizer
         self.max_length = model.space.shape[0] if max_length is None else max_length
         self.visits, self.replicates, self.greedy, self.seed = visits, replicates, greedy, seed
         self.max_gen_toks, self.steps, self.file = max_gen_toks, steps, None if errors is None else Path(errors)
         self.prefix = [] if prefix is None else [self._number(prefix)]
-        self._device = torch.device(device or "cpu")
         self.errors: list[dict[str, Any]] = []
 
     def _number(self, token: int | str) -> int:
@@ -148,28 +161,40 @@ class Harness:
             MaskedDiffusion(self.model.network, Categorical(length, space.levels, space.alphabet, space.excluded))
         )
 
-    def _scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, float, int]]:
-        """Return the log-likelihood of every continuation given its context, its error and the number of network evaluations."""
-        out: list[tuple[float, float, int]] = [(0.0, 0.0, 0)] * len(pairs)
-        groups: dict[int, list[int]] = {}
-        for i, (context, continuation) in enumerate(pairs):
-            if len(continuation) > self.max_length:
-                raise DiffusionalError(
-                    f"expected continuations of at most {self.max_length} tokens (max_length), got {len(continuation)} in request {i}"
-                )
-            if continuation:
-                groups.setdefault(min(len(context) + len(continuation), self.max_length), []).append(i)
-        for length, members in groups.items():
-            rows = [(context + continuation)[-length:] for context, continuation in (pairs[i] for i in members)]
-            x = torch.tensor(rows, device=self._device).float()
-            free = torch.tensor([len(pairs[i][1]) for i in members], device=self._device)
-            single = free == 1
+    def _scores(
+        self, requests: Sequence[Sequence[tuple[list[int], list[int]]]]
+    ) -> list[list[tuple[float, float, int]]]:
+        """Return for every context and continuation of each request the log-likelihood, its error and the number of network evaluations.
+
+        Equal pairs of different requests are evaluated once, so that the same request has the same number; those of one request, such as
+        windows of a document, have draws of their own.
+        """
+        out = [[(0.0, 0.0, 0)] * len(own) for own in requests]
+        # By length, row, number of free tokens and occurrence within its request: where the number belongs.
+        groups: dict[int, dict[tuple[tuple[int, ...], int, int], list[tuple[int, int]]]] = {}
+        for r, own in enumerate(requests):
+            seen = Counter[tuple[tuple[int, ...], int]]()
+            for place, (context, continuation) in enumerate(own):
+                if len(continuation) > self.max_length:
+                    raise DiffusionalError(
+                        f"expected continuations of at most {self.max_length} tokens (max_length), got {len(continuation)} in request {r}"
+                    )
+                if continuation:
+                    row = tuple((context + continuation)[-self.max_length :])
+                    pair = (row, len(continuation))
+                    groups.setdefault(len(row), {}).setdefault((*pair, seen[pair]), []).append((r, place))
+                    seen[pair] += 1
+        for members in groups.values():
+            x = torch.tensor([row for row, _, _ in members], device=self._device).float()
+            free = torch.tensor([number for _, number, _ in members], device=self._device)
+            places, single = list(members.values()), free == 1
             with evaluation_mode(self.model), torch.no_grad():
                 for some, score in ((single, self._exact), (~single, self._estimated)):
                     chosen = some.nonzero().squeeze(1)
                     if len(chosen):
                         for at, number in zip(chosen.tolist(), score(x[chosen], free[chosen]), strict=True):
-                            out[members[at]] = number
+                            for r, place in places[at]:
+                                out[r][place] = number
         return out
 
     def _exact(self, x: Tensor, free: Tensor) -> list[tuple[float, float, int]]:
@@ -212,7 +237,8 @@ class Harness:
         """
         pairs = [self._pair(*request.args) for request in requests]
         out = []
-        for request, pair, (value, error, evaluations) in zip(requests, pairs, self._scores(pairs), strict=True):
+        scores = [score for (score,) in self._scores([[pair] for pair in pairs])]
+        for request, pair, (value, error, evaluations) in zip(requests, pairs, scores, strict=True):
             sizes = {"context_tokens": len(pair[0]), "tokens": len(pair[1]), "network_evaluations": evaluations}
             self._record("loglikelihood", value, error, **sizes)
             found = (value, self.greedy and self._is_greedy(*pair))
@@ -235,9 +261,8 @@ class Harness:
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood in nats of each document, whose `args` are (text,): the sum over its `windows`, which are independent."""
         documents = [list(windows(self._encode(request.args[0]), self.max_length, self.prefix)) for request in requests]
-        scores, out = iter(self._scores([pair for own in documents for pair in own])), []
-        for request, own in zip(requests, documents, strict=True):
-            found = [next(scores) for _ in own]
+        out = []
+        for request, own, found in zip(requests, documents, self._scores(documents), strict=True):
             value, error = sum(one[0] for one in found), math.sqrt(sum(one[1] ** 2 for one in found))
             sizes = {"windows": len(own), "tokens": sum(len(predicted) for _, predicted in own)}
             self._record(
@@ -320,7 +345,10 @@ def main() -> None:
     register()
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except DiffusionalError as error:
+        sys.exit(f"diffusional: error: {error}")
 
 
 if __name__ == "__main__":

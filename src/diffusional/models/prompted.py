@@ -4,8 +4,13 @@ The condition is the prompt: int64 tokens (N, L), −1 at free positions. Each i
 
     −ln p(x_B | x_A) ≤ Σ_{n=1..F} (1/n) E_{|M| = n, M ⊂ B} Σ_{i ∈ M} −ln p_i(x_i | x_{∖M}),
 
-which has L levels here, whatever F is, so that items of different prompts share a plan: level s = 1 … L has n(s) = ⌈s F/L⌉ masks, and levels with
-the same number of masks share its cost equally. Without a prompt these are the levels of `OneAtATime`.
+which has L levels here, whatever F is, so that items of different prompts share a plan. Level s = 1 … L is the part from (s − 1)/L to s/L of the
+free positions:
+
+    cost of level s = (1/L) E_u (F/n) Σ_{i ∈ M} −ln p_i,      n = |M| = ⌈u F⌉,      u uniform in ((s − 1)/L, s/L],
+
+so that it is proportional to F, whatever the number of levels that a number of masks extends over. Without a prompt n = s, and these are the levels
+of `OneAtATime`. The noise at the first given position, which no mask needs, chooses u.
 
 Items of different lengths, such as a question and its answer, are filled up to the longest one (`of_lengths`). The network receives each without
 its filling.
@@ -227,20 +232,24 @@ class PromptedDiffusion(Chain):
             )
         return free, rest
 
-    def masks_at(self, latent: PerItem, free: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the number of masks n(s) (B,) of level s = `latent` (B,) in 1 … L for items with the free positions `free` (B, L), and the
-        factor (B,) of the sum over them: 1/n, divided by the number of levels that have n masks.
+    def masks_at(self, latent: PerItem, noise: Batch, free: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the number of masks n (B,) of level s = `latent` (B,) in 1 … L for items with the free positions `free` (B, L), and the factor
+        F/(n L) (B,) of the sum over them. The noise (B, L) at the first given position chooses n where the level has several.
         """
         length, number = self.steps, free.sum(1)
-        n = (latent * number + length - 1) // length
-        shared = n * length // number - (n - 1) * length // number
-        return n, 1 / (n * shared).double()
+        first = noise.gather(1, (~free).long().argmax(1, keepdim=True))[:, 0]
+        # Without a given position n = s for every u.
+        u = (latent - torch.special.ndtr(first.double())) / length
+        # u F is at most F by rounding, and n has to be at least 1 and one of the numbers that the level has.
+        n = (u * number).ceil().long().clamp(min=(latent - 1) * number // length + 1)
+        n = n.minimum((latent * number + length - 1) // length)
+        return n, number / (n * length).double()
 
     def _costs(self, x: Batch, latent: PerItem, noise: Batch, condition: Condition | None) -> Batch:
         """Return the cost of level s = `latent` at every position (B, L): one network evaluation."""
         same_shape(x, noise)
         free, rest = self._given(x, condition)
-        n, rate = self.masks_at(latent, free)
+        n, rate = self.masks_at(latent, noise, free)
         z = self._masked(x, n, noise, free)
         return rate[:, None] * self.model.hidden_map(x, z, rest)
 
@@ -278,7 +287,7 @@ class PromptedDiffusion(Chain):
         return self._costs(x, level + 1, noise, condition)
 
     def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
-        """Return the cost of level s = 1 (B,), which has one mask."""
+        """Return the cost of level s = 1 (B,), which has one mask, since F ≤ L."""
         return self.reconstruction_map(x, noise, condition).sum(1)
 
     def reconstruction_map(self, x: Batch, noise: Batch, condition: Condition | None = None) -> Batch:
@@ -303,13 +312,16 @@ class PromptedDiffusion(Chain):
         free, rest = self._given(x, condition)
         masks, sums = self.model.sums_over_masks(x, rest)
         valid = ~(masks[None] & ~free[:, None]).any(2)  # (B, M)
-        each = []
-        for s in range(1, self.steps + 1):
-            n, rate = self.masks_at(torch.full((len(x),), s, device=x.device), free)
-            chance = (valid & (masks.sum(1)[None] == n[:, None])).double()
-            each.append(rate * (chance * sums).sum(1) / chance.sum(1))
-        costs = torch.stack(each, 1)
-        return Ledger(costs[:, 0], costs[:, 1:], self.prior(x), self.space.dimensions)
+        number, level = free.sum(1).double()[:, None], torch.arange(1, self.steps + 1, device=x.device)
+        each = torch.zeros(len(x), self.steps, dtype=torch.float64, device=x.device)
+        for n in range(1, self.steps + 1):
+            # The mean of Σ over the masks of n positions, and the part of each level that has n masks.
+            chance = (valid & (masks.sum(1) == n)).double()
+            mean = (chance * sums).sum(1) / chance.sum(1).clamp(min=1)
+            ends = torch.minimum(n / number, level / self.steps)
+            part = (ends - torch.maximum((n - 1) / number, (level - 1) / self.steps)).clamp(min=0)
+            each += part * number / n * mean[:, None]
+        return Ledger(each[:, 0], each[:, 1:], self.prior(x), self.space.dimensions)
 
     @torch.no_grad()
     def sample(
