@@ -82,6 +82,11 @@ def test_tasks_of_the_harness_have_the_numbers_of_the_adapter(tmp_path: Path) ->
         sorted(one["log_likelihood"] for one in own["loglikelihood"])
     )
     assert len(own["loglikelihood"]) == 5
+    # Every error has the place of its number: 3 choices of the first question, 2 of the second.
+    for one in own["loglikelihood"]:
+        sample = next(each for each in found["samples"]["toy_choice"] if each["doc_id"] == one["document"])
+        assert one["task"] == "toy_choice"
+        assert float(sample["resps"][one["choice"]][0][0]) == pytest.approx(one["log_likelihood"])
     assert all((one["error"] > 0) == (one["tokens"] > 1) for one in own["loglikelihood"])
     total = -sum(one["log_likelihood"] for one in own["loglikelihood_rolling"])
     size = sum(len(one["text"].encode()) for one in TEXTS)

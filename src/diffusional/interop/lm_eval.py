@@ -215,9 +215,11 @@ class Harness:
         calls = (free.clamp(max=each) * self.replicates).tolist()
         return [(-v, e, n) for v, e, n in zip(parts.mean(0).tolist(), errors, calls, strict=True)]
 
-    def _record(self, request: str, value: float, error: float, **more: Any) -> None:
-        entry = {"request": request, "log_likelihood": value, "error": error} | more
-        self.errors.append(entry)
+    def _record(self, kind: str, request: Any, value: float, error: float, **more: Any) -> None:
+        # Where the number belongs, if the request is one of a task.
+        place = {"task": "task_name", "document": "doc_id", "choice": "idx"}
+        known = {name: getattr(request, own) for name, own in place.items() if getattr(request, own, None) is not None}
+        self.errors.append({"request": kind, **known, "log_likelihood": value, "error": error} | more)
 
     def _write(self) -> None:
         if self.file is not None:
@@ -240,7 +242,7 @@ class Harness:
         scores = [score for (score,) in self._scores([[pair] for pair in pairs])]
         for request, pair, (value, error, evaluations) in zip(requests, pairs, scores, strict=True):
             sizes = {"context_tokens": len(pair[0]), "tokens": len(pair[1]), "network_evaluations": evaluations}
-            self._record("loglikelihood", value, error, **sizes)
+            self._record("loglikelihood", request, value, error, **sizes)
             found = (value, self.greedy and self._is_greedy(*pair))
             self._cached("loglikelihood", request.args, found)
             out.append(found)
@@ -265,9 +267,8 @@ class Harness:
         for request, own, found in zip(requests, documents, self._scores(documents), strict=True):
             value, error = sum(one[0] for one in found), math.sqrt(sum(one[1] ** 2 for one in found))
             sizes = {"windows": len(own), "tokens": sum(len(predicted) for _, predicted in own)}
-            self._record(
-                "loglikelihood_rolling", value, error, **sizes, network_evaluations=sum(one[2] for one in found)
-            )
+            calls = sum(one[2] for one in found)
+            self._record("loglikelihood_rolling", request, value, error, **sizes, network_evaluations=calls)
             self._cached("loglikelihood_rolling", request.args, value)
             out.append(value)
         self._write()
