@@ -9,7 +9,7 @@ joint     two of these: an image or numbers under the name "low" or "latent", th
           condition, under the name "condition", or "tokens" and "mask"
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -95,6 +95,17 @@ class ConditionForm:
         scale = torch.where(spread > 0, spread, 1.0)
         return cls("numbers", shape, mean=tuple(exact.mean(0).tolist()), scale=tuple(scale.tolist()))
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Return whether rows of this shape have the form's. Tokens with a mask may have any length, since networks ignore padding.
+
+        >>> form = ConditionForm("tokens", (7, 3), masked=True)
+        >>> form.fits((9, 3)), form.fits((7, 4))
+        (True, False)
+        """
+        if self.masked:
+            return len(shape) == 2 and shape[0] > 0 and shape[1] == self.shape[1]
+        return tuple(shape) == self.shape
+
     def check(self, condition: Any, items: int) -> None:
         """Check that `condition` has this form, with one row for each of `items`.
 
@@ -118,12 +129,7 @@ class ConditionForm:
         parts = {"tokens": condition} if isinstance(condition, Tensor) else dict(condition or {})
         names = {"tokens", "mask"} if self.masked else {"tokens"}
         value = parts.get("tokens")
-        if (
-            set(parts) != names
-            or value is None
-            or not value.is_floating_point()
-            or tuple(value.shape[1:]) != self.shape
-        ):
+        if set(parts) != names or value is None or not value.is_floating_point() or not self.fits(value.shape[1:]):
             dims = ", ".join(map(str, (items, *self.shape)))
             form = ', as {"tokens": …, "mask": …}' if self.masked else ""
             raise DiffusionalError(f"expected a condition of {expected} ({dims}){form}, got {_described(condition)}")

@@ -377,3 +377,14 @@ def test_labels_of_a_data_set_of_pytorch() -> None:
     named = df.data.from_torch(dicts[:40], test=dicts[40:], levels=256, key="x", condition="y")
     assert named.classes == KINDS
     assert named.condition_of("test").tolist() == stated(named.tensor("test")) == Y[40:].tolist()
+
+
+def test_captions_beside_labels_are_not_labels(tmp_path: Path) -> None:
+    """Of several arrays with a row for each item, the one with a name of labels is taken."""
+    y = np.arange(40) % 3
+    np.savez(tmp_path / "a.npz", x=np.arange(40)[:, None] % 5, label=y, captions=np.array([f"a {i}" for i in y]))
+    data = df.data.load(tmp_path / "a.npz", 5, condition="label")
+    origin = data.origin("test")
+    assert origin is not None
+    assert data.condition_of("test").tolist() == y[origin.rows()].tolist()
+    assert df.data.load(tmp_path / "a.npz", 5, condition="caption").captions_of("test")[0] == f"a {y[origin.rows()[0]]}"

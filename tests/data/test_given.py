@@ -235,6 +235,3 @@ def test_columns_of_the_hub(tmp_path: Path) -> None:
     data = df.data.load(name, 17, condition="numbers:pair")
     assert data.condition_of("test").equal(torch.tensor(pair)[origin.rows()])
     assert df.data.load(name, 17, column="x", condition="tokens:emb").condition_of("test")["tokens"].shape == (2, 3, 2)
-    for condition in ("caption", "numbers:pair"):
-        with pytest.raises(DiffusionalError, match="streaming=True"):
-            df.data.load(name, 17, column="x", condition=condition, streaming=True)

@@ -212,10 +212,6 @@ def _with_captions(
                 "labels and the images; give condition='caption'"
             )
         return written(_loaded(name_or_path, levels, split, seed, given, LABEL))
-    if given["streaming"]:
-        raise DiffusionalError(
-            f"condition={condition!r} was given with streaming=True, but texts are embedded before the training; load the data without streaming"
-        )
     return _loaded(name_or_path, levels, split, seed, given, CAPTION if column is None else f"{CAPTION}:{column}")
 
 

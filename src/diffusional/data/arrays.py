@@ -199,6 +199,8 @@ def _targets(arrays: dict[str, np.ndarray], source: str, condition: str) -> dict
         return {key: arrays[key] for key in arrays if key in chosen}
     if condition != LABEL:
         labels = {key: arrays[key] for key, found in words.items() if condition in found or condition.lower() in found}
+    elif named := {key for key in labels if words[key] & _LABEL_WORDS}:  # texts under another name are not the labels
+        labels = {key: labels[key] for key in labels if key in named}
     if not labels:
         held = ", ".join(f"{key} {values.shape}" for key, values in arrays.items())
         raise DiffusionalError(

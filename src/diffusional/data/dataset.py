@@ -10,7 +10,7 @@ from its beginning.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,12 +85,38 @@ class Stream(Protocol):
 class LabelledStream(Stream, Protocol):
     """A stream whose items have a condition, such as the number of their class, which is read with them."""
 
-    def pairs(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """Return the items of an epoch as `items` does, each with its condition: of a class label a tensor () of int64."""
         ...
 
-    def head_condition(self, n: int) -> Tensor:
+    def head_condition(self, n: int) -> Any:
         """Return the conditions of the first n items as they are stored, (n, …), or of all if there are fewer."""
+        ...
+
+
+@runtime_checkable
+class BatchedStream(LabelledStream, Protocol):
+    """A stream whose conditions are made for several items together, such as embeddings of texts, or tokens that are padded to the longest.
+    `pairs` then yields what they are made of.
+    """
+
+    def conditions(self, values: Sequence[Any]) -> Condition:
+        """Return the condition of several items, one row for each, from what `pairs` returned with them. The row of an item must not depend
+        on the other items, except for padding that a mask marks.
+        """
+        ...
+
+
+@runtime_checkable
+class TextStream(Stream, Protocol):
+    """A stream whose items have texts, which are read with them and embedded batch by batch (`data.texts.with_texts`)."""
+
+    def texts(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, str]]:
+        """Return the items of an epoch as `items` does, each with its text."""
+        ...
+
+    def head_texts(self, n: int) -> tuple[str, ...]:
+        """Return the texts of the first n items as they are stored, or of all if there are fewer."""
         ...
 
 
@@ -126,7 +152,7 @@ class Texts:
     """The texts of the items of a Dataset, and the condition that was computed from them.
 
     Attributes:
-        captions: a text for each item, by split.
+        captions: a text for each item, by split; those of a stream are read with its items (`TextStream`).
         record: the encoder of the texts, and the form of the condition; None if there is no condition yet.
         condition: the embeddings. A Dataset with another condition has no record of an encoder.
     """
@@ -286,12 +312,21 @@ class Dataset:
     def captions_of(self, split: str) -> tuple[str, ...]:
         """Return the texts of the items of a split, of which the condition is the embeddings; () if there are none.
 
+        Raises DiffusionalError for an unknown split and a stream.
+
         >>> from diffusional import data
         >>> data.load("digits", condition="caption").captions_of("test")[0]
         'a thin large three'
         """
-        self._raw(split)
-        return () if self.texts is None or self.text is None else self.texts.captions[split]
+        raw = self._raw(split)
+        if self.texts is None or self.text is None:
+            return ()
+        if isinstance(raw, Stream):
+            raise DiffusionalError(
+                f"{self.name}: {split} is a stream, whose texts can only be read with its items, in their order; use "
+                "dataset.train.texts(epoch) or dataset.train.head_texts(n), or load the data without streaming"
+            )
+        return self.texts.captions[split]
 
     def condition_hash(self, split: str) -> str:
         """Return the SHA-256 of a split's condition in the order of its items, "" if there is none. Of a stream the conditions of the
@@ -300,9 +335,11 @@ class Dataset:
         Integers are hashed as int64, with the names of the classes, so that labels of other names have another hash. Of embeddings of
         texts, the texts and the encoder are hashed, since machines differ in the last bits of embeddings.
         """
+        raw = self._raw(split)
         if self.text is not None:
-            return hashlib.sha256(json.dumps([self.text.to_dict(), self.captions_of(split)]).encode()).hexdigest()
-        streamed = isinstance(self._raw(split), Stream)
+            texts = raw.head_texts(_HEAD) if isinstance(raw, TextStream) else self.captions_of(split)
+            return hashlib.sha256(json.dumps([self.text.to_dict(), texts]).encode()).hexdigest()
+        streamed = isinstance(raw, Stream)
         condition = self.head_condition(_HEAD) if streamed else self.condition_of(split)
         if condition is None:
             return ""

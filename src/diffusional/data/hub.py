@@ -13,7 +13,7 @@ their first 10,000 items.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusional.conditions import Condition
 from diffusional.data.checks import channels_first, declared, to_dataset
 from diffusional.data.classes import LABEL, Labels
-from diffusional.data.dataset import SPLITS, Dataset, block_rows
+from diffusional.data.dataset import SPLITS, Dataset, Texts, block_rows
 from diffusional.data.excerpt import listed
 from diffusional.data.folders import walk
 from diffusional.data.given import Given, Wanted
@@ -34,6 +35,14 @@ from diffusional.data.pictures import Options, Picture, check_alike, decode
 from diffusional.data.rows import integers, reals
 from diffusional.data.splits import Fractions, Part, random_rows
 from diffusional.data.storage import store
+from diffusional.data.streamed import (
+    ConditionReader,
+    RowReader,
+    StreamedLabels,
+    StreamedNumbers,
+    StreamedTexts,
+    StreamedTokens,
+)
 from diffusional.errors import DiffusionalError
 from diffusional.files import check_regular
 from diffusional.space import Discrete
@@ -57,8 +66,9 @@ def load_hub(
     """Load the Dataset of "hf:…".
 
     `column` names the column of the items, if it is not unique. `holdout` is the number of items of a stream for validation, and for
-    test. `condition` is the name of a column of class labels, or "label" for the only one. That of a stream must be a ClassLabel, which
-    declares its classes: the train split is then a LabelledHubStream.
+    test. `condition` is the name of a column of class labels, or "label" for the only one, or names columns of texts, numbers or tokens
+    (`data.given`). Labels of a stream must be a ClassLabel, which declares its classes. The train split of a stream is then a
+    LabelledHubStream, or a TextHubStream.
 
     Raises DiffusionalError if `datasets` is not installed, for names that it cannot find, if the column is not unique or there is
     none, for images and arrays that cannot be read, and for labels that are missing, or undeclared in a stream.
@@ -67,12 +77,12 @@ def load_hub(
     found, revision, notes = _open(path, config or None, streaming)
     targets = None if condition is None or streaming else _labels(name, found, condition)
     column = _choose(name, _of_items(found["train"].features, condition), column)
-    labels = None if condition is None or not streaming else _declared_labels(name, found["train"].features, condition)
-    if labels is not None and labels.column == column:
-        raise DiffusionalError(f"{name}: expected different columns of items and labels, got {column!r} for both")
+    reader = None if condition is None or not streaming else _reader(name, found["train"].features, condition)
+    if reader is not None and column in reader.columns:
+        raise DiffusionalError(f"{name}: expected different columns of items and conditions, got {column!r} for both")
     picture = _is_image(found["train"].features[column])
     dtype = None if picture else _dtype(found["train"].features[column])
-    kept = () if labels is None else (labels.column,)
+    kept = () if reader is None else reader.columns
     found = {split: _only(rows, column, dtype, streaming, kept) for split, rows in found.items()}
     source = f"{name}, column {column!r}"
     if not streaming:
@@ -82,7 +92,7 @@ def load_hub(
             return declared(name, Discrete(parts["train"].array.shape[1:], stored), parts)
         return to_dataset(name, parts, levels)
     identity = json.dumps([name, column, revision, asdict(options), holdout, seed])
-    streamed = _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity, labels)
+    streamed = _streamed(name, source, found, column, dtype, levels, seed, options, holdout, identity, reader)
     return replace(streamed, notes=notes)
 
 
@@ -140,35 +150,17 @@ def _label_column(name: str, features: Any, condition: str) -> tuple[str, list[s
     return column, [str(one) for one in features[column].names] if column in declared_classes else []
 
 
-@dataclass(frozen=True, eq=False)
-class _StreamedLabels:
-    """The label of a row of a stream: the number of its class, whose names the data declare."""
-
-    column: str
-    names: tuple[str, ...]
-    source: str
-
-    def of(self, row: dict[str, Any], where: str) -> int:
-        """Return the label of a row. Raises DiffusionalError for a missing one, and for a number outside the classes."""
-        label = row[self.column]
-        if not isinstance(label, int) or not 0 <= label < len(self.names):
-            what = "no label" if label in (None, -1) else f"the label {label!r}"
-            raise DiffusionalError(
-                f"{self.source}: {where} has {what}, expected 0 … {len(self.names) - 1}, the number of one of {len(self.names)} classes, in "
-                "every row"
-            )
-        return label
-
-
-def _declared_labels(name: str, features: Any, condition: str) -> _StreamedLabels:
-    """Return the labels of a stream. Raises DiffusionalError for a column whose classes are not declared: only a pass over all rows would
-    find them.
+def _reader(name: str, features: Any, condition: str) -> ConditionReader | StreamedTexts:
+    """Return what reads the condition of the rows of a stream. Raises DiffusionalError for a column of labels whose classes are not declared:
+    only a pass over all rows would find them.
     """
-    if Wanted.of(condition).kind != "labels":
-        raise DiffusionalError(
-            f"condition={condition!r} was given with streaming=True, but texts, numbers and tokens are read before the training; load the data "
-            "without streaming"
-        )
+    wanted = Wanted.of(condition)
+    if wanted.kind != "labels":
+        columns = wanted.among(list(features), name)
+        where = f"{name}, column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))}"
+        if wanted.kind == "numbers":
+            return StreamedNumbers(columns, where)
+        return StreamedTexts((columns[0],), where) if wanted.kind == "texts" else StreamedTokens((columns[0],), where)
     column, names = _label_column(name, features, condition)
     if not names:
         raise DiffusionalError(
@@ -176,7 +168,7 @@ def _declared_labels(name: str, features: Any, condition: str) -> _StreamedLabel
             "expected a ClassLabel, which declares its classes, since a stream is not read to its end to find them. Load the data without "
             "streaming, save a copy with dataset.class_encode_column(…), or leave the condition out"
         )
-    return _StreamedLabels(column, tuple(names), f"{name}, column {column!r}")
+    return StreamedLabels((column,), tuple(names), f"{name}, column {column!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,22 +203,48 @@ class HubStream:
 
 @dataclass(frozen=True, eq=False)
 class LabelledHubStream(HubStream):
-    """A HubStream whose rows have class labels: a `data.dataset.LabelledStream`."""
+    """A HubStream whose rows have class labels, numbers or tokens: a `data.dataset.BatchedStream`."""
 
-    labels: _StreamedLabels
+    reader: ConditionReader
 
-    def pairs(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return raw items of an epoch, from item `skip` on, each with the number of its class, int64 ()."""
-        for i, row in enumerate(_unbroken(self._shuffled(epoch, skip), self.identity), skip):
-            yield (
-                torch.from_numpy(self.convert(i, row)),
-                torch.tensor(self.labels.of(row, f"item {i} of epoch {epoch}")),
-            )
+    def pairs(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        """Return raw items of an epoch, from item `skip` on, each with what the condition of its row is made of."""
+        return _read(self, self.reader, epoch, skip)
 
-    def head_condition(self, n: int) -> Tensor:
-        """Return the numbers of the classes (n,) of the first n items as they are stored, or of all if there are fewer."""
-        rows = _unbroken(self.rows.take(n).select_columns([self.labels.column]), self.identity)
-        return torch.tensor([self.labels.of(row, f"train item {i}") for i, row in enumerate(rows)], dtype=torch.int64)
+    def conditions(self, values: Sequence[Any]) -> Condition:
+        """Return the condition of items from what `pairs` returned with them."""
+        return self.reader.batch(values)
+
+    def head_condition(self, n: int) -> Condition:
+        """Return the condition of the first n items as they are stored, or of all if there are fewer."""
+        return self.reader.batch(_head_of(self, self.reader, n))
+
+
+@dataclass(frozen=True, eq=False)
+class TextHubStream(HubStream):
+    """A HubStream whose rows have texts: a `data.dataset.TextStream`."""
+
+    reader: StreamedTexts
+
+    def texts(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, str]]:
+        """Return raw items of an epoch, from item `skip` on, each with its text."""
+        return _read(self, self.reader, epoch, skip)
+
+    def head_texts(self, n: int) -> tuple[str, ...]:
+        """Return the texts of the first n items as they are stored, or of all if there are fewer."""
+        return tuple(_head_of(self, self.reader, n))
+
+
+def _read(stream: HubStream, reader: RowReader, epoch: int, skip: int) -> Iterator[tuple[Tensor, Any]]:
+    """Yield raw items of an epoch, from item `skip` on, each with what `reader` reads of its row."""
+    for i, row in enumerate(_unbroken(stream._shuffled(epoch, skip), stream.identity), skip):
+        yield torch.from_numpy(stream.convert(i, row)), reader.of(row, f"item {i} of epoch {epoch}")
+
+
+def _head_of(stream: HubStream, reader: RowReader, n: int) -> list[Any]:
+    """Return what `reader` reads of the first n rows as they are stored."""
+    rows = stream.rows.take(n).select_columns(list(reader.columns))
+    return _values(reader, list(_unbroken(rows, stream.identity)), "train")
 
 
 def _open(path: str, config: str | None, streaming: bool) -> tuple[dict[str, Any], str, tuple[str, ...]]:
@@ -447,7 +465,7 @@ def _streamed(
     options: Options,
     holdout: int,
     identity: str,
-    labels: _StreamedLabels | None,
+    reader: ConditionReader | StreamedTexts | None,
 ) -> Dataset:
     rows, taken = dict(found), 0
     for split in ("validation", "test"):
@@ -479,13 +497,20 @@ def _streamed(
         convert = _ArrayRow(column, source, dtype)
         known = to_dataset(name, _held(head, convert, source), levels)
     about = (rows["train"], convert, known.space.shape, known.items("train").dtype, identity, seed)
-    if labels is None:
+    if reader is None:
         return replace(known, train=HubStream(*about))
-    condition = {
-        split: torch.tensor([labels.of(row, f"{split} item {i}") for i, row in enumerate(head[split])])
-        for split in ("validation", "test")
-    }
-    return replace(known, train=LabelledHubStream(*about, labels), condition=condition, classes=labels.names)
+    if isinstance(reader, StreamedTexts):
+        captions = {split: tuple(_values(reader, head[split], split)) for split in ("validation", "test")}
+        return replace(known, train=TextHubStream(*about, reader), texts=Texts(captions))
+    if isinstance(reader, StreamedTokens):
+        reader = replace(reader, width=reader.of(head["train"][0], "train item 0").shape[1])
+    condition = {split: reader.batch(_values(reader, head[split], split)) for split in ("validation", "test")}
+    classes = reader.names if isinstance(reader, StreamedLabels) else ()
+    return replace(known, train=LabelledHubStream(*about, reader), condition=condition, classes=classes)
+
+
+def _values(reader: RowReader, rows: list[Any], split: str) -> list[Any]:
+    return [reader.of(row, f"{split} item {i}") for i, row in enumerate(rows)]
 
 
 def _held(head: dict[str, list[Any]], convert: Any, source: str) -> dict[str, Part]:

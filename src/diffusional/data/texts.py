@@ -4,7 +4,8 @@
     caption:NAME         those of a column or key
     text, text:ENCODER   as caption, with this encoder of texts (diffusional/text)
 
-Each different text is embedded once. Embeddings that take long are stored in the cache, under a hash of the encoder and the texts.
+Each different text is embedded once. Embeddings that take long are stored in the cache, under a hash of the encoder and the texts. Texts
+of a stream are embedded as it is read (data/embedded_stream.py).
 """
 
 import hashlib
@@ -19,7 +20,8 @@ import torch
 
 from diffusional.conditions import rows_of
 from diffusional.data.captions import write
-from diffusional.data.dataset import SPLITS, Dataset, Items, Source, Stream, Texts
+from diffusional.data.dataset import SPLITS, Dataset, Items, Source, Stream, Texts, TextStream
+from diffusional.data.embedded_stream import EmbeddedStream
 from diffusional.data.progress import watched
 from diffusional.data.storage import cache_folder
 from diffusional.errors import DiffusionalError
@@ -96,7 +98,7 @@ def with_texts(
     form: Form = "pooled",
     arguments: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Return a data set with captions whose condition is their embeddings.
+    """Return a data set with captions whose condition is their embeddings. A train split that is a `TextStream` becomes an `EmbeddedStream`.
 
     Args:
         encoder: the name of the encoder, for `text.load_encoder`.
@@ -113,8 +115,9 @@ def with_texts(
         embeddings = embedded(chosen, unique)
     except DiffusionalError as error:
         raise DiffusionalError(f"{dataset.name}: {_place(texts, str(error))}{error}") from error
-    length = embeddings.mask.shape[1] if form == "tokens" else 0
-    record = TextRecord(chosen.name, chosen.sha256, form, length)
+    streamed = isinstance(dataset.train, TextStream)
+    length = 0 if form == "pooled" else chosen.limit if streamed else embeddings.mask.shape[1]
+    record = TextRecord(chosen.name, chosen.sha256, form, length, padded=not streamed)
     every = record.of(embeddings, unique)
     condition: dict[str, Any] = {
         split: rows_of(every, _places(captions, unique)) for split, captions in texts.captions.items()
@@ -122,7 +125,10 @@ def with_texts(
     source = dataset.source
     if source is not None:
         source = Source(source.splits, arguments, condition)
-    return replace(dataset, condition=condition, texts=Texts(texts.captions, record, condition), source=source)
+    train = EmbeddedStream(dataset.train, record, chosen) if isinstance(dataset.train, TextStream) else dataset.train
+    return replace(
+        dataset, train=train, condition=condition, texts=Texts(texts.captions, record, condition), source=source
+    )
 
 
 def condition_of(record: TextRecord, captions: Sequence[str]) -> Any:

@@ -96,7 +96,7 @@ class ConditionAdapter(Adapter):
         parts = {"tokens": condition} if isinstance(condition, Tensor) else dict(condition)
         names = {"tokens", "mask"} if self.form.masked else {"tokens"}
         value = parts.get("tokens")
-        if set(parts) != names or value is None or tuple(value.shape) != (items, *self.form.shape):
+        if set(parts) != names or value is None or len(value) != items or not self.form.fits(value.shape[1:]):
             # The message of the form.
             self.form.check({n: v.nan_to_num() for n, v in parts.items()} if len(parts) > 1 else condition, items)
             raise DiffusionalError(f"expected a condition of {self.form} for {items} items")

@@ -41,6 +41,11 @@ class TextEncoder(ABC):
     def sha256(self) -> str:
         """The SHA-256 of everything that the embeddings depend on, such as the weights and the vocabulary."""
 
+    @property
+    @abstractmethod
+    def limit(self) -> int:
+        """The largest number of tokens of a text."""
+
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Embeddings:
         """Return the embeddings of texts. Raises DiffusionalError for a text that is empty or too long."""

@@ -43,6 +43,11 @@ class HashedEncoder(TextEncoder):
         """The SHA-256 of the version of the features and their width."""
         return hashlib.sha256(f"diffusional hashed words {_VERSION} {WIDTH}".encode()).hexdigest()
 
+    @property
+    def limit(self) -> int:
+        """256 words."""
+        return _LIMIT
+
     def encode(self, texts: Sequence[str]) -> Embeddings:
         """Return the embeddings of texts. Raises DiffusionalError for a text without words, or with more than 256."""
         tokens, pooled = [], []

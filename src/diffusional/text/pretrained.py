@@ -138,6 +138,11 @@ class PretrainedEncoder(TextEncoder):
         path = self.folder / "1_Pooling" / "config.json"
         return path if path.is_file() and (self.folder / "modules.json").is_file() else None
 
+    @property
+    def limit(self) -> int:
+        """The largest number of tokens that the model and its tokenizer take, at most 512."""
+        return self._loaded[3]
+
     def encode(self, texts: Sequence[str]) -> Embeddings:
         """Return the embeddings of texts. Raises DiffusionalError for an empty text, and one with too many tokens."""
         tokenizer, model, pool, limit = self._loaded

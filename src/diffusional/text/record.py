@@ -22,7 +22,9 @@ class TextRecord:
         encoder: its name, for `load_encoder`.
         sha256: its hash.
         form: "pooled" for a vector for each text (N, P), or "tokens" for {"tokens": (N, L, W), "mask": (N, L)}.
-        length: L; 0 for "pooled".
+        length: L, the largest number of tokens of a text; 0 for "pooled".
+        padded: whether all conditions have L tokens. Those of streams, whose longest text is not known, have as many as the longest of
+            the texts that are embedded together; L is then the most that the encoder takes.
 
     >>> from diffusional.text.hashed import HashedEncoder
     >>> record = TextRecord("hashed", HashedEncoder().sha256, "tokens", length=5)
@@ -34,6 +36,7 @@ class TextRecord:
     sha256: str
     form: Form
     length: int = 0
+    padded: bool = True
 
     def load(self) -> TextEncoder:
         """Load the encoder. Raises DiffusionalError if it cannot be loaded, or has changed since the record was made."""
@@ -60,15 +63,16 @@ class TextRecord:
         lengths = found.mask.sum(1)
         if int(lengths.max()) > self.length:
             row = int(lengths.argmax())
+            known = "the most that the training data have" if self.padded else f"the most that {self.encoder} takes"
             raise DiffusionalError(
-                f"expected texts of at most {self.length} tokens, the most that the training data have, got {int(lengths[row])} in "
-                f"{texts[row][:60]!r}; shorten the text"
+                f"expected texts of at most {self.length} tokens, {known}, got {int(lengths[row])} in {texts[row][:60]!r}; shorten the text"
             )
-        return {"tokens": _to_length(found.tokens, self.length), "mask": _to_length(found.mask, self.length)}
+        length = self.length if self.padded else int(lengths.max())
+        return {"tokens": _to_length(found.tokens, length), "mask": _to_length(found.mask, length)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON values."""
-        return asdict(self)
+        """Return the record as JSON values; `padded` only if it is false."""
+        return {name: value for name, value in asdict(self).items() if name != "padded" or not value}
 
     @classmethod
     def from_dict(cls, record: Any) -> "TextRecord":
@@ -83,6 +87,7 @@ class TextRecord:
         except TypeError as error:
             raise wrong from error
         sound = isinstance(found.encoder, str) and isinstance(found.sha256, str) and found.form in get_args(Form)
+        sound = sound and isinstance(found.padded, bool)
         if not sound or not isinstance(found.length, int) or (found.form == "tokens") != (found.length > 0):
             raise wrong
         return found

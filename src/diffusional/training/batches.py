@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import moved
-from diffusional.data.dataset import Dataset, LabelledStream, Stream
+from diffusional.data.dataset import BatchedStream, Dataset, LabelledStream, Stream
 from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.training.seeds import seed_of
@@ -41,7 +41,7 @@ class BatchLoader:
         self._orders: dict[int, Tensor] = {}
         self._tape: _Tape | None = None
         # The rows of the last step and the condition of their items, of a stream with conditions.
-        self._read: tuple[Tensor, Tensor] | None = None
+        self._read: tuple[Tensor, Any] | None = None
         self._starts: dict[int, tuple[int, int]] = {}
 
     def place(self, step: int) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class BatchLoader:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _load(self, step: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    def _load(self, step: int) -> tuple[Tensor, Tensor, tuple[Tensor, Any] | None]:
         places, read = range(step * self.batch, (step + 1) * self.batch)[self.share], None
         if not isinstance(self.dataset.train, Stream):
             rows = self._rows(places)
@@ -113,7 +113,7 @@ class BatchLoader:
             self._orders[epoch] = torch.randperm(n, generator=generator)
         return self._orders[epoch]
 
-    def _next(self, step: int) -> tuple[Tensor, Tensor | None]:
+    def _next(self, step: int) -> tuple[Tensor, Any]:
         """Return this process's share of the items of a step from a stream, and their conditions if the data have any; the items of other
         processes are skipped.
         """
@@ -122,8 +122,12 @@ class BatchLoader:
             self._tape = _Tape(self.dataset.train, *self.place(step), self.dataset.condition is not None)
         items = self._tape.take(self.batch)[self.share]
         self._starts = {s: place for s, place in self._starts.items() if s >= step} | {step + 1: self._tape.place}
-        conditions = [condition for _, condition in items if condition is not None]
-        return torch.stack([item for item, _ in items]), torch.stack(conditions) if conditions else None
+        raw = torch.stack([item for item, _ in items])
+        if self.dataset.condition is None:
+            return raw, None
+        values = [value for _, value in items]
+        stream = self.dataset.train
+        return raw, stream.conditions(values) if isinstance(stream, BatchedStream) else torch.stack(values)
 
 
 class _Tape:
@@ -133,15 +137,15 @@ class _Tape:
         self.stream, self.place, self.conditional = stream, (epoch, index), conditional
         self._items = self._begun(epoch, index)
 
-    def _begun(self, epoch: int, index: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _begun(self, epoch: int, index: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """Return the items of an epoch from `index` on, each with its condition, or with None."""
         if self.conditional:
             assert isinstance(self.stream, LabelledStream)  # `Dataset` refuses others
             return self.stream.pairs(epoch, index)
         return ((item, None) for item in self.stream.items(epoch, index))
 
-    def take(self, n: int) -> list[tuple[Tensor, Tensor | None]]:
-        out: list[tuple[Tensor, Tensor | None]] = []
+    def take(self, n: int) -> list[tuple[Tensor, Any]]:
+        out: list[tuple[Tensor, Any]] = []
         while len(out) < n:
             epoch, index = self.place
             item = next(self._items, None)
