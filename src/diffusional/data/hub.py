@@ -535,7 +535,7 @@ class _DecodeRow:
     def __call__(self, i: int, row: dict[str, Any]) -> np.ndarray:
         picture = decode(_content(row[self.column]), f"{self.source}, item {i}", self.options)
         check_alike(self.first, picture)
-        return np.ascontiguousarray(picture.values)
+        return np.array(picture.values)  # a copy, since that of the decoder is read-only
 
 
 @dataclass(frozen=True, eq=False)
