@@ -18,7 +18,7 @@ import diffusional as df
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "audit"
-MODULES = ("chain", "densities", "essay", "flow", "masked", "record", "trained")
+MODULES = ("chain", "densities", "essay", "flow", "latents", "masked", "record", "trained")
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "audit.json").read_text(encoding="utf-8"))
 
 
@@ -105,6 +105,18 @@ def test_bins_of_another_width_lose_mass(masses: Any) -> None:
 def test_a_closed_edge_loses_mass(masses: Any) -> None:
     assert masses(low_open=False)[0] < 0.1  # x̂ = −1.3
     torch.testing.assert_close(masses(low_open=False)[-1], torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_open_bins_for_latents_are_no_distribution(audit: Any) -> None:
+    """Bins 2/255 wide that cover −2 … 2 have masses that add up to 1 for any ẑ, and to more if all beyond ±0.999 are open."""
+    latents = audit("latents")
+    z = (torch.arange(-255, 256, dtype=torch.float64) * 2 / 255)[:, None]
+    guess = torch.tensor([[-1.5, 0.0, 0.7, 1.5]], dtype=torch.float64)
+    closed = torch.exp(-latents.in_bins(z, guess.expand(len(z), 4), ends=False)).sum(0)
+    torch.testing.assert_close(closed, torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    opened = torch.exp(-latents.in_bins(z, guess.expand(len(z), 4))).sum(0)
+    torch.testing.assert_close(opened[1:3], torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (opened[[0, 3]] > 50).all()
 
 
 def test_the_decoder_is_the_library_s(audit: Any) -> None:

@@ -9,15 +9,16 @@ Needs Chromium at /usr/bin/chromium. Look at the pictures, and at their texts in
 import io
 import sys
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "report"
 # Width, scheme, the id of the heading at the top of the picture, and its height.
-PICTURES = (
-    (1440, "light", None, 1500),
-    (1440, "dark", "costs", 1900),
+PICTURES: tuple[tuple[int, Literal["light", "dark"], str | None, int], ...] = (
+    (1440, "light", None, 1570),
+    (1440, "dark", "costs", 2130),
     (375, "light", None, 1500),
     (375, "dark", "costs", 2100),
 )
@@ -32,8 +33,10 @@ def main(report: Path) -> None:
             page.goto(report.resolve().as_uri())
             shown = page.evaluate("document.querySelector('main').getBoundingClientRect().toJSON()")
             top = 0 if heading is None else page.evaluate(f"document.getElementById('{heading}').offsetTop")
-            clip = {"x": shown["x"], "y": top, "width": shown["width"], "height": height}
-            picture = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
+            taken = page.screenshot(
+                full_page=True, clip={"x": shown["x"], "y": top, "width": shown["width"], "height": height}
+            )
+            picture = Image.open(io.BytesIO(taken)).convert("RGB")
             picture.quantize(64, dither=Image.Dither.NONE).save(FIGURES / f"{width}-{scheme}.png", optimize=True)
             page.close()
         browser.close()

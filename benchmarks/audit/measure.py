@@ -7,6 +7,7 @@
     essay      the essay author's own chain: transitions scored at their own level, networks paired with the wrong level
     masked     t on [ε, 1] averaged as [0, 1]
     flow       steps shared by a batch, one trace probe
+    latents    bins of grey levels for the latents of an autoencoder
 
 Every fault is written again here, in a few lines: no code is copied. Sizes are the faulty number less the right one, in
 bits/dim, with a standard error, and each is derived a second time by another route, such as a closed form or the
@@ -30,20 +31,21 @@ import chain
 import densities
 import essay
 import flow
+import latents
 import masked
 import torch
 import trained
 from provenance import machine, save
 
-PARTS = ("chain", "densities", "essay", "masked", "flow")
+PARTS = ("chain", "densities", "essay", "masked", "flow", "latents")
 RESULTS = Path(__file__).parents[1] / "results" / "audit.json"
 
 
 def measured(part: str, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the cases of a part on a data set."""
     mnist, quick = options.data, options.quick
-    if part == "densities":
-        return densities.run(name, mnist)
+    if part in ("densities", "latents"):
+        return (densities if part == "densities" else latents).run(name, mnist)
     if part == "essay":
         return essay.run(name, mnist, 2 if quick else 100)
     if part == "masked":

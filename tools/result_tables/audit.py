@@ -25,6 +25,7 @@ READ = {
     "diffusion-classifier/diffusion-classifier": ("", "e9f772d78b75976112d88a1002c496f6ef0cb27e"),
     "thu-ml/i-DODE": ("", "8cb8092cb1a69c7c34b974aa7ad93add33e0a426"),
     "lihenryhfl/pcdm": ("", "b43cfa187c05b4609e44dc4fcba119966ba766a0"),
+    "facebookresearch/DiT": ("", "ed81ce2229091fd4ecc9a223645f95cf379d582b"),
     "rosinality/glow-pytorch": ("", "97081ff115a694cf04aeedbd58447f33d242c879"),
 }
 
@@ -99,6 +100,21 @@ FAULTS: dict[str, Fault] = {
         "Open bins at ±0.999 for data in [0, 1]",
         (Source(_MONAI, _INFERER + ":1095", "the lowest bin is open below −0.999; the default range of the data is [0, 1]"),),
         ("tests/models/test_likelihood.py::test_normalised_and_as_written_out", "tests/test_audit.py::test_a_closed_edge_loses_mass"),
+    ),
+    "latents": Fault(
+        "Bins of grey levels for latents",
+        (
+            Source(_MONAI, _INFERER + ":1305", "passes scaled latents to the likelihood of images, with its default range of 256 levels in [0, 1]"),
+            Source("facebookresearch/DiT", "diffusion/gaussian_diffusion.py:704",
+                   "bins of 2/255 in `_vb_terms_bpd`, for latents: in training, and in `calc_bpd_loop`, which no script there calls"),
+            Source("facebookresearch/DiT", "train.py:203", "the latents, times 0.18215"),
+            Source("facebookresearch/DiT", "#52", "reports it"),
+        ),
+        (
+            "tests/models/test_likelihood.py::test_a_mass_function_over_the_reals_is_refused",
+            "tests/test_audit.py::test_open_bins_for_latents_are_no_distribution",
+        ),
+        "latents of standard deviation 1",
     ),
     "no-prior": Fault(
         "No prior term",
