@@ -6,17 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusional.cli.commands import Check, Classify, Evaluate, Import, Score
+from diffusional.cli.commands import Check, Classify, Evaluate, Import, Score, TextModelOptions
 from diffusional.cli.console import Result, first, say, working
-from diffusional.cli.text_models import (
-    OPTIONS,
-    TEXT_OPTIONS,
-    checked_shift,
-    given_options,
-    is_text_model,
-    refuse_text_options,
-    text_model,
-)
+from diffusional.cli.options import changed, typed
+from diffusional.cli.text_models import checked_shift, is_text_model, refuse_text_options, text_model
 from diffusional.errors import DiffusionalError, LevelsError
 
 if TYPE_CHECKING:
@@ -49,7 +42,8 @@ def opened(
     from diffusional.interop.imported import is_imported, load_reference
     from diffusional.training.folder import Run, load_run
 
-    given = given_options(command, (*OPTIONS, *TEXT_OPTIONS))
+    text = changed(getattr(command, "text_options", TextModelOptions()))
+    given = [*changed(command.checkpoint_options), *text]
     if not is_foreign(path):
         if not path.exists():
             raise DiffusionalError(
@@ -61,15 +55,15 @@ def opened(
         if not given:
             return run, False
         if is_imported(path):
-            if fixed := given_options(command, TEXT_OPTIONS):
+            if text:
                 raise DiffusionalError(
-                    f"{', '.join(fixed)} cannot be changed for {path}, which was imported with its own; import the checkpoint again"
+                    f"{typed(text)} cannot be changed for {path}, which was imported with its own; import the checkpoint again"
                 )
             options = _options(command)
             options |= _reference(command, run.record, run.model, options)
             return Run(run.record, loaded=load_reference(path, run.space, **options)), True
         raise DiffusionalError(
-            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for checkpoints from elsewhere, but {path} is a run; leave "
+            f"{typed(given)} {'is' if len(given) == 1 else 'are'} for checkpoints from elsewhere, but {path} is a run; leave "
             f"{'it' if len(given) == 1 else 'them'} out"
         )
     if command.data is None:
@@ -113,14 +107,15 @@ def is_foreign(path: Path) -> bool:
 
 
 def _options(command: Evaluate | Check | Score | Classify | Import) -> dict[str, Any]:
+    given = command.checkpoint_options
     return {
-        "clipped": False if command.unclipped else None,
-        "decoder": command.decoder,
-        "decoder_variance": _decoder_variance(command.decoder_variance),
-        "variance": command.variance,
-        "variant": command.variant,
-        "weights": command.weights,
-        "revision": command.revision,
+        "clipped": False if given.unclipped else None,
+        "decoder": given.decoder,
+        "decoder_variance": _decoder_variance(given.decoder_variance),
+        "variance": given.variance,
+        "variant": given.variant,
+        "weights": given.weights,
+        "revision": given.revision,
     }
 
 
@@ -141,7 +136,7 @@ def fitted(
     options: dict[str, Any],
 ) -> "DiffusionModel":
     """Load a checkpoint, with what is fitted on --training-data."""
-    if command.training_data is None:
+    if command.checkpoint_options.training_data is None:
         return loaded(path, levels, space, options)
     plain = {name: value for name, value in options.items() if value != "fit"}
     model = loaded(path, levels, space, plain)
@@ -155,14 +150,14 @@ def _reference(
     from diffusional.cli.items import items
     from diffusional.conditions import rows_of
 
-    if command.training_data is None:
+    if command.checkpoint_options.training_data is None:
         return {}
     if options["decoder_variance"] != "fit" and "start" not in {**model.origin.get("assumed", {}), **_start(model)}:
         raise DiffusionalError(
-            f"--training-data {command.training_data} was given, but nothing is fitted: it is for the γ_1 of a flow, and for "
+            f"--training-data {command.checkpoint_options.training_data} was given, but nothing is fitted: it is for the γ_1 of a flow, and for "
             "--decoder gaussian --decoder-variance fit; leave it out"
         )
-    found = items(record, command.training_data, condition=command.condition)
+    found = items(record, command.checkpoint_options.training_data, condition=command.condition)
     some = slice(0, _FITTED)
     return {"reference": found.data[some], "reference_condition": rows_of(found.condition, some)}
 
@@ -355,7 +350,7 @@ def run(command: Import) -> Result:
         return _import_text_model(command)
     refuse_text_options(source, command)
     options = _options(command) | {"steps": command.steps}
-    later = command.training_data is None and command.data is not None
+    later = command.checkpoint_options.training_data is None and command.data is not None
     plain = {name: value for name, value in options.items() if not (later and value == "fit")}
     model = fitted(source, command, _levels(command), None, plain)
     config = _config(str(source), model)
@@ -400,7 +395,9 @@ def _import_text_model(command: Import) -> Result:
         )
     model = text_model(command.checkpoint, command, None)
     described = _without_data(model)
-    options = {"mask_token": command.mask_token, "shift": command.shift or None, "revision": command.revision}
+    text = command.text_options
+    options = {"mask_token": text.mask_token, "shift": text.shift or None}
+    options["revision"] = command.checkpoint_options.revision
     return _made(
         command.checkpoint, command.run, model, _config(str(command.checkpoint), model), described, options, data=False
     )

@@ -26,59 +26,78 @@ RunOrCheckpoint = Annotated[
 Split = Literal["train", "validation", "test", "all"] | None
 
 
-# The options for checkpoints from elsewhere.
-Decoder = Annotated[
-    Literal["discretized-gaussian", "openai", "level-posterior", "bernoulli", "gaussian"] | None,
-    tyro.conf.arg(
-        help="For a checkpoint: p(x|z_1). Defaults to discretized-gaussian with the variance σ_1²; openai has that of q(z_1|z_2, x)."
-    ),
-]
-DecoderVariance = Annotated[
-    str | None,
-    tyro.conf.arg(
-        metavar="VALUE",
-        help="For a checkpoint: the variance of a Gaussian p(x|z_1), in the units of encoded x; fit, with --decoder gaussian, for the mean "
-        "squared residual of --training-data.",
-    ),
-]
-TrainingData = Annotated[
-    str | None,
-    tyro.conf.arg(
-        metavar="DATA",
-        help="For a checkpoint: data of its training, on the first 512 items of which γ_1 of a flow and --decoder-variance fit are fitted.",
-    ),
-]
-CheckpointVariance = Annotated[
-    str | None,
-    tyro.conf.arg(
-        metavar="NAME",
-        help="For a checkpoint: the variance of p instead of its scheduler's: posterior, transition or learned, or a variance_type of "
-        "diffusers.",
-    ),
-]
-Variant = Annotated[
-    str | None, tyro.conf.arg(metavar="NAME", help="For a checkpoint: the variant of the weights, such as fp16.")
-]
-Weights = Annotated[
-    Literal["ema", "raw"] | None,
-    tyro.conf.arg(
-        help="For a checkpoint that has both: the moving average of the weights (unet_ema/), or those of training (unet/)."
-    ),
-]
 Revision = Annotated[str | None, tyro.conf.arg(metavar="NAME", help="For a Hub id: the branch, tag or commit.")]
-# The options for masked language models.
-Length = Annotated[
-    int | None,
-    tyro.conf.arg(
-        metavar="TOKENS",
-        help="For hf:NAME: the number of tokens of a block. Defaults to 128, or to the most that the model takes.",
-    ),
-]
-MaskToken = Annotated[
-    str | None,
-    tyro.conf.arg(metavar="TOKEN", help="For hf:NAME: the mask, its text or number, instead of the tokenizer's."),
-]
-Shift = Annotated[bool, tyro.conf.arg(help="For hf:NAME: the logits at position i − 1 predict token i (Dream).")]
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """How a checkpoint from elsewhere is read."""
+
+    decoder: Annotated[
+        Literal["discretized-gaussian", "openai", "level-posterior", "bernoulli", "gaussian"] | None,
+        tyro.conf.arg(
+            help="For a checkpoint: p(x|z_1). Defaults to discretized-gaussian with the variance σ_1²; openai has that of q(z_1|z_2, x)."
+        ),
+    ] = None
+    decoder_variance: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="VALUE",
+            help="For a checkpoint: the variance of a Gaussian p(x|z_1), in the units of encoded x; fit, with --decoder gaussian, for the mean "
+            "squared residual of --training-data.",
+        ),
+    ] = None
+    training_data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="For a checkpoint: data of its training, on the first 512 items of which γ_1 of a flow and --decoder-variance fit are fitted.",
+        ),
+    ] = None
+    variance: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="NAME",
+            help="For a checkpoint: the variance of p instead of its scheduler's: posterior, transition or learned, or a variance_type of "
+            "diffusers.",
+        ),
+    ] = None
+    unclipped: bool = False
+    """For a checkpoint: leave out what its scheduler does to x̂ (clip_sample, thresholding)."""
+    variant: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help="For a checkpoint: the variant of the weights, such as fp16.")
+    ] = None
+    weights: Annotated[
+        Literal["ema", "raw"] | None,
+        tyro.conf.arg(
+            help="For a checkpoint that has both: the moving average of the weights (unet_ema/), or those of training (unet/)."
+        ),
+    ] = None
+    revision: Revision = None
+
+
+@dataclass(frozen=True)
+class TextModelOptions:
+    """How a masked language model of transformers, hf:NAME, is read."""
+
+    length: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="TOKENS",
+            help="For hf:NAME: the number of tokens of a block. Defaults to 128, or to the most that the model takes.",
+        ),
+    ] = None
+    mask_token: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="TOKEN", help="For hf:NAME: the mask, its text or number, instead of the tokenizer's."),
+    ] = None
+    shift: bool = False
+    """For hf:NAME: the logits at position i − 1 predict token i (Dream)."""
+
+
+# Groups of options, whose names have no prefix.
+ForCheckpoints = Annotated[CheckpointOptions, tyro.conf.arg(name="")]
+ForTextModels = Annotated[TextModelOptions, tyro.conf.arg(name="")]
 
 
 # The options of classifier-free guidance.
@@ -288,18 +307,8 @@ class Evaluate:
     """The number of latents T. Defaults to that of the run."""
     continuous: bool = False
     """Evaluate in continuous time (T = ∞), whatever the T of the run."""
-    unclipped: bool = False
-    """For a checkpoint: leave out what its scheduler does to x̂ (clip_sample, thresholding)."""
-    decoder: Decoder = None
-    decoder_variance: DecoderVariance = None
-    training_data: TrainingData = None
-    variance: CheckpointVariance = None
-    variant: Variant = None
-    weights: Weights = None
-    revision: Revision = None
-    length: Length = None
-    mask_token: MaskToken = None
-    shift: Shift = False
+    checkpoint_options: ForCheckpoints = field(default_factory=CheckpointOptions)
+    text_options: ForTextModels = field(default_factory=TextModelOptions)
     no_audit: bool = False
     """Omit the audit, which visits every level once to detect costs that the plan does not expect."""
     deterministic: bool = False
@@ -333,18 +342,8 @@ class Import:
     """The side to which images of --data are scaled, in pixels."""
     condition: str | None = None
     """The column or key of the labels in --data, for a model of classes."""
-    unclipped: bool = False
-    """Leave out what the scheduler does to x̂ (clip_sample, thresholding)."""
-    decoder: Decoder = None
-    decoder_variance: DecoderVariance = None
-    training_data: TrainingData = None
-    variance: CheckpointVariance = None
-    variant: Variant = None
-    weights: Weights = None
-    revision: Revision = None
-    length: Length = None
-    mask_token: MaskToken = None
-    shift: Shift = False
+    checkpoint_options: ForCheckpoints = field(default_factory=CheckpointOptions)
+    text_options: ForTextModels = field(default_factory=TextModelOptions)
     steps: int | None = None
     """The number of latents T, for a model in continuous time."""
     json: Json = None
@@ -353,7 +352,8 @@ class Import:
 @dataclass(frozen=True)
 class Check:
     """Find out whether a network is read as it was trained. Its output, the scaling of its input, its clock, and the range
-    and the channels of the data are searched together. The exit status is 1 if another reading fits the network better."""
+    and the channels of the data are searched together; what a scheduler does to x̂ is left out. The exit status is 1 if another reading
+    fits the network better."""
 
     run: RunOrCheckpoint
     data: str | None = None
@@ -368,15 +368,7 @@ class Check:
     """Number of items on which readings are compared."""
     slopes_only: bool = False
     """Check the declared reading only, in few network evaluations: for large networks."""
-    variance: CheckpointVariance = None
-    decoder: Decoder = None
-    decoder_variance: DecoderVariance = None
-    training_data: TrainingData = None
-    variant: Variant = None
-    weights: Weights = None
-    revision: Revision = None
-    unclipped: bool = False
-    """Has no effect on a check, which leaves out what is done to x̂."""
+    checkpoint_options: ForCheckpoints = field(default_factory=CheckpointOptions)
     seed: int = 0
     """The seed of the noise."""
     json: Json = None
@@ -422,18 +414,8 @@ class Score:
             "or .pdf file that draws them (images only). It takes 64 network evaluations, or those of --visits if they are more, of each listed item.",
         ),
     ] = None
-    variance: CheckpointVariance = None
-    decoder: Decoder = None
-    decoder_variance: DecoderVariance = None
-    training_data: TrainingData = None
-    variant: Variant = None
-    weights: Weights = None
-    revision: Revision = None
-    length: Length = None
-    mask_token: MaskToken = None
-    shift: Shift = False
-    unclipped: bool = False
-    """Leave out what the scheduler of a checkpoint does to x̂ (clip_sample, thresholding)."""
+    checkpoint_options: ForCheckpoints = field(default_factory=CheckpointOptions)
+    text_options: ForTextModels = field(default_factory=TextModelOptions)
     seed: int = 0
     """The seed of the noise. The same seed gives the same scores."""
     json: Json = None
@@ -478,15 +460,7 @@ class Classify:
     """The largest number of items; the first are used. Defaults to all."""
     per_item: Path | None = None
     """A .csv or .npz file for the answer of each item, with its confidence, bounds, file, row and split."""
-    variance: CheckpointVariance = None
-    decoder: Decoder = None
-    decoder_variance: DecoderVariance = None
-    training_data: TrainingData = None
-    variant: Variant = None
-    weights: Weights = None
-    revision: Revision = None
-    unclipped: bool = False
-    """Leave out what the scheduler of a checkpoint does to x̂ (clip_sample, thresholding)."""
+    checkpoint_options: ForCheckpoints = field(default_factory=CheckpointOptions)
     seed: int = 0
     """The seed of the noise. The same seed gives the same answers."""
     json: Json = None
@@ -738,9 +712,7 @@ class Report:
     ] = None
     data: str | None = None
     """For checkpoints from elsewhere: the data to evaluate them on, as for evaluate. Runs are shown with their own data."""
-    length: Length = None
-    mask_token: MaskToken = None
-    shift: Shift = False
+    text_options: ForTextModels = field(default_factory=TextModelOptions)
     revision: Revision = None
     split: Split = None
     """The split whose evaluation is shown. Defaults to test, or to another one that was evaluated."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, first, watching, working
 from diffusional.cli.items import ChosenItems
+from diffusional.cli.options import changed, typed
 from diffusional.cli.scores_file import write_scores
 from diffusional.errors import DiffusionalError
 
@@ -30,22 +31,18 @@ def check_estimator(command: Evaluate) -> None:
             f"--witnesses includes every estimator: leave out --estimator {command.estimator}, or --witnesses"
         )
     if not command.witnesses and command.estimator is None:
-        plain = {f.name: f.default for f in dataclasses.fields(Evaluate)}
-        given = [
-            f"--{name}"
-            for name in ("k", "probes", "tolerance", "interpolate", "items")
-            if getattr(command, name) != plain[name]
-        ]
+        own = ("k", "probes", "tolerance", "interpolate", "items")
+        given = [name for name in changed(command) if name in own]
         if given:
             raise DiffusionalError(
-                f"{', '.join(given)} cannot be used for the NELBO: give --estimator iwae, --estimator ode or --witnesses too"
+                f"{typed(given)} cannot be used for the NELBO: give --estimator iwae, --estimator ode or --witnesses too"
             )
         return
     names = ["sweep", "draws", "cells", "plan", "importance_weighted", "deterministic", "item_error", "max_evaluations"]
     names += [] if command.witnesses else ["error", "visits"]
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(command, name)]
+    given = [name for name in names if getattr(command, name)]
     if given:
-        raise DiffusionalError(f"{', '.join(given)} cannot be used with {chosen}: leave one out")
+        raise DiffusionalError(f"{typed(given)} cannot be used with {chosen}: leave one out")
     if command.other is not None:
         raise DiffusionalError(f"{chosen} is about a single run, got two; evaluate one run at a time")
     if command.guidance is not None and len(command.guidance) > 1:

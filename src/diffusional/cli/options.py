@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -74,6 +75,32 @@ def options(kind: type, prefix: str = "") -> list[Option]:
         name = shown.strip("[]") if positional else f"--{prefix}{typed}".replace("_", "-")
         found.append(Option(name, hint, positional, required))
     return found
+
+
+def changed(command: Any) -> list[str]:
+    """Return the names of the fields of a command, and of its nested dataclasses, that differ from their defaults.
+
+    >>> from diffusional.cli.commands import Score, TextModelOptions
+    >>> changed(Score("runs/a", seed=3, text_options=TextModelOptions(length=64)))
+    ['length', 'seed']
+    """
+    found = []
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if dataclasses.is_dataclass(value):
+            found += changed(value)
+        elif field.default is not dataclasses.MISSING and value != field.default:
+            found.append(field.name)
+    return found
+
+
+def typed(names: Iterable[str]) -> str:
+    """Return options as they are typed, in one list.
+
+    >>> typed(["mask_token", "seed"])
+    '--mask-token, --seed'
+    """
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def is_number(word: str, kind: type = float) -> bool:

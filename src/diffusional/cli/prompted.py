@@ -9,6 +9,7 @@ from diffusional.cli.checkpoints import opened, show_origin
 from diffusional.cli.commands import Evaluate
 from diffusional.cli.console import Result, device, first, watching
 from diffusional.cli.items import ChosenItems
+from diffusional.cli.options import changed, typed
 from diffusional.cli.scores_file import both_scores, check_scores_file, write_scores
 from diffusional.cli.text_models import checked_shift, is_text_model, text_model
 from diffusional.errors import DiffusionalError
@@ -90,14 +91,10 @@ def evaluate_prompts(command: Evaluate) -> Result:
 
 def _check(command: Evaluate) -> None:
     """Raise DiffusionalError for options that do not apply to prompts."""
-    given = [
-        f"--{field.name.replace('_', '-')}"
-        for field in dataclasses.fields(Evaluate)
-        if field.name not in _OPTIONS and getattr(command, field.name) != field.default
-    ]
+    given = [name for name in changed(command) if name not in _OPTIONS]
     if given:
         raise DiffusionalError(
-            f"{', '.join(given)} cannot be used with the prompts of {command.data}; leave {'it' if len(given) == 1 else 'them'} out"
+            f"{typed(given)} cannot be used with the prompts of {command.data}; leave {'it' if len(given) == 1 else 'them'} out"
         )
     if command.visits is not None and command.other is not None:
         raise DiffusionalError(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusional.cli.checkpoints import is_foreign, opened, origin_lines
-from diffusional.cli.commands import Evaluate, Report
+from diffusional.cli.commands import CheckpointOptions, Evaluate, Report, TextModelOptions
 from diffusional.cli.console import Result, say
+from diffusional.cli.options import changed, typed
 from diffusional.cli.pages import baselines_of, check_page, page_of, subject_of
-from diffusional.cli.text_models import TEXT_OPTIONS, given_options, is_text_model
+from diffusional.cli.text_models import is_text_model
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -60,14 +61,10 @@ def _check(command: Report) -> None:
             f"expected --data, and not --saved, for {foreign[0]}, a checkpoint without data and saved results of its own, got {given}; name the "
             "data to evaluate it on, such as --data digits, or make a run of it with `diffusional import`"
         )
-    if given := given_options(command, (*TEXT_OPTIONS, "revision")):
-        own = [path for path in foreign if given == ["--revision"] or is_text_model(path)]
-        if not own:
-            raise DiffusionalError(
-                f"{', '.join(given)} was given, but no masked language model, hf:NAME; leave it out"
-                if given != ["--revision"]
-                else "--revision was given, but no checkpoint; leave it out"
-            )
+    if (text := changed(command.text_options)) and not any(is_text_model(path) for path in foreign):
+        raise DiffusionalError(f"{typed(text)} was given, but no masked language model, hf:NAME; leave it out")
+    if command.revision is not None and not foreign:
+        raise DiffusionalError("--revision was given, but no checkpoint; leave it out")
     if command.data is not None and not foreign:
         raise DiffusionalError(
             f"--data {command.data} is for checkpoints from elsewhere, but all that was given are runs and results; leave it out"
@@ -232,23 +229,21 @@ def _drawn(samples: "Samples | None", scores: "ItemScores | None", command: Repo
     if not parts:
         return "", ""
     given = [*map(str, command.runs)]
-    for name in ("data", *TEXT_OPTIONS, "revision", "split"):
-        value = getattr(command, name)
+    own = {name: getattr(command, name) for name in ("data", "revision", "split")}
+    for name, value in (own | dataclasses.asdict(command.text_options)).items():
         if value is not None and value is not False:
-            given += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            given += [typed([name]), *([] if value is True else [str(value)])]
     return f"This report drew {' and '.join(parts)}.", f"diffusional report {shlex.join(given)} {' '.join(options)}"
 
 
 def _asked(path: Path, other: Path | None, command: Report) -> Evaluate:
     """Return the command that evaluates a run or a checkpoint, or compares it with another; checkpoints are evaluated on --data."""
     foreign = [one for one in (path, other) if one is not None and is_foreign(one)]
-    asked = Evaluate(path, other, data=command.data if foreign else None, split=command.split)
-    if foreign and not is_text_model(path):
-        return dataclasses.replace(asked, revision=command.revision)
     if not foreign:
-        return asked
-    text = {name: getattr(command, name) for name in TEXT_OPTIONS}
-    return dataclasses.replace(asked, revision=command.revision, **text)
+        return Evaluate(path, other, split=command.split)
+    text = command.text_options if is_text_model(path) else TextModelOptions()
+    its = CheckpointOptions(revision=command.revision)
+    return Evaluate(path, other, command.data, split=command.split, checkpoint_options=its, text_options=text)
 
 
 def _tried(notes: list[str], what: str, draw: Callable[[], Any]) -> Any:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusional.cli.commands import Check, Classify, Evaluate, Import, Score
+from diffusional.cli.commands import Check, Classify, Evaluate, Import, Score, TextModelOptions
 from diffusional.cli.console import say
+from diffusional.cli.options import changed, typed
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
@@ -13,26 +14,17 @@ if TYPE_CHECKING:
     from diffusional.models.masked import MaskedDiffusion
     from diffusional.space import Space
 
-# Options of `evaluate` for checkpoints, and those of masked language models beside --revision.
-OPTIONS = ("unclipped", "decoder", "decoder_variance", "training_data", "variance", "variant", "weights", "revision")
-TEXT_OPTIONS = ("length", "mask_token", "shift")
-
 
 def is_text_model(path: Path) -> bool:
     """Return whether a path is hf:NAME, a masked language model of transformers."""
     return str(path).startswith("hf:")
 
 
-def given_options(command: Any, names: tuple[str, ...]) -> list[str]:
-    """Return those of some options that are given, as they are written."""
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(command, name, None) not in (None, False)]
-
-
 def refuse_text_options(path: Path, command: Any) -> None:
     """Raise DiffusionalError for options of masked language models that are given for something else."""
-    if given := given_options(command, TEXT_OPTIONS):
+    if given := changed(getattr(command, "text_options", TextModelOptions())):
         raise DiffusionalError(
-            f"{', '.join(given)} was given for {path}, but is for masked language models, hf:NAME; leave it out"
+            f"{typed(given)} was given for {path}, but is for masked language models, hf:NAME; leave it out"
         )
 
 
@@ -50,20 +42,23 @@ def text_model(
         raise DiffusionalError(
             f"expected a run or a checkpoint of diffusers for this command, got {path}, a masked language model"
         )
-    others = (*(name for name in OPTIONS if name != "revision"), "levels", "condition", "steps")
-    if not isinstance(command, Import):
-        others = others[:-1]  # `evaluate --steps` regrids any model
-    if given := given_options(command, others):
+    given = [name for name in changed(command.checkpoint_options) if name != "revision"]
+    # `evaluate --steps` regrids any model.
+    others = ("levels", "condition", *(("steps",) if isinstance(command, Import) else ()))
+    given += [name for name in others if getattr(command, name) is not None]
+    if given:
         raise DiffusionalError(
-            f"{', '.join(given)} was given, but does not apply to {path}, a masked language model; leave it out"
+            f"{typed(given)} was given, but does not apply to {path}, a masked language model; leave it out"
         )
     if space is not None and not isinstance(space, Categorical):
         raise DiffusionalError(
             f"expected two models of the same data, got one of {space} and {path}, a masked language model"
         )
-    options: dict[str, Any] = {"mask_token": command.mask_token, "shift": command.shift, "revision": command.revision}
+    text = command.text_options
+    options: dict[str, Any] = {"mask_token": text.mask_token, "shift": text.shift}
+    options["revision"] = command.checkpoint_options.revision
     options |= {} if most is None else {"most": most}
-    return load_masked_lm(str(path), None if space is not None else command.length, space=space, **options)
+    return load_masked_lm(str(path), None if space is not None else text.length, space=space, **options)
 
 
 def checked_shift(name: Path, model: Any, x: "Tensor") -> dict[str, Any] | None:
