@@ -73,8 +73,7 @@ def main() -> None:
             print(name, "is there already")
             continue
         found = measured(name, options)
-        record |= {"machine": machine(), "commit": commit(), "part": options.part}
-        record["presets"][name] = found
+        record["presets"][name] = found | {"machine": machine(), "commit": commit(), "part": options.part}
         save(options.out, record)
         print(name, json.dumps(found["bits"]), found["training_seconds"], found["evaluation_seconds"], flush=True)
 
