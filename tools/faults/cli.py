@@ -27,8 +27,8 @@ FAULTS = [
     fault(
         "cli/report.py",
         "reports of language models forget the length of blocks",
-        "return dataclasses.replace(asked, revision=command.revision, **text)",
-        "return dataclasses.replace(asked, revision=command.revision)",
+        "checkpoint_options=its, text_options=text)",
+        "checkpoint_options=its)",
         "cli/test_language_models.py::test_report_has_units_of_the_text_masked_positions_and_blocks",
     ),
 ]

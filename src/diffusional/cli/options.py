@@ -80,8 +80,9 @@ def options(kind: type, prefix: str = "") -> list[Option]:
 def changed(command: Any) -> list[str]:
     """Return the names of the fields of a command, and of its nested dataclasses, that differ from their defaults.
 
+    >>> from pathlib import Path
     >>> from diffusional.cli.commands import Score, TextModelOptions
-    >>> changed(Score("runs/a", seed=3, text_options=TextModelOptions(length=64)))
+    >>> changed(Score(Path("runs/a"), seed=3, text_options=TextModelOptions(length=64)))
     ['length', 'seed']
     """
     found = []
