@@ -1,10 +1,10 @@
 """Conditional models and systems of several models on MNIST, trained for equal times: one bound each, by stage.
 
-    python benchmarks/systems.py --data MNIST-FOLDER --seconds 10 --runs RUNS
+    python benchmarks/systems.py --data MNIST-FOLDER --runs RUNS
 
-Images have 8 × 8 (or, with --side 16, 16 × 16) pixels of 16 levels: means of blocks of MNIST's images with a margin of two pixels. Every system gets the same
-CPU-seconds of training (one thread), divided among its stages by `SHARES`, with the numbers of steps from the speed of each stage, which is
-measured once. Each system is added to the JSON when it is trained and evaluated; one that is there already is left out, and an interrupted training is
+Images have 16 × 16 (or, with --side 8, 8 × 8) pixels of 16 levels: means of blocks of MNIST's images with a margin of two pixels. Every system
+gets the same CPU-seconds of training (one thread), divided among its stages by `SHARES`, with the numbers of steps from the speed of each stage,
+which is measured once. Each system is added to the JSON when it is trained and evaluated; one that is there already is left out, and an interrupted training is
 resumed.
 """
 
@@ -225,8 +225,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of MNIST's four files")
     parser.add_argument("--system", choices=list(SHARES), nargs="+", default=list(SHARES))
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--side", type=int, choices=[8, 16], default=8, help="of the images, in pixels")
-    parser.add_argument("--seconds", type=float, default=10, help="CPU-seconds of training of a system")
+    parser.add_argument("--side", type=int, choices=[8, 16], default=16, help="of the images, in pixels")
+    parser.add_argument("--seconds", type=float, default=60, help="CPU-seconds of training of a system")
     parser.add_argument("--runs", type=Path, default=Path("runs/systems"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "systems_mnist.json")
     options = parser.parse_args()

@@ -337,30 +337,30 @@ _SYSTEMS = (
 )
 
 
-def composite_bits() -> str:
+def composite_bits(file: str = "systems_mnist.json") -> str:
     """For every system, its bits/dim: the mean over seeds, its standard error, and each seed with its Monte Carlo error."""
-    rows = []
+    rows, systems = [], record(file)["systems"]
     for key, name, given in _SYSTEMS:
-        seeds = list(record("systems_mnist.json")["systems"].get(key, {}).get("seeds", {}).values())
-        if not seeds:
-            continue
+        seeds = list(systems[key]["seeds"].values())
         bits = [one["bits"]["value"] for one in seeds]
         each = ", ".join(f"{one['bits']['value']:.3f} ± {one['bits']['error']:.3f}" for one in seeds)
         weights = sum(seeds[0]["weights"].values())
         took = " + ".join(f"{value:.1f}" for value in seeds[0]["training_seconds"].values())
-        error = statistics.stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-        mean = f"{statistics.mean(bits):.3f}" + (f" ± {error:.3f}" if len(bits) > 1 else "")
+        mean = f"{statistics.mean(bits):.3f} ± {statistics.stdev(bits) / math.sqrt(len(bits)):.3f}"
         rows.append([name, given, mean, each, took, f"{weights / 1e6:.2f}"])
     return markdown(["system", "given", "bits/dim", "of each seed", "CPU-seconds by stage", "M weights"], rows)
 
 
+def composite_bits_short() -> str:
+    """The same after shorter trainings on smaller images."""
+    return composite_bits("systems_mnist8.json")
+
+
 def composite_stages() -> str:
     """For every system, the nats of every stage: the means over seeds of the sums of its terms."""
-    rows = []
+    rows, systems = [], record("systems_mnist.json")["systems"]
     for key, name, _ in _SYSTEMS:
-        seeds = list(record("systems_mnist.json")["systems"].get(key, {}).get("seeds", {}).values())
-        if not seeds:
-            continue
+        seeds = list(systems[key]["seeds"].values())
         stages: dict[str, float] = {}
         for one in seeds:
             for term, cost in one["terms"].items():
@@ -375,7 +375,7 @@ def composite_information() -> str:
     """I(x; c) of labels and captions, nats: the estimate, that of shuffled conditions, and for labels the bounded form and H(label)."""
     rows = []
     for key, name in (("label", "label"), ("caption", "caption")):
-        for seed, one in record("systems_mnist.json")["systems"].get(key, {}).get("seeds", {}).items():
+        for seed, one in record("systems_mnist.json")["systems"][key]["seeds"].items():
             found, form = one["information"], one.get("bounded")
             cells = [
                 f"{found[part]['value']:.2f} ± {found[part]['error']:.2f}".replace("-", "−")
