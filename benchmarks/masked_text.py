@@ -9,6 +9,7 @@ RUN is a folder of `diffusional train … --data.name text --model.kind masked`,
     llada    n masked positions, systematic over the draws of an item from one uniform number, weight L/n (Nie et al. 2025)
     plan     visits under a plan that the run's own training visits (or a pilot on training text) have learned, with controls or without
     disjoint the same, where an item's masks do not overlap: parts of one permutation of its positions, until that is used up
+    replicates  `by_replicates`: two halves of the visits, independent of each other; in each the levels are stratified and the masks disjoint
 """
 
 import argparse
@@ -27,7 +28,7 @@ from torch import Tensor
 
 import diffusional as df
 from diffusional.data.tokens import alphabet_of, load_text
-from diffusional.evaluation import Plan
+from diffusional.evaluation import Plan, by_replicates
 from diffusional.evaluation.recorded import plan_from_visits
 from diffusional.networks import SequenceTransformer
 from diffusional.training.checkpoint import restore_progress
@@ -126,6 +127,8 @@ def measured(model: df.MaskedDiffusion, x: Tensor, plans: dict[str, Plan], draws
         for name, plan in plans.items():
             scores = df.evaluate(model, x, visits=draws, plan=plan, audit=False, seed=r).per_item
             found.setdefault(name, []).append(scores["nelbo"])
+        halves = by_replicates(model, x, plans["plan"], visits=draws // 2, replicates=2, seed=r)
+        found.setdefault("plan, replicates", []).append(halves.per_item["nelbo"])
     batches = torch.stack([mdlm(model, x, torch.Generator().manual_seed(r)).mean() for r in range(10 * repeats)])
     out: dict[str, Any] = {}
     for name, scores in found.items():

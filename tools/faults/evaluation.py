@@ -1259,8 +1259,8 @@ FAULTS = [
     fault(
         "evaluation/differentiable.py",
         "the draws depend on the place in the batch",
-        'stream(key, j, b"log_prob")',
-        'stream(key + bytes([len(keys) % 256]), j, b"log_prob")',
+        'stream(key, replicate * half + j, b"log_prob")',
+        'stream(key + bytes([len(keys) % 256]), replicate * half + j, b"log_prob")',
         "evaluation/test_differentiable.py::test_two_policies_have_the_same_draws",
     ),
     fault(
@@ -1290,5 +1290,33 @@ FAULTS = [
         "keys = item_keys(x, seed, condition)",
         "keys = [item_keys(x[i : i + 1], seed, None)[0] for i in range(len(x))]",
         "evaluation/test_continuations.py::test_replicates_and_equal_items_have_draws_of_their_own",
+    ),
+    fault(
+        "evaluation/differentiable.py",
+        "masks of an order that is used up overlap with earlier ones",
+        "fresh = used + number[:, j] > length",
+        "fresh = used >= length",
+        "evaluation/test_replicates.py::test_masks_are_parts_of_one_order_until_it_is_used_up",
+    ),
+    fault(
+        "evaluation/differentiable.py",
+        "disjoint masks begin at the same positions",
+        "order = torch.where(fresh[:, None], noise[:, j].argsort(1).argsort(1).to(noise), order)",
+        "order = torch.where(fresh[:, None], torch.arange(length).to(noise), order)",
+        "evaluation/test_replicates.py::test_masks_are_parts_of_one_order_until_it_is_used_up",
+    ),
+    fault(
+        "evaluation/replicates.py",
+        "replicates have the same draws",
+        "replicate=r) for r in numbers",
+        "replicate=0) for r in numbers",
+        "evaluation/test_replicates.py::test_the_mean_is_the_exact_bound_and_the_error_is_that_of_the_replicates",
+    ),
+    fault(
+        "evaluation/replicates.py",
+        "the error is that of one replicate",
+        "mean, variance = values.mean(0), values.var(0) / len(values)",
+        "mean, variance = values.mean(0), values.var(0)",
+        "evaluation/test_replicates.py::test_the_mean_is_the_exact_bound_and_the_error_is_that_of_the_replicates",
     ),
 ]

@@ -10,6 +10,7 @@ _ESTIMATORS = (
     ("plan, pilot", "with `neighbours` and `window`, from a pilot of 2,000 evaluations"),
     ("plan", "**the same from visits of the training, without a pilot**"),
     ("plan, disjoint masks", "the same, with disjoint masks of an item (a trial)"),
+    ("plan, replicates", "the same, as two replicates of stratified levels and disjoint masks (`by_replicates`)"),
 )
 
 
@@ -41,6 +42,9 @@ def masked_text_estimators() -> str:
     found = data["estimators"]
     theirs = [found[key] for key in ("mdlm", "llada")]
     for key, name in _ESTIMATORS:
+        # Measured since the estimator exists.
+        if key not in found:
+            continue
         one = found[key]
         k, variance = one["K for ± 0.01 bits"], one["variance of an item"]
         less = [f"{other['K for ± 0.01 bits'] / k:.1f}" for other in theirs]

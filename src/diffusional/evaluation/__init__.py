@@ -8,6 +8,7 @@ from diffusional.evaluation.evaluation import Progress, evaluate
 from diffusional.evaluation.importance import importance_weighted
 from diffusional.evaluation.ode import ode_log_likelihood
 from diffusional.evaluation.plan import Plan
+from diffusional.evaluation.replicates import by_replicates
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.target import ODE, ImportanceWeights, Sweep, Target, Visits
 
@@ -21,6 +22,7 @@ __all__ = [
     "Sweep",
     "Target",
     "Visits",
+    "by_replicates",
     "compare",
     "evaluate",
     "importance_weighted",

@@ -9,7 +9,6 @@ error of an item is the standard error of their mean. An item of one free positi
 levels that items of different F share (`evaluate`): F and the cost vary from item to item far more than the cost of an item with the masks.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -21,11 +20,11 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.differentiable import stratified
 from diffusional.evaluation.noise import item_keys
-from diffusional.evaluation.provenance import provenance
+from diffusional.evaluation.replicates import check_error, freedom, record, until
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.shares import shared
 from diffusional.evaluation.sweep import mean_of_items
-from diffusional.evaluation.task import Progress, Watch
+from diffusional.evaluation.task import Watch
 from diffusional.evaluation.visits import network_rows
 from diffusional.models.base import device_of, evaluation_mode
 from diffusional.models.chain import Chain
@@ -34,8 +33,7 @@ from diffusional.shapes import Batch, PerItem
 
 # The replicates of every item to begin with, and the visits of one of them unless a number of visits is given.
 REPLICATES, _VISITS = 4, 8
-# The most by which the number of replicates grows at once, and what is added to the number that the error seems to need.
-_GROWTH, _MARGIN = 16, 1.05
+_OF = "NELBO given the prompts"
 
 
 class Prompted(Protocol):
@@ -140,7 +138,7 @@ def continuations(
     tensor([3.2958, 1.0986], dtype=torch.float64)
     """
     values, calls, reached = _to_error((model,), x, condition, error, visits, max_evaluations, seed, progress)
-    return _record(model, x, condition, values[0], calls, reached, seed)
+    return record(model, x, condition, values[0], calls, reached, seed, {}, _OF)
 
 
 def compare_continuations(
@@ -162,12 +160,14 @@ def compare_continuations(
     if a.space != b.space:
         raise DiffusionalError(f"expected two models of the same tokens, got {a.space} and {b.space}")
     values, calls, reached = _to_error((a, b), x, condition, error, None, max_evaluations, seed, progress)
-    one, other = (_record(m, x, condition, v, calls // 2, reached, seed) for m, v in ((a, values[0]), (b, values[1])))
+    one, other = (
+        record(m, x, condition, v, calls // 2, reached, seed, {}, _OF) for m, v in ((a, values[0]), (b, values[1]))
+    )
     apart = values[0] - values[1]
     variance = apart.var(0) / len(apart)
     per_item = {"item": torch.arange(len(x)), "difference": apart.mean(0), "error": variance.sqrt()}
     difference = mean_of_items(apart.mean(0), variance, calls)
-    return Comparison(difference, one, other, _freedom(apart), reached, (), per_item)
+    return Comparison(difference, one, other, freedom(apart), reached, (), per_item)
 
 
 def _to_error(
@@ -186,60 +186,13 @@ def _to_error(
     check_seed(seed)
     if (error is None) == (visits is None):
         raise DiffusionalError(f"expected one of error and visits, got error={error} and visits={visits}")
-    if error is not None and not error > 0:
-        raise DiffusionalError(f"expected a positive error, got {error}")
+    check_error(error)
     if visits is not None and visits < REPLICATES:
         raise DiffusionalError(f"expected at least {REPLICATES} visits, one for each replicate, got visits={visits}")
     for model in models:
         model.space.check(x)
     each = _VISITS if visits is None else visits // REPLICATES
     with evaluation_mode(*models):
-        found, calls = replicated(models, x, condition, each, range(REPLICATES), seed)
-        while error is not None:
-            now = _estimate(found, calls)
-            wanted = math.ceil(min(_GROWTH, _MARGIN * (now.error / error) ** 2) * found.shape[1])
-            if progress is not None:
-                progress(Progress(now, calls, max(calls, calls * wanted // found.shape[1])))
-            if now.error <= error:
-                break
-            if limit is not None:
-                wanted = min(wanted, found.shape[1] + (limit - calls) * found.shape[1] // calls)
-            if wanted <= found.shape[1]:
-                return found, calls, False
-            more, further = replicated(models, x, condition, each, range(found.shape[1], wanted), seed)
-            found, calls = torch.cat([found, more], 1), calls + further
-    return found, calls, True
-
-
-def _estimate(found: Tensor, calls: int) -> Any:
-    """Return the mean of one model's replicates (1, R, N), or of the differences of two."""
-    values = found[0] if len(found) == 1 else found[0] - found[1]
-    return mean_of_items(values.mean(0), values.var(0) / len(values), calls)
-
-
-def _freedom(values: Tensor) -> float:
-    """Return the degrees of freedom of the error of the mean (Satterthwaite), from replicates (R, N)."""
-    variance = values.var(0)
-    fourth = float(variance.square().sum())
-    return math.inf if fourth == 0 else float(variance.sum()) ** 2 / fourth * (len(values) - 1)
-
-
-def _record(
-    model: Chain, x: Tensor, condition: Condition, values: Tensor, calls: int, reached: bool, seed: int
-) -> Evaluation:
-    """Return the record of replicates (R, N)."""
-    mean, variance = values.mean(0), values.var(0) / len(values)
-    nothing = torch.zeros(0, dtype=torch.float64)
-    return Evaluation(
-        nelbo=mean_of_items(mean, variance, calls),
-        terms={},
-        per_item={"item": torch.arange(len(x)), "nelbo": mean, "error": variance.sqrt()},
-        levels_kl=nothing,
-        levels_error=nothing,
-        level_edges=torch.ones(1, dtype=torch.long),
-        dimensions=model.space.dimensions,
-        provenance=provenance(model, x, seed, condition) | {"method": "replicates", "replicates": len(values)},
-        freedom=_freedom(values),
-        reached=reached,
-        of="NELBO given the prompts",
-    )
+        return until(
+            lambda numbers: replicated(models, x, condition, each, numbers, seed), REPLICATES, error, limit, progress
+        )

@@ -4,6 +4,8 @@
 
     stratified   the levels of V visits invert a plan's probabilities at (j + U)/V, j = 0 … V − 1, with one U for each item
     antithetic   visits j and V − 1 − j have the noise ε and −ε: for masks, a set of positions and one that is disjoint as far as possible
+    disjoint     instead, under a plan for numbers of masks: the sets of all visits are parts of one random order of the positions, until that is
+                 used up and another one begins. Each set by itself is uniform, so that the estimate is unbiased; a plan mostly visits small sets
     common       they depend on the item, its condition, the seed and the plan only, not on the weights or the other items of a batch
 
 so that the ratio of two policies, exp(log_prob(a, x) − log_prob(b, x)), has the variance of a difference under the same draws (VRPO, Zhu et al.
@@ -48,7 +50,7 @@ def log_prob(
         plan: chooses the levels, and has constants and controls that are subtracted and added back exactly. It may be of another model with the
             same levels, such as the reference policy. By default all levels are equally likely.
         seed: of the draws. Two models with the same levels, plan and seed have the same draws; a new seed at each step gives new ones.
-        antithetic: whether noise is drawn in pairs ε, −ε.
+        antithetic: whether noise is drawn in pairs ε, −ε, or masks under a plan are disjoint.
 
     Raises DiffusionalError for a model that is not a chain, fewer than one visit, a plan of other levels and one with the control `context`.
 
@@ -78,22 +80,73 @@ def log_prob(
         raise DiffusionalError(
             "expected a plan without the control context, which takes a network evaluation of its own"
         )
-    noise, v = stratified(item_keys(x.detach(), seed, condition), visits, chain.visit_shape, antithetic)
-    noise = noise.to(x.device, x.dtype)
+    keys = item_keys(x.detach(), seed, condition)
+    return -(known(chain, x, plan) + residuals(chain, x, keys, visits, plan, condition, antithetic))
+
+
+def known(chain: Chain, x: Batch, plan: Plan) -> PerItem:
+    """Return the part of the NELBO (B,) that takes no network evaluation, nats: what the plan predicts, the prior and other costs."""
+    others = {"prior": chain.prior(x)} | chain.extra(x)
+    total = plan.base(chain, x.detach()).sum(1).to(x.device)
+    return total + total_of(others).to(total)
+
+
+def residuals(
+    chain: Chain,
+    x: Batch,
+    keys: Sequence[bytes],
+    visits: int,
+    plan: Plan,
+    condition: Condition | None,
+    antithetic: bool = True,
+    replicate: int = 0,
+) -> PerItem:
+    """Return an estimate (B,) of the rest of the NELBO, nats, with gradients, from visits of every item. Replicates are independent, and those
+    of items with other keys too.
+    """
+    first = torch.ones(1, dtype=torch.long)
+    walk = antithetic and plan.learned and chain.masks is not None and chain.masks.masks_number(first) is not None
+    noise, v = stratified(keys, visits, chain.visit_shape, antithetic and not walk, replicate)
     level_visits = plan.at(v)
+    if walk:
+        assert chain.masks is not None
+        number = chain.masks.masks_number(torch.where(level_visits.cell == 0, 1, level_visits.level + 1))
+        assert number is not None
+        noise = disjoint(noise.view(len(x), visits, -1), number.view(len(x), visits)).flatten(0, 1)
+    noise = noise.to(x.device, x.dtype)
     rows, rows_condition = x.detach().repeat_interleave(visits, 0), _interleaved(condition, visits)
     given = plan.subtracted(chain, rows, level_visits, noise).to(x.device)
     cost = _costs(chain, rows, level_visits, noise, rows_condition)
     left = level_visits.weight.to(x.device) * (cost - given)
-    total = plan.base(chain, x.detach()).sum(1).to(x.device) + left.view(len(x), visits).mean(1)
+    total = left.view(len(x), visits).mean(1)
     if not chain.decoder_uses_network:
         # It takes no network evaluation, so that every visit's noise has a draw.
         decoder = LevelVisits.of_decoder(len(rows))
         drawn = _costs(chain, rows, decoder, noise, rows_condition)
         drawn = drawn - plan.subtracted(chain, rows, decoder, noise).to(x.device)
         total = total + drawn.view(len(x), visits).mean(1)
-    others = {"prior": chain.prior(x)} | chain.extra(x)
-    return -(total + total_of(others).to(total))
+    return total
+
+
+def disjoint(noise: Tensor, number: Tensor) -> Tensor:
+    """Return noise (B, V, L) of which the `number` (B, V) smallest of each visit are parts of one random order of the L positions, one after the
+    other; a visit that no longer fits begins another order, that of its own noise.
+
+    >>> noise = torch.tensor([[[0.3, -0.2, 0.9, -0.7], [1.0, 2.0, 3.0, 4.0], [0.4, 0.3, 0.2, 0.1]]])
+    >>> disjoint(noise, torch.tensor([[1, 2, 2]])) < torch.tensor([[1], [2], [2]])
+    tensor([[[False, False, False,  True],
+             [ True,  True, False, False],
+             [False, False,  True,  True]]])
+    """
+    length, out = noise.shape[2], torch.empty_like(noise)
+    order, used = torch.zeros_like(noise[:, 0]), torch.full((len(noise),), length)
+    for j in range(noise.shape[1]):
+        fresh = used + number[:, j] > length
+        order = torch.where(fresh[:, None], noise[:, j].argsort(1).argsort(1).to(noise), order)
+        used = torch.where(fresh, 0, used)
+        out[:, j] = (order - used[:, None]) % length
+        used = used + number[:, j]
+    return out
 
 
 def stratified(

@@ -210,6 +210,10 @@ class MaskedDiffusion(Chain):
         """Return which positions of z_t are masked for standard normal noise (B, L)."""
         return self.process.masked(t, noise)
 
+    def masks_number(self, t: PerItem) -> PerItem | None:
+        """Return t, the number of masks of z_t, of `OneAtATime`. The masks of `Absorbing` are independent, so that it has none."""
+        return t if isinstance(self.process, OneAtATime) else None
+
     def mask_rate(self, t: PerItem) -> PerItem:
         """Return the factor (B,) of the sum over the masks of z_t: 1 at z_1, which is the reconstruction, and ρ_{t−1} elsewhere."""
         return torch.where(t == 1, 1.0, self.process.rate((t - 1).clamp(min=1))).double()

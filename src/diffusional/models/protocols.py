@@ -78,6 +78,10 @@ class MaskCosts(Protocol):
         """Return which positions of z_t are masked for standard normal noise (B, L)."""
         ...
 
+    def masks_number(self, t: PerItem) -> PerItem | None:
+        """Return the number of masks (B,) of z_t, if it is a fixed one, and the positions of the smallest noise are masked; otherwise None."""
+        ...
+
     def mask_rate(self, t: PerItem) -> PerItem:
         """Return the factor (B,) of the sum at z_t: 1 at z_1, which is the reconstruction."""
         ...
