@@ -170,6 +170,23 @@ def test_a_table_has_marginals_and_pit_values_in_its_units(folder: Path, tmp_pat
     assert "Where the nats go" in headings(tmp_path / "t.html")
 
 
+def test_real_values_that_are_levels_are_a_caveat(folder: Path, tmp_path: Path) -> None:
+    """Not only a warning of the training: their bound is in every record and report."""
+    rng = np.random.default_rng(0)
+    rows = "\n".join(f"{x:.3f},{age}" for x, age in zip(rng.normal(size=260), rng.integers(20, 60, 260), strict=True))
+    (tmp_path / "ages.csv").write_text(f"height,age\n{rows}\n", encoding="utf-8")
+    run = tmp_path / "ages"
+    small = ["--model.hidden", "8", "--batch", "8", "--steps", "2"]
+    cli.main(["train", str(run), "--data", str(tmp_path / "ages.csv"), *small])
+    report(run, "--items", 0, "--samples", 0, "-o", tmp_path / "t.html")
+    text = (tmp_path / "t.html").read_text(encoding="utf-8")
+    assert "No warnings." not in text
+    assert "The values at position 1 are whole numbers" in text
+    # A single loss is a dot.
+    chart = text[text.index('<p class="chart-title" id="training-1-heading">') :].partition("</svg>")[0]
+    assert chart.count("<circle") == 1
+
+
 def test_saved_files(tmp_path: Path) -> None:
     images().save(tmp_path / "one.json")
     comparison().save(tmp_path / "ab.json")

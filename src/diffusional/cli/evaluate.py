@@ -474,7 +474,12 @@ def _known(record: "RunRecord", split: str) -> str:
 
 
 def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:
-    """Return the entries of the record about the data. Prints warnings about assumptions and about items that a run was trained on."""
+    """Return the entries of the record about the data. Prints warnings about assumptions, about items that a run was trained on, and about real
+    values that are levels.
+    """
+    from diffusional.encoded import some_of
+    from diffusional.space import Continuous
+
     trained = [already_trained_on(record, chosen) for record in records]
     warned = list(chosen.notes)
     for record, n in zip(records, trained, strict=True):
@@ -489,6 +494,9 @@ def _about(chosen: ChosenItems, *records: "RunRecord") -> dict[str, Any]:
                 f"{which} items of {chosen.name} are identical to items that {record.path} was trained on: their bound is lower than "
                 "that of new data"
             )
+    space = records[0].space
+    if isinstance(space, Continuous) and (levels := space.scaled_levels(some_of(chosen.data))) is not None:
+        warned.append(levels)
     if first():
         for text in warned:
             print(f"diffusional: warning: {text}", file=sys.stderr)

@@ -63,7 +63,7 @@ _SHORT = {
         "--condition": "--data.condition",
         "--text-encoder": "--data.text-encoder",
     },
-    "sample": {"--label": "--condition"},
+    "sample": {"--label": "--condition", "-o": "--out"},
     "compress": {"-o": "--out"},
     "plot": {"-o": "--out"},
     "report": {"-o": "--out"},

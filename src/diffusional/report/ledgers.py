@@ -208,7 +208,9 @@ def training_of(metrics: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> l
     for name, lines in metrics:
         trace = plots.traces_of(lines)
         if len(trace.steps):
-            losses.setdefault(trace.label, []).append(Series(name, trace.steps, trace.losses))
+            losses.setdefault(trace.label, []).append(
+                Series(name, trace.steps, trace.losses, marked=len(trace.steps) == 1)
+            )
         if len(trace.validated):
             validated = Series(name, trace.validated, trace.bounds, marked=len(trace.validated) <= 40)
             (bounds if trace.validates_bound else others).append(validated)
