@@ -1,4 +1,5 @@
-"""The manual that `make docs` built, in headless Chromium: axe-core finds nothing serious, and no page is wider than the screen.
+"""The manual that `make docs` built, in headless Chromium: axe-core finds nothing serious, no page is wider than the screen, and the search
+works without a server.
 
 Skipped where the site was not built, or where there is no browser.
 """
@@ -9,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from battery import HANGS
+from battery import CHROMIUM, HANGS
 
 SITE = Path(__file__).parents[1] / "build" / "docs"
-CHROMIUM = Path("/usr/bin/chromium")
 # One page of each form: a list of links, code, long tables, a notebook with outputs, search.
 PAGES = [("index.html", "light"), ("cli.html", "light"), ("leaderboard.html", "light"), ("search.html", "light")]
 PAGES += [("essay.html", scheme) for scheme in ("light", "dark")]
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
 axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed (the extra dev)")
 pytestmark = [
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium"),
     pytest.mark.skipif(not (SITE / "index.html").exists(), reason=f"{SITE} was not built: make docs"),
 ]
 
@@ -27,7 +27,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
 
@@ -48,3 +48,16 @@ def test_pages_of_the_site_are_accessible(browser: Any, name: str, scheme: str) 
     ]
     page.close()
     assert serious == []
+
+
+def test_the_search_works_without_a_server(browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 375, "height": 800})
+    page.set_default_timeout(1000 * HANGS)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((SITE / "search.html").as_uri() + "?q=perplexity")
+    page.wait_for_selector("ul.search li")
+    found = page.locator("ul.search li a").evaluate_all("links => links.map(one => one.textContent)")
+    page.close()
+    assert "Language models" in found
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

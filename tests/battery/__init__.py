@@ -5,6 +5,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,8 @@ def peak():
 
 # Seconds after which a process of a test is taken to hang. No test measures speed: on a busy machine a process may need minutes.
 HANGS = 3600.0
+# The browser of the tests of pages: Debian's name, and those of other systems. None where there is none.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
