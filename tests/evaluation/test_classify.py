@@ -229,6 +229,65 @@ def test_two_conditions_of_one_model_are_compared_with_a_paired_error() -> None:
         df.compare(model, model, x, 0.1, condition=c, other_condition=c[:3])
 
 
+def conditions_apart() -> tuple[df.DiffusionModel, Tensor, Tensor, Tensor]:
+    """A model whose two conditions differ at few levels and by little, so that plans for the bounds and for their difference differ."""
+    here = world(0.5)
+    x, c = here.sample_labelled(40, torch.Generator().manual_seed(0))
+    return model_of(here, steps=25), x, c, (c + 1) % 3
+
+
+def contrasted_plans(model: df.DiffusionModel, x: Tensor, c: Tensor, d: Tensor) -> list[tuple[df.Plan, df.Plan]]:
+    """Plans for the two bounds with common visits, and for their difference."""
+    first = df.Plan.fit(model, x, 1500, condition=c, controls=())
+    second = df.Plan.fit(model, x, 1500, condition=d, controls=(), like=first, across=True)
+    return [(first, second), first.contrasted(second)]
+
+
+def test_the_plan_of_a_difference_repeats_the_visits_under_the_other_condition() -> None:
+    model, x, c, d = conditions_apart()
+    (first, second), (one, other) = contrasted_plans(model, x, c, d)
+    assert torch.equal(first.met.level, second.met.level)
+    assert not torch.equal(first.met.left, second.met.left)
+    # With the same noise: the same condition again leaves no difference, and nothing to learn from.
+    again = df.Plan.fit(model, x, 1500, condition=c.clone(), controls=(), like=first, across=True)
+    assert torch.equal(first.met.left, again.met.left)
+    assert first.contrasted(again) == (first, again)
+    # π_c ∝ n_c √(E d²) has a smaller variance than the plan of the bounds, and is common to both.
+    assert torch.equal(one.mass, other.mass)
+    assert not torch.equal(one.mass, first.mass)
+    assert float(one.mass.sum()) == pytest.approx(1.0)
+    assert float(one.mass[1:].min()) >= 0.1 / len(one.mass) * (1 - 1e-9)
+    assert 0 < one.paired_variance(other) < 0.9 * first.paired_variance(second)
+    # Without a repeated pilot nothing is known of the difference.
+    alone = df.Plan.fit(model, x, 1500, condition=d, controls=(), like=first)
+    assert first.contrasted(alone) == (first, alone)
+
+
+def test_the_difference_of_two_conditions_is_unbiased_and_its_intervals_cover() -> None:
+    model, x, c, d = conditions_apart()
+    generator, sweeps = torch.Generator(), []
+    for seed in range(300):
+        one, other = (model.elbo(x, generator.manual_seed(seed), condition=given).nelbo.mean() for given in (c, d))
+        sweeps.append(float(one - other))
+    exact_mean, exact_error = (
+        float(torch.tensor(sweeps).double().mean()),
+        float(torch.tensor(sweeps).double().std()) / 300**0.5,
+    )
+    plans, repeats = contrasted_plans(model, x, c, d)[1], 60
+    options: dict[str, Any] = {
+        "plans": plans,
+        "max_evaluations": 1600,
+        "audit": False,
+        "condition": c,
+        "other_condition": d,
+    }
+    found = [df.compare(model, model, x, 1e-6, "nats", seed=seed, **options) for seed in range(repeats)]
+    values = torch.tensor([one.difference.value for one in found]).double()
+    assert abs(float(values.mean()) - exact_mean) < 4 * math.hypot(float(values.std()) / repeats**0.5, exact_error)
+    covered = sum(low <= exact_mean <= high for low, high in (one.interval() for one in found))
+    assert covered >= 0.85 * repeats
+
+
 def test_the_evidence_has_draws_of_its_own() -> None:
     """r must not depend on the draws of the evidence: other visits of an item, though of the same plan."""
     here = world()

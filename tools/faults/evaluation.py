@@ -377,8 +377,8 @@ FAULTS = [
     fault(
         "evaluation/plan.py",
         "pilots under other conditions are paired",
-        '"data_sha256", "condition_sha256")',
-        '"data_sha256")',
+        "return own == theirs or one.get(REPEATED, own) == theirs",
+        "return True or one.get(REPEATED, own) == theirs",
         "evaluation/test_plan.py::test_pilots_under_other_conditions_are_not_paired",
     ),
     fault(
@@ -1318,5 +1318,19 @@ FAULTS = [
         "mean, variance = values.mean(0), values.var(0) / len(values)",
         "mean, variance = values.mean(0), values.var(0)",
         "evaluation/test_replicates.py::test_the_mean_is_the_exact_bound_and_the_error_is_that_of_the_replicates",
+    ),
+    fault(
+        "evaluation/pilot.py",
+        "the probabilities of a difference in the wrong cells",
+        "share = _smoothed(plan.width * (squares / count.clamp(min=1)).sqrt(), count)",
+        "share = _smoothed((plan.width * (squares / count.clamp(min=1)).sqrt()).flip(0), count)",
+        "evaluation/test_classify.py::test_the_plan_of_a_difference_repeats_the_visits_under_the_other_condition",
+    ),
+    fault(
+        "evaluation/plan.py",
+        "the two plans of a difference with probabilities of their own",
+        "replace(self, mass=mass), replace(other, mass=mass)",
+        "replace(self, mass=mass), other",
+        "evaluation/test_classify.py::test_the_plan_of_a_difference_repeats_the_visits_under_the_other_condition",
     ),
 ]

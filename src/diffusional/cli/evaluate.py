@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -366,7 +367,7 @@ def _opened(command: Evaluate) -> "tuple[Run, Run | None, bool]":
 def _compare(
     command: Evaluate, run: "Run", other_run: "Run", model: "LatentVariableModel", chosen: ChosenItems, bare: bool
 ) -> Result:
-    from diffusional.cli.other_condition import other_condition_of
+    from diffusional.cli.other_condition import condition_elsewhere, other_condition_of
     from diffusional.conditions import ignoring_condition
     from diffusional.data.excerpt import listed
     from diffusional.evaluation import compare
@@ -421,13 +422,17 @@ def _compare(
             one if has else ignoring_condition(one)
             for one, has in ((model, record.conditional), (other, theirs.conditional))
         )
-    other_condition = other_condition_of(command, theirs, chosen)
+    other_condition = other_condition_of(command, theirs, chosen.condition, len(x))
     if command.other_condition is not None:
         about["other_condition"] = list(command.other_condition)
         notes.append(f"the second bound is given the condition: {' '.join(command.other_condition)}")
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
-    plans = None if bare else run.paired_plans(other_run, model, other, seed=command.seed, learning=_learning)
+    options: dict[str, Any] = {"seed": command.seed, "learning": _learning}
+    if other_condition is not None:
+        options["other_condition"] = partial(condition_elsewhere, command, theirs)
+        say("learning where the two conditions differ, on the run's training data")
+    plans = None if bare else run.paired_plans(other_run, model, other, **options)
     if plans is None and model.visited() is not None:
         say(f"learning a plan of each model on the {split} items; this comparison keeps no plan for later")
     with watching(command.unit, model.space.dimensions) as watch:

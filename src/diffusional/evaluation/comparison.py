@@ -59,7 +59,7 @@ def compare(
 
     The arguments are those of `evaluate`. `plans` are those of A and B (None for a model without levels to visit). Both models get the same
     `condition`, unless B gets `other_condition`: then the noise of an item does not depend on its condition, so that two conditions of one
-    model are compared with a paired error. The evaluations of both networks are counted.
+    model are compared with a paired error, at the levels where the bounds differ (`Plan.contrasted`). The evaluations of both networks are counted.
 
     Raises DiffusionalError if the spaces of the models (shape, levels, range, standardisation) differ, since their bounds could then not be
     compared, and for a condition that does not have one row per item.
@@ -133,7 +133,10 @@ def compare(
             pilots = data if reference is None else reference
             # Pilots are long, since short ones miss differences of two models at few levels, which an audit does not find either.
             first = Plan.fit(chains[0], pilots, seed=seed, condition=condition)
-            plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=theirs_of, like=first)
+            across = other_condition is not None
+            plans = first, Plan.fit(chains[1], pilots, seed=seed, condition=theirs_of, like=first, across=across)
+            if across:
+                plans = first.contrasted(plans[1])
             pilot = PILOT
         mine, theirs = plans
         if mine is None or theirs is None:

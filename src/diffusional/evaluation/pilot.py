@@ -20,7 +20,17 @@ from diffusional.encoded import DataItems
 from diffusional.errors import DiffusionalError
 from diffusional.evaluation.control import ENOUGH, Control, columns, width_of
 from diffusional.evaluation.controls import fit_controls
-from diffusional.evaluation.plan import Met, Plan, about, equal_mass_edges, learner, resolution, same_pilot
+from diffusional.evaluation.plan import (
+    REPEATED,
+    Met,
+    Plan,
+    about,
+    contraster,
+    equal_mass_edges,
+    learner,
+    resolution,
+    same_pilot,
+)
 from diffusional.evaluation.provenance import condition_record, fingerprint, tensor_hash
 from diffusional.evaluation.visits import (
     FIRST_SLOPE,
@@ -71,6 +81,7 @@ def fit(
     condition: Condition | None,
     like: Plan | None,
     draws: Callable[[float], float] | None,
+    across: bool,
 ) -> Plan:
     """Do the work of `Plan.fit`, for a model in evaluation mode."""
     device = device_of(model.whole(), data)
@@ -93,7 +104,9 @@ def fit(
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     levels: list[Tensor] = []
     items: list[Tensor] = []
-    # Replay the visits of another model's pilot on the same levels, data and conditions, so that the differences of their costs are known.
+    if across and like is not None and "condition_sha256" in like.provenance:
+        origin[REPEATED] = like.provenance["condition_sha256"]
+    # Replay the visits of another pilot on the same levels, data and conditions, so that the differences of their costs are known.
     replayed = Met.nothing()
     if like is not None and plan.edges.equal(like.edges) and same_pilot(origin, like.provenance):
         evaluations, draws = len(like.met.left) or evaluations, None
@@ -159,6 +172,21 @@ def fit(
     own = torch.cat([torch.full((len(part[0]),), i % step == 0) for i, part in enumerate(rows)])
     residual = seen.costs - plan.subtract(seen.cell, seen.expected, seen.drawn)
     return replace(plan, provenance=said | learned, met=Met(seen.cell[own], torch.cat(levels), residual[own]))
+
+
+@contraster
+def contrast(plan: Plan, left: Tensor) -> Tensor:
+    """Return the probabilities (C + 1,) that minimise the variance of a mean of residuals, from those of a pilot's visits `left` (P,)."""
+    cell, cells = plan.met.cell, plan.cells + 1
+    count = torch.bincount(cell, minlength=cells).double()
+    squares = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, left.double().square())
+    share = _smoothed(plan.width * (squares / count.clamp(min=1)).sqrt(), count)
+    first = bool(plan.mass[0] > 0)
+    if not first:
+        share[0] = 0
+    even = torch.ones(cells, dtype=torch.float64)
+    even[0] = float(first)
+    return (1 - _FLOOR) * share / share.sum() + _FLOOR * even / even.sum()
 
 
 def _further(done: int, draws: float) -> int:

@@ -68,7 +68,9 @@ _SAID = {
     "decoder": "decoder",
 }
 # Entries of the provenance in which two pilots must agree, so that differences of their costs are differences between the models.
-_PILOT = ("seed", "data_sha256", "condition_sha256")
+_PILOT = ("seed", "data_sha256")
+# The hash of the condition, and that of the pilot whose visits were repeated under another condition.
+_CONDITION, REPEATED = "condition_sha256", "repeats_condition_sha256"
 # The tensors of a plan, without those of its controls.
 _NUMBERS = ("edges", "mass", "constant", "expected", "drawn", "scale")
 
@@ -209,13 +211,15 @@ class Plan:
         condition: Condition | None = None,
         like: "Plan | None" = None,
         draws: Callable[[float], float] | None = None,
+        across: bool = False,
     ) -> "Plan":
         """Learn a plan from a pilot of `evaluations` on (training) data (N, *space.shape), encoded.
 
         `controls` are the control variates to try, by name; `"context"`, which takes one evaluation of every item that is evaluated, is used
         only if it is named. `condition` (N, …), a tensor or a dict of tensors, goes with the data of a conditional model. With `like`, the plan of
         another model with the same levels learned on the same data, the probabilities are that plan's, so that the same noise
-        leads to the same visits. With `draws`, which returns how many draws an evaluation will take if a visit has a given variance
+        leads to the same visits. With `across` as well, the two plans are for a comparison of two conditions: the pilot repeats the visits of
+        `like` under this condition, although the other was learned under another one. With `draws`, which returns how many draws an evaluation will take if a visit has a given variance
         (nats²), the pilot goes on while it saves more draws than it takes. Raises DiffusionalError for a pilot of fewer than 100 evaluations, data that the space
         refuses, a condition without a row for every item, and costs that are not finite.
 
@@ -236,7 +240,7 @@ class Plan:
             )
         assert _learn is not None  # registered by pilot.py, which the package imports
         with evaluation_mode(model), torch.inference_mode():
-            found = _learn(visited(model), data, evaluations, seed, controls, cells, condition, like, draws)
+            found = _learn(visited(model), data, evaluations, seed, controls, cells, condition, like, draws, across)
         # Tensors made in inference mode cannot be used with those that need gradients, such as a learned schedule's.
         own = {name: getattr(found, name).clone() for name in _NUMBERS}
         return replace(found, **own, met=Met(**{name: value.clone() for name, value in vars(found.met).items()}))
@@ -437,6 +441,18 @@ class Plan:
         free = parts[0] if self.mass[0] > 0 else squares[0]
         return float(parts[1:].sum() + free)
 
+    def contrasted(self, other: "Plan") -> tuple["Plan", "Plan"]:
+        """Return both plans with the probabilities for the difference of their costs, for `compare`.
+
+        π_c ∝ n_c √(E d²) minimises the variance of the difference, with d the difference of the residuals of both pilots at the same visit;
+        a tenth of all visits is divided equally among the cells. The bounds themselves are then estimated less accurately. Plans whose
+        pilots did not make the same visits are returned unchanged, and plans without a difference.
+        """
+        apart = self._apart(other)
+        assert _contrast is not None  # registered by pilot.py
+        mass = _contrast(self, apart) if len(apart) and bool((apart != 0).any()) else None
+        return (self, other) if mass is None else (replace(self, mass=mass), replace(other, mass=mass))
+
     def sha256(self) -> str:
         """Return a hash of everything that a score depends on: cells, probabilities, coefficients, and the state of the controls."""
         return tensor_hash(self._tensors())
@@ -507,16 +523,36 @@ class Plan:
 
 # Returns a plan from a pilot; the arguments are those of `Plan.fit`, without its defaults.
 Learner = Callable[
-    [Chain, DataItems, int, int, tuple[str, ...], int, Condition | None, Plan | None, Callable[[float], float] | None],
+    [
+        Chain,
+        DataItems,
+        int,
+        int,
+        tuple[str, ...],
+        int,
+        Condition | None,
+        Plan | None,
+        Callable[[float], float] | None,
+        bool,
+    ],
     Plan,
 ]
 _learn: Learner | None = None
+# Returns the probabilities of a plan from the residuals (P,) of its pilot's visits.
+_contrast: Callable[[Plan, Tensor], Tensor] | None = None
 
 
 def learner(function: Learner) -> Learner:
     """Register the function that `Plan.fit` calls. It is pilot.py's, which imports this module and not the other way round."""
     global _learn
     _learn = function
+    return function
+
+
+def contraster(function: Callable[[Plan, Tensor], Tensor]) -> Callable[[Plan, Tensor], Tensor]:
+    """Register the function that `Plan.contrasted` calls, as `learner`."""
+    global _contrast
+    _contrast = function
     return function
 
 
@@ -545,8 +581,13 @@ def about(model: Chain) -> dict[str, Any]:
 
 
 def same_pilot(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two plans, by their provenance, are from pilots on the same items with the same conditions and noise."""
-    return all(one.get(key) == other.get(key) for key in _PILOT)
+    """Return whether two plans, by their provenance, are from pilots on the same items with the same conditions and noise, or from one that
+    repeated the visits of the other under another condition (`Plan.fit(…, across=True)`).
+    """
+    if not all(one.get(key) == other.get(key) for key in _PILOT):
+        return False
+    own, theirs = one.get(_CONDITION), other.get(_CONDITION)
+    return own == theirs or one.get(REPEATED, own) == theirs or other.get(REPEATED, theirs) == own
 
 
 def resolution(model: Chain) -> int:

@@ -1,6 +1,6 @@
 """Access to a run folder: its model, data and plan, and evaluations that use them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from diffusional.models.base import LatentVariableModel
 from diffusional.space import Space
 from diffusional.training import metrics_logger
 from diffusional.training.config import Config
-from diffusional.training.own import own_data
+from diffusional.training.own import own_data, reference_items
 from diffusional.training.plans import KeptPlan, Learning
 from diffusional.training.run import RunRecord, load, read_run
 
@@ -142,12 +142,17 @@ class Run:
         *,
         seed: int = 0,
         learning: Learning | None = None,
+        other_condition: Callable[[Condition, int], Condition | None] | None = None,
     ) -> tuple[Plan | None, Plan | None] | None:
         """Return plans for `df.compare` of this run's model with another run's: their pilots made the same visits.
 
         The first is `plan()`. The second is learned from the same data and kept in the folder of `other`, until `other` is compared with
         another model. Models without levels have no plan: if one of the two has none, the other's is its own. The result is None if both
         have none, if the training data are not available, and if only one of the two was trained with labels. Args as for `plan`.
+
+        With `other_condition`, the plans are for a comparison with another condition of the second model (`compare(…, other_condition=…)`),
+        and the second is not kept. It returns the second model's condition of training items, given the first model's and their number,
+        or None if it cannot: the result is then None.
         """
         if self.record.conditional != other.record.conditional:
             return None
@@ -161,6 +166,15 @@ class Run:
         first = mine.load(visits=True) or mine.learn(seed, pilot=True)
         if first is None:
             return None
+        if other_condition is not None:
+            data, condition = reference_items(self.record, self.dataset)
+            given = None if condition is None else other_condition(condition, len(data))
+            if given is None:
+                return None
+            second = Plan.fit(
+                theirs.model, data, seed=first.provenance["seed"], condition=given, like=first, across=True
+            )
+            return first.contrasted(second)
         paired = replace(theirs, like=first, dataset=self.dataset, source=self.record)
         second = paired.load() or paired.learn(seed)
         return None if second is None else (first, second)
