@@ -249,8 +249,13 @@ def test_the_parts_of_a_difference_add_up_and_have_paired_errors(x: Tensor, tmp_
     assert torch.equal(loaded.levels_error, both.levels_error)
 
 
-def test_models_of_other_levels_have_no_difference_by_level(x: Tensor) -> None:
-    both = compare(model(), model(low=-8.0), x, 0.05, "nats")
+@pytest.mark.parametrize("cells", [None, 8])
+def test_models_of_other_levels_have_no_difference_by_level(x: Tensor, cells: int | None) -> None:
+    """Nor if their levels have the same numbers in the same cells, but another noise."""
+    a, b = model(), model(low=-8.0)
+    plans = None if cells is None else (Plan.uniform(a, cells), Plan.uniform(b, cells))
+    both = compare(a, b, x, 0.2, "nats", plans=plans)
+    assert cells is None or torch.equal(both.a.level_edges, both.b.level_edges)
     assert set(both.terms) == set(both.a.terms)
     assert sum(term.value for term in both.terms.values()) == pytest.approx(both.difference.value, abs=1e-9)
     assert len(both.levels_kl) == len(both.levels_error) == 0
