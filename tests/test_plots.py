@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from diffusional import schedule
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation import Evaluation
+from diffusional.evaluation import Comparison, Evaluation
 from diffusional.exact import Finite
 from diffusional.extras import MissingPackageError
 from diffusional.information import curve
@@ -98,6 +98,20 @@ def test_an_evaluation_is_a_waterfall_of_its_terms(axes: Axes, unit: str) -> Non
             "−4",
             "76.12 ± 0.21",
         ]
+
+
+def test_a_comparison_is_its_paired_differences(axes: Axes) -> None:
+    result = Evaluation.from_scores(torch.tensor([3.0, 5.0]), dimensions=2)
+    parts = {"kl": (-2.0, 0.2, 0.3), "prior": (0.5, 0.0, 0.1)}
+    terms = {name: Estimate(*numbers, n=2, network_evaluations=0) for name, numbers in parts.items()}
+    total = Estimate(-1.5, 0.2, 0.3, n=2, network_evaluations=0)
+    both = Comparison(total, result, result, math.inf, True, (), terms=terms, about={"runs": ["a", "b"]})
+    assert both.plot(axes, "nats") is axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["kl", "prior", "a − b"]
+    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [-2.0, 0.5, -1.5]
+    thick = [line.get_xdata() for line in axes.lines if line.get_linewidth() > 3]
+    assert thick[0] == pytest.approx([-2.4, -1.6])
 
 
 def test_a_ledger_is_a_waterfall_of_means_with_errors_over_items(axes: Axes) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from diffusional.evaluation.records import FORMAT, Entries
 from diffusional.evaluation.result import Evaluation, LevelCosts, loaded
 from diffusional.evaluation.summary import HEADER, cells, html, interval_text, plain
 from diffusional.ledger import Estimate
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 # The entries of a comparison's record.
 _COMPARISON = frozenset(
@@ -96,6 +99,32 @@ class Comparison:
         if not len(self.levels_kl):
             return {}
         return replace(self.a, levels_kl=self.levels_kl, levels_error=self.levels_error).level_blocks()
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, unit: str = "bits/dim") -> "matplotlib.axes.Axes":
+        """Draw the paired differences of the costs and of their sum, and return the axes.
+
+        Thick bars are ± 2 Monte Carlo standard errors, thin ones ± 2 standard errors over items.
+
+        Args:
+            ax: matplotlib axes; by default those of a new figure of pyplot.
+            unit: "bits/dim" or "nats".
+
+        Raises MissingPackageError if matplotlib is not installed.
+
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> a, b = (Evaluation.from_scores(torch.tensor(scores), dimensions=2) for scores in ([3.0, 5.0], [4.0, 6.0]))
+        >>> both = Comparison(Estimate(-1.0, 0.1, 0.0, n=2, network_evaluations=0), a, b, math.inf, True, ())
+        >>> [label.get_text() for label in both.plot(Figure().subplots()).get_yticklabels()]
+        ['A − B']
+        """
+        from diffusional.report import plots
+
+        named = {**self.terms, " − ".join(self.names): self.difference}
+        rows = {name: one.to(unit, self.a.dimensions) for name, one in named.items()}
+        return plots.bounds(
+            {name: (one.value, one.error, one.item_error) for name, one in rows.items()}, unit, ax, "equally good"
+        )
 
     @property
     def names(self) -> tuple[str, str]:
