@@ -67,6 +67,24 @@ def test_every_cost_of_a_masked_chain_by_the_sum_over_its_latents(signal: str, s
         torch.testing.assert_close(found.kl[:, t - 1], kl, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("process", [OneAtATime(K, L), Absorbing(K, 4, "cosine")], ids=["one at a time", "absorbing"])
+def test_a_cost_is_its_factor_times_what_the_masks_hide(process: Absorbing | OneAtATime) -> None:
+    """What controls rely on: `mask_rate` of z_t, and `masks_number`."""
+    model, x = masked(process), WORLD.states
+    noise = randn(len(x), L, seed=5)
+    for t in range(1, len(model.noise_levels()) + 1):
+        latent = torch.full((len(x),), t)
+        z = model.noisy(x, latent, noise)
+        cost = model.reconstruction(x, noise) if t == 1 else model.level_kl(x, latent - 1, noise)
+        torch.testing.assert_close(
+            model.mask_rate(latent) * model.hidden_map(x, z).sum(1), cost, rtol=1e-10, atol=1e-12
+        )
+        number = model.masks_number(latent)
+        assert (number is not None) == isinstance(process, OneAtATime)
+        if number is not None:
+            assert torch.equal(number, (z == K).sum(1))
+
+
 def test_one_at_a_time_is_continuous_time_and_the_mean_over_all_orders() -> None:
     model = masked()
     x = WORLD.states

@@ -80,6 +80,7 @@ def test_the_mean_is_the_sum_over_all_masks_and_the_errors_are_those_of_the_spre
     assert found.nelbo.error == pytest.approx(float(errors[0].square().sum().sqrt()) / len(X))
     # Of four items with different spreads, the freedom lies between that of one, 3, and that of all, 12.
     assert 3 <= found.freedom <= 12
+    assert found.freedom == pytest.approx(freedoms(errors[:1])[0])
     inside = [
         (one - exact.mean()).abs() <= t.ppf(0.975, freedom) * error
         for one, error, freedom in zip(
@@ -225,14 +226,22 @@ def test_replicates_are_added_until_the_error_is_reached() -> None:
 def test_two_models_see_the_same_masks() -> None:
     a, b = model_of(0), model_of(0)
     with torch.no_grad():
-        next(b.parameters()).add_(0.01)
+        # Not a shift, which changes no probability.
+        next(b.parameters()).mul_(1.05)
     found = compare_continuations(a, b, X, CONDITION, error=0.002)
     exact = a.exact_ledger(X, CONDITION).nelbo - b.exact_ledger(X, CONDITION).nelbo
-    assert found.difference.error <= 0.002
+    assert float(exact.abs().min()) > 1e-4
+    assert 0 < found.difference.error <= 0.002
     assert found.difference.error < 0.2 * math.hypot(found.a.nelbo.error, found.b.nelbo.error)
     assert abs(found.difference.value - float(exact.mean())) < 4.5 * found.difference.error
     apart = (found.per_item["difference"] - exact).abs()
     assert bool((apart <= 5 * found.per_item["error"] + 1e-9).all())
+    # The errors are those of the mean of the replicates' differences.
+    number = found.a.provenance["replicates"]
+    values, _ = replicated((a, b), X, CONDITION, 8, range(number))
+    errors = (values[0] - values[1]).std(0) / number**0.5
+    torch.testing.assert_close(found.per_item["error"], errors, rtol=1e-9, atol=1e-12)
+    assert found.difference.error == pytest.approx(float(errors.square().sum().sqrt()) / len(X))
 
 
 def test_bad_input_is_refused() -> None:

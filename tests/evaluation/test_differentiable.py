@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import diffusional as df
 from battery import generator, randn
 from diffusional.evaluation import Plan
+from diffusional.evaluation.differentiable import known
 from diffusional.models.prompted import PromptedDiffusion, prompts
 from diffusional.models.renoised import Renoised
 from diffusional.sequences import SequenceWorld
@@ -95,6 +96,10 @@ def test_other_chains_have_it_too(steps: int | None) -> None:
     found = [df.log_prob(model, x, 4, seed=seed).mean() for seed in range(10)]
     slopes = torch.stack([torch.autograd.grad(one, network.weight)[0] for one in found])
     values = torch.stack([one.detach() for one in found])
+    # The prior is a part of it.
+    plan = Plan.uniform(model)
+    assert float(model.prior(x).min()) > 1e-3
+    torch.testing.assert_close(known(model, x, plan), plan.base(model, x).sum(1) + model.prior(x).double())
     # The one estimate's error is at most that of one of the ten.
     assert abs(float(values.mean()) - wanted) < 5 * float(values.std())
     assert float(((slopes.mean(0) - slope).abs() / slopes.std(0)).max()) < 5

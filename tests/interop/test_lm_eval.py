@@ -130,6 +130,7 @@ REQUESTS = [
     ("", "the mask"),
     ("", "a"),
     ("is is is is the model", " is masked"),  # the beginning of the context does not fit
+    ("the a is the is the is a is a a", " model"),  # nor here; exact
     ("the", ""),
 ]
 
@@ -225,6 +226,9 @@ def test_a_document_is_the_sum_over_its_windows(folder: Path, tmp_path: Path) ->
         wanted = sum(exact(made, *pair) for pair in own)
         assert abs(value - wanted) <= 8 * one["error"] + 1e-5
         assert one["windows"] == len(own)
+        (scores,) = made._scores([own])
+        assert one["error"] == pytest.approx(sum(error**2 for _, error, _ in scores) ** 0.5)
+    assert made._pair("the", " model")[0] == [0, *made._encode("the")]
 
 
 def test_equal_windows_of_a_document_have_draws_of_their_own(folder: Path) -> None:
@@ -236,7 +240,7 @@ def test_equal_windows_of_a_document_have_draws_of_their_own(folder: Path) -> No
     assert one[0] != other[0]
 
 
-def test_generation_keeps_the_context_and_stops(harness: Harness) -> None:
+def test_generation_keeps_the_context_and_stops(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"until": ["zzz"], "max_gen_toks": 4}
     (greedy,) = harness.generate_until([Instance(("the model", options))])
     assert greedy == harness.generate_until([Instance(("the model", options))])[0]
@@ -246,6 +250,14 @@ def test_generation_keeps_the_context_and_stops(harness: Harness) -> None:
     assert cut[0] == greedy.split(greedy[1])[0]
     with pytest.raises(NotImplementedError, match=r"0\.7"):
         harness.generate_until([Instance(("the", {"do_sample": True, "temperature": 0.7}))])
+    # Of a context that is too long the last tokens are kept, here 8 − 4.
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        PromptedDiffusion, "most_confident", lambda self, prompt, steps: seen.append(prompt) or prompt.clamp(min=0)
+    )
+    long = "a the is a the model is masked"
+    harness.generate_until([Instance((long, options))])
+    assert seen[0].tolist() == [[*harness._encode(long)[-4:], -1, -1, -1, -1]]
 
 
 def test_refusals(folder: Path) -> None:

@@ -186,6 +186,14 @@ def test_samples_keep_their_prompts_and_have_the_distribution_of_the_data_given_
     for drawn in (model.sample(len(x), generator(2), prompt, steps=2), model.most_confident(prompt)):
         assert bool(((drawn == prompt) | (prompt < 0)).all())
         assert float(drawn.max()) < K
+    # The most certain position first, one at a time.
+    z = torch.where(prompt < 0, float(K), x)
+    for _ in range(L):
+        log_p, token = model.model.log_probs(z).max(2)
+        at = torch.where(z == K, log_p, -torch.inf).argmax(1)
+        rows = (z == K).any(1).nonzero().squeeze(1)
+        z[rows, at[rows]] = token[rows, at[rows]].float()
+    assert torch.equal(model.most_confident(prompt), z)
     best = model.most_confident(prompts(X[:1], 3))[0, 3]
     joint = WORLD.table[0, 0, 0]
     assert int(best) == int(joint.argmax())
@@ -206,6 +214,9 @@ def test_refusals() -> None:
         model.elbo(x, None, torch.zeros(3, 2, dtype=torch.long))
     with pytest.raises(df.DiffusionalError, match="regrid"):
         PromptedDiffusion(df.MaskedDiffusion(Random(), Categorical(L, K), Absorbing(K, 5)))
+    without = PromptedDiffusion(df.MaskedDiffusion(Random(), Categorical(L, K, excluded=1)))
+    with pytest.raises(df.DiffusionalError, match="got 1 in item 0 at position 2"):
+        without.sample(1, None, torch.tensor([[0, -1, 1, -1]]))
     for given in (torch.tensor([1, 2]), torch.tensor(0.5), torch.zeros(3, 2).bool()):
         with pytest.raises(df.DiffusionalError, match="expected"):
             prompts(x, given)

@@ -1333,4 +1333,25 @@ FAULTS = [
         "replace(self, mass=mass), other",
         "evaluation/test_classify.py::test_the_plan_of_a_difference_repeats_the_visits_under_the_other_condition",
     ),
+    fault(
+        "evaluation/continuations.py",
+        "the errors of differences are those of one replicate",
+        "apart.var(0) / len(apart)",
+        "apart.var(0)",
+        "evaluation/test_continuations.py::test_two_models_see_the_same_masks",
+    ),
+    fault(
+        "evaluation/replicates.py",
+        "an item has as many degrees of freedom as replicates",
+        "* (len(values) - 1)",
+        "* len(values)",
+        "evaluation/test_continuations.py::test_the_mean_is_the_sum_over_all_masks_and_the_errors_are_those_of_the_spread",
+    ),
+    fault(
+        "evaluation/differentiable.py",
+        "the prior is left out",
+        'others = {"prior": chain.prior(x)} | chain.extra(x)',
+        'others = {"prior": 0 * chain.prior(x)} | chain.extra(x)',
+        "evaluation/test_differentiable.py::test_other_chains_have_it_too[6]",
+    ),
 ]

@@ -304,4 +304,32 @@ FAULTS = [
         "parts.std(0)",
         "interop/test_lm_eval.py::test_errors_cover_the_exact_numbers",
     ),
+    fault(
+        "interop/lm_eval.py",
+        "a context that is too long loses its end",
+        "row = tuple((context + continuation)[-self.max_length :])",
+        "row = tuple((context + continuation)[: self.max_length])",
+        "interop/test_lm_eval.py::test_a_log_likelihood_is_that_of_the_continuation_given_its_context",
+    ),
+    fault(
+        "interop/lm_eval.py",
+        "contexts have no prefix",
+        "return self.prefix + before, both[len(before) :]",
+        "return before, both[len(before) :]",
+        "interop/test_lm_eval.py::test_a_document_is_the_sum_over_its_windows",
+    ),
+    fault(
+        "interop/lm_eval.py",
+        "errors of windows add up as if they were one draw",
+        "math.sqrt(sum(one[1] ** 2 for one in found))",
+        "sum(one[1] for one in found)",
+        "interop/test_lm_eval.py::test_a_document_is_the_sum_over_its_windows",
+    ),
+    fault(
+        "interop/lm_eval.py",
+        "a generation keeps the beginning of a long context",
+        "[-max(0, self.max_length - new) :]",
+        "[: max(0, self.max_length - new)]",
+        "interop/test_lm_eval.py::test_generation_keeps_the_context_and_stops",
+    ),
 ]

@@ -1139,4 +1139,25 @@ FAULTS = [
         "self.network(tokens[rows])[:, :length]",
         "evaluation/test_continuations.py::test_items_of_different_lengths_cost_what_they_cost_alone",
     ),
+    fault(
+        "models/masked.py",
+        "the factor of the masks of z_t is that of z_{t+1}",
+        "self.process.rate((t - 1).clamp(min=1))",
+        "self.process.rate(t.clamp(max=(self.steps or 2) - 1))",
+        "test_masked_worlds.py::test_a_cost_is_its_factor_times_what_the_masks_hide",
+    ),
+    fault(
+        "models/prompted.py",
+        "the least certain position is filled first",
+        "noise = -best if greedy",
+        "noise = best if greedy",
+        "models/test_prompted.py::test_samples_keep_their_prompts_and_have_the_distribution_of_the_data_given_them",
+    ),
+    fault(
+        "models/prompted.py",
+        "a prompt may have the mask of a vocabulary",
+        "| (prompt == self._excluded)",
+        "",
+        "models/test_prompted.py::test_refusals",
+    ),
 ]
