@@ -5,11 +5,12 @@ An item with F free positions costs Σ_{n=1..F} (1/n) E_{|M| = n} Σ_{i ∈ M} �
     n_j = ⌈F (j + U)/V⌉, j = 0 … V − 1,      Ŝ = (1/V) Σ_j (F/n_j) Σ_{i ∈ M_j} −ln p_i,      V ≤ F,
 
 with one uniform U for all of them, so that they are spread over 1 … F: with V = F each number occurs once. Replicates are independent, and the
-error of an item is the standard error of their mean. An item of one free position is exact. No number depends on the other items, as it would with
-levels that items of different F share (`evaluate`): F and the cost vary from item to item far more than the cost of an item with the masks.
+error of an item is the standard error of their mean. An item with no more masks than the visits that it may have, 2^F − 1 ≤ R V, is exact: few
+replicates of few possible values may all be equal, which is not a reason for an error of 0. No number depends on the other items, as it would
+with levels that items of different F share (`evaluate`): F and the cost vary from item to item far more than the cost of an item with the masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -47,12 +48,79 @@ class Prompted(Protocol):
         """Return an estimate (B,) of every item's bound, nats, from one mask of `number` free positions."""
         ...
 
+    def all_masks_cost(self, x: Batch, condition: Condition | None, rows: int = ...) -> PerItem:
+        """Return the bound (B,), nats, of items with the same number of free positions, from all their masks."""
+        ...
+
+
+def evaluations(free: Tensor, visits: int, replicates: int) -> Tensor:
+    """Return the network evaluations (N,) of items with `free` (N,) free positions, and with that all their masks where these are few enough.
+
+    >>> evaluations(torch.tensor([1, 2, 3, 4, 5, 6]), visits=4, replicates=4)
+    tensor([ 1,  3,  7, 15, 16, 16])
+    """
+    return torch.where(
+        enumerable(free, visits, replicates), 2 ** free.clamp(max=62) - 1, free.clamp(max=visits) * replicates
+    )
+
+
+def enumerable(free: Tensor, visits: int, replicates: int) -> Tensor:
+    """Return which items (N,) have no more masks than visits, 2^F − 1 ≤ R V: they are exact."""
+    return free < (visits * replicates + 1).bit_length()
+
+
+def drawing(
+    models: Sequence[Any], x: Tensor, condition: Condition, visits: int, replicates: int, seed: int
+) -> Callable[[range], tuple[Tensor, int]]:
+    """Return a function of a range of numbers that returns replicates (M, R, N) of the bounds of items x (N, L) under M models, nats, and the number
+    of network evaluations. Items with few masks have the exact bound in every replicate; they are evaluated once, with the first.
+
+    Args as of `replicated`; `replicates` is the number to begin with.
+    """
+    few = enumerable(models[0].free(condition).cpu(), visits, replicates)
+    exact, others = few.nonzero()[:, 0], (~few).nonzero()[:, 0]
+    known = _enumerated(models, x, condition, exact)
+    paid = int(evaluations(models[0].free(condition).cpu()[exact], visits, replicates).sum()) * len(models)
+
+    def drawn(numbers: range) -> tuple[Tensor, int]:
+        out = torch.zeros(len(models), len(numbers), len(x), dtype=torch.float64)
+        out[:, :, exact] = known[:, None]
+        out[:, :, others], calls = replicated(models, x, condition, visits, numbers, seed, others)
+        return out, calls + paid * (numbers.start == 0)
+
+    return drawn
+
+
+@torch.inference_mode()
+def _enumerated(models: Sequence[Any], x: Tensor, condition: Condition, items: Tensor) -> Tensor:
+    """Return the bounds (M, n) of `items` (n,) from all their masks."""
+    free = models[0].free(condition).cpu()
+
+    def values(rows: Tensor) -> dict[str, Tensor]:
+        out = torch.zeros(len(rows), len(models), dtype=torch.float64)
+        for f in free[rows].unique().tolist():
+            at = (free[rows] == f).nonzero()[:, 0]
+            for part in at.split(network_rows(models[0])):
+                for m, model in enumerate(models):
+                    own, device = rows[part], device_of(model, x)
+                    c = moved(rows_of(condition, own), device)
+                    out[part, m] = model.all_masks_cost(x[own].to(device), c, network_rows(model)).cpu()
+        return {"cost": out}
+
+    return shared(items, {"cost": (len(models),)}, values)["cost"].T
+
 
 def replicated(
-    models: Sequence[Any], x: Tensor, condition: Condition, visits: int, numbers: range, seed: int = 0
+    models: Sequence[Any],
+    x: Tensor,
+    condition: Condition,
+    visits: int,
+    numbers: range,
+    seed: int = 0,
+    items: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    """Return replicates (M, R, N) of the bounds of items x (N, L) under M models, nats, from common draws, and the number of network evaluations
-    of all models.
+    """Return replicates (M, R, n) of the bounds of n of the items x (N, L) under M models, nats, from common draws, and the number of network
+    evaluations of all models.
 
     Args:
         models: PromptedDiffusion, in evaluation mode.
@@ -60,12 +128,14 @@ def replicated(
         visits: the most visits of one replicate, V.
         numbers: of the replicates, R of them. Replicate r of an item is the same in every call, and independent of its other ones.
         seed: of the draws. Items that occur several times have independent draws.
+        items: their numbers (n,); by default all.
 
     Raises DiffusionalError for a cost that is not finite, with the number of its item.
     """
     free = models[0].free(condition)
     each = free.clamp(max=visits)
-    calls = int(torch.where(free == 1, 1, each * len(numbers)).sum()) * len(models)
+    items = torch.arange(len(x)) if items is None else items
+    calls = int(each.cpu()[items].sum()) * len(numbers) * len(models)
     keys = item_keys(x, seed, condition)
 
     def values(rows: Tensor) -> dict[str, Tensor]:
@@ -77,7 +147,7 @@ def replicated(
                 out[part] = _of_items(models, x[rows[part]], rows_of(condition, rows[part]), v, numbers, own)
         return {"cost": out}
 
-    found = shared(torch.arange(len(x)), {"cost": (len(models), len(numbers))}, values)["cost"]
+    found = shared(items, {"cost": (len(models), len(numbers))}, values)["cost"]
     return found.permute(1, 2, 0), calls
 
 
@@ -88,9 +158,7 @@ def _of_items(
     """Return replicates (B, M, R) of items with the same number of visits."""
     out = torch.zeros(len(x), len(models), len(numbers), dtype=torch.float64)
     free = models[0].free(condition)
-    # An item of one free position has the same value in every replicate.
-    needed = torch.arange(len(numbers) if visits > 1 else 1)
-    for some in needed.split(max(1, network_rows(models[0]) // (len(x) * visits))):
+    for some in torch.arange(len(numbers)).split(max(1, network_rows(models[0]) // (len(x) * visits))):
         # The replicates of a visit follow each other: rows are (replicate, item, visit).
         shape = models[0].visit_shape
         drawn = [stratified(keys, visits, shape, antithetic=True, replicate=numbers[r]) for r in some.tolist()]
@@ -102,7 +170,7 @@ def _of_items(
             c = moved(rows_of(condition, rows), device)
             cost = model.masks_cost(x[rows].to(device), masks.to(device), noise.to(device, x.dtype), c)
             out[:, m, some] = cost.cpu().view(len(some), len(x), visits).mean(2).T
-    return out if visits > 1 else out[:, :, :1].expand_as(out)
+    return out
 
 
 def continuations(
@@ -123,7 +191,7 @@ def continuations(
         x: encoded items (N, L).
         condition: their prompts, `prompts` or `prompts_of_lengths`.
         error: the Monte Carlo error of the mean to reach, nats. All items get the same number of replicates.
-        visits: instead, network evaluations of every item, in four replicates of at most F each.
+        visits: instead, network evaluations of every item, in four replicates of at most F each; or of all masks, if these are as many at most.
         max_evaluations: the most network evaluations for `error`; `reached` is False if they are too few.
         seed, progress: as of `evaluate`.
 
@@ -193,6 +261,5 @@ def _to_error(
         model.space.check(x)
     each = _VISITS if visits is None else visits // REPLICATES
     with evaluation_mode(*models):
-        return until(
-            lambda numbers: replicated(models, x, condition, each, numbers, seed), REPLICATES, error, limit, progress
-        )
+        drawn = drawing(models, x, condition, each, REPLICATES, seed)
+        return until(drawn, REPLICATES, error, limit, progress)

@@ -10,8 +10,8 @@ has no place for errors: they are in `errors` of the model, one record for each 
     generate_until          the most confident position first, or samples with do_sample
 
 A log-likelihood is a lower bound, as that of every masked diffusion. Its estimate is the mean of independent replicates, in each of which the numbers of
-masks are spread over the continuation (evaluation/continuations.py), and its error is their standard error. A continuation of one token is exact, in
-one network evaluation.
+masks are spread over the continuation (evaluation/continuations.py), and its error is their standard error. A continuation of few tokens, F with
+2^F − 1 ≤ visits, is exact.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from torch import Tensor
 from diffusional.data.alphabets import load_tokenizer
 from diffusional.data.prompts import joint_tokens, moved_spaces
 from diffusional.errors import DiffusionalError
-from diffusional.evaluation.continuations import replicated
+from diffusional.evaluation.continuations import drawing, evaluations
 from diffusional.files import save_json
 from diffusional.interop.masked_lm import PREFIX, load_masked_lm
 from diffusional.models.base import evaluation_mode
@@ -187,32 +187,26 @@ class Harness:
         for members in groups.values():
             x = torch.tensor([row for row, _, _ in members], device=self._device).float()
             free = torch.tensor([number for _, number, _ in members], device=self._device)
-            places, single = list(members.values()), free == 1
+            # A model of sequences has at least two positions.
+            score = self._first if x.shape[1] == 1 else self._estimated
             with evaluation_mode(self.model), torch.no_grad():
-                for some, score in ((single, self._exact), (~single, self._estimated)):
-                    chosen = some.nonzero().squeeze(1)
-                    if len(chosen):
-                        for at, number in zip(chosen.tolist(), score(x[chosen], free[chosen]), strict=True):
-                            for r, place in places[at]:
-                                out[r][place] = number
+                for places, number in zip(members.values(), score(x, free), strict=True):
+                    for r, place in places:
+                        out[r][place] = number
         return out
 
-    def _exact(self, x: Tensor, free: Tensor) -> list[tuple[float, float, int]]:
-        """Score continuations of one token, from one network evaluation."""
-        found = []
-        for rows in x.long().split(256):
-            masked = torch.cat([rows[:, :-1], torch.full_like(rows[:, -1:], self.model.space.levels)], 1)
-            log_p = self.model.network(masked)[:, -1].double().log_softmax(-1)
-            found += log_p.gather(1, rows[:, -1:])[:, 0].tolist()
-        return [(value, 0.0, 1) for value in found]
+    def _first(self, x: Tensor, free: Tensor) -> list[tuple[float, float, int]]:
+        """Return what `_estimated` returns for rows (N, 1) of one token without a context."""
+        log_p = self.model.network(torch.full((1, 1), self.model.space.levels, device=x.device))[0, 0]
+        return [(value, 0.0, 1) for value in log_p.double().log_softmax(-1)[x[:, 0].long()].tolist()]
 
     def _estimated(self, x: Tensor, free: Tensor) -> list[tuple[float, float, int]]:
-        """Score continuations of several tokens."""
+        """Return the log-likelihood, its error and the network evaluations of continuations of `free` (N,) tokens at the ends of x (N, L)."""
         model, each = self._of_length(x.shape[1]), self.visits // self.replicates
         prompt = prompts(x, x.shape[1] - free)
-        (parts,), _ = replicated((model,), x, prompt, each, range(self.replicates), self.seed)
+        (parts,), _ = drawing((model,), x, prompt, each, self.replicates, self.seed)(range(self.replicates))
         errors = (parts.std(0) / math.sqrt(self.replicates)).tolist()
-        calls = (free.clamp(max=each) * self.replicates).tolist()
+        calls = evaluations(free, each, self.replicates).tolist()
         return [(-v, e, n) for v, e, n in zip(parts.mean(0).tolist(), errors, calls, strict=True)]
 
     def _record(self, kind: str, request: Any, value: float, error: float, **more: Any) -> None:
@@ -240,8 +234,8 @@ class Harness:
         pairs = [self._pair(*request.args) for request in requests]
         out = []
         scores = [score for (score,) in self._scores([[pair] for pair in pairs])]
-        for request, pair, (value, error, evaluations) in zip(requests, pairs, scores, strict=True):
-            sizes = {"context_tokens": len(pair[0]), "tokens": len(pair[1]), "network_evaluations": evaluations}
+        for request, pair, (value, error, calls) in zip(requests, pairs, scores, strict=True):
+            sizes = {"context_tokens": len(pair[0]), "tokens": len(pair[1]), "network_evaluations": calls}
             self._record("loglikelihood", request, value, error, **sizes)
             found = (value, self.greedy and self._is_greedy(*pair))
             self._cached("loglikelihood", request.args, found)

@@ -16,6 +16,7 @@ Items of different lengths, such as a question and its answer, are filled up to 
 its filling.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -266,6 +267,36 @@ class PromptedDiffusion(Chain):
         free, rest = self._given(x, condition)
         z = self._masked(x, number, noise, free)
         return free.sum(1) / number.double() * self.model.hidden_map(x, z, rest).sum(1)
+
+    @torch.no_grad()
+    def all_masks_cost(self, x: Batch, condition: Condition | None, rows: int = 1024) -> PerItem:
+        """Return the bound (B,), nats, of items x (B, L) with the same number F of free positions, without any Monte Carlo error:
+
+            Σ_{M ⊂ B, M ≠ ∅} 1/(n C(F, n)) Σ_{i ∈ M} −ln p_i(x_i | x_{∖M}),      n = |M|,
+
+        by 2^F − 1 network evaluations of each item. `rows` is the most of them at once.
+
+        Raises DiffusionalError for items with different numbers of free positions.
+        """
+        free, rest = self._given(x, condition)
+        number = int(free[0].sum())
+        if bool((free.sum(1) != number).any()):
+            raise DiffusionalError(
+                f"expected items with the same number of free positions, got {free.sum(1).unique().tolist()}"
+            )
+        places = free.long().argsort(dim=1, descending=True, stable=True)[:, :number]
+        bits = 2 ** torch.arange(number, device=x.device)
+        out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for some in torch.arange(1, 2**number, device=x.device).split(max(1, rows // len(x))):
+            chosen = (some[:, None] & bits) > 0  # (M, F)
+            masks = torch.zeros(len(some), *x.shape, dtype=torch.bool, device=x.device)
+            masks.scatter_(2, places.expand(len(some), -1, -1), chosen[:, None].expand(-1, len(x), -1))
+            z = torch.where(masks, float(self.model.process.mask), x).flatten(0, 1)
+            c = rows_of(rest, torch.arange(len(x), device=x.device).repeat(len(some)))
+            sums = self.model.hidden_map(x.repeat(len(some), 1), z, c).sum(1).view(len(some), len(x))
+            weight = [1 / (n * math.comb(number, n)) for n in chosen.sum(1).tolist()]
+            out += (torch.tensor(weight, dtype=torch.float64, device=x.device)[:, None] * sums).sum(0)
+        return out
 
     def _masked(self, x: Batch, number: PerItem, noise: Batch, free: Tensor) -> Batch:
         """Return x with masks at the `number` (B,) free positions of the smallest noise (B, L)."""
