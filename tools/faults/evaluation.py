@@ -1272,6 +1272,20 @@ FAULTS = [
     ),
     fault(
         "evaluation/continuations.py",
+        "items with more masks than visits are exact",
+        "return free < (visits * replicates + 1).bit_length()",
+        "return free <= (visits * replicates + 1).bit_length()",
+        "evaluation/test_continuations.py::test_few_masks_are_all_visited",
+    ),
+    fault(
+        "evaluation/continuations.py",
+        "exact items are counted again with every replicate",
+        "calls + paid * (numbers.start == 0)",
+        "calls + paid",
+        "evaluation/test_continuations.py::test_few_masks_are_all_visited",
+    ),
+    fault(
+        "evaluation/continuations.py",
         "two models do not see the same masks",
         "noise.to(device, x.dtype), c)",
         "noise.to(device, x.dtype).roll(m, 1), c)",

@@ -1057,6 +1057,20 @@ FAULTS = [
     ),
     fault(
         "models/prompted.py",
+        "the sum over all masks has those of equal numbers once each",
+        "weight = [1 / (n * math.comb(number, n)) for n in",
+        "weight = [1 / n for n in",
+        "evaluation/test_continuations.py::test_few_masks_are_all_visited",
+    ),
+    fault(
+        "models/prompted.py",
+        "the sum over all masks has its masks at the end of the sequence",
+        "places = free.long().argsort(dim=1, descending=True, stable=True)[:, :number]",
+        "places = torch.arange(free.shape[1] - number, free.shape[1], device=x.device).expand(len(x), -1)",
+        "evaluation/test_continuations.py::test_few_masks_are_all_visited",
+    ),
+    fault(
+        "models/prompted.py",
         "a level has its largest number of masks only",
         "u = (latent - torch.special.ndtr(first.double())) / length",
         "u = latent.double() / length",
