@@ -86,6 +86,7 @@ _NAMES = {
     "classify": "evaluation.classify",
     "compare": "evaluation.comparison",
     "cost_map": "evaluation.maps",
+    "stage_maps": "evaluation.stage_maps",
     "evaluate": "evaluation.evaluation",
     "log_prob": "evaluation.differentiable",
     "export": "training.export",

@@ -29,6 +29,7 @@ from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.extremes import extremes as extremes
 from diffusional.evaluation.guidance import guidance_table as guidance_table
 from diffusional.evaluation.maps import cost_map as cost_map
+from diffusional.evaluation.stage_maps import stage_maps as stage_maps
 from diffusional.evaluation.ode import ode_log_likelihood as ode_log_likelihood
 from diffusional.evaluation.plan import Plan as Plan
 from diffusional.evaluation.result import Evaluation as Evaluation

@@ -1026,6 +1026,21 @@ FAULTS = [
         "evaluation/test_maps.py::test_a_map_adds_up_to_the_score",
     ),
     fault(
+        "evaluation/stage_maps.py",
+        "every pixel of a block has the whole cost of the block",
+        "costs.repeat_interleave(block, -1).repeat_interleave(block, -2) / block**2",
+        "costs.repeat_interleave(block, -1).repeat_interleave(block, -2) / block",
+        "evaluation/test_stage_maps.py::test_a_pixel_has_the_cost_of_its_block",
+        "evaluation/test_stage_maps.py::test_the_maps_of_a_stage_add_up_to_its_costs",
+    ),
+    fault(
+        "evaluation/stage_maps.py",
+        "the scale of standardised data left out of the decoder's map",
+        "return mean + jacobian, variance.sqrt()",
+        "return mean, variance.sqrt()",
+        "evaluation/test_stage_maps.py::test_a_decoder_without_latents_has_its_cost_at_every_pixel",
+    ),
+    fault(
         "evaluation/maps.py",
         "error of a single draw for that of the mean",
         ".clamp(min=0) / (visits - 1)",

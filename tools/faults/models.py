@@ -1014,6 +1014,20 @@ FAULTS = [
         "battery/test_models.py::test_costs_by_position",
     ),
     fault(
+        "models/tail.py",
+        "maps of a chain's tail are those of the levels below it",
+        "return self.over.kl_map(x, self._there(level), noise, condition)",
+        "return self.over.kl_map(x, level, noise, condition)",
+        "evaluation/test_stage_maps.py::test_the_maps_of_a_stage_add_up_to_its_costs[handed over]",
+    ),
+    fault(
+        "models/composite/downscale.py",
+        "the blocks of the last of several functions for those of all",
+        "product *= factor",
+        "product = factor",
+        "evaluation/test_stage_maps.py::test_a_pixel_has_the_cost_of_its_block",
+    ),
+    fault(
         "models/reverse.py",
         "the prior's cost spread evenly over the positions",
         "x.double().square() / variance + of_variance",

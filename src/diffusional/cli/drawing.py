@@ -11,9 +11,12 @@ from diffusional.cli.score import MAP_VISITS, name_of
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
 
+    from diffusional.evaluation.stage_maps import StageMaps
     from diffusional.models.base import LatentVariableModel
+    from diffusional.models.composite import Composite
     from diffusional.report.subject import ItemScores, Samples
     from diffusional.space import Categorical, Space
     from diffusional.training.run import RunRecord
@@ -70,6 +73,7 @@ def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: 
     import torch
 
     from diffusional.conditions import moved
+    from diffusional.models.composite import Composite
     from diffusional.report.subject import Samples
     from diffusional.space import Categorical
     from diffusional.training.own import own_data
@@ -96,7 +100,12 @@ def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: 
     if record.classes:
         how += f" The classes are used in turn: {', '.join(record.classes[:10])}{', …' if len(record.classes) > 10 else ''}."
     with working(f"drawing {n} samples"), torch.no_grad():
-        kept, labels = _states(model, n, generator, moved(condition, place), chain and not table and not sequences)
+        if isinstance(model, Composite):
+            drawn = {name: y.cpu() for name, y in model.sample_stages(n, generator, moved(condition, place)).items()}
+            kept, labels = [*drawn.values()][-1:], []
+        else:
+            drawn = {}
+            kept, labels = _states(model, n, generator, moved(condition, place), chain and not table and not sequences)
     x = kept[-1]
     if not bool(torch.isfinite(x).all()):
         raise DiffusionalError(
@@ -122,16 +131,40 @@ def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: 
                 for i in range(min(n, _PATHS))
             ]
         )
-    return Samples(how, images=shown, paths=paths, path_labels=labels)
+    stages, names, missing = _stages(model, drawn) if isinstance(model, Composite) else (None, [], "")
+    return Samples(how + missing, images=shown, paths=paths, path_labels=labels, stages=stages, stage_labels=names)
+
+
+def _stages(model: "Composite", drawn: "dict[str, Tensor]") -> "tuple[ndarray | None, list[str], str]":
+    """Return the variables of the stages for the first samples, brought to the size of x, as pictures (k, m, C, H, W) with labels; and which
+    stages have none, as sentences. Pictures are None if only the last stage has one.
+    """
+    import numpy as np
+
+    pictures, labels, missing = [], [], ""
+    handed = dict(zip(drawn, getattr(model, "handover", None) or (), strict=False))
+    for name, y in drawn.items():
+        block, space = model.block(name), dict(model.models())[name].space
+        if block is None or len(space.shape) != 3:
+            missing += (
+                f" The variable of stage {name} is a latent of shape {_sides(space.shape)}, which has no picture."
+            )
+            continue
+        low, high = _range(space, y)
+        shown = ((y[:_SHOWN] - low) / (high - low)).clamp(0, 1).float()
+        pictures.append(shown.repeat_interleave(block, -1).repeat_interleave(block, -2).numpy())
+        labels.append(
+            f"{name}, {_sides(space.shape[1:])}" + (f", its noisy z_{handed[name]}" if name in handed else "")
+        )
+    return (np.stack(pictures), labels, missing) if len(pictures) > 1 else (None, [], missing)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def _states(model: Any, n: int, generator: Any, condition: Any, with_paths: bool) -> "tuple[list[Tensor], list[str]]":
     """Return samples as the last of some states of a chain, evenly spaced in its levels, and the log-SNR of these, with "x" at the end."""
-    from diffusional.models.composite import Composite
-
-    if isinstance(model, Composite):
-        *_, x = model.sample_stages(n, generator, condition).values()
-        return [x.cpu()], []
     if not with_paths:
         return [model.sample(n, generator, condition).cpu()], []
     import torch
@@ -165,7 +198,6 @@ def scores_of(
     """
     from diffusional.conditions import rows_of
     from diffusional.evaluation.extremes import extremes
-    from diffusional.evaluation.maps import cost_map
     from diffusional.evaluation.score import score
     from diffusional.report.subject import ItemScores
 
@@ -188,20 +220,13 @@ def scores_of(
             progress=watch,
         )
         ends = extremes(model, x, scores, command.shown, condition=condition, seed=command.seed, progress=watch)
-    maps = None
-    if len(model.space.shape) == 3 and model.visited() is model:
+    maps, about = None, ""
+    if len(model.space.shape) == 3:
         try:
             with working("drawing cost maps"):
-                maps = cost_map(
-                    model,
-                    x[ends.item],
-                    visits=max(MAP_VISITS, command.visits),
-                    plan=scores.plan,
-                    condition=rows_of(condition, ends.item),
-                    seed=command.seed,
-                )
-        except DiffusionalError:
-            maps = None  # a family without costs by position
+                maps, about = _maps(model, x[ends.item], scores.plan, rows_of(condition, ends.item), command)
+        except DiffusionalError as error:
+            about = f"There are no cost maps: {error}."
     low, high = _range(model.space, x)
 
     def listed(numbers: "Tensor") -> list[Any]:
@@ -219,7 +244,55 @@ def scores_of(
         listed(ends.least_likely),
         how,
         "" if reference is None or ends.percentile is None else _reference(len(reference.x), most),
+        about,
     )
+
+
+def _maps(
+    model: "LatentVariableModel", x: "Tensor", plan: Any, condition: Any, command: Report
+) -> "tuple[Tensor | None, str]":
+    """Return cost maps (N, C, H, W), nats, and a remark on them for the page: for a system, those of its stages at the pixels of x. None and the
+    reason for a model without them.
+    """
+    from diffusional.evaluation.maps import cost_map
+    from diffusional.evaluation.stage_maps import stage_maps
+    from diffusional.models.composite import Composite
+
+    visits = max(MAP_VISITS, command.visits)
+    if isinstance(model, Composite):
+        found = stage_maps(model, x, visits=visits, condition=condition, seed=command.seed)
+        return found.total, about_maps(found)
+    if model.visited() is not model:
+        return (
+            None,
+            f"There are no cost maps: the costs of a {type(model).__name__} belong to latents that are not pixels.",
+        )
+    found = cost_map(model, x, visits=visits, plan=plan, condition=condition, seed=command.seed)
+    return found.total, ""
+
+
+def about_maps(maps: "StageMaps") -> str:
+    """Return of which stages of a system the cost maps are, in sentences.
+
+    >>> import torch
+    >>> from diffusional.evaluation.stage_maps import StageMaps
+    >>> one = torch.zeros(1, 1, 4, 4)
+    >>> about_maps(StageMaps({"base": one, "top": one}, {}, {}, {"base": 2, "top": 1}))
+    'A map is the sum of those of stages base and top. A pixel of stage base is a block of 2 × 2 pixels of the image, which share its cost evenly.'
+    >>> about_maps(StageMaps({"decoder": one}, {}, {"prior": "its latents are not positions of x"}, {"decoder": 1}))
+    'A map is that of stage decoder. Stage prior has no map: its latents are not positions of x. Its costs are not in the pictures.'
+    """
+    *others, last = maps.stages
+    whose = f"the sum of those of stages {', '.join(others)} and {last}" if others else f"that of stage {last}"
+    lines = [f"A map is {whose}."]
+    for name, block in maps.blocks.items():
+        if block > 1:
+            lines.append(
+                f"A pixel of stage {name} is a block of {block} × {block} pixels of the image, which share its cost evenly."
+            )
+    for name, why in maps.missing.items():
+        lines.append(f"Stage {name} has no map: {why}. Its costs are not in the pictures.")
+    return " ".join(lines)
 
 
 def _reference(n: int, most: int) -> str:
@@ -247,7 +320,7 @@ def _listed(i: int, record: "RunRecord", chosen: ChosenItems, ends: Any, maps: A
         float(ends.error[at]),
         None if ends.percentile is None else float(ends.percentile[at]),
         image,
-        None if maps is None else maps.total[at].sum(0).numpy(),
+        None if maps is None else maps[at].sum(0).numpy(),
         values,
         text,
     )

@@ -102,7 +102,7 @@ def cost_map(
         plan: from `Plan.fit` or `scores.plan`. By default a pilot on x learns one.
         condition, seed: as in `evaluate`.
 
-    Raises DiffusionalError for a model without levels of its own, such as a VAE, whose latents are not positions of x; for distributions
+    Raises DiffusionalError for a model whose latents are not positions of x, such as a VAE or a system (`stage_maps`); for distributions
     that have no costs by position; and as `evaluate` does.
 
     >>> import torch
@@ -119,7 +119,7 @@ def cost_map(
     check_condition(condition, len(x))
     check_seed(seed)
     chain = model.visited()
-    if chain is None or chain is not model:
+    if chain is None or not chain.positioned:
         raise DiffusionalError(
             f"expected a model whose latents have the shape of x for cost maps, such as a DiffusionModel, got a {type(model).__name__}; its "
             "costs belong to no positions of x"

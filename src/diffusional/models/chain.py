@@ -179,6 +179,11 @@ class Chain(LatentVariableModel):
 
     # The same costs at every position of x (evaluation/maps.py), for families whose distributions are independent over positions.
 
+    @property
+    def positioned(self) -> bool:
+        """Whether the latents have the positions of x, so that costs have maps: those of a chain do, those inside another model need not."""
+        return True
+
     def reconstruction_map(self, x: Batch, noise: Batch, condition: Condition | None = None) -> Batch:
         """Return −ln p(x_d|z_1) at every position (B, *dims), float64, whose sum is `reconstruction`."""
         same_shape(x, noise)

@@ -11,6 +11,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.ledger import Costs, Ledger
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.calls import call
+from diffusional.models.chain import by_position
 from diffusional.models.coding import Given, Known, Move, the_condition
 from diffusional.models.denoiser import Head, decoded
 from diffusional.models.likelihood import Decoded, Likelihood
@@ -92,6 +93,14 @@ class DirectModel(LatentVariableModel):
         self.space.check(x)
         check_condition(condition, len(x))
         return -self.likelihood.log_prob(x, self.decode(condition, x)).double()
+
+    def reconstruction_map(self, x: Batch, condition: Condition | None = None) -> Batch:
+        """Return −ln p(x_d|c) at every position (B, *dims), float64, nats, whose sum is `reconstruction`. Raises DiffusionalError if the
+        likelihood has no `log_prob_map`.
+        """
+        self.space.check(x)
+        check_condition(condition, len(x))
+        return -by_position(Decoded(self.likelihood, self.decode(condition, x)), "log_prob_map", x)
 
     def terms(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Ledger:
         """Return the ledger, whose `kl` (B, 0) is empty and whose `prior` is 0. `noise` (B, 0) has no numbers."""

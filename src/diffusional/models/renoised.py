@@ -293,6 +293,22 @@ class RenoisedChain(VisitedChain):
         own, c = self._parted(noise, condition)
         return self.over.reconstruction(x, own, c)
 
+    @property
+    def positioned(self) -> bool:
+        """Whether the latents of the model inside have the positions of x."""
+        return self.over.positioned
+
+    def reconstruction_map(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        own, c = self._parted(noise, condition)
+        return self.over.reconstruction_map(x, own, c)
+
+    def kl_map(self, x: Batch, level: PerItem, noise: Tensor, condition: Condition | None = None) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        own = noise[:, self.model.drawn :].reshape(-1, *self.over.visit_shape)
+        return self.over.kl_map(x, level, own, self.model.noised(condition, noise[:, : self.model.drawn]))
+
+    def prior_map(self, x: Batch) -> Batch:
+        return self.over.prior_map(x)
+
     def decoder_costs(self, x: Batch, noise: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         own, c = self._parted(noise, condition)
         return self.over.decoder_costs(x, own, c)

@@ -131,6 +131,16 @@ class ChainTail(Chain):
         """Return 0 (B,): z_s itself is handed over."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
+    def reconstruction_map(self, x: Batch, noise: Batch, condition: Condition | None = None) -> Batch:
+        """Return 0 (B, *dims): z_s itself is handed over."""
+        return torch.zeros_like(x, dtype=torch.float64)
+
+    def kl_map(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> Batch:
+        return self.over.kl_map(x, self._there(level), noise, condition)
+
+    def prior_map(self, x: Batch) -> Batch:
+        return self.over.prior_map(x)
+
     def extra(self, x: Tensor) -> dict[str, Tensor]:
         """Return {}."""
         return {}

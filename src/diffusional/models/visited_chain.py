@@ -57,6 +57,11 @@ class VisitedChain(Chain):
     def steps(self) -> int | None:
         return self._inside.steps
 
+    @property
+    def positioned(self) -> bool:
+        """False: by default the latents are not positions of the model's x."""
+        return False
+
     def noise_levels(self) -> Tensor:
         return self._inside.noise_levels()
 

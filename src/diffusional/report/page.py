@@ -334,6 +334,7 @@ def _samples(name: str, found: Samples) -> dict[str, Any]:
         "how": found.how,
         "sheet": None,
         "paths": None,
+        "stages": None,
         "marginals": [],
         "texts": list(found.texts),
     }
@@ -349,6 +350,11 @@ def _samples(name: str, found: Samples) -> dict[str, Any]:
             f"{len(found.paths)} paths from noise (left) to a sample (right), at log-SNR {', '.join(found.path_labels)}"
         )
         shown["paths"] = _image(picture, text, rows) | {"labels": list(found.path_labels)}
+    if found.stages is not None and len(found.stages):
+        rows = np.concatenate(list(found.stages))
+        across = found.stages.shape[1]
+        text = f"{across} samples by stage, a sample in each column, from above: {'; '.join(found.stage_labels)}"
+        shown["stages"] = _image(pictures.sheet(rows, across), text, rows)
     if found.drawn is not None and found.data is not None:
         shown["marginals"] = marginals(found.columns, found.drawn, found.data)
     return shown
@@ -438,6 +444,7 @@ def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, A
         "how": items.how,
         "reference": items.reference,
         "negative": "",
+        "maps": items.maps,
         "of": f"{len(items.nelbo):,} of {items.of:,} items" if len(items.nelbo) < items.of else "all items",
         "groups": [
             ("Hardest", [entry(one) for one in items.hardest]),

@@ -47,6 +47,7 @@ class ItemScores:
         easiest, hardest: the most and the least likely items, the most extreme first.
         how: how the scores were drawn, one sentence.
         reference: the items that percentiles refer to, in words; "" without percentiles.
+        maps: a remark on the cost maps, such as which stages they belong to, or why there are none; sentences, or "".
     """
 
     nelbo: np.ndarray
@@ -56,6 +57,7 @@ class ItemScores:
     hardest: Sequence[ListedItem] = ()
     how: str = ""
     reference: str = ""
+    maps: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,8 @@ class Samples:
         images: (n, C, H, W) in [0, 1]; None for other items.
         paths: (k, m, C, H, W) in [0, 1], k paths from noise to a sample at m latents, or None.
         path_labels: m labels of the latents.
+        stages: (k, m, C, H, W) in [0, 1], the variables of k stages of a system for m samples, brought to the size of x; or None.
+        stage_labels: k labels of these stages, such as "base, 7 × 7".
         columns: names of the columns of a table, D of them.
         drawn: (n, D) samples of a table, in its units.
         data: (N, D) items of the evaluated split, in the same units.
@@ -77,6 +81,8 @@ class Samples:
     images: np.ndarray | None = None
     paths: np.ndarray | None = None
     path_labels: Sequence[str] = ()
+    stages: np.ndarray | None = None
+    stage_labels: Sequence[str] = ()
     columns: Sequence[str] = ()
     drawn: np.ndarray | None = None
     data: np.ndarray | None = None

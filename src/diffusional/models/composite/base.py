@@ -90,6 +90,12 @@ class Composite(LatentVariableModel):
         """Return the variable of a stage whose variable is a function of x, for `kept` = `encoded(x)`: by default x itself."""
         return x
 
+    def block(self, name: str) -> int | None:
+        """Return the side of the block of pixels of x that a position of a stage's variable stands for: by default 1 for the last stage, and
+        None for others, such as latents, whose positions are not pixels.
+        """
+        return 1 if self.stages[name] is self.last else None
+
     @abstractmethod
     def given(
         self, name: str, x: Batch, noise: Tensor, condition: Condition | None, kept: tuple[Tensor, ...]

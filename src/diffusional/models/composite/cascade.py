@@ -9,7 +9,7 @@ from diffusional.conditions import Condition
 from diffusional.errors import DiffusionalError
 from diffusional.models.base import LatentVariableModel
 from diffusional.models.composite.base import Composite
-from diffusional.models.composite.downscale import default_downscale, some_items
+from diffusional.models.composite.downscale import block_of, default_downscale, some_items
 from diffusional.models.composite.links import linked, tail_of
 from diffusional.models.denoiser import network_dtype
 from diffusional.models.renoised import Renoised
@@ -129,6 +129,11 @@ class Cascade(Composite):
     def variable(self, name: str, x: Batch, kept: tuple[Tensor, ...] = ()) -> Tensor:
         place = list(self.stages).index(name)
         return x if place == len(self.downscale) else self.downscale[place](x)
+
+    def block(self, name: str) -> int | None:
+        """Return 1 for the last stage, the factor of a `Downscale` (or the product of several), and None for another function of x."""
+        place = list(self.stages).index(name)
+        return 1 if place == len(self.downscale) else block_of(self.downscale[place])
 
     def given(
         self, name: str, x: Batch, noise: Tensor, condition: Condition | None, kept: tuple[Tensor, ...]

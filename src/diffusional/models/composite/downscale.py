@@ -44,6 +44,27 @@ class Downscale(nn.Module):
         return self.low.encode(index, x.dtype)
 
 
+def block_of(function: nn.Module) -> int | None:
+    """Return the side of the block of pixels that a pixel of the result stands for: of a `Downscale`, or of several in an `nn.Sequential`; None
+    for another function.
+
+    >>> halves = Downscale(Discrete((1, 4, 4), levels=17), 2)
+    >>> block_of(nn.Sequential(halves, Downscale(halves.low, 2))), block_of(nn.Identity())
+    (4, None)
+    """
+    if isinstance(function, Downscale):
+        return function.factor
+    if not isinstance(function, nn.Sequential) or not len(function):
+        return None
+    product = 1
+    for one in function:
+        factor = block_of(one)
+        if factor is None:
+            return None
+        product *= factor
+    return product
+
+
 def default_downscale(space: Space, low: Space, name: str) -> Downscale:
     """Return the default function from x to a variable over `low`."""
     if not isinstance(space, Discrete) or not isinstance(low, Discrete) or len(space.shape) != 3 or len(low.shape) != 3:

@@ -1,0 +1,112 @@
+"""What a report shows of systems of several stages: samples by stage, and cost maps at the pixels of x."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import diffusional as df
+from diffusional.cli import drawing
+from diffusional.cli.commands import Report
+from diffusional.report.page import page
+from diffusional.report.subject import ItemScores, Samples, Subject
+from diffusional.training.composite_config import CompositeConfig
+from diffusional.training.composites import train_composite
+from diffusional.training.config import Config, DataConfig, LatentConfig, ModelConfig, ScheduleConfig
+from diffusional.training.loop import train
+from diffusional.training.run import read_run
+from report.pages import composite
+
+SCHEDULE = ScheduleConfig(gamma_min=-6.0, gamma_max=6.0, steps=6)
+SMALL = Config(
+    model=ModelConfig(widths=(8, 8), blocks=1),
+    schedule=SCHEDULE,
+    steps=2,
+    batch=16,
+    validate_every=2,
+)
+VAE = replace(
+    SMALL, model=ModelConfig(kind="vae", hidden=8, blocks=1), schedule=ScheduleConfig(), latent=LatentConfig(sizes=(3,))
+)
+PRIOR = replace(SMALL, model=ModelConfig(network="mlp", predicts="v", hidden=8, blocks=1))
+CONFIGS = {
+    "three": CompositeConfig("cascade", {"a": SMALL, "b": SMALL, "c": SMALL}, DataConfig(), (2, 2)),
+    "handed over": CompositeConfig("cascade", {"base": SMALL, "upsampler": SMALL}, DataConfig(), (2,), handover=3),
+    "latent": CompositeConfig("latent", {"autoencoder": VAE, "prior": PRIOR}, DataConfig()),
+    "unclip": CompositeConfig("unclip", {"encoder": VAE, "prior": PRIOR, "decoder": SMALL}, DataConfig()),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Samples, ItemScores]]:
+    """Four samples, and scores of four test items, of a system of every kind; of the digits, two steps a stage."""
+    folder, found = tmp_path_factory.mktemp("systems"), {}
+    for name, config in CONFIGS.items():
+        train_composite(config, folder / name, console=Console(quiet=True))
+        model, record = df.load(folder / name), read_run(folder / name)
+        command = Report((folder / name,), visits=2, shown=1)
+        samples = drawing.samples_of(model, record, 4, 0, "test")
+        found[name] = samples, drawing.scores_of(model, record, command, 4, "test")
+    return found
+
+
+def shown(samples: Samples, items: ItemScores) -> str:
+    return page([Subject("runs/c", composite(), samples=samples, items=items)])
+
+
+def test_a_cascade_shows_its_samples_by_stage(drawn: dict[str, tuple[Samples, ItemScores]]) -> None:
+    samples, items = drawn["three"]
+    assert samples.stages is not None
+    assert samples.images is not None
+    assert samples.stages.shape == (3, 4, 1, 8, 8)
+    assert list(samples.stage_labels) == ["a, 2 × 2", "b, 4 × 4", "c, 8 × 8"]
+    # The last row is the sheet of samples; a pixel of the others is a block of 4 × 4 or 2 × 2 of one value.
+    np.testing.assert_allclose(samples.stages[-1], samples.images, atol=1e-6)
+    for row, block in ((0, 4), (1, 2)):
+        blocks = samples.stages[row].reshape(4, 8 // block, block, 8 // block, block)
+        assert np.ptp(blocks, axis=(2, 4)).max() == 0
+        assert np.ptp(samples.stages[row]) > 0
+    text = shown(samples, items)
+    assert "4 samples by stage, a sample in each column, from above: a, 2 × 2; b, 4 × 4; c, 8 × 8" in text
+    assert "latent" not in samples.how
+
+
+def test_the_map_of_a_cascade_is_that_of_all_stages(drawn: dict[str, tuple[Samples, ItemScores]]) -> None:
+    """Its sum is near the item's score: both are draws of the same bound."""
+    samples, items = drawn["three"]
+    text = shown(samples, items)
+    assert "A map is the sum of those of stages a, b and c. A pixel of stage a is a block of 4 × 4 pixels" in text
+    for item in (*items.easiest, *items.hardest):
+        assert item.cost_map is not None
+        assert item.cost_map.shape == (8, 8)
+        assert abs(item.cost_map.sum() - item.nelbo) < 0.25 * item.nelbo
+
+
+def test_a_latent_that_is_handed_over_is_labelled(drawn: dict[str, tuple[Samples, ItemScores]]) -> None:
+    samples, items = drawn["handed over"]
+    assert list(samples.stage_labels) == ["base, 4 × 4, its noisy z_3", "upsampler, 8 × 8"]
+    assert "the sum of those of stages base and upsampler" in items.maps
+
+
+@pytest.mark.parametrize("name", ["latent", "unclip"])
+def test_a_frozen_encoder_has_the_map_of_its_decoder(name: str, drawn: dict[str, tuple[Samples, ItemScores]]) -> None:
+    samples, items = drawn[name]
+    assert samples.stages is None
+    assert "The variable of stage prior is a latent of shape 3, which has no picture." in samples.how
+    text = shown(samples, items)
+    assert "A map is that of stage decoder. Stage prior has no map: " in text
+    assert "Its costs are not in the pictures." in text
+    assert items.hardest[0].cost_map is not None
+    assert bool(torch.isfinite(torch.as_tensor(items.hardest[0].cost_map)).all())
+
+
+def test_a_vae_says_why_it_has_no_maps(tmp_path: Path) -> None:
+
+    train(VAE, tmp_path / "vae", console=Console(quiet=True))
+    model, record = df.load(tmp_path / "vae"), read_run(tmp_path / "vae")
+    items = drawing.scores_of(model, record, Report((tmp_path / "vae",), visits=2, shown=1), 4, "test")
+    assert items.hardest[0].cost_map is None
+    assert items.maps == "There are no cost maps: the costs of a VAE belong to latents that are not pixels."
