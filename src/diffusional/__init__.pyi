@@ -29,11 +29,11 @@ from diffusional.evaluation.evaluation import evaluate as evaluate
 from diffusional.evaluation.extremes import extremes as extremes
 from diffusional.evaluation.guidance import guidance_table as guidance_table
 from diffusional.evaluation.maps import cost_map as cost_map
-from diffusional.evaluation.stage_maps import stage_maps as stage_maps
 from diffusional.evaluation.ode import ode_log_likelihood as ode_log_likelihood
 from diffusional.evaluation.plan import Plan as Plan
 from diffusional.evaluation.result import Evaluation as Evaluation
 from diffusional.evaluation.score import score as score
+from diffusional.evaluation.stage_maps import stage_maps as stage_maps
 from diffusional.forward import ForwardProcess as ForwardProcess
 from diffusional.forward import GaussianDiffusion as GaussianDiffusion
 from diffusional.forward import NonMarkovDiffusion as NonMarkovDiffusion

@@ -69,24 +69,24 @@ class Samples:
         images: (n, C, H, W) in [0, 1]; None for other items.
         paths: (k, m, C, H, W) in [0, 1], k paths from noise to a sample at m latents, or None.
         path_labels: m labels of the latents.
-        stages: (k, m, C, H, W) in [0, 1], the variables of k stages of a system for m samples, brought to the size of x; or None.
-        stage_labels: k labels of these stages, such as "base, 7 × 7".
         columns: names of the columns of a table, D of them.
         drawn: (n, D) samples of a table, in its units.
         data: (N, D) items of the evaluated split, in the same units.
         texts: samples of a model of texts; empty for others.
+        stages: (k, m, C, H, W) in [0, 1], the variables of k stages of a system for m samples, brought to the size of x; or None.
+        stage_labels: k labels of these stages, such as "base, 7 × 7".
     """
 
     how: str
     images: np.ndarray | None = None
     paths: np.ndarray | None = None
     path_labels: Sequence[str] = ()
-    stages: np.ndarray | None = None
-    stage_labels: Sequence[str] = ()
     columns: Sequence[str] = ()
     drawn: np.ndarray | None = None
     data: np.ndarray | None = None
     texts: Sequence[str] = ()
+    stages: np.ndarray | None = None
+    stage_labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
