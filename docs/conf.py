@@ -23,6 +23,8 @@ extensions = ["myst_nb"]
 html_theme = "furo"
 html_title = "diffusional"
 html_copy_source = False
+# Excerpts of the pages found are fetched, which a browser refuses from file://.
+html_show_search_summary = False
 # What furo leaves out for keyboards and screen readers.
 html_static_path = ["static"]
 html_js_files = ["accessible.js"]

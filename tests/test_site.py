@@ -50,14 +50,44 @@ def test_pages_of_the_site_are_accessible(browser: Any, name: str, scheme: str) 
     assert serious == []
 
 
+@pytest.mark.parametrize("name", ["leaderboard.html", "results/index.html"])
+def test_wide_tables_scroll_on_a_phone_and_show_it(browser: Any, name: str) -> None:
+    page = browser.new_page(viewport={"width": 375, "height": 800})
+    page.set_default_timeout(1000 * HANGS)
+    page.goto((SITE / name).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    boxes = page.evaluate(
+        """[...document.querySelectorAll("table.docutils")].map(table => {
+          const box = table.closest(".table-wrapper"), style = getComputedStyle(box);
+          const wide = box.scrollWidth > box.clientWidth;
+          box.scrollLeft = 40;
+          return {wide, moved: box.scrollLeft > 0, focus: box.tabIndex === 0, right: box.getBoundingClientRect().right,
+                  shadows: (style.backgroundImage.match(/gradient/g) || []).length, fixed: style.backgroundAttachment,
+                  header: getComputedStyle(table.querySelector("th")).backgroundColor};
+        })"""
+    )
+    page.close()
+    assert any(box["wide"] for box in boxes)
+    for box in boxes:
+        assert box["moved"] == box["focus"] == box["wide"]
+        assert box["right"] <= 375
+        # Two covers that move with the table over two shadows that stay.
+        assert box["shadows"] == 4
+        assert box["fixed"] == "local, local, scroll, scroll"
+        assert box["header"] == "rgba(0, 0, 0, 0)"
+
+
 def test_the_search_works_without_a_server(browser: Any) -> None:
     page = browser.new_page(viewport={"width": 375, "height": 800})
     page.set_default_timeout(1000 * HANGS)
     requests: list[str] = []
+    messages: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
     page.goto((SITE / "search.html").as_uri() + "?q=perplexity")
     page.wait_for_selector("ul.search li")
     found = page.locator("ul.search li a").evaluate_all("links => links.map(one => one.textContent)")
     page.close()
     assert "Language models" in found
+    assert messages == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
