@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffusional.report.charts import (
+    WIDTH,
     Axes,
     Bar,
     Chart,
@@ -104,6 +105,15 @@ def test_pictures() -> None:
     assert pixels_of(colour[0]).min() == 255
     assert max(pixels_of(np.zeros((1, 5 * MOST, 300))).shape) <= MOST
     assert (heat(np.array([[0.0, 1.0]]), 0.0, 1.0)[0, 0] != heat(np.array([[0.0, 1.0]]), 0.0, 1.0)[0, 1]).any()
+
+
+def test_labels_of_ticks_stay_within_the_drawing() -> None:
+    """Those at the ends of an axis of a difference of 0: −0.04 and 0.04."""
+    body = dots("Differences", [Dot("a − b", 0.0, 0.0)], "bits/dim", "0: equal").body
+    found = re.findall(r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="middle">([^<]*)<', body)
+    assert (found[0][1], found[-1][1]) == ("−0.04", "0.04")
+    for x, text in found:
+        assert 3 * len(text) <= float(x) <= WIDTH - 3 * len(text)
 
 
 def test_pit_values_of_the_right_distribution_are_uniform() -> None:

@@ -177,6 +177,22 @@ def test_the_waterfall_adds_up_with_the_levels_in_bands() -> None:
     assert sum(values[:-1]) == pytest.approx(80 / (64 * math.log(2)), abs=3e-3)
 
 
+@pytest.mark.parametrize(("difference", "tagged"), [(-4.0, True), (0.1, False), (0.0, False)])
+def test_a_run_is_tagged_as_the_lowest_only_if_the_difference_is_sure(difference: float, tagged: bool) -> None:
+    text = page([full("runs/a", 80.0), full("runs/b", 80.0 - difference)], [comparison(difference)])
+    assert ('<span class="tag">lowest</span>' in text) == tagged
+    assert ("Neither has the lower bound" in text) != tagged
+
+
+@pytest.mark.parametrize(("total", "named"), [(80.0, False), (102.0, True), (103.0, True)])
+def test_a_bound_that_is_not_better_than_a_baseline_is_a_caveat(total: float, named: bool) -> None:
+    """That of the baseline is 102 nats, of 64 dimensions."""
+    text = page([full(total=total)])
+    assert ("The bound is not better than a simple baseline, independent positions (" in text) == named
+    if total == 103.0:
+        assert "(2.3218 and 2.2993 bits/dim)." in text
+
+
 def test_the_stages_of_a_composite() -> None:
     tree = Tree(page([Subject("runs/c", composite())]))
     stages = [one["text"] for one in tree.all("th") if one["attrs"]["scope"] == "rowgroup"]

@@ -4,6 +4,13 @@ from faults.row import fault
 
 FAULTS = [
     fault(
+        "report/page.py",
+        "the first of two undecided runs is tagged as the lowest",
+        'return best if all(abs(one.value) > verdicts.SURE * one.error for one in own) else ""',
+        "return best",
+        "report/test_page.py::test_a_run_is_tagged_as_the_lowest_only_if_the_difference_is_sure",
+    ),
+    fault(
         "report/verdicts.py",
         "the higher of two bounds is called the lower",
         "names[0] if difference.value <= 0 else names[1]",

@@ -237,7 +237,10 @@ def dots(
     # Lines are interrupted at the labels of the rows.
     for place in ticks(low - room, high + room, 5):
         marks.append(f'<path class="grid" d="{_between(scale(place), len(rows))}"/>')
-        marks.append(_text(scale(place), bottom + 14, _tick(place), "middle", "tick"))
+        label = _tick(place)
+        half = 0.5 * _CHARACTER * len(label)
+        # A label at an end stays within the drawing.
+        marks.append(_text(min(max(scale(place), half), WIDTH - half), bottom + 14, label, "middle", "tick"))
     for place in ([0.0] if zero else []) + ([] if mark is None else [mark]):
         marks.append(f'<path class="zero" d="{_between(scale(place), len(rows))}"/>')
     for row, dot in enumerate(rows):

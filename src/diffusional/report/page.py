@@ -117,6 +117,7 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
         "settings": _settings(subjects) if len(subjects) > 1 else None,
         "missing": [one.name for one in subjects if one.evaluation is None],
         "best": _best(named, different),
+        "lowest": _lowest(_best(named, different), differences),
         "differences": differences,
         "differences_mean": verdicts.meaning_of_difference([kind for row in differences for kind in row["kinds"]])
         if differences
@@ -235,6 +236,12 @@ def _best(named: Mapping[str, Evaluation], different: str) -> str:
     if len(named) < 2 or different:
         return ""
     return next(iter(named))
+
+
+def _lowest(best: str, differences: Sequence[Mapping[str, Any]]) -> str:
+    """Return `best` if its number is lower than every other by more than two standard errors; otherwise ""."""
+    own = [row["difference"] for row in differences if best in (row["a"], row["b"])]
+    return best if all(abs(one.value) > verdicts.SURE * one.error for one in own) else ""
 
 
 def _standing(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:

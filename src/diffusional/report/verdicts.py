@@ -114,7 +114,22 @@ def caveats(subject: Subject) -> list[str]:
             f"The bound is worse than that of equally likely levels ({number(bound)} instead of {number(log)} bits/dim): the model has learned "
             "nothing that helps with these items."
         )
+    else:
+        found += _baseline(subject)
     return [*found, *subject.notes]
+
+
+def _baseline(subject: Subject) -> list[str]:
+    """Return a caveat if a simple baseline of the same items is not above the bound."""
+    result = subject.evaluation
+    if result is None or not subject.baselines:
+        return []
+    name, best = min(subject.baselines.items(), key=lambda item: _bits(item[1]))
+    if _bits(best) > _bits(result):
+        return []
+    unit = unit_of(result)
+    own, other = (number(one.nelbo.to(unit, one.dimensions).value) for one in (result, best))
+    return [f"The bound is not better than a simple baseline, {name} ({own} and {other} {unit})."]
 
 
 def _check(found: Any) -> list[str]:
