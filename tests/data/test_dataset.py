@@ -112,3 +112,17 @@ def test_splits_that_do_not_fit_are_refused(space, raw: torch.Tensor, message: s
 def test_every_split_is_checked() -> None:
     with pytest.raises(DiffusionalError, match="the test split is empty"):
         Dataset("d", SPACE, RAW, RAW, RAW[:0])
+
+
+def test_a_notebook_shows_splits_and_shapes() -> None:
+    space = Discrete((1, 2, 2), levels=5)
+    raw = torch.zeros(1200, 1, 2, 2).long()
+    classes = ("<a>", "b")
+    labels = {"train": torch.zeros(1200).long(), "validation": torch.zeros(2).long(), "test": torch.zeros(3).long()}
+    text = Dataset("d", space, raw, raw[:2], raw[:3], condition=labels, classes=classes)._repr_html_()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", text)
+    assert cells[:8] == ["train", "1,200", "1 × 2 × 2", "int64", "validation", "2", "1 × 2 × 2", "int64"]
+    assert cells[-4:] == ["all", "1,205", "1 × 2 × 2", ""]
+    assert "<p>5 levels</p><p>classes: &lt;a&gt;, b</p>" in text
+    reals = torch.zeros(2, 3)
+    assert "<p>real values</p>" in Dataset("r", Continuous((3,)), reals, reals, reals)._repr_html_()

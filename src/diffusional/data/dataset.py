@@ -228,6 +228,30 @@ class Dataset:
                 )
         self._check_condition()
 
+    def _repr_html_(self) -> str:
+        """Return the splits with their numbers of items and shapes as an HTML table, for notebooks.
+
+        >>> raw = torch.arange(6).reshape(3, 2)
+        >>> "<td" in Dataset("six", Discrete((2,), levels=6), raw[:1], raw[1:2], raw[2:])._repr_html_()
+        True
+        """
+        from diffusional.report.fragments import html
+
+        item = " × ".join(map(str, self.space.shape)) or "one value"
+        counts = [None if isinstance(raw := getattr(self, split), Stream) else raw.shape[0] for split in SPLITS]
+        rows = [
+            [split, "a stream" if n is None else f"{n:,}", item, str(getattr(self, split).dtype).removeprefix("torch.")]
+            for split, n in zip(SPLITS, counts, strict=True)
+        ]
+        known = [n for n in counts if n is not None]
+        rows.append(["all", f"{sum(known):,}" if len(known) == len(SPLITS) else "", item, ""])
+        facts = [f"{self.space.levels} levels" if self.space.levels else "real values"]
+        if self.classes:
+            facts.append(f"classes: {', '.join(self.classes[:12])}{', …' if len(self.classes) > 12 else ''}")
+        elif self.condition is not None:
+            facts.append("with a condition for each item")
+        return html(self.name, ["split", "items", "shape", "type"], rows, [*facts, *self.notes], [])
+
     def _check_condition(self) -> None:
         if self.condition is None:
             if self.classes:
