@@ -243,9 +243,14 @@ def _four(value: float, error: float) -> str:
     return f"{value:.4f} ± {error:.4f}" if error >= 1e-4 else f"{value:.4f}"
 
 
-def laptop() -> str:
+def cifar10_subset() -> str:
+    """The costs that the bound of 1,000 images of CIFAR-10 consists of."""
+    return laptop("cifar10_subset.json")
+
+
+def laptop(file: str = "laptop.json") -> str:
     """The costs that the laptop preset's test bound consists of."""
-    evaluation = record("laptop.json")["evaluation"]
+    evaluation = record(file)["evaluation"]
     unit = evaluation["dimensions"] * math.log(2)
     rows = []
     for key, name, decimals in (("reconstruction", "reconstruction", 3), ("kl", "KL", 3), ("prior", "prior", 5)):
