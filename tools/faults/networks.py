@@ -4,6 +4,27 @@ from faults.row import fault
 
 FAULTS = [
     fault(
+        "networks/clip.py",
+        "images of a CLIP that are not clipped between the passes of a resize",
+        "antialias=True).clamp(0, 255)",
+        "antialias=True)",
+        "networks/test_clip.py::test_features_are_those_of_transformers[28-3-CLIPModel]",
+    ),
+    fault(
+        "networks/clip.py",
+        "levels of fewer than 256 as they are",
+        "pixels = 255 * (x.float() - space.low) / (space.high - space.low)",
+        "pixels = (x.float() - space.low) / space.width",
+        "networks/test_clip.py::test_a_grey_image_is_repeated_over_the_channels_and_its_levels_are_stretched",
+    ),
+    fault(
+        "networks/clip.py",
+        "the hash of a CLIP without its processor",
+        '_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")',
+        '_CONFIGS = ("config.json",)',
+        "networks/test_clip.py::test_the_hash_is_that_of_the_configs_and_the_weights",
+    ),
+    fault(
         "networks/vdm.py",
         "log SNR for γ in what the network hears",
         "t = (-log_snr - self.gamma_min)",

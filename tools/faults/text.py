@@ -20,7 +20,7 @@ FAULTS = [
     fault(
         "text/pretrained.py",
         "the hash without the weights",
-        "files += _weights(self.folder) + ([]",
+        "files += weights_of(self.folder) + ([]",
         "files += ([]",
         "text/test_pretrained.py::test_the_hash_is_that_of_the_weights_and_the_tokenizer",
     ),

@@ -216,9 +216,16 @@ FAULTS = [
     fault(
         "training/run.py",
         "a system whose encoder has changed",
-        "if digest is not None and got != digest:",
-        "if digest is None and got != digest:",
+        "if expected is not None and got != expected:",
+        "if expected is None and got != expected:",
         "training/test_composites.py::test_a_changed_encoder_is_refused",
+    ),
+    fault(
+        "training/run.py",
+        "a system whose CLIP has changed",
+        "check_unchanged(config.encoder, clip.sha256, digest)",
+        "check_unchanged(config.encoder, clip.sha256, None)",
+        "training/test_clip_systems.py::test_a_clip_that_changed_is_refused",
     ),
     fault(
         "training/loop.py",

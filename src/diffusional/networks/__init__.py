@@ -2,6 +2,7 @@
 
 from diffusional.networks.autoencoder import Decoder, Ladder, ResidualMLP
 from diffusional.networks.autoencoder_kl import KLDecoder, KLEncoder
+from diffusional.networks.clip import CLIPEncoder
 from diffusional.networks.condition_tower import ConditionTower
 from diffusional.networks.conditioning import ConditionAdapter
 from diffusional.networks.diffusers import FromDiffusers, ddpm_unet
@@ -13,6 +14,7 @@ from diffusional.networks.vdm import VDMUNet
 
 __all__ = [
     "MLP",
+    "CLIPEncoder",
     "ConditionAdapter",
     "ConditionTower",
     "Decoder",

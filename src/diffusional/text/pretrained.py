@@ -12,10 +12,8 @@ its embedding does not depend on the others; weights are float32. Code of the re
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,15 +24,12 @@ from torch import Tensor
 from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
 from diffusional.files import load_json
-from diffusional.files import sha256 as file_sha256
 from diffusional.text.base import Embeddings, TextEncoder, padded, too_long
+from diffusional.text.hub import hash_of, model_folder, weights_of, without_bar
 
 MINILM = "minilm"
-# Files of a model that its embeddings may depend on, besides its weights; pickled weights are read only if there are no others.
+# Files of a model that its embeddings may depend on, besides its weights.
 _FILES = (".json", ".txt", ".model")
-_WEIGHTS, _PICKLED = (".safetensors",), (".bin",)
-_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
-_SKIPPED = ("onnx/*", "openvino/*", "*/*.safetensors", "*/*.bin")
 # The largest number of tokens of a model that declares none, such as T5.
 _LIMIT = 512
 
@@ -56,48 +51,7 @@ def load_pretrained(name: str) -> "PretrainedEncoder":
 
     Raises DiffusionalError for a folder that does not exist, and for a name that is not in the cache and cannot be downloaded.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return PretrainedEncoder(str(folder.resolve()), folder)
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise DiffusionalError(
-            f"the text encoder {name} does not exist; expected a folder with the files of a model of transformers, a name of the Hugging Face "
-            "Hub, hashed or minilm"
-        )
-    return PretrainedEncoder(name, _from_hub(name))
-
-
-def _from_hub(name: str) -> Path:
-    """Return the folder of a model of the Hub: that in the cache if it is complete, otherwise a download."""
-    with needed_for("text"):
-        from huggingface_hub import snapshot_download
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True))
-        if (cached / "config.json").exists() and _weights(cached):
-            return cached
-    except Exception:  # not in the cache; the library raises exceptions of several types
-        pass
-    try:
-        found = Path(snapshot_download(name, allow_patterns=list(_PATTERNS), ignore_patterns=list(_SKIPPED)))
-        if not _weights(found):
-            found = Path(snapshot_download(name, allow_patterns=[*_PATTERNS, "*.bin"], ignore_patterns=list(_SKIPPED)))
-    except Exception as error:  # of many types: offline, unknown names, the HTTP client's
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise DiffusionalError(
-            f"the text encoder {name} is not in the cache and could not be downloaded ({type(error).__name__}: {reason}). Check the name and "
-            f"the connection; or download it elsewhere (`hf download {name} --local-dir FOLDER`) and give the folder; hashed and minilm need "
-            "no download"
-        ) from error
-    return found
-
-
-def _weights(folder: Path) -> list[Path]:
-    """Return the files of the weights of a model, safetensors if there are any."""
-    for suffixes in (_WEIGHTS, _PICKLED):
-        found = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
-        if found:
-            return found
-    return []
+    return PretrainedEncoder(*model_folder(name, "text encoder", "hashed and minilm need no download"))
 
 
 class PretrainedEncoder(TextEncoder):
@@ -113,7 +67,7 @@ class PretrainedEncoder(TextEncoder):
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
-        if not (folder / "config.json").is_file() or not _weights(folder):
+        if not (folder / "config.json").is_file() or not weights_of(folder):
             raise DiffusionalError(
                 f"expected config.json and weights (.safetensors) of a model of transformers in {folder}, the text encoder {name}, got "
                 f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'an empty folder'}"
@@ -128,8 +82,8 @@ class PretrainedEncoder(TextEncoder):
     def _sha256(self) -> str:
         files = [path for path in self.folder.iterdir() if path.suffix in _FILES and path.is_file()]
         pooling = self._pooling_config
-        files += _weights(self.folder) + ([] if pooling is None else [pooling])
-        held = {str(path.relative_to(self.folder)): _hash_of(path) for path in files}
+        files += weights_of(self.folder) + ([] if pooling is None else [pooling])
+        held = {str(path.relative_to(self.folder)): hash_of(path) for path in files}
         return sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -173,7 +127,7 @@ class PretrainedEncoder(TextEncoder):
             known = type(config) in transformers.AutoModelForTextEncoding._model_mapping
             kind = transformers.AutoModelForTextEncoding if known else transformers.AutoModel
             options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
-            with _without_bar(transformers):
+            with without_bar(transformers):
                 model, info = kind.from_pretrained(self.folder, output_loading_info=True, **options)
         except Exception as error:  # the library raises exceptions of many types
             reason = (str(error).strip().splitlines() or [""])[0][:300]
@@ -237,27 +191,3 @@ class PretrainedEncoder(TextEncoder):
             return torch.nn.functional.normalize(vector, dim=1) if normalise else vector
 
         return pooled
-
-
-@contextmanager
-def _without_bar(transformers: Any) -> Iterator[None]:
-    """Show no bar of transformers in the block."""
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _hash_of(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once while the file is unchanged."""
-    stat = os.stat(path)
-    return _hash_once(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _hash_once(path: Path, size: int, changed: int) -> str:
-    return file_sha256(path)

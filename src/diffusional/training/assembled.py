@@ -14,12 +14,15 @@ from diffusional.training.build import successive
 from diffusional.training.composite_config import CompositeConfig
 
 
-def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel], space: Space) -> Composite:
+def assembled(
+    config: CompositeConfig, stages: Mapping[str, LatentVariableModel], space: Space, encoder: nn.Module | None = None
+) -> Composite:
     """Return the composite model of a config.
 
     Args:
         stages: the models of the stages' runs by name.
         space: of x.
+        encoder: the frozen encoder, if it is not that of the first stage.
 
     Raises DiffusionalError if stages do not meet.
     """
@@ -41,11 +44,15 @@ def assembled(config: CompositeConfig, stages: Mapping[str, LatentVariableModel]
                 )
             downs.append(nn.Sequential(*steps))
         return Cascade(stages, downs, renoise=config.renoise, handover=config.handover, conditional=conditional)
-    first: Any = stages["autoencoder" if config.kind == "latent" else "encoder"]
     prior: Any = stages["prior"]
     if config.kind == "latent":
+        first: Any = stages["autoencoder"]
         decoder = DirectModel(first.decoder, first.likelihood, first.predicts, first.head)
         return FrozenPosterior(first.encoder, prior, decoder, conditional=conditional)
     last: Any = stages["decoder"]
     level, key = config.handover or 1, getattr(last, "key", "latent")
-    return FrozenEncoder(first.deterministic_encoder(), prior, last, level=level, conditional=conditional, key=key)
+    if encoder is None:
+        own: Any = stages["encoder"]
+        encoder = own.deterministic_encoder()
+    assert encoder is not None
+    return FrozenEncoder(encoder, prior, last, level=level, conditional=conditional, key=key)

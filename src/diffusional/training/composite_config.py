@@ -15,6 +15,8 @@ Kind = Literal["cascade", "latent", "unclip"]
 FORMAT = 1
 # The stages of systems with an encoder, in the order in which they are trained.
 _STAGES = {"latent": ("autoencoder", "prior"), "unclip": ("encoder", "prior", "decoder")}
+# The prefix of a CLIP's name, as in networks/clip.py, which imports torch.
+_CLIP = "clip:"
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,17 @@ class CompositeConfig:
 
     Attributes:
         kind: "cascade" (`Cascade`), "latent" (`FrozenPosterior` with a VAE's encoder and decoder), or "unclip" (`FrozenEncoder` with a
-            contrastive encoder, or with the means of a VAE's encoder).
+            contrastive encoder, a CLIP, or the means of a VAE's encoder).
         stages: the config of every stage by name, in the order of training. A cascade's are from the lowest resolution to x; those of
-            "latent" are autoencoder and prior, those of "unclip" encoder, prior and decoder.
+            "latent" are autoencoder and prior, those of "unclip" encoder, prior and decoder; prior and decoder if `encoder` is given.
         data: the data of the system. A condition goes to the first stage of a cascade, or to the prior, and to a contrastive encoder's training.
         factors: for a cascade, the ratio of the sides of each stage to those of the stage before it, one number fewer than stages.
         renoise: γ of the noise on the condition of the stages after the first (MATH (29a)), or None.
         handover: the latent z_s at which the stages before the last stop (MATH (29b)), or None; for "unclip" 1 unless it is given.
         conditional: further stages that get the condition of the data, besides the variable of the stage before: names of a cascade's stages
             after the first, or "decoder" for "unclip".
+        encoder: for "unclip", a frozen encoder of images that is not trained here: "clip:NAME" for a CLIP of transformers, by its folder or its
+            name on the Hugging Face Hub.
 
     Raises DiffusionalError for options that do not fit the kind.
 
@@ -47,9 +51,19 @@ class CompositeConfig:
     renoise: float | None = None
     handover: int | None = None
     conditional: tuple[str, ...] = ()
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         names = tuple(self.stages)
+        if self.encoder is not None and (self.kind != "unclip" or not self.encoder.removeprefix(_CLIP)):
+            raise DiffusionalError(
+                f'expected encoder="clip:NAME" only for kind="unclip", got {self.encoder!r} for kind={self.kind!r}; leave it out, or name a CLIP'
+            )
+        if self.encoder is not None and not self.encoder.startswith(_CLIP):
+            raise DiffusionalError(
+                f'expected encoder to be "clip:" and a folder or a name of the Hugging Face Hub, such as "clip:openai/clip-vit-base-patch32", got '
+                f"{self.encoder!r}"
+            )
         if self.kind == "cascade":
             if len(names) < 2 or len(self.factors) != len(names) - 1 or any(f < 2 for f in self.factors):
                 raise DiffusionalError(
@@ -63,9 +77,12 @@ class CompositeConfig:
                     f"renoise={self.renoise:g} and handover={self.handover} were given; expected one of them, or neither"
                 )
         else:
-            if names != _STAGES[self.kind]:
+            wanted = _STAGES[self.kind][0 if self.encoder is None else 1 :]
+            if names != wanted:
                 raise DiffusionalError(
-                    f"expected the stages {', '.join(_STAGES[self.kind])} for kind={self.kind!r}, got {', '.join(names) or 'none'}"
+                    f"expected the stages {', '.join(wanted)} for kind={self.kind!r}"
+                    + (f" and encoder={self.encoder!r}" if self.encoder is not None else "")
+                    + f", got {', '.join(names) or 'none'}"
                 )
             if self.factors or self.renoise is not None or (self.kind == "latent" and self.handover is not None):
                 raise DiffusionalError(
@@ -73,7 +90,7 @@ class CompositeConfig:
                     f"handover={self.handover} for kind={self.kind!r}; leave them out"
                 )
             kinds = ("vae",) if self.kind == "latent" else ("vae", "contrastive")
-            if self.stages[names[0]].model.kind not in kinds:
+            if self.encoder is None and self.stages[names[0]].model.kind not in kinds:
                 raise DiffusionalError(
                     f"expected model.kind={' or '.join(map(repr, kinds))} for stage {names[0]!r}, whose encoder is frozen, got "
                     f"{self.stages[names[0]].model.kind!r}"
@@ -110,18 +127,18 @@ class CompositeConfig:
         names, found = list(self.stages), dict[str, Config]()
         plain = replace(self.data, condition=None, text_encoder=None, text_form="pooled")
         given = {name: getattr(self.data, name) for name in ("condition", "text_encoder", "text_form")}
+        run = self.encoder or encoder.format(name=names[0])
         for i, (name, stage) in enumerate(self.stages.items()):
             if self.kind == "cascade":
                 condition = given if i == 0 else self._stage(name, f"quantised:{self.factors[i - 1]}", given)
                 data = replace(plain, **condition, downscale=tuple(reversed(self.factors[i:])))
-            elif i == 0:
+            elif i == 0 and self.encoder is None:
                 data = self.data if stage.model.kind == "contrastive" else plain
             elif name == "prior":
-                run = encoder.format(name=names[0])
                 draws = 8 if self.kind == "latent" else 0
                 data = replace(plain, **given, encoder=run, encoder_draws=draws)
             else:
-                data = replace(plain, **self._stage(name, f"encoder:{encoder.format(name=names[0])}", given))
+                data = replace(plain, **self._stage(name, f"encoder:{run}", given))
             found[name] = replace(stage, data=data)
         return found
 
@@ -138,7 +155,7 @@ class CompositeConfig:
             stages[name] = {key: value for key, value in stage.to_dict().items() if key != "data"}
         own = {"format": FORMAT, "kind": self.kind, "data": asdict(self.data), "stages": stages}
         own |= {"factors": list(self.factors), "renoise": self.renoise, "handover": self.handover}
-        own |= {"conditional": list(self.conditional)}
+        own |= {"conditional": list(self.conditional), "encoder": self.encoder}
         return json.loads(json.dumps(own))
 
     @staticmethod
@@ -149,7 +166,7 @@ class CompositeConfig:
         >>> CompositeConfig.from_dict(config.to_dict()) == config
         True
         """
-        known = ("format", "kind", "data", "stages", "factors", "renoise", "handover", "conditional")
+        known = ("format", "kind", "data", "stages", "factors", "renoise", "handover", "conditional", "encoder")
         if not isinstance(record, dict) or not isinstance(record.get("stages"), dict):
             raise DiffusionalError(f"expected an object with kind and stages, got {record!r:.80}")
         if unknown := [key for key in record if key not in known]:
@@ -168,11 +185,14 @@ class CompositeConfig:
         conditional = record.get("conditional", [])
         if not isinstance(conditional, list) or not all(isinstance(one, str) for one in conditional):
             raise DiffusionalError(f"expected conditional to be a list of names of stages, got {conditional!r}")
+        encoder = record.get("encoder")
+        if not isinstance(encoder, str | None):
+            raise DiffusionalError(f"expected encoder to be a text or null, got {encoder!r}")
         kind: Any = record.get("kind")
         if kind not in get_args(Kind):
             raise DiffusionalError(f"expected kind to be one of {', '.join(get_args(Kind))}, got {kind!r}")
         noise = None if renoise is None else float(renoise)
-        return CompositeConfig(kind, stages, data, tuple(factors), noise, handover, tuple(conditional))
+        return CompositeConfig(kind, stages, data, tuple(factors), noise, handover, tuple(conditional), encoder)
 
     @staticmethod
     def load(path: str | Path) -> "CompositeConfig":

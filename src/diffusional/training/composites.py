@@ -16,6 +16,8 @@ from diffusional.errors import DiffusionalError
 from diffusional.extras import needed_for
 from diffusional.files import load_json, save_json, sha256
 from diffusional.models.base import LatentVariableModel
+from diffusional.networks.clip import CLIP, CLIPEncoder
+from diffusional.text.hub import model_folder
 from diffusional.training import process_group
 from diffusional.training.build import build_schedule
 from diffusional.training.composite_config import CompositeConfig
@@ -61,7 +63,14 @@ def train_composite(
     run = Path(run)
     if tensorboard:
         check_installed()
+    source = None
+    if config.encoder is not None:
+        # A folder is absolute, so that the run can be used from any other.
+        source, _ = model_folder(config.encoder.removeprefix(CLIP), "image encoder")
+        config = replace(config, encoder=f"{CLIP}{source}")
     dataset = dataset_of(config.data)
+    # Before the folder is made, so that a CLIP that cannot be used leaves nothing behind.
+    clip = None if source is None else CLIPEncoder.load(source, dataset.space).sha256
     plain = Config(data=config.data)
     accelerator = process_group.accelerator()
     others, main = process_group.ProcessGroup(accelerator), accelerator.is_main_process
@@ -79,12 +88,12 @@ def train_composite(
             folder = run / STAGES / name
             if own.data.encoder is not None:
                 # The main process records the hash; the others wait for it, and so for the files of the stages before.
-                (digest, *_) = others.objects(_encoder_hash(config, run) if main else None)
+                (digest, *_) = others.objects(_encoder_hash(config, run, clip) if main else None)
                 own = replace(own, data=replace(own.data, encoder_sha256=digest))
             (begun, *_) = others.objects((folder / "config.json").exists())
             train(own, folder, resume=begun, console=console, clock=clock, tensorboard=tensorboard)
         if config.kind != "cascade" and main:
-            _encoder_hash(config, run)
+            _encoder_hash(config, run, clip)
         others.agree("the system that was trained", str(run))
     return load(run)
 
@@ -134,12 +143,12 @@ def _record(config: CompositeConfig, run: Path) -> None:
     save_json(path, own)
 
 
-def _encoder_hash(config: CompositeConfig, run: Path) -> str:
-    """Return the hash of the encoder's weights, recorded when it is first used."""
+def _encoder_hash(config: CompositeConfig, run: Path, clip: str | None) -> str:
+    """Return the hash of the encoder's weights, recorded when it is first used; `clip` is that of a CLIP now."""
     path = run / COMPOSITE
     record: dict[str, Any] = load_json(path)
     if record.get(ENCODER_HASH) is None:
         first = next(iter(config.stages))
-        record[ENCODER_HASH] = sha256(run / STAGES / first / WEIGHTS)
+        record[ENCODER_HASH] = clip or sha256(run / STAGES / first / WEIGHTS)
         save_json(path, record)
     return record[ENCODER_HASH]

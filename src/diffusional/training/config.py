@@ -92,11 +92,11 @@ class DataConfig:
     downscale: tuple[int, ...] = ()
     """Train on images whose sides are divided by these factors, one after the other, and whose levels are rounded: a stage of a cascade."""
     encoder: str | None = None
-    """Train on the latents of the VAE in this run folder, instead of the items."""
+    """Train on the latents of the VAE in this run folder, instead of the items; clip:NAME for the features of a CLIP of transformers."""
     encoder_draws: int = 0
     """Number of draws of each training item's latent from the VAE's q(z|x). With 0 the latents are the means of q(z|x)."""
     encoder_sha256: str | None = None
-    """SHA-256 of the VAE's weights; if given, the weights must have it."""
+    """SHA-256 of the VAE's weights, or of the files of the CLIP; if given, they must have it."""
 
     def __post_init__(self) -> None:
         _check_words("data", self)

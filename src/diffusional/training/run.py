@@ -20,6 +20,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.files import is_temporary, load_json, load_tensors, save_json, sha256
 from diffusional.interop.imported import is_imported, load_reference
 from diffusional.models.base import LatentVariableModel
+from diffusional.networks.clip import CLIP, CLIPEncoder
 from diffusional.space import Space
 from diffusional.text import TextRecord
 from diffusional.training.assembled import assembled
@@ -318,15 +319,23 @@ def _load_composite(record: RunRecord) -> LatentVariableModel:
             f"{record.path}: stage {missing[0]!r} has not been trained; continue the training with --resume, or put its run into "
             f"{folders[missing[0]]}"
         )
-    if config.kind != "cascade":
+    clip = None
+    if config.encoder is not None:
+        clip = CLIPEncoder.load(config.encoder.removeprefix(CLIP), record.space)
+        check_unchanged(config.encoder, clip.sha256, digest)
+    elif config.kind != "cascade":
         first = next(iter(folders))
-        got = sha256(folders[first] / WEIGHTS)
-        if digest is not None and got != digest:
-            raise DiffusionalError(
-                f"the encoder in {folders[first]} has changed since the stages after it were trained: expected weights of SHA-256 "
-                f"{digest[:12]}…, got {got[:12]}…. Restore its weights, or train the system again"
-            )
-    return assembled(config, {name: load(folder) for name, folder in folders.items()}, record.space).eval()
+        check_unchanged(f"in {folders[first]}", sha256(folders[first] / WEIGHTS), digest)
+    return assembled(config, {name: load(folder) for name, folder in folders.items()}, record.space, clip).eval()
+
+
+def check_unchanged(encoder: str, got: str, expected: str | None) -> None:
+    """Raise DiffusionalError if a frozen encoder has another hash than that with which stages were trained, if there is one."""
+    if expected is not None and got != expected:
+        raise DiffusionalError(
+            f"the encoder {encoder} has changed since the stages after it were trained: expected SHA-256 {expected[:12]}…, got {got[:12]}…. "
+            "Restore its weights, or train the stages that use it again"
+        )
 
 
 def load_weights(model: LatentVariableModel, path: Path) -> None:

@@ -3,6 +3,8 @@
     data.encoder=RUN               the items are latents of the VAE in RUN: means of q(y|x), or draws of it; or a contrastive encoder's features
     data.condition=encoder:RUN     the condition of each item is the mean of q(y|x), or the features
 
+In place of RUN, clip:NAME is the image encoder of a CLIP of transformers, by its folder or its name on the Hugging Face Hub.
+
 A path that is not absolute is relative to the folder of the run that is trained, so that a system can be moved as a whole.
 """
 
@@ -20,10 +22,11 @@ from diffusional.data.joint import split_condition, with_first
 from diffusional.errors import DiffusionalError
 from diffusional.files import sha256
 from diffusional.models.base import LatentVariableModel, evaluation_mode
-from diffusional.space import Continuous
+from diffusional.networks.clip import CLIP, CLIPEncoder
+from diffusional.space import Continuous, Space
 from diffusional.training.build import build_dataset
 from diffusional.training.config import DataConfig
-from diffusional.training.run import WEIGHTS, load
+from diffusional.training.run import WEIGHTS, check_unchanged, load
 
 _MARK = "encoder:"
 # Items of one call of the encoder.
@@ -54,7 +57,7 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
         unused: dict[str, Any] = {} if other is not None else {"text_encoder": None, "text_form": "pooled"}
         plain = dataclasses.replace(plain, condition=other, **unused)
     dataset = build_dataset(plain)
-    encoder = encoder_of(path, folder, config.encoder_sha256)
+    encoder = encoder_of(path, folder, config.encoder_sha256, dataset.space)
     if encoder.space != dataset.space:
         raise DiffusionalError(
             f"stages do not meet: the encoder in {path} is for {encoder.space}, and the items are {dataset.space}"
@@ -81,11 +84,21 @@ def dataset_of(config: DataConfig, folder: Path | None = None) -> Dataset:
     return _with(dataset, config, space=Continuous(tuple(splits["train"].shape[1:])), **changes)
 
 
-def encoder_of(path: str, folder: Path | None = None, expected: str | None = None) -> LatentVariableModel:
-    """Return the model of a run, a VAE or a contrastive encoder, frozen.
+def encoder_of(
+    path: str, folder: Path | None = None, expected: str | None = None, space: Space | None = None
+) -> LatentVariableModel | CLIPEncoder:
+    """Return the model of a run, a VAE or a contrastive encoder, or a CLIP, frozen.
+
+    Args:
+        space: of the images that a CLIP encodes.
 
     Raises DiffusionalError for another model, or other weights than `expected`.
     """
+    if path.startswith(CLIP):
+        assert space is not None
+        clip = CLIPEncoder.load(path.removeprefix(CLIP), space)
+        check_unchanged(path, clip.sha256, expected)
+        return clip
     # Without "..", since the folder of a run that is about to be trained does not exist yet.
     run = Path(path) if folder is None else Path(os.path.normpath(folder / path))
     model: Any = load(run)
@@ -93,12 +106,7 @@ def encoder_of(path: str, folder: Path | None = None, expected: str | None = Non
         raise DiffusionalError(
             f"expected a run of a VAE or a contrastive encoder in {run}, whose encoder is frozen, got a {type(model).__name__}"
         )
-    got = sha256(run / WEIGHTS)
-    if expected is not None and got != expected:
-        raise DiffusionalError(
-            f"the encoder in {run} has changed since it was used: expected weights of SHA-256 {expected[:12]}…, got {got[:12]}…. Restore its "
-            "weights, or train the stages that use it again"
-        )
+    check_unchanged(f"in {run}", sha256(run / WEIGHTS), expected)
     return model.requires_grad_(False)
 
 
