@@ -154,6 +154,33 @@ def test_two_processes_are_one_and_go_on_as_one(alone: Path, config: Config, tmp
     assert all((ours[name] - theirs[name]).norm() < 0.02 * theirs[name].norm() + 0.02 for name in moved)
 
 
+def test_two_processes_begin_a_conditional_run_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process gets the labels of its own items, and drops those that one would. Later losses differ more, as without labels, since Adam
+    divides small gradients, which differ by rounding, by their own size.
+    """
+    config = Config(
+        data=DataConfig(condition="label"),
+        model=ModelConfig(network="mlp", hidden=16, blocks=1, dropout=0.0),
+        optimizer=OptimizerConfig(lr=1e-3, warmup=5),
+        condition_dropout=0.3,
+        steps=5,
+        batch=16,
+        validate_every=5,
+    )
+    monkeypatch.setattr(metrics_logger, "_LOG_EVERY", 1)
+    loop.train(config, tmp_path / "one", console=QUIET)
+    every = "from diffusional.training import metrics_logger; metrics_logger._LOG_EVERY = 1"
+    done = together(config, tmp_path / "two", before=every)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [line["loss"] for line in metrics_logger.read(tmp_path / name) if "loss" in line] for name in ("one", "two")
+    )
+    assert len(one) == 5
+    assert two == pytest.approx(one, rel=1e-5)
+    newest = max((tmp_path / "two/checkpoints").iterdir())
+    assert load_json(newest / "manifest.json")["made"]["processes"] == 2
+
+
 @pytest.mark.slow
 def test_sharded_weights_take_the_same_steps_and_leave_the_same_checkpoint(
     alone: Path, config: Config, tmp_path: Path
