@@ -49,6 +49,28 @@ def guided_information() -> str:
     return markdown(header, rows)
 
 
+def other_condition() -> str:
+    """For every other condition and pair of plans, the difference, its reported error and its spread over seeds."""
+    said = {
+        "one bound": "fitted to the first bound",
+        "own controls": "control variates of each condition",
+        "contrasted": "levels of the difference (`Plan.contrasted`)",
+    }
+    rows = [
+        [
+            row["other"],
+            said[row["plan"]],
+            f"{row['difference_nats']:.2f}".replace("-", "−"),
+            f"{row['error_nats']:.3f}",
+            f"{row['spread_nats']:.3f}",
+            f"{row['bound_error_nats']:.3f}",
+        ]
+        for row in record("other_condition.json")["comparisons"]
+    ]
+    header = ["other condition", "plans", "difference, nats", "reported error", "spread", "error of the first bound"]
+    return markdown(header, rows)
+
+
 def _way(part: str, row: dict[str, Any]) -> str:
     if part == "ours":
         return f"`df.classify`, at most {row['max_visits']} draws of a class"
