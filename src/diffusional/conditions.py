@@ -436,6 +436,17 @@ def row_digests(condition: Condition) -> list[bytes]:
     return [digest.digest() for digest in hashes]
 
 
+def equal_conditions(a: Condition | None, b: Condition | None) -> bool:
+    """Return whether two conditions give each item the same.
+
+    >>> equal_conditions(torch.tensor([1, 2]), torch.tensor([1, 2])), equal_conditions(torch.tensor([1, 2]), torch.tensor([1, 3]))
+    (True, False)
+    """
+    if a is None or b is None:
+        return a is b
+    return row_digests(a) == row_digests(b)
+
+
 def once_each(
     known: dict[bytes, tuple[Tensor, ...]], keys: Sequence[bytes], compute: Callable[[Tensor], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:

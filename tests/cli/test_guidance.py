@@ -202,7 +202,9 @@ def test_classes_from_the_command_line(folder: Path, capsys: pytest.CaptureFixtu
     assert record["evidence_nats"]["value"] < 0
 
 
-def test_two_conditions_of_one_run_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_conditions_of_one_run_are_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     run = folder / "guided"
     status, record, err = told(capsys, "evaluate", run, run, "--other-condition", "shuffled", "--error", 0.1)
     assert status in (0, 3), err
@@ -210,6 +212,33 @@ def test_two_conditions_of_one_run_are_compared(folder: Path, capsys: pytest.Cap
     assert record["difference_nats"]["value"] < -2 * record["difference_nats"]["error"]
     status, _, err = told(capsys, "evaluate", run, run, "--other-condition", "bee", "--error", 0.1)
     assert status in (0, 3), err
+    # A condition that all items have anyway.
+    with np.load(folder / "data.npz") as data:
+        bees = data["y"] == "bee"
+        np.savez(tmp_path / "bees.npz", x=data["x"][bees], y=data["y"][bees])
+    options = [
+        "--data",
+        tmp_path / "bees.npz",
+        "--other-condition",
+        "bee",
+        "--error",
+        0.1,
+        "--json",
+        tmp_path / "0.json",
+    ]
+    status, _, err = command(capsys, "evaluate", run, run, *options)
+    assert status in (0, 3), err
+    record = json.loads((tmp_path / "0.json").read_text())
+    assert (record["difference"]["value"], record["difference"]["error"]) == (0, 0)
+    assert record["a"]["nelbo"]["value"] > 0
+    # The two are told apart in reports.
+    status, _, err = command(
+        capsys, "report", tmp_path / "0.json", "-o", tmp_path / "0.html", "--json", tmp_path / "r.json"
+    )
+    assert status == 0, err
+    assert json.loads((tmp_path / "r.json").read_text())["comparisons"] == [[str(run), f"{run} given bee"]]
+    page = (tmp_path / "0.html").read_text(encoding="utf-8")
+    assert f"{run} given bee" in page
     for options, match in (
         ([run, "--other-condition", "bee"], "--other-condition"),
         ([run, run, "--other-condition", "wasp"], "wasp"),

@@ -192,15 +192,18 @@ def test_prompts_are_never_masked_and_only_continuations_count(
     )  # fmt: skip
     assert status == 0, error
     assert "the prompt is empty" in error
-    assert "exact" in printed
     record, rows = json.loads(out.read_text()), list(csv.DictReader(items.open(encoding="utf-8")))
     model = load_masked_lm(folder / "bert", 24)
     tokens = [
         AutoTokenizer.from_pretrained(folder / "bert")(one, add_special_tokens=False)["input_ids"]
         for one, _ in QUESTIONS
     ]
-    for row, (prompt, continuation), before in zip(rows, QUESTIONS, tokens, strict=True):
+    lines = [line for line in printed.splitlines() if "ln p " in line and " | " in line]
+    for row, (prompt, continuation), before, line in zip(rows, QUESTIONS, tokens, lines, strict=True):
         free = int(row["tokens"])
+        # The number of one token is ln p; that of more is a bound even where all masks were visited.
+        assert ("ln p =" in line) == line.endswith(" nats, exact") == (free == 1)
+        assert line.endswith("from all masks") == (1 < free <= 4)
         # By the sum over all masks, of the row alone.
         whole = AutoTokenizer.from_pretrained(folder / "bert")(prompt + continuation, add_special_tokens=False)[
             "input_ids"
@@ -296,6 +299,10 @@ def test_bad_prompts_are_refused(
         ("--html, --sweep", (model, "--data", questions, "--sweep", "--html", tmp_path / "a.html")),
         ("both", (model, "--data", questions, "--visits", 8, "--error", 0.1)),
         ("at least 4", (model, "--data", questions, "--visits", 2)),
+        ("leave one out", (model, "--data", questions, "--visits", 8, "--max-evaluations", 100)),
+        ("--error to be a positive number, got -1", (model, "--data", questions, "--error", -1)),
+        ("max_evaluations to be at least", (model, "--data", questions, "--max-evaluations", 1)),
+        ("it is for Hub ids", (model, "--data", questions, "--revision", "main")),
         ("--visits", (model, f"hf:{folder / 'other'}", "--data", questions, "--visits", 8)),
         ("nothing", (f"hf:{tmp_path / 'nothing'}", "--data", questions)),
     ):
@@ -306,3 +313,10 @@ def test_bad_prompts_are_refused(
         capsys, "evaluate", model, "--data", questions, "--error", 1e-4, "--max-evaluations", 100
     )
     assert status == 3, error
+    assert "bits per token after" in error
+    # Neither has a report, whose numbers are by dimension.
+    out = folder / "prompts.json"
+    assert command(capsys, "evaluate", model, "--data", questions, "--visits", 8, "--json", out)[0] == 0
+    for arguments in ((out,), (model, "--data", questions)):
+        status, _, error = command(capsys, "report", *arguments, "-o", folder / "prompts.html")
+        assert (status, "no report" in error) == (2, True), error

@@ -40,6 +40,13 @@ def test_a_table_and_other_names(tmp_path: Path) -> None:
     assert [one.split(" the prompt")[0] for one in found.notes] == ["in 1 of the 2 rows of a.csv"]
 
 
+def test_only_ends_of_lines_separate_the_rows_of_a_table(tmp_path: Path) -> None:
+    """Python's splitlines also separates at these characters of Unicode."""
+    path = tmp_path / "a.csv"
+    path.write_bytes("prompt,continuation\r\na\u2028b,c\x85\x0cd\r\ne,f\r\n".encode())
+    assert read_prompts(path, BYTES).texts == (("a\u2028b", "c\x85\x0cd"), ("e", "f"))
+
+
 def test_a_continuation_that_merges_with_its_prompt_is_tokenized_by_itself(tmp_path: Path) -> None:
     pairs = byte_pairs(tmp_path / "pairs", "the masked the masked the masked")
     space = Categorical(64, len(pairs), f"tokenizer:{tmp_path / 'pairs'}")
@@ -75,6 +82,7 @@ def test_spaces_move() -> None:
         ([{"continuation": "a"}], "'prompt' in line 1"),
         ([{"prompt": "a", "continuation": ""}], "empty 'continuation'"),
         ([{"prompt": "a", "continuation": None}], "as 'continuation' in line 1 .* null"),
+        (["", '{"prompt": "a \\ud83d b", "continuation": "a"}'], "'prompt' in line 2 .* \\\\ud83d, which is half"),
         ([{"prompt": 3, "continuation": "a"}], "as 'prompt' in line 1 .* 3"),
         ([{"prompt": "a", "continuation": " "}], "at least one token"),
         ([{"prompt": "a", "continuation": "b" * 200}], "at most 100 tokens .* 201 in line 1"),

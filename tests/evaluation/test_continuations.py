@@ -1,6 +1,7 @@
 """Bounds of continuations given prompts, by replicates of stratified numbers of masks, against the sums over all masks."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -275,8 +276,18 @@ def test_bad_input_is_refused() -> None:
         continuations(model, X, CONDITION)
     with pytest.raises(df.DiffusionalError, match="at least 4 visits"):
         continuations(model, X, CONDITION, visits=3)
-    with pytest.raises(df.DiffusionalError, match="positive error"):
-        continuations(model, X, CONDITION, error=0.0)
+    for error in (0.0, math.inf, math.nan):
+        with pytest.raises(df.DiffusionalError, match="positive error"):
+            continuations(model, X, CONDITION, error=error)
+    with pytest.raises(df.DiffusionalError, match="leave one out"):
+        continuations(model, X, CONDITION, visits=8, max_evaluations=100)
+    least = continuations(model, X, CONDITION, error=100.0).nelbo.network_evaluations
+    exactly = continuations(model, X, CONDITION, error=100.0, max_evaluations=least)
+    assert exactly.nelbo.network_evaluations == least
+    for found in (continuations, partial(compare_continuations, model_of())):
+        each = 1 if found is continuations else 2
+        with pytest.raises(df.DiffusionalError, match=f"at least {each * least}, got {each * least - 1}"):
+            found(model, X, CONDITION, error=100.0, max_evaluations=each * least - 1)
     with pytest.raises(df.DiffusionalError, match="length 7 in item 0"):
         prompts_of_lengths(X, GIVEN, LENGTHS + 1)
     with pytest.raises(df.DiffusionalError, match="4 given tokens"):

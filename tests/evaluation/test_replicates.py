@@ -110,6 +110,10 @@ def test_refusals(plan: Plan) -> None:
         by_replicates(MODEL, X, plan, replicates=1)
     with pytest.raises(df.DiffusionalError, match="visits=0"):
         by_replicates(MODEL, X, plan, visits=0)
+    with pytest.raises(df.DiffusionalError, match=f"at least {8 * len(X)}, got {8 * len(X) - 1}"):
+        by_replicates(MODEL, X, plan, error=1.0, max_evaluations=8 * len(X) - 1)
+    with pytest.raises(df.DiffusionalError, match="leave one out"):
+        by_replicates(MODEL, X, plan, max_evaluations=1000)
     with pytest.raises(df.DiffusionalError, match="positive error"):
         by_replicates(MODEL, X, plan, error=-1.0)
     with pytest.raises(df.DiffusionalError, match=r"got [345] in item 0"):

@@ -39,6 +39,20 @@ FAULTS = [
         "cli/test_language_models.py::test_prompts_are_never_masked_and_only_continuations_count",
     ),
     fault(
+        "cli/prompted.py",
+        "a bound from all masks is called ln p",
+        'sign = "=" if free == 1 else "≥"',
+        'sign = "≥" if error else "="',
+        "cli/test_language_models.py::test_prompts_are_never_masked_and_only_continuations_count",
+    ),
+    fault(
+        "cli/evaluate.py",
+        "a condition that all items have anyway has a plan of its own",
+        "if equal_conditions(other_condition, chosen.condition):",
+        "if other_condition is chosen.condition:",
+        "cli/test_guidance.py::test_two_conditions_of_one_run_are_compared",
+    ),
+    fault(
         "cli/report.py",
         "reports of language models forget the length of blocks",
         "checkpoint_options=its, text_options=text)",

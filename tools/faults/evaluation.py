@@ -1301,6 +1301,20 @@ FAULTS = [
     ),
     fault(
         "evaluation/continuations.py",
+        "the limit of two models is that of one",
+        "check_limit(limit, error, int(least) * len(models))",
+        "check_limit(limit, error, int(least))",
+        "evaluation/test_continuations.py::test_bad_input_is_refused",
+    ),
+    fault(
+        "evaluation/replicates.py",
+        "the first replicates may exceed the limit",
+        "if limit < least:",
+        "if limit < 1:",
+        "evaluation/test_replicates.py::test_refusals",
+    ),
+    fault(
+        "evaluation/continuations.py",
         "two models do not see the same masks",
         "noise.to(device, x.dtype), c)",
         "noise.to(device, x.dtype).roll(m, 1), c)",

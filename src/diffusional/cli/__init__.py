@@ -233,7 +233,8 @@ def _done(command: Any) -> Result:
 
 def _why(record: dict[str, Any]) -> str:
     nelbo = record.get("nelbo") or record["difference"]
-    said = [
-        f"the error is {nelbo['error']:.4g} {nelbo['unit']} after {record['network_evaluations']:,} network evaluations"
-    ]
+    error, unit = nelbo["error"], nelbo["unit"]
+    if "prompts" in record:  # in the unit of --error
+        error, unit = record["text"].get("difference", record["text"])["bits_per_token"][1], "bits per token"
+    said = [f"the error is {error:.4g} {unit} after {record['network_evaluations']:,} network evaluations"]
     return "; ".join([*said, *record["caveats"]])

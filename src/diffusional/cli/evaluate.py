@@ -368,7 +368,7 @@ def _compare(
     command: Evaluate, run: "Run", other_run: "Run", model: "LatentVariableModel", chosen: ChosenItems, bare: bool
 ) -> Result:
     from diffusional.cli.other_condition import condition_elsewhere, other_condition_of
-    from diffusional.conditions import ignoring_condition
+    from diffusional.conditions import equal_conditions, ignoring_condition
     from diffusional.data.excerpt import listed
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
@@ -426,6 +426,8 @@ def _compare(
     if command.other_condition is not None:
         about["other_condition"] = list(command.other_condition)
         notes.append(f"the second bound is given the condition: {' '.join(command.other_condition)}")
+    if equal_conditions(other_condition, chosen.condition):
+        other_condition = None
     target = _target(command, model.space.dimensions)
     assert target is not None  # `_check_evaluate` refuses the others for two runs
     options: dict[str, Any] = {"seed": command.seed, "learning": _learning}

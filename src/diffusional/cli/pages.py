@@ -71,8 +71,9 @@ def html_of(
 
     if command.html is None:
         return []
+    names = [str(path) for _, path, *_ in results] if comparison is None else comparison.names
     subjects = []
-    for record, path, result, folder in results:
+    for name, (record, path, result, folder) in zip(names, results, strict=True):
         subject = subject_of(path, None, result) if folder else Subject(str(path), result)
         split = str(result.about.get("split") or "test")
         own = folder and result.about.get("data") in (record.config.data.name, record.source)
@@ -88,7 +89,7 @@ def html_of(
             )
         with plainly():
             baselines = baselines_of(record, split) if own else {}
-        subjects.append(dataclasses.replace(subject, baselines=baselines, items=scores))
+        subjects.append(dataclasses.replace(subject, name=name, baselines=baselines, items=scores))
     return [page_of(command.html, subjects, [] if comparison is None else [comparison], None)]
 
 

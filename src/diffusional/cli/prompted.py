@@ -90,7 +90,9 @@ def evaluate_prompts(command: Evaluate) -> Result:
 
 
 def _check(command: Evaluate) -> None:
-    """Raise DiffusionalError for options that do not apply to prompts."""
+    """Raise DiffusionalError for options that do not apply to prompts, and for values out of range."""
+    from diffusional.evaluation.continuations import REPLICATES
+
     given = [name for name in changed(command) if name not in _OPTIONS]
     if given:
         raise DiffusionalError(
@@ -102,6 +104,16 @@ def _check(command: Evaluate) -> None:
         )
     if command.visits is not None and command.error is not None:
         raise DiffusionalError("expected one of --error and --visits, got both; leave one out")
+    if command.visits is not None and command.max_evaluations is not None:
+        raise DiffusionalError(
+            "--max-evaluations limits those for --error, and --visits is their number; leave one out"
+        )
+    if command.visits is not None and command.visits < REPLICATES:
+        raise DiffusionalError(
+            f"expected --visits to be at least {REPLICATES}, one for each replicate, got {command.visits}"
+        )
+    if command.error is not None and not (command.error > 0 and math.isfinite(command.error)):
+        raise DiffusionalError(f"expected --error to be a positive number, got {command.error:g}")
     if command.other == command.run:
         raise DiffusionalError(f"expected two different models, got {command.run} twice; give one of them")
     if command.per_item is not None:
@@ -196,12 +208,16 @@ def _units(estimate: "Estimate", rows: "Prompts") -> "TextUnits":
     return TextUnits(estimate.value * n, estimate.error * n, *sizes)
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _title(rows: "Prompts", chosen: ChosenItems, evaluations: int) -> str:
     n = len(rows.tokens)
     least, most = int(rows.given.min()), int(rows.given.max())
     return (
-        f"{chosen.name}: {n:,} rows, {int(rows.free.sum()):,} tokens of continuations, given prompts of {least} to {most} tokens; "
-        f"{evaluations:,} network evaluations ({evaluations / n:.1f} per row)"
+        f"{chosen.name}: {_counted(n, 'row')}, {_counted(int(rows.free.sum()), 'token')} of continuations, given prompts of {least} to {most} "
+        f"tokens; {_counted(evaluations, 'network evaluation')} ({evaluations / n:.1f} per row)"
     )
 
 
@@ -241,7 +257,9 @@ def _evaluated(
 
 
 def _lines(result: "Evaluation", rows: "Prompts") -> list[str]:
-    """Return a line for each of at most `_SHOWN` rows."""
+    """Return a line for each of at most `_SHOWN` rows. The number of a single token is ln p itself; that of several is a bound, without an error
+    if all masks were visited.
+    """
     if len(rows.tokens) > _SHOWN:
         return []
     from diffusional.ledger import with_error
@@ -254,10 +272,12 @@ def _lines(result: "Evaluation", rows: "Prompts") -> list[str]:
     for i, (prompt, continuation) in enumerate(rows.texts):
         value, error = scores[i]
         texts = " | ".join((_end(prompt), _start(continuation)))
-        number = " ± ".join(with_error(value, error)) if error else f"{value:.4f}, exact,"
-        words = f"{rows.free[i]:,} token{'' if rows.free[i] == 1 else 's'}"
+        free = int(rows.free[i])
+        number = f"{' ± '.join(with_error(value, error)) if error else f'{value:.4f}'} nats"
+        exact = "" if error else ", exact" if free == 1 else ", from all masks"
+        sign = "=" if free == 1 else "≥"
         found.append(
-            f"  {i:>3}  {texts:<{2 * _CHARACTERS + 3}}  {words:>10}  {'ln p =' if not error else 'ln p ≥'} {number} nats"
+            f"  {i:>3}  {texts:<{2 * _CHARACTERS + 3}}  {_counted(free, 'token'):>10}  ln p {sign} {number}{exact}"
         )
     return found
 

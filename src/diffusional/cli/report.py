@@ -43,6 +43,7 @@ def run(command: Report) -> Result:
 
 
 def _check(command: Report) -> None:
+    from diffusional.data.prompts import is_prompts
     from diffusional.evaluation.target import Target
 
     if command.error is not None:
@@ -60,6 +61,10 @@ def _check(command: Report) -> None:
         raise DiffusionalError(
             f"expected --data, and not --saved, for {foreign[0]}, a checkpoint without data and saved results of its own, got {given}; name the "
             "data to evaluate it on, such as --data digits, or make a run of it with `diffusional import`"
+        )
+    if command.data is not None and is_prompts(command.data) and any(is_text_model(path) for path in foreign):
+        raise DiffusionalError(
+            f"expected a text as --data, got {command.data}, of prompts and continuations, which have no report; use diffusional evaluate"
         )
     if (text := changed(command.text_options)) and not any(is_text_model(path) for path in foreign):
         raise DiffusionalError(f"{typed(text)} was given, but no masked language model, hf:NAME; leave it out")
@@ -90,6 +95,11 @@ def _gathered(command: Report) -> "tuple[list[Subject], list[Comparison], list[d
             subjects.append(subject_of(path, command.split))
             continue
         record = load_json(path)
+        if isinstance(record, dict) and "prompts" in record:
+            raise DiffusionalError(
+                f"expected results of items of one size, got {path}, of prompts and continuations, which have no report; it has their bits per "
+                "token itself"
+            )
         if isinstance(record, dict) and "difference_nats" in record:
             comparisons.append(Comparison.load(path))
         elif isinstance(record, dict) and "nelbo_nats" in record:
@@ -117,7 +127,8 @@ def _gathered(command: Report) -> "tuple[list[Subject], list[Comparison], list[d
 def _renamed(one: "Comparison", subjects: "Sequence[Subject]") -> "Comparison":
     """Return a comparison whose runs have the names of the subjects that are in the same folders."""
     places = {os.path.realpath(subject.name): subject.name for subject in subjects}
-    names = [places.get(os.path.realpath(name), name) for name in one.names]
+    runs = one.about.get("runs") or one.names
+    names = [places.get(os.path.realpath(name), name) for name in runs]
     return dataclasses.replace(one, about=dict(one.about) | {"runs": names})
 
 

@@ -9,6 +9,7 @@ by itself, and a note states in how many rows. Every character of a continuation
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def read_prompts(
         prompt, continuation: the names of the two fields. A prompt may be empty.
         most: the most tokens of prompt and continuation.
 
-    Raises DiffusionalError, with the line, for a row without one of the fields, a field that is not a text, a continuation without tokens, a row
+    Raises DiffusionalError, with the line, for a row without one of the fields, a field that is not a text of Unicode, a continuation without tokens, a row
     of more than `most` tokens, and a token that the space does not have or that is its mask; and for a file that cannot be read or has no rows.
 
     >>> import tempfile
@@ -194,6 +195,11 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
         raise DiffusionalError(f"expected a text as {name!r} in {where}, got {json.dumps(value)[:40]}")
+    half = next((one for one in value if "\ud800" <= one <= "\udfff"), None)
+    if half is not None:
+        raise DiffusionalError(
+            f"expected characters of Unicode as {name!r} in {where}, got \\u{ord(half):04x}, which is half of one; write both halves, or leave it out"
+        )
     return value
 
 
@@ -222,7 +228,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _of_table(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    # Not splitlines, which also breaks a line at the separators of Unicode, such as U+2028.
+    reader = csv.DictReader(io.StringIO(text, newline="\n"), strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():

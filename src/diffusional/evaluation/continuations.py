@@ -21,7 +21,7 @@ from diffusional.errors import DiffusionalError
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.differentiable import stratified
 from diffusional.evaluation.noise import item_keys
-from diffusional.evaluation.replicates import check_error, freedom, record, until
+from diffusional.evaluation.replicates import check_error, check_limit, freedom, record, until
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.shares import shared
 from diffusional.evaluation.sweep import mean_of_items
@@ -195,7 +195,8 @@ def continuations(
         max_evaluations: the most network evaluations for `error`; `reached` is False if they are too few.
         seed, progress: as of `evaluate`.
 
-    Raises DiffusionalError unless one of error and visits is given, for fewer than 4 visits, and for costs that are not finite.
+    Raises DiffusionalError unless one of error and visits is given, for fewer than 4 visits, for `max_evaluations` without `error` or below those of the
+    first replicates, and for costs that are not finite.
 
     >>> from diffusional import MaskedDiffusion, PromptedDiffusion
     >>> from diffusional.models.prompted import prompts
@@ -260,6 +261,9 @@ def _to_error(
     for model in models:
         model.space.check(x)
     each = _VISITS if visits is None else visits // REPLICATES
+    prompted: Any = models[0]
+    least = evaluations(prompted.free(condition).cpu(), each, REPLICATES).sum()
+    check_limit(limit, error, int(least) * len(models))
     with evaluation_mode(*models):
         drawn = drawing(models, x, condition, each, REPLICATES, seed)
         return until(drawn, REPLICATES, error, limit, progress)

@@ -128,9 +128,10 @@ class Comparison:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the two models are called in tables: the runs, if the record names them, or "A" and "B"."""
-        runs = self.about.get("runs")
-        return (str(runs[0]), str(runs[1])) if isinstance(runs, list) and len(runs) == 2 else ("A", "B")
+        """What the two models are called in tables: the runs, if the record names them, or "A" and "B"; with another condition of B also that."""
+        runs, given = self.about.get("runs"), self.about.get("other_condition")
+        a, b = (str(runs[0]), str(runs[1])) if isinstance(runs, list) and len(runs) == 2 else ("A", "B")
+        return a, f"{b} given {' '.join(map(str, given))}" if isinstance(given, list) else b
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that `diffusional evaluate A B --json` writes."""

@@ -65,8 +65,8 @@ def by_replicates(
         condition: of a conditional model, with a row for each item.
         seed, progress: as of `evaluate`.
 
-    Raises DiffusionalError for fewer than 2 replicates or 1 visit, a plan of other levels or with the control `context`, and costs that are not
-    finite.
+    Raises DiffusionalError for fewer than 2 replicates or 1 visit, a plan of other levels or with the control `context`, `max_evaluations`
+    without `error` or below those of the first replicates, and costs that are not finite.
 
     >>> from diffusional import MaskedDiffusion
     >>> from diffusional.space import Categorical
@@ -88,6 +88,7 @@ def by_replicates(
         raise DiffusionalError(
             "expected a plan without the control context, which takes a network evaluation of its own"
         )
+    check_limit(max_evaluations, error, len(x) * visits * replicates)
     keys, each = item_keys(x, seed, condition), max(1, network_rows(model) // visits)
 
     @torch.inference_mode()
@@ -111,9 +112,23 @@ def by_replicates(
 
 
 def check_error(error: float | None) -> None:
-    """Raise DiffusionalError unless a target error is positive, or None."""
-    if error is not None and not error > 0:
-        raise DiffusionalError(f"expected a positive error, got {error}")
+    """Raise DiffusionalError unless a target error is positive and finite, or None."""
+    if error is not None and not (error > 0 and math.isfinite(error)):
+        raise DiffusionalError(f"expected a finite, positive error, got {error}")
+
+
+def check_limit(limit: int | None, error: float | None, least: int) -> None:
+    """Raise DiffusionalError for a limit of the network evaluations without a target error, and for one below those of the first replicates."""
+    if limit is None:
+        return
+    if error is None:
+        raise DiffusionalError(
+            f"expected error with max_evaluations={limit}, got none: the number of evaluations is known; leave one out"
+        )
+    if limit < least:
+        raise DiffusionalError(
+            f"expected max_evaluations to be at least {least:,}, got {limit:,}: the first replicates of all items take as many"
+        )
 
 
 def until(

@@ -142,6 +142,10 @@ def load_masked_lm(
     name = str(name).removeprefix(PREFIX)
     folder = Path(name).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else name
+    if revision is not None and folder.is_dir():
+        raise DiffusionalError(
+            f"revision={revision!r} was given for the folder {name}; it is for Hub ids, leave it out"
+        )
     (module, stored), tokenizer = _module(name, revision), _tokenizer(name, revision)
     config: Any = module.config
     k = int(config.vocab_size)
