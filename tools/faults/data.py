@@ -82,13 +82,6 @@ FAULTS = [
     ),
     fault(
         "data/prompts.py",
-        "separators of Unicode end the rows of a table",
-        'io.StringIO(text, newline="\\n")',
-        "io.StringIO('\\n'.join(text.splitlines()))",
-        "data/test_prompts.py::test_only_ends_of_lines_separate_the_rows_of_a_table",
-    ),
-    fault(
-        "data/prompts.py",
         "spaces at the end of a prompt are lost",
         "prompt[len(kept) :] + continuation",
         "continuation",
