@@ -389,10 +389,12 @@ def with_error(value: float, error: float) -> tuple[str, str]:
     ('2.5e-08', '0')
     >>> with_error(16.6355, 3e-16)                                          # the error is within rounding
     ('16.6355', '0')
+    >>> with_error(16.6355, math.nan)                                       # such as the error over one item
+    ('16.6355', 'unknown')
     """
     if not (error >= _LEAST and math.isfinite(error)):
         text = f"{value:.1e}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"
-        return text, "0" if 0 <= error < _LEAST else str(error)
+        return text, "0" if 0 <= error < _LEAST else "unknown" if math.isnan(error) else str(error)
     decimals = min(max(0, 1 - math.floor(math.log10(error))), 12)
     return f"{value:.{decimals}f}", f"{error:.{decimals}f}"
 

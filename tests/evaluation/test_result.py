@@ -504,7 +504,11 @@ def test_the_summary_of_odd_numbers() -> None:
     # One line per caveat, and no control characters.
     assert "caveat: <script>alert(1)</script>\\n\\x1b[31m" in text
     assert "no Monte Carlo error" in str(Evaluation.from_scores(torch.ones(1), 2))
-    assert "item ± nan" not in text
+    assert "± nan" not in text
+    one = str(Evaluation.from_scores(torch.ones(1), 2))
+    assert "(items ± unknown)" in one
+    assert "1 item (all visited)" in one
+    assert "nan" not in one
 
 
 def test_html_is_escaped() -> None:

@@ -338,9 +338,10 @@ class Evaluation:
         visited = "all visited" if self.items_visited == n else f"{self.items_visited:,} visited"
         grey = "real-valued" if about.get("levels") is None else f"{about['levels']} levels"
         model = [str(about[key]) for key in ("model",) if key in about]
+        items = f"{n:,} item{'s' * (n > 1)} ({visited})"
         return [
             interval_text(self.nelbo, self.freedom, self.dimensions),
-            ", ".join([f"{n:,} items ({visited})", f"{self.dimensions:,} dimensions", grey, *model, *self.times()]),
+            ", ".join([items, f"{self.dimensions:,} dimensions", grey, *model, *self.times()]),
             f"{calls:,} network evaluations ({calls / n:.1f} per item)",
             *self.error_lines(),
             *origin(about),
