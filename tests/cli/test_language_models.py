@@ -93,6 +93,13 @@ def test_compare_score_and_import(folder: Path, tmp_path: Path, capsys: pytest.C
     assert "--shift" in error
 
 
+def test_a_model_of_transformers_without_its_prefix_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("evaluate", "check", "score"):
+        status, _, error = command(capsys, name, folder / "bert", "--data", folder / "text.txt")
+        assert status == 2
+        assert f"give hf:{folder / 'bert'}" in error
+
+
 def test_bad_input_is_refused_by_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = f"hf:{folder / 'bert'}"
     masked, empty, tokens = tmp_path / "masked.txt", tmp_path / "empty.txt", tmp_path / "tokens.npy"

@@ -78,9 +78,18 @@ def opened(
 
 
 def _refuse_other_code(path: Path) -> None:
-    """Raise DiffusionalError for a file or a folder of weights without a network, as other code writes them."""
+    """Raise DiffusionalError for a model of transformers, and for a file or a folder of weights without a network, as other code writes them."""
+    from diffusional.files import load_json
     from diffusional.interop.place import OTHER_CODE, weights_of_other_code
 
+    if (
+        not (path / "data.json").exists()
+        and (path / "config.json").exists()
+        and "model_type" in load_json(path / "config.json")
+    ):
+        raise DiffusionalError(
+            f"expected a run or a checkpoint of diffusers, got {path}, a model of transformers; for a masked language model give hf:{path}"
+        )
     if (path / "data.json").exists() or (path / "config.toml").exists() or (path / "config.json").exists():
         return
     name = weights_of_other_code(path)
