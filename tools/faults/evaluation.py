@@ -1365,8 +1365,8 @@ FAULTS = [
     fault(
         "evaluation/pilot.py",
         "the probabilities of a difference in the wrong cells",
-        "share = _smoothed(plan.width * (squares / count.clamp(min=1)).sqrt(), count)",
-        "share = _smoothed((plan.width * (squares / count.clamp(min=1)).sqrt()).flip(0), count)",
+        "(squares / count.clamp(min=1)).sqrt(), count, bool(",
+        "(squares / count.clamp(min=1)).sqrt().flip(0), count, bool(",
         "evaluation/test_classify.py::test_the_plan_of_a_difference_repeats_the_visits_under_the_other_condition",
     ),
     fault(

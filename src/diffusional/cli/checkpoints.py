@@ -82,15 +82,14 @@ def _refuse_other_code(path: Path) -> None:
     from diffusional.files import load_json
     from diffusional.interop.place import OTHER_CODE, weights_of_other_code
 
-    if (
-        not (path / "data.json").exists()
-        and (path / "config.json").exists()
-        and "model_type" in load_json(path / "config.json")
-    ):
+    config = path / "config.json"
+    if (path / "data.json").exists():
+        return
+    if config.exists() and "model_type" in load_json(config):
         raise DiffusionalError(
             f"expected a run or a checkpoint of diffusers, got {path}, a model of transformers; for a masked language model give hf:{path}"
         )
-    if (path / "data.json").exists() or (path / "config.toml").exists() or (path / "config.json").exists():
+    if config.exists() or (path / "config.toml").exists():
         return
     name = weights_of_other_code(path)
     if name is not None:

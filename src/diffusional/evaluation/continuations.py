@@ -77,10 +77,11 @@ def drawing(
 
     Args as of `replicated`; `replicates` is the number to begin with.
     """
-    few = enumerable(models[0].free(condition).cpu(), visits, replicates)
+    free = models[0].free(condition).cpu()
+    few = enumerable(free, visits, replicates)
     exact, others = few.nonzero()[:, 0], (~few).nonzero()[:, 0]
-    known = _enumerated(models, x, condition, exact)
-    paid = int(evaluations(models[0].free(condition).cpu()[exact], visits, replicates).sum()) * len(models)
+    known = _enumerated(models, x, condition, free, exact)
+    paid = int(evaluations(free[exact], visits, replicates).sum()) * len(models)
 
     def drawn(numbers: range) -> tuple[Tensor, int]:
         out = torch.zeros(len(models), len(numbers), len(x), dtype=torch.float64)
@@ -92,9 +93,8 @@ def drawing(
 
 
 @torch.inference_mode()
-def _enumerated(models: Sequence[Any], x: Tensor, condition: Condition, items: Tensor) -> Tensor:
-    """Return the bounds (M, n) of `items` (n,) from all their masks."""
-    free = models[0].free(condition).cpu()
+def _enumerated(models: Sequence[Any], x: Tensor, condition: Condition, free: Tensor, items: Tensor) -> Tensor:
+    """Return the bounds (M, n) of `items` (n,), with `free` (N,) free positions, from all their masks."""
 
     def values(rows: Tensor) -> dict[str, Tensor]:
         out = torch.zeros(len(rows), len(models), dtype=torch.float64)

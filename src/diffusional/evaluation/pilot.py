@@ -180,13 +180,7 @@ def contrast(plan: Plan, left: Tensor) -> Tensor:
     cell, cells = plan.met.cell, plan.cells + 1
     count = torch.bincount(cell, minlength=cells).double()
     squares = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, left.double().square())
-    share = _smoothed(plan.width * (squares / count.clamp(min=1)).sqrt(), count)
-    first = bool(plan.mass[0] > 0)
-    if not first:
-        share[0] = 0
-    even = torch.ones(cells, dtype=torch.float64)
-    even[0] = float(first)
-    return (1 - _FLOOR) * share / share.sum() + _FLOOR * even / even.sum()
+    return _allocated(plan.width, (squares / count.clamp(min=1)).sqrt(), count, bool(plan.mass[0] > 0))
 
 
 def _further(done: int, draws: float) -> int:
@@ -403,13 +397,7 @@ def _regressed(plan: Plan, model: Chain, seen: Seen, known: Tensor) -> Plan:
         scale[c] = (left / max(freedom, 1.0)).sqrt()
     if bool(models.any()):
         scale[1:] = _informed(scale[1:], count[1:], varied[models, 1:].sum(0), known[models, 1:].sum(0))
-    width = plan.width
-    share = _smoothed(width * scale, count)
-    if not model.decoder_uses_network:
-        share[0] = 0
-    even = (share > -1).double() if model.decoder_uses_network else (torch.arange(cells) > 0).double()
-    total = share.sum()
-    mass = even / even.sum() if not total > 0 else (1 - _FLOOR) * share / total + _FLOOR * even / even.sum()
+    mass = _allocated(plan.width, scale, count, model.decoder_uses_network)
     expected, drawn = coefficients[:expects], coefficients[expects:]
     return Plan(plan.edges, mass, constant, expected, drawn, scale, plan.controls, plan.provenance)
 
@@ -434,6 +422,18 @@ def _informed(scale: Tensor, count: Tensor, seen: Tensor, known: Tensor) -> Tens
     lent = torch.stack([ratio[some].median() for some in around]) * known
     informative = count * (seen / known.clamp(min=1e-300)).clamp(max=1)
     return ((informative * squares + _SHRINK * lent) / (informative + _SHRINK)).sqrt()
+
+
+def _allocated(width: Tensor, scale: Tensor, count: Tensor, decoder: bool) -> Tensor:
+    """Return the probabilities (C + 1,) of visits, π_c ∝ n_c s_c (Neyman) smoothed over cells, with a part _FLOOR for all cells alike; the first
+    cell, the reconstruction, is visited if `decoder`.
+    """
+    share = _smoothed(width * scale, count)
+    even = torch.ones_like(share)
+    if not decoder:
+        share[0] = even[0] = 0
+    total = share.sum()
+    return even / even.sum() if not total > 0 else (1 - _FLOOR) * share / total + _FLOOR * even / even.sum()
 
 
 def _smoothed(share: Tensor, count: Tensor) -> Tensor:

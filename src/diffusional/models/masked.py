@@ -341,8 +341,13 @@ class MaskedDiffusion(Chain):
         masks = torch.tensor(list(product([False, True], repeat=length)), device=x.device)
         sums = x.new_zeros(len(x), len(masks), dtype=torch.float64)
         for some in torch.arange(len(masks), device=x.device).split(max(1, _ROWS // len(x))):
-            z = torch.where(masks[some, None], float(self.process.mask), x).flatten(0, 1)
-            c = rows_of(condition, torch.arange(len(x), device=x.device).repeat(len(some)))
-            hidden = self.hidden_map(x.repeat(len(some), 1), z, c).sum(1)
-            sums[:, some] = hidden.view(len(some), len(x)).T
+            sums[:, some] = self.sums_of_masks(x, masks[some, None], condition).T
         return masks, sums
+
+    def sums_of_masks(self, x: Batch, masks: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return Σ_{i ∈ M} −ln p_i(x_i | the rest) (m, B), nats, of items x (B, L) for masks (m, B, L) or (m, 1, L), bool: m network evaluations
+        of each item, at once.
+        """
+        z = torch.where(masks, float(self.process.mask), x).flatten(0, 1)
+        c = rows_of(condition, torch.arange(len(x), device=x.device).repeat(len(masks)))
+        return self.hidden_map(x.repeat(len(masks), 1), z, c).sum(1).view(len(masks), len(x))

@@ -291,9 +291,7 @@ class PromptedDiffusion(Chain):
             chosen = (some[:, None] & bits) > 0  # (M, F)
             masks = torch.zeros(len(some), *x.shape, dtype=torch.bool, device=x.device)
             masks.scatter_(2, places.expand(len(some), -1, -1), chosen[:, None].expand(-1, len(x), -1))
-            z = torch.where(masks, float(self.model.process.mask), x).flatten(0, 1)
-            c = rows_of(rest, torch.arange(len(x), device=x.device).repeat(len(some)))
-            sums = self.model.hidden_map(x.repeat(len(some), 1), z, c).sum(1).view(len(some), len(x))
+            sums = self.model.sums_of_masks(x, masks, rest)
             weight = [1 / (n * math.comb(number, n)) for n in chosen.sum(1).tolist()]
             out += (torch.tensor(weight, dtype=torch.float64, device=x.device)[:, None] * sums).sum(0)
         return out
