@@ -78,7 +78,7 @@ def test_a_ledger_whose_bound_is_zero_or_of_one_item() -> None:
     """Real-valued data may cost nothing or less; a single item has no spread."""
     one = replace(RECORD, nelbo=estimate(0.0, 4.4, math.nan), terms={})
     said = row(text(ledger_table(one, "one item")), "NELBO")
-    assert said == ["NELBO", "0.0", "4.4", "nan", "0.000", "0.099", "nan"]
+    assert said == ["NELBO", "0.0", "4.4", "unknown", "0.000", "0.099", "unknown"]
     negative = replace(RECORD, nelbo=estimate(-80.125, 0.21, 1.6))
     assert row(text(ledger_table(negative, "negative")), "NELBO")[1:5] == ["-80.12", "0.21", "1.6", "-1.8062"]
 
