@@ -134,6 +134,23 @@ def test_the_cross_fitted_form_is_above_the_plug_in() -> None:
     assert found.most.value > truth + 0.02
 
 
+def test_each_end_of_the_bounded_form_has_an_error_of_its_own() -> None:
+    """The cross-fitted end varies more than the plug-in one with few draws: r varies too."""
+    here = world()
+    x, c = here.sample_labelled(20, torch.Generator().manual_seed(0))
+    model = model_of(here)
+    plan = df.Plan.uniform(model, 8)
+    for visits in (4, 8):
+        found = [
+            bounded(model, x, c, classes=3, prior=here.weights, visits=visits, plan=plan, seed=s) for s in range(100)
+        ]
+        for name in ("least", "most"):
+            ends = [getattr(one, name) for one in found]
+            spread = float(torch.tensor([one.value for one in ends]).std())
+            reported = math.sqrt(sum(one.error**2 for one in ends) / len(ends))
+            assert 0.8 < reported / spread < 1.6, (name, visits, reported / spread)
+
+
 def test_a_biased_denoiser_exceeds_the_labels_and_the_bounded_form_does_not() -> None:
     """With a bad prediction for no condition, the estimate exceeds H(c): it contains the difference of the gaps."""
     here = world(2.0)
