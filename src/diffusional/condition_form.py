@@ -52,9 +52,16 @@ class ConditionForm:
     def of(cls, condition: Condition, classes: int = 0) -> "ConditionForm":
         """Return the form of the condition of train items, standardising numbers by it.
 
+        Args:
+            classes: the number of classes of labels. Defaults to one more than the largest label for labels beside another condition.
+
         Raises DiffusionalError for a condition that is none of these forms.
+
+        >>> both = {"low": torch.zeros(2, 1, 4, 4), "condition": torch.tensor([0, 3])}
+        >>> [dict(ConditionForm.of(both, n).parts)["condition"].classes for n in (0, 10)]
+        [4, 10]
         """
-        if classes:
+        if classes and isinstance(condition, Tensor):
             return cls("labels", classes=classes)
         first = next((name for name in FIRST if isinstance(condition, Mapping) and name in condition), None)
         if first is not None and isinstance(condition, Mapping):
@@ -62,7 +69,7 @@ class ConditionForm:
             if own is None:
                 return cls.of(variable)
             labelled = isinstance(own, Tensor) and not own.is_floating_point() and own.ndim == 1
-            other = cls("labels", classes=int(own.max()) + 1) if labelled else cls.of(own)
+            other = cls("labels", classes=classes or int(own.max()) + 1) if labelled else cls.of(own)
             return cls("joint", parts=((first, cls.of(variable)), ("condition", other)))
         parts = {"tokens": condition} if isinstance(condition, Tensor) else dict(condition)
         value = parts.get("tokens")

@@ -1,5 +1,6 @@
 """What a report shows of systems of several stages: samples by stage, and cost maps at the pixels of x."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from rich.console import Console
 
 import diffusional as df
+from battery import command
 from diffusional.cli import drawing
 from diffusional.cli.commands import Report
 from diffusional.report.page import page
@@ -41,11 +43,19 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Samples, ItemScores]]:
-    """Four samples, and scores of four test items, of a system of every kind; of the digits, two steps a stage."""
-    folder, found = tmp_path_factory.mktemp("systems"), {}
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a system of every kind, of the digits, two steps a stage."""
+    folder = tmp_path_factory.mktemp("systems")
     for name, config in CONFIGS.items():
         train_composite(config, folder / name, console=Console(quiet=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(folder: Path) -> dict[str, tuple[Samples, ItemScores]]:
+    """Four samples, and scores of four test items, of each system."""
+    found = {}
+    for name in CONFIGS:
         model, record = df.load(folder / name), read_run(folder / name)
         command = Report((folder / name,), visits=2, shown=1)
         samples = drawing.samples_of(model, record, 4, 0, "test")
@@ -101,6 +111,73 @@ def test_a_frozen_encoder_has_the_map_of_its_decoder(name: str, drawn: dict[str,
     assert "Its costs are not in the pictures." in text
     assert items.hardest[0].cost_map is not None
     assert bool(torch.isfinite(torch.as_tensor(items.hardest[0].cost_map)).all())
+
+
+@pytest.mark.parametrize(("name", "last"), [("three", "c"), ("handed over", "upsampler"), ("unclip", "decoder")])
+def test_paths_are_those_of_the_last_stage(
+    name: str, last: str, folder: Path, drawn: dict[str, tuple[Samples, ItemScores]]
+) -> None:
+    """From noise to the samples of the system, of which the stages before are the same as without paths."""
+    samples, items = drawn[name]
+    assert samples.paths is not None
+    assert samples.images is not None
+    assert samples.paths.shape == (3, 7, 1, 8, 8)
+    assert list(samples.path_labels) == ["−6.0", "−3.6", "−1.2", "1.2", "3.6", "6.0", "x"]
+    np.testing.assert_allclose(samples.paths[:, -1], samples.images[:3].clip(0, 1))
+    assert f"The paths are those of stage {last}, for the samples of the stage before." in samples.how
+    assert "paths from noise (left) to a sample (right)" in shown(samples, items)
+    model = df.load(folder / name)
+    assert isinstance(model, df.Composite)
+    own = model.sample_stages(4, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(samples.images, (own[last].numpy() + 1) / 2, atol=1e-6)
+
+
+def test_a_decoder_without_latents_has_no_paths(drawn: dict[str, tuple[Samples, ItemScores]]) -> None:
+    samples, _ = drawn["latent"]
+    assert samples.paths is None
+    assert "path" not in samples.how
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_score_writes_the_maps_of_a_system(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {"three": ["a", "b", "c"], "handed over": ["base", "upsampler"]}.get(name, ["decoder"])
+    target, options = tmp_path / "maps.npz", ("--visits", 2, "--shown", 2, "--split", "test")
+    status, _, err = command(capsys, "score", folder / name, *options, "--maps", target, "--json", tmp_path / "s.json")
+    assert status == 0, err
+    with np.load(target) as found:
+        maps = dict(found)
+    assert set(maps) == {"item", "total", *stages, *(f"{stage}.error" for stage in stages)}
+    np.testing.assert_allclose(maps["total"], sum(maps[stage] for stage in stages))
+    assert len(set(maps["item"])) == len(maps["total"]) == 4
+    record = json.loads((tmp_path / "s.json").read_text())
+    (note,) = [one for one in record["notes"] if "A map is" in one]
+    assert ("Stage prior has no map" in note) == (stages == ["decoder"])
+    model, x = df.load(folder / name), df.load_run(folder / name).encode("test")
+    assert isinstance(model, df.Composite)
+    own = df.stage_maps(model, x[maps["item"]])
+    np.testing.assert_allclose(maps["total"], own.total.numpy(), rtol=1e-6)
+
+
+def test_score_draws_the_maps_of_a_system(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "maps.png"
+    status, _, err = command(capsys, "score", folder / "three", "--visits", 2, "--maps", target)
+    assert status == 0, err
+    assert target.stat().st_size > 1000
+
+    def without(*_: object) -> torch.Tensor:
+        raise df.DiffusionalError("it has no costs by position")
+
+    monkeypatch.setattr("diffusional.evaluation.stage_maps.cost_map", without)
+    monkeypatch.setattr("diffusional.evaluation.stage_maps._direct_map", without)
+    target.unlink()
+    status, _, err = command(capsys, "score", folder / "latent", "--visits", 2, "--maps", target)
+    assert status == 2
+    assert "decoder: it has no costs by position" in " ".join(err.split())
+    assert not target.exists()
 
 
 def test_a_vae_says_why_it_has_no_maps(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from battery import command
 from diffusional.networks import CLIPEncoder
 from diffusional.training.composites import train_composite
 from diffusional.training.config import Config, DataConfig, ModelConfig, ScheduleConfig
+from diffusional.training.stage_data import dataset_of
 from tiny_clip import tiny_clip
 
 QUIET = Console(quiet=True)
@@ -32,6 +34,13 @@ STAGES = {"prior": PRIOR, "decoder": SMALL}
 def config(clip: Path | str) -> df.CompositeConfig:
     data = DataConfig(condition="label")
     return df.CompositeConfig("unclip", STAGES, data, encoder=f"clip:{clip}", conditional=("decoder",))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +93,41 @@ def test_a_clip_that_changed_is_refused(tmp_path: Path) -> None:
     assert (run / "stages/decoder/model.safetensors").read_bytes() == before
     tiny_clip(clip)
     train_composite(config(clip), run, resume=True, console=QUIET)
+
+
+def test_features_are_computed_once(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls: list[int] = []
+    forward = CLIPEncoder.forward
+
+    def counted(self: CLIPEncoder, x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(CLIPEncoder, "forward", counted)
+    clip = f"clip:{trained / 'clip'}"
+    latents = DataConfig(encoder=clip)
+    first = dataset_of(latents)
+    images = sum(len(first.items(split)) for split in ("train", "validation", "test"))
+    assert sum(calls) == images == 1797
+    # As items, and as the condition of a decoder; the network is not called again.
+    again, decoder = dataset_of(latents), dataset_of(DataConfig(condition=f"encoder:{clip}"))
+    for split in ("train", "validation", "test"):
+        assert again.tensor(split).equal(first.tensor(split))
+        assert decoder.condition_of(split).equal(first.tensor(split))
+    assert sum(calls) == images
+    # Other images, a damaged file and another CLIP are encoded.
+    assert len(dataset_of(replace(latents, warps=1)).tensor("train")) == 2000
+    assert sum(calls) == images + 2000
+    stored = sorted((tmp_path / "cache" / "diffusional" / "features").iterdir())
+    assert len(stored) == 4
+    for path in stored:
+        path.write_bytes(path.read_bytes()[:-20])
+    assert dataset_of(latents).tensor("test").equal(first.tensor("test"))
+    assert sum(calls) == 2 * images + 2000
+    tiny_clip(tmp_path / "other", seed=1)
+    assert not dataset_of(DataConfig(encoder=f"clip:{tmp_path / 'other'}")).tensor("test").equal(first.tensor("test"))
+    assert sum(calls) == 3 * images + 2000
 
 
 def test_the_command_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

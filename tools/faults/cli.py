@@ -59,4 +59,18 @@ FAULTS = [
         "checkpoint_options=its)",
         "cli/test_language_models.py::test_report_has_units_of_the_text_masked_positions_and_blocks",
     ),
+    fault(
+        "cli/drawing.py",
+        "the paths of another stage",
+        "model.sampled_by(last, drawn[firsts[-1]], generator, condition)",
+        "model.sampled_by(last, 0 * drawn[firsts[-1]], generator, condition)",
+        "cli/test_report_of_systems.py::test_paths_are_those_of_the_last_stage",
+    ),
+    fault(
+        "cli/score.py",
+        "maps of the first items instead of the listed ones",
+        "stage_maps(model, chosen.x[ends.item]",
+        "stage_maps(model, chosen.x[: len(ends.item)]",
+        "cli/test_report_of_systems.py::test_score_writes_the_maps_of_a_system",
+    ),
 ]

@@ -129,4 +129,32 @@ FAULTS = [
         "yield torch.from_numpy(stream.convert(i, row)), reader.of(next(iter(stream.rows)), f",
         "data/test_streamed.py::test_conditions_travel_with_the_items_of_a_stream",
     ),
+    fault(
+        "data/derived_stream.py",
+        "the condition of another item",
+        "yield item, (item, value)",
+        "yield item, (0 * item, value)",
+        "data/test_derived_stream.py::test_conditions_computed_from_a_stream_are_those_of_the_loaded_data",
+    ),
+    fault(
+        "data/derived_stream.py",
+        "blocks that begin where reading began",
+        "first = skip - skip % _BLOCK",
+        "first = skip",
+        "data/test_derived_stream.py::test_computed_items_do_not_depend_on_where_reading_began",
+    ),
+    fault(
+        "data/dataset.py",
+        "as many classes as the first items of a stream have",
+        "self.train.label_classes if isinstance(self.train, ComputedCondition) else 0",
+        "0",
+        "data/test_derived_stream.py::test_the_record_of_a_condition_that_is_computed_from_a_stream",
+    ),
+    fault(
+        "training/stage_data.py",
+        "the same draws of an encoder in every epoch of a stream",
+        "_generator(epoch, first)",
+        "_generator(0, first)",
+        "data/test_derived_stream.py::test_draws_of_an_encoder_are_drawn_anew_in_every_epoch_of_a_stream",
+    ),
 ]

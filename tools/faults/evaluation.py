@@ -1028,8 +1028,8 @@ FAULTS = [
     fault(
         "evaluation/stage_maps.py",
         "every pixel of a block has the whole cost of the block",
-        "costs.repeat_interleave(block, -1).repeat_interleave(block, -2) / block**2",
-        "costs.repeat_interleave(block, -1).repeat_interleave(block, -2) / block",
+        "enlarged(costs, block) / block**2",
+        "enlarged(costs, block) / block",
         "evaluation/test_stage_maps.py::test_a_pixel_has_the_cost_of_its_block",
         "evaluation/test_stage_maps.py::test_the_maps_of_a_stage_add_up_to_its_costs",
     ),

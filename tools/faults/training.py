@@ -241,4 +241,18 @@ FAULTS = [
         "if name:\n            return",
         "training/test_joint_conditions.py::test_later_stages_get_the_condition_of_the_system",
     ),
+    fault(
+        "training/stage_data.py",
+        "features of other images of the same CLIP",
+        "made_from = [1, model.sha256, dataset.fingerprint(split)]",
+        'made_from = [1, model.sha256, ""]',
+        "training/test_clip_systems.py::test_features_are_computed_once",
+    ),
+    fault(
+        "training/stage_data.py",
+        "features of another CLIP for the same images",
+        "made_from = [1, model.sha256, dataset.fingerprint(split)]",
+        'made_from = [1, "", dataset.fingerprint(split)]',
+        "training/test_clip_systems.py::test_features_are_computed_once",
+    ),
 ]

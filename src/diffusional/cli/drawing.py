@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor
 
-    from diffusional.evaluation.stage_maps import StageMaps
     from diffusional.models.base import LatentVariableModel
     from diffusional.models.composite import Composite
     from diffusional.report.subject import ItemScores, Samples
@@ -101,8 +100,9 @@ def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: 
         how += f" The classes are used in turn: {', '.join(record.classes[:10])}{', …' if len(record.classes) > 10 else ''}."
     with working(f"drawing {n} samples"), torch.no_grad():
         if isinstance(model, Composite):
-            drawn = {name: y.cpu() for name, y in model.sample_stages(n, generator, moved(condition, place)).items()}
-            kept, labels = [*drawn.values()][-1:], []
+            drawn, kept, labels = _states_of_system(model, n, generator, moved(condition, place))
+            if labels:
+                how += f" The paths are those of stage {[*drawn][-1]}, for the samples of the stage before."
         else:
             drawn = {}
             kept, labels = _states(model, n, generator, moved(condition, place), chain and not table and not sequences)
@@ -141,6 +141,8 @@ def _stages(model: "Composite", drawn: "dict[str, Tensor]") -> "tuple[ndarray | 
     """
     import numpy as np
 
+    from diffusional.models.composite import enlarged
+
     pictures, labels, missing = [], [], ""
     handed = dict(zip(drawn, getattr(model, "handover", None) or (), strict=False))
     for name, y in drawn.items():
@@ -152,7 +154,7 @@ def _stages(model: "Composite", drawn: "dict[str, Tensor]") -> "tuple[ndarray | 
             continue
         low, high = _range(space, y)
         shown = ((y[:_SHOWN] - low) / (high - low)).clamp(0, 1).float()
-        pictures.append(shown.repeat_interleave(block, -1).repeat_interleave(block, -2).numpy())
+        pictures.append(enlarged(shown, block).numpy())
         labels.append(
             f"{name}, {_sides(space.shape[1:])}" + (f", its noisy z_{handed[name]}" if name in handed else "")
         )
@@ -161,6 +163,21 @@ def _stages(model: "Composite", drawn: "dict[str, Tensor]") -> "tuple[ndarray | 
 
 def _sides(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
+
+
+def _states_of_system(
+    model: "Composite", n: int, generator: Any, condition: Any
+) -> "tuple[dict[str, Tensor], list[Tensor], list[str]]":
+    """Return samples of every stage's variable by name, as `sample_stages` does, and the states of the last stage with their labels: its samples
+    only, without labels, unless it is a chain of images.
+    """
+    from itertools import islice
+
+    *firsts, last = model.stages
+    drawn = dict(islice(model.generate(n, generator, condition), len(firsts)))
+    decoder, given = model.sampled_by(last, drawn[firsts[-1]], generator, condition)
+    kept, labels = _states(decoder, n, generator, given, decoder.visited() is decoder and len(decoder.space.shape) == 3)
+    return {name: y.cpu() for name, y in drawn.items()} | {last: kept[-1]}, kept, labels
 
 
 def _states(model: Any, n: int, generator: Any, condition: Any, with_paths: bool) -> "tuple[list[Tensor], list[str]]":
@@ -255,7 +272,7 @@ def _maps(
     reason for a model without them.
     """
     from diffusional.evaluation.maps import cost_map
-    from diffusional.evaluation.stage_maps import stage_maps
+    from diffusional.evaluation.stage_maps import about_maps, stage_maps
     from diffusional.models.composite import Composite
 
     visits = max(MAP_VISITS, command.visits)
@@ -269,30 +286,6 @@ def _maps(
         )
     found = cost_map(model, x, visits=visits, plan=plan, condition=condition, seed=command.seed)
     return found.total, ""
-
-
-def about_maps(maps: "StageMaps") -> str:
-    """Return of which stages of a system the cost maps are, in sentences.
-
-    >>> import torch
-    >>> from diffusional.evaluation.stage_maps import StageMaps
-    >>> one = torch.zeros(1, 1, 4, 4)
-    >>> about_maps(StageMaps({"base": one, "top": one}, {}, {}, {"base": 2, "top": 1}))
-    'A map is the sum of those of stages base and top. A pixel of stage base is a block of 2 × 2 pixels of the image, which share its cost evenly.'
-    >>> about_maps(StageMaps({"decoder": one}, {}, {"prior": "its latents are not positions of x"}, {"decoder": 1}))
-    'A map is that of stage decoder. Stage prior has no map: its latents are not positions of x. Its costs are not in the pictures.'
-    """
-    *others, last = maps.stages
-    whose = f"the sum of those of stages {', '.join(others)} and {last}" if others else f"that of stage {last}"
-    lines = [f"A map is {whose}."]
-    for name, block in maps.blocks.items():
-        if block > 1:
-            lines.append(
-                f"A pixel of stage {name} is a block of {block} × {block} pixels of the image, which share its cost evenly."
-            )
-    for name, why in maps.missing.items():
-        lines.append(f"Stage {name} has no map: {why}. Its costs are not in the pictures.")
-    return " ".join(lines)
 
 
 def _reference(n: int, most: int) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffusional.evaluation.extremes import Extremes
     from diffusional.evaluation.maps import CostMaps
     from diffusional.evaluation.score import Scores
+    from diffusional.evaluation.stage_maps import StageMaps
     from diffusional.models.base import LatentVariableModel
     from diffusional.training.run import RunRecord
 
@@ -34,7 +35,9 @@ def run(command: Score) -> Result:
     from diffusional.evaluation.extremes import extremes
     from diffusional.evaluation.maps import cost_map
     from diffusional.evaluation.score import BY, auroc, score
+    from diffusional.evaluation.stage_maps import StageMaps, about_maps, stage_maps
     from diffusional.ledger import per_unit
+    from diffusional.models.composite import Composite
 
     _check(command)
     run, bare = opened(command.run, command)
@@ -76,18 +79,19 @@ def run(command: Score) -> Result:
         )
     maps = None
     if command.maps is not None:
-        maps = cost_map(
-            model,
-            chosen.x[ends.item],
-            visits=max(MAP_VISITS, command.visits),
-            plan=scores.plan,
-            condition=rows_of(chosen.condition, ends.item),
-            seed=command.seed,
-        )
+        visits, some = max(MAP_VISITS, command.visits), rows_of(chosen.condition, ends.item)
+        if isinstance(model, Composite):
+            maps = stage_maps(model, chosen.x[ends.item], visits=visits, condition=some, seed=command.seed)
+        else:
+            maps = cost_map(
+                model, chosen.x[ends.item], visits=visits, plan=scores.plan, condition=some, seed=command.seed
+            )
     known = len(chosen.data)
     bit = per_unit("bits/dim", model.space.dimensions)
     columns = _columns(scores)
     notes = _notes(command, chosen, scores, ends, bit)
+    if isinstance(maps, StageMaps):
+        notes.append(f"note: {about_maps(maps)}")
     lines = _lines(chosen, scores, ends, bit) + notes
     about: dict[str, Any] = {
         "format": 1,
@@ -124,6 +128,7 @@ def run(command: Score) -> Result:
 
 
 def _check_maps(command: Score, model: "LatentVariableModel") -> None:
+    from diffusional.models.composite import Composite
     from diffusional.report.style import FORMATS
 
     assert command.maps is not None
@@ -138,7 +143,7 @@ def _check_maps(command: Score, model: "LatentVariableModel") -> None:
         check_target("--maps", command.maps, inputs)
     else:
         raise DiffusionalError(f"expected a .npz file, or a .png, .svg or .pdf file, for --maps, got {command.maps}")
-    if model.visited() is not model:
+    if not isinstance(model, Composite) and model.visited() is not model:
         raise DiffusionalError(
             f"--maps is not available for {command.run}: the latents of a {type(model).__name__} are not positions of an item; leave it out"
         )
@@ -297,7 +302,7 @@ def _draw(path: Path, space: Any, chosen: ChosenItems, nelbo: "Tensor", most: in
     )
 
 
-def _save_maps(path: Path, maps: "CostMaps", ends: "Extremes", chosen: ChosenItems, space: Any) -> None:
+def _save_maps(path: Path, maps: "CostMaps | StageMaps", ends: "Extremes", chosen: ChosenItems, space: Any) -> None:
     """Write the maps of the listed items, or draw them under the items, the least likely first."""
     from diffusional.report.figures import cost_maps
 

@@ -29,11 +29,11 @@ from diffusional.data.checks import to_dataset
 from diffusional.data.classes import LABEL, Labels, check_length
 from diffusional.data.collection import Collection, check_names, collected
 from diffusional.data.dataset import Dataset
-from diffusional.data.derived import derived_of, is_derived, with_derived
+from diffusional.data.derived import is_derived, with_derived
 from diffusional.data.formats import ACCEPTED, format_of, given_name
 from diffusional.data.given import Wanted
 from diffusional.data.hub import load_hub, read_hub
-from diffusional.data.joint import split_condition, with_first
+from diffusional.data.joint import split_condition, with_derived_first
 from diffusional.data.pictures import Fit, Options
 from diffusional.data.pytorch import from_torch
 from diffusional.data.splits import Fractions, Part, split_at_random
@@ -133,7 +133,7 @@ def load(
         assert condition is not None
         texts_of: dict[str, Any] = {"text_encoder": text_encoder, "text_form": text_form}
         dataset = load(name_or_path, levels, split, seed, **given, **texts_of, condition=other)
-        return with_first(dataset, "low", derived_of(dataset, first), condition)
+        return with_derived_first(dataset, condition)
     text = text_source(condition, text_encoder)
     if text is not None:
         texts, encoder = text

@@ -120,6 +120,34 @@ class TextStream(Stream, Protocol):
         ...
 
 
+@runtime_checkable
+class ComputedCondition(Protocol):
+    """A stream with a condition that is computed from its items (`data.derived_stream`)."""
+
+    @property
+    def label_classes(self) -> int:
+        """The number of classes if the other of two conditions is labels, otherwise 0."""
+        ...
+
+
+def labelled(stream: Stream) -> LabelledStream:
+    """Return a stream whose data set has a condition, for which `Dataset` requires a LabelledStream."""
+    assert isinstance(stream, LabelledStream)
+    return stream
+
+
+def pairs_read(stream: Stream, epoch: int, skip: int, conditional: bool) -> Iterator[tuple[Tensor, Any]]:
+    """Return the items of an epoch from item `skip` on, each with what its condition is made of, or with None."""
+    if conditional:
+        return labelled(stream).pairs(epoch, skip)
+    return ((item, None) for item in stream.items(epoch, skip))
+
+
+def conditions_read(stream: Stream, values: Sequence[Any]) -> Any:
+    """Return the condition of several items, from what `pairs_read` returned with them."""
+    return stream.conditions(values) if isinstance(stream, BatchedStream) else torch.stack(list(values))
+
+
 def block_rows(shape: tuple[int, ...]) -> int:
     """Return the number of items of a shape in one block of a pass over a split.
 
@@ -389,9 +417,11 @@ class Dataset:
             return None
         if self.classes:
             return ConditionForm("labels", classes=len(self.classes))
-        return ConditionForm.of(
-            self.head_condition(_HEAD) if isinstance(self.train, Stream) else self.condition["train"]
-        )
+        if isinstance(self.train, Stream):
+            # The first items of a stream need not have all classes.
+            classes = self.train.label_classes if isinstance(self.train, ComputedCondition) else 0
+            return ConditionForm.of(self.head_condition(_HEAD), classes)
+        return ConditionForm.of(self.condition["train"])
 
     def without_condition(self) -> "Dataset":
         """Return the same items without their condition, for training an unconditional model.

@@ -5,7 +5,7 @@ quantised:F        the same, rounded to the levels of the images: the variable o
 inpaint            the image with 0 in its hidden centre, a rectangle of half the sides, and a channel that is 1 where it is visible
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from diffusional.data.dataset import SPLITS, Dataset, Source, Stream, block_rows
+from diffusional.data.derived_stream import with_computed
 from diffusional.errors import DiffusionalError
 from diffusional.models.composite import Downscale
 from diffusional.space import Space
@@ -64,28 +65,33 @@ def derive(condition: str, x: Tensor, space: Space) -> Tensor:
 
 
 def with_derived(dataset: Dataset, condition: str) -> Dataset:
-    """Return a data set with a condition that is computed from its items.
-
-    Raises DiffusionalError as `derive` does, and for a stream.
-    """
+    """Return a data set with a condition that is computed from its items. Raises DiffusionalError as `derive` does."""
     found = derived_of(dataset, condition)
     source = dataset.source
     if source is not None:
         arguments = None if dataset.arguments is None else dict(dataset.arguments) | {"condition": condition}
         source = Source(source.splits, arguments, found)
-    return replace(dataset, condition=found, source=source)
+    train = dataset.train
+    if isinstance(train, Stream):
+        train = with_computed(train, of_raw(dataset.space, condition))
+    return replace(dataset, train=train, condition=found, source=source)
+
+
+def of_raw(space: Space, condition: str) -> Callable[[Tensor], Tensor]:
+    """Return the function from raw items to their condition."""
+    return lambda raw: derive(condition, space.encode(raw), space)
 
 
 def derived_of(dataset: Dataset, condition: str) -> dict[str, Tensor]:
-    """Return the condition of each split that is computed from the items. Raises DiffusionalError as `with_derived` does."""
-    if isinstance(dataset.train, Stream):
-        raise DiffusionalError(
-            f"condition={condition!r} is computed from items in memory, got a stream; load the data without streaming"
-        )
+    """Return the condition of each split that is computed from the items, but of the train split of a stream, which is computed as it is read.
+
+    Raises DiffusionalError as `derive` does.
+    """
     space = dataset.space
     derive(condition, torch.zeros(1, *space.shape), space)
     size = block_rows(space.shape)
-    return {split: _of_blocks(condition, dataset.blocks(split, size), space) for split in SPLITS}
+    splits = SPLITS[1:] if isinstance(dataset.train, Stream) else SPLITS
+    return {split: _of_blocks(condition, dataset.blocks(split, size), space) for split in splits}
 
 
 def _of_blocks(condition: str, blocks: Iterable[Tensor], space: Space) -> Tensor:

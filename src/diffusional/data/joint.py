@@ -4,15 +4,15 @@ The first is the variable of the stage before, under the name "low" (computed fr
 of the system, under the name "condition", or under its own names if it is several tensors, such as tokens and their mask.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from diffusional.conditions import Condition
-from diffusional.data.dataset import Dataset, Source, Texts
-from diffusional.data.derived import is_derived
+from diffusional.data.dataset import Dataset, Source, Stream, Texts
+from diffusional.data.derived import derived_of, is_derived, of_raw
+from diffusional.data.derived_stream import named, with_computed
 from diffusional.errors import DiffusionalError
 
 _AND = " + "
@@ -37,14 +37,29 @@ def split_condition(condition: str | None) -> tuple[str | None, str | None]:
     return first, own
 
 
-def with_first(dataset: Dataset, key: str, found: Mapping[str, Tensor], condition: str) -> Dataset:
+def with_derived_first(dataset: Dataset, condition: str) -> Dataset:
+    """Return a data set with both conditions of `condition`, of which the first is computed from its items, and the second is its own.
+
+    Raises DiffusionalError as `derive` does.
+    """
+    first, _ = split_condition(condition)
+    assert first is not None
+    return with_first(dataset, "low", derived_of(dataset, first), condition, of_raw(dataset.space, first))
+
+
+def with_first(
+    dataset: Dataset, key: str, found: Mapping[str, Tensor], condition: str, function: Callable[[Tensor], Tensor]
+) -> Dataset:
     """Return a data set whose condition has a further entry: the variable `found` of each split, before its own condition.
 
     Labels remain numbers; the data set has no names of classes.
+
+    Args:
+        function: raw items → their variable, for a train split that is a stream.
     """
     own = dataset.condition
     assert own is not None
-    both: dict[str, Condition] = {split: {key: found[split], **_named(own[split])} for split in own}
+    both: dict[str, Condition] = {split: {key: found[split], **named(own[split])} for split in own}
     texts = dataset.texts if dataset.text is not None else None
     if texts is not None:
         texts = Texts(texts.captions, texts.record, both)
@@ -52,8 +67,7 @@ def with_first(dataset: Dataset, key: str, found: Mapping[str, Tensor], conditio
     if source is not None:
         arguments = None if source.arguments is None else dict(source.arguments) | {"condition": condition}
         source = Source(source.splits, arguments, both)
-    return replace(dataset, condition=both, classes=(), texts=texts, source=source)
-
-
-def _named(condition: Any) -> dict[str, Tensor]:
-    return {"condition": condition} if isinstance(condition, Tensor) else dict(condition)
+    train = dataset.train
+    if isinstance(train, Stream):
+        train = with_computed(train, function, key, len(dataset.classes))
+    return replace(dataset, train=train, condition=both, classes=(), texts=texts, source=source)

@@ -8,12 +8,8 @@ Each different text is embedded once. Embeddings that take long are stored in th
 of a stream are embedded as it is read (data/embedded_stream.py).
 """
 
-import hashlib
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +18,9 @@ from diffusional.conditions import rows_of
 from diffusional.data.captions import write
 from diffusional.data.dataset import SPLITS, Dataset, Items, Source, Stream, Texts, TextStream
 from diffusional.data.embedded_stream import EmbeddedStream
+from diffusional.data.kept import kept
 from diffusional.data.progress import watched
-from diffusional.data.storage import cache_folder
 from diffusional.errors import DiffusionalError
-from diffusional.files import load_tensors, save_tensors
 from diffusional.space import Discrete, Space
 from diffusional.text import Embeddings, Form, TextEncoder, TextRecord, load_encoder
 from diffusional.text.base import padded
@@ -159,39 +154,18 @@ def embedded(encoder: TextEncoder, texts: Sequence[str]) -> Embeddings:
     """Return the embeddings of texts, from the cache if they are there."""
     if not encoder.stored:
         return encoder.encode(texts)
-    key = hashlib.sha256(json.dumps([1, encoder.sha256, list(texts)]).encode()).hexdigest()[:32]
-    path = cache_folder() / "texts" / f"{key}.safetensors"
-    found = _read(path, len(texts))
-    if found is None:
-        starts = range(0, len(texts), _CHUNK)
-        parts = [encoder.encode(texts[i : i + _CHUNK]) for i in watched(starts, len(starts), "encoding texts")]
-        found = padded(
-            [tokens[mask] for part in parts for tokens, mask in zip(part.tokens, part.mask, strict=True)],
-            [pooled for part in parts for pooled in part.pooled],
-        )
-        _keep(path, found)
-    return found
+    made_from = [1, encoder.sha256, list(texts)]
+    what = f"the embeddings of {len(texts)} texts"
+    found = kept("texts", made_from, len(texts), ("tokens", "mask", "pooled"), lambda: _encoded(encoder, texts), what)
+    return Embeddings(found["tokens"], found["mask"], found["pooled"])
 
 
-def _read(path: Path, n: int) -> Embeddings | None:
-    """Return stored embeddings of n texts; None if there are none, or the file is damaged."""
-    if not path.exists():
-        return None
-    try:
-        held = load_tensors(path)
-        found = Embeddings(held["tokens"], held["mask"], held["pooled"])
-    except (DiffusionalError, KeyError):
-        return None
-    return found if len(found.tokens) == len(found.mask) == len(found.pooled) == n else None
-
-
-def _keep(path: Path, found: Embeddings) -> None:
-    """Store embeddings; a cache that cannot be written is a warning."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, {"tokens": found.tokens, "mask": found.mask, "pooled": found.pooled})
-    except (DiffusionalError, OSError) as error:
-        warnings.warn(
-            f"the embeddings of {len(found.pooled)} texts were not stored ({error}); they will be computed again",
-            stacklevel=4,
-        )
+def _encoded(encoder: TextEncoder, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return the embeddings of texts as tensors by name."""
+    starts = range(0, len(texts), _CHUNK)
+    parts = [encoder.encode(texts[i : i + _CHUNK]) for i in watched(starts, len(starts), "encoding texts")]
+    found = padded(
+        [tokens[mask] for part in parts for tokens, mask in zip(part.tokens, part.mask, strict=True)],
+        [pooled for part in parts for pooled in part.pooled],
+    )
+    return {"tokens": found.tokens, "mask": found.mask, "pooled": found.pooled}

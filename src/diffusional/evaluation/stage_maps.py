@@ -7,6 +7,7 @@ the output of a frozen encoder, belong to no pixel: such a stage has no map, and
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from diffusional.evaluation.evaluation import as_the_network, check_model
 from diffusional.evaluation.maps import cost_map
 from diffusional.evaluation.noise import item_keys, normal, stream
 from diffusional.evaluation.provenance import as_seen
+from diffusional.files import writing
 from diffusional.models.base import LatentVariableModel, device_of, evaluation_mode
 from diffusional.models.chain import batch_rows
-from diffusional.models.composite import Composite
+from diffusional.models.composite import Composite, enlarged
 from diffusional.models.direct import DirectModel
 from diffusional.models.renoised import Renoised
 from diffusional.seeds import check_seed
@@ -53,6 +55,23 @@ class StageMaps:
     def total(self) -> Tensor:
         """The sum of the maps (N, *dims): of all stages but those that are missing."""
         return torch.stack(list(self.stages.values())).sum(0)
+
+    def save(self, path: str | Path, item: Tensor | None = None) -> None:
+        """Write a .npz file with "total", and for every stage with a map "NAME" and "NAME.error", (N, *dims) each. With `item` (N,), the numbers
+        of the items in their data, also "item".
+
+        Raises DiffusionalError for another suffix, and a file that cannot be written.
+        """
+        import numpy as np
+
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise DiffusionalError(f"expected a .npz file for cost maps, got {path}; rename it")
+        arrays = {} if item is None else {"item": item}
+        arrays |= {"total": self.total} | dict(self.stages)
+        arrays |= {f"{name}.error": error for name, error in self.error.items()}
+        with writing(path) as (part,), part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **{name: array.numpy() for name, array in arrays.items()})
 
 
 def stage_maps(
@@ -129,6 +148,28 @@ def stage_maps(
     return StageMaps(stages, errors, missing, blocks)
 
 
+def about_maps(maps: StageMaps) -> str:
+    """Return of which stages of a system the cost maps are, in sentences.
+
+    >>> one = torch.zeros(1, 1, 4, 4)
+    >>> about_maps(StageMaps({"base": one, "top": one}, {}, {}, {"base": 2, "top": 1}))
+    'A map is the sum of those of stages base and top. A pixel of stage base is a block of 2 × 2 pixels of the image, which share its cost evenly.'
+    >>> about_maps(StageMaps({"decoder": one}, {}, {"prior": "its latents are not positions of x"}, {"decoder": 1}))
+    'A map is that of stage decoder. Stage prior has no map: its latents are not positions of x. Its costs are not in the pictures.'
+    """
+    *others, last = maps.stages
+    whose = f"the sum of those of stages {', '.join(others)} and {last}" if others else f"that of stage {last}"
+    lines = [f"A map is {whose}."]
+    for name, block in maps.blocks.items():
+        if block > 1:
+            lines.append(
+                f"A pixel of stage {name} is a block of {block} × {block} pixels of the image, which share its cost evenly."
+            )
+    for name, why in maps.missing.items():
+        lines.append(f"Stage {name} has no map: {why}. Its costs are not in the pictures.")
+    return " ".join(lines)
+
+
 def _chain_map(
     stage: LatentVariableModel, x: Tensor, condition: Condition | None, visits: int, seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -184,6 +225,6 @@ def _spread(costs: Tensor, block: int) -> Tensor:
     tensor([[[[1., 1.],
               [1., 1.]]]])
     """
-    if block == 1:
+    if block == 1:  # other items than images have no width
         return costs
-    return costs.repeat_interleave(block, -1).repeat_interleave(block, -2) / block**2
+    return enlarged(costs, block) / block**2

@@ -238,11 +238,15 @@ class Renoised(LatentVariableModel):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
         """Return n samples x ~ p(x|ỹ), ỹ ~ q(ỹ|y), for the y of the condition (n, *shape)."""
+        return self.model.sample(n, generator, self.drawn_given(n, generator, condition))
+
+    def drawn_given(self, n: int, generator: torch.Generator | None, condition: Condition | None) -> Condition:
+        """Return the condition of `model` for n samples, with ỹ ~ q(ỹ|y) instead of y."""
         check_condition(condition, n)
         y = condition.get(self.key) if isinstance(condition, Mapping) else condition
         like = torch.empty(0) if y is None else y
         drawn = torch.empty(n, self.drawn, dtype=like.dtype, device=like.device).normal_(generator=generator)
-        return self.model.sample(n, generator, self.noised(condition, drawn))
+        return self.noised(condition, drawn)
 
 
 class RenoisedChain(VisitedChain):

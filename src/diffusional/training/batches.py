@@ -1,6 +1,5 @@
 """The items of a step's batch: a function of (seed, step), independent of the number of processes and of resumptions."""
 
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusional.conditions import moved
-from diffusional.data.dataset import BatchedStream, Dataset, LabelledStream, Stream
+from diffusional.data.dataset import Dataset, Stream, conditions_read, pairs_read
 from diffusional.deprecation import renamed_names
 from diffusional.errors import DiffusionalError
 from diffusional.training.seeds import seed_of
@@ -125,9 +124,7 @@ class BatchLoader:
         raw = torch.stack([item for item, _ in items])
         if self.dataset.condition is None:
             return raw, None
-        values = [value for _, value in items]
-        stream = self.dataset.train
-        return raw, stream.conditions(values) if isinstance(stream, BatchedStream) else torch.stack(values)
+        return raw, conditions_read(self.dataset.train, [value for _, value in items])
 
 
 class _Tape:
@@ -135,14 +132,7 @@ class _Tape:
 
     def __init__(self, stream: Stream, epoch: int, index: int, conditional: bool) -> None:
         self.stream, self.place, self.conditional = stream, (epoch, index), conditional
-        self._items = self._begun(epoch, index)
-
-    def _begun(self, epoch: int, index: int = 0) -> Iterator[tuple[Tensor, Any]]:
-        """Return the items of an epoch from `index` on, each with its condition, or with None."""
-        if self.conditional:
-            assert isinstance(self.stream, LabelledStream)  # `Dataset` refuses others
-            return self.stream.pairs(epoch, index)
-        return ((item, None) for item in self.stream.items(epoch, index))
+        self._items = pairs_read(stream, epoch, index, conditional)
 
     def take(self, n: int) -> list[tuple[Tensor, Any]]:
         out: list[tuple[Tensor, Any]] = []
@@ -156,5 +146,5 @@ class _Tape:
                 raise DiffusionalError(f"the stream {self.stream.identity} has no items in epoch {epoch}")
             else:
                 self.place = (epoch + 1, 0)
-                self._items = self._begun(epoch + 1)
+                self._items = pairs_read(self.stream, epoch + 1, 0, self.conditional)
         return out

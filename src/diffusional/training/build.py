@@ -16,8 +16,9 @@ from diffusional.conditions import repeated
 from diffusional.data import Dataset, load
 from diffusional.data.classes import LABEL
 from diffusional.data.dataset import SPLITS, Source, Stream
-from diffusional.data.derived import derived_of, is_derived, with_derived
-from diffusional.data.joint import split_condition, with_first
+from diffusional.data.derived import is_derived, with_derived
+from diffusional.data.derived_stream import mapped
+from diffusional.data.joint import split_condition, with_derived_first
 from diffusional.data.texts import text_source, with_texts, written
 from diffusional.data.warp import warped
 from diffusional.errors import DiffusionalError
@@ -77,7 +78,7 @@ def build_dataset(config: DataConfig) -> Dataset:
     if first is not None:
         assert config.condition is not None
         dataset = build_dataset(dataclasses.replace(config, condition=other))
-        return with_first(dataset, "low", derived_of(dataset, first), config.condition)
+        return with_derived_first(dataset, config.condition)
     derived = config.condition if config.downscale and is_derived(config.condition) else None
     text = text_source(config.condition, config.text_encoder)
     own: dict[str, Any] = {
@@ -126,16 +127,24 @@ def _chosen(config: DataConfig) -> dict[str, Any]:
 
 def _downscaled(dataset: Dataset, factors: tuple[int, ...]) -> Dataset:
     """Return the data set of images whose sides are divided by some factors, one after the other."""
-    if isinstance(dataset.train, Stream):
-        raise DiffusionalError(
-            f"data.downscale={factors} is for items in memory, got a stream; load the data without streaming"
-        )
-    downs = successive(dataset.space, factors)
-    space = downs[-1].low
-    splits = {split: torch.cat([_down(downs, block) for block in dataset.blocks(split, 4096)]) for split in SPLITS}
+    downs, train = successive(dataset.space, factors), dataset.train
+    space, streamed = downs[-1].low, isinstance(train, Stream)
+    splits: dict[str, Any] = {
+        split: torch.cat([_down(downs, block) for block in dataset.blocks(split, 4096)])
+        for split in (SPLITS[1:] if streamed else SPLITS)
+    }
+    if isinstance(train, Stream):
+        whole, conditional = dataset.space, dataset.condition is not None
+
+        def low(raw: torch.Tensor, epoch: int, first: int) -> torch.Tensor:
+            return _down(downs, whole.encode(raw))
+
+        splits["train"] = mapped(train, low, space.shape, torch.int64, ["downscale", *factors], conditional)
     source = dataset.source
     if source is not None:
         origins = {split: (splits[split], source.splits[split][1]) for split in SPLITS}
+        if streamed:
+            origins["train"] = source.splits["train"]
         arguments = None if source.arguments is None else dict(source.arguments) | {"downscale": factors}
         source = Source(origins, arguments, source.condition)
     return dataclasses.replace(dataset, space=space, **splits, source=source)

@@ -18,9 +18,10 @@ An evaluation to a target visits the levels of all stages, at one network evalua
 from diffusional.models.composite.base import Composite as Composite
 from diffusional.models.composite.cascade import Cascade as Cascade
 from diffusional.models.composite.downscale import Downscale as Downscale
+from diffusional.models.composite.downscale import enlarged as enlarged
 from diffusional.models.composite.frozen import FrozenEncoder as FrozenEncoder
 from diffusional.models.composite.frozen import FrozenPosterior as FrozenPosterior
 from diffusional.models.composite.links import linked as linked
 from diffusional.models.composite.links import tail_of as tail_of
 
-__all__ = ["Cascade", "Composite", "Downscale", "FrozenEncoder", "FrozenPosterior", "linked", "tail_of"]
+__all__ = ["Cascade", "Composite", "Downscale", "FrozenEncoder", "FrozenPosterior", "enlarged", "linked", "tail_of"]

@@ -399,6 +399,27 @@ class Composite(LatentVariableModel):
         with torch.no_grad():
             return dict(self.generate(n, generator, condition))
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether later stages are given a latent of the stage before, instead of its variable."""
+        return False
+
+    def sampled_by(
+        self, name: str, before: Tensor, generator: torch.Generator | None, condition: Condition | None
+    ) -> tuple[LatentVariableModel, Condition | None]:
+        """Return the model that samples the variable of a stage after the first, and the condition that it is given.
+
+        Args:
+            before: samples (n, …) of the stage before, as `sample_stages` returns them. They are noised here, if the stage takes a noisy variable.
+            condition: c of the system.
+        """
+        model, c = self.stages[name], self._with(name, self.key, before, condition)
+        assert isinstance(model, LatentVariableModel)
+        if not isinstance(model, Renoised):
+            return model, c
+        given = model.given(before, c) if self.hands_over else model.drawn_given(len(before), generator, c)
+        return model.model, given
+
     def _check_sampled(self, n: int, condition: Condition | None) -> None:
         if n < 1:
             raise DiffusionalError(f"expected n to be at least 1, got {n}")

@@ -160,22 +160,18 @@ class Cascade(Composite):
             if before is None:
                 before = model.sample(n, generator, self._own(name, condition))
             else:
-                before = self._next(name, model, before, n, generator, condition)
+                before = self._next(name, before, generator, condition)
             yield name, before
 
+    @property
+    def hands_over(self) -> bool:
+        return self.handover is not None
+
     def _next(
-        self,
-        name: str,
-        model: LatentVariableModel,
-        before: Tensor,
-        n: int,
-        generator: torch.Generator | None,
-        condition: Condition | None,
+        self, name: str, before: Tensor, generator: torch.Generator | None, condition: Condition | None
     ) -> Tensor:
-        c = self._with(name, self.key, before, condition)
-        if self.handover is None or not isinstance(model, Renoised):
-            return model.sample(n, generator, c)
-        return model.model.sample(n, generator, model.given(before, c))
+        model, given = self.sampled_by(name, before, generator, condition)
+        return model.sample(len(before), generator, given)
 
     @torch.no_grad()
     def upsample(
@@ -207,6 +203,6 @@ class Cascade(Composite):
             if clean:
                 before = later.sample(len(low), generator, self._with(name, self.key, before, condition))
             else:
-                before = self._next(name, later, before, len(low), generator, condition)
+                before = self._next(name, before, generator, condition)
             clean = self.handover is None
         return before

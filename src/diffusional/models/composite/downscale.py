@@ -65,6 +65,16 @@ def block_of(function: nn.Module) -> int | None:
     return product
 
 
+def enlarged(y: Tensor, block: int) -> Tensor:
+    """Return y (…, h, w) with every position repeated for the block × block pixels that it stands for: (…, h · block, w · block).
+
+    >>> enlarged(torch.tensor([[1, 2]]), 2)
+    tensor([[1, 1, 2, 2],
+            [1, 1, 2, 2]])
+    """
+    return y.repeat_interleave(block, -1).repeat_interleave(block, -2)
+
+
 def default_downscale(space: Space, low: Space, name: str) -> Downscale:
     """Return the default function from x to a variable over `low`."""
     if not isinstance(space, Discrete) or not isinstance(low, Discrete) or len(space.shape) != 3 or len(low.shape) != 3:

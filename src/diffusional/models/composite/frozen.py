@@ -170,10 +170,12 @@ class FrozenEncoder(_Encoded):
     @torch.no_grad()
     def decode(self, z: Tensor, generator: torch.Generator | None = None, condition: Condition | None = None) -> Tensor:
         """Return samples x ~ p(x|z_s, c) for latents z_s (n, *shape), such as interpolations between those of two images."""
-        decoder = self.last
-        assert isinstance(decoder, Renoised)
-        c = self._with("decoder", self.key, z, condition)
-        return decoder.model.sample(len(z), generator, decoder.given(z, c))
+        decoder, given = self.sampled_by("decoder", z, generator, condition)
+        return decoder.sample(len(z), generator, given)
+
+    @property
+    def hands_over(self) -> bool:
+        return True
 
     @torch.no_grad()
     def interpolate(
@@ -356,4 +358,5 @@ class FrozenPosterior(_Encoded):
         assert isinstance(prior, LatentVariableModel)
         y = prior.sample(n, generator, self._own("prior", condition))
         yield "prior", y
-        yield "decoder", self.last.sample(n, generator, self._with("decoder", self.key, y, condition))
+        decoder, given = self.sampled_by("decoder", y, generator, condition)
+        yield "decoder", decoder.sample(n, generator, given)
