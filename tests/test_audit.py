@@ -69,6 +69,19 @@ def test_sources_name_a_commit_or_an_issue(faults: dict[str, Any]) -> None:
     assert [link for link in links if not re.fullmatch(shape, link)] == []
 
 
+def test_the_index_names_no_repository_that_does_not_have_the_fault(faults: dict[str, Any]) -> None:
+    index = (ROOT / "docs" / "audit" / "index.md").read_text(encoding="utf-8")
+    named = {
+        row.split("](")[1].split(".md")[0]: row.rsplit("|", 2)[1] for row in index.splitlines() if row.startswith("| [")
+    }
+    for name, fault in faults.items():
+        faulty = {source.repository for source in fault.sources if source.faulty}
+        assert faulty == set(named[name].strip().split(", ")), name
+        right = [source for source in fault.sources if re.search("(^|: )right", source.what)]
+        assert [source for source in right if source.faulty] == [], name
+    assert "google-research/vdm" not in named["bin-widths"]
+
+
 def test_every_size_is_derived_twice_and_agrees(faults: dict[str, Any]) -> None:
     cases = RECORD["cases"]
     assert [(one["fault"], one["data"], one["case"]) for one in cases if not one["agree"]] == []

@@ -28,11 +28,11 @@ _NAMES = {
 BOUND = "upper bound"
 
 
-def _over_seeds(values: list[float]) -> tuple[float, str]:
-    """Return the mean over seeds and its text with the standard error by their spread."""
-    mean = statistics.mean(values)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return mean, f"{with_error(mean, error)} ({len(values)} seeds)"
+def _over_seeds(found: list[dict[str, float]]) -> tuple[float, str]:
+    """Return the mean over seeds and its text with the standard error: by their spread or, where that is larger, by their Monte Carlo errors."""
+    values, n = [one["value"] for one in found], len(found)
+    mean, drawn = statistics.mean(values), math.sqrt(sum(one["error"] ** 2 for one in found)) / n
+    return mean, f"{with_error(mean, max(statistics.stdev(values) / math.sqrt(n), drawn))} ({n} seeds)"
 
 
 def _published(data: str) -> Iterator[Row]:
@@ -54,7 +54,7 @@ def leaderboard_digits() -> str:
     data, rows = record("side_by_side.json"), []
     page = "[digits](results/digits.md)"
     for key, name in _NAMES.items():
-        found = [seed[key]["nelbo"]["value"] for seed in data["seeds"].values() if key in seed]
+        found = [seed[key]["nelbo"] for seed in data["seeds"].values() if key in seed]
         rows.append(Row(*_over_seeds(found), f"**{name}**", BOUND, f"{page}: `python benchmarks/side_by_side.py`"))
     for name, one in data["yardsticks"].items():
         rows.append(Row(one["value"], f"{one['value']:.3f}", f"**{name}**", "exact", page))
@@ -62,6 +62,12 @@ def leaderboard_digits() -> str:
         value, error = one["nelbo"]["value"], one["nelbo"]["error"]
         source = "[essay chain](results/essay-chain.md): `python benchmarks/essay_chain.py`"
         rows.append(Row(value, with_error(value, error), f"**chain of five latents, `{name}`**", BOUND, source))
+    names = {"gaussian": "diffusion, preset `digits`", "masked": "masked diffusion of 17 categories"}
+    for key, name in names.items():
+        one = record("masked-digits.json")["models"][key]
+        source = "[masked digits](results/masked-digits.md): `python benchmarks/masked_digits.py --runs RUNS`"
+        text = f"**{name}**, {one['steps']:,} steps"
+        rows.append(Row(one["bits"], with_error(one["bits"], one["error"]), text, BOUND, source))
     return _table(rows, "bits/dim")
 
 
@@ -93,7 +99,7 @@ def leaderboard_cifar10() -> str:
     """Models of CIFAR-10: published ones on all test images, and ours on a subset."""
     found, rows = record("cifar10_subset.json"), list(_published("CIFAR-10"))
     nelbo, page = found["evaluation"]["nelbo"], "[CIFAR-10, subset](results/cifar10-subset.md)"
-    text, subset = with_error(nelbo["value"], nelbo["error"]), "1,000 test images, 5,000 for training"
+    text, subset = with_error(nelbo["value"], nelbo["error"]), "1,000 test images, 4,500 for training"
     command = f"{page}: `python benchmarks/cifar10_subset.py --data FILE --run RUN --train`"
     rows.append(Row(nelbo["value"], text, "**half an hour on one core**", f"{BOUND}; {subset}", command))
     for name, value in (*found["baselines"].items(), ("PNG", found["png"])):
