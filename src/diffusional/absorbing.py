@@ -117,6 +117,15 @@ class Absorbing(Float64, ForwardProcess):
         self.signal: Tensor
         self.register_buffer("signal", table)
 
+    def extra_repr(self) -> str:
+        """Return what is printed in brackets: the categories, T, and of the signals the first and the last ones.
+
+        >>> Absorbing(27, steps=4), Absorbing(27)
+        (Absorbing(categories=27, steps=4, signal=0.75 … 0), Absorbing(categories=27, steps=None))
+        """
+        ends = "" if self.steps is None else f", signal={float(self.signal[0]):.3g} … {float(self.signal[-1]):.3g}"
+        return f"categories={self.categories}, steps={self.steps}{ends}"
+
     @property
     def steps(self) -> int | None:
         """T, the number of latents; None in continuous time."""
@@ -216,6 +225,8 @@ class OneAtATime(ForwardProcess):
         categories: K, the number of categories; K is the mask.
         length: L, at least 2.
 
+    >>> OneAtATime(27, 4)
+    OneAtATime(categories=27, length=4)
     >>> OneAtATime(27, 4).sample_path(torch.zeros(1, 4), torch.Generator().manual_seed(0)).eq(27).sum(2).T
     tensor([[1, 2, 3, 4]])
     """
@@ -224,6 +235,9 @@ class OneAtATime(ForwardProcess):
         if isinstance(length, bool) or not isinstance(length, int) or length < 2:
             raise DiffusionalError(f"expected sequences of at least 2 positions (length), got {length!r}")
         self.categories, self.length = categories, length
+
+    def __repr__(self) -> str:
+        return f"OneAtATime(categories={self.categories}, length={self.length})"
 
     @property
     def steps(self) -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import matplotlib.axes
 
 UNITS = ("nats", "bits/dim")
+# The units of reports of texts given prompts, where a dimension is a token.
+_OF_TOKENS = {"nats/token": "nats", "bits/token": "bits/dim"}
 # Names that an extra term cannot have: those of the fixed terms, and of other columns in the records of evaluations.
 _RESERVED = ("reconstruction", "kl", "prior", "nelbo", "elbo", "levels", "item", "error", "draws")
 # Errors below this are due to rounding and printed as 0; twelve decimals do not show them.
@@ -26,11 +28,12 @@ _LEAST = 5e-13
 
 
 def per_unit(unit: str, dimensions: int) -> float:
-    """Return the number of nats in one `unit`: 1, or D ln 2.
+    """Return the number of nats in one `unit`: 1, or D ln 2. "nats/token" and "bits/token" are for estimates of which a dimension is a token.
 
-    >>> round(per_unit("bits/dim", 64), 4)
-    44.3614
+    >>> round(per_unit("bits/dim", 64), 4), round(per_unit("bits/token", 1), 4)
+    (44.3614, 0.6931)
     """
+    unit = _OF_TOKENS.get(unit, unit)
     if unit not in UNITS:
         raise ValueError(f"expected unit to be one of {', '.join(UNITS)}, got {unit!r}")
     return 1.0 if unit == "nats" else dimensions * math.log(2)

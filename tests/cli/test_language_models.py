@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from battery import command
 from diffusional.interop.masked_lm import load_masked_lm
+from diffusional.ledger import with_error
 from diffusional.models.masked import MaskedDiffusion
 from diffusional.models.prompted import PromptedDiffusion, prompts
 from diffusional.space import Categorical
@@ -303,7 +305,8 @@ def test_bad_prompts_are_refused(
         ("--data FILE.jsonl", (model, "--continuation-column", "answer")),
         ("at most 8 tokens", (model, "--data", questions, "--length", 8)),
         ("--item-error", (model, "--data", questions, "--item-error", 0.1)),
-        ("--html, --sweep", (model, "--data", questions, "--sweep", "--html", tmp_path / "a.html")),
+        ("--sweep", (model, "--data", questions, "--sweep", "--html", tmp_path / "a.html")),
+        ("an .html file for --html", (model, "--data", questions, "--html", tmp_path / "a.txt")),
         ("both", (model, "--data", questions, "--visits", 8, "--error", 0.1)),
         ("at least 4", (model, "--data", questions, "--visits", 2)),
         ("leave one out", (model, "--data", questions, "--visits", 8, "--max-evaluations", 100)),
@@ -321,9 +324,66 @@ def test_bad_prompts_are_refused(
     )
     assert status == 3, error
     assert "bits per token after" in error
-    # Neither has a report, whose numbers are by dimension.
-    out = folder / "prompts.json"
-    assert command(capsys, "evaluate", model, "--data", questions, "--visits", 8, "--json", out)[0] == 0
-    for arguments in ((out,), (model, "--data", questions)):
-        status, _, error = command(capsys, "report", *arguments, "-o", folder / "prompts.html")
-        assert (status, "no report" in error) == (2, True), error
+    for said, arguments in (
+        ("--samples", (model, "--data", questions, "--samples", 3)),
+        ("got nothing.json", (model, "nothing.json", "--data", questions)),
+    ):
+        status, _, error = command(capsys, "report", *arguments, "-o", tmp_path / "a.html")
+        assert (status, said in error) == (2, True), (arguments, error)
+
+
+def test_a_report_of_prompts_counts_scored_tokens(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages, model = [tmp_path / f"{name}.html" for name in ("evaluated", "report", "saved")], f"hf:{folder / 'bert'}"
+    out, items = tmp_path / "out.json", tmp_path / "items.csv"
+    asked = ("evaluate", model, "--data", questions, "--visits", 16)
+    assert command(capsys, *asked, "--html", pages[0], "--json", out, "--per-item", items)[0] == 0
+    status, _, error = command(capsys, "report", model, "--data", questions, "--error", 0.02, "-o", pages[1])
+    assert status == 0, error
+    assert command(capsys, "report", out, "-o", pages[2])[0] == 0
+    evaluated, reported, saved = (path.read_text(encoding="utf-8") for path in pages)
+    rows = list(csv.DictReader(items.open(encoding="utf-8")))
+    free, nats = (np.array([float(row[key]) for row in rows]) for key in ("tokens", "nelbo"))
+    record = json.loads(out.read_text())
+    bits, error = record["text"]["bits_per_token"]
+    assert bits == pytest.approx(nats.sum() / math.log(2) / free.sum())
+    # The error over rows is that of a ratio.
+    rest = nats - nats.sum() / free.sum() * free
+    ratio = rest.std(ddof=1) / math.sqrt(4) / free.mean() / math.log(2)
+    assert record["prompts"]["item_error"] == pytest.approx(ratio, rel=0.01)
+    for text in (evaluated, saved):
+        assert f"<strong>{bits:.4f}</strong> ± {error:.4f} bits/token" in text
+        assert "bits/dim</th>" not in text
+        assert f"{free.sum():.0f} scored tokens of 4 rows" in text
+    assert "The ledger of" not in saved  # a record has no rows
+    for text in (evaluated, reported):
+        for number in range(4):
+            assert f"qa.jsonl, row {number}<" in text
+        assert text.index("Hardest</h3>") < text.index("Easiest</h3>")
+        assert "The masked model<mark> fills what is hidden</mark>" in text
+    first = evaluated[evaluated.index("Hardest</h3>") :]
+    assert first.index(f"qa.jsonl, row {int((nats / free).argmax())}<") < first.index("row", first.index("row") + 9)
+
+
+def test_reports_of_two_models_on_prompts(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The difference is per scored token, and a copy of a model is said to be one."""
+    page, out, saved = tmp_path / "two.html", tmp_path / "two.json", tmp_path / "saved.html"
+    shutil.copytree(folder / "bert", tmp_path / "copy")
+    for other, same in ((folder / "other", False), (tmp_path / "copy", True)):
+        asked = ("evaluate", f"hf:{folder / 'bert'}", f"hf:{other}", "--data", questions, "--error", 0.05)
+        status, printed, error = command(capsys, *asked, "--html", page, "--json", out)
+        assert status == 0, error
+        assert ("identical weights" in printed) == same
+        assert command(capsys, "report", out, "-o", saved)[0] == 0
+        bits, off = json.loads(out.read_text())["text"]["difference"]["bits_per_token"]
+        for path in (page, saved):
+            text = path.read_text(encoding="utf-8")
+            assert ("identical weights" in text) == same
+            if not same:
+                value, error = with_error(abs(bits), off)
+                assert f"by {value} ± {error} bits/token on these 4 items" in text
+            assert "the prompt is empty" in text
+            assert "<h3>All models</h3>" in text

@@ -136,6 +136,35 @@ def texts() -> Subject:
     return Subject("hf:a/b", masked(), items=items, samples=Samples("Two.", texts=["to <i>be</i>", "or not"]))
 
 
+def continuations(weights: str = "w") -> Evaluation:
+    """Of 4 rows of 1, 2, 3 and 4 scored tokens, filled up to 20 tokens: 1, 2, 9 and 8 nats, so that the whole is 2 nats per token."""
+    none = torch.zeros(0, dtype=torch.float64)
+    bits = {f"bits_per_{unit}": [2.0 / math.log(2), 0.01] for unit in ("token", "character", "byte")}
+    text = {"tokens": 10, "characters": 30, "bytes": 31, "perplexity": math.exp(2.0)} | bits
+    return Evaluation(
+        Estimate(5.0, 0.05, 3.0, n=4, network_evaluations=64),
+        {},
+        {},
+        none,
+        none,
+        torch.ones(1, dtype=torch.long),
+        20,
+        {"data_sha256": "q" * 64, "levels": 100, "latents": 20, "weights_sha256": weights * 64},
+        of="NELBO given the prompts",
+        about={"data": "qa.jsonl", "prompts": {"tokens": 7, "longest": 3, "item_error": 0.25}, "text": text},
+    )
+
+
+def prompted(name: str = "hf:a/b", weights: str = "w") -> Subject:
+    """Return a subject with these continuations, and their scores per token."""
+    free, nats = np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 9.0, 8.0])
+    rows = [
+        ListedItem(f"qa.jsonl, row {i}", nats[i] / free[i], 0.0, text="<b>", prompt="What & why?") for i in range(4)
+    ]
+    items = ItemScores(nats / free, np.array([0.0, 0.0, 0.03, 0.05]), 4, rows[:1], rows[2:3], "Rows.", tokens=free)
+    return Subject(name, continuations(weights), items=items)
+
+
 def table() -> Subject:
     """Return a subject of a table with samples."""
     rng = np.random.default_rng(0)

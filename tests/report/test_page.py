@@ -18,7 +18,20 @@ from diffusional.report import page as pages
 from diffusional.report.page import page
 from diffusional.report.subject import Samples, Subject
 from diffusional.report.texts import mask_bars
-from report.pages import DATA, comparison, composite, density, full, images, masked, nats, table, texts
+from report.pages import (
+    DATA,
+    comparison,
+    composite,
+    continuations,
+    density,
+    full,
+    images,
+    masked,
+    nats,
+    prompted,
+    table,
+    texts,
+)
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -77,6 +90,7 @@ PAGES = {
     "composite": lambda: page([Subject("runs/c", composite())]),
     "table": lambda: page([table()]),
     "texts": lambda: page([texts()]),
+    "prompts": lambda: page([prompted()]),
     "not evaluated": lambda: page([Subject("runs/new")]),
 }
 
@@ -551,3 +565,70 @@ def test_bands_of_few_levels_divide_none() -> None:
     found = [(bar.name, bar.value) for bar in bands.bands("kl", block, 1.0)]
     labels = [f"kl, log-SNR {label}" for label in ("9 to 8", "8 to −1", "−1 to −3", "−3 to −9")]
     assert found == list(zip(labels, kl.tolist(), strict=True))
+
+
+def test_continuations_are_reported_by_scored_token() -> None:
+    """Not by dimension, which are positions of the longest row, filling included."""
+    text = page([prompted()])
+    tree, bits = Tree(text), math.log(2)
+    big = next(one for one in tree.elements if one["attrs"].get("class") == "big")["text"]
+    # 5 nats a row of 2.5 tokens; its error 0.05 likewise.
+    assert big.split()[:4] == [f"{2 / bits:.3f}", "±", f"{0.02 / bits:.3f}", "bits/token"]
+    assert "10 scored tokens of 4 rows, given prompts of 7 tokens together; 100 kinds of tokens" in text
+    assert "about ± 0.25 bits/token" in text  # of a ratio, from the record, and not 3/(2.5 ln 2)
+    assert "bits/dim</" not in text
+    assert "T = 20" not in text
+    rows = tree.rows("The ledger of hf:a/b")
+    assert [row[:4] for row in rows[1:]] == [
+        ["1 token", "1", "1", "1.0000"],
+        ["2 tokens", "1", "2", "2.0000"],
+        ["3 to 4 tokens", "2", "7", "17.00"],
+        ["all", "4", "10", "20.00"],
+    ]
+    # √((3 · 0.03)² + (4 · 0.05)²), and the same per bit of 7 tokens.
+    assert rows[3][4:] == ["0.22", f"{17 / 7 / bits:.3f}", f"{0.2193 / 7 / bits:.3f}", "85.0 %"]
+    assert rows[4][-1] == "100.0 %"
+    chart = tree.rows("Where the bits of hf:a/b go")
+    assert [row[1] for row in chart[1:]] == [
+        f"{0.1 / bits:.4f}", f"{0.2 / bits:.4f}", f"{1.7 / bits:.3f}", f"{2 / bits:.3f}",
+    ]  # fmt: skip
+    # The hardest by token is row 2 (3 nats), although row 3 is longer; texts are escaped.
+    assert text.index("qa.jsonl, row 2") < text.index("Easiest</h3>") < text.index("qa.jsonl, row 0")
+    assert "What &amp; why?<mark>&lt;b&gt;</mark>" in text
+    assert "equally likely tokens" in text
+
+
+def test_a_difference_of_continuations_is_by_scored_token() -> None:
+    a, b = (replace(continuations(weights), about={}) for weights in "wv")
+    about = dict(continuations().about) | {"runs": ["hf:a/b", "hf:c"], "warnings": ["A prompt is empty."]}
+    about["text"] = {side: continuations().about["text"] for side in ("a", "b", "difference")}
+    about["prompts"] = {"tokens": 7, "longest": 3, "item_error": {"a": 0.25, "b": 0.25, "difference": 0.125}}
+    difference = replace(a.nelbo, value=-1.0, error=0.025)
+    text = page([prompted(), prompted("hf:c", "v")], [Comparison(difference, a, b, math.inf, True, (), about=about)])
+    bits = 2.5 * math.log(2)
+    row = Tree(text).rows("Differences in bits/token, with the 95 % Monte Carlo interval")[1]
+    assert row[1:4] == [f"−{1 / bits:.3f}", f"{0.025 / bits:.3f}", "0.12"]
+    assert row[5:] == ["−0.400 ± 0.010", "yes"]
+
+
+def test_prompts_and_other_data_have_reports_of_their_own() -> None:
+    with pytest.raises(DiffusionalError, match=r"got both: hf:a/b \(given prompts\), runs/a; write a report of each"):
+        page([prompted(), full()])
+    about = {"prompts": {"tokens": 7}}
+    with pytest.raises(DiffusionalError, match=r"text.tokens, got None"):
+        page([Subject("a", replace(continuations(), about=about))])
+
+
+def test_identical_weights_and_common_caveats_are_said_once() -> None:
+    noted = {"warnings": ["The data are few."]}
+    a, b, c = (Subject(name, images(80.0, **noted)) for name in "abc")
+    assert a.evaluation is not None
+    other = replace(a.evaluation, provenance=dict(a.evaluation.provenance) | {"weights_sha256": "v" * 64})
+    text = page([a, b, replace(c, evaluation=other)])
+    assert text.count("a and b have identical weights (SHA-256 wwwwwwwwwwww…)") == 1
+    assert text.count("The data are few.") == 1
+    assert text.index("<h3>All models</h3>") < text.index("The data are few.")
+    assert "identical weights" not in page([a, replace(b, evaluation=other)])
+    # The same model given two conditions is no copy.
+    given = replace(a.evaluation, provenance=dict(a.evaluation.provenance) | {"condition_sha256": "c" * 64})
+    assert "identical weights" not in page([a, replace(b, evaluation=given)])

@@ -94,4 +94,25 @@ FAULTS = [
         "both = abs(difference.value) / difference.error",
         "report/test_page.py::test_which_model_is_better",
     ),
+    fault(
+        "report/prompts.py",
+        "a report of prompts counts the filling of rows",
+        "return tokens / result.nelbo.n",
+        "return float(result.dimensions)",
+        "report/test_page.py::test_continuations_are_reported_by_scored_token",
+    ),
+    fault(
+        "report/verdicts.py",
+        "a model given two conditions counts as two copies",
+        'groups.setdefault((str(weights), str(result.provenance.get("condition_sha256"))), [])',
+        'groups.setdefault((str(weights), ""), [])',
+        "report/test_page.py::test_identical_weights_and_common_caveats_are_said_once",
+    ),
+    fault(
+        "cli/prompted.py",
+        "the error over rows takes their numbers of tokens as fixed",
+        "order - order.sum() / free.sum() * free",
+        "order - order.mean()",
+        "cli/test_language_models.py::test_a_report_of_prompts_counts_scored_tokens",
+    ),
 ]

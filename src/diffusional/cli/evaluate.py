@@ -373,6 +373,7 @@ def _compare(
     from diffusional.evaluation import compare
     from diffusional.evaluation.evaluation import regridded
     from diffusional.report.tables import comparison_table
+    from diffusional.report.verdicts import identical_weights
 
     assert command.other is not None
     record, theirs = run.record, other_run.record
@@ -454,6 +455,7 @@ def _compare(
             progress=watch,
         )
     result = dataclasses.replace(result, about={"runs": [str(command.run), str(command.other)]} | about)
+    notes += [f"note: {text}" for text in identical_weights(dict(zip(result.names, (result.a, result.b), strict=True)))]
     calls = result.difference.network_evaluations
     title = f"{name}, {split}: {result.difference.n} items, {calls:,} network evaluations of both"
     saves: list[Callable[[], None]] = []

@@ -11,9 +11,13 @@ from diffusional.cli.outputs import check_target, save
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
+    from diffusional.cli.prompted import Scored
     from diffusional.evaluation import Comparison, Evaluation
     from diffusional.report.subject import Subject
     from diffusional.training.run import RunRecord
+
+# Characters of a prompt and of a continuation that are shown.
+_CHARACTERS = 500
 
 
 def check_page(option: str, path: Path, inputs: Sequence[Path] = ()) -> None:
@@ -91,6 +95,59 @@ def html_of(
             baselines = baselines_of(record, split) if own else {}
         subjects.append(dataclasses.replace(subject, name=name, baselines=baselines, items=scores))
     return [page_of(command.html, subjects, [] if comparison is None else [comparison], None)]
+
+
+def html_of_prompts(command: Evaluate, scored: "Scored") -> list[Callable[[], None]]:
+    """Return what writes the file of `evaluate --html` for texts given prompts."""
+    from diffusional.evaluation import Comparison
+    from diffusional.report.subject import sides_of
+
+    assert command.html is not None
+    result = scored.result
+    if not isinstance(result, Comparison):
+        return [page_of(command.html, [subject_of_prompts(command.run, scored)], [], None)]
+    subjects = [
+        subject_of_prompts(Path(name), dataclasses.replace(scored, result=one))
+        for name, one in zip(result.names, sides_of(result), strict=True)
+    ]
+    return [page_of(command.html, subjects, [result], None)]
+
+
+def subject_of_prompts(path: Path, scored: "Scored", shown: int = 5, notes: Sequence[str] = ()) -> "Subject":
+    """Return a model with its scores of continuations given prompts: those of all rows, and `shown` rows at each end of the bits per token."""
+    from diffusional.cli.checkpoints import is_foreign
+    from diffusional.evaluation import Evaluation
+    from diffusional.report.subject import ItemScores, ListedItem, Subject
+
+    result, rows, free = scored.result, scored.rows, scored.rows.free
+    assert isinstance(result, Evaluation)
+    order = result.per_item["item"].argsort()
+    nelbo, error = (result.per_item[key][order].cpu().numpy() / free for key in ("nelbo", "error"))
+
+    def listed(i: int) -> ListedItem:
+        prompt, continuation = rows.texts[i]
+        prompt = prompt if len(prompt) <= _CHARACTERS else f"…{prompt[-_CHARACTERS:]}"
+        continuation = continuation if len(continuation) <= _CHARACTERS else f"{continuation[:_CHARACTERS]}…"
+        values = {"scored tokens": float(free[i]), "nats": float(nelbo[i] * free[i])}
+        name = f"{scored.chosen.name}, row {i}"
+        return ListedItem(name, float(nelbo[i]), float(error[i]), values=values, text=continuation, prompt=prompt)
+
+    ranked = nelbo.argsort(kind="stable")
+    ends = min(shown, len(ranked) // 2)
+    exact = "" if error.any() else " All masks of every row were visited, so that its cost has no Monte Carlo error."
+    items = ItemScores(
+        nelbo,
+        error,
+        len(free),
+        [listed(int(i)) for i in ranked[:ends]],
+        [listed(int(i)) for i in ranked[::-1][:ends]],
+        "The cost of a row is divided by its scored tokens. The scores are those of this evaluation, and the listed rows are chosen by them; "
+        f"numbers of rows begin at 0, and continuations are marked.{exact}",
+        tokens=free,
+    )
+    if not is_foreign(path):
+        return dataclasses.replace(subject_of(path, None, result), items=items, notes=notes)
+    return Subject(str(path), result, items=items, notes=notes)
 
 
 def baselines_of(record: "RunRecord", split: str) -> "dict[str, Evaluation]":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from diffusional.cli.text_models import checked_shift, is_text_model, text_model
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffusional.data.prompts import Prompts
     from diffusional.data.tokens import TextUnits
     from diffusional.evaluation import Comparison, Evaluation
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 # The options of `evaluate` that apply to prompts.
 _OPTIONS = (
     *("run", "other", "data", "prompt_column", "continuation_column", "length", "mask_token", "shift", "revision"),
-    *("error", "unit", "visits", "max_evaluations", "no_audit", "no_check", "seed", "per_item", "json"),
+    *("error", "unit", "visits", "max_evaluations", "no_audit", "no_check", "seed", "per_item", "html", "json"),
 )
 # The default target for the Monte Carlo error of a mean, in bits per token of the continuations.
 _ERROR = 0.01
@@ -60,8 +63,37 @@ def _is_of_text(path: Path) -> bool:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What `score_prompts` returns.
+
+    Attributes:
+        rows: of the file.
+        chosen: the same as items, with the columns of --per-item.
+        result: of one model, or the comparison of two, with what is known about them.
+        model: the first one.
+    """
+
+    rows: "Prompts"
+    chosen: ChosenItems
+    result: "Evaluation | Comparison"
+    model: "PromptedDiffusion"
+
+
 def evaluate_prompts(command: Evaluate) -> Result:
     """Evaluate one model, or compare two, on the continuations of a file."""
+    scored = score_prompts(command)
+    shown = _evaluation_lines(scored) if command.other is None else _comparison_lines(scored)
+    saves = _saved(command, scored)
+    if command.html is not None and first():
+        from diffusional.cli.pages import html_of_prompts
+
+        saves += html_of_prompts(command, scored)
+    return Result(scored.result.to_json(), shown, saves)
+
+
+def score_prompts(command: Evaluate) -> Scored:
+    """Return the scores of the continuations of a file by one model, or by two. Raises DiffusionalError for options that do not apply."""
     import torch
 
     from diffusional.data.prompts import CONTINUATION, PROMPT, read_prompts
@@ -85,8 +117,10 @@ def evaluate_prompts(command: Evaluate) -> Result:
     chosen = ChosenItems(name, "all", x, _columns(rows, name), False, rows.notes, condition)
     about = _about(command, rows, chosen, models)
     if command.other is not None:
-        return _compared(command, [one.to(device()) for one in models.values()], rows, chosen, about)
-    return _evaluated(command, prompted.to(device()), rows, chosen, about)
+        result = _compared(command, [one.to(device()) for one in models.values()], rows, chosen, about)
+    else:
+        result = _evaluated(command, prompted.to(device()), rows, chosen, about)
+    return Scored(rows, chosen, result, prompted)
 
 
 def _check(command: Evaluate) -> None:
@@ -118,6 +152,10 @@ def _check(command: Evaluate) -> None:
         raise DiffusionalError(f"expected two different models, got {command.run} twice; give one of them")
     if command.per_item is not None:
         check_scores_file(command.per_item, (command.data,), command.json)
+    if command.html is not None:
+        from diffusional.cli.pages import check_page
+
+        check_page("--html", command.html, [Path(str(command.data)).expanduser()])
 
 
 def _opened(path: Path, command: Evaluate, like: "PromptedDiffusion | None" = None) -> "MaskedDiffusion":
@@ -223,7 +261,7 @@ def _title(rows: "Prompts", chosen: ChosenItems, evaluations: int) -> str:
 
 def _evaluated(
     command: Evaluate, model: "PromptedDiffusion", rows: "Prompts", chosen: ChosenItems, about: dict[str, Any]
-) -> Result:
+) -> "Evaluation":
     from diffusional.evaluation.continuations import continuations
 
     assert chosen.condition is not None
@@ -239,21 +277,39 @@ def _evaluated(
             progress=watch,
         )
     units = _units(result.nelbo, rows)
-    result = dataclasses.replace(result, about=about | {"text": units.to_json()})
-    shown = [
-        _title(rows, chosen, result.nelbo.network_evaluations),
+    its = about["prompts"] | {"item_error": _item_error(result.per_item["nelbo"], result.per_item["error"], rows)}
+    return dataclasses.replace(result, about=about | {"prompts": its, "text": units.to_json()})
+
+
+def _item_error(scores: "Tensor", errors: "Tensor", rows: "Prompts") -> float | None:
+    """Return the standard error over rows of the bits per token, Σ scores/(ln 2 Σ tokens), as of a ratio: that of the mean of
+
+        y_i − r F_i,      r = Σ y/Σ F,
+
+    over the mean of F, since other rows have other numbers of tokens. None for one row. `scores` and `errors` (N,) are nats.
+    """
+    import torch
+
+    from diffusional.ledger import error_over_items
+
+    free = torch.from_numpy(rows.free).double()
+    order = scores.double()
+    found = error_over_items(order - order.sum() / free.sum() * free, errors.double().square(), len(free))
+    return found / float(free.mean()) / math.log(2) if math.isfinite(found) else None
+
+
+def _evaluation_lines(scored: Scored) -> list[str]:
+    from diffusional.evaluation import Evaluation
+
+    result, rows = scored.result, scored.rows
+    assert isinstance(result, Evaluation)
+    return [
+        _title(rows, scored.chosen, result.nelbo.network_evaluations),
         f"upper bound on −ln p(continuation | prompt), mean of the rows: {result.nelbo}",
-        f"continuations: {units}",
+        f"continuations: {_units(result.nelbo, rows)}",
         *_lines(result, rows),
         *(f"caveat: {text}" for text in result.caveats),
     ]
-    saves = []
-    if command.per_item is not None and first():
-        path: Path = command.per_item
-        # `nelbo` is a cost; its negative is what harnesses of language models call the log-likelihood.
-        columns = {"item": result.per_item["item"], "log_likelihood": -result.per_item["nelbo"], **result.per_item}
-        saves.append(lambda: write_scores(path, columns, chosen))
-    return Result(result.to_json(), shown, saves)
 
 
 def _lines(result: "Evaluation", rows: "Prompts") -> list[str]:
@@ -298,7 +354,7 @@ def _end(text: str) -> str:
 
 def _compared(
     command: Evaluate, models: "list[PromptedDiffusion]", rows: "Prompts", chosen: ChosenItems, about: dict[str, Any]
-) -> Result:
+) -> "Comparison":
     from diffusional.evaluation.continuations import compare_continuations
 
     target = _target(command, rows)
@@ -319,19 +375,41 @@ def _compared(
     text = dict(zip(("a", "b", "difference"), (one.to_json() for one in units), strict=True))
     text["difference"].pop("perplexity")
     runs = [str(command.run), str(command.other)]
-    result = dataclasses.replace(result, about={"runs": runs} | about | {"text": text})
+    scores = {"a": result.a.per_item, "b": result.b.per_item, "difference": result.per_item}
+    errors = {
+        side: _item_error(one["difference" if side == "difference" else "nelbo"], one["error"], rows)
+        for side, one in scores.items()
+    }
+    its = about["prompts"] | {"item_error": errors}
+    return dataclasses.replace(result, about={"runs": runs} | about | {"prompts": its, "text": text})
+
+
+def _comparison_lines(scored: Scored) -> list[str]:
+    from diffusional.evaluation import Comparison
+    from diffusional.report.verdicts import identical_weights
+
+    result, rows = scored.result, scored.rows
+    assert isinstance(result, Comparison)
+    same = identical_weights(dict(zip(result.names, (result.a, result.b), strict=True)))
+    units = [_units(one, rows) for one in (result.a.nelbo, result.b.nelbo, result.difference)]
     difference, (bits, error) = result.difference, units[2].bits_per_token
-    shown = [
-        _title(rows, chosen, difference.network_evaluations),
-        *(f"{run}: {one}" for run, one in zip(runs, units, strict=False)),
+    return [
+        _title(rows, scored.chosen, difference.network_evaluations),
+        *(f"{run}: {one}" for run, one in zip(result.about["runs"], units, strict=False)),
         f"A − B, paired: {difference} per row; {bits:.4f} ± {error:.4f} bits per token; negative: A gives the continuations a higher probability",
+        *(f"note: {text}" for text in same),
         *(f"caveat: {text}" for text in result.caveats),
     ]
-    return Result(result.to_json(), shown, _saved(command, result, chosen))
 
 
-def _saved(command: Evaluate, result: "Comparison", chosen: ChosenItems) -> list[Any]:
+def _saved(command: Evaluate, scored: Scored) -> list[Any]:
+    from diffusional.evaluation import Comparison
+
     if command.per_item is None or not first():
         return []
-    path: Path = command.per_item
-    return [lambda: write_scores(path, both_scores(result), chosen)]
+    path, result = command.per_item, scored.result
+    if isinstance(result, Comparison):
+        return [lambda: write_scores(path, both_scores(result), scored.chosen)]
+    # `nelbo` is a cost; its negative is what harnesses of language models call the log-likelihood.
+    columns = {"item": result.per_item["item"], "log_likelihood": -result.per_item["nelbo"], **result.per_item}
+    return [lambda: write_scores(path, columns, scored.chosen)]

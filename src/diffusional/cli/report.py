@@ -11,7 +11,8 @@ from diffusional.cli.checkpoints import is_foreign, opened, origin_lines
 from diffusional.cli.commands import CheckpointOptions, Evaluate, Report, TextModelOptions
 from diffusional.cli.console import Result, say
 from diffusional.cli.options import changed, typed
-from diffusional.cli.pages import baselines_of, check_page, page_of, subject_of
+from diffusional.cli.pages import baselines_of, check_page, page_of, subject_of, subject_of_prompts
+from diffusional.cli.prompted import score_prompts, wants_prompts
 from diffusional.cli.text_models import is_text_model
 from diffusional.errors import DiffusionalError
 
@@ -43,7 +44,6 @@ def run(command: Report) -> Result:
 
 
 def _check(command: Report) -> None:
-    from diffusional.data.prompts import is_prompts
     from diffusional.evaluation.target import Target
 
     if command.error is not None:
@@ -62,15 +62,14 @@ def _check(command: Report) -> None:
             f"expected --data, and not --saved, for {foreign[0]}, a checkpoint without data and saved results of its own, got {given}; name the "
             "data to evaluate it on, such as --data digits, or make a run of it with `diffusional import`"
         )
-    if command.data is not None and is_prompts(command.data) and any(is_text_model(path) for path in foreign):
-        raise DiffusionalError(
-            f"expected a text as --data, got {command.data}, of prompts and continuations, which have no report; use diffusional evaluate"
-        )
+    prompted = any(_has_prompts(path, command) for path in command.runs)
+    if prompted:
+        _check_prompted(command)
     if (text := changed(command.text_options)) and not any(is_text_model(path) for path in foreign):
         raise DiffusionalError(f"{typed(text)} was given, but no masked language model, hf:NAME; leave it out")
     if command.revision is not None and not foreign:
         raise DiffusionalError("--revision was given, but no checkpoint; leave it out")
-    if command.data is not None and not foreign:
+    if command.data is not None and not foreign and not prompted:
         raise DiffusionalError(
             f"--data {command.data} is for checkpoints from elsewhere, but all that was given are runs and results; leave it out"
         )
@@ -78,16 +77,39 @@ def _check(command: Report) -> None:
         raise DiffusionalError(f"expected different runs, got {' '.join(map(str, command.runs))}; give each run once")
 
 
+def _has_prompts(path: Path, command: Report) -> bool:
+    """Return whether a model is evaluated on continuations given prompts."""
+    return (is_foreign(path) or path.is_dir()) and wants_prompts(Evaluate(path, data=command.data))
+
+
+def _check_prompted(command: Report) -> None:
+    """Raise DiffusionalError for what does not apply to continuations given prompts."""
+    others = [path for path in command.runs if not _has_prompts(path, command)]
+    if others:
+        raise DiffusionalError(
+            f"expected models for the prompts of {command.data}, got {others[0]}; write a report of saved results without --data"
+        )
+    given = [name for name in changed(command) if name in ("samples", "items", "visits", "split", "saved")]
+    if given:
+        raise DiffusionalError(
+            f"{typed(given)} cannot be used with the prompts of {command.data}, of which all rows are scored to --error; leave "
+            f"{'it' if len(given) == 1 else 'them'} out"
+        )
+
+
 def _gathered(command: Report) -> "tuple[list[Subject], list[Comparison], list[dict[str, Any]]]":
     """Return the runs and evaluations as subjects, the comparisons, and the budgets of the given paths."""
     from diffusional.evaluation import Comparison, Evaluation
     from diffusional.files import load_json
-    from diffusional.report.subject import Subject
+    from diffusional.report.subject import Subject, sides_of
 
     subjects: list[Subject] = []
     comparisons: list[Comparison] = []
     budgets: list[dict[str, Any]] = []
     for path in command.runs:
+        if _has_prompts(path, command):
+            subjects.append(_of_prompts(path, command))
+            continue
         if is_foreign(path):
             subjects.append(_of_checkpoint(path, command))
             continue
@@ -95,11 +117,6 @@ def _gathered(command: Report) -> "tuple[list[Subject], list[Comparison], list[d
             subjects.append(subject_of(path, command.split))
             continue
         record = load_json(path)
-        if isinstance(record, dict) and "prompts" in record:
-            raise DiffusionalError(
-                f"expected results of items of one size, got {path}, of prompts and continuations, which have no report; it has their bits per "
-                "token itself"
-            )
         if isinstance(record, dict) and "difference_nats" in record:
             comparisons.append(Comparison.load(path))
         elif isinstance(record, dict) and "nelbo_nats" in record:
@@ -113,7 +130,7 @@ def _gathered(command: Report) -> "tuple[list[Subject], list[Comparison], list[d
     comparisons = [_renamed(one, subjects) for one in comparisons]
     names = [one.name for one in subjects]
     for one in comparisons:
-        for name, result in zip(one.names, (one.a, one.b), strict=True):
+        for name, result in zip(one.names, sides_of(one), strict=True):
             if name not in names:
                 subjects.append(Subject(name, result))
                 names.append(name)
@@ -149,13 +166,24 @@ def _with_budgets(subjects: "Sequence[Subject]", budgets: Sequence[dict[str, Any
     return found
 
 
+def _of_prompts(path: Path, command: Report) -> "Subject":
+    """Score the continuations of --data given their prompts."""
+    say(f"diffusional evaluate {path} --data {command.data}")
+    scored = score_prompts(dataclasses.replace(_asked(path, None, command), error=command.error))
+    lines = [line.strip() for line in origin_lines(scored.model)]
+    assumed = [line for line in lines if not line.startswith("from the config:")]
+    notes = [f"{path} was trained elsewhere: {'; '.join(assumed)}."] if is_foreign(path) and assumed else []
+    return subject_of_prompts(path, scored, command.shown, notes)
+
+
 def _completed(subject: "Subject", command: Report) -> "Subject":
     """Return a run with what needs its model or data: an evaluation if it has none, a baseline, samples, and scores of items."""
     from diffusional.cli import drawing
     from diffusional.evaluation import Evaluation
+    from diffusional.report.prompts import is_prompted
     from diffusional.training.run import load, read_run
 
-    if subject.data is None:
+    if subject.data is None or is_prompted(subject.evaluation):
         return subject
     path = Path(subject.name)
     record = read_run(path)
@@ -251,7 +279,7 @@ def _asked(path: Path, other: Path | None, command: Report) -> Evaluate:
     """Return the command that evaluates a run or a checkpoint, or compares it with another; checkpoints are evaluated on --data."""
     foreign = [one for one in (path, other) if one is not None and is_foreign(one)]
     if not foreign:
-        return Evaluate(path, other, split=command.split)
+        return Evaluate(path, other, command.data if _has_prompts(path, command) else None, split=command.split)
     text = command.text_options if is_text_model(path) else TextModelOptions()
     its = CheckpointOptions(revision=command.revision)
     return Evaluate(path, other, command.data, split=command.split, checkpoint_options=its, text_options=text)
@@ -280,7 +308,10 @@ def _evaluated(command: Evaluate) -> dict[str, Any]:
 
 def _error_of(subject: "Subject", command: Report) -> float | None:
     from diffusional.cli.drawing import amounts
+    from diffusional.report.prompts import is_prompted
 
+    if is_prompted(subject.evaluation):
+        return command.error
     return command.error if subject.evaluation is None else amounts(command, subject.evaluation.dimensions, 0).error
 
 

@@ -174,6 +174,9 @@ class Source:
     arguments: Mapping[str, Any] | None = None
     condition: Mapping[str, Condition] | None = None
 
+    def __repr__(self) -> str:
+        return f"Source(arguments={self.arguments})"
+
 
 @dataclass(frozen=True, eq=False)
 class Texts:
@@ -188,6 +191,10 @@ class Texts:
     captions: Mapping[str, tuple[str, ...]]
     record: TextRecord | None = None
     condition: Mapping[str, Condition] | None = None
+
+    def __repr__(self) -> str:
+        captions = ", ".join(f"{len(some):,} {split}" for split, some in self.captions.items())
+        return f"<Texts: {captions} captions{'' if self.record is None else ', encoded'}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +220,8 @@ class Dataset:
 
     >>> raw = torch.arange(6).reshape(3, 2)
     >>> data = Dataset("six", Discrete((2,), levels=6), raw[:1], raw[1:2], raw[2:])
+    >>> data
+    <Dataset six: 1 train, 1 validation, 1 test items of Discrete(shape=(2,), levels=6, low=-1.0, high=1.0)>
     >>> data.encode("test")
     tensor([[0.6000, 1.0000]])
     """
@@ -255,6 +264,14 @@ class Dataset:
                     f"{self.name}: the {split} split has {len(captions)} captions for {len(self.items(split))} items; expected one per item"
                 )
         self._check_condition()
+
+    def __repr__(self) -> str:
+        sizes = [
+            f"{split}: a stream" if isinstance(raw := getattr(self, split), Stream) else f"{raw.shape[0]:,} {split}"
+            for split in SPLITS
+        ]
+        given = ", with a condition" if self.condition is not None else ""
+        return f"<Dataset {self.name}: {', '.join(sizes)} items of {self.space}{given}>"
 
     def _repr_html_(self) -> str:
         """Return the splits with their numbers of items and shapes as an HTML table, for notebooks.

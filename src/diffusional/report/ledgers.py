@@ -26,6 +26,7 @@ from diffusional.report.charts import (
     waterfall,
     with_plus_minus,
 )
+from diffusional.report.prompts import NATS, UNIT, is_prompted
 from diffusional.report.texts import has_masks, masks_chart
 from diffusional.report.verdicts import unit_of
 
@@ -36,7 +37,7 @@ _STEPS = 60
 def units(result: Evaluation) -> tuple[str, str]:
     """Return both units, that of the result first."""
     first = unit_of(result)
-    return first, ("nats" if first == "bits/dim" else "bits/dim")
+    return first, {"bits/dim": "nats", UNIT: NATS}.get(first, "bits/dim")
 
 
 def table(result: Evaluation) -> tuple[list[str], list[tuple[str, list[list[str]]]]]:
@@ -113,6 +114,8 @@ def differences(rows: Sequence[Mapping[str, Any]], named: Mapping[str, Evaluatio
     for row in rows:
         paired = row["comparison"]
         a, b = (named[row["a"]], named[row["b"]]) if paired is None else (paired.a, paired.b)
+        if is_prompted(a):
+            continue
         unit = row["unit"]
         parts = bands.differences(a, b, 1 / per_unit(unit, a.dimensions), paired)
         if not parts:

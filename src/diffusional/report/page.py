@@ -20,7 +20,7 @@ from diffusional.evaluation.summary import cells, interval_text
 from diffusional.extras import needed_for
 from diffusional.interop.card import short_command
 from diffusional.ledger import per_unit
-from diffusional.report import ledgers, pictures, texts, verdicts
+from diffusional.report import ledgers, pictures, prompts, texts, verdicts
 from diffusional.report.charts import Chart, Dot, brief, dots, histogram, number, signed, with_plus_minus
 from diffusional.report.subject import ItemScores, ListedItem, Samples, Subject
 from diffusional.report.tabular import marginals
@@ -51,7 +51,8 @@ def page(subjects: Sequence[Subject], comparisons: Sequence[Comparison] = (), ti
         comparisons: paired differences of two of them, by their names.
         title: by default from the names.
 
-    Raises DiffusionalError for no subjects, for two of the same name, and if the page is larger than 2 MB.
+    Raises DiffusionalError for no subjects, for two of the same name, for evaluations of continuations given prompts beside others, and if the
+    page is larger than 2 MB.
 
     >>> import torch
     >>> result = Evaluation.from_scores(torch.tensor([3.0, 5.0]), dimensions=2)
@@ -61,6 +62,13 @@ def page(subjects: Sequence[Subject], comparisons: Sequence[Comparison] = (), ti
     names = [one.name for one in subjects]
     if not names or len(set(names)) < len(names):
         raise DiffusionalError(f"expected at least one run, with different names, got {', '.join(names) or 'none'}")
+    if len({prompts.is_prompted(one.evaluation) for one in subjects if one.evaluation is not None}) > 1:
+        kinds = ", ".join(f"{one.name}{' (given prompts)' * prompts.is_prompted(one.evaluation)}" for one in subjects)
+        raise DiffusionalError(
+            f"expected evaluations of texts given prompts or others, got both: {kinds}; write a report of each kind"
+        )
+    subjects = [prompts.per_token_subject(one) for one in subjects]
+    comparisons = [prompts.per_token_difference(one) for one in comparisons]
     text = _environment().get_template("report.html").render(_content(subjects, comparisons, title))
     size = len(text.encode())
     if size > MOST:
@@ -98,6 +106,8 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
     between = [text for one in comparisons for text in _comparison_caveats(one)]
     between += [different] if different else []
     between += _unpaired(differences)
+    between += verdicts.identical_weights(named)
+    shared, own = _shared([(one.name, verdicts.caveats(one)) for one in subjects])
     traces = [(one.name, one.metrics) for one in subjects if one.metrics]
     # A stage is named with its system only where there are several.
     traces += [
@@ -111,8 +121,15 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
         "several": len(subjects) > 1,
         "unit": unit,
         "between": between,
-        "caveats": [(one.name, verdicts.caveats(one)) for one in subjects],
-        "headlines": [_headline(one.name, one.evaluation) for one in evaluated if one.evaluation is not None],
+        "shared": shared,
+        "caveats": own,
+        "headlines": [
+            _headline(
+                one.name, one.evaluation, one.items if one.items is not None and one.items.tokens is not None else None
+            )
+            for one in evaluated
+            if one.evaluation is not None
+        ],
         "uncovered": _UNCOVERED,
         "settings": _settings(subjects) if len(subjects) > 1 else None,
         "missing": [one.name for one in subjects if one.evaluation is None],
@@ -125,6 +142,7 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
         "differences_chart": _differences_chart(differences),
         "standing": _standing(subjects, unit),
         "texts": [found for name, one in named.items() if (found := texts.units_of_text(name, one)) is not None],
+        "prompted": any(prompts.is_prompted(one) for one in named.values()),
         "masks": bool(named) and all(texts.has_masks(one) for one in named.values()),
         "ledgers": _ledgers(evaluated, named),
         "by_cost": ledgers.differences(differences, named),
@@ -134,6 +152,18 @@ def _content(subjects: Sequence[Subject], comparisons: Sequence[Comparison], tit
         "items": _items(subjects, unit),
         "reproduce": [_reproduce(one) for one in subjects],
     }
+
+
+def _shared(caveats: Sequence[tuple[str, list[str]]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the caveats that all of several subjects have, and the others of each.
+
+    >>> _shared([("a", ["Few draws.", "No check."]), ("b", ["No check."])])
+    (['No check.'], [('a', ['Few draws.']), ('b', [])])
+    """
+    if len(caveats) < 2:
+        return [], [*caveats]
+    common = [text for text in caveats[0][1] if all(text in texts for _, texts in caveats)]
+    return common, [(name, [text for text in texts if text not in common]) for name, texts in caveats]
 
 
 def _comparison_caveats(one: Comparison) -> list[str]:
@@ -155,20 +185,22 @@ def _unpaired(differences: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _headline(name: str, result: Evaluation) -> dict[str, Any]:
+def _headline(name: str, result: Evaluation, items: ItemScores | None = None) -> dict[str, Any]:
+    """Return what is shown of a number; `items` are the rows of continuations given prompts."""
     first, second = ledgers.units(result)
     main, other = (result.nelbo.to(unit, result.dimensions) for unit in (first, second))
     item_error = with_plus_minus(main.value, main.item_error).partition(" ± ")[2]
     facts = [f"data: {verdicts.of_what(result)}", _interval(result, first)]
     if item_error:
         facts.append(
-            f"another sample of {result.nelbo.n:,} items would move the number by about ± {item_error} {first} (standard error over items)"
+            f"another sample of {result.nelbo.n:,} {_thing(result)}s would move the number by about ± {item_error} {first} (standard error over items)"
         )
     facts.append(f"{with_plus_minus(other.value, other.error)} {second}")
     calls = result.nelbo.network_evaluations
     if calls:
-        facts.append(f"{calls:,} network evaluations, {calls / result.nelbo.n:.1f} per item")
-    facts += [f"{time} latents" if " (" not in time else time for time in result.times()]
+        facts.append(f"{calls:,} network evaluations, {calls / result.nelbo.n:.1f} per {_thing(result)}")
+    if not prompts.is_prompted(result):
+        facts += [f"{time} latents" if " (" not in time else time for time in result.times()]
     return {
         "name": name,
         "value": number(main.value, main.error or main.item_error),
@@ -177,8 +209,13 @@ def _headline(name: str, result: Evaluation) -> dict[str, Any]:
         "kind": verdicts.kind_of(result),
         "meaning": verdicts.meaning(result),
         "facts": [f"{text[:1].upper()}{text[1:]}" for text in facts],
-        "shares": ledgers.shares(result, first),
+        "shares": ledgers.shares(result, first) if items is None else prompts.dearest(items, main.value),
     }
+
+
+def _thing(result: Evaluation) -> str:
+    """Return what one of the evaluated things is called."""
+    return "row" if prompts.is_prompted(result) else "item"
 
 
 def _interval(result: Evaluation, unit: str) -> str:
@@ -267,11 +304,10 @@ def _standing(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:
         shown.append({"name": name, "cells": texts, "kind": verdicts.kind_of(result), "model": is_model})
         marks.append(Dot(name, one.value, one.error, one.item_error, "s0" if is_model else "s6"))
     log = verdicts.uniform(rows[0][1])
-    if log is not None and unit == "bits/dim":
-        shown.append(
-            {"name": "equally likely levels", "cells": [number(log), "0", "0"], "kind": "exact", "model": False}
-        )
-        marks.append(Dot("equally likely levels", log, 0.0, style="s6"))
+    if log is not None and unit != "nats":
+        alike = f"equally likely {'tokens' if unit == prompts.UNIT else 'levels'}"
+        shown.append({"name": alike, "cells": [number(log), "0", "0"], "kind": "exact", "model": False})
+        marks.append(Dot(alike, log, 0.0, style="s6"))
         shown.sort(key=lambda row: float(row["cells"][0].replace("−", "-")))
         marks.sort(key=lambda mark: mark.value)
     chart = dots(
@@ -303,6 +339,13 @@ def _differences_chart(differences: Sequence[Mapping[str, Any]]) -> Chart | None
 def _ledgers(evaluated: Sequence[Subject], named: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
     if not evaluated:
         return []
+    if prompts.is_prompted(evaluated[0].evaluation):
+        scored = [one for one in evaluated if one.items is not None and one.items.tokens is not None]
+        return [
+            prompts.ledger(one.name, one.evaluation, one.items)
+            for one in scored
+            if one.evaluation is not None and one.items is not None
+        ]
     budgets = {one.name: one.budget for one in evaluated if one.budget is not None}
     charts = ledgers.waterfalls(named, budgets)
     return [_ledger(one, charts[one.name]) for one in evaluated]
@@ -397,15 +440,16 @@ def _items(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:
         facts.append(_spread(one.name, values[-1][1], np.asarray(items.error, dtype=float) * factor, unit))
     whole = np.concatenate([one for _, one in values])
     low, high = (float(np.quantile(whole, q)) for q in (0.002, 0.998))
+    thing = "rows" if unit == prompts.UNIT else "items"
     beyond = int(((whole < low) | (whole > high)).sum()) if high > low else 0
     edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
     chart = histogram(
-        "Costs of items",
+        f"Costs of {thing}",
         values,
         edges,
         unit,
-        f"A histogram of the costs of single items in {unit}. To the left are items that the model finds easy, to the right those that it finds hard."
-        + (f" {beyond} items are beyond the ends." if beyond else ""),
+        f"A histogram of the costs of single {thing} in {unit}. To the left are {thing} that the model finds easy, to the right those that it finds hard."
+        + (f" {beyond} {thing} are beyond the ends." if beyond else ""),
     )
     return {"chart": chart, "ends": ends, "facts": facts}
 
@@ -420,8 +464,9 @@ def _negative(result: Evaluation) -> str:
 def _spread(name: str, values: np.ndarray, errors: np.ndarray, unit: str) -> str:
     ends = [signed(f"{float(np.quantile(values, q)):.3g}") for q in (0.05, 0.5, 0.95)]
     known = errors[np.isfinite(errors)]
-    off = f" The Monte Carlo error of a score is ± {float(np.median(known)):.2g} {unit} (median)." if len(known) else ""
-    return f"{name}: {len(values):,} items; 5 % cost less than {ends[0]} {unit}, half less than {ends[1]}, 95 % less than {ends[2]}.{off}"
+    off = float(np.median(known)) if len(known) else 0.0
+    off = f" The Monte Carlo error of a score is ± {off:.2g} {unit} (median)." if off else ""
+    return f"{name}: {len(values):,} {'rows' if unit == prompts.UNIT else 'items'}; 5 % cost less than {ends[0]} {unit}, half less than {ends[1]}, 95 % less than {ends[2]}.{off}"
 
 
 def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, Any]:
@@ -429,6 +474,8 @@ def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, A
     every = np.concatenate([one.ravel() for one in maps]) if maps else np.zeros(1)
     # A few values beyond do not dim the others.
     low, high = (float(np.quantile(every, q)) for q in (0.005, 0.995))
+
+    rows = items.tokens is not None
 
     def entry(one: ListedItem) -> dict[str, Any]:
         image = cost_map = None
@@ -438,12 +485,13 @@ def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, A
             cost_map = _image(pictures.heat(one.cost_map, low, high), f"Cost map of {one.name}", one.cost_map[None])
         return {
             "name": one.name,
-            "cost": f"{with_plus_minus(one.nelbo * factor, one.error * factor)} {unit}",
+            "cost": f"{with_plus_minus(one.nelbo * factor, one.error * factor) if one.error else number(one.nelbo * factor)} {unit}",
             "percentile": "" if one.percentile is None else f"{one.percentile:.1f} %",
             "image": image,
             "map": cost_map,
             "values": [(column, signed(f"{value:.6g}")) for column, value in one.values.items()],
             "text": one.text,
+            "prompt": one.prompt,
         }
 
     return {
@@ -452,7 +500,9 @@ def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, A
         "reference": items.reference,
         "negative": "",
         "maps": items.maps,
-        "of": f"{len(items.nelbo):,} of {items.of:,} items" if len(items.nelbo) < items.of else "all items",
+        "of": f"{len(items.nelbo):,} of {items.of:,} items"
+        if len(items.nelbo) < items.of
+        else f"all {'rows' if rows else 'items'}",
         "groups": [
             ("Hardest", [entry(one) for one in items.hardest]),
             ("Easiest", [entry(one) for one in items.easiest]),

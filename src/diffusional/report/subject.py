@@ -4,11 +4,12 @@ Nothing here needs a model: `diffusional.cli.report` fills these records.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.result import Evaluation
 
 
@@ -24,6 +25,7 @@ class ListedItem:
         cost_map: (H, W) nats; None if it was not computed.
         values: the named values of a row of a table; empty for other items.
         text: of a block of tokens; None for other items.
+        prompt: the text that is given before `text`; None for items without one.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ListedItem:
     cost_map: np.ndarray | None = None
     values: Mapping[str, float] = field(default_factory=dict)
     text: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +44,14 @@ class ItemScores:
     """The scores of the items of an evaluation.
 
     Attributes:
-        nelbo: (n,) nats, one for each of n items.
+        nelbo: (n,) nats, one for each of n items; of continuations given prompts, nats per scored token.
         error: (n,) their Monte Carlo errors.
         of: the number of items of the split, of which the first n are scored.
         easiest, hardest: the most and the least likely items, the most extreme first.
         how: how the scores were drawn, one sentence.
         reference: the items that percentiles refer to, in words; "" without percentiles.
         maps: a remark on the cost maps, such as which stages they belong to, or why there are none; sentences, or "".
+        tokens: (n,) the scored tokens of every row of continuations; None for other items.
     """
 
     nelbo: np.ndarray
@@ -58,6 +62,7 @@ class ItemScores:
     how: str = ""
     reference: str = ""
     maps: str = ""
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,3 +126,33 @@ class Subject:
     more: str = ""
     stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     weights: int | None = None
+
+
+# Entries of a comparison that are not about one of its models, and those with an entry for each.
+_OF_BOTH, _OF_EACH = ("runs", "other_condition"), ("check", "trained_on", "condition")
+
+
+def sides_of(one: Comparison) -> tuple[Evaluation, Evaluation]:
+    """Return both evaluations of a comparison with what its record has about their data, such as warnings.
+
+    >>> import math, torch
+    >>> from diffusional.ledger import Estimate
+    >>> a = Evaluation.from_scores(torch.tensor([3.0, 5.0]), dimensions=2)
+    >>> about = {"runs": ["x", "y"], "data": "digits", "trained_on": [0, 7]}
+    >>> both = Comparison(Estimate(0.0, 0.0, 0.0, n=2, network_evaluations=0), a, a, math.inf, True, (), about=about)
+    >>> sides_of(both)[1].about
+    {'data': 'digits', 'trained_on': 7}
+    """
+    found = []
+    for i, (side, result) in enumerate((("a", one.a), ("b", one.b))):
+        about = {key: value for key, value in one.about.items() if key not in _OF_BOTH}
+        for key in _OF_EACH:
+            if isinstance(about.get(key), list) and len(about[key]) == 2:
+                about[key] = about[key][i]
+        text, prompts = about.get("text"), about.get("prompts")
+        if isinstance(text, Mapping) and side in text:
+            about["text"] = text[side]
+        if isinstance(prompts, Mapping) and isinstance(prompts.get("item_error"), Mapping):
+            about["prompts"] = {**prompts, "item_error": prompts["item_error"].get(side)}
+        found.append(replace(result, about={**about, **result.about}))
+    return found[0], found[1]

@@ -14,6 +14,7 @@ from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import with_error
 from diffusional.report import plots
 from diffusional.report.charts import Axes, Bar, Chart, Series, brief, curves, signed, ticks
+from diffusional.report.prompts import is_prompted
 
 _BANDS, _STEPS = 6, 60
 
@@ -91,6 +92,10 @@ def units_of_text(name: str, result: Evaluation) -> dict[str, Any] | None:
     # d(2^b) = 2^b ln 2 db.
     off = perplexity * math.log(2) * error
     rows.append(("perplexity per token", *_cells(perplexity, off), ""))
+    if is_prompted(result):
+        given = result.about["prompts"]["tokens"]
+        note = f"Only the continuations are scored: their tokens, characters and bytes are counted. The {given:,} tokens of the prompts are given, and cost nothing."
+        return {"name": name, "columns": ["unit", "value", "± MC", "of"], "rows": rows, "note": note}
     padding = result.nelbo.n * result.dimensions - text["tokens"]
     note = f" {padding:,} positions of padding count as cost, and not as tokens." if padding > 0 else ""
     return {

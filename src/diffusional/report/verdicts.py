@@ -10,6 +10,7 @@ from diffusional.evaluation.provenance import check_same_data, data_of
 from diffusional.evaluation.result import Evaluation
 from diffusional.ledger import Estimate, with_error
 from diffusional.report.charts import brief, number, with_plus_minus
+from diffusional.report.prompts import NATS, UNIT, is_prompted, what
 from diffusional.report.subject import Subject
 
 # Standard errors by which a difference must exceed zero before one model is taken to have the lower number.
@@ -17,12 +18,15 @@ SURE = 2.0
 
 
 def unit_of(result: Evaluation) -> str:
-    """Return the unit in which a result is reported first: nats for a density, whose bits/dim depend on the unit of measurement.
+    """Return the unit in which a result is reported first: nats for a density, whose bits/dim depend on the unit of measurement, and bits per
+    token for continuations given prompts.
 
     >>> import torch
     >>> unit_of(Evaluation.from_scores(torch.ones(2), dimensions=2))
     'nats'
     """
+    if is_prompted(result):
+        return UNIT
     return "nats" if result.provenance.get("levels") is None else "bits/dim"
 
 
@@ -38,16 +42,21 @@ def meaning(result: Evaluation) -> str:
     >>> meaning(Evaluation.from_scores(torch.ones(2), dimensions=2))
     'The exact value of −ln p(x), the negative log density of an item, in nats. Lower is better.'
     """
+    if is_prompted(result):
+        return (
+            "An upper bound on the bits that the model needs for each scored token, one of a continuation given its prompt: "
+            "−log₂ p(continuation | prompt), of all rows, divided by their scored tokens. Lower is better."
+        )
     discrete = result.provenance.get("levels") is not None
-    what = "bits that the model needs for each dimension of an item" if discrete else ""
+    needed = "bits that the model needs for each dimension of an item" if discrete else ""
     sentence = {
-        "bound": f"An upper bound on the {what}"
+        "bound": f"An upper bound on the {needed}"
         if discrete
         else "An upper bound on −ln p(x), the negative log density of an item, in nats",
-        "exact": f"The exact number of {what}"
+        "exact": f"The exact number of {needed}"
         if discrete
         else "The exact value of −ln p(x), the negative log density of an item, in nats",
-        "estimate": f"An estimate, which is not a bound, of the {what}"
+        "estimate": f"An estimate, which is not a bound, of the {needed}"
         if discrete
         else "An estimate, which is not a bound, of −ln p(x), the negative log density of an item, in nats",
     }[result.kind]
@@ -76,6 +85,8 @@ def of_what(result: Evaluation) -> str:
     """
     about = result.about
     data = ", ".join(str(about[key]) for key in ("data", "split") if about.get(key))
+    if is_prompted(result):
+        return f"{data}; {what(result)}" if data else what(result)
     levels = result.provenance.get("levels")
     form = (
         f"{result.dimensions:,} dimensions of {levels} levels" if levels else f"{result.dimensions:,} real dimensions"
@@ -110,9 +121,10 @@ def caveats(subject: Subject) -> list[str]:
     log = uniform(result)
     bound = result.nelbo.to("bits/dim", result.dimensions).value
     if log is not None and bound > log:
+        alike = "tokens" if is_prompted(result) else "levels"
         found.append(
-            f"The bound is worse than that of equally likely levels ({number(bound)} instead of {number(log)} bits/dim): the model has learned "
-            "nothing that helps with these items."
+            f"The bound is worse than that of equally likely {alike} ({number(bound)} instead of {number(log)} {unit_of(result)}): the model has "
+            "learned nothing that helps with these items."
         )
     else:
         found += _baseline(subject)
@@ -170,6 +182,27 @@ def different_data(subjects: Sequence[Subject]) -> str:
     return ""
 
 
+def identical_weights(results: Mapping[str, Evaluation]) -> list[str]:
+    """Return which of several models, given the same condition, have the same weights by their hashes, one sentence for each group.
+
+    >>> import torch
+    >>> one = Evaluation.from_scores(torch.ones(2), dimensions=2, provenance={"weights_sha256": "0123456789abcdef"})
+    >>> identical_weights({"a": one, "b": one})
+    ['a and b have identical weights (SHA-256 0123456789ab…): a difference comes from their settings or their draws, and not from training.']
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, result in results.items():
+        weights = result.provenance.get("weights_sha256")
+        if weights is not None:
+            groups.setdefault((str(weights), str(result.provenance.get("condition_sha256"))), []).append(name)
+    return [
+        f"{', '.join(names[:-1])} and {names[-1]} have identical weights (SHA-256 {weights[:12]}…): a difference comes from their settings or "
+        "their draws, and not from training."
+        for (weights, _), names in groups.items()
+        if len(names) > 1
+    ]
+
+
 def ranked(subjects: Sequence[Subject]) -> list[Subject]:
     """Return the evaluated subjects, the best first."""
     found = [one for one in subjects if one.evaluation is not None]
@@ -218,7 +251,8 @@ def _row(
     names: tuple[str, str], difference: Estimate, results: tuple[Evaluation, Evaluation], is_paired: bool
 ) -> dict[str, Any]:
     unit, kinds = difference.unit, (results[0].kind, results[1].kind)
-    nats = difference.to("nats", results[0].dimensions)
+    second = NATS if unit == UNIT else "nats"
+    nats = difference.to(second, results[0].dimensions)
     return {
         "a": names[0],
         "b": names[1],
