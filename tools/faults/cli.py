@@ -73,4 +73,11 @@ FAULTS = [
         "stage_maps(model, chosen.x[: len(ends.item)]",
         "cli/test_report_of_systems.py::test_score_writes_the_maps_of_a_system",
     ),
+    fault(
+        "cli/prompted.py",
+        "the error over rows takes their numbers of tokens as fixed",
+        "order - order.sum() / free.sum() * free",
+        "order - order.mean()",
+        "cli/test_language_models.py::test_a_report_of_prompts_counts_scored_tokens",
+    ),
 ]

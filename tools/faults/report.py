@@ -108,11 +108,4 @@ FAULTS = [
         'groups.setdefault((str(weights), ""), [])',
         "report/test_page.py::test_identical_weights_and_common_caveats_are_said_once",
     ),
-    fault(
-        "cli/prompted.py",
-        "the error over rows takes their numbers of tokens as fixed",
-        "order - order.sum() / free.sum() * free",
-        "order - order.mean()",
-        "cli/test_language_models.py::test_a_report_of_prompts_counts_scored_tokens",
-    ),
 ]
