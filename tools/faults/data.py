@@ -150,11 +150,4 @@ FAULTS = [
         "0",
         "data/test_derived_stream.py::test_the_record_of_a_condition_that_is_computed_from_a_stream",
     ),
-    fault(
-        "training/stage_data.py",
-        "the same draws of an encoder in every epoch of a stream",
-        "_generator(epoch, first)",
-        "_generator(0, first)",
-        "data/test_derived_stream.py::test_draws_of_an_encoder_are_drawn_anew_in_every_epoch_of_a_stream",
-    ),
 ]

@@ -255,4 +255,11 @@ FAULTS = [
         'made_from = [1, "", dataset.fingerprint(split)]',
         "training/test_clip_systems.py::test_features_are_computed_once",
     ),
+    fault(
+        "training/stage_data.py",
+        "the same draws of an encoder in every epoch of a stream",
+        "_generator(epoch, first)",
+        "_generator(0, first)",
+        "data/test_derived_stream.py::test_draws_of_an_encoder_are_drawn_anew_in_every_epoch_of_a_stream",
+    ),
 ]
