@@ -154,6 +154,7 @@ def presets_samples() -> str:
                 continue
             words = found.get("words")
             kept = f"{words['value']:.2f} ± {words['error']:.2f}" if words else ""
+            kept = "all" if words and words["error"] == 0 else kept
             items = len(one["samples"]["asked"]) * one["samples"]["each"]
             rows.append([f"`{name}`", weight, _share(found["accuracy"], items), kept])
     return markdown(["preset", "w", "samples of their digit", "words of the caption kept"], rows)

@@ -1,12 +1,10 @@
 """Tables of docs/leaderboard.md: our numbers from benchmarks/results, and published ones from benchmarks/published.json."""
 
 import json
-import math
-import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from result_tables.common import ROOT, markdown, record, with_error
+from result_tables.common import ROOT, markdown, over_seeds, record, with_error
 
 
 class Row(NamedTuple):
@@ -29,10 +27,9 @@ BOUND = "upper bound"
 
 
 def _over_seeds(found: list[dict[str, float]]) -> tuple[float, str]:
-    """Return the mean over seeds and its text with the standard error: by their spread or, where that is larger, by their Monte Carlo errors."""
-    values, n = [one["value"] for one in found], len(found)
-    mean, drawn = statistics.mean(values), math.sqrt(sum(one["error"] ** 2 for one in found)) / n
-    return mean, f"{with_error(mean, max(statistics.stdev(values) / math.sqrt(n), drawn))} ({n} seeds)"
+    """Return the mean over seeds and its text with the standard error."""
+    mean, error = over_seeds(found)
+    return mean, f"{with_error(mean, error)} ({len(found)} seeds)"
 
 
 def _published(data: str) -> Iterator[Row]:

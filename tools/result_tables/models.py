@@ -1,11 +1,10 @@
 """Tables of the pages about models."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from result_tables.common import markdown, numbers, record, two_digits, with_error
+from result_tables.common import markdown, numbers, over_seeds, record, two_digits, with_error
 
 # How the systems of benchmarks/order.py differ.
 _DIFFERENCES = {
@@ -347,11 +346,10 @@ def composite_bits(file: str = "systems_mnist.json") -> str:
     rows, systems = [], record(file)["systems"]
     for key, name, given in _SYSTEMS:
         seeds = list(systems[key]["seeds"].values())
-        bits = [one["bits"]["value"] for one in seeds]
         each = ", ".join(f"{one['bits']['value']:.3f} ± {one['bits']['error']:.3f}" for one in seeds)
         weights = sum(seeds[0]["weights"].values())
         took = " + ".join(f"{value:.1f}" for value in seeds[0]["training_seconds"].values())
-        mean = f"{statistics.mean(bits):.3f} ± {statistics.stdev(bits) / math.sqrt(len(bits)):.3f}"
+        mean = "{:.3f} ± {:.3f}".format(*over_seeds(one["bits"] for one in seeds))
         rows.append([name, given, mean, each, took, f"{weights / 1e6:.2f}"])
     return markdown(["system", "given", "bits/dim", "of each seed", "CPU-seconds by stage", "M weights"], rows)
 

@@ -5,7 +5,8 @@ Which order must hold:
     NELBO (8) = IWAE, K = 1       in expectation: two forms of one bound, MATH (7), (8), from independent draws
     IWAE, K = 1 ≥ 8 ≥ 64 ≥ …      for any draws, if a larger K contains the draws of the smaller one: Jensen's inequality
     NELBO ≥ IWAE                  in expectation, from independent draws
-    code ≥ NELBO                  a code is as long as the path form of the bound, and its overhead
+    code ≥ NELBO                  a code is as long as the path form of the bound, and its overhead, which is negative only where many latents are in the
+                                  tails of p (codec/laws.py)
     probability flow              no order: another model with the same network. For an optimal denoiser both are the law of the data, and
                                   no bound is below the flow; otherwise either may be lower
 
