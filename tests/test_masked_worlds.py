@@ -299,8 +299,6 @@ def test_refusals() -> None:
         Absorbing(3, signal=[0.5, 0.1])
     with pytest.raises(df.DiffusionalError, match="a_1 > a_2"):
         Absorbing(3, signal=[0.5, 0.6, 0.0])
-    with pytest.raises(df.DiffusionalError, match="steps"):
-        UniformNoise(3)
     with pytest.raises(df.DiffusionalError, match="a_1 < 1"):
         UniformNoise(3, signal=[1.0, 0.5])
     with pytest.raises(df.DiffusionalError, match="unordered"):

@@ -40,9 +40,9 @@ class UniformNoise(Float64, ForwardProcess):
         signal: a(u) by name or as a function, with a_t = a(t/T), or the numbers a_1 … a_T; see `Absorbing`.
 
     Times are ints or int64 tensors (B,), or u in [0, 1] in continuous time. There, no bound depends on the shape of a(u), but the variance of
-    its estimate does. Levels u have a = cos²(½πu) whatever the signal is, scaled to its ends a(0) and a(1): a redrawn position has a cost of
-    about (1/v) ln(1/v) at v = 1 − a → 0, with probability v, whose variance is finite if v falls as u², and infinite if it falls as u.
-    With a(0) = 1, the rule, z at u = 0 is x.
+    its estimate does: levels u have a = cos²(½πu), scaled to the ends a(0) and a(1) of the signal, whatever its shape. A redrawn position
+    has a cost of about (1/v) ln(1/v) at v = 1 − a → 0, with probability v. Levels at which v falls as u² rather than as u, and `draw_tilted`, keep
+    the variance finite. With a(0) = 1, the rule, z at u = 0 is x.
 
     Raises DiffusionalError for signals that do not fall, and for T steps with a_1 = 1.
 
@@ -63,7 +63,7 @@ class UniformNoise(Float64, ForwardProcess):
             if not table[0] < first <= 1:
                 raise DiffusionalError(f"expected a signal that falls from a(0) ≤ 1, got a(0) = {first:g}")
             self._ends = (first, float(table[-1]))
-            table = self._shares(torch.linspace(0, 1, _POINTS, dtype=torch.float64))[0]
+            table = self._at(torch.linspace(0, 1, _POINTS, dtype=torch.float64))[0]
         elif table[0] >= 1:
             raise DiffusionalError(f"expected a_1 < 1, got {float(table[0]):g}: z_1 would be x")
         self.categories = categories
@@ -90,7 +90,7 @@ class UniformNoise(Float64, ForwardProcess):
             )
         return UniformNoise(self.categories, steps, self._function)
 
-    def _shares(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return a and 1 − a at levels u of continuous time, without a difference of nearly equal numbers."""
         if not bool(((u >= 0) & (u <= 1)).all()):
             raise DiffusionalError(f"expected u in [0, 1], got {float(u.min()):g} to {float(u.max()):g}")
@@ -98,10 +98,10 @@ class UniformNoise(Float64, ForwardProcess):
         keep = last + (first - last) * torch.cos(angle).square()
         return keep, (1 - first) + (first - last) * torch.sin(angle).square()
 
-    def _probabilities(self, t: Time, first: int = 1) -> tuple[Tensor, Tensor]:
+    def shares(self, t: Time, first: int = 1) -> tuple[Tensor, Tensor]:
         """Return a_t and 1 − a_t (B,) or (), float64."""
         if self._continuous:
-            return self._shares(torch.as_tensor(t, dtype=torch.float64, device=self.signal.device))
+            return self._at(torch.as_tensor(t, dtype=torch.float64, device=self.signal.device))
         t = latents(t, first, len(self.signal), self.signal.device)
         keep = torch.cat([self.signal.new_ones(1), self.signal])[t]
         return keep, 1 - keep
@@ -116,11 +116,11 @@ class UniformNoise(Float64, ForwardProcess):
 
     def keeps(self, t: Time, first: int = 1) -> Tensor:
         """Return a_t (B,) or (), float64, t in `first` … T, with a_0 = 1; in continuous time a at level u."""
-        return self._probabilities(t, first)[0]
+        return self.shares(t, first)[0]
 
     def log_odds(self, t: Time) -> Tensor:
         """Return ln a_t/(1 − a_t) (B,) or (), at most 575: 1 − a is at least 10⁻²⁵⁰."""
-        keep, lost = self._probabilities(t)
+        keep, lost = self.shares(t)
         return keep.log() - lost.clamp(min=_LEAST).log()
 
     def log_snr(self, t: Time) -> Tensor:
@@ -138,16 +138,45 @@ class UniformNoise(Float64, ForwardProcess):
         u = torch.as_tensor(u, dtype=torch.float64, device=self.signal.device)
         (first, last), angle = self._ends, 0.5 * math.pi * u
         slope = (first - last) * math.pi * torch.sin(angle) * torch.cos(angle)
-        return slope / (self.categories * self._shares(u)[0])
+        return slope / (self.categories * self._at(u)[0])
 
     def draw(self, x: Batch, t: Time, noise: Batch) -> Batch:
-        """Return z_t ~ q(z_t|x) (B, L) for standard normal noise, in O(1) for a position: redrawn where Φ(−ε) < 1 − a_t, as category
-        ⌊K Φ(−ε)/(1 − a_t)⌋.
+        """Return z_t ~ q(z_t|x) (B, L) for standard normal noise, in O(1) for a position: those with Φ(−ε) < (1 − a_t)(1 − 1/K) differ
+        from x.
         """
-        lost = align(self._probabilities(t)[1].to(x.device), noise.double())
-        upper = ndtr(-noise.double())
-        fresh = (self.categories * upper / lost.clamp(min=_LEAST)).floor().clamp(max=self.categories - 1)
-        return torch.where(upper < lost, fresh, x.double()).to(x.dtype)
+        return self._changed(x, ndtr(-noise.double()), self._chance(t, x))
+
+    def draw_tilted(self, x: Batch, t: Time, noise: Batch) -> tuple[Batch, Tensor]:
+        """Return z (B, L) of which at least one position differs from x with probability at least ½, and the weight (B,) with which every
+        expectation is that over q(z_t|x), float64.
+
+        Let c = (1 − a_t)(1 − 1/K), the probability that a position differs, and p = 1 − (1 − c)^L that one does. For p < ½ the smallest of
+        L uniform numbers is transformed from its law below ½ to its law below p, and z differs from x with weight 2p. Otherwise z is x with
+        weight 2 (1 − p). For p ≥ ½ this is `draw`, with weight 1.
+        """
+        upper, chance = ndtr(-noise.double()), self._chance(t, x)
+        length = x.shape[1]
+        some = -torch.expm1(length * torch.log1p(-chance))
+        often = some.clamp(min=0.5)
+        least, at = upper.min(1, keepdim=True)
+        # 1 − (1 − m)^L is uniform for the smallest number m; the others are uniform above it.
+        below = -torch.expm1(length * torch.log1p(-least))
+        differs = below < often
+        lower = -torch.expm1(torch.log1p(-below * some / often) / length)
+        moved = (lower + (upper - least) / (1 - least) * (1 - lower)).scatter(1, at, lower)
+        z = torch.where(differs, self._changed(x, moved, chance), x)
+        weight = torch.where(differs, some / often, torch.where(some < 0.5, 2 * (1 - some), 1.0))
+        return z, weight[:, 0]
+
+    def _chance(self, t: Time, x: Batch) -> Tensor:
+        """Return the probability (B, 1) that a position of z_t differs from x."""
+        lost = self.shares(t)[1].to(x.device)
+        return (1 - 1 / self.categories) * align(lost.expand(len(x)), x.double())
+
+    def _changed(self, x: Batch, uniform: Tensor, chance: Tensor) -> Batch:
+        """Return x with one of the K − 1 other categories, all equally likely, where `uniform` is below `chance`."""
+        other = ((self.categories - 1) * uniform / chance.clamp(min=_LEAST)).floor().clamp(max=self.categories - 2)
+        return torch.where(uniform < chance, other + (other >= x), x.double()).to(x.dtype)
 
     def _redrawn(self, z: Batch, keep: Tensor, lost: Tensor) -> Tensor:
         """Return ln of the probabilities (B, L, K) of positions that keep z with probability `keep`, and are redrawn with probability `lost`."""
@@ -161,7 +190,7 @@ class UniformNoise(Float64, ForwardProcess):
 
     def marginal(self, x: Batch, t: Time) -> Categorical:
         """Return q(z_t | x), t in 1 … T, or at level u of continuous time."""
-        return self._states(self._redrawn(x, *self._probabilities(t)))
+        return self._states(self._redrawn(x, *self.shares(t)))
 
     def transition(self, z: Batch, t: Time) -> Categorical:
         """Return q(z_t | z_{t−1} = z), t in 1 … T; z_0 ≡ x."""
@@ -171,7 +200,7 @@ class UniformNoise(Float64, ForwardProcess):
 
     def seen(self, z: Batch, t: Time) -> Tensor:
         """Return ln q(z_t = z | x = k) (B, L, K) for every category k."""
-        return self._redrawn(z, *self._probabilities(t))
+        return self._redrawn(z, *self.shares(t))
 
     def _back(self, z_next: Batch, t: Time) -> Tensor:
         """Return ln q(z_{t+1} = z_next | z_t = j) (B, L, K) for every category j."""
@@ -181,7 +210,7 @@ class UniformNoise(Float64, ForwardProcess):
     def posterior(self, z_next: Batch, x: Batch, t: Time) -> Categorical:
         """Return q(z_t | z_{t+1} = z_next, x), t in 1 … T − 1."""
         latents(t, 1, self._discrete() - 1, x.device)
-        return self._states(self._back(z_next, t) + self._redrawn(x, *self._probabilities(t)))
+        return self._states(self._back(z_next, t) + self._redrawn(x, *self.shares(t)))
 
     def reverse(self, z_next: Batch, log_probs: Tensor, t: Time) -> Categorical:
         """Return Σ_k p_k q(z_t | z_{t+1} = z_next, x = k), t in 1 … T − 1, from ln p (B, L, K).

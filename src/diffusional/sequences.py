@@ -227,7 +227,7 @@ def exact_ledger(chain: Chain, x: Batch, values: int, nodes: int = 80) -> Ledger
             cost.append(q.kl(chain.step(items[some], level)))
         return expected(t + 1, torch.cat(cost))
 
-    def at(level: Tensor) -> Tensor:
+    def at(chain: UniformDiffusion, level: Tensor) -> Tensor:
         """Return dKL/du (B,) at a level u: the network is evaluated once for every latent."""
         context, cost = chain.context(z, level.expand(len(z))), []
         for some in torch.arange(len(rows)).split(_ROWS):
@@ -243,7 +243,7 @@ def exact_ledger(chain: Chain, x: Batch, values: int, nodes: int = 80) -> Ledger
         certain = not chain.decoder_uses_network
         first = chain.prior(x) * 0 if certain else expected(start, -chain.decode(items).log_prob(rows))
         u, weight = _tanh_sinh(nodes)
-        kl = torch.stack([weight[i] * at(u[i]) for i in range(nodes)], 1)
+        kl = torch.stack([weight[i] * at(chain, u[i]) for i in range(nodes)], 1)
     else:
         raise DiffusionalError(
             f"expected discrete time or a UniformDiffusion, got a {type(chain).__name__} in continuous time; use regrid(steps)"

@@ -2,12 +2,15 @@
 
     LLaDA   github.com/ML-GSAI/LLaDA, get_log_likelihood.py at b7e6c35: `forward_process`, `get_log_likelihood`
     MDLM    github.com/kuleshov-group/mdlm, diffusion.py and noise_schedule.py at c112c52: `_sample_t`, `_d3pm_loss`, `LogLinearNoise`
+    UDLM    github.com/kuleshov-group/discrete-diffusion-guidance, diffusion.py at edb0f8c: `_forward_pass_diffusion`
+    Duo     github.com/s-sahoo/duo, algo.py and trainer_base.py at 7c9b498: `nll_per_token`, `_sample_t`, `LogLinear`
     D3PM    github.com/google-research/google-research, d3pm/images/diffusion_categorical.py at 30adf0e: `q_posterior_logits`, `vb_terms_bpd`
 
 Nothing of them is copied: each function is their formula, written out again.
 """
 
 import math
+from collections.abc import Callable
 from itertools import permutations, product
 
 import pytest
@@ -251,3 +254,67 @@ def test_d3pm_s_bound_without_its_hybrid_term(kind: str) -> None:
         else:
             apart = (found.sum(1) / exact - 1).abs().max()
             assert 1e-9 < float(apart) < 1e-3
+
+
+# UDLM and Duo: uniform noise in continuous time.
+
+
+def plugged_in(x: Tensor, z: Tensor, a: Tensor, log_predicted: Tensor) -> Tensor:
+    """Their cost at every position (B, L), per unit of −a, written out: with x̄ = K a x + 1 − a and x̄_θ = K a x̂ + 1 − a,
+
+    [Σ_j x̄_j/x̄_z ln(x̄_θ,z x̄_j)/(x̄_θ,j x̄_z) − K/x̄_z + K/x̄_θ,z] / (K a)           (Schiff et al. 2024; Sahoo et al. 2025).
+    """
+    a, one = a[:, None, None], nn.functional.one_hot(x.long(), K).double()
+    true, found = (K * a * p + 1 - a for p in (one, log_predicted.exp()))
+    true_z, found_z = (p.gather(-1, z.long()[..., None]) for p in (true, found))
+    ratio = (true / true_z * (found_z * true / (found * true_z)).log()).sum(-1)
+    return (ratio - K / true_z[..., 0] + K / found_z[..., 0]) / (K * a[..., 0])
+
+
+def test_udlm_s_and_duo_s_continuous_time() -> None:
+    """The same cost at every x, z and a as with `evidence=True`: q(·|x̂) is the mixture over x with p(x|z) ∝ x̂ q(z|x). That over x̂ itself,
+    D3PM's, is another one. Sampling t from [10⁻³, 1] leaves out a third of a per cent of this bound.
+    """
+    length = 3
+    world, network = SequenceWorld.random(length, K, seed=2), Random(length).requires_grad_(False)
+    latents = all_sequences(length, K)
+    x, z = world.states.repeat_interleave(len(latents), 0), latents.repeat(len(world.states), 1)
+    model = UniformDiffusion(network, world.space, UniformNoise(K))
+    for level in (0.1, 0.5, 0.9):
+        u = torch.full((len(x),), level, dtype=torch.float64)
+        a, step = model.process.keeps(u), 1e-6
+        slope = -(model.process.keeps(u + step) - model.process.keeps(u - step)) / (2 * step)
+        theirs = plugged_in(x, z, a, network(z.long(), model.process.log_snr(u)).double().log_softmax(-1))
+        ours = model.density_map(x, z, u)
+        torch.testing.assert_close(ours, slope[:, None] * theirs, rtol=1e-8, atol=1e-10)
+
+    def charged(eps: float, drawn: Callable[[Tensor], Tensor], weighted: Callable[[Tensor], Tensor]) -> float:
+        """The mean over items and t ~ U[ε, 1] of their loss, with z drawn at one a(t) and weighted at another."""
+        import numpy as np
+
+        nodes, weights = np.polynomial.legendre.leggauss(100)
+        root = eps**0.5 + (1 - eps**0.5) * torch.from_numpy(0.5 * (nodes + 1))
+        mass = torch.from_numpy(weights) * (1 - eps**0.5) * root / (1 - eps)
+        total = 0.0
+        for t, w in zip(root.square(), mass, strict=True):
+            keep, a = drawn(t), weighted(t).expand(len(x))
+            time = torch.logit(a).clamp(-20, 20)
+            chance = torch.where(x == z, keep + (1 - keep) / K, (1 - keep) / K).prod(1)
+            log_predicted = network(z.long(), time).double().log_softmax(-1)
+            slope = float(weighted(torch.zeros(())) - weighted(torch.ones(())))
+            total += (
+                float(w) * slope * float((chance * plugged_in(x, z, a, log_predicted).sum(1)).sum()) / len(world.states)
+            )
+        return total
+
+    inside = UniformNoise(K, signal=lambda u: 0.999 * (1 - u))
+    both = [UniformDiffusion(network, world.space, inside, evidence) for evidence in (True, False)]
+    plugged, mixed = (float(exact_ledger(one, world.states, K).nelbo.mean()) for one in both)
+    assert mixed > 2 * plugged
+
+    exact = float(exact_ledger(model, world.states, K).nelbo.mean())
+    assert charged(0.0, lambda t: 1 - t, lambda t: 1 - t) == pytest.approx(exact, rel=1e-7)
+    duo = charged(1e-3, lambda t: 1 - 0.999 * t, lambda t: 1 - 0.999 * t) / exact - 1
+    udlm = charged(1e-3, lambda t: 1 - 0.999 * t, lambda t: 1 - t) / exact - 1
+    assert duo == pytest.approx(-0.0033, abs=1e-4)
+    assert udlm == pytest.approx(-0.0035, abs=1e-4)

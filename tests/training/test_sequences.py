@@ -62,10 +62,29 @@ def test_a_uniform_diffusion_is_trained_too(tmp_path: Path) -> None:
     assert model.steps == 8
 
 
+def test_a_uniform_diffusion_in_continuous_time_is_trained_sampled_and_evaluated(tmp_path: Path) -> None:
+    from diffusional.cli import main
+
+    path = tmp_path / "run"
+    trained = dataclasses.replace(config("uniform", steps=60, validate_every=60), schedule=ScheduleConfig())
+    df.train(trained, path)
+    model = df.load(path)
+    assert isinstance(model, df.UniformDiffusion)
+    assert model.steps is None
+    x = df.data.load("text", length=16).encode("test", slice(0, 64))
+    found = df.evaluate(model, x, target_error=0.05)
+    assert found.nelbo.to("bits/dim", 16).value < 4.6  # log2 27 is 4.75
+    # T steps of the same a(u) have another bound, with p(x|z_1).
+    few = df.evaluate(model.regrid(8), x, target_error=0.05)
+    assert few.nelbo.to("bits/dim", 16).value > found.nelbo.to("bits/dim", 16).value
+    main(["sample", str(path), "--n", "3"])
+    main(["evaluate", str(path), "--visits", "4", "--steps", "8"])
+
+
 def test_refusals(tmp_path: Path) -> None:
     for wrong in (
         lambda: dataclasses.replace(config(), schedule=ScheduleConfig(gamma_min=-5.0)),
-        lambda: dataclasses.replace(config("uniform"), schedule=ScheduleConfig()),
+        lambda: dataclasses.replace(config("uniform"), schedule=ScheduleConfig(gamma_max=5.0)),
         lambda: dataclasses.replace(config(), model=ModelConfig(kind="masked", predicts="levels")),
         lambda: dataclasses.replace(config(), model=ModelConfig(kind="masked", network="mlp")),
         lambda: dataclasses.replace(config(), latent=LatentConfig((3,))),

@@ -23,7 +23,7 @@ since p(k|z) ∝ π_k q(z|k). The divergence of two chains that jump at rates r 
 With a_1 = 1, z_1 is x, and with a_T = 0, KL_T is 0. If the contexts' predictions are exact, the model's jumps are those of the data's own
 reverse chain, and the bound is −ln p(x) of every item: two positions never jump at the same time.
 
-This is the bound of UDLM (Schiff et al. 2024) and Duo (Sahoo et al. 2025). They write λ with q(·|x̂) for their network's x̂ in place of x. That
+This is the bound of UDLM (Schiff et al. 2024) and Duo (Sahoo et al. 2025). They write λ with q(·|x̂) for their network's x̂ instead of x. That
 is the formula above with π = x̂, so that their networks are those with `evidence=True`. The mixture Σ_k x̂_k q(z_t|z_{t+1}, k) of D3PM is
 `evidence=False`, and has another bound.
 """
@@ -168,7 +168,9 @@ class UniformDiffusion(Chain):
         at, own = z.round().long()[..., None], x.round().long()[..., None]
         # ln q(y|π) and ln q(y|x), both relative to (1 − a)/K.
         model = torch.logaddexp(odds + context, torch.zeros_like(odds))
-        truth = torch.zeros_like(model).scatter(-1, own, torch.logaddexp(odds, torch.zeros_like(odds)).expand(own.shape))
+        truth = torch.zeros_like(model).scatter(
+            -1, own, torch.logaddexp(odds, torch.zeros_like(odds)).expand(own.shape)
+        )
         log_rate = model - model.gather(-1, at)
         log_true = truth - truth.gather(-1, at)
         # λ − r + r ln(r/λ) = r φ(ln λ/r), which is exact for a small ln λ/r, but may be 0 · ∞ for a large one.
@@ -182,7 +184,7 @@ class UniformDiffusion(Chain):
         return super().noisy(x, t, noise) if self.steps is not None else self.process.draw(x, t, noise)
 
     def level_kl(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> PerItem:
-        """Return KL_t (B,), or dKL/du in continuous time: one network evaluation."""
+        """Return KL_t (B,), or in continuous time dKL/du at the z of `UniformNoise.draw_tilted`, times its weight: one network evaluation."""
         if self.steps is not None:
             return super().level_kl(x, level, noise, condition)
         return self.kl_map(x, level, noise, condition).sum(1)
@@ -190,7 +192,8 @@ class UniformDiffusion(Chain):
     def kl_map(self, x: Batch, level: PerItem, noise: Batch, condition: Condition | None = None) -> Batch:
         if self.steps is not None:
             return super().kl_map(x, level, noise, condition)
-        return self.density_map(x, self.noisy(x, level, noise), level, condition)
+        z, weight = self.process.draw_tilted(x, level, noise)
+        return weight[:, None] * self.density_map(x, z, level, condition)
 
     def reconstruction(self, x: Batch, noise: Batch, condition: Condition | None = None) -> PerItem:
         """Return −ln p(x|z_1) (B,); 0 in continuous time from a(0) = 1, where z_1 is x."""
@@ -209,6 +212,27 @@ class UniformDiffusion(Chain):
         last = torch.ones((), dtype=torch.float64) if self.steps is None else self.steps
         # The same for every x.
         return self.process.marginal(x[:1], last).kl_map(self.last(1)).expand(x.shape)
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """ "redrawn" in continuous time; none in discrete time."""
+        return ("redrawn",) if self.steps is None else ()
+
+    def noise_moments(self, x: Batch, t: PerItem, noise: Tensor) -> Tensor:
+        """Return the number of positions that differ from x in the z of a visit to level u, times the weight of z, minus its expectation
+        L (1 − a)(1 − 1/K), all times what each of them costs as a → 1, (−a'/a)/K R ln R (B, 1). Much of the variance of dKL/du is that of
+        the number.
+        """
+        if self.steps is not None:
+            return super().noise_moments(x, t, noise)
+        k, (_, lost) = self.process.categories, self.process.shares(t)
+        z, weight = self.process.draw_tilted(x, t, noise)
+        changed = weight * (z != x).sum(1)
+        expected = (x.shape[1] * (1 - 1 / k) * lost).to(x.device)
+        odds = self.process.log_odds(t) + math.log(k)
+        log_ratio = torch.logaddexp(odds, torch.zeros_like(odds)).to(x.device)
+        each = self.process.rate(t).to(x.device) * log_ratio.exp() * log_ratio
+        return ((changed - expected) * each)[:, None]
 
     # Sampling.
 

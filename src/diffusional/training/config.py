@@ -480,15 +480,15 @@ def _check_gaussian_chain(config: Config) -> None:
 
 def _check_sequences(config: Config) -> None:
     """Raise DiffusionalError for options that a diffusion of sequences does not have."""
-    model, steps = config.model, config.schedule.steps
+    model = config.model
     if model.network not in (None, "transformer") or (model.predicts, model.likelihood) != (None, None):
         raise DiffusionalError(
             f'expected no model.predicts and likelihood, and model.network="transformer", for model.kind="{model.kind}", got '
             f"{model.predicts}, {model.likelihood} and {model.network}; leave them out"
         )
-    if replace(config.schedule, steps=None) != ScheduleConfig() or (steps is None and model.kind == "uniform"):
+    if replace(config.schedule, steps=None) != ScheduleConfig():
         raise DiffusionalError(
-            f'expected only schedule.steps for model.kind="{model.kind}" (of "uniform" it is needed), got schedule={config.schedule}'
+            f'expected only schedule.steps for model.kind="{model.kind}", got schedule={config.schedule}'
         )
     if config.latent != LatentConfig() or config.data.condition is not None:
         raise DiffusionalError(
