@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,13 @@ def test_the_command_line_evaluates_it(run: Path, tmp_path: Path, capsys: pytest
     path.write_text("The quick brown fox jumps over the lazy dog. " * 20)
     main(["evaluate", str(run), "--data", str(path), "--visits", "4"])
     assert "bits per character" in capsys.readouterr().out
+    # In few steps, which are another model's.
+    drawn = []
+    for name, options in (("all", []), ("few", ["--steps", "2"])):
+        main(["sample", str(run), "--n", "3", "--out", str(tmp_path / f"{name}.npz"), *options])
+        drawn.append(np.load(tmp_path / f"{name}.npz")["samples"])
+    assert drawn[0].shape == drawn[1].shape == (3, 16)
+    assert (drawn[0] != drawn[1]).any()
     other = tmp_path / "table.csv"
     other.write_text("a,b\n1,2\n")
     with pytest.raises(SystemExit) as stopped:
@@ -77,7 +85,7 @@ def test_a_uniform_diffusion_in_continuous_time_is_trained_sampled_and_evaluated
     # T steps of the same a(u) have another bound, with p(x|z_1).
     few = df.evaluate(model.regrid(8), x, target_error=0.05)
     assert few.nelbo.to("bits/dim", 16).value > found.nelbo.to("bits/dim", 16).value
-    main(["sample", str(path), "--n", "3"])
+    main(["sample", str(path), "--n", "3", "--steps", "20"])
     main(["evaluate", str(path), "--visits", "4", "--steps", "8"])
 
 

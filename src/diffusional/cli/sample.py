@@ -29,6 +29,7 @@ def run(command: Sample) -> Result:
     from diffusional.models.composite import Composite
     from diffusional.report.figures import grid
     from diffusional.space import Discrete
+    from diffusional.training.config import SEQUENCES
     from diffusional.training.run import load, read_run
 
     record = read_run(command.run)
@@ -55,15 +56,18 @@ def run(command: Sample) -> Result:
         )
     if not out.resolve().parent.is_dir():
         raise DiffusionalError(f"--out {out}: the folder {out.resolve().parent} does not exist")
-    place = device()
+    place, steps = device(), command.steps
+    if steps is not None and record.config.model.kind in SEQUENCES:
+        # The chain of that many steps is another model, which has a bound of its own.
+        model, steps = model.regrid(steps), None
     model, generator = model.to(place), torch.Generator(place).manual_seed(command.seed)
     options: dict[str, Any] = {}
     if len(model.sampling) > 1:
         options = {"method": command.method, "steps": command.steps, "eta": command.eta}
-    elif command.method != "ancestral" or command.steps is not None or command.eta:
+    elif command.method != "ancestral" or steps is not None or command.eta:
         raise DiffusionalError(
-            f'--method, --steps and --eta apply to model.kind="diffusion", but {command.run} has a {type(model).__name__}, which is not a '
-            "Gaussian diffusion model; leave them out"
+            f'--method, --steps and --eta apply to model.kind="diffusion", and --steps to "masked" and "uniform", but {command.run} has a '
+            f"{type(model).__name__}, which is not a Gaussian diffusion model; leave them out"
         )
     with working(f"drawing {command.n} samples"):
         # The activations of all samples may not fit into memory; n < 1 is refused by the model.
