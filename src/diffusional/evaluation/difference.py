@@ -49,7 +49,7 @@ def _none() -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """NELBO of A less NELBO of B: negative where A gives the data more probability. `difference` is in nats.
+    """NELBO of A less NELBO of B: negative where A's bound is lower. `difference` is in nats.
 
     It is the difference of two bounds, and so no bound itself. `freedom`, `reached`, `caveats` and `about` are as in an Evaluation; `a`
     and `b` are the two evaluations from the same draws. `per_item` has "item" (n,), "difference" (n,) of the scores in nats, and
@@ -184,7 +184,7 @@ class Comparison:
 
     def _title(self) -> str:
         first, second = (str(self.difference.to(unit, self.a.dimensions)) for unit in self.a.units)
-        return f"A − B, difference of two bounds: {first}; {second}; negative: A gives the data more probability"
+        return f"A − B, difference of two bounds: {first}; {second}; negative: A's bound is lower"
 
     def _rows(self) -> list[list[str]]:
         named = zip((*self.names, "A − B, paired"), (self.a.nelbo, self.b.nelbo, self.difference), strict=True)
