@@ -245,6 +245,20 @@ def test_two_models_are_compared_and_levels_have_a_grid_of_their_own() -> None:
     assert not torch.equal(one.noise_levels(), random(lambda u: 0.9 * (1 - u)).noise_levels())
 
 
+def test_costs_have_maps_and_log_prob_has_gradients() -> None:
+    """Every position of the map is unbiased, and so is the differentiable estimate of ln p(x)'s bound."""
+    model, x = random(), WORLD.states
+    level, noise = torch.rand(len(x), generator=generator(1)).double(), randn(len(x), L, seed=2)
+    torch.testing.assert_close(model.kl_map(x, level, noise).sum(1), model.kl_at(x, level, noise))
+    exact = exact_ledger(model, x, K).nelbo
+    learned = UniformDiffusion(Random(), WORLD.space, UniformNoise(K))
+    found = torch.stack([df.log_prob(learned, x, visits=16, seed=seed) for seed in range(80)])
+    error = found.std(0) / 80**0.5
+    assert float(((found.mean(0) + exact) / error).detach().abs().max()) < 4.5
+    found.mean().backward()
+    assert float(learned.network.first.grad.abs().sum()) > 0  # type: ignore[union-attr]
+
+
 def test_regrid_goes_both_ways() -> None:
     model = random("cosine")
     assert model.steps is None
