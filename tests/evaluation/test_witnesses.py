@@ -43,6 +43,23 @@ def test_every_witness_and_every_order() -> None:
     assert "<table>" in found._repr_html_()
 
 
+def test_groups_that_are_not_nested_are_ordered_in_expectation_only() -> None:
+    """Five of eight draws can have a lower bound than all eight; 1, 4 and 8 of them cannot."""
+    other = exact.Gaussian(torch.full((2,), 0.3), 0.6 * torch.eye(2))
+    process = df.GaussianDiffusion(schedule.log_snr_linear(-5.0, 5.0, 6))
+    wrong = df.DiffusionModel(process, other.denoiser(), likelihood.GaussianLikelihood(df.Continuous((2,))))
+    lower = 0
+    for seed in range(6):
+        found = witnesses(wrong, 1.4 * X[:2], counts=(1, 4, 5, 8), visits=16, seed=seed)
+        four, five = ({one.left: one for one in found.orders}[f"IWAE, K = {k}"] for k in (4, 5))
+        assert min(four.error, five.error) > 0
+        assert four.holds is five.holds is True
+        lower += five.difference < 0
+    nested = witnesses(wrong, X[:2], counts=(1, 4, 8), visits=16).orders
+    assert {one.error for one in nested if one.left in ("IWAE, K = 1", "IWAE, K = 4") and "IWAE" in one.right} == {0.0}
+    assert lower > 0
+
+
 def test_a_code_of_each_item_has_the_error_of_its_paths() -> None:
     bound = witnesses(model(), X, counts=(1, 2), visits=200).evaluations["NELBO"]
     apart = torch.tensor([0.3, -0.2, 0.1, 0.4, -0.1, 0.2], dtype=torch.float64)

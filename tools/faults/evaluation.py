@@ -1397,4 +1397,11 @@ FAULTS = [
         'others = {"prior": 0 * chain.prior(x)} | chain.extra(x)',
         "evaluation/test_differentiable.py::test_other_chains_have_it_too[6]",
     ),
+    fault(
+        "evaluation/witnesses.py",
+        "groups of draws that are not nested are ordered without an error",
+        "0.0 if nested else None",
+        "0.0",
+        "evaluation/test_witnesses.py::test_groups_that_are_not_nested_are_ordered_in_expectation_only",
+    ),
 ]

@@ -3,7 +3,8 @@
 Which order must hold:
 
     NELBO (8) = IWAE, K = 1       in expectation: two forms of one bound, MATH (7), (8), from independent draws
-    IWAE, K = 1 ≥ 8 ≥ 64 ≥ …      for any draws, if a larger K contains the draws of the smaller one: Jensen's inequality
+    IWAE, K = 1 ≥ 8 ≥ 64 ≥ …      for any draws if each K divides the next one, so that its groups are those of the next one, divided: Jensen's
+                                  inequality; otherwise in expectation
     NELBO ≥ IWAE                  in expectation, from independent draws
     code ≥ NELBO                  a code is as long as the path form of the bound, and its overhead, which is negative only where many latents are in the
                                   tails of p (codec/laws.py)
@@ -174,7 +175,7 @@ def witnesses(
 
     Args:
         data: items (N, *space.shape), encoded. A path takes T network evaluations: `some_items` chooses a part of a large set.
-        counts: K of the importance weights, all from the same draws.
+        counts: K of the importance weights, all from the same draws. If each of them divides the next one, their order holds for any draws.
         flow: options of the probability flow.
         condition: of the items, for conditional models.
         seed: of all noise; the draws of different witnesses are independent.
@@ -227,7 +228,7 @@ def witnesses(
     if code is not None:
         say("code")
         rows.append(_coded(code, model, data, condition, found["NELBO"]))
-    return Witnesses(tuple(rows), tuple(_orders(rows)), found, len(data), model.space.dimensions)
+    return Witnesses(tuple(rows), tuple(_orders(rows, counts)), found, len(data), model.space.dimensions)
 
 
 def _coded(
@@ -261,10 +262,10 @@ def _only_missing(error: DiffusionalError, check: Callable[[], None]) -> None:
     raise error
 
 
-def _orders(rows: Sequence[Witness]) -> list[Order]:
-    """Return the orders of the witnesses that there are."""
+def _orders(rows: Sequence[Witness], counts: Sequence[int]) -> list[Order]:
+    """Return the orders of the witnesses that there are; `counts` are the K of the importance weights, the smallest first."""
     known = {row.name: row.nelbo for row in rows if row.nelbo is not None}
-    weights = [name for name in known if name.startswith("IWAE")]
+    weights = [_iwae(k) for k in counts if _iwae(k) in known]
     found = []
 
     def add(left: str, relation: str, right: str, why: str, error: float | None = None) -> None:
@@ -275,8 +276,10 @@ def _orders(rows: Sequence[Witness]) -> list[Order]:
         holds = {"=": abs(off) <= allowed, "≥": off >= -allowed, "and": None}[relation]
         found.append(Order(left, relation, right, off, error, holds, why))
 
-    for left, right in itertools.pairwise(weights):
-        add(left, "≥", right, "the same draws, in larger groups", 0.0)
+    for few, many in itertools.pairwise(counts) if weights else ():
+        nested = many % few == 0 and counts[-1] % many == 0
+        why = "the same draws, in larger groups" if nested else "more draws are tighter"
+        add(_iwae(few), "≥", _iwae(many), why, 0.0 if nested else None)
     for name in weights:
         first = name == _iwae(1)
         add("NELBO", "=" if first else "≥", name, "two forms of one bound" if first else "more draws are tighter")
