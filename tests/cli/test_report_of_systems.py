@@ -130,6 +130,16 @@ def test_paths_are_those_of_the_last_stage(
     assert isinstance(model, df.Composite)
     own = model.sample_stages(4, torch.Generator().manual_seed(0))
     np.testing.assert_allclose(samples.images, (own[last].numpy() + 1) / 2, atol=1e-6)
+    # With weights that make the stages depend on each other.
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight.data, std=0.3)
+    own = model.sample_stages(4, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        again, states, _ = drawing._states_of_system(model, 4, torch.Generator().manual_seed(1), None)
+    assert list(again) == list(own)
+    assert all(again[stage].equal(own[stage]) for stage in own)
+    assert states[-1].equal(own[last])
 
 
 def test_a_decoder_without_latents_has_no_paths(drawn: dict[str, tuple[Samples, ItemScores]]) -> None:

@@ -87,4 +87,11 @@ FAULTS = [
         "steps = None",
         "training/test_sequences.py::test_the_command_line_evaluates_it",
     ),
+    fault(
+        "cli/items.py",
+        "another column of conditions ignored for the data of the run",
+        "if condition is not None:\n            own = record.config.data",
+        "if condition is not None and not data:\n            own = record.config.data",
+        "cli/test_two_conditions.py::test_another_column_is_not_ignored_for_the_data_of_the_run",
+    ),
 ]

@@ -227,4 +227,11 @@ FAULTS = [
         "return torch.cat([values, 0 * missing[:, None].to(z)], 1) if self.null else values",
         "training/test_joint_conditions.py::test_the_variable_of_the_stage_before_is_not_dropped",
     ),
+    fault(
+        "networks/joint.py",
+        "guidance without the first condition",
+        "self.always_given = (self.key,) if null else ()",
+        "self.always_given = ()",
+        "cli/test_two_conditions.py::test_errors_say_what_to_do",
+    ),
 ]

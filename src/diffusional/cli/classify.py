@@ -46,6 +46,8 @@ def _classify(command: Classify) -> Result:
         show_origin(model, command.run)
     if not record.classes:
         what = f"a condition of {record.form}" if record.form is not None else "no condition"
+        if record.text is not None and record.form is not None and record.form.kind != "joint":
+            what = "captions"
         raise DiffusionalError(
             f"{command.run} was trained with {what}, and classify needs classes; train a run with --condition label"
         )

@@ -1,6 +1,6 @@
 """The items that a command evaluates: a split of the run's own data, or all items of another file, in the run's space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +75,9 @@ def items(
     import numpy as np
 
     from diffusional.data.derived import is_derived, of_items
+    from diffusional.data.derived_stream import named
     from diffusional.data.given import Wanted
+    from diffusional.data.joint import split_condition
     from diffusional.data.texts import condition_of
     from diffusional.encoded import in_memory
     from diffusional.training.own import own_data
@@ -84,7 +86,8 @@ def items(
     if levels not in (None, space.levels):
         has = f"{space.levels} levels" if space.levels else "real values, which have no levels"
         raise DiffusionalError(f"--levels {levels}: the run was trained on data of {has}; leave it out")
-    own = record.config.data.condition
+    # Of two conditions the first is computed from the items, and the second is read beside them.
+    first, own = split_condition(record.config.data.condition)
     if condition is not None and own is not None and Wanted.of(condition).kind != (kind := Wanted.of(own).kind):
         raise DiffusionalError(
             f"--condition {condition}: expected a column or key of {kind}, since {record.path} was trained with the condition {own}"
@@ -100,11 +103,11 @@ def items(
     if data is None:
         parts = SPLITS if split == "all" else (split or "test",)
         return _of_own(record, own_data(record, parts), None, split)
-    if columns is None and _named(record, data) and (dataset := _same(record, data)) is not None:
+    if columns is None and _named(record, data) and (dataset := _same(record, data, condition)) is not None:
         return _of_own(record, dataset, data, split)
     found = _read(record, data, columns, decimal, condition=condition)
     total = [record.items.get(part) or -1 for part in SPLITS]
-    if columns is None and len(found) == sum(total) and (dataset := _same(record, data)) is not None:
+    if columns is None and len(found) == sum(total) and (dataset := _same(record, data, condition)) is not None:
         return _of_own(record, dataset, data, split)
     if split not in (None, "all"):
         found = _read(record, data, columns, decimal, split, condition)
@@ -115,8 +118,14 @@ def items(
         about["caption"] = np.array(found.captions)
     elif _is_read(record):
         assert record.form is not None
-        record.form.check(given, len(x))
+        form = record.form if first is None else dict(record.form.parts)["condition"]
+        form.check(given, len(x))
     elif record.form is not None:
+        if first is not None:
+            raise DiffusionalError(
+                f"{record.path} was trained with two conditions, {record.config.data.condition}, and does not record the names of its classes, so that "
+                f"labels in --data {data} cannot be matched; evaluate it on its own data, or from Python with df.evaluate(…, condition=…)"
+            )
         if not is_derived(own):
             raise DiffusionalError(
                 f"{record.path} was trained with a condition of {record.form} for each item, and --data {data} has none; evaluate it on its "
@@ -124,14 +133,22 @@ def items(
             )
         assert own is not None
         given = of_items(own, in_memory(x), space)
+    if first is not None:
+        if not is_derived(first):
+            raise DiffusionalError(
+                f"{record.path} was trained with the latents of an encoder as a condition, which are not computed for --data {data}; evaluate it on "
+                "its own data, or its system on these"
+            )
+        given = {"low": of_items(first, in_memory(x), space), **named(given)}
     return ChosenItems(data, split or "all", x, about, False, found.notes, given)
 
 
 def _is_read(record: "RunRecord") -> bool:
     """Return whether the condition of a run is numbers or tokens that are read beside the items."""
     from diffusional.data.given import Wanted
+    from diffusional.data.joint import split_condition
 
-    own = record.config.data.condition
+    _, own = split_condition(record.config.data.condition)
     return record.form is not None and own is not None and Wanted.of(own).kind in ("numbers", "tokens")
 
 
@@ -153,8 +170,10 @@ def _read(
     """Read other data, with those options of the run's own data that apply to data of this kind."""
     from diffusional.data import read
     from diffusional.data.formats import format_of
+    from diffusional.data.joint import split_condition
 
     own = record.config.data
+    _, second = split_condition(own.condition)
     kind = "digits" if data == "digits" else "hub" if data.startswith("hf:") else format_of(Path(data).expanduser())
     options: dict[str, Any] = {}
     if kind in ("images", "hub"):
@@ -164,9 +183,9 @@ def _read(
     if kind == "table":
         options["decimal"] = decimal or (None if data.lower().endswith(".parquet") else own.decimal)
     if record.classes:
-        options |= {"condition": condition or own.condition, "classes": record.classes}
+        options |= {"condition": condition or second, "classes": record.classes}
     elif record.text is not None or _is_read(record):
-        options |= {"condition": condition or own.condition}
+        options |= {"condition": condition or second}
     # A run that was trained on chosen columns reads only these from any file.
     chosen = columns if columns is not None or kind != "table" else own.columns
     return read(data, record.space, columns=chosen, names=record.columns, split=split, **options)
@@ -180,11 +199,19 @@ def _named(record: "RunRecord", data: str) -> bool:
     return record.source is not None and path.exists() and path.resolve() == Path(record.source).resolve()
 
 
-def _same(record: "RunRecord", data: str) -> "Dataset | None":
-    """Return the data set named `data` if each split has the same items as the run's, else None."""
+def _same(record: "RunRecord", data: str, condition: str | None) -> "Dataset | None":
+    """Return the data set named `data` if each split has the same items as the run's, with the same conditions in the column or key
+    `condition`, else None.
+    """
+    from diffusional.data.joint import joined_conditions, split_condition
     from diffusional.training.own import own_data
 
     try:
+        if condition is not None:
+            own = record.config.data
+            first, _ = split_condition(own.condition)
+            own = replace(own, condition=joined_conditions(first, condition))
+            record = replace(record, config=replace(record.config, data=own))
         return own_data(record, SPLITS, data)
     except (DiffusionalError, OSError):
         return None

@@ -213,7 +213,7 @@ def _other_condition(command: Sample, record: "RunRecord") -> Any:
     import numpy as np
     import torch
 
-    from diffusional.conditions import repeated, rows_of
+    from diffusional.conditions import concatenated, repeated, rows_of
     from diffusional.training.own import own_data
 
     form = record.form
@@ -233,6 +233,11 @@ def _other_condition(command: Sample, record: "RunRecord") -> Any:
             condition = own_data(record, (split,)).condition_of(split)
             n = len(next(iter(condition.values())) if isinstance(condition, dict) else condition)
             rows.append(rows_of(condition, _rows(word, n, command.n)))
+        elif form.kind == "joint":
+            raise DiffusionalError(
+                f"--condition {word}: {command.run} was trained with two conditions, {form}; expected a split of the run's data, such as "
+                "test, or an item of it, such as test:5, which has both"
+            )
         elif word.endswith(".npy"):
             try:
                 rows.append(torch.from_numpy(np.load(word, allow_pickle=False)).float())
@@ -246,10 +251,11 @@ def _other_condition(command: Sample, record: "RunRecord") -> Any:
                     f"--condition {word}: expected a split of the run's data (train, validation or test), an .npy file, or "
                     "comma-separated numbers"
                 ) from error
-    for one in rows:
-        form.check(one, len(next(iter(one.values())) if isinstance(one, dict) else one))
-    from diffusional.conditions import concatenated
-
+    for word, one in zip(command.condition, rows, strict=True):
+        try:
+            form.check(one, len(next(iter(one.values())) if isinstance(one, dict) else one))
+        except DiffusionalError as error:
+            raise DiffusionalError(f"--condition {word}: {error}") from error
     found = concatenated(rows)
     n = len(next(iter(found.values())) if isinstance(found, dict) else found)
     if n > command.n > 0:

@@ -192,7 +192,7 @@ def _targets(arrays: dict[str, np.ndarray], source: str, condition: str) -> dict
     words = {key: set(key.lower().split("_")) | {key, key.lower()} for key in arrays}
     if wanted.kind != "labels":
         held = {name for found in words.values() for name in found}
-        names = set(wanted.among([name for name in (*arrays, *TEXT_NAMES) if name in held], source))
+        names = set(wanted.among([name for name in dict.fromkeys((*arrays, *TEXT_NAMES)) if name in held], source))
         chosen = {key for key in arrays if words[key] & names}
         if wanted.kind == "tokens":
             chosen |= {key for key in arrays if _MASK in words[key]}

@@ -28,6 +28,11 @@ def split_condition(condition: str | None) -> tuple[str | None, str | None]:
     """
     first, both, own = (condition or "").partition(_AND)
     if not both:
+        before, plus, after = first.partition("+")
+        if plus and is_derived(before.strip()):
+            raise DiffusionalError(
+                f"condition={condition!r}: expected two conditions with spaces around the +, {before.strip() + _AND + after.strip()!r}"
+            )
         return None, condition
     if not own or is_derived(own) or not (is_derived(first) or first.startswith("encoder:")):
         raise DiffusionalError(
@@ -35,6 +40,15 @@ def split_condition(condition: str | None) -> tuple[str | None, str | None]:
             "as label or caption, after it"
         )
     return first, own
+
+
+def joined_conditions(first: str | None, own: str) -> str:
+    """Return two conditions as one text; `own` if there is no first.
+
+    >>> joined_conditions("inpaint", "caption"), joined_conditions(None, "label")
+    ('inpaint + caption', 'label')
+    """
+    return own if first is None else f"{first}{_AND}{own}"
 
 
 def with_derived_first(dataset: Dataset, condition: str) -> Dataset:

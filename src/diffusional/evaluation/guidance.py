@@ -32,7 +32,7 @@ from diffusional.evaluation.sweep import mean_of_items
 from diffusional.evaluation.visit_records import VisitRecords
 from diffusional.evaluation.visits import LevelVisits, network_rows, slopes
 from diffusional.forward import diffuse
-from diffusional.ledger import Estimate
+from diffusional.ledger import Estimate, with_error
 from diffusional.models.base import LatentVariableModel, evaluation_mode
 from diffusional.models.denoiser import unassisted
 from diffusional.models.guidance import combined
@@ -96,13 +96,23 @@ class GuidanceTable:
         lines = [f"{'weight':>8}  {'NELBO':<44}  NELBO(w) − NELBO(1), nats"]
         for k, (w, nelbo, rise) in enumerate(zip(self.weights, self.nelbo, self.rise, strict=True)):
             bits = str(nelbo.to("bits/dim", self.dimensions))
-            parts = [f"{name} {rises[k].value:.3f} ± {rises[k].error:.3f}" for name, rises in self.stages.items()]
+            parts = [f"{name} {_change(rises[k])}" for name, rises in self.stages.items()]
             of_stages = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-            lines.append(f"{w:>8g}  {bits:<44}  {rise.value:.3f} ± {rise.error:.3f}{of_stages}")
+            lines.append(f"{w:>8g}  {bits:<44}  {_change(rise)}{of_stages}")
         lines.append(f"I(x; c) if the denoisers are optimal: {self.curvature} by the curvature, {self.direct} directly")
         if self.optimum is not None:
             lines.append(f"least NELBO at w = {self.optimum:.3f}")
         return "\n".join(lines)
+
+
+def _change(rise: Estimate) -> str:
+    """Return a difference with its Monte Carlo error, to two digits of it; "0" for w = 1.
+
+    >>> _change(Estimate(-0.00025, 0.000072, 0.0, 50, 400)), _change(Estimate(0.0, 0.0, 0.0, 50, 400))
+    ('-0.000250 ± 0.000072', '0')
+    """
+    value, error = with_error(rise.value, rise.error)
+    return f"{value} ± {error}" if rise.error else "0" if not rise.value else value
 
 
 def guidance_table(

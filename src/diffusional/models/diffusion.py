@@ -167,6 +167,11 @@ class DiffusionModel(Chain):
 
     def check_without_condition(self) -> None:
         """Raise DiffusionalError if the network requires a condition."""
+        if always := getattr(self.denoiser.module, "always_given", ()):
+            raise DiffusionalError(
+                f"the model has no bound of p(x): it requires {', '.join(map(repr, always))} also where its other condition is missing. Use "
+                "df.compare or evaluate RUN RUN --other-condition for two of its conditions"
+            )
         if requires_condition(self.denoiser.module):
             raise DiffusionalError(
                 f"the {type(self.denoiser.module).__name__} requires a condition: it was not trained with condition dropout, so that the model "

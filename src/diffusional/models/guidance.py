@@ -92,6 +92,9 @@ class Guided(Denoiser):
                 f"expected kept to be names of entries of the condition, without null, got kept={kept!r} and null={null!r}; put the entries "
                 "that stay into null"
             )
+        if null is None and not kept:
+            # A network of two conditions may need one of them for every prediction.
+            kept = getattr(denoiser.module, "always_given", ())
         if weight != 1 and null is None and not kept and requires_condition(denoiser.module):
             raise DiffusionalError(
                 f"guidance with weight {weight:g} needs predictions without a condition, but the {type(denoiser.module).__name__} "

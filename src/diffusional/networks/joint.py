@@ -40,6 +40,8 @@ class JointAdapter(Adapter):
         super().__init__()
         self.network, self.form, self.null = network, form, null
         (self.key, self.first), (_, self.own) = form.parts
+        # Entries of the condition without which it has no prediction, if the others may be missing.
+        self.always_given = (self.key,) if null else ()
         for name, part in (("first", self.first), ("own", self.own)):
             if part.kind == "numbers":
                 self.register_buffer(f"{name}_mean", torch.tensor(part.mean))
