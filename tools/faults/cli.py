@@ -6,7 +6,7 @@ FAULTS = [
     fault(
         "cli/drawing.py",
         "stages of a cascade are not brought to the size of x",
-        "pictures.append(shown.repeat_interleave(block, -1).repeat_interleave(block, -2).numpy())",
+        "pictures.append(enlarged(shown, block).numpy())",
         "pictures.append(shown.repeat(1, 1, block, block).numpy())",
         "cli/test_report_of_systems.py::test_a_cascade_shows_its_samples_by_stage",
     ),

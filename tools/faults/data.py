@@ -41,8 +41,8 @@ FAULTS = [
     fault(
         "data/texts.py",
         "embeddings of another encoder from the cache",
-        "json.dumps([1, encoder.sha256, list(texts)])",
-        "json.dumps([1, encoder.name, list(texts)])",
+        "made_from = [1, encoder.sha256, list(texts)]",
+        "made_from = [1, encoder.name, list(texts)]",
         "text/test_pretrained.py::test_embeddings_are_computed_once",
     ),
     fault(

@@ -1000,13 +1000,6 @@ FAULTS = [
         "models/test_composite.py::test_a_cascade_sums_to_one_and_stays_below_ln_p",
     ),
     fault(
-        "models/composite/cascade.py",
-        "a latent noised once more when it is handed over in sampling",
-        "return model.model.sample(n, generator, model.given(before, c))",
-        "return model.sample(n, generator, c)",
-        "models/test_composite.py::test_samples_are_those_of_the_joint_model",
-    ),
-    fault(
         "models/diffusion.py",
         "a map of the squared errors without the weight of the level",
         "return reverse.kl_map(errors, log_r, gamma_s, gamma_t)",
