@@ -20,10 +20,10 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 # The id of the heading at the top of a picture of a report, and its height, by width and scheme.
 REPORT = {
-    (1440, "light"): (None, 1570),
-    (1440, "dark"): ("costs", 2130),
+    (1440, "light"): (None, 1485),
+    (1440, "dark"): ("costs", 1645),
     (375, "light"): (None, 1500),
-    (375, "dark"): ("costs", 2100),
+    (375, "dark"): ("costs", 2070),
 }
 
 

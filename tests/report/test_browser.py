@@ -102,8 +102,10 @@ def test_tables_are_not_cut_off_on_a_desktop_and_show_that_they_scroll_on_a_phon
     cut = """() => [...document.querySelectorAll('.scroll:has(table)')].filter(one => one.checkVisibility())
         .filter(one => one.scrollWidth > one.clientWidth + 1)"""
     opened, _, _ = visit(files["several"], 1440, "light")
+    opened.evaluate("document.querySelectorAll('details.fold').forEach(one => one.open = true)")
     assert opened.evaluate(f"({cut})().map(one => one.getAttribute('aria-label'))") == []
     opened, _, _ = visit(files["several"], 375, "dark")
+    opened.evaluate("document.querySelectorAll('details.fold').forEach(one => one.open = true)")
     shown = opened.evaluate(f"({cut})().map(one => getComputedStyle(one).backgroundImage)")
     assert len(shown) > 1
     assert all(one.count("linear-gradient") == 4 for one in shown)
@@ -215,3 +217,50 @@ def test_the_print_is_light_and_leaves_nothing_out(files: dict[str, Path], visit
     opened.set_viewport_size({"width": 703, "height": 1000})
     assert opened.evaluate("document.documentElement.scrollWidth") <= 703
     assert opened.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_parts_that_are_folded_away_are_printed(files: dict[str, Path], visit: Any) -> None:
+    heights = """() => [...document.querySelectorAll('details.fold')].map(one =>
+        [one.open, one.lastElementChild.checkVisibility({contentVisibilityAuto: true}),
+         one.lastElementChild.getBoundingClientRect().height > 0])"""
+    opened, _, _ = visit(files["several"], 703, "light")
+    shown = opened.evaluate(heights)
+    # Settings, ledgers, ends of the items, fingerprints and terms.
+    assert len(shown) >= 8
+    assert all(not is_open and not visible for is_open, visible, _ in shown)
+    opened.emulate_media(media="print")
+    # A new medium is laid out with the next frame.
+    opened.wait_for_function(f"({heights})().every(([is_open, visible, tall]) => !is_open && visible && tall)")
+    assert opened.evaluate(heights) == [[False, True, True]] * len(shown)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 703
+
+
+def test_a_link_to_the_terms_unfolds_them(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["several"], 375, "light")
+    assert not opened.evaluate("document.getElementById('terms').checkVisibility()")
+    opened.click("main a[href='#terms']")
+    assert opened.evaluate("document.getElementById('terms').closest('details').open")
+    # Below its heading, which is on the screen too.
+    top = "document.getElementById('{}').getBoundingClientRect().top"
+    assert 0 <= opened.evaluate(top.format("words")) < opened.evaluate(top.format("terms")) < 800
+
+
+def test_folds_shorten_the_page_on_a_phone(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["several"], 375, "light")
+    height = "document.documentElement.scrollHeight"
+    folded = opened.evaluate(height)
+    opened.evaluate("document.querySelectorAll('details.fold').forEach(one => one.open = true)")
+    assert folded < 0.8 * opened.evaluate(height)
+    # All contents are on the first screen, and each of them leads to a heading or to the terms.
+    assert opened.evaluate("document.getElementById('contents').getBoundingClientRect().bottom") < 800
+    ends = opened.evaluate(
+        "[...document.querySelectorAll('#contents a')].map(one => document.querySelector(one.getAttribute('href')).tagName)"
+    )
+    assert ends == ["H2"] * (len(ends) - 1) + ["DL"]
+
+
+def test_a_single_run_has_its_ledger_and_items_open(files: dict[str, Path], visit: Any) -> None:
+    opened, _, _ = visit(files["wide"], 1440, "light")
+    found = opened.evaluate("[...document.querySelectorAll('details.fold > summary')].map(one => one.innerText)")
+    assert found == ["Seed, versions and fingerprints of runs/a", "The terms of this page"]
+    assert opened.evaluate("document.querySelector('.cards').checkVisibility()")

@@ -389,7 +389,7 @@ def test_the_words_and_the_errors_are_explained_where_the_numbers_are() -> None:
     assert "Nat, bits/dim, D" in words
     shown = text[text.index('id="number"') : text.index('id="costs"')]
     assert "√(MC² + items²). Intervals are 95 %." in shown
-    assert 'href="#words"' in shown
+    assert 'href="#terms"' in shown
 
 
 def test_how_to_reproduce() -> None:
@@ -617,6 +617,21 @@ def test_prompts_and_other_data_have_reports_of_their_own() -> None:
     about = {"prompts": {"tokens": 7}}
     with pytest.raises(DiffusionalError, match=r"text.tokens, got None"):
         page([Subject("a", replace(continuations(), about=about))])
+
+
+def test_what_a_newcomer_asks_about_a_text_is_said_at_its_number() -> None:
+    text = page([texts()])
+    shown = text[text.index('id="number"') : text.index('id="costs"')]
+    for said in (
+        "bits that the model needs for each token of a block",
+        "9 blocks of 5 tokens, of 27 kinds",
+        "equally likely tokens",
+    ):
+        assert said in shown
+    assert "dimensions of" not in shown
+    latents = replace(masked(), provenance=dict(masked().provenance) | {"latents": 5})
+    assert "T = 5: a latent for each number of masked positions" in page([Subject("a", latents)])
+    assert "T = 5 latents" in page([Subject("a", replace(images(), provenance=DATA | {"latents": 5}))])
 
 
 def test_identical_weights_and_common_caveats_are_said_once() -> None:

@@ -39,6 +39,8 @@ _UNCOVERED = (
 )
 # The most settings that the table of differing ones shows.
 _SETTINGS = 12
+# What T is, where it is no number of latents.
+_OF_TIME = {"T = ∞": ": continuous time"}
 # Bins of a histogram of items.
 _BINS = 30
 
@@ -200,7 +202,8 @@ def _headline(name: str, result: Evaluation, items: ItemScores | None = None) ->
     if calls:
         facts.append(f"{calls:,} network evaluations, {calls / result.nelbo.n:.1f} per {_thing(result)}")
     if not prompts.is_prompted(result):
-        facts += [f"{time} latents" if " (" not in time else time for time in result.times()]
+        masks = ": a latent for each number of masked positions" if texts.has_masks(result) else " latents"
+        facts += [f"{time}{_OF_TIME.get(time, masks)}" if " (" not in time else time for time in result.times()]
     return {
         "name": name,
         "value": number(main.value, main.error or main.item_error),
@@ -305,7 +308,7 @@ def _standing(subjects: Sequence[Subject], unit: str) -> dict[str, Any] | None:
         marks.append(Dot(name, one.value, one.error, one.item_error, "s0" if is_model else "s6"))
     log = verdicts.uniform(rows[0][1])
     if log is not None and unit != "nats":
-        alike = f"equally likely {'tokens' if unit == prompts.UNIT else 'levels'}"
+        alike = f"equally likely {verdicts.alike_of(rows[0][1])}"
         shown.append({"name": alike, "cells": [number(log), "0", "0"], "kind": "exact", "model": False})
         marks.append(Dot(alike, log, 0.0, style="s6"))
         shown.sort(key=lambda row: float(row["cells"][0].replace("−", "-")))
@@ -496,6 +499,7 @@ def _ends(name: str, items: ItemScores, factor: float, unit: str) -> dict[str, A
 
     return {
         "name": name,
+        "things": "rows" if rows else "items",
         "how": items.how,
         "reference": items.reference,
         "negative": "",

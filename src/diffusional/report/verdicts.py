@@ -48,7 +48,8 @@ def meaning(result: Evaluation) -> str:
             "−log₂ p(continuation | prompt), of all rows, divided by their scored tokens. Lower is better."
         )
     discrete = result.provenance.get("levels") is not None
-    needed = "bits that the model needs for each dimension of an item" if discrete else ""
+    of = "token of a block" if isinstance(result.about.get("text"), Mapping) else "dimension of an item"
+    needed = f"bits that the model needs for each {of}" if discrete else ""
     sentence = {
         "bound": f"An upper bound on the {needed}"
         if discrete
@@ -88,11 +89,24 @@ def of_what(result: Evaluation) -> str:
     if is_prompted(result):
         return f"{data}; {what(result)}" if data else what(result)
     levels = result.provenance.get("levels")
+    if isinstance(result.about.get("text"), Mapping):
+        blocks = f"{result.nelbo.n:,} blocks of {result.dimensions:,} tokens, of {levels:,} kinds"
+        return f"{data}; {blocks}" if data else blocks
     form = (
         f"{result.dimensions:,} dimensions of {levels} levels" if levels else f"{result.dimensions:,} real dimensions"
     )
     items = f"{result.nelbo.n:,} items of {form}"
     return f"{data}; {items}" if data else items
+
+
+def alike_of(result: Evaluation) -> str:
+    """Return what is equally likely in the simplest model of discrete data.
+
+    >>> import torch
+    >>> alike_of(Evaluation.from_scores(torch.ones(2), dimensions=2))
+    'levels'
+    """
+    return "tokens" if isinstance(result.about.get("text"), Mapping) else "levels"
 
 
 def uniform(result: Evaluation) -> float | None:
@@ -121,7 +135,7 @@ def caveats(subject: Subject) -> list[str]:
     log = uniform(result)
     bound = result.nelbo.to("bits/dim", result.dimensions).value
     if log is not None and bound > log:
-        alike = "tokens" if is_prompted(result) else "levels"
+        alike = alike_of(result)
         found.append(
             f"The bound is worse than that of equally likely {alike} ({number(bound)} instead of {number(log)} {unit_of(result)}): the model has "
             "learned nothing that helps with these items."
