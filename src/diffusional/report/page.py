@@ -39,7 +39,7 @@ _UNCOVERED = (
 )
 # The most settings that the table of differing ones shows.
 _SETTINGS = 12
-# What is said of T in continuous time, instead of "latents".
+# What follows T in continuous time, instead of "latents".
 _OF_TIME = {"T = ∞": ": continuous time"}
 # Bins of a histogram of items.
 _BINS = 30
