@@ -31,25 +31,4 @@ FAULTS = [
         "often = some.clamp(min=1e-300)",
         "test_uniform_continuous.py::test_visits_have_bounded_variance_at_every_level",
     ),
-    fault(
-        "models/redrawn.py",
-        "the evidence of z counts twice in the rates of continuous time",
-        "return (logits if self.evidence else logits - self.process.seen(z, t)).log_softmax(-1)",
-        "return (logits + self.process.seen(z, t)).log_softmax(-1)",
-        "test_uniform_continuous.py::test_with_exact_contexts_the_bound_is_the_data_s_own",
-    ),
-    fault(
-        "models/redrawn.py",
-        "the jump to z itself has a cost",
-        "near, far).scatter(-1, at, 0.0)",
-        "near, far).scatter(-1, own, 0.0)",
-        "test_uniform_continuous.py::test_the_density_is_the_cost_of_a_short_step",
-    ),
-    fault(
-        "models/redrawn.py",
-        "a moment of the noise whose mean is not zero",
-        "x.shape[1] * (1 - 1 / k) * lost",
-        "x.shape[1] * lost",
-        "test_uniform_continuous.py::test_the_number_of_redrawn_positions_is_a_control",
-    ),
 ]
