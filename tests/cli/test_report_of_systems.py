@@ -124,7 +124,9 @@ def test_paths_are_those_of_the_last_stage(
     assert samples.paths.shape == (3, 7, 1, 8, 8)
     assert list(samples.path_labels) == ["−6.0", "−3.6", "−1.2", "1.2", "3.6", "6.0", "x"]
     np.testing.assert_allclose(samples.paths[:, -1], samples.images[:3].clip(0, 1))
-    assert f"The paths are those of stage {last}, for the samples of the stage before." in samples.how
+    assert (
+        f"The paths are those of stage {last}, at 6 noise levels, for the samples of the stage before." in samples.how
+    )
     assert "paths from noise (left) to a sample (right)" in shown(samples, items)
     model = df.load(folder / name)
     assert isinstance(model, df.Composite)
@@ -136,10 +138,21 @@ def test_paths_are_those_of_the_last_stage(
         torch.nn.init.normal_(weight.data, std=0.3)
     own = model.sample_stages(4, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        again, states, _ = drawing._states_of_system(model, 4, torch.Generator().manual_seed(1), None)
+        again, states, *_ = drawing._states_of_system(model, 4, torch.Generator().manual_seed(1), None)
     assert list(again) == list(own)
     assert all(again[stage].equal(own[stage]) for stage in own)
     assert states[-1].equal(own[last])
+
+
+def test_paths_of_a_stage_in_continuous_time_have_a_hundred_levels(tmp_path: Path) -> None:
+    stage = replace(SMALL, schedule=ScheduleConfig(gamma_min=-6.0, gamma_max=6.0))
+    config = CompositeConfig("cascade", {"a": SMALL, "b": stage}, DataConfig(), (4,))
+    train_composite(config, tmp_path / "run", console=Console(quiet=True))
+    samples = drawing.samples_of(df.load(tmp_path / "run"), read_run(tmp_path / "run"), 2, 0, "test")
+    assert "The paths are those of stage b, at 100 noise levels, for" in samples.how
+    assert samples.paths is not None
+    assert samples.paths.shape == (2, 8, 1, 8, 8)
+    assert list(samples.path_labels)[::7] == ["−6.0", "x"]
 
 
 def test_a_decoder_without_latents_has_no_paths(drawn: dict[str, tuple[Samples, ItemScores]]) -> None:

@@ -238,6 +238,7 @@ def test_the_noise_levels_of_links_are_those_of_the_stages(runs: dict[str, Path]
         ({"kind": "latent", "factors": ()}, "autoencoder, prior"),
         ({"data": DataConfig(downscale=(2,))}, "data.downscale"),
         ({"stages": {"a b": SMALL, "c": SMALL}}, "a b"),
+        ({"data": DataConfig()}, "condition_dropout=0.2 was given for stage 'base', whose data have no condition"),
     ],
 )
 def test_configs_that_are_refused(change: dict[str, object], named: str) -> None:

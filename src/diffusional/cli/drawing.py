@@ -100,9 +100,8 @@ def samples_of(model: "LatentVariableModel", record: "RunRecord", n: int, seed: 
         how += f" The classes are used in turn: {', '.join(record.classes[:10])}{', …' if len(record.classes) > 10 else ''}."
     with working(f"drawing {n} samples"), torch.no_grad():
         if isinstance(model, Composite):
-            drawn, kept, labels = _states_of_system(model, n, generator, moved(condition, place))
-            if labels:
-                how += f" The paths are those of stage {[*drawn][-1]}, for the samples of the stage before."
+            drawn, kept, labels, paths = _states_of_system(model, n, generator, moved(condition, place))
+            how += paths
         else:
             drawn = {}
             kept, labels = _states(model, n, generator, moved(condition, place), chain and not table and not sequences)
@@ -167,17 +166,22 @@ def _sides(shape: tuple[int, ...]) -> str:
 
 def _states_of_system(
     model: "Composite", n: int, generator: Any, condition: Any
-) -> "tuple[dict[str, Tensor], list[Tensor], list[str]]":
-    """Return samples of every stage's variable by name, as `sample_stages` does, and the states of the last stage with their labels: its samples
-    only, without labels, unless it is a chain of images.
+) -> "tuple[dict[str, Tensor], list[Tensor], list[str], str]":
+    """Return samples of every stage's variable by name, as `sample_stages` does; the states of the last stage with their labels: its samples
+    only, without labels, unless it is a chain of images; and how these paths were drawn, a sentence.
     """
     from itertools import islice
 
     *firsts, last = model.stages
     drawn = dict(islice(model.generate(n, generator, condition), len(firsts)))
     decoder, given = model.sampled_by(last, drawn[firsts[-1]], generator, condition)
-    kept, labels = _states(decoder, n, generator, given, decoder.visited() is decoder and len(decoder.space.shape) == 3)
-    return {name: y.cpu() for name, y in drawn.items()} | {last: kept[-1]}, kept, labels
+    walked, how = decoder.visited() is decoder and len(decoder.space.shape) == 3, ""
+    if walked:
+        if decoder.steps is None or decoder.steps > _STEPS:
+            decoder = decoder.regrid(_STEPS)
+        how = f" The paths are those of stage {last}, at {decoder.steps} noise levels, for the samples of the stage before."
+    kept, labels = _states(decoder, n, generator, given, walked)
+    return {name: y.cpu() for name, y in drawn.items()} | {last: kept[-1]}, kept, labels, how
 
 
 def _states(model: Any, n: int, generator: Any, condition: Any, with_paths: bool) -> "tuple[list[Tensor], list[str]]":

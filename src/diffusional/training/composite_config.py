@@ -117,6 +117,13 @@ class CompositeConfig:
             raise DiffusionalError(
                 "expected the data of the system itself, got data.downscale or data.encoder; leave them out"
             )
+        # Before a stage is trained, since a later one would be refused only when its turn comes.
+        for name, stage in self.of_stages().items():
+            if stage.condition_dropout and stage.data.condition is None:
+                raise DiffusionalError(
+                    f"condition_dropout={stage.condition_dropout:g} was given for stage {name!r}, whose data have no condition; give data.condition, "
+                    "such as label, or leave it out"
+                )
 
     def of_stages(self, encoder: str = "../{name}") -> dict[str, Config]:
         """Return the config of every stage's run, with its data: items of its variable, and the variable of the stage before as condition.
