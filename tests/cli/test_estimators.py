@@ -52,6 +52,39 @@ def test_importance_weights_and_the_flow_are_records(
     assert {"solver_error", "probe_error", "draw_error"} <= set(rows[0])
 
 
+def test_replicates_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fixed number of replicates, or as many as a target takes, under the run's plan."""
+    table, page = tmp_path / "scores.csv", tmp_path / "page.html"
+    options = ("--estimator", "replicates", "--replicates", 4, "--visits", 3, "--split", "all", "--per-item", table)
+    record, _ = told(capsys, "evaluate", run, *options, "--html", page)
+    assert (record["kind"], record["of"]) == ("bound", "NELBO")
+    assert (record["provenance"]["method"], record["provenance"]["replicates"]) == ("replicates", 4)
+    assert record["provenance"]["evaluations"] == {"pilot": 0, "draws": 60 * 12}
+    assert "replicates" in page.read_text()
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    mean = sum(float(row["nelbo"]) for row in rows) / 60
+    assert mean == pytest.approx(record["nelbo_nats"]["value"])
+    again, _ = told(capsys, "evaluate", run, "--estimator", "replicates", "--split", "all", "--error", 0.8)
+    assert again["reached"]
+    assert again["nelbo"]["error"] <= 0.8
+    assert again["provenance"]["replicates"] > 2
+    # The target is 0.01 bits/dim unless another is given.
+    limited = ("--estimator", "replicates", "--max-evaluations", 2000)
+    found, _ = told(capsys, "evaluate", run, *limited)
+    assert not found["reached"]
+    assert found["nelbo"] == told(capsys, "evaluate", run, *limited, "--error", 0.01)[0]["nelbo"]
+    few, _ = told(capsys, "evaluate", run, "--estimator", "replicates", "--items", 2, "--replicates", 2)
+    assert "degrees of freedom" in few["caveats"][0]
+
+
+def test_a_page_of_importance_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    told(capsys, "evaluate", run, "--estimator", "iwae", "--k", 4, "--items", 3, "--html", page)
+    assert "importance-weighted bound, K = 4" in page.read_text()
+
+
 def test_witnesses_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--items", 2, "--visits", 32, "--tolerance", 1, "--interpolate", "--json", tmp_path / "out.json")
     status, out, _ = command(capsys, "evaluate", run, "--witnesses", *options)
@@ -77,6 +110,14 @@ def test_witnesses_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Captur
         (("--estimator", "ode", "--items", 0), "--items"),
         (("--witnesses", "--estimator", "ode"), "--witnesses"),
         (("--witnesses", "--k", 3), "--k"),
+        (("--witnesses", "--html", "page.html"), "--html"),
+        (("--estimator", "iwae", "--probes", 4), "--probes"),
+        (("--estimator", "ode", "--replicates", 4), "--replicates"),
+        (("--replicates", 4), "--estimator replicates"),
+        (("--estimator", "replicates", "--replicates", 1), "at least 2, got 1"),
+        (("--estimator", "replicates", "--visits", 0), "visits to be an integer of at least 1, got 0"),
+        (("--estimator", "replicates", "--item-error", 0.1), "--item-error"),
+        (("--estimator", "replicates", "--max-evaluations", 10), "at least"),
         (("--estimator", "iwae", "--continuous"), "finitely many latents"),
     ],
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import diffusional as df
 from battery import randn
-from diffusional.evaluation import Plan, by_replicates
+from diffusional.evaluation import Plan, Replicates, by_replicates
 from diffusional.evaluation.differentiable import disjoint, known, residuals
 from diffusional.evaluation.noise import item_keys
 from diffusional.space import Categorical
@@ -105,10 +105,78 @@ def test_replicates_are_added_until_the_error_is_reached(plan: Plan) -> None:
     assert torch.equal(part, by_replicates(MODEL, X, plan, seed=2).per_item["nelbo"][4:7])
 
 
+def test_evaluate_by_replicates_counts_its_pilot(plan: Plan) -> None:
+    given = df.evaluate(MODEL, X, estimator=Replicates(4, 3, plan), seed=5)
+    same = by_replicates(MODEL, X, plan, visits=4, replicates=3, seed=5)
+    assert torch.equal(given.per_item["nelbo"], same.per_item["nelbo"])
+    assert given.nelbo == same.nelbo
+    exact = MODEL.exact_ledger(X).nelbo
+    found = df.evaluate(MODEL, X, 0.05, "nats", estimator=Replicates())
+    assert found.reached
+    assert found.nelbo.error <= 0.05
+    assert abs(found.nelbo.value - float(exact.mean())) < 4.5 * found.nelbo.error
+    parts = found.provenance["evaluations"]
+    assert parts["pilot"] >= 500
+    assert (
+        found.nelbo.network_evaluations
+        == parts["pilot"] + parts["draws"]
+        == parts["pilot"] + 8 * 12 * found.provenance["replicates"]
+    )
+    # In bits/dim the same error is ln 2 times the positions as many nats.
+    bits = df.evaluate(MODEL, X, 0.05 / L / math.log(2), estimator=Replicates())
+    assert bits.nelbo == found.nelbo
+    limited = df.evaluate(MODEL, X, 1e-4, "nats", estimator=Replicates(), max_evaluations=parts["pilot"] + 500)
+    assert not limited.reached
+    assert limited.nelbo.network_evaluations == parts["pilot"] + 480
+
+
+def test_few_replicates_of_few_items_are_a_caveat(plan: Plan) -> None:
+    """Two replicates of one item have one degree of freedom."""
+    one = df.evaluate(MODEL, X[:1], estimator=Replicates(2, 2, plan))
+    assert one.freedom == 1
+    assert not one.reached
+    assert "1 degrees of freedom" in one.caveats[0]
+    # An error that is small by chance does not end an evaluation to a target, however large the target is.
+    aimed = df.evaluate(MODEL, X[:1], 100.0, "nats", estimator=Replicates(2, 2, plan))
+    assert aimed.reached
+    assert aimed.freedom == 15
+    assert aimed.provenance["replicates"] == 16
+
+
+def test_replicates_of_other_chains() -> None:
+    """Gaussian chains and systems of several models have dependent visits too, of less variance than independent ones."""
+    world = df.exact.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64))
+    process = df.GaussianDiffusion(df.schedule.log_snr_linear(-6.0, 6.0, steps=50))
+    model = df.DiffusionModel(process, world.denoiser(), df.likelihood.GaussianLikelihood(df.Continuous((2,))))
+    x = world.sample(20, torch.Generator().manual_seed(1))
+    sweeps = df.evaluate(model, x, estimator=df.evaluation.Sweep(draws=200))
+    plan = Plan.fit(model, x, 1000)
+    found = df.evaluate(model, x, estimator=Replicates(8, 50, plan))
+    away = (found.per_item["nelbo"] - sweeps.per_item["nelbo"]) / found.per_item["error"].hypot(
+        sweeps.per_item["error"]
+    )
+    assert float(away.abs().max()) < 4.5
+    single = df.evaluate(model, x, visits=400, plan=plan, audit=False)
+    assert found.nelbo.error < 0.8 * single.nelbo.error
+
+
+def test_refusals_of_evaluate(plan: Plan) -> None:
+    with pytest.raises(df.DiffusionalError, match="expected target_error or no target with Replicates, got visits"):
+        df.evaluate(MODEL, X, visits=4, estimator=Replicates())
+    with pytest.raises(df.DiffusionalError, match="got every_item"):
+        df.evaluate(MODEL, X, 0.1, every_item=True, estimator=Replicates())
+    least = 500 + 16 * len(X)
+    with pytest.raises(df.DiffusionalError, match=f"at least {least}, got {least - 1}: the pilot takes 500"):
+        df.evaluate(MODEL, X, 0.1, estimator=Replicates(), max_evaluations=least - 1)
+    vae = df.VAE(nn.Linear(4, 4), nn.Linear(2, 4), df.likelihood.GaussianLikelihood(df.Continuous((4,))), 2)
+    with pytest.raises(df.DiffusionalError, match="levels to visit for Replicates, got a VAE"):
+        df.evaluate(vae, torch.zeros(2, 4), estimator=Replicates())
+
+
 def test_refusals(plan: Plan) -> None:
-    with pytest.raises(df.DiffusionalError, match="replicates=1"):
+    with pytest.raises(df.DiffusionalError, match="replicates to be an integer of at least 2, got 1"):
         by_replicates(MODEL, X, plan, replicates=1)
-    with pytest.raises(df.DiffusionalError, match="visits=0"):
+    with pytest.raises(df.DiffusionalError, match="visits to be an integer of at least 1, got 0"):
         by_replicates(MODEL, X, plan, visits=0)
     with pytest.raises(df.DiffusionalError, match=f"at least {8 * len(X)}, got {8 * len(X) - 1}"):
         by_replicates(MODEL, X, plan, error=1.0, max_evaluations=8 * len(X) - 1)

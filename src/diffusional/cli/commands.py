@@ -270,11 +270,15 @@ class Evaluate:
     importance_weighted: int | None = None
     """Also report the importance-weighted bound with this number of draws. A draw takes T network evaluations of a diffusion model, and 1 of
     a VAE."""
-    estimator: Literal["iwae", "ode"] | None = None
-    """Another number than the NELBO. iwae: the importance-weighted bound with K draws. ode: the likelihood of the probability flow, which is
-    an estimate of another model with the same network."""
+    estimator: Literal["replicates", "iwae", "ode"] | None = None
+    """replicates: the NELBO from independent replicates of visits that depend on each other, which has less variance for masked diffusions.
+    iwae: the importance-weighted bound with K draws. ode: the likelihood of the probability flow, which is an estimate of another model with
+    the same network."""
     k: int | None = None
     """With --estimator: draws of each item, K. Defaults to 64 for iwae; for ode to 8 for discrete data, and to none for real values."""
+    replicates: int | None = None
+    """With --estimator replicates: a fixed number of replicates of every item, instead of a target error. Each has --visits visits, by
+    default 8. With --error, the number to begin with, by default 2."""
     probes: int = 8
     """With --estimator ode or --witnesses: random probes of the trace, if the data have more than 16 dimensions."""
     tolerance: float = 1e-3

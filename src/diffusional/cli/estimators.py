@@ -1,4 +1,4 @@
-"""`diffusional evaluate` with --estimator or --witnesses: importance weights, the probability flow, and all of them side by side."""
+"""`diffusional evaluate` with --estimator or --witnesses: replicates, importance weights, the probability flow, and all of them side by side."""
 
 import dataclasses
 import importlib.util
@@ -13,6 +13,10 @@ from diffusional.cli.scores_file import write_scores
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from diffusional.evaluation import Evaluation
+    from diffusional.evaluation.plan import Plan
     from diffusional.evaluation.target import ODE
     from diffusional.evaluation.witnesses import Code
     from diffusional.models.base import LatentVariableModel
@@ -21,39 +25,66 @@ if TYPE_CHECKING:
 _WITNESSED = 32
 # Draws of --estimator iwae.
 _DRAWS = 64
+# Visits of a replicate and replicates of --estimator replicates.
+_VISITS, _REPLICATES = 8, 2
+
+
+# The options that only apply with these, and those of other ways that they take.
+_OWN = {
+    "--witnesses": ("probes", "tolerance", "interpolate", "items"),
+    "--estimator replicates": ("replicates", "items"),
+    "--estimator iwae": ("k", "items"),
+    "--estimator ode": ("k", "probes", "tolerance", "interpolate", "items"),
+}
+_ALSO = {
+    "--witnesses": ("error", "visits"),
+    "--estimator replicates": ("error", "visits", "max_evaluations", "plan", "html", "per_item"),
+    "--estimator iwae": ("html", "per_item"),
+    "--estimator ode": ("html", "per_item"),
+}
+_OF_OTHERS = (
+    *("sweep", "draws", "cells", "plan", "importance_weighted", "deterministic", "item_error", "max_evaluations", "error", "visits"),
+    *("no_audit", "html", "per_item"),
+)  # fmt: skip
 
 
 def check_estimator(command: Evaluate) -> None:
     """Raise DiffusionalError for options that do not apply with --estimator or --witnesses, or without."""
+    from diffusional.evaluation.target import check_replicates
+
     chosen = "--witnesses" if command.witnesses else f"--estimator {command.estimator}"
     if command.witnesses and command.estimator is not None:
         raise DiffusionalError(
-            f"--witnesses includes every estimator: leave out --estimator {command.estimator}, or --witnesses"
+            f"--witnesses includes other estimators: leave out --estimator {command.estimator}, or --witnesses"
         )
-    if not command.witnesses and command.estimator is None:
-        own = ("k", "probes", "tolerance", "interpolate", "items")
-        given = [name for name in changed(command) if name in own]
-        if given:
-            raise DiffusionalError(
-                f"{typed(given)} cannot be used for the NELBO: give --estimator iwae, --estimator ode or --witnesses too"
-            )
+    of_any = {name for names in _OWN.values() for name in names}
+    given = changed(command)
+    if chosen not in _OWN:
+        if own := [name for name in given if name in of_any]:
+            ways = " or ".join(way for way, names in _OWN.items() if own[0] in names)
+            raise DiffusionalError(f"{typed(own)} cannot be used for the NELBO by visits: give {ways} too")
         return
-    names = ["sweep", "draws", "cells", "plan", "importance_weighted", "deterministic", "item_error", "max_evaluations"]
-    names += [] if command.witnesses else ["error", "visits"]
-    given = [name for name in names if getattr(command, name)]
-    if given:
-        raise DiffusionalError(f"{typed(given)} cannot be used with {chosen}: leave one out")
+    allowed = {*_OWN[chosen], *_ALSO[chosen]}
+    others = [name for name in given if name in (of_any | set(_OF_OTHERS)) - allowed]
+    if others:
+        raise DiffusionalError(f"{typed(others)} cannot be used with {chosen}: leave one out")
     if command.other is not None:
         raise DiffusionalError(f"{chosen} is about a single run, got two; evaluate one run at a time")
     if command.guidance is not None and len(command.guidance) > 1:
         raise DiffusionalError(f"{chosen} takes one weight of --guidance, got {len(command.guidance)}")
-    if command.witnesses and (command.k is not None or command.per_item is not None):
-        raise DiffusionalError("--k and --per-item cannot be used with --witnesses: use --estimator")
     if command.k is not None and command.k < 2:
         raise DiffusionalError(f"expected --k to be at least 2, got {command.k}")
     if command.items is not None and command.items < 1:
         raise DiffusionalError(f"expected --items to be at least 1, got {command.items}")
+    if command.estimator == "replicates":
+        check_replicates(*_numbers(command))
     _flow(command)
+
+
+def _numbers(command: Evaluate) -> tuple[int, int]:
+    """Return the numbers of visits and replicates of --estimator replicates."""
+    visits, replicates = command.visits, command.replicates
+    return _VISITS if visits is None else visits, _REPLICATES if replicates is None else replicates
 
 
 def _flow(command: Evaluate) -> "ODE":
@@ -76,10 +107,26 @@ def _part(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems) 
     return dataclasses.replace(chosen, data=chosen.x[rows], condition=rows_of(chosen.condition, rows), columns=columns)
 
 
-def estimated(command: Evaluate, model: "LatentVariableModel", chosen: ChosenItems, about: dict[str, Any]) -> Result:
-    """Evaluate by importance weights or by the probability flow, or compare all witnesses."""
+def estimated(
+    command: Evaluate,
+    model: "LatentVariableModel",
+    chosen: ChosenItems,
+    about: dict[str, Any],
+    target: float | None,
+    plan: "Callable[[], Plan | None]",
+    page: "Callable[[Evaluation], Iterable[Callable[[], None]]]",
+    lines: "Callable[[Evaluation, ChosenItems, dict[str, Any]], list[str]]",
+) -> Result:
+    """Evaluate by replicates, by importance weights or by the probability flow, or compare all witnesses.
+
+    Args:
+        target: the Monte Carlo error to reach, for replicates.
+        plan: returns the plan of replicates, None if the evaluation is to learn one.
+        page: returns what writes the file of --html.
+        lines: returns what is shown below the table of a bound, and adds it to the record's `about`.
+    """
     from diffusional.evaluation.evaluation import evaluate
-    from diffusional.evaluation.target import ImportanceWeights
+    from diffusional.evaluation.target import ImportanceWeights, Replicates
     from diffusional.report.tables import ledger_table
 
     whole, chosen = len(chosen.data), _part(command, model, chosen)
@@ -88,25 +135,32 @@ def estimated(command: Evaluate, model: "LatentVariableModel", chosen: ChosenIte
     if command.witnesses:
         return _witnessed(command, model, chosen, about)
     draws = command.k or _DRAWS
-    if command.estimator == "iwae":
+    options: dict[str, Any] = {"seed": command.seed, "condition": chosen.condition}
+    if command.estimator == "replicates":
+        visits, replicates = _numbers(command)
+        estimator, what = Replicates(visits, replicates, plan()), ""
+        options |= {"target_error": target, "unit": command.unit, "max_evaluations": command.max_evaluations}
+    elif command.estimator == "iwae":
         model.check_log_weight()
         estimator, what = ImportanceWeights(draws), f"{draws} paths of each item"
     else:
         estimator, what = _flow(command), "probability flow"
-    if command.estimator == "ode":
-        with watching(command.unit, model.space.dimensions) as watch:
-            result = evaluate(
-                model, chosen.x, estimator=estimator, seed=command.seed, condition=chosen.condition, progress=watch
-            )
-    else:
+    if command.estimator == "iwae":
         with working(f"drawing {what}: {n * draws * model.evaluations:,} network evaluations"):
-            result = evaluate(model, chosen.x, estimator=estimator, seed=command.seed, condition=chosen.condition)
-    result = dataclasses.replace(result, about=about)
+            result = evaluate(model, chosen.x, estimator=estimator, **options)
+    else:
+        with watching(command.unit, model.space.dimensions) as watch:
+            result = evaluate(model, chosen.x, estimator=estimator, progress=watch, **options)
+    if isinstance(estimator, Replicates):
+        what = f"{result.provenance['replicates']} replicates of {estimator.visits} visits of each item"
     calls = result.nelbo.network_evaluations
     part = "" if n == whole else f" of {whole}"
     title = f"{chosen.name}, {chosen.split}: {n}{part} items, {what}, {calls:,} network evaluations"
     shown: list[Any] = [ledger_table(result, title), *result.error_lines()]
-    saves = []
+    if isinstance(estimator, Replicates):
+        shown += lines(result, chosen, about)
+    result = dataclasses.replace(result, about=about)
+    saves = list(page(result))
     if command.per_item is not None and first():
         path: Path = command.per_item
         saves.append(lambda: write_scores(path, result.per_item, chosen))

@@ -24,7 +24,7 @@ from diffusional.cli.scores_file import write_scores as write_scores
 from diffusional.errors import DiffusionalError
 
 if TYPE_CHECKING:
-    from diffusional.evaluation import Evaluation
+    from diffusional.evaluation import Evaluation, Plan
     from diffusional.models.base import LatentVariableModel
     from diffusional.training.folder import Run
     from diffusional.training.run import RunRecord
@@ -56,7 +56,7 @@ def _evaluate(command: Evaluate) -> Result:
     _check_evaluate(command)
     check_estimator(command)
     sweep = command.sweep or command.draws is not None or command.cells is not None
-    if not sweep:
+    if not sweep and command.estimator is None:
         # Checked before anything is fitted or written. Whether it is a valid target does not depend on the dimensions.
         Target(
             _target(command, 1),
@@ -98,13 +98,26 @@ def _evaluate(command: Evaluate) -> Result:
         if len(weights) > 1:
             return _guidance_table(command, run, model, chosen, about, bare)
         about["guidance"] = {"weight": weights[0]} | guidance_options(command)
+
+    def planned() -> "Plan | None":
+        if command.plan is not None:
+            return Plan.load(command.plan, model)
+        return None if bare else run.plan(model, seed=command.seed, learning=_learning)
+
+    def page(result: "Evaluation") -> list[Callable[[], None]]:
+        if command.html is None or not first():
+            return []
+        from diffusional.cli.pages import html_of
+
+        return html_of(command, [(record, command.run, result, not bare)], None)
+
+    def lines(result: "Evaluation", chosen: ChosenItems, about: dict[str, Any]) -> list[str]:
+        return [*_text_units(result, model, chosen, about), *_worse_than_uniform(result, model)]
+
     if command.estimator is not None or command.witnesses:
-        return estimated(command, model, chosen, about)
-    plan = None
-    if command.plan is not None:
-        plan = Plan.load(command.plan, model)
-    elif not sweep and not bare:
-        plan = run.plan(model, seed=command.seed, learning=_learning)
+        target = _target(command, model.space.dimensions) if command.replicates is None else command.error
+        return estimated(command, model, chosen, about, target, planned, page, lines)
+    plan = None if sweep else planned()
     visited = model.visited() is not None
     with watching(command.unit, model.space.dimensions) as watch:
         result = evaluate(
@@ -140,8 +153,7 @@ def _evaluate(command: Evaluate) -> Result:
         title += " (each with and without the condition)" if weights[0] not in (0, 1) else ""
     shown: list[Any] = [
         ledger_table(result, title),
-        *_text_units(result, model, chosen, about),
-        *_worse_than_uniform(result, model),
+        *lines(result, chosen, about),
     ]
     if command.importance_weighted is not None:
         cost = command.importance_weighted * model.evaluations * len(data)
@@ -159,11 +171,7 @@ def _evaluate(command: Evaluate) -> Result:
         }
     result = dataclasses.replace(result, about=about)
     out = result.to_json()
-    saves: list[Callable[[], None]] = []
-    if command.html is not None and first():
-        from diffusional.cli.pages import html_of
-
-        saves += html_of(command, [(record, command.run, result, not bare)], None)
+    saves = page(result)
     if command.per_item is not None and first():
         per_item = command.per_item
         saves.append(lambda: write_scores(per_item, result.per_item, chosen))
@@ -290,7 +298,17 @@ def _check_guidance(command: Evaluate) -> None:
     if command.guidance is not None and command.other is not None:
         raise DiffusionalError("--guidance cannot be used with two runs; evaluate one run at a time")
     if command.guidance is not None and len(command.guidance) > 1:
-        names = ("error", "item_error", "max_evaluations", "plan", "importance_weighted", "per_item", "draws", "cells")
+        names = (
+            "error",
+            "item_error",
+            "max_evaluations",
+            "plan",
+            "importance_weighted",
+            "per_item",
+            "html",
+            "draws",
+            "cells",
+        )
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(command, name) is not None]
         given += ["--sweep"] * command.sweep + ["--deterministic"] * command.deterministic
         given += [f"--guidance-{name}" for name in options if name != "stages"]
@@ -305,7 +323,8 @@ def _target(command: Evaluate, dimensions: int) -> float | None:
     """Return the target for the Monte Carlo error of the mean, in the command's unit; None if another target is given."""
     from diffusional.ledger import per_unit
 
-    if command.error is not None or command.visits is not None or command.item_error is not None:
+    fixed = command.visits is not None and command.estimator is None
+    if command.error is not None or fixed or command.item_error is not None:
         return command.error
     return _ERROR * per_unit("bits/dim", dimensions) / per_unit(command.unit, dimensions)
 

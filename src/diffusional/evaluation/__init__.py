@@ -10,7 +10,7 @@ from diffusional.evaluation.ode import ode_log_likelihood
 from diffusional.evaluation.plan import Plan
 from diffusional.evaluation.replicates import by_replicates
 from diffusional.evaluation.result import Evaluation
-from diffusional.evaluation.target import ODE, ImportanceWeights, Sweep, Target, Visits
+from diffusional.evaluation.target import ODE, ImportanceWeights, Replicates, Sweep, Target, Visits
 
 __all__ = [
     "ODE",
@@ -19,6 +19,7 @@ __all__ = [
     "ImportanceWeights",
     "Plan",
     "Progress",
+    "Replicates",
     "Sweep",
     "Target",
     "Visits",

@@ -1,10 +1,11 @@
 """`evaluate`: the NELBO of a data set, with its terms and errors, to a given error.
 
-There are three ways, which have the same type of result:
+These ways have the same type of result:
 
     evaluate(model, data, target_error=0.01)        draws of (t, ε) under a plan until the Monte Carlo error is reached
     evaluate(model, data, visits=16)                a fixed number of draws for every item, so that a score depends only on its item
     evaluate(model, data)                           the full sweep, T network evaluations per item
+    evaluate(model, data, estimator=Replicates())   independent replicates of visits that depend on each other
 
 Models without levels, such as VAEs, are evaluated by the same function, from independent draws (averages.py).
 
@@ -15,6 +16,7 @@ plan.py describes plans, visit_records.py the draws, and task.py the stopping ru
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
 import torch
@@ -29,9 +31,20 @@ from diffusional.evaluation.controls import FURTHER, NAMES, has_context
 from diffusional.evaluation.importance import weighted
 from diffusional.evaluation.ode import ode
 from diffusional.evaluation.plan import SHORTEST, Plan
+from diffusional.evaluation.replicates import by_replicates
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.sweep import sweep
-from diffusional.evaluation.target import ODE, Estimator, ImportanceWeights, Options, Sweep, Target, Visits, resolved
+from diffusional.evaluation.target import (
+    ODE,
+    Estimator,
+    ImportanceWeights,
+    Options,
+    Replicates,
+    Sweep,
+    Target,
+    Visits,
+    resolved,
+)
 from diffusional.evaluation.task import NO_AUDIT as NO_AUDIT
 from diffusional.evaluation.task import Progress, Task, Watch
 from diffusional.evaluation.visit_records import VisitRecords
@@ -67,7 +80,7 @@ def evaluate(
     Args:
         target_error: the Monte Carlo standard error of the data set's mean to reach, in `unit`, or a `Target`, which has more options.
         unit: of `target_error` and `item_error`: "bits/dim" or "nats".
-        estimator: `Visits`, which needs a target, `Sweep`, `ImportanceWeights`, or `ODE`. By default visits if there is a target, otherwise
+        estimator: `Visits`, which needs a target, `Replicates`, `Sweep`, `ImportanceWeights`, or `ODE`. By default visits if there is a target, otherwise
             a sweep. A model without levels, such as a VAE, is evaluated by independent draws.
         condition: a tensor (N, …) or a dict of such tensors, for conditional models. `reference` items have none: give a plan that
             was learned with their conditions (`Plan.fit(…, condition=…)`) instead.
@@ -114,6 +127,13 @@ def evaluate(
             watched = None if progress is None else lambda done, total: progress(Progress(None, done, total))
             return ode(model, in_memory(data), estimator, seed, condition, watched)
         chain = model.visited()
+        if isinstance(estimator, Replicates):
+            if chain is None:
+                raise DiffusionalError(
+                    f"expected a model with levels to visit for Replicates, got a {type(model).__name__}; leave the estimator out, and its costs "
+                    "are drawn all together"
+                )
+            return _replicated(chain, in_memory(data), estimator, target, seed, condition, progress)
         if estimator.deterministic and chain is not model:
             raise DiffusionalError(
                 f"deterministic=True was given for a {type(model).__name__}: the batches of its encoder have no fixed shape. Leave it out; "
@@ -144,6 +164,57 @@ def evaluate(
         return task.run(target, estimator.audit)
 
 
+def _replicated(
+    chain: Chain,
+    x: Tensor,
+    estimator: Replicates,
+    target: Target,
+    seed: int,
+    condition: Condition | None,
+    progress: Watch | None,
+) -> Evaluation:
+    """Evaluate by replicates, under the plan of a pilot if none is given, whose evaluations are counted."""
+    plan, pilot, limit = estimator.plan, 0, target.max_evaluations
+    if plan is None:
+        _check_reference(estimator.reference, condition)
+        least = SHORTEST + len(x) * estimator.visits * estimator.replicates
+        if limit is not None and limit < least:
+            raise DiffusionalError(
+                f"expected max_evaluations to be at least {least:,}, got {limit:,}: the pilot takes {SHORTEST}, and the first replicates of all "
+                f"items {least - SHORTEST:,}; raise it, or give a plan or fewer visits"
+            )
+        items = x if estimator.reference is None else estimator.reference
+        plan = Plan.fit(chain, items, SHORTEST, seed, condition=condition)
+        pilot = int(plan.provenance["evaluations"])
+    found = by_replicates(
+        chain,
+        x,
+        plan,
+        visits=estimator.visits,
+        replicates=estimator.replicates,
+        error=None if target.error is None else target.error * per_unit(target.unit, chain.space.dimensions),
+        max_evaluations=None if limit is None else limit - pilot,
+        condition=condition,
+        seed=seed,
+        progress=progress,
+    )
+    draws = found.nelbo.network_evaluations
+    return replace(
+        found,
+        nelbo=replace(found.nelbo, network_evaluations=pilot + draws),
+        provenance={**found.provenance, "evaluations": {"pilot": pilot, "draws": draws}},
+    )
+
+
+def _check_reference(reference: Tensor | None, condition: Condition | None) -> None:
+    """Raise DiffusionalError for reference data of a pilot whose conditions are not known."""
+    if condition is not None and reference is not None:
+        raise DiffusionalError(
+            "expected a plan, since the conditions of the reference data are not known, got conditions and reference data; learn one with "
+            "Plan.fit"
+        )
+
+
 def plan_for(
     chain: Chain, data: DataItems, target: Target, seed: int, reference: Tensor | None, condition: Condition | None
 ) -> tuple[Plan, int]:
@@ -158,11 +229,7 @@ def plan_for(
         raise DiffusionalError(
             f"expected max_evaluations above {SHORTEST}, which the pilot takes, got {limit}: raise it, or give a plan"
         )
-    if condition is not None and reference is not None:
-        raise DiffusionalError(
-            "expected a plan, since the conditions of the reference data are not known, got conditions and reference data; learn one with "
-            "Plan.fit"
-        )
+    _check_reference(reference, condition)
     draws, items = within(target.draws(n, chain.space.dimensions), limit), data if reference is None else reference
     # A fixed number of visits is the cost that the user chose, and a limit may leave no evaluations for a second pilot.
     possible = target.visits is None and limit is None and has_context(chain) and _fits(chain, n)

@@ -14,6 +14,7 @@ Sources: Owen, Monte Carlo theory, methods and examples, ch. 8 (stratification) 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, check_condition, moved, rows_of
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation.averages import LEAST_FREEDOM, few_draws
 from diffusional.evaluation.differentiable import known, residuals
 from diffusional.evaluation.noise import item_keys
 from diffusional.evaluation.plan import Plan
@@ -28,6 +30,7 @@ from diffusional.evaluation.provenance import provenance
 from diffusional.evaluation.result import Evaluation
 from diffusional.evaluation.shares import shared
 from diffusional.evaluation.sweep import mean_of_items
+from diffusional.evaluation.target import check_replicates
 from diffusional.evaluation.task import Progress, Watch
 from diffusional.evaluation.visits import network_rows
 from diffusional.ledger import Estimate
@@ -60,8 +63,9 @@ def by_replicates(
         plan: chooses the levels, and has constants and controls.
         visits: of one replicate of an item, V. More of them depend on each other, and fewer replicates have a less certain error.
         replicates: of every item, at least 2. The error of an item has one degree of freedom fewer, that of the mean N times as many.
-        error: the Monte Carlo error of the mean to reach, nats, by more replicates of all items.
-        max_evaluations: the most network evaluations for `error`; `reached` is False if they are too few.
+        error: the Monte Carlo error of the mean to reach, nats, with at least 15 degrees of freedom, by more replicates of all items.
+        max_evaluations: the most network evaluations for `error`. `reached` is False if they are too few, and if there are caveats: an error
+            with few degrees of freedom has one.
         condition: of a conditional model, with a row for each item.
         seed, progress: as of `evaluate`.
 
@@ -74,11 +78,7 @@ def by_replicates(
     >>> by_replicates(model, torch.zeros(2, 4), Plan.uniform(model)).per_item["nelbo"]                             # 4 ln 3
     tensor([4.3944, 4.3944], dtype=torch.float64)
     """
-    if replicates < 2 or visits < 1:
-        raise DiffusionalError(
-            f"expected at least 2 replicates of at least 1 visit, got replicates={replicates} and visits={visits}: the error is estimated from the "
-            "spread of the replicates"
-        )
+    check_replicates(visits, replicates)
     check_seed(seed)
     check_error(error)
     model.space.check(x)
@@ -106,9 +106,11 @@ def by_replicates(
         return found.T[None], len(x) * visits * len(numbers)
 
     with evaluation_mode(model):
-        (values,), calls, reached = until(drawn, replicates, error, max_evaluations, progress)
+        (values,), calls, reached = until(drawn, replicates, error, max_evaluations, progress, LEAST_FREEDOM)
     about = {"plan_sha256": plan.sha256(), "visits_of_a_replicate": visits}
-    return record(model, x, condition, values, calls, reached, seed, about)
+    found = record(model, x, condition, values, calls, reached, seed, about)
+    caveats = few_draws(found.freedom, found.nelbo.error)
+    return replace(found, caveats=(*found.caveats, *caveats), reached=reached and not caveats)
 
 
 def check_error(error: float | None) -> None:
@@ -137,19 +139,23 @@ def until(
     error: float | None,
     limit: int | None,
     progress: Watch | None,
+    least_freedom: int = 0,
 ) -> tuple[Tensor, int, bool]:
     """Return replicates (M, R, N) of N items under M models until the error of the mean, or that of the difference of two models, is reached; the
-    number of network evaluations, and whether it was reached.
+    number of network evaluations, and whether it was reached. An error of fewer than `least_freedom` degrees of freedom has not reached a target:
+    it may be small by chance.
 
     `drawn(numbers)` returns the replicates of these numbers, and their network evaluations.
     """
     found, calls = drawn(range(first))
     while error is not None:
         now = _estimate(found, calls)
-        wanted = math.ceil(min(_GROWTH, _MARGIN * (now.error / error) ** 2) * found.shape[1])
+        known = not now.error > 0 or freedom(_of(found)) >= least_freedom
+        growth = _MARGIN * (now.error / error) ** 2
+        wanted = math.ceil(min(_GROWTH, growth if known else max(growth, 2.0)) * found.shape[1])
         if progress is not None:
             progress(Progress(now, calls, max(calls, calls * wanted // found.shape[1])))
-        if now.error <= error:
+        if now.error <= error and known:
             break
         if limit is not None:
             wanted = min(wanted, found.shape[1] + (limit - calls) * found.shape[1] // calls)
@@ -161,9 +167,14 @@ def until(
 
 
 def _estimate(found: Tensor, calls: int) -> Estimate:
-    """Return the mean of one model's replicates (1, R, N), or of the differences of two."""
-    values = found[0] if len(found) == 1 else found[0] - found[1]
+    """Return the mean of replicates, with its error."""
+    values = _of(found)
     return mean_of_items(values.mean(0), values.var(0) / len(values), calls)
+
+
+def _of(found: Tensor) -> Tensor:
+    """Return one model's replicates (R, N) from (1, R, N), or the differences of two."""
+    return found[0] if len(found) == 1 else found[0] - found[1]
 
 
 def freedom(values: Tensor) -> float:

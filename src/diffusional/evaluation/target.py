@@ -1,4 +1,4 @@
-"""The precision of an evaluation (`Target`), and its estimator (`Visits`, `Sweep`, `ImportanceWeights`)."""
+"""The precision of an evaluation (`Target`), and its estimator (`Visits`, `Replicates`, `Sweep`, `ImportanceWeights`, `ODE`)."""
 
 import math
 from collections.abc import Callable
@@ -113,6 +113,48 @@ class Visits:
     deterministic: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Replicates:
+    """Independent replicates of dependent visits, with or without a target error: see `by_replicates` for the formula.
+
+    Attributes:
+        visits: of one replicate of an item, V, with stratified levels and, in a masked diffusion, disjoint masks.
+        replicates: of every item, R, at least 2. With a target error more are added until it is reached.
+        plan, reference: as of `Visits`. Every item has R V network evaluations under one plan, without an audit.
+
+    Raises DiffusionalError for fewer than 2 replicates or 1 visit.
+
+    >>> Replicates(replicates=1)
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: expected replicates to be an integer of at least 2, got 1: the error is estimated from their spread
+    """
+
+    visits: int = 8
+    replicates: int = 2
+    plan: Plan | None = None
+    reference: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_replicates(self.visits, self.replicates)
+
+
+def check_replicates(visits: int, replicates: int) -> None:
+    """Raise DiffusionalError for fewer than 2 replicates or 1 visit, and for numbers that are not integers.
+
+    >>> check_replicates(0, 2)
+    Traceback (most recent call last):
+        ...
+    diffusional.errors.DiffusionalError: expected visits to be an integer of at least 1, got 0: a replicate has as many
+    """
+    for name, value, least, why in (
+        ("replicates", replicates, 2, "the error is estimated from their spread"),
+        ("visits", visits, 1, "a replicate has as many"),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DiffusionalError(f"expected {name} to be an integer of at least {least}, got {value}: {why}")
+
+
 @dataclass(frozen=True)
 class Sweep:
     """All T levels of every item, without a target.
@@ -172,7 +214,7 @@ class ODE:
             raise DiffusionalError(f"expected tolerance to be a positive number of bits/dim, got {self.tolerance}")
 
 
-Estimator = Visits | Sweep | ImportanceWeights | ODE
+Estimator = Visits | Replicates | Sweep | ImportanceWeights | ODE
 
 
 class Options(TypedDict, total=False):
@@ -251,7 +293,14 @@ def resolved(
                 "expected target_error, visits or item_error with a plan, reference data or records, got none of them"
             )
         estimator = Sweep(**of_sweep)
-    if isinstance(estimator, Visits) != target.aimed:
+    if isinstance(estimator, Replicates):
+        others = [name for name in target.given if name != "target_error"]
+        if others or target.every_item:
+            raise DiffusionalError(
+                f"expected target_error or no target with Replicates, got {others[0] if others else 'every_item'}; set the numbers of visits and "
+                "replicates in the Replicates, which visit every item"
+            )
+    elif isinstance(estimator, Visits) != target.aimed:
         raise DiffusionalError(
             f"expected {'a' if isinstance(estimator, Visits) else 'no'} target (target_error, visits or item_error) with "
             f"{type(estimator).__name__}"
