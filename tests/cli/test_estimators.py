@@ -82,7 +82,7 @@ def test_replicates_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_page_of_importance_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     told(capsys, "evaluate", run, "--estimator", "iwae", "--k", 4, "--items", 3, "--html", page)
-    assert "importance-weighted bound, K = 4" in page.read_text()
+    assert "Quantity: importance-weighted bound, K = 4" in page.read_text()
 
 
 def test_witnesses_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,6 +270,21 @@ def test_few_masks_are_all_visited() -> None:
         model.all_masks_cost(x, prompt)
 
 
+def test_an_error_of_few_degrees_of_freedom_does_not_end_an_evaluation() -> None:
+    """The error of few replicates is often small by chance: 95 % intervals of evaluations that it ended covered 89.5 %."""
+    one = X[:1], prompts_of_lengths(X[:1], GIVEN[:1], LENGTHS[:1])
+    few = continuations(model_of(), *one, visits=16)
+    assert few.freedom == 3
+    assert "3 degrees of freedom" in few.caveats[0]
+    found = continuations(model_of(), *one, error=100.0)
+    assert found.reached
+    assert (found.freedom, found.provenance["replicates"], found.caveats) == (15, 16, ())
+    paired = compare_continuations(model_of(), model_of(), *one, error=100.0)
+    assert paired.difference.error == 0  # the same model
+    limited = continuations(model_of(), *one, error=100.0, max_evaluations=5 * found.nelbo.network_evaluations // 16)
+    assert not limited.reached
+
+
 def test_bad_input_is_refused() -> None:
     model = model_of()
     with pytest.raises(df.DiffusionalError, match="one of error and visits"):
@@ -281,7 +296,8 @@ def test_bad_input_is_refused() -> None:
             continuations(model, X, CONDITION, error=error)
     with pytest.raises(df.DiffusionalError, match="leave one out"):
         continuations(model, X, CONDITION, visits=8, max_evaluations=100)
-    least = continuations(model, X, CONDITION, error=100.0).nelbo.network_evaluations
+    # The first replicates are four of eight visits.
+    least = continuations(model, X, CONDITION, visits=32).nelbo.network_evaluations
     exactly = continuations(model, X, CONDITION, error=100.0, max_evaluations=least)
     assert exactly.nelbo.network_evaluations == least
     for found in (continuations, partial(compare_continuations, model_of())):

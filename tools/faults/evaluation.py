@@ -1404,4 +1404,32 @@ FAULTS = [
         "0.0",
         "evaluation/test_witnesses.py::test_groups_that_are_not_nested_are_ordered_in_expectation_only",
     ),
+    fault(
+        "evaluation/replicates.py",
+        "an error of few degrees of freedom ends an evaluation",
+        "if now.error <= error and known:",
+        "if now.error <= error:",
+        "evaluation/test_continuations.py::test_an_error_of_few_degrees_of_freedom_does_not_end_an_evaluation",
+    ),
+    fault(
+        "evaluation/replicates.py",
+        "few degrees of freedom are no caveat",
+        "caveats = few_draws(freedom(values), total.error)",
+        "caveats = few_draws(math.inf, total.error)",
+        "evaluation/test_replicates.py::test_few_replicates_of_few_items_are_a_caveat",
+    ),
+    fault(
+        "evaluation/evaluation.py",
+        "a target of replicates in bits per dimension is taken as nats",
+        "error=None if target.error is None else target.error * per_unit(target.unit, chain.space.dimensions)",
+        "error=target.error",
+        "evaluation/test_replicates.py::test_evaluate_by_replicates_counts_its_pilot",
+    ),
+    fault(
+        "evaluation/evaluation.py",
+        "the pilot of replicates is not counted",
+        "nelbo=replace(found.nelbo, network_evaluations=pilot + draws)",
+        "nelbo=replace(found.nelbo, network_evaluations=draws)",
+        "evaluation/test_replicates.py::test_evaluate_by_replicates_counts_its_pilot",
+    ),
 ]

@@ -15,6 +15,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional evaluate runs/digits",
         "diffusional evaluate runs/digits --error 0.002 --json bound.json --html bound.html",
         "diffusional evaluate runs/digits runs/vae",
+        "diffusional evaluate runs/text --estimator replicates --error 0.002",
         "diffusional evaluate google/ddpm-cifar10-32 --data cifar10/test --unclipped",
         "diffusional evaluate hf:language-model/ --data qa.jsonl --per-item answers.csv",
     ),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffusional.conditions import Condition, moved, rows_of
 from diffusional.errors import DiffusionalError
+from diffusional.evaluation.averages import few_draws
 from diffusional.evaluation.difference import Comparison
 from diffusional.evaluation.differentiable import stratified
 from diffusional.evaluation.noise import item_keys
@@ -190,9 +191,11 @@ def continuations(
         model: a PromptedDiffusion.
         x: encoded items (N, L).
         condition: their prompts, `prompts` or `prompts_of_lengths`.
-        error: the Monte Carlo error of the mean to reach, nats. All items get the same number of replicates.
+        error: the Monte Carlo error of the mean to reach, nats, with at least 15 degrees of freedom. All items get the same number of
+            replicates.
         visits: instead, network evaluations of every item, in four replicates of at most F each; or of all masks, if these are as many at most.
-        max_evaluations: the most network evaluations for `error`; `reached` is False if they are too few.
+        max_evaluations: the most network evaluations for `error`; `reached` is False if they are too few. An error of few degrees
+            of freedom has a caveat.
         seed, progress: as of `evaluate`.
 
     Raises DiffusionalError unless one of error and visits is given, for fewer than 4 visits, for `max_evaluations` without `error` or below those of the
@@ -236,7 +239,8 @@ def compare_continuations(
     variance = apart.var(0) / len(apart)
     per_item = {"item": torch.arange(len(x)), "difference": apart.mean(0), "error": variance.sqrt()}
     difference = mean_of_items(apart.mean(0), variance, calls)
-    return Comparison(difference, one, other, freedom(apart), reached, (), per_item)
+    caveats = tuple(few_draws(freedom(apart), difference.error))
+    return Comparison(difference, one, other, freedom(apart), reached, caveats, per_item)
 
 
 def _to_error(

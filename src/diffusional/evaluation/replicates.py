@@ -14,7 +14,6 @@ Sources: Owen, Monte Carlo theory, methods and examples, ch. 8 (stratification) 
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,8 +63,8 @@ def by_replicates(
         visits: of one replicate of an item, V. More of them depend on each other, and fewer replicates have a less certain error.
         replicates: of every item, at least 2. The error of an item has one degree of freedom fewer, that of the mean N times as many.
         error: the Monte Carlo error of the mean to reach, nats, with at least 15 degrees of freedom, by more replicates of all items.
-        max_evaluations: the most network evaluations for `error`. `reached` is False if they are too few, and if there are caveats: an error
-            with few degrees of freedom has one.
+        max_evaluations: the most network evaluations for `error`. `reached` is False if they are too few. An error of few degrees of freedom
+            has a caveat.
         condition: of a conditional model, with a row for each item.
         seed, progress: as of `evaluate`.
 
@@ -106,11 +105,9 @@ def by_replicates(
         return found.T[None], len(x) * visits * len(numbers)
 
     with evaluation_mode(model):
-        (values,), calls, reached = until(drawn, replicates, error, max_evaluations, progress, LEAST_FREEDOM)
+        (values,), calls, reached = until(drawn, replicates, error, max_evaluations, progress)
     about = {"plan_sha256": plan.sha256(), "visits_of_a_replicate": visits}
-    found = record(model, x, condition, values, calls, reached, seed, about)
-    caveats = few_draws(found.freedom, found.nelbo.error)
-    return replace(found, caveats=(*found.caveats, *caveats), reached=reached and not caveats)
+    return record(model, x, condition, values, calls, reached, seed, about)
 
 
 def check_error(error: float | None) -> None:
@@ -139,10 +136,9 @@ def until(
     error: float | None,
     limit: int | None,
     progress: Watch | None,
-    least_freedom: int = 0,
 ) -> tuple[Tensor, int, bool]:
     """Return replicates (M, R, N) of N items under M models until the error of the mean, or that of the difference of two models, is reached; the
-    number of network evaluations, and whether it was reached. An error of fewer than `least_freedom` degrees of freedom has not reached a target:
+    number of network evaluations, and whether it was reached. An error of fewer than LEAST_FREEDOM degrees of freedom has not reached a target:
     it may be small by chance.
 
     `drawn(numbers)` returns the replicates of these numbers, and their network evaluations.
@@ -150,7 +146,7 @@ def until(
     found, calls = drawn(range(first))
     while error is not None:
         now = _estimate(found, calls)
-        known = not now.error > 0 or freedom(_of(found)) >= least_freedom
+        known = not now.error > 0 or freedom(_of(found)) >= LEAST_FREEDOM
         growth = _MARGIN * (now.error / error) ** 2
         wanted = math.ceil(min(_GROWTH, growth if known else max(growth, 2.0)) * found.shape[1])
         if progress is not None:
@@ -195,12 +191,14 @@ def record(
     about: dict[str, Any],
     of: str = "NELBO",
 ) -> Evaluation:
-    """Return the record of replicates (R, N)."""
+    """Return the record of replicates (R, N), with a caveat if its error has few degrees of freedom."""
     mean, variance = values.mean(0), values.var(0) / len(values)
+    total = mean_of_items(mean, variance, calls)
+    caveats = few_draws(freedom(values), total.error)
     nothing = torch.zeros(0, dtype=torch.float64)
     known = provenance(model, x, seed, condition) | {"method": "replicates", "replicates": len(values)}
     return Evaluation(
-        nelbo=mean_of_items(mean, variance, calls),
+        nelbo=total,
         terms={},
         per_item={"item": torch.arange(len(x)), "nelbo": mean, "error": variance.sqrt()},
         levels_kl=nothing,
@@ -210,5 +208,6 @@ def record(
         provenance=known | about,
         freedom=freedom(values),
         reached=reached,
+        caveats=tuple(caveats),
         of=of,
     )

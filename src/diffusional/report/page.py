@@ -192,7 +192,8 @@ def _headline(name: str, result: Evaluation, items: ItemScores | None = None) ->
     first, second = ledgers.units(result)
     main, other = (result.nelbo.to(unit, result.dimensions) for unit in (first, second))
     item_error = with_plus_minus(main.value, main.item_error).partition(" ± ")[2]
-    facts = [f"data: {verdicts.of_what(result)}", _interval(result, first)]
+    quantity = result.of.partition(", MATH")[0]
+    facts = [f"quantity: {quantity}", f"data: {verdicts.of_what(result)}", _interval(result, first)]
     if item_error:
         facts.append(
             f"another sample of {result.nelbo.n:,} {_thing(result)}s would move the number by about ± {item_error} {first} (standard error over items)"
