@@ -76,7 +76,7 @@ def test_replicates_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert not found["reached"]
     assert found["nelbo"] == told(capsys, "evaluate", run, *limited, "--error", 0.01)[0]["nelbo"]
     few, _ = told(capsys, "evaluate", run, "--estimator", "replicates", "--items", 2, "--replicates", 2)
-    assert "degrees of freedom" in few["caveats"][0]
+    assert any("degrees of freedom" in text for text in few["caveats"])
 
 
 def test_a_page_of_importance_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,7 @@ def test_few_replicates_of_few_items_are_a_caveat(plan: Plan) -> None:
     """Two replicates of one item have one degree of freedom."""
     one = df.evaluate(MODEL, X[:1], estimator=Replicates(2, 2, plan))
     assert one.freedom == 1
+    assert len(one.caveats) == 1
     assert "1 degrees of freedom" in one.caveats[0]
     # An error that is small by chance does not end an evaluation to a target, however large the target is.
     aimed = df.evaluate(MODEL, X[:1], 100.0, "nats", estimator=Replicates(2, 2, plan))
