@@ -16,6 +16,8 @@ from battery import generator, randn
 from diffusional import likelihood, schedule
 from diffusional.codec import Choice, choose_steps, code_length, compress, decompress, rate_distortion
 from diffusional.codec.stack import _STREAM, Stack, StackEmpty
+from diffusional.evaluation import ODE
+from diffusional.evaluation.witnesses import witnesses
 from diffusional.space import Discrete
 
 SPACE = Discrete((1, 3, 3), levels=5)
@@ -40,7 +42,7 @@ def best() -> df.DiffusionModel:
 
     def mean(z: Tensor, log_snr: Tensor) -> Tensor:
         gamma = -log_snr.view(-1, 1, 1, 1, 1)
-        values = SPACE.values.float()
+        values = SPACE.values.to(z)
         evidence = -0.5 * (z[..., None] - torch.sigmoid(-gamma).sqrt() * values).square() / torch.sigmoid(gamma)
         return evidence.softmax(-1) @ values
 
@@ -103,6 +105,16 @@ class Spy(Stack):
         beyond = np.maximum(1.0, 2 * (1 + np.floor(np.log2(np.maximum(distance, 0.1)))))
         z = (values - mean) / std
         return np.stack([bits + np.where(distance >= 0, beyond, 0.0), -norm.logpdf(z) / math.log(2) + np.log2(std), z])
+
+
+def test_a_witness_differs_from_the_bound_by_the_overhead_and_the_noise_of_its_paths() -> None:
+    x, coder, nats = items(64), best(), 9 * math.log(2)
+    found = witnesses(coder, x, counts=(1, 2), visits=8, flow=ODE(draws=2, tolerance=1.0), code=code_length)
+    order, done = {one.left: one for one in found.orders}["code"], compress(coder, x, check=False)
+    nelbo = found.evaluations["NELBO"].nelbo.value
+    assert order.difference == pytest.approx((done.path_bits_per_dim + done.overhead) * nats - nelbo)
+    assert 0 < abs(order.difference - done.overhead * nats) < 4 * order.error < 4.0
+    assert order.holds is None
 
 
 def test_a_file_is_as_long_as_the_path_form_of_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1432,4 +1432,18 @@ FAULTS = [
         "nelbo=replace(found.nelbo, network_evaluations=draws)",
         "evaluation/test_replicates.py::test_evaluate_by_replicates_counts_its_pilot",
     ),
+    fault(
+        "evaluation/witnesses.py",
+        "the noise of the NELBO counts twice in the difference of a code",
+        'add("code", "and", "NELBO", why, known["code"].error)',
+        'add("code", "and", "NELBO", why)',
+        "evaluation/test_witnesses.py::test_an_overhead_of_either_sign_is_no_contradiction",
+    ),
+    fault(
+        "evaluation/witnesses.py",
+        "a code below the NELBO is a broken order",
+        'add("code", "and", "NELBO", why',
+        'add("code", "≥", "NELBO", why',
+        "evaluation/test_witnesses.py::test_an_overhead_of_either_sign_is_no_contradiction",
+    ),
 ]

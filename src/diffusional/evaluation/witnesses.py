@@ -6,8 +6,8 @@ Which order must hold:
     IWAE, K = 1 ≥ 8 ≥ 64 ≥ …      for any draws if each K divides the next one, so that its groups are those of the next one, divided: Jensen's
                                   inequality; otherwise in expectation
     NELBO ≥ IWAE                  in expectation, from independent draws
-    code ≥ NELBO                  a code is as long as the path form of the bound, and its overhead, which is negative only where many latents are in the
-                                  tails of p (codec/laws.py)
+    code and NELBO                no order: a code is as long as the path form of the bound, whose mean is the NELBO, plus an overhead, which is
+                                  negative where many latents are in the tails of p (codec/laws.py)
     probability flow              no order: another model with the same network. For an optimal denoiser both are the law of the data, and
                                   no bound is below the flow; otherwise either may be lower
 
@@ -56,7 +56,9 @@ class Witness:
 
 @dataclass(frozen=True)
 class Order:
-    """`left` ≥ or = `right`: `difference` = left − right in nats with its standard error. `holds` is None where no order must hold."""
+    """`left` ≥ or = `right`: `difference` = left − right in nats with its standard error. `holds` is None where no order must hold, with the
+    relation "and"; there the error may be NaN, unknown.
+    """
 
     left: str
     relation: str
@@ -113,7 +115,7 @@ class Witnesses:
                 }
                 for row in self.rows
             ],
-            "orders": [vars(one) for one in self.orders],
+            "orders": [vars(one) | {"error": None if math.isnan(one.error) else one.error} for one in self.orders],
             "evaluations": {name: result.to_json() for name, result in self.evaluations.items()},
             **self.about,
         }
@@ -234,14 +236,16 @@ def witnesses(
 def _coded(
     code: Code, model: LatentVariableModel, data: Tensor, condition: Condition | None, bound: Evaluation
 ) -> Witness:
-    """Return the row of a code. Its error is that of one path for each item: the spread of the items' differences from their NELBO."""
+    """Return the row of a code. Its error is that of one path for each item: the spread of the items' differences from their NELBO, unknown for
+    one item and for a code whose length is known in bytes only.
+    """
     n = len(data)
     try:
         length = code(model, data, condition)
     except DiffusionalError as error:
         return Witness("code", "code", None, str(error))
     if not isinstance(length, Tensor):
-        return Witness("code", "code", Estimate(8 * math.log(2) * length / n, 0.0, 0.0, n, 0))
+        return Witness("code", "code", Estimate(8 * math.log(2) * length / n, math.nan, math.nan, n, 0))
     length = length.double()
     apart = length - bound.per_item["nelbo"].to(length)[bound.per_item["item"].argsort()]
     error, items = (float(one.std()) / math.sqrt(n) if n > 1 else math.nan for one in (apart, length))
@@ -284,7 +288,9 @@ def _orders(rows: Sequence[Witness], counts: Sequence[int]) -> list[Order]:
         first = name == _iwae(1)
         add("NELBO", "=" if first else "≥", name, "two forms of one bound" if first else "more draws are tighter")
     if "code" in known:
-        add("code", "≥", "NELBO", "a code has the path form's length and an overhead")
+        # The spread of the differences contains the noise of both.
+        why = "the noise of one path for each item, and the overhead, which may be negative"
+        add("code", "and", "NELBO", why, known["code"].error)
     if "probability flow" in known:
         tightest = weights[-1] if weights else "NELBO"
         add(
