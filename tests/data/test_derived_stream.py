@@ -222,6 +222,12 @@ def test_a_run_on_conditions_that_are_computed_is_resumed_to_the_same_bytes(
     out = tmp_path / "a.npz"
     status, _, err = command(capsys, "sample", tmp_path / "run", "--condition", "test:3", "--n", "2", "--out", out)
     assert status == 0, err
+    for words in (
+        ("sample", tmp_path / "run", "--condition", "train:3"),
+        ("evaluate", tmp_path / "run", "--split", "all"),
+    ):
+        status, _, err = command(capsys, *words)
+        assert (status, "is a stream, which is not read to its end; expected" in " ".join(err.split())) == (2, True)
 
 
 def test_systems_on_a_stream(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

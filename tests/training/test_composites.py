@@ -167,6 +167,24 @@ def test_a_stage_is_replaced(runs: dict[str, Path], tmp_path: Path) -> None:
     assert df.load(run).stages["upsampler"].denoiser.module.network.first.out_channels == 16
 
 
+def test_a_stage_that_was_trained_further_is_left_as_it_is(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["cascade"], tmp_path / "run")
+    stage, later = run / "stages" / "base", run / "stages" / "upsampler"
+    config = df.load_run(stage).config
+    df.train(replace(config, steps=config.steps + 2), stage, resume=True, console=QUIET)
+    before = [(one / "model.safetensors").read_bytes() for one in (stage, later)]
+    assert before[0] != (runs["cascade"] / "stages/base/model.safetensors").read_bytes()
+    train_composite(CONFIGS["cascade"], run, resume=True, console=QUIET)
+    assert [(one / "model.safetensors").read_bytes() for one in (stage, later)] == before
+    # An encoder that was trained further is not the one that the later stages were trained with.
+    run = shutil.copytree(runs["contrastive"], tmp_path / "contrastive")
+    encoder = run / "stages" / "encoder"
+    config = df.load_run(encoder).config
+    df.train(replace(config, steps=config.steps + 2), encoder, resume=True, console=QUIET)
+    with pytest.raises(df.DiffusionalError, match=r"encoder.*changed"):
+        train_composite(CONFIGS["contrastive"], run, resume=True, console=QUIET)
+
+
 def test_stages_that_do_not_meet_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(runs["cascade"], tmp_path / "run")
     shutil.rmtree(run / "stages" / "base")

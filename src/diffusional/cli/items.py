@@ -74,6 +74,7 @@ def items(
     """
     import numpy as np
 
+    from diffusional.data.dataset import Stream
     from diffusional.data.derived import is_derived, of_items
     from diffusional.data.derived_stream import named
     from diffusional.data.given import Wanted
@@ -102,7 +103,12 @@ def items(
         raise DiffusionalError(f"--condition {condition} was given, but {reason}; leave it out")
     if data is None:
         parts = SPLITS if split == "all" else (split or "test",)
-        return _of_own(record, own_data(record, parts), None, split)
+        dataset = own_data(record, parts)
+        if "train" in parts and isinstance(dataset.train, Stream):
+            raise DiffusionalError(
+                f"--split {split}: train is a stream, which is not read to its end; expected validation or test, or --data with a file"
+            )
+        return _of_own(record, dataset, None, split)
     if columns is None and _named(record, data) and (dataset := _same(record, data, condition)) is not None:
         return _of_own(record, dataset, data, split)
     found = _read(record, data, columns, decimal, condition=condition)

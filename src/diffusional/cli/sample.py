@@ -14,6 +14,7 @@ from diffusional.errors import DiffusionalError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from diffusional.data import Dataset
     from diffusional.training.run import RunRecord
 
 # Samples drawn at a time.
@@ -230,7 +231,7 @@ def _other_condition(command: Sample, record: "RunRecord") -> Any:
     for word in command.condition:
         split = word.partition(":")[0]
         if split in ("train", "validation", "test"):
-            condition = own_data(record, (split,)).condition_of(split)
+            condition = _with_rows(word, own_data(record, (split,)), split).condition_of(split)
             n = len(next(iter(condition.values())) if isinstance(condition, dict) else condition)
             rows.append(rows_of(condition, _rows(word, n, command.n)))
         elif form.kind == "joint":
@@ -263,6 +264,17 @@ def _other_condition(command: Sample, record: "RunRecord") -> Any:
     return rows_of(repeated(found, -(-command.n // n)), slice(0, command.n)) if command.n > 0 else found
 
 
+def _with_rows(word: str, dataset: "Dataset", split: str) -> "Dataset":
+    """Return the data set. Raises DiffusionalError for a split that is a stream, whose items have no numbers."""
+    from diffusional.data.dataset import Stream
+
+    if isinstance(getattr(dataset, split), Stream):
+        raise DiffusionalError(
+            f"--condition {word}: {split} is a stream, which is not read to its end; expected an item of validation or test, such as test:5"
+        )
+    return dataset
+
+
 def _rows(word: str, items: int, samples: int) -> slice:
     """Return the rows that a word such as test or test:5 names, of a split with this number of items: one, or as many as samples."""
     split, _, number = word.partition(":")
@@ -293,7 +305,7 @@ def _texts(command: Sample, record: "RunRecord") -> Any:
     for word in command.condition:
         split, colon, number = word.partition(":")
         if split in ("train", "validation", "test") and (not colon or number.isdecimal()):
-            captions = own_data(record, (split,)).captions_of(split)
+            captions = _with_rows(word, own_data(record, (split,)), split).captions_of(split)
             texts += captions[_rows(word, len(captions), command.n)]
         else:
             texts.append(word)

@@ -43,7 +43,8 @@ def train_composite(
 
     Stages that are trained already are left as they are, so that `resume` continues with the stage that was interrupted, to the same bits.
     A stage that was replaced, by another run of the same kind, is used as it is; other stages are not trained again. The config of a stage
-    may differ in the options that may differ when a run is resumed, such as `steps`. `clock` and `tensorboard` are those of `train`, for every
+    may differ in the options that may differ when a run is resumed, such as `steps`: a stage that was trained for more steps by itself keeps them.
+    `clock` and `tensorboard` are those of `train`, for every
     stage that is trained.
 
     Under `accelerate launch` or torchrun every process calls this, and all train one stage after the other.
@@ -90,7 +91,10 @@ def train_composite(
                 # The main process records the hash; the others wait for it, and so for the files of the stages before.
                 (digest, *_) = others.objects(_encoder_hash(config, run, clip) if main else None)
                 own = replace(own, data=replace(own.data, encoder_sha256=digest))
-            (begun, *_) = others.objects((folder / "config.json").exists())
+            (taken, *_) = others.objects(_steps(folder) if main else None)
+            begun = taken is not None
+            # A stage that was trained further by itself is left as it is.
+            own = replace(own, steps=max(own.steps, taken or 0))
             train(own, folder, resume=begun, console=console, clock=clock, tensorboard=tensorboard)
         if config.kind != "cascade" and main:
             _encoder_hash(config, run, clip)
@@ -141,6 +145,12 @@ def _record(config: CompositeConfig, run: Path) -> None:
             )
         own |= {ENCODER_HASH: load_json(path).get(ENCODER_HASH)}
     save_json(path, own)
+
+
+def _steps(stage: Path) -> int | None:
+    """Return the steps in the config of a stage's run; None if it was not begun."""
+    path = stage / "config.json"
+    return Config.load(path).steps if path.exists() else None
 
 
 def _encoder_hash(config: CompositeConfig, run: Path, clip: str | None) -> str:
