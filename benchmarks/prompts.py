@@ -126,13 +126,14 @@ def main() -> None:
         "visits": given.visits,
         "repeats": given.repeats,
         "pilot": given.pilot,
+        "machine": machine(),
+        "commit": commit(),
         "sets": {},
     }
     for name, free in SETS.items():
         record["sets"][name] = measured(model, data.encode("test"), data.encode("train"), free, given)
         print(name, record["sets"][name], round(time.process_time() - started), flush=True)
     record["cpu_seconds"] = round(time.process_time() - started)
-    record["machine"], record["commit"] = machine(), commit()
     save(given.out, record)
 
 

@@ -78,6 +78,27 @@ def masked_text_steps() -> str:
     return markdown(["steps T", "bits per character", "above one at a time"], rows)
 
 
+_PROMPTED = (
+    ("continuations", "`continuations`"),
+    ("evaluate", "`df.evaluate` with a plan"),
+    ("log_prob", "`df.log_prob` without a plan"),
+    ("log_prob, plan", "`df.log_prob` with a plan"),
+)
+
+
+def prompts() -> str:
+    """The variance of the bound of a continuation, by estimator and numbers of free positions."""
+    rows = []
+    for free, found in record("prompts.json")["sets"].items():
+        for key, name in _PROMPTED:
+            one = found["estimators"][key]
+            over = f"{one['ratio']:.2f} ± {one['error']:.2f}" if key != "continuations" else "1"
+            mean = f"{one['mean']:.2f} ± {one['error of the mean']:.2f}"
+            rows.append([free, name, f"{one['variance of an item']:.2f}", over, mean])
+    header = ["free positions", "estimator", "variance of an item, nats²", "÷ that of `continuations`", "mean, nats"]
+    return markdown(header, rows)
+
+
 def masked_digits() -> str:
     """Both families of diffusions of the digits: bits per dimension, steps, time and weights."""
     names = {"masked": "masked diffusion of 17 categories", "gaussian": "Gaussian diffusion, preset `digits`"}
