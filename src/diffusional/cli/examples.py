@@ -12,7 +12,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffusional train runs/tuned --from runs/digits --optimizer.lr 0.0005",
     ),
     "evaluate": (
-        "diffusional evaluate runs/digits",
         "diffusional evaluate runs/digits --error 0.002 --json bound.json --html bound.html",
         "diffusional evaluate runs/digits runs/vae",
         "diffusional evaluate runs/text --estimator replicates --error 0.002",
