@@ -25,7 +25,7 @@ _HEAD_EPOCH = -1
 Function = Callable[[Tensor, int, int], Tensor]
 
 
-class _Wrapped:
+class StreamOf:
     """A stream with the items of another."""
 
     def __init__(self, stream: Stream) -> None:
@@ -50,7 +50,7 @@ class _Wrapped:
         return self.stream.head(n)
 
 
-class ComputedStream(_Wrapped):
+class ComputedStream(StreamOf):
     """A `BatchedStream` with a condition that is computed from its items.
 
     Args:
@@ -97,7 +97,7 @@ class ComputedTextStream(ComputedStream):
         return self.stream.head_texts(n)
 
 
-class MappedStream(_Wrapped):
+class MappedStream(StreamOf):
     """A stream whose items are computed from those of another.
 
     Args:

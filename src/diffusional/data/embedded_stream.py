@@ -10,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusional.data.dataset import TextStream
+from diffusional.data.derived_stream import StreamOf
 from diffusional.errors import DiffusionalError
 from diffusional.text import Embeddings, TextEncoder, TextRecord
 from diffusional.text.base import padded
@@ -22,7 +22,7 @@ from diffusional.text.base import padded
 _KEPT = 2**26
 
 
-class EmbeddedStream:
+class EmbeddedStream(StreamOf):
     """A `BatchedStream` of the items of a stream, whose condition is the embeddings of their texts.
 
     Args:
@@ -31,30 +31,15 @@ class EmbeddedStream:
         encoder: the encoder of the record.
     """
 
+    stream: TextStream
+
     def __init__(self, stream: TextStream, record: TextRecord, encoder: TextEncoder) -> None:
         record.check(encoder.sha256)
-        self.stream, self.record, self.encoder = stream, record, encoder
+        super().__init__(stream)
+        self.record, self.encoder = record, encoder
         # For each text a token (l, W) per row, none of them if they are not needed, and the pooled vector (P,).
         self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
-
-    @property
-    def item_shape(self) -> tuple[int, ...]:
-        return self.stream.item_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.stream.dtype
-
-    @property
-    def identity(self) -> str:
-        return self.stream.identity
-
-    def items(self, epoch: int, skip: int = 0) -> Iterator[Tensor]:
-        return self.stream.items(epoch, skip)
-
-    def head(self, n: int) -> Tensor:
-        return self.stream.head(n)
 
     def texts(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, str]]:
         return self.stream.texts(epoch, skip)
